@@ -1,0 +1,134 @@
+"""`ray-sassl`: one verb per job. Each parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from ray_sassl import __version__
+from ray_sassl.cli import data
+from ray_sassl.plugins import UsageError
+
+_HELP = """Pretrain image encoders without labels, on Ray.
+
+SASSL (arXiv 2312.01187) repaints one view of each image by style transfer, so that the encoder learns to look past colours and textures.
+
+\b
+See it work, in minutes, without data or a GPU:
+  ray-sassl demo
+Look at what a run will see, run it, score it:
+  ray-sassl views simclr_cifar10_sassl --out views.png
+  ray-sassl pretrain simclr_cifar10_sassl train.epochs=100
+  ray-sassl evaluate runs/simclr_cifar10_sassl knn
+"""
+
+app = typer.Typer(
+    name="ray-sassl", help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+app.add_typer(data.app, name="data")
+
+Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config, such as train.epochs=10.")]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
+
+
+@app.command(epilog="Example: ray-sassl demo --run-dir runs/my-demo")
+def demo(
+    run_dir: Annotated[str | None, typer.Option(help="Where the two runs go. [default: runs/demo-DATE-TIME]")] = None,
+    address: Address = None,
+) -> None:
+    """Pretrain with and without style, and compare.
+
+    Two short runs on the embedded data set: minutes on two cores, no network.
+    """
+    from ray_sassl.cli import pretraining
+
+    pretraining.demo(Console(), run_dir, address)
+
+
+@app.command(epilog="Example: ray-sassl experiments moco_cifar10_cpu > mine.yaml")
+def experiments(name: Annotated[str | None, typer.Argument(help="Print this one as YAML.")] = None) -> None:
+    """List named experiments, or print one as YAML."""
+    from ray_sassl.cli import pretraining
+
+    pretraining.experiments(Console(), name)
+
+
+@app.command(epilog="Example: ray-sassl pretrain moco_cifar10_cpu data.path='shards/*.parquet' train.epochs=20 --run-dir runs/first")
+def pretrain(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    run_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False,
+    address: Address = None,
+) -> None:
+    """Pretrain an encoder.
+
+    Ctrl-C stops at the next step and leaves a checkpoint to resume from; a second Ctrl-C stops at once.
+    """
+    from ray_sassl.cli import pretraining
+
+    raise typer.Exit(pretraining.pretrain(Console(), experiment, overrides or [], run_dir, resume=resume, address=address))
+
+
+@app.command(epilog="Example: ray-sassl views moco_cifar10_sassl sassl.alpha='[0.5, 1.0]' --out grid.png")
+def views(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(help="Where to write the picture (PNG).")] = "views.png",
+    rows: Annotated[int, typer.Option(min=1, help="Images to show.")] = 8,
+) -> None:
+    """Draw what the network will see.
+
+    Crops, repainted crops and final views of some images, as a PNG.
+    """
+    from ray_sassl.cli import pretraining
+
+    pretraining.views(Console(), experiment, overrides or [], out, rows)
+
+
+@app.command(epilog="Examples: ray-sassl evaluate runs/first knn k=20   |   ray-sassl evaluate runs/first linear solver=sgd --baselines")
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory (its newest checkpoint) or a checkpoint.")],
+    protocol: Annotated[str, typer.Argument(help="knn or linear.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH=VALUE]...", help="The protocol's fields (k=20), or the run's (evaluate.test.path=...)."),
+    ] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also score the untrained encoder and raw pixels.")] = False,
+    out: Annotated[
+        str | None, typer.Option(help="Where to write the scores (JSON). [default: evaluate-PROTOCOL.json beside the run]")
+    ] = None,
+) -> None:
+    """Score an encoder's frozen features on labelled images."""
+    from ray_sassl.cli import pretraining
+
+    pretraining.evaluate(Console(), run, protocol, overrides or [], baselines=baselines, out=out)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point: an error that the user can mend is shown without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
+    try:
+        app()
+    except UsageError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

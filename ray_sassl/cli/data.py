@@ -1,0 +1,177 @@
+"""`ray-sassl data`: look at data sets, find bad images, convert between shard formats."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from ray_sassl.data import NO_LABEL, DataConfig, storage
+from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.plugins import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Inspect, check and convert data sets.")
+
+_LISTED = 20
+
+
+class Format(StrEnum):
+    """The formats that are read."""
+
+    auto = "auto"
+    parquet = "parquet"
+    webdataset = "webdataset"
+    folder = "folder"
+
+
+class ShardFormat(StrEnum):
+    """The formats that are written."""
+
+    parquet = "parquet"
+    webdataset = "webdataset"
+
+
+Source = Annotated[str, typer.Argument(metavar="PATH", help="A file, folder or glob, local or s3://, gs://; or `synthetic`.")]
+FormatOption = Annotated[Format, typer.Option("--from", help="The source's format; `auto` tells it from the file names.")]
+ImageColumn = Annotated[str, typer.Option(help="Parquet: the column of encoded images.")]
+LabelColumn = Annotated[str, typer.Option(help="Parquet: the column of labels; `none` where there are none.")]
+LabelExtension = Annotated[str, typer.Option(help="WebDataset: the member that holds the label.")]
+MaxPixels = Annotated[int, typer.Option(help="Larger images count as bad.")]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
+
+
+@app.command("inspect", epilog="Example: ray-sassl data inspect 's3://bucket/imagenet/train-*.tar' --out sheet.png")
+def inspect_command(
+    path: Source,
+    out: Annotated[str, typer.Option(help="Where to write the contact sheet (PNG).")] = "contact_sheet.png",
+    from_: FormatOption = Format.auto,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    label_extension: LabelExtension = "cls",
+) -> None:
+    """Counts, sizes and labels of a data set, and a contact sheet of its images."""
+    from ray_sassl.data.index import build_index
+    from ray_sassl.data.inspect import contact_sheet, inspect
+
+    index = build_index(_config(path, from_, image_column, label_column, label_extension=label_extension))
+    summary = inspect(index)
+    table = Table(title=path, show_header=False)
+    table.add_row("format", summary.format)
+    table.add_row("files", f"{summary.num_files:,} ({decimal(summary.num_bytes)})")
+    table.add_row("rows", f"{summary.num_rows:,} in {summary.num_groups:,} row groups")
+    table.add_row("labels", _labels(summary.labels, summary.class_names))
+    sampled = f"of {summary.num_sampled:,} sampled rows"
+    table.add_row("image formats", f"{', '.join(f'{name} {count:,}' for name, count in summary.image_formats.items()) or 'none'} {sampled}")
+    for name, spread in (("width, px", summary.width_px), ("height, px", summary.height_px), ("file size, bytes", summary.encoded_bytes)):
+        if spread is not None:
+            table.add_row(name, f"{spread.smallest:,} to {spread.largest:,}, median {spread.median:,}")
+    if summary.ignored:
+        table.add_row("left aside", ", ".join(f"{count:,} {name}" for name, count in summary.ignored.items()))
+    console = Console()
+    console.print(table)
+    _print_bad_rows(console, [*summary.problems, *summary.bad_rows], "found in the sample")
+    contact_sheet(index, out)
+    console.print(f"Contact sheet: {out}")
+
+
+@app.command("check", epilog="Example: ray-sassl data check data/train --out bad.jsonl")
+def check_command(
+    path: Source,
+    out: Annotated[str | None, typer.Option(help="Where to write the bad rows, one JSON object a line.")] = None,
+    from_: FormatOption = Format.auto,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    label_extension: LabelExtension = "cls",
+    max_pixels: MaxPixels = DataConfig.model_fields["max_pixels"].default,
+    address: Address = None,
+) -> None:
+    """Decode every image, on Ray, and list those that cannot be used. Exits with 1 where there are any."""
+    from ray_sassl.orchestrate.data_jobs import check
+    from ray_sassl.orchestrate.session import ray_session
+
+    config = _config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
+    with ray_session(address):
+        result = check(config)
+    console = Console()
+    if out is not None:
+        quarantine = Quarantine(result.num_rows, max_bad_fraction=float("inf"))
+        quarantine.add(result.bad_rows)
+        quarantine.save_jsonl(out)
+        console.print(f"Bad rows: {out}")
+    _print_bad_rows(console, result.bad_rows, f"of {result.num_rows:,} rows")
+    if result.bad_rows:
+        raise typer.Exit(1)
+    console.print(f"All {result.num_rows:,} images are good.")
+
+
+@app.command("convert", epilog="Example: ray-sassl data convert data/train shards --format webdataset --shard-rows 2000")
+def convert_command(
+    source: Source,
+    target: Annotated[str, typer.Argument(metavar="DST", help="An empty folder or URI, or one where this conversion was stopped.")],
+    format_: Annotated[ShardFormat, typer.Option("--format", help="What to write.")],
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 4096,
+    group_rows: Annotated[int, typer.Option(min=1, help="Parquet: rows of a row group, the smallest portion that is read.")] = 256,
+    from_: FormatOption = Format.auto,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    label_extension: LabelExtension = "cls",
+    max_bad_fraction: Annotated[float, typer.Option(help="Stop where more of the rows cannot be copied.")] = 0.01,
+    address: Address = None,
+) -> None:
+    """Rewrite a data set as Parquet files or WebDataset shards, on Ray; the images' bytes stay as they are."""
+    from ray_sassl.orchestrate.data_jobs import convert
+    from ray_sassl.orchestrate.session import ray_session
+
+    if format_ is ShardFormat.webdataset and group_rows != 256:
+        raise UsageError("--group-rows has no effect on WebDataset shards, which have no row groups; leave it out")
+    config = _config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
+    with ray_session(address):
+        result = convert(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows)
+    console = Console()
+    _print_bad_rows(console, result.bad_rows, "left out")
+    there = result.num_shards - result.num_written
+    console.print(
+        f"{result.num_rows:,} rows in {result.num_shards:,} shards in {target}: {result.num_written:,} written now"
+        + (f", {there:,} were there already." if there else ".")
+    )
+
+
+def _config(path: str, from_: Format, image_column: str, label_column: str, **fields: Any) -> DataConfig:
+    column = None if label_column.lower() in ("none", "null", "") else label_column
+    # So that what other processes read does not depend on where this one was started.
+    is_name = path.startswith("synthetic") and not Path(path).exists()
+    whole = path if is_name or storage.is_uri(path) else str(Path(path).expanduser().absolute())
+    try:
+        return DataConfig(path=whole, format=from_.value, image_column=image_column, label_column=column, **fields)
+    except ValidationError as error:
+        raise UsageError("; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())) from error
+
+
+def _labels(labels: dict[int, int], class_names: tuple[str, ...]) -> str:
+    named = {label: count for label, count in labels.items() if label != NO_LABEL}
+    unlabelled = f"{labels[NO_LABEL]:,} rows without a label" if NO_LABEL in labels else ""
+    if not named:
+        return unlabelled
+    shown = [f"{class_names[label] if label < len(class_names) else label}: {count:,}" for label, count in list(named.items())[:_LISTED]]
+    more = ", ..." if len(named) > _LISTED else ""
+    text = f"{len(named):,} classes of {min(named.values()):,} to {max(named.values()):,} rows ({', '.join(shown)}{more})"
+    return f"{text}; {unlabelled}" if unlabelled else text
+
+
+def _print_bad_rows(console: Console, bad_rows: list[BadRow], which: str) -> None:
+    if not bad_rows:
+        return
+    table = Table(title=f"{len(bad_rows):,} bad rows {which}")
+    for heading in ("file", "row", "reason"):
+        table.add_column(heading, overflow="fold")
+    for row in bad_rows[:_LISTED]:
+        table.add_row(row.path, str(row.row) if row.row >= 0 else "whole file", row.reason)
+    if len(bad_rows) > _LISTED:
+        table.add_row("...", "", f"and {len(bad_rows) - _LISTED:,} more; --out lists all of them" if which.startswith("of") else "and more")
+    console.print(table)

@@ -1,0 +1,131 @@
+"""The override language: `path=value`, where the path walks the config tree by dots and the value is YAML.
+
+`train.epochs=10`, `views.left.crop_scale=[0.2, 1.0]`, `method.temperature=0.2`. A plug-in is chosen by its name, `method=byol`, and then
+starts from its own defaults; overrides are applied in the order in which they are given.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.plugins import PluginConfig, UsageError
+
+
+class OverrideError(UsageError):
+    """An override that names no field, or gives a field a value that it does not take."""
+
+
+def apply_overrides(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentConfig:
+    """The config with `path=value` strings applied in order.
+
+    Raises:
+        OverrideError: not of that form, an unknown path (the nearest is named) or an invalid value.
+    """
+    for override in overrides:
+        config = _set(config, *parse_override(override))
+    return config
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """The path and the value of `path=value`.
+
+    Raises:
+        OverrideError: not of that form, or the value is not YAML.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise OverrideError(f"{override!r} is no override; write path=value, such as train.epochs=10")
+    try:
+        return path, _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise OverrideError(f"{override!r}: the value is not YAML ({error})") from error
+
+
+def field_paths(model: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Every path that an override can name, parents before their children."""
+    for name in _fields(model):
+        yield prefix + name
+        child = getattr(model, name)
+        if isinstance(child, BaseModel):
+            yield from field_paths(child, f"{prefix}{name}.")
+
+
+def _set(config: ExperimentConfig, path: str, value: Any) -> ExperimentConfig:
+    _check_path(config, path)
+    tree = config.model_dump(mode="json")
+    *parents, last = path.split(".")
+    node, model = tree, config
+    for name in parents:
+        node, model = node[name], getattr(model, name)
+    node[last] = node[last] | value if _is_part(value, getattr(model, last)) else value
+    try:
+        return ExperimentConfig.model_validate(tree)
+    except (ValidationError, UsageError) as error:
+        raise OverrideError(f"{path}={value}: {explain(error)}") from error
+
+
+def _is_part(value: Any, present: Any) -> bool:
+    """Whether a mapping changes some fields of what is there; a plug-in of another name starts from its own defaults instead."""
+    if not isinstance(value, dict) or not isinstance(present, BaseModel):
+        return False
+    return not isinstance(present, PluginConfig) or value.get("name", present.name) == present.name
+
+
+def _check_path(config: ExperimentConfig, path: str) -> None:
+    known = list(field_paths(config))
+    if path in known:
+        return
+    node: Any = config
+    for depth, name in enumerate(path.split(".")):
+        if isinstance(node, BaseModel) and name in _fields(node):
+            node = getattr(node, name)
+            continue
+        where = ".".join(path.split(".")[:depth]) or "the config"
+        if node is None:
+            raise OverrideError(f"{path}: {where} is not set; give it whole first, as in {where}={{path: ...}}")
+        nearest = _nearest(path, known) if isinstance(node, BaseModel) else where
+        raise OverrideError(f"{path} is not in the config; the nearest is {nearest}")
+
+
+def _nearest(path: str, known: list[str]) -> str:
+    """The known path most like the given one: a match of the last part counts most, since people forget where a field lives, or half of
+    its name."""
+    given = path.rpartition(".")[2]
+
+    def likeness(candidate: str) -> float:
+        last = candidate.rpartition(".")[2]
+        return (given in last) + difflib.SequenceMatcher(None, last, given).ratio() + difflib.SequenceMatcher(None, candidate, path).ratio()
+
+    return max(known, key=likeness)
+
+
+def _fields(model: BaseModel) -> list[str]:
+    return list(type(model).model_fields)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def explain(error: ValidationError | UsageError) -> str:
+    """A validation error as sentences, without pydantic's addresses."""
+    if isinstance(error, UsageError):
+        return str(error)
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {message}" if where else message)
+    return "; ".join(lines)

@@ -1,0 +1,97 @@
+"""`ExperimentConfig`: the parts' own configs, composed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ray_sassl.backbones import BackboneConfig
+from ray_sassl.data import DataConfig
+from ray_sassl.methods import MethodConfig
+from ray_sassl.plugins import FrozenConfig, plugin_field
+from ray_sassl.sassl import SasslConfig
+from ray_sassl.stylize import StylizerConfig
+from ray_sassl.train.loop import TrainConfig
+from ray_sassl.train.metrics import TrackingConfig
+from ray_sassl.train.optim import OptimConfig
+from ray_sassl.views.recipes import ViewsConfig
+
+
+class EvaluateConfig(FrozenConfig):
+    """The labelled data that encoders are scored on, while they train and by `ray-sassl evaluate`."""
+
+    train: DataConfig | None = None
+    """Where the neighbours and the probe's training images come from; without it no kNN is computed during the run."""
+    test: DataConfig | None = None
+    size_px: int = Field(default=224, ge=8)
+    """Images are resized to 8/7 of this on the shorter side and cropped at the centre, as usual for ImageNet; at 64 px and below they are
+    resized to this size and not cropped."""
+    online_rows: int = Field(default=10_000, ge=100)
+    """At most so many train images and so many test images are used during the run; `ray-sassl evaluate` uses all."""
+
+
+class PoolConfig(FrozenConfig):
+    """The actor pool that runs the stylizer."""
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(default=1, ge=1)
+    initial: int | None = Field(default=None, ge=1)
+    """Actors started at once (`min` where not given). A pool grows late by itself, so set it where the size is known."""
+    num_cpus: float = Field(default=1.0, ge=0)
+    """CPUs of one actor; it uses as many threads, at least one."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of one actor; a share such as 0.25 is allowed."""
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> PoolConfig:
+        if not self.min <= (self.initial or self.min) <= self.max:
+            raise ValueError(f"the pool needs min <= initial <= max, not {self.min}, {self.initial}, {self.max}")
+        return self
+
+
+class StreamConfig(FrozenConfig):
+    """How shards become batches on Ray."""
+
+    layout: Literal["auto", "fused", "pool"] = "auto"
+    """`fused`: one stage of tasks reads, decodes, crops, stylizes and does the colour operations. `pool`: tasks read, decode and crop;
+    an actor pool stylizes and does the rest. `auto`: `pool` where the stylizer has weights to load or a GPU, else `fused`."""
+    num_cpus: float = Field(default=1.0, gt=0)
+    """CPUs of one task."""
+    prefetch_batches: int = Field(default=2, ge=0)
+    """Batches that a training worker holds ready."""
+    pool: PoolConfig = PoolConfig()
+
+
+class ScalingConfig(FrozenConfig):
+    """The training workers."""
+
+    num_workers: int = Field(default=1, ge=0)
+    """Ray Train workers. 0 runs everything in this process, without Ray: slow, and easy to debug."""
+    use_gpu: bool | None = None
+    """Whether each worker has a GPU; not given: where the cluster has one for each."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    threads_per_worker: int | None = Field(default=None, ge=1)
+    """Threads of a worker's CPU arithmetic; not given: the node's CPUs shared by its workers."""
+    max_failures: int = Field(default=3, ge=-1)
+    """How often workers are started again from the last checkpoint after a crash or the loss of a node; -1 means always."""
+
+
+class ExperimentConfig(FrozenConfig):
+    """One run, whole: two runs of equal configs on equal data are the same run."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    views: ViewsConfig
+    stylize: plugin_field("ray_sassl.stylize", StylizerConfig) = "identity"  # type: ignore[valid-type]
+    """The style-transfer network of SASSL; `identity` leaves style augmentation out."""
+    sassl: SasslConfig = SasslConfig()
+    backbone: BackboneConfig
+    method: plugin_field("ray_sassl.methods", MethodConfig)  # type: ignore[valid-type]
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    stream: StreamConfig = StreamConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    tracking: TrackingConfig = TrackingConfig()

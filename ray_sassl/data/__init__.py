@@ -1,0 +1,191 @@
+"""Image shards: what they hold (`index`), in which order an epoch visits them (`plan`), and their pixels (`decode`).
+
+One file per format: `parquet.py`, `webdataset.py`, `folder.py` implement `Reader`. Nothing in this package imports torch or Ray, so
+that the workers which read and decode stay light.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.storage import Entry
+from ray_sassl.plugins import FrozenConfig
+
+if TYPE_CHECKING:
+    from ray_sassl.data.index import Index
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""File names that are taken for images, in lower case; what a file really is, its first bytes tell."""
+
+GROUP_ROWS = 256
+"""Rows of a group where the format has no row groups of its own: a run of this many samples is read at once."""
+
+NO_LABEL = -1
+
+Format = Literal["parquet", "webdataset", "folder"]
+
+
+class DataConfig(FrozenConfig):
+    """Where the images are, and in which portions they are shuffled and worked on."""
+
+    path: str | tuple[str, ...] = "synthetic"
+    """A file, a folder, a glob (`*`, `?`, `[...]`, `**`, `{000..146}`) or a list of these; local or a pyarrow filesystem URI (`s3://`,
+    `gs://`). `synthetic` is the embedded data set's train split, `synthetic:test` its test split."""
+    format: Literal["auto", "parquet", "webdataset", "folder"] = "auto"
+    """`auto` tells the format from the file names, and refuses a folder that holds several."""
+    image_column: str = "image"
+    """Parquet: the column of encoded images, binary or a struct with a field `bytes`. Without effect on the other formats."""
+    label_column: str | None = "label"
+    """Parquet: the column of whole-number labels. None: the data set is taken as unlabelled, in every format."""
+    label_extension: str = "cls"
+    """WebDataset: the member that holds the label as decimal text. Without effect on the other formats."""
+    shuffle_window: int = Field(default=2048, ge=1)
+    """Rows that are shuffled together. Row groups are shuffled over the whole data set first; a window is what a read task holds in memory,
+    still encoded (2,048 ImageNet images are about 220 MB)."""
+    block_rows: int = Field(default=256, ge=1)
+    """Rows of a block: the unit of work that passes from stage to stage, and the rows among which in-batch style partners are drawn."""
+    max_pixels: int = Field(default=100_000_000, ge=1)
+    """A larger image is refused before it is decoded. The default is about Pillow's own limit for warnings (89 million), 300 MB of RGB."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """A run stops where more than this share of the data set's rows cannot be read or decoded."""
+
+    @field_validator("path")
+    @classmethod
+    def _path_is_given(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not path or (isinstance(path, tuple) and not all(path)):
+            raise ValueError("the data path is empty; give a file, a folder, a glob, a list of these, or 'synthetic'")
+        return path
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path as a tuple, also where a single one was given."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded images of a data set.
+
+    Attributes:
+        sample_id: (n,) int64, the row's number in the index.
+        encoded: n times the file's bytes, or a `BadRow` where they could not be read.
+        label: (n,) int64, `NO_LABEL` (-1) where there is none.
+        key: n times the row's source for people, `file#row` or `shard#sample` or a file.
+        path: n times the file that holds the row.
+        row: (n,) int64, the row's number within that file.
+    """
+
+    sample_id: np.ndarray
+    encoded: list[bytes | BadRow]
+    label: np.ndarray
+    key: list[str]
+    path: list[str]
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def take(self, sample_id: np.ndarray) -> Rows:
+        """The rows with these ids, in this order.
+
+        Raises:
+            KeyError: an id is not among the rows.
+        """
+        order = np.argsort(self.sample_id, kind="stable")
+        place = np.minimum(np.searchsorted(self.sample_id, sample_id, sorter=order), len(self) - 1)
+        chosen = order[place]
+        if len(missing := np.setdiff1d(sample_id, self.sample_id[chosen])):
+            raise KeyError(f"sample {missing[0]} is not among these {len(self)} rows")
+        return Rows(
+            sample_id=self.sample_id[chosen],
+            encoded=[self.encoded[i] for i in chosen],
+            label=self.label[chosen],
+            key=[self.key[i] for i in chosen],
+            path=[self.path[i] for i in chosen],
+            row=self.row[chosen],
+        )
+
+    def bad_row(self, place: int, reason: str) -> BadRow:
+        """The row at this place, for the quarantine."""
+        return BadRow(self.path[place], int(self.row[place]), int(self.sample_id[place]), reason)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the data set.
+
+    Attributes:
+        entry: Its path, size and time of change.
+        folder: The part of the path that the user gave; what follows it may name a class.
+    """
+
+    entry: Entry
+    folder: str
+
+    @property
+    def relative(self) -> str:
+        """The path below the folder that the user gave, `/` between its components."""
+        skipped = len(self.folder.partition("?")[0].rstrip("/")) + 1
+        return self.entry.path.partition("?")[0][skipped:] if "://" in self.entry.path else self.entry.path[skipped:].replace("\\", "/")
+
+
+GROUP_SCHEMA = pa.schema([("file", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("num_rows", pa.int64())])
+"""A row group: `start` and `stop` are a row group's number and the next (Parquet), the byte range in a shard (WebDataset), or the numbers of
+the files (folder)."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a reader found in the files.
+
+    Attributes:
+        groups: One row a row group, of `GROUP_SCHEMA`, in the order of the files.
+        rows: One row a sample with what the reader needs to find it, or None where the file itself says so (Parquet).
+        class_names: The name of each label, where the format has names.
+        problems: Damage to whole files; damage to single rows is found when they are read.
+        ignored: What was left aside and how often, by file name extension.
+    """
+
+    groups: pa.Table
+    rows: pa.Table | None = None
+    class_names: tuple[str, ...] = ()
+    problems: tuple[BadRow, ...] = ()
+    ignored: dict[str, int] = field(default_factory=dict)
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class ParallelMap(Protocol):
+    """`parallel(function, items)`: the function's result for each item, in the items' order, worked out by several threads."""
+
+    def __call__(self, function: Callable[[_Item], _Result], items: Iterable[_Item], /) -> list[_Result]: ...
+
+
+class Reader(ABC):
+    """One format: where its rows are, and their bytes."""
+
+    @abstractmethod
+    def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
+        """The row groups of the files, without reading image bytes.
+
+        Raises:
+            UsageError: a file is not of this format, lacks a column, or holds what is refused.
+        """
+
+    @abstractmethod
+    def read(self, index: Index, group: int) -> Rows:
+        """The rows of one row group; what cannot be read is a `BadRow` in its place."""
+
+    @abstractmethod
+    def labels(self, index: Index) -> np.ndarray:
+        """(num_rows,) int64: the label of every row, `NO_LABEL` where there is none, without reading images."""

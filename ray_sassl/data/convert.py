@@ -1,0 +1,167 @@
+"""The pure part of converting a data set: which rows go to which shard, and how a shard is written.
+
+The images' bytes are copied unchanged. A shard's name and content depend only on the source and the settings, and it appears whole or
+not at all, so a conversion that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_sassl.data import NO_LABEL, Rows, storage
+from ray_sassl.data.decode import DecodeError, image_format
+from ray_sassl.data.index import Index, all_labels, read_groups
+from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.plugins import UsageError
+
+ShardFormat = Literal["parquet", "webdataset"]
+
+MANIFEST = "conversion.json"
+_SUFFIX: dict[ShardFormat, str] = {"parquet": "parquet", "webdataset": "tar"}
+_MEMBER_EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The settings of a conversion; they stand in the target folder's `conversion.json`.
+
+    Attributes:
+        source_fingerprint: Of the source's index.
+        format: What is written.
+        num_rows: Of the source.
+        shard_rows: Rows of a shard; the last one holds the rest.
+        group_rows: Rows of a Parquet row group, the smallest portion that is read at a time.
+        has_labels: Whether labels are written; rows without one then get -1.
+    """
+
+    source_fingerprint: str
+    format: ShardFormat
+    num_rows: int
+    shard_rows: int
+    group_rows: int
+    has_labels: bool
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_rows // self.shard_rows)
+
+    def shard_name(self, shard: int) -> str:
+        """The shard's file name."""
+        return f"shard-{shard:06d}.{_SUFFIX[self.format]}"
+
+    def bad_rows_name(self, shard: int) -> str:
+        """The name of the list of rows that the shard should hold but does not."""
+        return f"shard-{shard:06d}.bad.jsonl"
+
+
+def plan_conversion(index: Index, format_: ShardFormat, shard_rows: int, group_rows: int = 256) -> Conversion:
+    """The conversion of the whole data set.
+
+    Raises:
+        UsageError: a size is not positive.
+    """
+    if shard_rows < 1 or group_rows < 1:
+        raise UsageError(f"shards of {shard_rows} rows in row groups of {group_rows} cannot be written; both must be at least 1")
+    has_labels = bool((all_labels(index) != NO_LABEL).any())
+    return Conversion(index.fingerprint, format_, index.num_rows, shard_rows, group_rows, has_labels)
+
+
+def open_target(target: str, conversion: Conversion) -> list[int]:
+    """Make the target folder ready, and return the numbers of the shards that are still to be written.
+
+    Raises:
+        UsageError: the folder holds something else, or the beginnings of another conversion.
+    """
+    names = {storage.name_of(entry.path) for entry in storage.list_dir(target)}
+    manifest = storage.join(target, MANIFEST)
+    if MANIFEST in names:
+        then, now = json.loads(storage.read_text(manifest)), asdict(conversion)
+        changed = [f"{name} was {then.get(name)!r} and is {value!r}" for name, value in now.items() if then.get(name) != value]
+        if changed:
+            raise UsageError(f"{target} holds the beginnings of another conversion: {'; '.join(changed)}. Choose another folder.")
+    elif any(not name.startswith(".") for name in names):
+        raise UsageError(f"{target} is not empty and holds no {MANIFEST}, so no conversion can go on there; choose another folder")
+    else:
+        storage.write_text(manifest, json.dumps(asdict(conversion), indent=2) + "\n")
+    return [shard for shard in range(conversion.num_shards) if conversion.shard_name(shard) not in names]
+
+
+def convert_shard(index: Index, conversion: Conversion, target: str, shard: int) -> list[BadRow]:
+    """Write one shard into the target folder; returns the rows that could not be copied, which are listed beside it too."""
+    first = shard * conversion.shard_rows
+    stop = min(first + conversion.shard_rows, conversion.num_rows)
+    groups = np.flatnonzero((index.group_first < stop) & (index.group_first + index.group_rows > first))
+    rows = read_groups(index, groups.tolist()).take(np.arange(first, stop))
+    good, bad = split_rows(rows)
+    if bad:
+        quarantine = Quarantine(index.num_rows, max_bad_fraction=1.0)
+        quarantine.add(bad)
+        quarantine.save_jsonl(storage.join(target, conversion.bad_rows_name(shard)))
+    write = write_parquet if conversion.format == "parquet" else write_webdataset
+    write(storage.join(target, conversion.shard_name(shard)), good, conversion)
+    return bad
+
+
+def load_bad_rows(target: str) -> list[BadRow]:
+    """The rows that a conversion could not copy, from the lists beside the shards."""
+    quarantine = Quarantine(num_rows=1, max_bad_fraction=float("inf"))
+    for entry in storage.list_dir(target):
+        if entry.path.partition("?")[0].endswith(".bad.jsonl"):
+            quarantine.load_jsonl(entry.path)
+    return quarantine.rows
+
+
+def split_rows(rows: Rows) -> tuple[Rows, list[BadRow]]:
+    """The rows whose bytes are a JPEG, PNG or WebP file, going by how they begin, and the others."""
+    bad: list[BadRow] = []
+    good: list[int] = []
+    for place, encoded in enumerate(rows.encoded):
+        if isinstance(encoded, BadRow):
+            bad.append(encoded)
+            continue
+        try:
+            image_format(encoded)
+        except DecodeError as error:
+            bad.append(rows.bad_row(place, str(error)))
+        else:
+            good.append(place)
+    return rows.take(rows.sample_id[good]), bad
+
+
+def write_parquet(path: str, rows: Rows, conversion: Conversion) -> None:
+    """Columns `image` (binary), `label` (int64, where there are labels) and `key` (where the row came from). Nothing is compressed:
+    images do not get smaller by it."""
+    columns = {"image": pa.array(_bytes_of(rows), pa.binary())}
+    if conversion.has_labels:
+        columns["label"] = pa.array(rows.label, pa.int64())
+    columns["key"] = pa.array([storage.name_of(key) for key in rows.key], pa.string())
+    with storage.open_atomic(path) as file:
+        pq.write_table(pa.table(columns), file, row_group_size=conversion.group_rows, compression="NONE", use_dictionary=False)
+
+
+def write_webdataset(path: str, rows: Rows, conversion: Conversion) -> None:
+    """Members `<sample id>.jpg|png|webp` and, where there are labels, `<sample id>.cls`; without times or owners."""
+    with storage.open_atomic(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample_id, label, encoded in zip(rows.sample_id, rows.label, _bytes_of(rows), strict=True):
+            _add(tar, f"{sample_id:09d}.{_MEMBER_EXTENSION[image_format(encoded)]}", encoded)
+            if conversion.has_labels:
+                _add(tar, f"{sample_id:09d}.cls", str(int(label)).encode())
+
+
+def _bytes_of(rows: Rows) -> Sequence[bytes]:
+    return [encoded for encoded in rows.encoded if isinstance(encoded, bytes)]
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

@@ -1,0 +1,148 @@
+"""From a file's bytes to RGB pixels: JPEG, PNG and WebP, told by their first bytes and never by a name.
+
+Everything becomes 8-bit RGB, as with the usual ImageNet loaders: grayscale and palettes are expanded, CMYK is converted, 16 bits are
+scaled to 8, alpha is dropped, an animation is its first frame, and EXIF orientation is not applied. The format's own class is used
+instead of `PIL.Image.open`, which tries formats in turn and has a limit on pixels of its own in global state.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from ray_sassl.data import Rows
+from ray_sassl.data.quarantine import BadRow
+
+_JPEG, _PNG, _RIFF, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
+_OPENERS = {"JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile, "WEBP": WebPImagePlugin.WebPImageFile}
+_FOREIGN = {
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xm": "XML",
+    b"<!DO": "HTML",
+    b"<htm": "HTML",
+    b"PK\3\4": "a zip archive",
+    b"\x1f\x8b": "gzip",
+    b"\0\0\0\x0cjP": "JPEG 2000",
+}
+_DAMAGE = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, EOFError, struct.error, zlib.error)
+"""What Pillow raises on damaged files of these formats, depending on where the damage is."""
+
+
+class DecodeError(ValueError):
+    """The bytes are not an image that is taken; the message is the reason."""
+
+
+def decode(encoded: bytes, max_pixels: int) -> Image.Image:
+    """The image in mode RGB.
+
+    Args:
+        encoded: A whole JPEG, PNG or WebP file.
+        max_pixels: Width times height beyond which the image is refused before its pixels are decoded.
+
+    Raises:
+        DecodeError: it is of another format, too large, cut off or damaged.
+    """
+    try:
+        image = _open(encoded, max_pixels)
+        image.load()
+        return _to_rgb(image)
+    except _DAMAGE as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise DecodeError(f"damaged: {error}") from error
+
+
+def decode_rows(rows: Rows, max_pixels: int) -> list[Image.Image | BadRow]:
+    """Each row's image in mode RGB, or what is wrong with it."""
+    images: list[Image.Image | BadRow] = []
+    for place, encoded in enumerate(rows.encoded):
+        if isinstance(encoded, BadRow):
+            images.append(encoded)
+            continue
+        try:
+            images.append(decode(encoded, max_pixels))
+        except DecodeError as error:
+            images.append(rows.bad_row(place, str(error)))
+    return images
+
+
+def image_size(encoded: bytes) -> tuple[str, int, int]:
+    """Format ("JPEG", "PNG", "WEBP"), width and height, from the header alone.
+
+    Raises:
+        DecodeError: it is of another format, or its header is damaged.
+    """
+    try:
+        image = _open(encoded, max_pixels=2**62)
+    except _DAMAGE as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise DecodeError(f"damaged: {error}") from error
+    return image_format(encoded), image.width, image.height
+
+
+def image_format(encoded: bytes) -> str:
+    """ "JPEG", "PNG" or "WEBP", by the first bytes alone.
+
+    Raises:
+        DecodeError: it is something else.
+    """
+    if encoded.startswith(_JPEG):
+        return "JPEG"
+    if encoded.startswith(_PNG):
+        return "PNG"
+    if encoded.startswith(_RIFF) and encoded[8:12] == _WEBP:
+        return "WEBP"
+    raise DecodeError(_foreign(encoded))
+
+
+def _open(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    format_ = image_format(encoded)
+    if format_ == "WEBP":
+        _check_pixels(*_webp_size(encoded), max_pixels)  # opening a WebP already sets its canvas aside
+    image = _OPENERS[format_](BytesIO(encoded))
+    _check_pixels(image.width, image.height, max_pixels)
+    return image
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DecodeError(f"{width:,} x {height:,} pixels are more than data.max_pixels={max_pixels:,}")
+
+
+def _foreign(encoded: bytes) -> str:
+    kind = next((name for magic, name in _FOREIGN.items() if encoded.startswith(magic)), f"bytes that begin with {encoded[:8].hex(' ')}")
+    return f"not a JPEG, PNG or WebP image but {kind}" if encoded else "the image is empty"
+
+
+def _webp_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height from the first chunk (RFC 9649, sections 2.5 to 2.7)."""
+    chunk, data = encoded[12:16], encoded[20:30]
+    if len(data) == 10 and chunk == b"VP8X":
+        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
+    if len(data) == 10 and chunk == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if len(data) == 10 and chunk == b"VP8 ":
+        return int.from_bytes(data[6:8], "little") & 0x3FFF, int.from_bytes(data[8:10], "little") & 0x3FFF
+    raise DecodeError("damaged: a WebP file without an image")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 255 instead of scaling them
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")

@@ -1,0 +1,62 @@
+"""Folders of image files; where all of them lie in subfolders, those are their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from ray_sassl.data import GROUP_ROWS, GROUP_SCHEMA, NO_LABEL, DataConfig, ParallelMap, Reader, Rows, Scan, SourceFile, storage
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.sources import relative_folder
+
+if TYPE_CHECKING:
+    from ray_sassl.data.index import Index
+
+_REMOTE_THREADS = 32
+
+
+class FolderReader(Reader):
+    """Runs of up to `GROUP_ROWS` files stand in for row groups.
+
+    Labels are the numbers of the sorted class names. A class is the first folder below the path that the user gave. There are none where
+    an image lies beside the folders, or where `label_column` is None.
+    """
+
+    def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
+        start = np.arange(0, len(files), GROUP_ROWS)
+        stop = np.minimum(start + GROUP_ROWS, len(files))
+        groups = pa.table([pa.array(start, pa.int32()), start, stop, stop - start], schema=GROUP_SCHEMA)
+        classes = [relative_folder(file) for file in files]
+        if config.label_column is None or not all(classes):
+            return Scan(groups, pa.table({"label": np.full(len(files), NO_LABEL, np.int64)}))
+        names = sorted(set(classes))
+        number = {name: label for label, name in enumerate(names)}
+        return Scan(groups, pa.table({"label": pa.array([number[name] for name in classes], pa.int64())}), tuple(names))
+
+    def read(self, index: Index, group: int) -> Rows:
+        assert index.rows is not None
+        _, start, stop = index.group_place(group)
+        paths = [index.file_path(file) for file in range(start, stop)]
+        sample_id = index.sample_ids(group)
+        if storage.local_path(paths[0]) is not None:
+            encoded = [_read(path, int(id_)) for path, id_ in zip(paths, sample_id, strict=True)]
+        else:
+            with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+                encoded = list(pool.map(_read, paths, sample_id.tolist()))
+        label = index.rows["label"].slice(start, stop - start).to_numpy()
+        return Rows(sample_id, encoded, label, paths, paths, index.rows_in_file(group))
+
+    def labels(self, index: Index) -> np.ndarray:
+        assert index.rows is not None
+        return index.rows["label"].to_numpy()
+
+
+def _read(path: str, sample_id: int) -> bytes | BadRow:
+    try:
+        return storage.read_bytes(path) or BadRow(path, 0, sample_id, "the file is empty")
+    except (FileNotFoundError, PermissionError) as error:
+        return BadRow(path, 0, sample_id, f"the file cannot be read: {error.strerror or error}")

@@ -1,0 +1,130 @@
+"""Parquet files with a column of encoded images, as most data sets on hubs are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from ray_sassl.data import GROUP_SCHEMA, NO_LABEL, DataConfig, ParallelMap, Reader, Rows, Scan, SourceFile, storage
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.plugins import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from ray_sassl.data.index import Index
+
+
+class ParquetReader(Reader):
+    """Row groups as the files have them; only footers are read for the index."""
+
+    def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
+        group_rows = parallel(lambda file: _group_rows(file.entry.path, config), files)
+        lines = [(file, group, group + 1, rows) for file, groups in enumerate(group_rows) for group, rows in enumerate(groups)]
+        columns = list(zip(*lines, strict=True)) or [()] * len(GROUP_SCHEMA)
+        return Scan(pa.table([list(column) for column in columns], schema=GROUP_SCHEMA))
+
+    def read(self, index: Index, group: int) -> Rows:
+        file, number, _ = index.group_place(group)
+        path = index.file_path(file)
+        sample_id = index.sample_ids(group)
+        place = index.rows_in_file(group)
+        key = [f"{path}#{row}" for row in place]
+        try:
+            table = _read_group(path, number, index.config)
+        except FileNotFoundError as error:
+            raise UsageError(f"{path} is gone since the index was built") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            if not _is_damage(path, error):
+                raise
+            reason = f"the row group cannot be read: {error}"
+            bad: list[bytes | BadRow] = [BadRow(path, int(row), int(id_), reason) for row, id_ in zip(place, sample_id, strict=True)]
+            return Rows(sample_id, bad, np.full(len(bad), NO_LABEL), key, [path] * len(bad), place)
+        if table.num_rows != len(sample_id):
+            raise UsageError(
+                f"{path} has changed since the index was built: row group {number} has {table.num_rows} rows, not {len(sample_id)}"
+            )
+        images = table["image"].to_pylist()
+        encoded = [
+            image or BadRow(path, int(row), int(id_), "the image is empty")
+            for image, row, id_ in zip(images, place, sample_id, strict=True)
+        ]
+        return Rows(sample_id, encoded, table["label"].to_numpy(), key, [path] * len(encoded), place)
+
+    def labels(self, index: Index) -> np.ndarray:
+        column = index.config.label_column
+        if column is None:
+            return np.full(index.num_rows, NO_LABEL, np.int64)
+        parts: list[np.ndarray] = []
+        for file in range(index.num_files):
+            with _open(index.file_path(file)) as opened:
+                parts.append(_whole_numbers(opened.read(columns=[column], use_threads=False)[column]).to_numpy())
+        return np.concatenate(parts)
+
+
+def _group_rows(path: str, config: DataConfig) -> list[int]:
+    """Rows of each row group of the file, once its columns are found to be as the config says."""
+    try:
+        with _open(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+    except (pa.ArrowInvalid, OSError) as error:
+        if not _is_damage(path, error):
+            raise
+        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
+    _check_column(path, schema, config.image_column, "image")
+    if config.label_column is not None:
+        _check_column(path, schema, config.label_column, "label")
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+def _check_column(path: str, schema: pa.Schema, name: str, role: str) -> None:
+    known = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    if name not in schema.names:
+        hint = "; data.label_column=null takes the data set as unlabelled" if role == "label" else ""
+        raise UsageError(f"{path} has no {role} column {name!r}{did_you_mean(name, schema.names)}. Its columns: {known}{hint}.")
+    kind = schema.field(name).type
+    if role == "image" and not _is_binary(kind) and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+        raise UsageError(f"column {name!r} of {path} holds {kind}, not encoded images (binary). Its columns: {known}.")
+    if role == "label" and not pa.types.is_integer(kind):
+        raise UsageError(f"column {name!r} of {path} holds {kind}, not whole-number labels. Its columns: {known}.")
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
+    """Columns `image` (binary, null where there is none) and `label` (int64, `NO_LABEL` where there is none)."""
+    columns = [config.image_column] if config.label_column is None else [config.image_column, config.label_column]
+    with _open(path) as file:
+        if number >= file.metadata.num_row_groups:
+            raise UsageError(f"{path} has changed since the index was built: it has no row group {number}")
+        table = file.read_row_group(number, columns=columns, use_threads=False)
+    image = table[config.image_column]
+    if pa.types.is_struct(image.type):
+        image = pc.struct_field(image, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
+    if config.label_column is None:
+        label = pa.chunked_array([np.full(table.num_rows, NO_LABEL, np.int64)])
+    else:
+        label = _whole_numbers(table[config.label_column])
+    return pa.table({"image": image, "label": label})
+
+
+def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.fill_null(column.cast(pa.int64()), NO_LABEL)
+
+
+def _open(path: str) -> pq.ParquetFile:
+    filesystem, inner = storage.filesystem_of(path)
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    return pq.ParquetFile(inner, filesystem=filesystem, memory_map=is_local, pre_buffer=not is_local)
+
+
+def _is_damage(path: str, error: Exception) -> bool:
+    """Whether the file itself is at fault, and not the disk or the network on the way to it."""
+    is_from_system = isinstance(error, OSError) and error.errno is not None
+    return isinstance(error, pa.ArrowInvalid) or (storage.local_path(path) is not None and not is_from_system)

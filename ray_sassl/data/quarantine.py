@@ -1,0 +1,96 @@
+"""Rows that could not be used: kept with their reason, counted, and too many of them stop the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from ray_sassl.data import storage
+from ray_sassl.plugins import UsageError
+
+_NAMED = 20
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row, or a whole file, that could not be used.
+
+    Attributes:
+        path: The file or shard.
+        row: The row's number within the file, -1 where the whole file is meant.
+        sample_id: The row's number in the index, -1 where the whole file is meant.
+        reason: What is wrong with it.
+    """
+
+    path: str
+    row: int
+    sample_id: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{f' row {self.row}' if self.row >= 0 else ''}: {self.reason}"
+
+
+class TooManyBadRowsError(UsageError):
+    """More of the data set is unusable than `data.max_bad_fraction` allows."""
+
+
+class Quarantine:
+    """The bad rows of one data set, each counted once however often it is met.
+
+    Args:
+        num_rows: Rows of the data set.
+        max_bad_fraction: The share of them that may be bad.
+    """
+
+    def __init__(self, num_rows: int, max_bad_fraction: float) -> None:
+        self.num_rows = num_rows
+        self.max_bad_fraction = max_bad_fraction
+        self._rows: dict[tuple[int, str], BadRow] = {}
+
+    def add(self, rows: Iterable[BadRow]) -> int:
+        """Take the rows in; returns how many of them are new.
+
+        Raises:
+            TooManyBadRowsError: there are now more than `max_bad_fraction` of the data set's rows; the message names up to 20 files.
+        """
+        before = len(self._rows)
+        for row in rows:
+            self._rows.setdefault((row.sample_id, "" if row.sample_id >= 0 else row.path), row)
+        if len(self._rows) > before and self.num_bad > self.max_bad_fraction * self.num_rows:
+            raise TooManyBadRowsError(self._message())
+        return len(self._rows) - before
+
+    @property
+    def num_bad(self) -> int:
+        """Distinct bad rows (and whole files) so far."""
+        return len(self._rows)
+
+    @property
+    def rows(self) -> list[BadRow]:
+        """The bad rows by sample id; whole files come first."""
+        return sorted(self._rows.values(), key=lambda row: (row.sample_id, row.path))
+
+    def save_jsonl(self, path: str) -> None:
+        """Write one JSON object a bad row to the path or URI, atomically."""
+        storage.write_text(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows))
+
+    def load_jsonl(self, path: str) -> int:
+        """Take in what `save_jsonl` wrote; returns how many rows are new. A file that is not there holds none."""
+        if not storage.exists(path):
+            return 0
+        return self.add(BadRow(**json.loads(line)) for line in storage.read_text(path).splitlines() if line)
+
+    def _message(self) -> str:
+        first_of_file: dict[str, BadRow] = {}
+        for row in self.rows:
+            first_of_file.setdefault(row.path, row)
+        named = "\n".join(f"  {row}" for row in list(first_of_file.values())[:_NAMED])
+        left_out = len(first_of_file) - _NAMED
+        more = f"\n  ... and {left_out:,} more files" if left_out > 0 else ""
+        share = self.num_bad / max(self.num_rows, 1)
+        return (
+            f"{self.num_bad:,} of {self.num_rows:,} rows ({share:.2%}) cannot be used; data.max_bad_fraction allows "
+            f"{self.max_bad_fraction:.2%}. The first of each file:\n{named}{more}"
+        )

@@ -1,0 +1,192 @@
+"""From what the user gave as `data.path` to the files of the data set, in a fixed order."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ray_sassl.data import IMAGE_EXTENSIONS, DataConfig, Format, SourceFile, storage
+from ray_sassl.data.storage import Entry
+from ray_sassl.data.synthetic import ensure_synthetic
+from ray_sassl.plugins import UsageError, did_you_mean
+
+EXTENSIONS: dict[Format, tuple[str, ...]] = {"parquet": ("parquet", "pq"), "webdataset": ("tar",), "folder": IMAGE_EXTENSIONS}
+
+_NOUN: dict[Format, str] = {"parquet": "Parquet files", "webdataset": "tar shards", "folder": "images"}
+_WILDCARD = re.compile(r"[*?\[]")
+_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a data set.
+
+    Attributes:
+        format: As given, or told from the file names.
+        files: Sorted by path, each once.
+        ignored: Files that were left aside, counted by extension; hidden ones under `hidden`.
+    """
+
+    format: Format
+    files: list[SourceFile]
+    ignored: dict[str, int]
+
+
+def find_sources(config: DataConfig) -> Sources:
+    """The files that `config.path` and `config.format` mean.
+
+    Raises:
+        UsageError: a path does not exist, nothing readable is there, or several formats are.
+    """
+    given = list(itertools.chain.from_iterable(_files_of(path) for path in config.paths))
+    by_path = {file.entry.path: file for file in given}
+    ignored = Counter({"given twice": len(given) - len(by_path)})
+    kinds: dict[Format, list[SourceFile]] = {"parquet": [], "webdataset": [], "folder": []}
+    for _, file in sorted(by_path.items()):
+        format_ = "hidden" if _is_hidden(file) else _format_of(file, config)
+        if format_ is None or format_ == "hidden":
+            ignored[format_ or _extension(file) or "no extension"] += 1
+        else:
+            kinds[format_].append(file)
+    chosen = _choose(config, kinds, ignored)
+    for format_, files in kinds.items():
+        if format_ != chosen:
+            ignored.update(_extension(file) for file in files)
+    return Sources(chosen, kinds[chosen], {name: count for name, count in sorted(ignored.items()) if count})
+
+
+def _choose(config: DataConfig, kinds: dict[Format, list[SourceFile]], ignored: Counter[str]) -> Format:
+    found: dict[Format, list[SourceFile]] = {format_: files for format_, files in kinds.items() if files}
+    wanted = config.format
+    if wanted != "auto" and wanted in found:
+        return wanted
+    where = ", ".join(config.paths)
+    if wanted == "auto" and len(found) == 1:
+        return next(iter(found))
+    if wanted == "auto" and found:
+        what = " and ".join(f"{len(files):,} {_NOUN[format_]}" for format_, files in found.items())
+        raise UsageError(f"{where} holds {what}; say which are meant with data.format={'|'.join(found)}, or give a narrower path")
+    there = [f"{len(files):,} {_NOUN[format_]}" for format_, files in found.items()]
+    there += [f"{count:,} {'.' if name.isalnum() else ''}{name}" for name, count in ignored.most_common(5) if count]
+    sought = "Parquet files, tar shards or images (JPEG, PNG, WebP)" if wanted == "auto" else _NOUN[wanted]
+    message = f"no {sought} in {where}; found there: {', '.join(there) or 'nothing'}"
+    if any(name in ignored for name in ("gz", "tgz", "bz2", "xz", "zst")):
+        message += ". Compressed tar shards cannot be read in parts; decompress them (images gain nothing from it)"
+    raise UsageError(message)
+
+
+def _format_of(file: SourceFile, config: DataConfig) -> Format | None:
+    is_named = file.entry.path in config.paths
+    if is_named and config.format != "auto":
+        return config.format
+    extension = _extension(file)
+    return next((format_ for format_, extensions in EXTENSIONS.items() if extension in extensions), None)
+
+
+def _extension(file: SourceFile) -> str:
+    name = storage.name_of(file.entry.path)
+    return name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def _is_hidden(file: SourceFile) -> bool:
+    return any(part.startswith(".") for part in file.relative.split("/"))
+
+
+def _files_of(given: str) -> Iterator[SourceFile]:
+    if given in ("synthetic", "synthetic:train", "synthetic:test"):
+        folder = str(ensure_synthetic() / (given.partition(":")[2] or "train"))
+        yield from _files_below(folder)
+        return
+    path = given if storage.is_uri(given) else os.path.expanduser(given)
+    for concrete in _expand_numbers(path):
+        entry = None if _has_options_only(concrete) else storage.stat(concrete)
+        if entry is None and _WILDCARD.search(_without_options(concrete)):
+            yield from _matches(concrete)
+        elif entry is None:
+            raise UsageError(f"{concrete} does not exist{_nearest(concrete)}")
+        elif entry.is_file:
+            yield SourceFile(entry, storage.parent(concrete))
+        else:
+            yield from _files_below(concrete)
+
+
+def _files_below(folder: str) -> Iterator[SourceFile]:
+    return (SourceFile(entry, folder) for entry in storage.list_dir(folder, recursive=True) if entry.is_file)
+
+
+def _matches(pattern: str) -> Iterator[SourceFile]:
+    """The files that the glob matches, and those below folders that it matches."""
+    scheme, _, address = _without_options(pattern).rpartition("://")
+    parts = address.split("/")
+    fixed = next(number for number, part in enumerate(parts) if _WILDCARD.search(part))
+    options = pattern[len(_without_options(pattern)) :] if scheme else ""
+    base = (f"{scheme}://" if scheme else "") + ("/".join(parts[:fixed]) or ("/" if address.startswith("/") else ".")) + options
+    regex = re.compile(_glob_to_regex("/".join(parts[fixed:])) + r"(/.*)?")
+    found = [file for file in _files_below(base) if regex.fullmatch(file.relative)]
+    if not found:
+        raise UsageError(f"nothing matches {pattern}")
+    yield from found
+
+
+def _glob_to_regex(pattern: str) -> str:
+    """`*` and `?` stay within one path component, `**/` stands for any number of them."""
+    regex = ""
+    for token in re.findall(r"\*\*/?|\*|\?|\[[^\]]+\]|.", pattern):
+        if token.startswith("**"):
+            regex += "(?:.*/)?" if token.endswith("/") else ".*"
+        elif token in ("*", "?"):
+            regex += "[^/]*" if token == "*" else "[^/]"
+        elif token.startswith("[") and len(token) > 1:
+            regex += "[" + token[1:-1].replace("!", "^", 1) + "]" if token[1] == "!" else token
+        else:
+            regex += re.escape(token)
+    return regex
+
+
+def _expand_numbers(path: str) -> Iterator[str]:
+    """`x-{00..02}` as `x-00`, `x-01`, `x-02`, the usual way to name WebDataset shards."""
+    match = _NUMBERS.search(path)
+    if match is None:
+        yield path
+        return
+    first, last = match.groups()
+    for number in range(int(first), int(last) + 1):
+        yield from _expand_numbers(f"{path[: match.start()]}{number:0{len(first)}d}{path[match.end() :]}")
+
+
+def _without_options(path: str) -> str:
+    if not storage.is_uri(path):
+        return path
+    head, _, tail = path.rpartition("?")
+    return head if head and "=" in tail and "/" not in tail.partition("=")[0] else path
+
+
+def _has_options_only(path: str) -> bool:
+    """Whether a `?` of a URI is a wildcard and not the start of its options, so that the URI as a whole names nothing."""
+    return storage.is_uri(path) and _WILDCARD.search(_without_options(path)) is not None
+
+
+def _nearest(path: str) -> str:
+    name = storage.name_of(path)
+    try:
+        siblings = [storage.name_of(entry.path) for entry in storage.list_dir(storage.parent(path))]
+    except (OSError, UsageError):
+        return ""
+    return did_you_mean(name, siblings)
+
+
+def relative_folder(file: SourceFile) -> str:
+    """The first folder below the path that the user gave, or an empty string where the file lies directly in it."""
+    first, slash, _ = file.relative.partition("/")
+    return first if slash else ""
+
+
+def absolute(file: SourceFile) -> Entry:
+    """The file's entry, with an absolute path where it is local, so that other processes find it too."""
+    if storage.is_uri(file.entry.path):
+        return file.entry
+    return Entry(os.path.abspath(file.entry.path), True, file.entry.size_bytes, file.entry.mtime_ns)

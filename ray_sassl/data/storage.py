@@ -1,0 +1,246 @@
+"""Files by local path or pyarrow filesystem URI (`s3://`, `gs://`, `file://`), with atomic writes.
+
+On a local disk a file is written aside, flushed to the disk and renamed; on an object store it is a single put, which readers see
+whole or not at all. A URI may carry the filesystem's options, as in `s3://bucket/key?endpoint_override=localhost:9000`; every function
+here keeps them. This module imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, cast
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from ray_sassl.plugins import UsageError
+
+_SPOOL_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder of a listing.
+
+    Attributes:
+        path: In the form in which the listed folder was given: a local path, or a URI with its options.
+        is_file: False for folders.
+        size_bytes: 0 for folders.
+        mtime_ns: Time of the last change in nanoseconds since 1970, 0 where the filesystem does not tell.
+    """
+
+    path: str
+    is_file: bool
+    size_bytes: int
+    mtime_ns: int
+
+
+def is_uri(path: str | os.PathLike[str]) -> bool:
+    """Whether the path names a filesystem, as in `s3://bucket/key`."""
+    return "://" in os.fspath(path)
+
+
+def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """The filesystem that holds the path, and the path within it (absolute where it is local).
+
+    Raises:
+        UsageError: the scheme or one of the URI's options is not known to pyarrow.
+    """
+    text = os.fspath(path)
+    if not is_uri(text):
+        return _local(), os.path.abspath(os.path.expanduser(text))
+    scheme, address, query = _split_uri(text)
+    if scheme == "file":
+        return _local(), os.path.abspath(address)
+    root, _, rest = address.partition("/")
+    filesystem, root_path = _remote(f"{scheme}://{root}{query}")
+    return filesystem, f"{root_path}/{rest}".strip("/") if rest else root_path
+
+
+def local_path(path: str | os.PathLike[str]) -> Path | None:
+    """The path on this machine's disk, or None where an object store holds it."""
+    filesystem, inner = filesystem_of(path)
+    return Path(inner) if isinstance(filesystem, pafs.LocalFileSystem) else None
+
+
+def join(base: str | os.PathLike[str], *parts: str) -> str:
+    """`base/part/...`; a URI keeps its options behind the longer path."""
+    text = os.fspath(base)
+    if not is_uri(text):
+        return os.path.join(text, *parts)
+    scheme, address, query = _split_uri(text)
+    return f"{scheme}://{'/'.join([address.rstrip('/'), *(part.strip('/') for part in parts)])}{query}"
+
+
+def parent(path: str | os.PathLike[str]) -> str:
+    """The folder that holds the path; a URI keeps its options."""
+    text = os.fspath(path)
+    if not is_uri(text):
+        return os.path.dirname(os.path.abspath(os.path.expanduser(text)))
+    scheme, address, query = _split_uri(text)
+    return f"{scheme}://{address.rstrip('/').rpartition('/')[0]}{query}"
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """The last component of the path, without a URI's options."""
+    text = os.fspath(path)
+    return (_split_uri(text)[1] if is_uri(text) else text).rstrip("/").rpartition("/")[2]
+
+
+def stat(path: str | os.PathLike[str]) -> Entry | None:
+    """The file or folder, or None where nothing is there."""
+    filesystem, inner = filesystem_of(path)
+    with _clear_errors(path):
+        info = filesystem.get_file_info(inner)
+    return None if info.type == pafs.FileType.NotFound else _entry(os.fspath(path), info)
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder is there."""
+    return stat(path) is not None
+
+
+def list_dir(path: str | os.PathLike[str], *, recursive: bool = False) -> list[Entry]:
+    """What the folder holds, sorted by path; nothing where there is no such folder."""
+    filesystem, inner = filesystem_of(path)
+    with _clear_errors(path):
+        infos = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True, recursive=recursive))
+    skipped = len(inner.rstrip("/")) + 1
+    return sorted((_entry(join(path, info.path[skipped:]), info) for info in infos), key=lambda entry: entry.path)
+
+
+def makedirs(path: str | os.PathLike[str]) -> None:
+    """Make the folder and those above it; on an object store, where folders do not exist, nothing happens."""
+    if (local := local_path(path)) is not None:
+        local.mkdir(parents=True, exist_ok=True)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The file's content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    filesystem, inner = filesystem_of(path)
+    with filesystem.open_input_stream(inner, compression=None) as stream:
+        return stream.read()
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The file's content as UTF-8."""
+    return read_bytes(path).decode()
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview | pa.Buffer) -> None:
+    """Put the content at the path, whole or not at all; folders on the way are made."""
+    with open_atomic(path) as file:
+        file.write(cast(bytes, data))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Put the text at the path as UTF-8, whole or not at all; folders on the way are made."""
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file to write to, which appears at the path when the block ends; after an exception nothing appears."""
+    local = local_path(path)
+    if local is None:
+        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+            yield cast(IO[bytes], spool)
+            spool.seek(0)
+            filesystem, inner = filesystem_of(path)
+            with filesystem.open_output_stream(inner, compression=None) as stream:
+                shutil.copyfileobj(spool, stream, 8 * 2**20)
+        return
+    local.parent.mkdir(parents=True, exist_ok=True)
+    aside = local.with_name(f".{local.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        with aside.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, local)
+        sync_dir(local.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync_dir(folder: Path) -> None:
+    """Make renames within a local folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def move(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Rename a file or folder within one filesystem; atomic on a local disk, copy and delete on an object store."""
+    filesystem, inner = filesystem_of(source)
+    _, target_inner = filesystem_of(target)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        os.replace(inner, target_inner)
+        sync_dir(Path(target_inner).parent)
+        return
+    if filesystem.get_file_info(inner).type == pafs.FileType.File:
+        filesystem.move(inner, target_inner)
+        return
+    for info in filesystem.get_file_info(pafs.FileSelector(inner, recursive=True)):
+        if info.type == pafs.FileType.File:
+            filesystem.copy_file(info.path, target_inner + info.path[len(inner) :])
+    filesystem.delete_dir(inner)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Delete the file, or the folder with all that it holds; nothing happens where nothing is there."""
+    filesystem, inner = filesystem_of(path)
+    kind = filesystem.get_file_info(inner).type
+    if kind == pafs.FileType.Directory:
+        filesystem.delete_dir(inner)
+    elif kind != pafs.FileType.NotFound:
+        filesystem.delete_file(inner)
+
+
+@lru_cache(maxsize=1)
+def _local() -> pafs.LocalFileSystem:
+    return pafs.LocalFileSystem()
+
+
+@lru_cache(maxsize=64)
+def _remote(root: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        return pafs.FileSystem.from_uri(root)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UsageError(
+            f"cannot open {root!r}: {error}. Known are local paths and file://, s3://, gs://, abfs:// and hdfs:// URIs."
+        ) from error
+
+
+@contextmanager
+def _clear_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if local_path(path) is not None:
+            raise
+        raise UsageError(f"cannot reach {os.fspath(path)!r}: {error}") from error
+
+
+def _split_uri(uri: str) -> tuple[str, str, str]:
+    scheme, _, rest = uri.partition("://")
+    address, mark, query = rest.partition("?")
+    return scheme, address, mark + query
+
+
+def _entry(path: str, info: pafs.FileInfo) -> Entry:
+    return Entry(path, info.type == pafs.FileType.File, info.size or 0, info.mtime_ns or 0)

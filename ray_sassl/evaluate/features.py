@@ -1,0 +1,57 @@
+"""Features of labelled images from a frozen backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from ray_sassl.evaluate import LabelledFeatures
+from ray_sassl.nn.normalize import normalize
+from ray_sassl.plugins import UsageError
+
+
+def extract_features(
+    backbone: nn.Module,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+) -> LabelledFeatures:
+    """The backbone's features of all batches, in their order, computed in evaluation mode; the backbone's modes are restored.
+
+    Args:
+        backbone: (B, 3, H, W) -> (B, F), on the device.
+        batches: Images (B, H, W, 3) uint8 RGB and their labels (B,).
+        mean: By channel, of intensities in [0, 1].
+        std: By channel, of intensities in [0, 1].
+        device: Where the backbone is.
+
+    Raises:
+        UsageError: there are no images.
+    """
+    features: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    with _evaluation_mode(backbone), torch.inference_mode():
+        for images, batch_labels in batches:
+            writable = np.require(images, requirements=["C", "W"])  # torch warns of arrays that cannot be written
+            x = normalize(torch.from_numpy(writable).to(device, non_blocking=True), mean, std)
+            features.append(backbone(x).float().cpu().numpy())
+            labels.append(np.asarray(batch_labels, dtype=np.int64))
+    if not features:
+        raise UsageError("there are no images to take features of")
+    return LabelledFeatures(np.concatenate(features), np.concatenate(labels))
+
+
+@contextmanager
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training

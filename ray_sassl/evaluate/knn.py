@@ -1,0 +1,66 @@
+"""Weighted k-nearest-neighbours classification: Wu, Xiong, Yu and Lin 2018 (arXiv 1805.01978), section 3.4."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ray_sassl.evaluate import LabelledFeatures, Protocol, ProtocolConfig
+from ray_sassl.evaluate.scores import check_features, evaluation_device, top_k_accuracy
+
+MAX_SIMILARITIES = 2**25
+"""Similarities held at a time (128 MiB in float32)."""
+
+
+class Config(ProtocolConfig):
+    """Weighted kNN.
+
+    Attributes:
+        k: Neighbours that vote (section 4.1: 200). Of a smaller train set all vote; the result's `k` says how many did.
+        temperature: A neighbour's vote is exp(cosine similarity / temperature); 0.07 in the paper, 0.1 in most later code.
+        device: Where to compute; "auto" is the GPU where there is one.
+    """
+
+    k: int = Field(default=200, ge=1)
+    temperature: float = Field(default=0.1, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def build(self) -> WeightedKNN:
+        return WeightedKNN(self)
+
+
+class WeightedKNN(Protocol):
+    """The class with the largest sum of votes of the k train features that are nearest by cosine."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def evaluate(self, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, float]:
+        check_features(train, test)
+        device = evaluation_device(self.config.device)
+        k = min(self.config.k, len(train.labels))
+        train_features, train_labels = torch.from_numpy(train.features).to(device), torch.from_numpy(train.labels).to(device)
+        test_features, test_labels = torch.from_numpy(test.features).to(device), torch.from_numpy(test.labels).to(device)
+        votes = knn_votes(train_features, train_labels, test_features, k, self.config.temperature)
+        return {**top_k_accuracy(votes, test_labels), "k": float(k)}
+
+
+@torch.inference_mode()
+def knn_votes(train_features: Tensor, train_labels: Tensor, test_features: Tensor, k: int, temperature: float) -> Tensor:
+    """Votes (M, C) of each class for the test features (M, F), by the k nearest of the train features (N, F) with labels (N,).
+
+    Each row's largest vote counts 1, which leaves the order of the classes as it is and cannot overflow.
+    """
+    bank = F.normalize(train_features.float(), dim=1)
+    queries = F.normalize(test_features.float(), dim=1)
+    num_classes = int(train_labels.max()) + 1
+    votes = []
+    for block in queries.split(max(1, MAX_SIMILARITIES // len(bank))):
+        similarity, nearest = (block @ bank.T).topk(k, dim=1)  # (b, k)
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes.append(weight.new_zeros(len(block), num_classes).scatter_add_(1, train_labels[nearest], weight))
+    return torch.cat(votes)

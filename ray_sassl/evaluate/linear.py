@@ -1,0 +1,123 @@
+"""Linear probe: multinomial logistic regression on frozen features, standardised by the train set's mean and deviation.
+
+The objective of both solvers is the mean cross-entropy + l2 / 2 times the squared weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_sassl.evaluate import LabelledFeatures, Protocol, ProtocolConfig
+from ray_sassl.evaluate.scores import check_features, evaluation_device, top_k_accuracy
+from ray_sassl.plugins import UsageError
+
+SGD_ONLY = ("epochs", "batch_size", "learning_rate", "sgd_momentum", "seed", "device")
+LBFGS_ONLY = ("max_iterations",)
+
+
+class Config(ProtocolConfig):
+    """Linear probe.
+
+    Attributes:
+        solver: "lbfgs" is exact and quick for up to about 100,000 images and 1,000 features; "sgd" is for more.
+        l2: Weight of the penalty on the weights' squares (not the biases').
+        max_iterations: Of L-BFGS.
+        epochs: Of SGD, with a cosine schedule to 0.
+        batch_size: Of SGD.
+        learning_rate: Of SGD, for rows of unit length: it is divided by the number of features, whose rows are that long when standardised.
+        sgd_momentum: Of SGD, in Nesterov's form.
+        seed: Of SGD's order of the images.
+        device: Where SGD computes; "auto" is the GPU where there is one. L-BFGS computes on the CPU.
+    """
+
+    solver: Literal["lbfgs", "sgd"] = "lbfgs"
+    l2: float = Field(default=1e-4, ge=0)
+    max_iterations: int = Field(default=500, ge=1)
+    epochs: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    learning_rate: float = Field(default=1.0, gt=0)
+    sgd_momentum: float = Field(default=0.9, ge=0, lt=1)
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _every_option_has_an_effect(self) -> Self:
+        for name in SGD_ONLY if self.solver == "lbfgs" else LBFGS_ONLY:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with solver={self.solver!r}")
+        return self
+
+    def build(self) -> LinearProbe:
+        return LinearProbe(self)
+
+
+class LinearProbe(Protocol):
+    """Top-1 and top-5 of a linear classifier; `train_top1` beside them shows how far it overfits."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def evaluate(self, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, float]:
+        check_features(train, test)
+        if len(np.unique(train.labels)) < 2:
+            raise UsageError("a linear probe needs train images of at least two classes")
+        mean, deviation = _moments(train.features)
+        x_train, x_test = (((part.features - mean) / deviation).astype(np.float32) for part in (train, test))
+        fit = fit_lbfgs if self.config.solver == "lbfgs" else fit_sgd
+        weight, bias = fit(x_train, train.labels, self.config)
+        accuracy = top_k_accuracy(torch.from_numpy(x_test @ weight.T + bias), torch.from_numpy(test.labels))
+        train_accuracy = top_k_accuracy(torch.from_numpy(x_train @ weight.T + bias), torch.from_numpy(train.labels))
+        return {**accuracy, "train_top1": train_accuracy["top1"]}
+
+
+def fit_lbfgs(x: np.ndarray, labels: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (C, F) and biases (C,) that minimise the objective on x (N, F), labels (N,), by scikit-learn's L-BFGS."""
+    inverse_l2 = 1 / (config.l2 * len(x)) if config.l2 > 0 else np.inf
+    model = LogisticRegression(C=inverse_l2, max_iter=config.max_iterations).fit(x, labels)
+    num_classes = int(labels.max()) + 1
+    weight, bias = np.zeros((num_classes, x.shape[1]), np.float32), np.full(num_classes, -np.inf, np.float32)
+    if len(model.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
+        weight[model.classes_], bias[model.classes_] = np.vstack([0 * model.coef_, model.coef_]), np.append(0, model.intercept_)
+    else:
+        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+    return weight, bias
+
+
+def fit_sgd(x: np.ndarray, labels: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (C, F) and biases (C,) after `config.epochs` epochs of SGD on x (N, F), labels (N,), from zero."""
+    device = evaluation_device(config.device)
+    features, targets = torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device)
+    layer = nn.Linear(x.shape[1], int(labels.max()) + 1, device=device)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    groups = [{"params": [layer.weight], "weight_decay": config.l2}, {"params": [layer.bias], "weight_decay": 0.0}]
+    learning_rate = config.learning_rate / x.shape[1]
+    optimizer = torch.optim.SGD(groups, learning_rate, config.sgd_momentum, nesterov=config.sgd_momentum > 0)
+    num_steps = config.epochs * math.ceil(len(x) / config.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    generator = torch.Generator().manual_seed(config.seed)
+    for _ in range(config.epochs):
+        for rows in torch.randperm(len(x), generator=generator).to(device).split(config.batch_size):
+            _sgd_step(layer, optimizer, features[rows], targets[rows])
+            schedule.step()
+    return layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
+
+
+def _sgd_step(layer: nn.Linear, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(layer(x), labels).backward()
+    optimizer.step()
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (F,) by feature; a constant feature has deviation 1, and so stays 0."""
+    mean, deviation = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    return mean, np.where(deviation > 1e-6 * np.abs(mean) + 1e-12, deviation, 1.0)

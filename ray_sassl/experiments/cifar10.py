@@ -1,0 +1,142 @@
+"""CIFAR-10: the usual benchmark of small-scale self-supervision, for a GPU (ResNet-18) and for CPUs (ResNet-20).
+
+The data are Parquet shards under `RAY_SASSL_DATA` (default `data`): `cifar10/train-*.parquet` and `cifar10/test-*.parquet` with the
+columns `image` (encoded) and `label`. Anything else: `data.path=... evaluate.train.path=... evaluate.test.path=...`.
+"""
+
+from __future__ import annotations
+
+from ray_sassl.backbones import BackboneConfig
+from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
+from ray_sassl.data import DataConfig
+from ray_sassl.experiments import data_root
+from ray_sassl.methods import MethodConfig
+from ray_sassl.methods.byol import Config as BYOL
+from ray_sassl.methods.moco import Config as MoCo
+from ray_sassl.methods.simclr import Config as SimCLR
+from ray_sassl.stylize.color_statistics import Config as ColorStatistics
+from ray_sassl.train.loop import TrainConfig
+from ray_sassl.train.optim import OptimConfig
+from ray_sassl.views import recipes
+from ray_sassl.views.recipes import ViewsConfig
+
+_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def simclr_cifar10() -> ExperimentConfig:
+    """SimCLR, ResNet-18 with the CIFAR stem, batch 512, 200 epochs.
+
+    Chen et al. 2020, appendix B.9 (temperature 0.5, no blur, colour strength 0.5); SGD in the place of LARS at this batch size.
+    With batch 128 and 200 epochs, lightly's benchmark has kNN top-1 0.847.
+    """
+    return _resnet18("simclr_cifar10", recipes.simclr(32), SimCLR(temperature=0.5, projector_hidden_size=512))
+
+
+def moco_cifar10() -> ExperimentConfig:
+    """MoCo v2, ResNet-18 with the CIFAR stem, batch 512, 200 epochs.
+
+    The authors' CIFAR-10 demo: symmetric loss, queue 4,096, key momentum 0.99, temperature 0.1, split batch normalisation.
+    With batch 128 and 200 epochs, lightly's benchmark has kNN top-1 0.838.
+    """
+    method = MoCo(temperature=0.1, queue_size=4096, momentum=0.99, projector_hidden_size=512, symmetric=True, bn="split")
+    return _resnet18("moco_cifar10", recipes.moco_v2(32), method)
+
+
+def byol_cifar10() -> ExperimentConfig:
+    """BYOL, ResNet-18 with the CIFAR stem, batch 512, 200 epochs.
+
+    Grill et al. 2020 without blur; narrower heads. With batch 128 and 200 epochs, lightly's benchmark has kNN top-1 0.869.
+    """
+    method = BYOL(base_momentum=0.99, projector_hidden_size=1024, predictor_hidden_size=1024)
+    return _resnet18("byol_cifar10", recipes.byol(32), method)
+
+
+def simclr_cifar10_sassl() -> ExperimentConfig:
+    """`simclr_cifar10` with style augmentation of the left view."""
+    return _with_style(simclr_cifar10())
+
+
+def moco_cifar10_sassl() -> ExperimentConfig:
+    """`moco_cifar10` with style augmentation of the left view."""
+    return _with_style(moco_cifar10())
+
+
+def byol_cifar10_sassl() -> ExperimentConfig:
+    """`byol_cifar10` with style augmentation of the left view."""
+    return _with_style(byol_cifar10())
+
+
+def simclr_cifar10_cpu() -> ExperimentConfig:
+    """SimCLR, ResNet-20, batch 256, 10 epochs, for two cores.
+
+    ResNet-20 is He et al. 2016, section 4.2 (0.27 M parameters).
+    """
+    return _resnet20("simclr_cifar10_cpu", recipes.simclr(32), SimCLR(temperature=0.2, projector_hidden_size=256, embedding_size=128))
+
+
+def moco_cifar10_cpu() -> ExperimentConfig:
+    """MoCo v2, ResNet-20, batch 256, 10 epochs, for two cores: kNN top-1 0.51.
+
+    The authors' CIFAR-10 demo, asymmetric and with plain batch normalisation, which is cheaper.
+    """
+    method = MoCo(temperature=0.1, queue_size=4096, momentum=0.99, projector_hidden_size=256, embedding_size=128)
+    return _resnet20("moco_cifar10_cpu", recipes.moco_v2(32), method)
+
+
+def byol_cifar10_cpu() -> ExperimentConfig:
+    """BYOL, ResNet-20, batch 256, 10 epochs, for two cores."""
+    method = BYOL(base_momentum=0.98, projector_hidden_size=512, embedding_size=128, predictor_hidden_size=512)
+    return _resnet20("byol_cifar10_cpu", recipes.byol(32), method)
+
+
+def simclr_cifar10_cpu_sassl() -> ExperimentConfig:
+    """`simclr_cifar10_cpu` with style augmentation of the left view."""
+    return _with_style(simclr_cifar10_cpu())
+
+
+def moco_cifar10_cpu_sassl() -> ExperimentConfig:
+    """`moco_cifar10_cpu` with style augmentation of the left view."""
+    return _with_style(moco_cifar10_cpu())
+
+
+def byol_cifar10_cpu_sassl() -> ExperimentConfig:
+    """`byol_cifar10_cpu` with style augmentation of the left view."""
+    return _with_style(byol_cifar10_cpu())
+
+
+def _resnet18(name: str, views: ViewsConfig, method: MethodConfig) -> ExperimentConfig:
+    return ExperimentConfig(
+        name=name,
+        data=_data("train"),
+        views=views,
+        backbone=BackboneConfig(name="resnet18", stem="cifar"),
+        method=method,
+        train=TrainConfig(epochs=200, global_batch=512, pixel_mean=_MEAN, pixel_std=_STD),
+        optim=OptimConfig(base_lr=0.03, weight_decay=5e-4, warmup_epochs=10 if "moco" not in name else 0),
+        evaluate=_evaluate(),
+    )
+
+
+def _resnet20(name: str, views: ViewsConfig, method: MethodConfig) -> ExperimentConfig:
+    return ExperimentConfig(
+        name=name,
+        data=_data("train"),
+        views=views,
+        backbone=BackboneConfig(name="resnet20"),
+        method=method,
+        train=TrainConfig(epochs=10, global_batch=256, pixel_mean=_MEAN, pixel_std=_STD),
+        optim=OptimConfig(base_lr=0.12, weight_decay=1e-4, warmup_epochs=0.5),
+        evaluate=_evaluate(),
+    )
+
+
+def _with_style(config: ExperimentConfig) -> ExperimentConfig:
+    return config.model_copy(update={"name": f"{config.name}_sassl", "stylize": ColorStatistics()})
+
+
+def _data(split: str) -> DataConfig:
+    return DataConfig(path=f"{data_root()}/cifar10/{split}-*.parquet")
+
+
+def _evaluate() -> EvaluateConfig:
+    return EvaluateConfig(train=_data("train"), test=_data("test"), size_px=32)

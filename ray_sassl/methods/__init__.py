@@ -1,0 +1,48 @@
+"""Objectives: one file each. `methods/moco.py` is `method=moco`.
+
+A method is the network that is trained (backbone, projector, predictor, momentum copies, queue) and its loss. The loop wraps it in
+DistributedDataParallel and calls it like a function; everything it needs to go on after a stop is in its `state_dict()`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ray_sassl.plugins import PluginConfig
+from ray_sassl.types import StepOutput
+
+
+class Method(nn.Module, ABC):
+    """One objective.
+
+    Attributes:
+        backbone: The online encoder, (B, 3, H, W) -> (B, F); what is evaluated and exported.
+    """
+
+    backbone: nn.Module
+
+    @abstractmethod
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
+        """The loss of one batch.
+
+        Args:
+            views: (B, 3, H, W) float tensors, normalised, channels_last; two for most methods.
+            generator: A CPU generator in the same state on every rank, seeded from the run's seed and the step.
+            sample_id: (B,) int64, so that a memory of earlier batches can leave out a sample's own entries; None where ids have no meaning.
+        """
+
+    def after_step(self, progress: float) -> None:
+        """Called once after every optimiser update, with the share of the run that is done in [0, 1]; momentum encoders move here."""
+
+
+class MethodConfig(PluginConfig, ABC):
+    """The config of a method."""
+
+    @abstractmethod
+    def build(self, backbone: nn.Module, num_features: int) -> Method:
+        """The method around a backbone whose features are `num_features` wide; weights are drawn from torch's global generator,
+        which the caller has seeded."""

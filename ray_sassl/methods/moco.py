@@ -1,0 +1,166 @@
+"""MoCo v2: He, Fan, Wu, Xie and Girshick 2020 (arXiv 1911.05722) with the head of Chen, Fan, Girshick and He 2020 (arXiv 2003.04297)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.nn import split_batchnorm, sync_batchnorm
+from ray_sassl.nn.ema import momentum_copy, update_momentum_copy
+from ray_sassl.nn.gather import all_gather, rank, world_size
+from ray_sassl.nn.heads import mlp_head
+from ray_sassl.nn.precision import at_least_float32, no_autocast
+from ray_sassl.nn.queue import EmbeddingQueue
+from ray_sassl.plugins import UsageError
+from ray_sassl.types import StepOutput
+
+
+class Config(MethodConfig):
+    """MoCo v2.
+
+    Attributes:
+        temperature: Of InfoNCE; 0.2 in v2 (its table 1), 0.07 in v1, 0.1 in the authors' CIFAR-10 demo.
+        queue_size: Negatives kept from earlier batches; 65,536 for ImageNet (v1, figure 3), 4,096 in the CIFAR-10 demo.
+        momentum: Of the key encoder (v1, section 4.1); 0.99 in the CIFAR-10 demo.
+        projector_hidden_size: Width of the projector's hidden layer (v2, section 2: 2048).
+        embedding_size: Width of the embeddings (v1, section 3.3).
+        projector_layers: Linear layers of the projector (v2, section 2: 2); 1 is the head of v1.
+        symmetric: Each view is once query and once key, as in the CIFAR-10 demo; the loss is the sum of both directions.
+        bn: How batch normalisation is kept from telling a query which key is its own (v1, section 3.3). "shuffle" spreads the keys over
+            the workers in another order than the queries, and needs more than one; "split" does the same within each worker with
+            `num_splits` groups; "sync" normalises over all workers; "plain" does nothing about it, and is the cheapest.
+        num_splits: Groups of split batch normalisation; 8 stands for the paper's 8 GPUs.
+    """
+
+    temperature: float = Field(default=0.2, gt=0)
+    queue_size: int = Field(default=65536, ge=1)
+    momentum: float = Field(default=0.999, ge=0, le=1)
+    projector_hidden_size: int = Field(default=2048, ge=1)
+    embedding_size: int = Field(default=128, ge=1)
+    projector_layers: int = Field(default=2, ge=1)
+    symmetric: bool = False
+    bn: Literal["plain", "sync", "shuffle", "split"] = "plain"
+    num_splits: int = Field(default=8, ge=2)
+
+    @model_validator(mode="after")
+    def _every_option_has_an_effect(self) -> Self:
+        if self.bn != "split" and self.num_splits != type(self).model_fields["num_splits"].default:
+            raise ValueError(f"num_splits={self.num_splits} has no effect with bn={self.bn!r}; set bn='split'")
+        return self
+
+    def build(self, backbone: nn.Module, num_features: int) -> MoCo:
+        return MoCo(self, backbone, num_features)
+
+
+class MoCo(Method):
+    """A query must find its image's key among the keys of earlier batches; keys come from a slowly moving copy of the encoder.
+
+    The key encoder keeps its own batch statistics, from its own forward passes. The queue is read before it is written and written
+    once a step, so that no sample meets its own key of this step among the negatives, in the symmetric form neither.
+    """
+
+    def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.projector = mlp_head(
+            num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, hidden_bn=False
+        )
+        if config.bn == "sync":
+            sync_batchnorm.convert(self)
+        elif config.bn == "split":
+            split_batchnorm.convert(self, config.num_splits)
+        self.key_backbone = momentum_copy(self.backbone)
+        self.key_projector = momentum_copy(self.projector)
+        self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
+
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
+        """As in the contract; where `sample_id` (B,) is given, older keys of a sample are no negatives of it either.
+
+        Differs from the paper: there a sample meets its own key of the epoch before, if the queue still holds it.
+        """
+        negatives, negative_ids = self.queue.read()  # (K, D), (K,), as they were before this step
+        directions = [(views[0], views[1]), (views[1], views[0])] if self.config.symmetric else [(views[0], views[1])]
+        is_own = None if sample_id is None else sample_id[:, None] == negative_ids  # (B, K)
+        projected, logits, keys = [], [], []
+        for query_view, key_view in directions:
+            projected.append(self.projector(self.backbone(query_view)))  # (B, D)
+            keys.append(self._keys(key_view, generator))  # (N, D), of all workers
+            with no_autocast(query_view):
+                q = F.normalize(at_least_float32(projected[-1]), dim=1)
+                logits.append(info_nce_logits(q, _own_rows(keys[-1], len(q)), negatives, self.config.temperature, is_own))
+        loss = torch.stack([_cross_entropy_with_first(rows) for rows in logits]).sum()
+        all_ids = None if sample_id is None else all_gather(sample_id).repeat(len(keys))
+        self.queue.write(torch.cat(keys), all_ids)
+        chance_loss = len(directions) * math.log(1 + self.config.queue_size)
+        return StepOutput(loss, projected[0].detach(), chance_loss, self._metrics(logits[0].detach()))
+
+    def after_step(self, progress: float) -> None:
+        update_momentum_copy(self.key_backbone, self.backbone, self.config.momentum)
+        update_momentum_copy(self.key_projector, self.projector, self.config.momentum)
+
+    @torch.no_grad()
+    def _keys(self, view: Tensor, generator: torch.Generator) -> Tensor:
+        """Keys (N, D) of length 1 of the global batch, in the order of its images, equal on all workers."""
+        if self.config.bn == "shuffle":
+            return self._shuffled_keys(view, generator)
+        if self.config.bn != "split":
+            return all_gather(self._encode_keys(view))
+        order = torch.randperm(len(view), generator=generator).to(view.device)
+        return all_gather(self._encode_keys(view[order])[order.argsort()])
+
+    def _shuffled_keys(self, view: Tensor, generator: torch.Generator) -> Tensor:
+        if world_size() == 1:
+            raise UsageError(
+                "bn='shuffle' moves keys between workers, and there is only one; set bn='split' to do so within it, or bn='plain'"
+            )
+        everyone = all_gather(view.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # contiguous on the way, so channels_last stays
+        order = torch.randperm(len(everyone), generator=generator).to(view.device)
+        return all_gather(self._encode_keys(everyone[_own_rows(order, len(view))]))[order.argsort()]
+
+    def _encode_keys(self, view: Tensor) -> Tensor:
+        embeddings = self.key_projector(self.key_backbone(view))
+        with no_autocast(view):
+            return F.normalize(at_least_float32(embeddings), dim=1)
+
+    def _metrics(self, logits: Tensor) -> dict[str, Tensor]:
+        similarity = logits[:, 0].mean() * self.config.temperature
+        top1 = (logits.argmax(1) == 0).float().mean()
+        return {"positive_similarity": similarity, "instance_top1": top1, "momentum": torch.tensor(self.config.momentum)}
+
+
+def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float, is_own: Tensor | None = None) -> Tensor:
+    """InfoNCE (v1, equation 1), mean over the queries; the arguments are those of `info_nce_logits`."""
+    return _cross_entropy_with_first(info_nce_logits(q, k, negatives, temperature, is_own))
+
+
+def info_nce_logits(q: Tensor, k: Tensor, negatives: Tensor, temperature: float, is_own: Tensor | None = None) -> Tensor:
+    """Logits (B, 1 + K), the positive in column 0.
+
+    Args:
+        q: (B, D) queries of length 1.
+        k: (B, D) their keys of length 1.
+        negatives: (K, D) keys of length 1.
+        temperature: Divides the cosine similarities.
+        is_own: (B, K) bool, where a negative is a key of the query's own sample, and is left out.
+    """
+    positive = (q * k).sum(1, keepdim=True)  # (B, 1)
+    negative = q @ negatives.to(q.dtype).T  # (B, K)
+    if is_own is not None:
+        negative = negative.masked_fill(is_own, -math.inf)
+    return torch.cat([positive, negative], dim=1) / temperature
+
+
+def _cross_entropy_with_first(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+
+def _own_rows(everyone: Tensor, batch_size: int) -> Tensor:
+    return everyone[rank() * batch_size : (rank() + 1) * batch_size]

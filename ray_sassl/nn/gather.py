@@ -1,0 +1,52 @@
+"""Tensors of all workers in one, with gradients or without; without torch.distributed they are handed back as they came.
+
+Every worker must bring the same shape. A loss that each worker takes as the mean over its own rows of the gathered tensors has, after
+DistributedDataParallel's averaging, the gradients of the mean over the global batch: its scale does not know how many workers there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """The number of workers that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@torch.no_grad()
+def all_gather(x: Tensor) -> Tensor:
+    """(B, ...) of each of W workers -> (W * B, ...) in the order of their ranks, equal on all of them; detached."""
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+def all_gather_with_gradient(x: Tensor) -> Tensor:
+    """As `all_gather`; the gradient of a worker's rows is the sum of what all workers' losses send them."""
+    return x if world_size() == 1 else _AllGather.apply(x)  # pyright: ignore[reportReturnType]
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.batch_size = len(x)
+        return all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        summed = grad_outputs[0].contiguous().clone()
+        dist.all_reduce(summed)
+        start = rank() * ctx.batch_size
+        return summed[start : start + ctx.batch_size]

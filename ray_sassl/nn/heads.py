@@ -1,0 +1,43 @@
+"""Projectors and predictors: small MLPs on top of an encoder.
+
+Weights are drawn by PyTorch's defaults. A linear layer that batch normalisation follows has no bias, which would be subtracted again.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def mlp_head(
+    in_size: int,
+    hidden_size: int,
+    out_size: int,
+    num_layers: int,
+    *,
+    hidden_bn: bool = True,
+    last_bn: bool = False,
+    last_bias: bool = True,
+) -> nn.Sequential:
+    """`num_layers` linear layers, (B, in_size) -> (B, out_size), with ReLU between them.
+
+    Args:
+        in_size: Width of what comes in.
+        hidden_size: Width of every layer but the last; of no account for one layer.
+        out_size: Width of what goes out.
+        num_layers: Linear layers in all, at least one.
+        hidden_bn: Batch normalisation between each hidden layer and its ReLU.
+        last_bn: Batch normalisation after the last layer.
+        last_bias: A bias in the last layer where no batch normalisation follows it.
+    """
+    layers: list[nn.Module] = []
+    width = in_size
+    for _ in range(num_layers - 1):
+        layers.append(nn.Linear(width, hidden_size, bias=not hidden_bn))
+        if hidden_bn:
+            layers.append(nn.BatchNorm1d(hidden_size))
+        layers.append(nn.ReLU(inplace=True))
+        width = hidden_size
+    layers.append(nn.Linear(width, out_size, bias=last_bias and not last_bn))
+    if last_bn:
+        layers.append(nn.BatchNorm1d(out_size))
+    return nn.Sequential(*layers)

@@ -1,0 +1,16 @@
+"""Losses in full precision, also where the networks run in bfloat16."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 where it came so."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """A context in which operations on `x`'s device keep the precision of what they are given."""
+    return torch.autocast(x.device.type, enabled=False)

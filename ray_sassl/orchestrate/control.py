@@ -1,0 +1,115 @@
+"""One small actor a run: carries the stop request to the workers, their progress to the terminal, and the bad rows to the quarantine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import ray
+from ray.actor import ActorHandle
+
+from ray_sassl.data.quarantine import BadRow, Quarantine, TooManyBadRowsError
+from ray_sassl.types import Outcome
+
+_SAVE_EVERY_S = 2.0
+
+
+@dataclass
+class News:
+    """What has happened since the last look.
+
+    Attributes:
+        reports: Logged steps, in order.
+        notes: Warnings of the workers.
+        num_bad: Rows in quarantine.
+        fatal: Why the run cannot go on, in words for the user, or None.
+    """
+
+    reports: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    num_bad: int = 0
+    fatal: str | None = None
+
+
+class RunControl:
+    """The actor's state. Its calls are short, and whoever reports to it does not wait for the answer."""
+
+    def __init__(self, num_rows: int, max_bad_fraction: float, quarantine_path: str) -> None:
+        self._quarantine = Quarantine(num_rows, max_bad_fraction)
+        self._path = quarantine_path
+        self._quarantine.load_jsonl(quarantine_path)
+        self._saved_at, self._num_saved = time.monotonic(), self._quarantine.num_bad
+        self._news = News()
+        self._stop = False
+        self._fatal: str | None = None
+        self._outcome: Outcome | None = None
+
+    def add_bad(self, rows: list[BadRow]) -> str | None:
+        """Take rows into quarantine; the answer is the reason to stop where there are now too many."""
+        try:
+            self._quarantine.add(rows)
+        except TooManyBadRowsError as error:
+            self.fail(str(error))
+        if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
+            self.save()
+        return self._fatal
+
+    def bad_rows(self) -> list[BadRow]:
+        return self._quarantine.rows
+
+    def save(self) -> None:
+        """Write the quarantine where it has grown."""
+        if self._quarantine.num_bad > self._num_saved:
+            self._quarantine.save_jsonl(self._path)
+        self._saved_at, self._num_saved = time.monotonic(), self._quarantine.num_bad
+
+    def fail(self, reason: str) -> None:
+        """The run cannot go on, and starting workers again would not help."""
+        self._fatal = self._fatal or reason
+
+    def fatal(self) -> str | None:
+        return self._fatal
+
+    def request_stop(self) -> None:
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    def report(self, metrics: dict[str, float]) -> None:
+        self._news.reports.append(metrics)
+
+    def note(self, text: str) -> None:
+        self._news.notes.append(text)
+
+    def finish(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def outcome(self) -> Outcome | None:
+        self.save()
+        return self._outcome
+
+    def news(self) -> News:
+        """What has happened since the last call."""
+        news, self._news = self._news, News()
+        news.num_bad, news.fatal = self._quarantine.num_bad, self._fatal
+        return news
+
+
+def start_control(num_rows: int, max_bad_fraction: float, quarantine_path: str) -> ActorHandle:
+    """The run's control actor; it takes no CPU and ends with the driver."""
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=1)(RunControl)
+    return remote.remote(num_rows, max_bad_fraction, quarantine_path)
+
+
+class NoteHandler(logging.Handler):
+    """Shows a worker's warnings in the driver's terminal."""
+
+    def __init__(self, control: ActorHandle) -> None:
+        super().__init__(logging.WARNING)
+        self._control = control
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._control.note.remote(self.format(record))

@@ -1,0 +1,174 @@
+"""Work on whole data sets, as Ray tasks: decode everything to find bad rows, and convert to other shards.
+
+Ray must have been initialised. The tasks import neither torch nor the training code, so their processes start in about a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import ray.exceptions
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ray_sassl.data import DataConfig, storage
+from ray_sassl.data.convert import Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
+from ray_sassl.data.decode import decode_rows
+from ray_sassl.data.index import Index, build_index, read_groups
+from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.plugins import UsageError
+
+_CHECK_ROWS = 1024
+_WAITING_TASKS_PER_CPU = 2
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What decoding every row has shown.
+
+    Attributes:
+        num_rows: Of the data set.
+        bad_rows: Rows and whole files that cannot be used, by sample id.
+    """
+
+    num_rows: int
+    bad_rows: list[BadRow]
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What a conversion has left in the target folder.
+
+    Attributes:
+        num_rows: Rows in the shards.
+        num_shards: Shards of the whole conversion.
+        num_written: Shards that were written by this call; the others were there already.
+        bad_rows: Rows of the source that are in no shard, and damage to whole files of it.
+    """
+
+    num_rows: int
+    num_shards: int
+    num_written: int
+    bad_rows: list[BadRow]
+
+
+def check(config: DataConfig, *, show_progress: bool = True) -> CheckResult:
+    """Decode every image of the data set; returns all bad rows, however many there are.
+
+    Raises:
+        UsageError: the data set cannot be indexed.
+    """
+    index = build_index(config)
+    quarantine = Quarantine(index.num_rows, max_bad_fraction=float("inf"))
+    quarantine.add(index.problems)
+    held = ray.put(index)
+    with _progress("decoding", index.num_rows, show_progress) as advance:
+        for groups, bad in _run(_check_task, held, list(_portions(index))):
+            quarantine.add(bad)
+            advance(int(index.group_rows[groups].sum()))
+    return CheckResult(index.num_rows, quarantine.rows)
+
+
+def convert(
+    config: DataConfig, target: str, format_: ShardFormat, *, shard_rows: int = 4096, group_rows: int = 256, show_progress: bool = True
+) -> ConvertResult:
+    """Write the data set to the target folder as Parquet files or WebDataset shards; a call that was stopped goes on where it was.
+
+    Args:
+        config: The source.
+        target: A folder or URI that is empty, or holds the beginnings of this very conversion.
+        format_: What to write.
+        shard_rows: Rows of a shard.
+        group_rows: Rows of a Parquet row group.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        UsageError: the source cannot be indexed, or the target holds something else.
+        TooManyBadRowsError: more rows than `config.max_bad_fraction` cannot be copied; what was written stays.
+    """
+    index = build_index(config)
+    conversion = plan_conversion(index, format_, shard_rows, group_rows)
+    # A shard is written on whichever machine runs its task, so a relative path must not depend on where that is.
+    target = target if (local := storage.local_path(target)) is None else str(local)
+    missing = open_target(target, conversion)
+    quarantine = Quarantine(index.num_rows, config.max_bad_fraction)
+    quarantine.add([*index.problems, *load_bad_rows(target)])
+    held = ray.put((index, conversion, target))
+    with _progress("converting", conversion.num_shards, show_progress) as advance:
+        advance(conversion.num_shards - len(missing))
+        for _, bad in _run(_convert_task, held, missing):
+            quarantine.add(bad)
+            advance(1)
+    num_lost = sum(row.row >= 0 for row in quarantine.rows)
+    return ConvertResult(index.num_rows - num_lost, conversion.num_shards, len(missing), quarantine.rows)
+
+
+@ray.remote(num_cpus=1)
+def _check_task(index: Index, groups: Sequence[int]) -> list[BadRow]:
+    bad: list[BadRow] = []
+    for group in groups:  # one at a time, so that only one group is in memory
+        bad += [image for image in decode_rows(read_groups(index, [group]), index.config.max_pixels) if isinstance(image, BadRow)]
+    return bad
+
+
+@ray.remote(num_cpus=1)
+def _convert_task(held: tuple[Index, Conversion, str], shard: int) -> list[BadRow]:
+    index, conversion, target = held
+    return convert_shard(index, conversion, target, shard)
+
+
+def _portions(index: Index) -> Iterator[list[int]]:
+    """Consecutive row groups of about `_CHECK_ROWS` rows."""
+    number = (np.cumsum(index.group_rows) - 1) // _CHECK_ROWS
+    for portion in np.split(np.arange(index.num_groups), np.flatnonzero(np.diff(number)) + 1):
+        yield portion.tolist()
+
+
+def _run(task: Any, held: ray.ObjectRef, items: Sequence[_Item]) -> Iterator[tuple[_Item, list[BadRow]]]:
+    """Each item with its task's result, as they end; only so many tasks are handed to Ray that none of its CPUs idles."""
+    waiting: dict[ray.ObjectRef, _Item] = {}
+    left = iter(items)
+    try:
+        while True:
+            at_once = max(4, _WAITING_TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
+            while len(waiting) < at_once and (item := next(left, None)) is not None:
+                waiting[task.remote(held, item)] = item
+            if not waiting:
+                return
+            ended, _ = ray.wait(list(waiting), num_returns=1)
+            try:
+                result = ray.get(ended[0])
+            except ray.exceptions.RayTaskError as error:
+                raise _cause(error) from error
+            yield waiting.pop(ended[0]), result
+    finally:
+        for ref in waiting:
+            with suppress(ray.exceptions.RayError):
+                ray.cancel(ref)
+
+
+def _cause(error: ray.exceptions.RayTaskError) -> Exception:
+    """The user's error that a task ended with, without Ray's traceback; any other error as it is."""
+    cause = error.cause
+    return UsageError(str(cause)) if isinstance(cause, UsageError) else error
+
+
+class _progress:
+    """A progress bar as a context, which gives the function that moves it on."""
+
+    def __init__(self, what: str, total: int, is_shown: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, disable=not is_shown)
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._bar.start()
+        return lambda amount: self._bar.advance(self._task, amount)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

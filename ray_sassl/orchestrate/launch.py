@@ -1,0 +1,302 @@
+"""`pretrain(config, ...)`: one run, from a config to a `RunResult`, on Ray or (with `scaling.num_workers=0`) in this process."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.train import DataConfig as RayDataConfig
+from ray.train import FailureConfig, RunConfig
+from ray.train import ScalingConfig as RayScalingConfig
+from ray.train.torch import TorchTrainer
+
+from ray_sassl.config.files import to_yaml
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data import DataConfig, storage
+from ray_sassl.data.index import Index
+from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.orchestrate.control import News, start_control
+from ray_sassl.orchestrate.session import offered, ray_session
+from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, stream_spec
+from ray_sassl.orchestrate.worker import train_worker
+from ray_sassl.pictures import views_picture
+from ray_sassl.pipeline import local_batches, without
+from ray_sassl.plugins import UsageError
+from ray_sassl.run import QUARANTINE, VIEWS, build_restyle, prepare_run_dir, seen_of, train_process, view_source, write_summary
+from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
+from ray_sassl.train.context import LocalContext
+from ray_sassl.train.loop import micro_batch
+from ray_sassl.types import Outcome, RunResult
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.25
+
+
+class ResourcesError(UsageError):
+    """The cluster can never offer what the run needs."""
+
+
+class RunFailedError(UsageError):
+    """The run ended by an error that only the user can mend; its `summary.json` says so too."""
+
+
+Watch = Callable[[News], None]
+"""Is shown a run's news several times a second, in the driver's process."""
+
+
+def pretrain(
+    config: ExperimentConfig, run_dir: str, *, resume: bool = False, address: str | None = None, watch: Watch = lambda news: None
+) -> RunResult:
+    """Pretrain an encoder; the record is the run directory.
+
+    The first Ctrl-C stops the run at the next step with a checkpoint; the second one at once.
+
+    Args:
+        config: The whole run.
+        run_dir: Local path or pyarrow filesystem URI; on a cluster of several nodes all of them must reach it.
+        resume: Go on with the run that is there.
+        address: Of a running Ray cluster.
+        watch: For showing progress.
+
+    Raises:
+        UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
+        RunFailedError: the run ended by an error.
+    """
+    run_dir = run_dir if storage.is_uri(run_dir) else os.path.abspath(run_dir)
+    config = _with_absolute_paths(config)
+    micro_batch(config.train, max(1, config.scaling.num_workers))
+    index = prepare_run_dir(config, run_dir, resume=resume)
+    if not resume:
+        picture = views_picture(config, view_source(config, run_dir), build_restyle(config, "cpu", 1))
+        storage.write_bytes(storage.join(run_dir, VIEWS), picture)
+    launch = _pretrain_here if config.scaling.num_workers == 0 else partial(_pretrain_on_ray, address=address)
+    metrics: dict[str, float] = {}
+
+    def observe(news: News) -> None:
+        for report in news.reports:
+            metrics.update(report)
+        watch(news)
+
+    try:
+        outcome = launch(config, run_dir, index, observe)
+    except BaseException as error:
+        reason = "stopped at once by a second Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        write_summary(_result(status, run_dir, metrics, reason))
+        raise
+    reason = None
+    if outcome.status == "interrupted":
+        reason = f"stopped by the user at step {outcome.step}; add --resume to go on from its checkpoint"
+    result = _result(outcome.status, run_dir, metrics, reason)
+    write_summary(result)
+    return result
+
+
+def _result(status: str, run_dir: str, metrics: dict[str, float], reason: str | None) -> RunResult:
+    checkpoints = list_checkpoints(run_dir)
+    step, path = checkpoints[-1] if checkpoints else (0, None)
+    return RunResult(status, step, run_dir, path, metrics, reason)
+
+
+def _with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """Workers run in other folders than the command did."""
+
+    def absolute(data: DataConfig | None) -> DataConfig | None:
+        if data is None:
+            return None
+        paths = [path if storage.is_uri(path) or path.startswith("synthetic") else os.path.abspath(path) for path in data.paths]
+        return data.model_copy(update={"path": tuple(paths) if len(paths) > 1 else paths[0]})
+
+    evaluate = config.evaluate.model_copy(update={"train": absolute(config.evaluate.train), "test": absolute(config.evaluate.test)})
+    return config.model_copy(update={"data": absolute(config.data), "evaluate": evaluate})
+
+
+def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch) -> Outcome:
+    """The run in this process, without Ray."""
+    source = view_source(config, run_dir)
+    resume = latest_checkpoint(run_dir)
+    quarantine = Quarantine(index.num_rows, config.data.max_bad_fraction)
+    path = storage.join(run_dir, QUARANTINE)
+    quarantine.load_jsonl(path)
+    quarantine.add(index.problems)
+    seen = without(seen_of(resume, index.num_rows), quarantine.rows, range(math.ceil(config.train.epochs)))
+    stop = threading.Event()
+
+    class Context(LocalContext):
+        def report(self, metrics: dict[str, float]) -> None:
+            watch(News([metrics], num_bad=quarantine.num_bad))
+
+        def stop_requested(self) -> bool:
+            return stop.is_set()
+
+    context = Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    batches = local_batches(
+        source,
+        epochs=config.train.epochs,
+        batch_size=micro_batch(config.train, 1),
+        on_bad=quarantine.add,
+        restyle=build_restyle(config, "cpu", config.scaling.threads_per_worker or torch.get_num_threads()),
+        seen=seen,
+        accumulate=config.train.accumulate,
+    )
+    with _on_interrupt(stop.set):
+        try:
+            return train_process(config, run_dir, batches, index.num_rows, context, resume)
+        finally:
+            if quarantine.num_bad:
+                quarantine.save_jsonl(path)
+
+
+def _pretrain_on_ray(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, address: str | None) -> Outcome:
+    """The run as a TorchTrainer fed by a Ray Data stream."""
+    with ray_session(address):
+        use_gpu = _use_gpu(config)
+        check_resources(config, use_gpu)
+        control = start_control(index.num_rows, config.data.max_bad_fraction, storage.join(run_dir, QUARANTINE))
+        if fatal := ray.get(control.add_bad.remote(list(index.problems))):
+            raise UsageError(fatal)
+
+        seen = seen_of(latest_checkpoint(run_dir), index.num_rows)
+        stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, seen, control)
+        scaling = config.scaling
+        spec = {
+            "config_yaml": to_yaml(config),
+            "run_dir": run_dir,
+            "num_rows": index.num_rows,
+            "num_threads": scaling.threads_per_worker or _threads_per_worker(scaling.num_workers),
+            "control": control,
+        }
+        with tempfile.TemporaryDirectory(prefix="ray-sassl-") as ray_storage:
+            trainer = TorchTrainer(
+                train_worker,
+                train_loop_config=spec,
+                datasets={"train": stream},
+                dataset_config=RayDataConfig(execution_options=execution_options()),
+                scaling_config=RayScalingConfig(
+                    num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=_worker_bundle(config, use_gpu)
+                ),
+                run_config=RunConfig(
+                    name="train",
+                    storage_path=ray_storage if ray_is_local() else storage.join(run_dir, ".ray"),
+                    failure_config=FailureConfig(max_failures=scaling.max_failures),
+                ),
+            )
+            _fit(trainer, control, watch)
+        fatal, outcome = ray.get([control.fatal.remote(), control.outcome.remote()])
+        if fatal:
+            raise RunFailedError(fatal)
+        assert outcome is not None, "the workers ended without an outcome and without an error"
+        return outcome
+
+
+def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch) -> None:
+    """Run the trainer in a thread, so that this one can show progress and take Ctrl-C; nothing waits for the thread after a second one."""
+    errors: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
+            errors.append(error)
+
+    run = threading.Thread(target=fit, name="trainer", daemon=True)
+    with _on_interrupt(lambda: control.request_stop.remote()):
+        run.start()
+        while run.is_alive():
+            watch(cast(News, ray.get(control.news.remote())))
+            run.join(_LOOK_EVERY_S)
+        watch(cast(News, ray.get(control.news.remote())))
+    if errors and ray.get(control.fatal.remote()) is None:
+        raise RunFailedError(f"the training workers failed: {_root_cause(errors[0])}") from errors[0]
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost message, since Ray wraps an error once for every process that it passes through."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
+@contextmanager
+def _on_interrupt(stop: Callable[[], Any]) -> Iterator[None]:
+    """The first Ctrl-C asks for a stop and is announced; the second raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = threading.Event()
+
+    def handle(signum: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        log.warning("Stopping at the next step, with a checkpoint. Press Ctrl-C again to stop at once.")
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def ray_is_local() -> bool:
+    """Whether the cluster is this machine alone."""
+    return len(ray.nodes()) == 1
+
+
+def _use_gpu(config: ExperimentConfig) -> bool:
+    if config.scaling.use_gpu is not None:
+        return config.scaling.use_gpu
+    return offered("GPU") >= config.scaling.num_workers
+
+
+def _worker_bundle(config: ExperimentConfig, use_gpu: bool) -> dict[str, float]:
+    return {"CPU": config.scaling.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+
+
+def _threads_per_worker(num_workers: int) -> int:
+    """All CPUs of a node, shared by the workers that it would get if they were spread evenly; the stream's tasks fit in between."""
+    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    workers_per_node = math.ceil(num_workers / max(1, len(cpus)))
+    return max(1, int(max(cpus, default=1.0)) // workers_per_node)
+
+
+def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
+    """Refuse a run that would wait for ever.
+
+    Raises:
+        ResourcesError: the training workers, the smallest pool and one task of the stream do not fit in the cluster, also when it has
+            grown as far as it may.
+    """
+    scaling, stream = config.scaling, config.stream
+    needs: list[tuple[str, dict[str, float]]] = [
+        (f"{scaling.num_workers} training workers (scaling.num_workers)", _times(scaling.num_workers, _worker_bundle(config, use_gpu))),
+        ("one task of the stream (stream.num_cpus)", {"CPU": stream.num_cpus}),
+    ]
+    if layout_of(config) == "pool":
+        pool = {"CPU": stream.pool.num_cpus, "GPU": stream.pool.num_gpus}
+        needs.append((f"{stream.pool.min} stylizers (stream.pool.min)", _times(stream.pool.min, pool)))
+    for resource in ("CPU", "GPU"):
+        wanted = sum(need.get(resource, 0.0) for _, need in needs)
+        there = offered(resource)
+        if wanted > there:
+            parts = "\n".join(f"  {need[resource]:g} for {what}" for what, need in needs if need.get(resource))
+            raise ResourcesError(
+                f"the run needs {wanted:g} {resource}s and the cluster can offer {there:g}; {wanted - there:g} are missing:\n{parts}\n"
+                "Ask for less (a share of a CPU is allowed), or use a larger cluster."
+            )
+
+
+def _times(count: int, bundle: dict[str, float]) -> dict[str, float]:
+    return {name: count * amount for name, amount in bundle.items()}

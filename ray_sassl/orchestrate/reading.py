@@ -1,0 +1,74 @@
+"""The first stages of the stream, whose processes never import torch: read, decode and crop, and views where nothing is stylized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from ray_sassl.data.plan import Window
+from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
+from ray_sassl.types import Arrays
+
+
+class BadRowsReporter:
+    """Hands bad rows to the run's control actor, and stops the work where there are too many."""
+
+    def __init__(self, control: ActorHandle) -> None:
+        self._control = control
+
+    def __call__(self, rows: list[BadRow]) -> None:
+        if fatal := ray.get(self._control.add_bad.remote(rows)):
+            raise TooManyBadRowsError(fatal)
+
+
+class ReadStage:
+    """What a task does with its share of the plan.
+
+    Args:
+        shares: One (n, 2) int32 array a task: the windows' epochs and numbers.
+        seen: Samples to leave out.
+        on_bad: Is told of rows that cannot be used.
+    """
+
+    def __init__(self, source: ViewSource, shares: list[np.ndarray], seen: SeenIds, on_bad: BadRowsReporter) -> None:
+        self.source, self.shares, self.seen, self.on_bad = source, shares, seen, on_bad
+
+    def blocks(self, batch: dict[str, np.ndarray]) -> Iterator[CropBlock]:
+        """The blocks of the tasks with these numbers in the plan."""
+        for row in batch["id"].tolist():
+            for epoch, number in self.shares[row].tolist():
+                yield from crop_blocks(self.source, _windows_of(self.source, epoch)[number], self.seen, self.on_bad)
+
+    def crops(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
+        """Each plan's block as one row."""
+        for block in self.blocks(batch):
+            yield row_of_block(block)
+
+    def views(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
+        """Each plan's block as rows of finished views."""
+        for block in self.blocks(batch):
+            yield finish_block(self.source, block, None)
+
+
+@lru_cache(maxsize=8)
+def _windows_of(source: ViewSource, epoch: int) -> list[Window]:
+    return source.plan.windows(epoch)
+
+
+def row_of_block(block: CropBlock) -> Arrays:
+    """The block as a single row, which no re-batching can part."""
+    views = {f"view_{number}": view[None] for number, view in enumerate(block.views)}
+    return {**views, "sample_id": block.sample_id[None], "keep": block.keep[None], "epoch": np.array([block.epoch])}
+
+
+def block_of_row(batch: dict[str, np.ndarray], row: int) -> CropBlock:
+    """The inverse of `row_of_block` for one row of a batch."""
+    names = sorted(name for name in batch if name.startswith("view_"))
+    views = [np.ascontiguousarray(batch[name][row]) for name in names]
+    return CropBlock(views, np.asarray(batch["sample_id"][row]), int(batch["epoch"][row]), np.asarray(batch["keep"][row]))

@@ -1,0 +1,65 @@
+"""A connection to Ray: to a running cluster, or to one that is started for this command and stopped at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from ray_sassl.plugins import UsageError
+
+_OWN_OBJECT_STORE_BYTES = 2 * 2**30
+_TUNED = {
+    # Ray Data's bars would fight with ours.
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Workers are looked after every second instead of every two, which every start and end of a group waits for.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+
+
+@contextmanager
+def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Ray within the block; a Ray that was initialised before is used and left as it is.
+
+    Args:
+        address: Of a running cluster, as `ray start --head` prints it; RAY_ADDRESS where not given; a Ray of our own where neither is.
+        num_cpus: For a Ray of our own: the CPUs that it has to give; all where not given.
+
+    Raises:
+        UsageError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _TUNED.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address and address != "local":
+            ray.init(address=address, **quiet)  # pyright: ignore[reportArgumentType]
+        else:
+            memory = _OWN_OBJECT_STORE_BYTES
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=memory, **quiet)  # pyright: ignore[reportArgumentType]
+    except ConnectionError as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address!r} ({error}). Give --address as `ray start --head` prints it, or leave it out (and RAY_ADDRESS "
+            "unset) to run on this machine."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def offered(name: str) -> float:
+    """How much of a resource the cluster has, or could have where it scales by itself."""
+    from ray._private.state import state
+
+    now = ray.cluster_resources().get(name, 0.0)
+    most = state.get_max_resources_from_cluster_config() or {}
+    return max(now, float(most.get(name, 0.0)))

@@ -1,0 +1,205 @@
+"""The flow of `pipeline` as one Ray Data graph over all epochs: tasks that read, decode and crop, then the stylizer.
+
+Its source is the plan: one row a window, so reading is the first stage and nothing is listed or opened twice. Because all epochs are
+one execution, actors are started once. Between stages of a pool a plan's block travels as a single row, so that no re-batching can part
+style partners.
+
+This module imports torch only inside the stages that stylize: what Ray starts to schedule the stream imports it too, several processes
+that would each spend seconds and hundreds of megabytes on it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import ray
+import ray.data
+from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.reading import BadRowsReporter, ReadStage, block_of_row
+from ray_sassl.pipeline import Restyle, ViewSource, finish_block, windows, without
+from ray_sassl.types import Arrays
+
+if TYPE_CHECKING:
+    from ray_sassl.config.schema import ExperimentConfig
+
+_MAX_TASKS = 20_000
+_STEP_PAUSE_S = 0.025
+
+
+class Pace(ExecutionCallback):
+    """Keeps Ray Data's scheduling loop from spinning.
+
+    While finished blocks wait for a slower consumer, which is most of the time in training, Ray 2.60's loop waits for nothing: it took a
+    quarter of a core here. Each step takes all blocks that are ready, so a short pause between steps delays them and loses none.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(_STEP_PAUSE_S)
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """All that the stream follows from, without the classes that import torch.
+
+    Attributes:
+        source: Which views of which data.
+        epochs: How many.
+        layout: `light`, `fused` or `pool`; see `StreamConfig.layout`. `light` is `fused` where nothing needs torch.
+        num_cpus: CPUs of one task.
+        pool: Arguments of `ActorPoolStrategy`.
+        actor_num_cpus, actor_num_gpus: What each member of the pool takes.
+        config_json: The whole config, for the stages that stylize.
+    """
+
+    source: ViewSource
+    epochs: float
+    layout: str
+    num_cpus: float
+    pool: dict[str, int]
+    actor_num_cpus: float
+    actor_num_gpus: float
+    config_json: str
+
+
+def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
+    """The spec of the config's stream."""
+    pool = config.stream.pool
+    sizes = {"min_size": pool.min, "max_size": pool.max, "initial_size": pool.initial or pool.min}
+    return StreamSpec(
+        source=source,
+        epochs=config.train.epochs,
+        layout=layout_of(config),
+        num_cpus=config.stream.num_cpus,
+        pool={"size": pool.min} if pool.min == pool.max else sizes,
+        actor_num_cpus=pool.num_cpus,
+        actor_num_gpus=pool.num_gpus,
+        config_json=config.model_dump_json(),
+    )
+
+
+def layout_of(config: ExperimentConfig) -> str:
+    """As configured; `auto` is a pool where the stylizer computes on a GPU, and `fused` is `light` where nothing needs torch."""
+    is_plain = config.stylize.is_identity
+    layout = config.stream.layout
+    if layout == "auto":
+        layout = "pool" if not is_plain and config.stream.pool.num_gpus > 0 else "fused"
+    return "light" if layout == "fused" and is_plain and config.views.backend_on("cpu") == "opencv" else layout
+
+
+def execution_options() -> ExecutionOptions:
+    """Blocks come out in the plan's order, which a resumed run relies on."""
+    return ExecutionOptions(preserve_order=True)
+
+
+def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle) -> ray.data.Dataset:
+    """All epochs' views as rows of `view_0`, `view_1`, `sample_id` and `epoch`, in blocks of about `data.block_rows`.
+
+    Args:
+        seen: Samples to leave out, because the run has seen them or knows that they are bad.
+        control: Is told of rows that cannot be used.
+    """
+    context = DataContext.get_current()
+    context.execution_options = execution_options()
+    if Pace not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(Pace)
+    # A block is cut when it is larger than this, so every block of views becomes one of Ray's, neither merged nor split.
+    context.target_max_block_size = max(1, int(0.8 * block_bytes(spec.source)))
+    order = np.array([(window.epoch, window.number) for window in windows(spec.source, spec.epochs, seen)], np.int32).reshape(-1, 2)
+    shares = np.array_split(order, max(1, min(len(order), _MAX_TASKS)))
+    plan = ray.data.range(len(shares), override_num_blocks=len(shares))
+    reading = ReadStage(spec.source, shares, seen, BadRowsReporter(control))
+    match spec.layout:
+        case "light":
+            return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)
+        case "fused":
+            return plan.map_batches(cast(Any, FusedStage(reading, spec.config_json)), batch_size=None, num_cpus=spec.num_cpus)
+        case "pool":
+            crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
+            return crops.map_batches(
+                StyleActor,
+                fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus),
+                batch_size=None,
+                num_cpus=spec.actor_num_cpus,
+                num_gpus=spec.actor_num_gpus,
+                compute=ActorPoolStrategy(**cast(Any, spec.pool)),
+            )
+    raise AssertionError(spec.layout)
+
+
+class StreamFactory:
+    """Called by Ray Train at every start of its workers, so that they go on from the newest checkpoint.
+
+    Args:
+        run_dir: Where the checkpoints are.
+        seen: What the run has seen at its first start; later it is read from the newest checkpoint.
+        control: Is told of rows that cannot be used, and knows those of earlier starts.
+    """
+
+    def __init__(self, spec: StreamSpec, run_dir: str, seen: SeenIds, control: ActorHandle) -> None:
+        self._spec, self._run_dir, self._control = spec, run_dir, control
+        self._first: SeenIds | None = seen
+
+    def __call__(self) -> ray.data.Dataset:
+        seen, self._first = self._first, None
+        if seen is None:
+            seen = cast(SeenIds, ray.get(_read_seen.remote(self._run_dir, self._spec.source.index.num_rows)))
+        known_bad = ray.get(self._control.bad_rows.remote())
+        return make_stream(self._spec, without(seen, known_bad, range(math.ceil(self._spec.epochs))), self._control)
+
+
+@ray.remote(num_cpus=0)
+def _read_seen(run_dir: str, num_rows: int) -> SeenIds:
+    """What the newest checkpoint has seen; a task, because reading checkpoints takes torch."""
+    from ray_sassl.run import seen_of
+    from ray_sassl.train.checkpoint import latest_checkpoint
+
+    return seen_of(latest_checkpoint(run_dir), num_rows)
+
+
+def block_bytes(source: ViewSource) -> int:
+    """Bytes of a plan's block of views."""
+    return source.data.block_rows * len(source.views.views) * source.views.size_px**2 * 3
+
+
+class FusedStage:
+    """All stages in one task, with the stylizer in the task's process."""
+
+    def __init__(self, reading: ReadStage, config_json: str) -> None:
+        self.reading, self.config_json = reading, config_json
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
+        restyle = _restyle(self.config_json, "cpu", 1)
+        for block in self.reading.blocks(batch):
+            yield finish_block(self.reading.source, block, restyle)
+
+
+class StyleActor:
+    """One member of the pool: the stylizer with its weights, then the colour operations."""
+
+    def __init__(self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float) -> None:
+        self._source = source
+        self._device_type = "cuda" if num_gpus else "cpu"
+        self._restyle = _restyle(config_json, self._device_type, int(num_cpus))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
+        for row in range(len(batch["epoch"])):
+            yield finish_block(self._source, block_of_row(batch, row), self._restyle, self._device_type)
+
+
+@lru_cache(maxsize=1)
+def _restyle(config_json: str, device_type: str, num_threads: int) -> Restyle | None:
+    """The config's style augmentation, built once a process."""
+    from ray_sassl.config.schema import ExperimentConfig
+    from ray_sassl.run import build_restyle
+
+    return build_restyle(ExperimentConfig.model_validate_json(config_json), device_type, num_threads)

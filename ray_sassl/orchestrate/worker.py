@@ -1,0 +1,87 @@
+"""What runs inside each Ray Train worker: `run.train_process`, fed by this rank's shard of the stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.actor import ActorHandle
+
+from ray_sassl.config.files import from_yaml
+from ray_sassl.orchestrate.control import NoteHandler
+from ray_sassl.plugins import UsageError
+from ray_sassl.run import train_process
+from ray_sassl.train.checkpoint import latest_checkpoint
+from ray_sassl.train.loop import micro_batch
+from ray_sassl.types import Arrays
+
+
+@dataclass
+class RayContext:
+    """A Ray Train worker as the loop sees it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    control: ActorHandle
+
+    def __post_init__(self) -> None:
+        self._answer = self.control.stop_requested.remote()
+        self._stop = False
+
+    def report(self, metrics: dict[str, float]) -> None:
+        self.control.report.remote(metrics)
+
+    def stop_requested(self) -> bool:
+        """The control actor's last answer; the next one is asked for at once, and not waited for."""
+        ready, _ = ray.wait([self._answer], timeout=0)
+        if ready:
+            self._stop = self._stop or bool(ray.get(self._answer))
+            self._answer = self.control.stop_requested.remote()
+        return self._stop
+
+
+def train_worker(spec: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every worker.
+
+    Args:
+        spec: `config_yaml`, `run_dir`, `num_rows`, `num_threads` and the `control` actor.
+    """
+    config = from_yaml(spec["config_yaml"])
+    control = spec["control"]
+    logging.getLogger("ray_sassl").addHandler(NoteHandler(control))
+    torch.set_num_threads(spec["num_threads"])
+    where = ray.train.get_context()
+    context = RayContext(where.get_world_rank(), where.get_world_size(), ray.train.torch.get_device(), control)
+    resume = latest_checkpoint(spec["run_dir"])
+    shard = ray.train.get_dataset_shard("train")
+    assert shard is not None
+    stream = shard.iter_batches(
+        batch_size=micro_batch(config.train, context.world_size),
+        batch_format="numpy",
+        prefetch_batches=config.stream.prefetch_batches,
+        drop_last=True,
+    )
+    try:
+        outcome = train_process(config, spec["run_dir"], _arrays(stream), spec["num_rows"], context, resume)
+    except UsageError as error:  # starting the workers again would end the same way
+        ray.get(control.fail.remote(str(error)))
+        return
+    except Exception:
+        if ray.get(control.fatal.remote()):  # this is the echo of what the driver knows already
+            return
+        raise
+    if context.rank == 0:
+        ray.get(control.finish.remote(outcome))
+
+
+def _arrays(stream: Any) -> Iterator[Arrays]:
+    for batch in stream:
+        yield {name: np.asarray(array) for name, array in batch.items()}

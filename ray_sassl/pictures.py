@@ -1,0 +1,82 @@
+"""Pictures for people: grids of images with labels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.pipeline import Restyle, ViewSource, crop_blocks, finish_block, windows
+from ray_sassl.plugins import UsageError
+from ray_sassl.sassl import draw_styles
+
+_GAP_PX = 4
+_BACKGROUND = (255, 255, 255)
+_INK = (30, 30, 30)
+_TEXT_PX = 12
+
+
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray]], column_titles: Sequence[str], captions: Sequence[Sequence[str]], cell_px: int
+) -> bytes:
+    """A PNG of images in rows and columns.
+
+    Args:
+        rows: Images (H, W, 3) uint8; each is scaled to `cell_px`, small ones without smoothing, so that their pixels stay visible.
+        column_titles: One a column.
+        captions: A line under each image, in the shape of `rows`; empty for none.
+        cell_px: Side of a cell in pixels.
+    """
+    font = ImageFont.load_default(_TEXT_PX)
+    line_px = _TEXT_PX + 2 * _GAP_PX
+    caption_px = line_px if any(text for line in captions for text in line) else _GAP_PX
+    width = _GAP_PX + len(column_titles) * (cell_px + _GAP_PX)
+    canvas = Image.new("RGB", (width, line_px + len(rows) * (cell_px + caption_px)), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(column_titles):
+        draw.text((_GAP_PX + column * (cell_px + _GAP_PX), _GAP_PX), title, _INK, font)
+    for line, (images, texts) in enumerate(zip(rows, captions, strict=True)):
+        top = line_px + line * (cell_px + caption_px)
+        for column, (image, text) in enumerate(zip(images, texts, strict=True)):
+            left = _GAP_PX + column * (cell_px + _GAP_PX)
+            smoothing = Image.Resampling.NEAREST if image.shape[0] < cell_px else Image.Resampling.LANCZOS
+            canvas.paste(Image.fromarray(image).resize((cell_px, cell_px), smoothing), (left, top))
+            draw.text((left, top + cell_px + 2), text, _INK, font)
+    out = io.BytesIO()
+    canvas.save(out, "PNG")
+    return out.getvalue()
+
+
+def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle | None, num_rows: int = 8) -> bytes:
+    """A PNG of what the network will see: for some samples each view's crop and final form, with and without style augmentation.
+
+    Bad rows are passed over here; the run itself counts them.
+    """
+    seen = SeenIds(source.index.num_rows)
+    window = next(windows(source, 1, seen))
+    block = next(crop_blocks(source, window, seen, lambda bad: None), None)
+    if block is None:
+        raise UsageError("none of the images in the first block could be decoded; `ray-sassl data check PATH` lists what is wrong")
+    rows = np.arange(min(num_rows, len(block.sample_id)))
+    plain = finish_block(source, block, None)
+    styled = finish_block(source, block, restyle)
+    columns: list[tuple[str, np.ndarray, list[str]]] = []
+    for number, side in enumerate(("left", "right")):
+        columns.append((f"{side} crop", block.views[number], ["" for _ in rows]))
+        if restyle is not None and config.sassl.repaints(number):
+            styles = draw_styles(config.sassl, block.sample_id, block.epoch, config.seed, number)
+            repainted = restyle(block.views, block.sample_id, block.epoch)[number]
+            strengths = zip(styles.apply[rows], styles.alpha[rows], styles.beta[rows], strict=True)
+            columns.append(("its style", block.views[number][styles.partner], ["" for _ in rows]))
+            columns.append(
+                ("repainted", repainted, [f"alpha {a:.2f} beta {b:.2f}" if chosen else "not drawn" for chosen, a, b in strengths])
+            )
+            columns.append((f"{side}, no style", plain[f"view_{number}"], ["" for _ in rows]))
+        columns.append((f"{side} view", styled[f"view_{number}"], ["" for _ in rows]))
+    images = [[array[row] for _, array, _ in columns] for row in rows]
+    captions = [[texts[row] for _, _, texts in columns] for row in rows]
+    return image_grid(images, [title for title, _, _ in columns], captions, cell_px=max(112, source.views.size_px // 2))

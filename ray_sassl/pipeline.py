@@ -1,0 +1,269 @@
+"""From shards to batches, as plain functions: what Ray spreads over a cluster, and what one process runs by itself.
+
+    window ─► read ─► decode ─► crop (each view) ─► stylize ─► colour ─► rows that this run has not seen
+
+Up to the crops nothing here imports torch, so that the workers which read and decode stay light. A plan's block stays one piece up to
+the end: the partners of in-batch style transfer are its rows, whatever batch they end up in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from ray_sassl.data import NO_LABEL, DataConfig, Rows
+from ray_sassl.data.decode import decode_rows
+from ray_sassl.data.index import Index, read_groups
+from ray_sassl.data.plan import Block, Plan, Window
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.types import Arrays
+from ray_sassl.views import opencv
+from ray_sassl.views.crop import crop
+from ray_sassl.views.draw import ViewParams, draw
+from ray_sassl.views.recipes import ViewsConfig
+
+OnBad = Callable[[list[BadRow]], object]
+"""Told of the rows that could not be read or decoded; raises where there are too many."""
+
+Restyle = Callable[[list[np.ndarray], np.ndarray, int], list[np.ndarray]]
+"""Style augmentation of one block: views (each (B, H, W, 3) uint8), sample ids (B,) and the epoch in, views out."""
+
+_WHOLE_IMAGE_PX = 64
+
+
+@dataclass(frozen=True)
+class ViewSource:
+    """Which views of which data, in which order; small and picklable, with the index by its path.
+
+    Attributes:
+        index_path: Where the index is saved.
+        data, views, seed: As in the experiment's config.
+        index_mtime_ns: When it was saved, so that a process which has loaded an older index from the same path does not use that.
+    """
+
+    index_path: str
+    data: DataConfig
+    views: ViewsConfig
+    seed: int
+    index_mtime_ns: int = 0
+
+    @property
+    def index(self) -> Index:
+        return _load_index(self.index_path, self.index_mtime_ns)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.index, self.seed, self.data.shuffle_window, self.data.block_rows)
+
+
+@dataclass(frozen=True)
+class CropBlock:
+    """A plan's block, decoded and cropped.
+
+    Attributes:
+        views: One (B, H, W, 3) uint8 array a view.
+        sample_id: (B,) int64; rows that could not be decoded are gone.
+        epoch: The epoch.
+        keep: (B,) bool; False for rows that the run has seen before it was resumed, which are here as style partners only.
+    """
+
+    views: list[np.ndarray]
+    sample_id: np.ndarray
+    epoch: int
+    keep: np.ndarray
+
+
+@lru_cache(maxsize=4)
+def _load_index(path: str, mtime_ns: int) -> Index:
+    return Index.load(path)
+
+
+def crop_blocks(source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad) -> Iterator[CropBlock]:
+    """The window's blocks, decoded and cropped; blocks that the run has seen whole are left out."""
+    blocks = [block for block in source.plan.blocks(window) if seen.unseen(window.epoch, block.sample_id).any()]
+    if not blocks:
+        return
+    rows = read_groups(source.index, window.groups)
+    for block in blocks:
+        cropped = _crop_block(source, block, rows.take(block.sample_id), seen, on_bad)
+        if len(cropped.sample_id):
+            yield cropped
+
+
+def _crop_block(source: ViewSource, block: Block, rows: Rows, seen: SeenIds, on_bad: OnBad) -> CropBlock:
+    images, good = decode_images(rows, source.data.max_pixels, on_bad)
+    sample_id = block.sample_id[good]
+    sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
+    views = []
+    for number, view in enumerate(source.views.views):
+        params = draw(view, sizes, sample_id, block.epoch, source.seed, number)
+        views.append(crop(images, params, source.views.size_px, view.interpolation))
+    return CropBlock(views, sample_id, block.epoch, seen.unseen(block.epoch, sample_id))
+
+
+def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Image.Image], np.ndarray]:
+    """The images that can be decoded, and a (n,) bool mask of which these are; the others are handed to `on_bad`."""
+    decoded = decode_rows(rows, max_pixels)
+    good = np.array([not isinstance(image, BadRow) for image in decoded], bool)
+    if bad := [row for row in decoded if isinstance(row, BadRow)]:
+        on_bad(bad)
+    return [image for image in decoded if not isinstance(image, BadRow)], good
+
+
+def finish_block(source: ViewSource, block: CropBlock, restyle: Restyle | None, device_type: str = "cpu") -> Arrays:
+    """The block's views, stylized and with their colours changed, without the rows that are there as partners only."""
+    views = restyle(block.views, block.sample_id, block.epoch) if restyle else block.views
+    sample_id = block.sample_id[block.keep]
+    if not block.keep.all():
+        views = [view[block.keep] for view in views]
+    # The colours' draws do not depend on the image's size, so any size will do here.
+    sizes = np.full((len(sample_id), 2), source.views.size_px, np.int64)
+    arrays: Arrays = {"sample_id": sample_id, "epoch": np.full(len(sample_id), block.epoch, np.int64)}
+    for number, (config, view) in enumerate(zip(source.views.views, views, strict=True)):
+        params = draw(config, sizes, sample_id, block.epoch, source.seed, number)
+        if source.views.backend_on(device_type) == "opencv":
+            arrays[f"view_{number}"] = opencv.colour(view, params)
+        else:
+            arrays[f"view_{number}"] = _colour_in_torch(view, params, device_type)
+    return arrays
+
+
+def _colour_in_torch(view: np.ndarray, params: ViewParams, device_type: str) -> np.ndarray:
+    import torch  # which the light workers go without
+
+    from ray_sassl.sassl import to_float, to_uint8
+    from ray_sassl.views import ops
+
+    with torch.inference_mode():
+        return to_uint8(ops.colour(to_float(view, torch.device(device_type)), params))
+
+
+def windows(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Window]:
+    """The windows of all epochs in order, as one stream, without those that the run has seen whole. A fraction of an epoch counts whole."""
+    plan = source.plan
+    for epoch in range(int(np.ceil(epochs))):
+        if seen.count(epoch) == source.index.num_rows:
+            continue
+        for window in plan.windows(epoch):
+            if not seen.is_touched(epoch) or seen.unseen(epoch, _ids_of(source.index, window)).any():
+                yield window
+
+
+def local_batches(
+    source: ViewSource,
+    *,
+    epochs: float,
+    batch_size: int,
+    on_bad: OnBad,
+    restyle: Restyle | None = None,
+    seen: SeenIds | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+) -> Iterator[Arrays]:
+    """The whole flow in this process: what `rank` of `world_size` takes of each global batch, in `accumulate` parts.
+
+    Args:
+        batch_size: Rows of one part. Every step's global batch, and each of its parts, is the same rows, however many workers share it.
+    """
+    seen = seen or SeenIds(source.index.num_rows)
+    blocks = (
+        finish_block(source, block, restyle)
+        for window in windows(source, epochs, seen)
+        for block in crop_blocks(source, window, seen, on_bad)
+    )
+    for batch in rebatch(blocks, accumulate * world_size * batch_size):
+        for part in range(accumulate):
+            first = (part * world_size + rank) * batch_size
+            yield {name: array[first : first + batch_size] for name, array in batch.items()}
+
+
+def rebatch(blocks: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
+    """Rows of the blocks, in order, in batches of exactly `batch_size`; what is left over at the end is dropped."""
+    held: list[Arrays] = []
+    num_held = 0
+    for block in blocks:
+        held.append(block)
+        num_held += len(block["sample_id"])
+        if num_held < batch_size:
+            continue
+        joined = held[0] if len(held) == 1 else {name: np.concatenate([part[name] for part in held]) for name in held[0]}
+        first = 0
+        while num_held - first >= batch_size:
+            yield {name: array[first : first + batch_size] for name, array in joined.items()}
+            first += batch_size
+        held, num_held = [{name: array[first:] for name, array in joined.items()}], num_held - first
+
+
+def labelled_images(
+    config: DataConfig, index: Index, size_px: int, on_bad: OnBad, *, limit: int | None = None, batch_size: int = 256, num_threads: int = 2
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images (B, size_px, size_px, 3) uint8 as encoders are evaluated on, with their labels (B,); rows without a label are left out.
+
+    Args:
+        limit: At most so many rows: some of each of up to 64 row groups that are spread over the data set.
+    """
+    groups, rows_per_group = _spread(index, limit)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for group in groups:
+            rows = read_groups(index, [group])
+            labelled = rows.sample_id[rows.label != NO_LABEL]
+            chosen = (
+                np.unique(np.linspace(0, len(labelled) - 1, min(rows_per_group, len(labelled))).round().astype(int))
+                if len(labelled)
+                else []
+            )
+            rows = rows.take(labelled[chosen]) if len(chosen) else None
+            for start in range(0, len(rows) if rows else 0, batch_size):
+                assert rows is not None
+                part = rows.take(rows.sample_id[start : start + batch_size])
+                pieces = [part.take(ids) for ids in np.array_split(part.sample_id, num_threads)]
+                done = list(pool.map(lambda piece: _evaluation_images(config, piece, size_px, on_bad), pieces))
+                yield np.concatenate([images for images, _ in done]), np.concatenate([labels for _, labels in done])
+
+
+def _evaluation_images(config: DataConfig, rows: Rows, size_px: int, on_bad: OnBad) -> tuple[np.ndarray, np.ndarray]:
+    images, good = decode_images(rows, config.max_pixels, on_bad)
+    pixels = np.empty((len(images), size_px, size_px, 3), np.uint8)
+    for place, image in enumerate(images):
+        pixels[place] = np.asarray(evaluation_view(image, size_px))
+    return pixels, rows.label[good]
+
+
+def evaluation_view(image: Image.Image, size_px: int) -> Image.Image:
+    """The image as encoders are evaluated on: resized (bilinear) and, above 64 px, cropped at the centre to 7/8 of the shorter side."""
+    if size_px <= _WHOLE_IMAGE_PX:
+        return image if image.size == (size_px, size_px) else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
+    scale = round(size_px * 8 / 7) / min(image.size)
+    width, height = (max(size_px, round(side * scale)) for side in image.size)
+    left, top = (width - size_px) // 2, (height - size_px) // 2
+    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size_px, top + size_px))
+
+
+def _spread(index: Index, limit: int | None) -> tuple[list[int], int]:
+    """Which row groups to read, and how many rows to take of each."""
+    every = np.flatnonzero(index.group_rows > 0)
+    if limit is None or limit >= index.num_rows:
+        return every.tolist(), int(index.group_rows.max())
+    groups = every[np.unique(np.linspace(0, len(every) - 1, min(64, len(every))).round().astype(int))]
+    return groups.tolist(), max(1, limit // len(groups))
+
+
+def _ids_of(index: Index, window: Window) -> np.ndarray:
+    return np.concatenate([index.sample_ids(group) for group in window.groups])
+
+
+def without(seen: SeenIds, bad: Iterable[BadRow], epochs: Iterable[int]) -> SeenIds:
+    """A copy of the record in which rows known to be bad count as seen in the epochs given, so that a resumed run does not try them again."""
+    copy = SeenIds.from_state_dict(seen.state_dict())
+    ids = np.array([row.sample_id for row in bad if row.sample_id >= 0], np.int64)
+    for epoch in epochs:
+        if seen.is_touched(epoch) and len(ids):
+            copy.add(np.full(len(ids), epoch, np.int64), ids)
+    return copy

@@ -1,0 +1,46 @@
+"""Stylizers: one file each. `stylize/color_statistics.py` is `stylize=color_statistics`.
+
+A stylizer is a bundle of an embedding and a renderer that share a code space. Codes of another bundle are meaningless to it, so
+whatever stores codes stores `bundle_id` beside them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ray_sassl.plugins import PluginConfig
+
+
+class Stylizer(ABC):
+    """Style transfer in two steps, so that codes can be mixed between them (SASSL, Algorithm 1).
+
+    Attributes:
+        bundle_id: Names the code space; equal ids mean interchangeable codes.
+        code_size: Width C of a style code.
+    """
+
+    bundle_id: str
+    code_size: int
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Style codes (B, C) float32 of images (B, 3, H, W), float in [0, 1]."""
+
+    @abstractmethod
+    def render(self, images: Tensor, codes: Tensor) -> Tensor:
+        """The images (B, 3, H, W) repainted in the styles `codes` (B, C); same shape, float in [0, 1]."""
+
+
+class StylizerConfig(PluginConfig, ABC):
+    """The config of a stylizer."""
+
+    is_identity: ClassVar[bool] = False
+    """True for the one stylizer that changes nothing; the pipeline then leaves the whole block out."""
+
+    @abstractmethod
+    def build(self, device: torch.device) -> Stylizer:
+        """The stylizer with its weights on the device, ready for inference."""

@@ -1,0 +1,355 @@
+"""The training loop: batches in, optimiser updates, metrics and checkpoints out. It knows nothing of where the batches come from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.methods import Method
+from ray_sassl.nn.normalize import normalize
+from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.train.checkpoint import Checkpoint, save_checkpoint
+from ray_sassl.train.context import Context, any_rank, mean_over_ranks
+from ray_sassl.train.metrics import MetricsLog, effective_rank, embedding_std
+from ray_sassl.train.optim import OptimConfig, build_optimizer
+from ray_sassl.train.schedule import scaled_lr, warmup_cosine
+from ray_sassl.types import Arrays, Batch, Outcome, StepOutput
+
+log = logging.getLogger(__name__)
+
+
+class DivergedError(UsageError):
+    """The loss, or a weight, is not a number any more."""
+
+
+_AGAINST_DIVERGENCE = "Lower optim.base_lr, lengthen optim.warmup_epochs, set train.clip_norm, or use train.precision=float32."
+
+
+class TrainConfig(FrozenConfig):
+    """Length, batch, precision and periods of a run. Periods are in steps; 0 means once an epoch."""
+
+    epochs: float = Field(default=100.0, gt=0)
+    """Passes over the data; a fraction is allowed."""
+    global_batch: int = Field(default=256, gt=0)
+    """Images of one optimiser update, over all workers and accumulated parts."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a worker's share of the batch is cut into. Each part has its own negatives and batch statistics."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast: weights, losses and the optimiser stay in float32."""
+    channels_last: bool = True
+    compile: bool = False
+    """torch.compile on the backbone."""
+    clip_norm: float = Field(default=0.0, ge=0)
+    """Gradients are scaled down to this global l2 norm; 0 leaves them as they are."""
+    log_every: int = Field(default=20, ge=1)
+    checkpoint_every: int = Field(default=0, ge=0)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay; two, so that a damaged one has a predecessor."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Period of the online kNN, where the data to evaluate on is given."""
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from RGB in [0, 1]; ImageNet's, as in the torchvision reference."""
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the arithmetic of a run follows from."""
+
+    num_rows: int
+    global_batch: int
+    epochs: float
+
+    @property
+    def total_steps(self) -> int:
+        """Full batches in `epochs` passes; what is left over at the very end (less than a batch) is dropped."""
+        return int(self.epochs * self.num_rows / self.global_batch + 1e-9)
+
+    def steps(self, epochs: float) -> int:
+        return round(epochs * self.num_rows / self.global_batch)
+
+    def epoch(self, step: int) -> float:
+        return step * self.global_batch / self.num_rows
+
+
+@dataclass
+class Job:
+    """Everything that one training process is given.
+
+    Attributes:
+        method: The network and its loss, on the CPU, seeded and built the same on every rank.
+        batches: This rank's stream, in parts of `micro_batch` images.
+        num_rows: Rows of the data set, bad ones included.
+        resume: The checkpoint to go on from.
+        evaluate: Scores the backbone on labelled data; called on rank 0.
+        record: Rank 0's metrics log; None on the others.
+        extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
+    """
+
+    method: Method
+    batches: Iterator[Arrays]
+    config: TrainConfig
+    optim: OptimConfig
+    num_rows: int
+    seed: int
+    run_dir: str
+    config_yaml: str
+    context: Context
+    resume: Checkpoint | None = None
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    record: MetricsLog | None = None
+    extra_state: dict[str, Any] = field(default_factory=dict)
+
+
+def micro_batch(config: TrainConfig, world_size: int) -> int:
+    """Images that one worker takes at a time.
+
+    Raises:
+        UsageError: the global batch does not divide into equal parts.
+    """
+    parts = world_size * config.accumulate
+    if config.global_batch % parts:
+        below, above = config.global_batch // parts * parts, -(-config.global_batch // parts) * parts
+        near = f"{below} or {above}" if below else str(above)
+        raise UsageError(
+            f"train.global_batch={config.global_batch} does not divide by {world_size} workers x train.accumulate={config.accumulate}; "
+            f"the nearest that do: {near}"
+        )
+    return config.global_batch // parts
+
+
+def train(job: Job) -> Outcome:
+    """Run the job to its end, or to the step at which a stop was asked for; either way a checkpoint of that step is left."""
+    config, context = job.config, job.context
+    progress = Progress(job.num_rows, config.global_batch, config.epochs)
+    if progress.total_steps == 0:
+        raise UsageError(
+            f"train.epochs={config.epochs:g} over {job.num_rows} images make no full batch of train.global_batch={config.global_batch}; "
+            "use a smaller batch or more epochs"
+        )
+    method, network = _place(job)
+    optimizer = build_optimizer(method, job.optim)
+    seen = SeenIds(job.num_rows)
+    step = 0
+    if job.resume is not None:
+        optimizer.load_state_dict(job.resume.state["optimizer"])
+        seen = SeenIds.from_state_dict(job.resume.state["seen"])
+        step = job.resume.step
+    meter = _Meter(progress, step)
+    saved = job.resume.path if job.resume else ""
+    status = "finished"
+    while step < progress.total_steps:
+        parts = _take(job.batches, config.accumulate, meter)
+        if parts is None:  # quarantined rows make the stream a little shorter than the plan
+            break
+        lr = _set_learning_rate(optimizer, job.optim, progress, step)
+        output = _update(network, method, optimizer, parts, job, step)
+        step += 1
+        method.after_step(step / progress.total_steps)
+        for part in parts:
+            seen.add(part["epoch"], part["sample_id"])
+        is_last = step == progress.total_steps
+        logs_now = step % config.log_every == 0 or is_last or step == 1
+        if logs_now:
+            metrics = meter.read(step, output, lr)
+            metrics["loss"] = mean_over_ranks(metrics["loss"], context)
+            _record(job, step, metrics)
+            _refuse_divergence(metrics, step)
+        if (logs_now or context.world_size == 1) and any_rank(context.stop_requested(), context):
+            status = "interrupted"
+            break
+        if not is_last and _is_due(step, config.evaluate_every, progress):
+            _evaluate(job, method, step)
+        if not is_last and _is_due(step, config.checkpoint_every, progress):
+            saved = _save(job, method, optimizer, seen, step)
+    if status == "finished":
+        _evaluate(job, method, step)
+    if job.resume is None or step > job.resume.step:
+        saved = _save(job, method, optimizer, seen, step)
+    return Outcome(status, step, saved)
+
+
+def _place(job: Job) -> tuple[Method, nn.Module]:
+    """The method on its device, with its weights, and the same wrapped for several workers."""
+    config, context = job.config, job.context
+    method = job.method
+    if job.resume is not None:
+        job.resume.load_method(method)
+    method = method.to(context.device)
+    if config.channels_last:
+        method = method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.compile:
+        method.backbone.compile()
+    method.train()
+    if context.world_size == 1:
+        return method, method
+    device_ids = [context.device] if context.device.type == "cuda" else None
+    # Buffers are each worker's own, or synchronised by the method; torch 2.15 has renamed the option.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return method, DistributedDataParallel(method, device_ids=device_ids, gradient_as_bucket_view=True, **own_buffers)
+
+
+def _take(batches: Iterator[Arrays], count: int, meter: _Meter) -> list[Arrays] | None:
+    """The parts of one step, or None at the end of the stream; a step that the stream cannot fill is dropped."""
+    began = time.perf_counter()
+    parts = [part for _, part in zip(range(count), batches, strict=False)]
+    meter.waited_s += time.perf_counter() - began
+    return parts if len(parts) == count else None
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, progress: Progress, step: int) -> float:
+    lr = warmup_cosine(
+        step,
+        total_steps=progress.total_steps,
+        warmup_steps=progress.steps(optim.warmup_epochs),
+        peak=scaled_lr(optim.base_lr, progress.global_batch, optim.lr_scaling),
+        final=optim.final_lr,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def _update(
+    network: nn.Module, method: Method, optimizer: torch.optim.Optimizer, parts: list[Arrays], job: Job, step: int
+) -> list[StepOutput]:
+    """One optimiser update. Random draws depend on the seed, the step and the rank alone, so that a resumed run repeats them."""
+    config, context = job.config, job.context
+    torch.manual_seed(_seed_of(job.seed, step, context.rank))
+    generator = torch.Generator().manual_seed(_seed_of(job.seed, step))
+    optimizer.zero_grad(set_to_none=True)
+    outputs = []
+    for number, part in enumerate(parts):
+        batch = to_device(part, context.device)
+        views = [normalize(view, config.pixel_mean, config.pixel_std) for view in batch.views]
+        is_last = number == len(parts) - 1
+        synchronised = contextlib.nullcontext() if is_last or context.world_size == 1 else network.no_sync()  # type: ignore[operator]
+        with synchronised:
+            with torch.autocast(context.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                output: StepOutput = network(views, generator, batch.sample_id)
+            (output.loss / len(parts)).backward()
+        outputs.append(output)
+    if config.clip_norm:
+        nn.utils.clip_grad_norm_([p for p in method.parameters() if p.grad is not None], config.clip_norm)
+    optimizer.step()
+    return outputs
+
+
+def to_device(arrays: Arrays, device: torch.device) -> Batch:
+    """The batch on the device; (B, H, W, 3) arrays become (B, 3, H, W) tensors in channels_last layout without a copy on the host."""
+    on_gpu = device.type == "cuda"
+
+    def move(array: np.ndarray) -> Tensor:
+        with warnings.catch_warnings():  # Ray's arrays are read-only views of shared memory, and nothing here writes to them
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
+
+    names = sorted(name for name in arrays if name.startswith("view_"))
+    return Batch([move(arrays[name]).permute(0, 3, 1, 2) for name in names], move(arrays["sample_id"]), move(arrays["epoch"]))
+
+
+@dataclass
+class _Meter:
+    """Times and averages since the last logged step; tensors are read back only when it is read."""
+
+    progress: Progress
+    first_step: int
+    waited_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._began, self._step = time.perf_counter(), self.first_step
+
+    def read(self, step: int, outputs: list[StepOutput], lr: float) -> dict[str, float]:
+        output = outputs[-1]
+        scalars = {
+            "loss": torch.stack([o.loss.detach().float() for o in outputs]).mean(),
+            "embedding_std": embedding_std(output.embeddings),
+            "effective_rank": effective_rank(output.embeddings),
+            **{name: value.float() for name, value in output.metrics.items()},
+        }
+        values = {name: float(value) for name, value in scalars.items()}
+        now = time.perf_counter()
+        elapsed = now - self._began
+        values |= {
+            "epoch": self.progress.epoch(step),
+            "chance_loss": output.chance_loss,
+            "learning_rate": lr,
+            "images_per_s": (step - self._step) * self.progress.global_batch / elapsed,
+            "data_wait": self.waited_s / elapsed,
+        }
+        self._began, self._step, self.waited_s = now, step, 0.0
+        return values
+
+
+def _record(job: Job, step: int, metrics: dict[str, float]) -> None:
+    if job.record is not None:
+        job.record.log(step, metrics)
+    if job.context.rank == 0:
+        job.context.report({"step": step, **metrics})
+
+
+def _refuse_divergence(metrics: dict[str, float], step: int) -> None:
+    if not math.isfinite(metrics["loss"]):
+        raise DivergedError(
+            f"the loss is {metrics['loss']} at step {step} (learning rate {metrics['learning_rate']:.3g}). {_AGAINST_DIVERGENCE}"
+        )
+
+
+def _is_due(step: int, every: int, progress: Progress) -> bool:
+    if every:
+        return step % every == 0
+    return int(progress.epoch(step)) > int(progress.epoch(step - 1))
+
+
+def _evaluate(job: Job, method: Method, step: int) -> None:
+    """The scores by rank 0, which alone has the means to; the others go on, and meet it at the next step."""
+    if job.evaluate is not None:
+        _record(job, step, job.evaluate(method.backbone))
+
+
+def _save(job: Job, method: Method, optimizer: torch.optim.Optimizer, seen: SeenIds, step: int) -> str:
+    """A checkpoint by rank 0, with the samples that all ranks have seen; returns its path on every rank.
+
+    Raises:
+        DivergedError: a weight is not a finite number; the checkpoints from before that stay.
+    """
+    context = job.context
+    if not torch.isfinite(nn.utils.get_total_norm([parameter.detach() for parameter in method.parameters()])):
+        raise DivergedError(f"the weights are not finite at step {step}. {_AGAINST_DIVERGENCE}")
+    if context.world_size > 1:
+        everyone: list[Any] = [None] * context.world_size
+        dist.all_gather_object(everyone, seen.state_dict())
+        seen.merge(SeenIds.from_state_dict(state) for state in everyone)
+    path = ""
+    if context.rank == 0:
+        if job.record is not None:
+            job.record.flush()
+        state = {"optimizer": optimizer.state_dict(), "seen": seen.state_dict(), **job.extra_state}
+        path = save_checkpoint(job.run_dir, step, method, state, job.config_yaml, job.config.keep_checkpoints)
+    if context.world_size > 1:
+        shared = [path]
+        dist.broadcast_object_list(shared, src=0)
+        path = shared[0]
+    return path
+
+
+def _seed_of(*numbers: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,63 @@
+"""Optimisers over a method's trainable parameters: SGD, LARS (You et al. 2017, arXiv 1708.03888) and AdamW."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+from timm.optim import Lars
+from torch import nn
+
+from ray_sassl.plugins import FrozenConfig
+
+
+class OptimConfig(FrozenConfig):
+    """The optimiser and its learning rate. Biases and the scales and shifts of norm layers are never decayed, and LARS does not adapt them."""
+
+    name: Literal["sgd", "lars", "adamw"] = "sgd"
+    base_lr: float = Field(default=0.03, gt=0)
+    """Peak learning rate before scaling; see `lr_scaling`. 0.03 for a batch of 256 is MoCo's."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How the peak follows the global batch: `linear` base_lr * batch / 256, `sqrt` base_lr * sqrt(batch), `none` base_lr."""
+    final_lr: float = Field(default=0.0, ge=0)
+    """Where the cosine ends."""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Length of the linear warm-up, in epochs."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD and LARS; the first beta of AdamW."""
+    beta2: float | None = Field(default=None, ge=0, lt=1)
+    """The second beta of AdamW (0.999 where not given); an error for the others."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    trust_coefficient: float | None = Field(default=None, gt=0)
+    """LARS's trust coefficient (0.001 where not given); an error for the others."""
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> OptimConfig:
+        for field, owner in (("beta2", "adamw"), ("trust_coefficient", "lars")):
+            if getattr(self, field) is not None and self.name != owner:
+                raise ValueError(f"optim.{field} has no effect on {self.name}; it belongs to {owner}")
+        return self
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters in two groups: matrices and kernels with weight decay; biases, scales and shifts (one axis or none) without."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser; its learning rate is set by the loop before every update."""
+    groups = parameter_groups(module, config.weight_decay)
+    match config.name:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=config.base_lr, momentum=config.momentum)
+        case "lars":
+            groups[0]["always_adapt"] = True  # timm's adapts only what is decayed, so a weight decay of 0 would switch LARS off
+            return Lars(groups, lr=config.base_lr, momentum=cast(int, config.momentum), trust_coeff=config.trust_coefficient or 0.001)
+        case "adamw":
+            beta2 = 0.999 if config.beta2 is None else config.beta2
+            return torch.optim.AdamW(groups, lr=config.base_lr, betas=(config.momentum, beta2))

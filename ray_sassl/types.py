@@ -1,0 +1,80 @@
+"""What passes between the parts, and the legend of shapes.
+
+Shapes: `B` images of a batch on this worker, `H x W` their size in pixels, `F` width of the backbone's features, `D` width of the
+projector's embeddings, `N` rows of the data set. This module imports neither torch nor Ray, so the light workers can use it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Arrays: TypeAlias = dict[str, np.ndarray]
+"""A batch as it travels between processes: `view_0`, `view_1`, ... each (B, H, W, 3) uint8 RGB; `sample_id` (B,) int64; `epoch` (B,) int64."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as a method's training step sees it, on the worker's device.
+
+    Attributes:
+        views: One (B, 3, H, W) uint8 tensor a view, in channels_last memory format.
+        sample_id: (B,) int64, the row's number in the shard index.
+        epoch: (B,) int64, the epoch that the row belongs to; a batch may hold rows of two epochs.
+    """
+
+    views: list[Tensor]
+    sample_id: Tensor
+    epoch: Tensor
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a method's forward pass hands back to the loop.
+
+    Attributes:
+        loss: Scalar, to be minimised.
+        embeddings: (B, D), detached: the online projector's output for the first view, for the collapse metrics.
+        chance_loss: The loss of a network that tells no two images apart (for InfoNCE, ln of the number of classes).
+        metrics: Further detached scalars to log, by name.
+    """
+
+    loss: Tensor
+    embeddings: Tensor
+    chance_loss: float
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the training loop ended: "finished" or "interrupted", at which step, with which last checkpoint."""
+
+    status: str
+    step: int
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended; the same facts stand in its `summary.json`.
+
+    Attributes:
+        status: "finished", "interrupted" or "failed".
+        step: Optimiser updates done.
+        run_dir: Where the pictures, metrics and checkpoints are.
+        checkpoint: The newest checkpoint's path, or None where the run ended before its first.
+        metrics: The last logged value of each metric.
+        reason: Why the run did not finish, or None.
+    """
+
+    status: str
+    step: int
+    run_dir: str
+    checkpoint: str | None
+    metrics: dict[str, float]
+    reason: str | None = None

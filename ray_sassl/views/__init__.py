@@ -1,0 +1,5 @@
+"""Views: pairs of randomly changed copies of an image.
+
+`recipes.py` holds the numbers of the papers, `draw.py` turns them into parameters for each sample, `crop.py` does the geometry, and
+`opencv.py` (CPU, no torch) or `ops.py` (batched torch, any device) the colours. Only `ops.py` imports torch.
+"""

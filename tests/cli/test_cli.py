@@ -1,0 +1,151 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from ray_sassl.cli import app
+from ray_sassl.config.files import from_yaml
+from ray_sassl.experiments import experiments, load_experiment
+from ray_sassl.plugins import UsageError
+from tests.orchestrate.conftest import write_shards
+
+TINY = [
+    "method.queue_size=32",
+    "train.global_batch=16",
+    "train.log_every=1",
+    "scaling.threads_per_worker=1",
+    "scaling.cpus_per_worker=0.5",
+    "views.size_px=16",
+    "evaluate.size_px=16",
+]
+
+
+def _run(*args: str) -> str:
+    """The command's output."""
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(args), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def _data(folder: Path) -> list[str]:
+    path = write_shards(folder)
+    return [f"data.path={path}", f"evaluate.train.path={path}", f"evaluate.test.path={path}"]
+
+
+def test_every_verb_shows_an_example_in_its_help():
+    command = typer.main.get_command(app)
+    verbs = [(name,) for name in command.commands if name not in ("data", "version")]  # pyright: ignore[reportAttributeAccessIssue]
+    verbs += [("data", name) for name in ("inspect", "check", "convert")]
+    for verb in verbs:
+        assert "Example" in _run(*verb, "--help"), verb
+
+
+def test_experiments_are_listed_and_printed_as_a_config_that_reads_back():
+    listed = _run("experiments")
+    assert all(name in listed for name in experiments())
+    assert from_yaml(_run("experiments", "byol_imagenet_sassl")) == load_experiment("byol_imagenet_sassl")
+
+
+def test_a_printed_experiment_can_be_changed_and_run_from_its_file(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(_run("experiments", "moco_cifar10_cpu"))
+    _run("pretrain", str(file), *_data(tmp_path), *TINY, "train.epochs=0.3", "scaling.num_workers=0", "--run-dir", str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_wrong_path_or_name_is_answered_with_the_nearest_right_one():
+    with pytest.raises(UsageError, match=r"the nearest is train\.epochs"):
+        _run("pretrain", "moco_cifar10_cpu", "train.epoch=3")
+    with pytest.raises(UsageError, match="did you mean 'moco_cifar10'"):
+        _run("views", "moco_cifar")
+
+
+def test_a_directory_that_holds_a_run_is_not_started_in_again(tmp_path: Path):
+    args = [
+        "pretrain",
+        "moco_cifar10_cpu",
+        *_data(tmp_path),
+        *TINY,
+        "train.epochs=0.2",
+        "scaling.num_workers=0",
+        "--run-dir",
+        str(tmp_path / "r"),
+    ]
+    _run(*args)
+    with pytest.raises(UsageError, match="already holds a run; add --resume"):
+        _run(*args)
+    with pytest.raises(UsageError, match=r"has another method\.temperature"):
+        _run(*args, "--resume", "method.temperature=0.5")
+    with pytest.raises(UsageError, match="holds no run to resume"):
+        _run(*args[:-1], str(tmp_path / "other"), "--resume")
+
+
+def test_views_draws_each_side_with_and_without_style(tmp_path: Path):
+    out = tmp_path / "views.png"
+    _run("views", "moco_cifar10_sassl", *_data(tmp_path)[:1], "--rows", "3", "--out", str(out))
+    styled = Image.open(out)
+    _run("views", "moco_cifar10", *_data(tmp_path)[:1], "--rows", "3", "--out", str(out))
+    plain = Image.open(out)
+    assert styled.height > 3 * 112
+    assert styled.width > 7 * 112
+    assert 4 * 112 < plain.width < 5 * 112
+
+
+def test_evaluate_scores_a_run_beside_its_baselines_and_writes_json(tmp_path: Path):
+    run_dir = str(tmp_path / "run")
+    _run("pretrain", "moco_cifar10_cpu", *_data(tmp_path), *TINY, "train.epochs=0.2", "scaling.num_workers=0", "--run-dir", run_dir)
+    output = _run("evaluate", run_dir, "knn", "k=5", "--baselines")
+    assert all(name in output for name in ("step 2", "untrained encoder", "raw pixels", "chance"))
+    record = json.loads((tmp_path / "run" / "evaluate-knn.json").read_text())
+    assert record["protocol"]["k"] == 5
+    assert record["scores"]["raw pixels"]["top1"] == 1.0  # train and test are the same images
+    _run("evaluate", record["checkpoint"], "linear", "--out", str(tmp_path / "linear.json"))
+    assert 0 <= json.loads((tmp_path / "linear.json").read_text())["scores"]["step 2"]["top1"] <= 1
+    with pytest.raises(UsageError, match="no run directory with a sound one"):
+        _run("evaluate", str(tmp_path), "knn")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_that_the_same_command_resumes(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "ray_sassl.cli", "pretrain", "moco_cifar10_cpu", *_data(tmp_path), *TINY, "--run-dir", str(run_dir)]
+    process = subprocess.Popen([*command, "train.epochs=100"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_own_ray())
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = run_dir / "metrics.jsonl"
+        if metrics.exists() and metrics.read_text().count("\n") > 5:
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    stopped_at = summary["step"]
+    assert stopped_at > 0
+    assert Path(summary["checkpoint"]).name == f"step-{stopped_at:08d}"
+    epochs = (stopped_at + 4) * 16 / 160
+    subprocess.run([*command, f"train.epochs={epochs}", "--resume"], check=True, capture_output=True, timeout=240, env=_own_ray())
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["status"], summary["step"]) == ("finished", stopped_at + 4)
+    steps = [json.loads(line)["step"] for line in io.StringIO((run_dir / "metrics.jsonl").read_text())]
+    assert sorted(set(steps)) == list(range(1, stopped_at + 5))
+
+
+def _own_ray() -> dict[str, str]:
+    """The environment without the address of a Ray that this process may have started."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

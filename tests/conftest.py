@@ -1,0 +1,44 @@
+"""Fixtures that the whole suite shares: where the test data is, a home of its own, and one thread a process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def _shared() -> Path:
+    return Path(os.environ.get("RAY_SASSL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of real test data (CIFAR-10, an ImageNet sample, odd JPEGs); see CONTRIBUTING.md."""
+    folder = _shared()
+    if not (folder / "data").is_dir():
+        pytest.skip(f"the shared test data is not at {folder}; set RAY_SASSL_SHARED to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_home(tmp_path_factory: pytest.TempPathFactory):
+    """Caches, tokens and settings of the tests stay out of the user's home."""
+    home = tmp_path_factory.mktemp("home")
+    names = {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "RAY_SASSL_CACHE": str(home / "cache"),
+        "MPLCONFIGDIR": str(home / "mpl"),
+    }
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+from ray_sassl.data import GROUP_ROWS, DataConfig
+from ray_sassl.data.index import Index, build_index, read_groups
+from ray_sassl.data.quarantine import BadRow
+
+
+def _touch(root: Path, *names: str) -> Index:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return build_index(DataConfig(path=str(root)))
+
+
+def test_subfolders_are_classes_in_alphabetical_order(tmp_path: Path):
+    index = _touch(tmp_path, "dog/1.jpg", "cat/deep/2.PNG", "cat/1.webp", "dog/notes.txt", "dog/.3.jpg")
+    rows = read_groups(index, [0])
+    assert index.class_names == ("cat", "dog")
+    assert [Path(key).name for key in rows.key] == ["1.webp", "2.PNG", "1.jpg"]
+    assert rows.label.tolist() == [0, 0, 1]
+    assert rows.encoded[2] == b"dog/1.jpg"
+    assert index.ignored == {"hidden": 1, "txt": 1}
+
+
+def test_images_beside_the_folders_mean_that_there_are_no_classes(tmp_path: Path):
+    index = _touch(tmp_path, "dog/1.jpg", "2.jpg")
+    assert index.class_names == ()
+    assert read_groups(index, [0]).label.tolist() == [-1, -1]
+
+
+def test_a_glob_over_class_folders_keeps_the_classes(tmp_path: Path):
+    _touch(tmp_path, "dog/1.jpg", "cat/2.jpg")
+    index = build_index(DataConfig(path=str(tmp_path / "*" / "*.jpg")))
+    assert index.class_names == ("cat", "dog")
+
+
+def test_labels_can_be_left_out(tmp_path: Path):
+    _touch(tmp_path, "dog/1.jpg")
+    index = build_index(DataConfig(path=str(tmp_path), label_column=None))
+    assert read_groups(index, [0]).label.tolist() == [-1]
+
+
+def test_runs_of_files_are_row_groups_and_keep_their_numbers(tmp_path: Path):
+    index = _touch(tmp_path, *(f"{number:04d}.jpg" for number in range(GROUP_ROWS + 3)))
+    assert index.group_rows.tolist() == [GROUP_ROWS, 3]
+    rows = read_groups(index, [1])
+    assert rows.sample_id.tolist() == [GROUP_ROWS, GROUP_ROWS + 1, GROUP_ROWS + 2]
+    assert rows.encoded[0] == f"{GROUP_ROWS:04d}.jpg".encode()
+
+
+def test_a_file_that_is_gone_or_empty_is_a_bad_row(tmp_path: Path):
+    index = _touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "b.jpg").write_bytes(b"")
+    gone, empty, good = read_groups(index, [0]).encoded
+    assert isinstance(gone, BadRow)
+    assert "cannot be read" in gone.reason
+    assert empty == BadRow(str(tmp_path / "b.jpg"), 0, 1, "the file is empty")
+    assert good == b"c.jpg"

@@ -1,0 +1,91 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_sassl.data.seen import SeenIds
+
+NUM_ROWS = 13
+KEYS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, NUM_ROWS - 1)), max_size=80)
+FEW = settings(max_examples=50, deadline=None)
+
+
+def _seen(keys: list[tuple[int, int]], num_rows: int = NUM_ROWS) -> SeenIds:
+    seen = SeenIds(num_rows)
+    pairs = np.array(keys, np.int64).reshape(-1, 2)
+    seen.add(pairs[:, 0], pairs[:, 1])
+    return seen
+
+
+def _keys(seen: SeenIds) -> set[tuple[int, int]]:
+    every = np.arange(seen.num_rows)
+    return {(epoch, int(row)) for epoch in range(4) for row in every[~seen.unseen(epoch, every)]}
+
+
+@FEW
+@given(KEYS)
+def test_it_holds_exactly_what_was_added(keys):
+    seen = _seen(keys)
+    assert _keys(seen) == set(keys)
+    for epoch in range(4):
+        rows = {row for number, row in keys if number == epoch}
+        assert seen.count(epoch) == len(rows)
+        assert seen.is_touched(epoch) == bool(rows)
+
+
+@FEW
+@given(KEYS, KEYS)
+def test_a_merged_record_holds_what_either_has_seen(one, other):
+    merged = _seen(one)
+    merged.merge([_seen(other), merged])
+    assert _keys(merged) == set(one) | set(other)
+
+
+@FEW
+@given(KEYS)
+def test_a_record_survives_a_checkpoint(keys):
+    file = io.BytesIO()
+    torch.save(_seen(keys).state_dict(), file)
+    file.seek(0)
+    assert _keys(SeenIds.from_state_dict(torch.load(file, weights_only=True))) == set(keys)
+
+
+def test_halves_seen_by_two_ranks_make_a_complete_epoch():
+    halves = [_seen([(0, row) for row in range(first, NUM_ROWS, 2)]) for first in (0, 1)]
+    halves[0].merge(halves)
+    assert halves[0].state_dict() == {"num_rows": NUM_ROWS, "complete": [0], "open": {}}
+
+
+def test_a_complete_epoch_stays_complete():
+    seen = _seen([(0, row) for row in range(NUM_ROWS)])
+    seen.add(np.zeros(3, np.int64), np.arange(3))
+    seen.merge([_seen([(0, 2)])])
+    assert seen.state_dict() == {"num_rows": NUM_ROWS, "complete": [0], "open": {}}
+    assert not seen.unseen(0, np.arange(NUM_ROWS)).any()
+
+
+def test_a_batch_may_hold_rows_of_two_epochs():
+    seen = SeenIds(4)
+    seen.add(np.array([0, 0, 1, 1]), np.array([2, 3, 0, 2]))
+    assert seen.unseen(0, np.arange(4)).tolist() == [True, True, False, False]
+    assert seen.unseen(1, np.arange(4)).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("missing", "limit_bytes"), [(0, 100), (3, 10_000)])
+def test_an_epoch_of_imagenet_costs_little_in_a_checkpoint(missing, limit_bytes):
+    num_rows = 1_281_167
+    seen = SeenIds(num_rows)
+    seen.add(np.zeros(num_rows - missing, np.int64), np.arange(num_rows - missing))
+    assert len(repr(seen.state_dict())) < limit_bytes
+
+
+def test_half_an_epoch_of_imagenet_costs_its_bitmap():
+    num_rows = 1_281_167
+    half = np.random.default_rng(0).permutation(num_rows)[: num_rows // 2]
+    seen = SeenIds(num_rows)
+    seen.add(np.zeros(len(half), np.int64), half)
+    packed = seen.state_dict()["open"][0]  # type: ignore[index]
+    assert len(packed) < 162_000

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from ray_sassl.data import storage
+from ray_sassl.plugins import UsageError
+
+
+def test_a_written_file_is_read_back_and_leaves_nothing_beside_it(tmp_path: Path):
+    path = storage.join(str(tmp_path), "a", "b.txt")
+    storage.write_text(path, "grün")
+    assert storage.read_text(path) == "grün"
+    assert [entry.path for entry in storage.list_dir(tmp_path, recursive=True) if entry.is_file] == [path]
+
+
+def test_an_exception_while_writing_keeps_the_old_content(tmp_path: Path):
+    path = tmp_path / "a"
+    storage.write_bytes(path, b"old")
+
+    def write_in_part() -> None:
+        with storage.open_atomic(path) as file:
+            file.write(b"ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_in_part()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_joining_and_parting_keeps_the_options_of_a_uri():
+    path = storage.join("s3://bucket/run?endpoint_override=localhost:9000", "checkpoints", "1")
+    assert path == "s3://bucket/run/checkpoints/1?endpoint_override=localhost:9000"
+    assert storage.parent(path) == "s3://bucket/run/checkpoints?endpoint_override=localhost:9000"
+    assert storage.name_of(path) == "1"
+
+
+def test_a_file_uri_is_the_local_file(tmp_path: Path):
+    storage.write_text(f"file://{tmp_path}/x", "1")
+    assert (tmp_path / "x").read_text() == "1"
+    assert [entry.path for entry in storage.list_dir(f"file://{tmp_path}")] == [f"file://{tmp_path}/x"]
+
+
+def test_an_unknown_scheme_is_refused_with_the_known_ones():
+    with pytest.raises(UsageError, match="s3://"):
+        storage.filesystem_of("ftp://host/file")
+
+
+def test_a_folder_is_moved_and_removed_with_all_it_holds(tmp_path: Path):
+    storage.write_text(tmp_path / "a" / "x", "1")
+    storage.move(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / "x").read_text() == "1"
+    storage.remove(tmp_path / "b")
+    storage.remove(tmp_path / "b")
+    assert not storage.exists(tmp_path / "b")
+
+
+def test_what_is_not_there_is_neither_listed_nor_found(tmp_path: Path):
+    assert storage.list_dir(tmp_path / "none") == []
+    assert storage.stat(tmp_path / "none") is None

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn import functional as F
+
+from ray_sassl.evaluate import LabelledFeatures, linear
+from ray_sassl.plugins import UsageError
+
+SGD = {"solver": "sgd", "epochs": 40, "batch_size": 64}
+
+
+def _data(num: int, seed: int, num_classes: int = 3) -> LabelledFeatures:
+    """Gaussian clouds that overlap, in units that differ widely by feature, one feature constant."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num) % num_classes
+    centres = np.random.default_rng(99).normal(size=(num_classes, 8)) * 2
+    features = (centres[labels] + rng.normal(size=(num, 8))) * np.logspace(-2, 2, 8) + 50
+    features[:, 3] = 4.0
+    return LabelledFeatures(features.astype(np.float32), labels.astype(np.int64))
+
+
+@pytest.mark.parametrize("options", [{}, SGD])
+def test_separable_clouds_are_told_apart(options):
+    result = linear.Config(**options).build().evaluate(_data(600, 0), _data(300, 1))
+    assert result["top1"] > 0.9
+    assert set(result) == {"top1", "train_top1"}
+
+
+def test_both_solvers_find_the_minimum_of_the_same_objective():
+    train = _data(600, 0)
+    x = ((train.features - train.features.mean(0)) / np.maximum(train.features.std(0), 1e-3)).astype(np.float32)
+    configs = {linear.fit_lbfgs: linear.Config(l2=1e-2), linear.fit_sgd: linear.Config(**(SGD | {"epochs": 300}), l2=1e-2)}
+    losses = []
+    for fit, config in configs.items():
+        weight, bias = fit(x, train.labels, config)
+        cross_entropy = F.cross_entropy(torch.from_numpy(x @ weight.T + bias), torch.from_numpy(train.labels))
+        losses.append(cross_entropy.item() + config.l2 / 2 * float((weight**2).sum()))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+@pytest.mark.parametrize("options", [{}, SGD])
+def test_the_units_of_the_features_do_not_matter(options):
+    train, test = _data(300, 0), _data(200, 1)
+    units = np.logspace(-1, 1, 8).astype(np.float32)
+    scaled = [LabelledFeatures(part.features * units, part.labels) for part in (train, test)]
+    probe = linear.Config(**options).build()
+    assert probe.evaluate(train, test)["top1"] == pytest.approx(probe.evaluate(*scaled)["top1"], abs=0.011)
+
+
+def test_two_classes_and_labels_with_gaps_are_scored_right():
+    train, test = _data(200, 0, 2), _data(100, 1, 2)
+    moved = [LabelledFeatures(part.features, 1 + 5 * part.labels) for part in (train, test)]
+    probe = linear.Config().build()
+    assert probe.evaluate(*moved)["top1"] == probe.evaluate(train, test)["top1"]
+    assert probe.evaluate(train, test)["top1"] > 0.9
+
+
+def test_the_same_seed_gives_the_same_result_to_the_bit():
+    x, labels = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32), np.arange(100) % 4
+    weights = [linear.fit_sgd(x, labels, linear.Config(solver="sgd", epochs=3, seed=seed))[0] for seed in (0, 0, 1)]
+    assert np.array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])
+
+
+def test_one_class_is_refused():
+    with pytest.raises(UsageError, match="at least two classes"):
+        linear.Config().build().evaluate(_data(10, 0, 1), _data(10, 1, 1))
+
+
+@pytest.mark.parametrize("options", [{"epochs": 3}, {"solver": "sgd", "max_iterations": 3}])
+def test_an_option_of_the_other_solver_is_refused(options):
+    with pytest.raises(ValidationError, match="has no effect with solver"):
+        linear.Config(**options)

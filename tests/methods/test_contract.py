@@ -1,0 +1,105 @@
+"""What every method must do, run over all that are found."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.plugins import load_plugin, plugin_names
+
+WIDTHS = {"projector_hidden_size": 16, "predictor_hidden_size": 16, "embedding_size": 8, "queue_size": 13}
+each_method = pytest.mark.parametrize("name", plugin_names("ray_sassl.methods"))
+
+
+def _build(name: str, seed: int = 0) -> Method:
+    config_class = load_plugin("ray_sassl.methods", name).Config
+    config: MethodConfig = config_class(**{key: value for key, value in WIDTHS.items() if key in config_class.model_fields})
+    torch.manual_seed(seed)
+    backbone, num_features = build_backbone(BackboneConfig(name="resnet20"))
+    return config.build(backbone, num_features)
+
+
+def _views(step: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(6, 3, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+
+
+def _train(method: Method, steps: range, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
+    optimizer = optimizer or torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    for step in steps:
+        optimizer.zero_grad()
+        method(_views(step), torch.Generator().manual_seed(step)).loss.backward()
+        optimizer.step()
+        method.after_step((step + 1) / 10)
+    return optimizer
+
+
+@each_method
+def test_every_trainable_parameter_gets_a_finite_gradient(name):
+    method = _build(name)
+    output = method(_views(), torch.Generator())
+    output.loss.backward()
+    for parameter_name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, parameter_name
+            assert torch.isfinite(parameter.grad).all(), parameter_name
+        else:
+            assert parameter.grad is None, parameter_name
+
+
+@each_method
+def test_outputs_have_their_shapes_and_are_detached(name):
+    output = _build(name)(_views(), torch.Generator())
+    assert output.loss.shape == ()
+    assert output.embeddings.shape == (6, 8)
+    assert output.chance_loss > 0
+    assert all(value.shape == () and not value.requires_grad for value in (*output.metrics.values(), output.embeddings.sum()))
+
+
+@each_method
+def test_a_rebuilt_method_goes_on_from_the_state_dict_to_the_bit(name):
+    method = _build(name)
+    optimizer = _train(method, range(2))
+    state, optimizer_state = copy.deepcopy(method.state_dict()), copy.deepcopy(optimizer.state_dict())
+    _train(method, range(2, 4), optimizer)
+
+    resumed = _build(name, seed=1)
+    resumed.load_state_dict(state)
+    resumed_optimizer = torch.optim.SGD([p for p in resumed.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    resumed_optimizer.load_state_dict(optimizer_state)
+    _train(resumed, range(2, 4), resumed_optimizer)
+    for key, value in method.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+
+
+@each_method
+def test_momentum_networks_move_after_a_step_and_only_then(name):
+    method = _build(name)
+    frozen = [p for p in method.parameters() if not p.requires_grad]
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
+    before = [p.clone() for p in frozen]
+    method(_views(), torch.Generator()).loss.backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
+    method.after_step(0.1)
+    assert not frozen or any(not torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
+
+
+@each_method
+def test_the_loss_is_float32_under_bfloat16_autocast(name):
+    method = _build(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = method(_views(), torch.Generator())
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    assert torch.isfinite(output.loss)
+
+
+@each_method
+def test_a_config_comes_back_from_its_dump(name):
+    config = load_plugin("ray_sassl.methods", name).Config()
+    assert type(config)(**config.model_dump(mode="json")) == config
+    assert config.name == name

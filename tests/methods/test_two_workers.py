@@ -1,0 +1,74 @@
+"""One worker and two give the same run: losses, gradients, weights, queue."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("two_workers.py")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """The results of both ranks, computed by two processes that talk over gloo."""
+    folder = tmp_path_factory.mktemp("two_workers")
+    outs = [folder / f"rank{rank}.pt" for rank in range(2)]
+    commands = [[sys.executable, str(SCRIPT), str(folder / "store"), str(rank), str(outs[rank])] for rank in range(2)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    return [torch.load(out, weights_only=True) for out in outs]
+
+
+@pytest.fixture(scope="module")
+def one_worker():
+    spec = importlib.util.spec_from_file_location("two_workers", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco", "byol"])
+def test_a_method_on_two_workers_equals_it_on_one(ranks, one_worker, name):
+    expected = one_worker.steps_of(one_worker.CONFIGS[name])
+    for results in ranks:
+        assert results[name].keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(results[name][key], value, rtol=1e-8, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_synchronised_batch_normalisation_equals_one_process(ranks, one_worker):
+    expected = one_worker.batch_norm()
+    first, second = (results["batch_norm"] for results in ranks)
+    for key in ("y", "x_grad"):
+        torch.testing.assert_close(torch.cat([first[key], second[key]]), expected[key], rtol=0, atol=1e-12)
+    for key in ("weight_grad", "bias_grad"):
+        torch.testing.assert_close(first[key] + second[key], expected[key], rtol=0, atol=1e-12)
+    for key in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(first[key], expected[key], rtol=0, atol=1e-12)
+        assert torch.equal(first[key], second[key])
+
+
+def test_gathered_rows_stand_in_the_order_of_ranks_and_take_the_sum_of_gradients(ranks):
+    x = torch.arange(8.0).view(4, 2)
+    for rank, results in enumerate(ranks):
+        assert torch.equal(results["gather"]["everyone"], x)
+        assert torch.equal(results["gather"]["plain"], x)
+        assert torch.equal(results["gather"]["gradient"], (1 + 2) * 2 * x[2 * rank : 2 * rank + 2])
+
+
+def test_shuffled_keys_come_back_in_order_and_fill_every_queue_equally(ranks):
+    first, second = (results["shuffled_keys"] for results in ranks)
+    torch.testing.assert_close(first["keys"], first["plain"], rtol=0, atol=1e-12)
+    assert torch.equal(first["keys"], second["keys"])
+    assert torch.equal(first["queue"], second["queue"])
+    assert torch.isfinite(first["loss"])

@@ -1,0 +1,99 @@
+"""What the tests compare between one worker and two; run as `python two_workers.py FILE RANK OUT`, once for each rank."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.methods import byol, moco, simclr
+from ray_sassl.nn.gather import all_gather, all_gather_with_gradient, rank, world_size
+from ray_sassl.nn.sync_batchnorm import convert
+
+GLOBAL_BATCH = 12
+SMALL = {"projector_hidden_size": 16, "embedding_size": 8}
+CONFIGS = {
+    "simclr": simclr.Config(**SMALL),
+    "moco": moco.Config(**SMALL, queue_size=20, momentum=0.5, bn="sync", symmetric=True),
+    "byol": byol.Config(**SMALL, predictor_hidden_size=16),
+}
+
+
+def mine(x: Tensor) -> Tensor:
+    share = len(x) // world_size()
+    return x[rank() * share : (rank() + 1) * share]
+
+
+def views(size: int = 8) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shape = (GLOBAL_BATCH, 3, size, size)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+
+
+def build(config) -> nn.Module:
+    torch.manual_seed(0)
+    backbone, num_features = build_backbone(BackboneConfig(name="resnet20"))
+    return config.build(backbone, num_features).double()
+
+
+def steps_of(config, num_steps: int = 3) -> dict[str, Tensor]:
+    """Losses, gradients of the last step, and the state after a few steps of SGD."""
+    method = build(config)
+    network = DistributedDataParallel(method, broadcast_buffers=False) if world_size() > 1 else method
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        output = network([mine(view) for view in views()], torch.Generator().manual_seed(step), mine(torch.arange(GLOBAL_BATCH)))
+        output.loss.backward()
+        optimizer.step()
+        method.after_step((step + 1) / num_steps)
+        losses.append(all_gather(output.loss.detach()[None]).mean())
+    gradients = {f"gradient.{name}": p.grad for name, p in method.named_parameters() if p.grad is not None}
+    return {"losses": torch.stack(losses), **gradients, **method.state_dict()}
+
+
+def batch_norm() -> dict[str, Tensor]:
+    """Outputs, gradients and running statistics of a synchronised layer, with parts of the batch of unequal size."""
+    torch.manual_seed(1)
+    x, upstream = torch.randn(2, 10, 3, 4, 5, dtype=torch.float64)
+    part = slice(None) if world_size() == 1 else (slice(0, 7), slice(7, 10))[rank()]
+    bn = nn.BatchNorm2d(3).double()
+    with torch.no_grad():
+        bn.weight.copy_(torch.tensor([0.5, 2.0, -1.0]))
+    bn, x = convert(bn), x[part].requires_grad_()
+    y = bn(x)
+    (y * upstream[part]).sum().backward()
+    return {"y": y.detach(), "x_grad": x.grad, "weight_grad": bn.weight.grad, "bias_grad": bn.bias.grad, **bn.state_dict()}
+
+
+def gather() -> dict[str, Tensor]:
+    """The gathered rows, and the gradient of each worker's own weighted sum over all of them."""
+    x = mine(torch.arange(8.0).view(4, 2)).clone().requires_grad_()
+    everyone = all_gather_with_gradient(x)
+    ((rank() + 1) * everyone.square().sum()).backward()
+    return {"everyone": everyone.detach(), "plain": all_gather(x), "gradient": x.grad}
+
+
+def shuffled_keys() -> dict[str, Tensor]:
+    """Keys by shuffled batch normalisation in evaluation mode, where the order of the batch does not matter, and the queue after."""
+    method = build(moco.Config(**SMALL, queue_size=20, bn="shuffle")).eval()
+    view = mine(views()[0])
+    keys, plain = method._shuffled_keys(view, torch.Generator().manual_seed(0)), all_gather(method._encode_keys(view))
+    output = method.train()([mine(view) for view in views()], torch.Generator().manual_seed(0))
+    return {"keys": keys, "plain": plain, "queue": method.queue.embeddings, "loss": output.loss.detach()}
+
+
+def main(file: str, worker: int, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=worker, world_size=2)
+    results = {"batch_norm": batch_norm(), "gather": gather(), "shuffled_keys": shuffled_keys()}
+    results |= {name: steps_of(config) for name, config in CONFIGS.items()}
+    torch.save(results, out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

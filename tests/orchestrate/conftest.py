@@ -1,0 +1,65 @@
+"""A Ray of the tests' own, and a small data set with a few bad images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ray_sassl.backbones import BackboneConfig
+from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
+from ray_sassl.data import DataConfig
+from ray_sassl.methods.moco import Config as MoCo
+from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.train.loop import TrainConfig
+from ray_sassl.train.metrics import TrackingConfig
+from ray_sassl.train.optim import OptimConfig
+from ray_sassl.views.recipes import moco_v2
+
+NUM_ROWS = 160
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with ray_session("local", num_cpus=2):
+        yield
+
+
+def write_shards(folder: Path, num_rows: int = NUM_ROWS, bad: tuple[int, ...] = ()) -> str:
+    """Two Parquet shards of small noisy PNGs in row groups of 20; the rows in `bad` hold no image."""
+    draws = np.random.default_rng(0)
+    encoded = []
+    for row in range(num_rows):
+        pixels = draws.integers(0, 256, (20, 24, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        encoded.append(b"not an image" if row in bad else buffer.getvalue())
+    half = num_rows // 2
+    for number, part in enumerate((encoded[:half], encoded[half:])):
+        table = pa.table({"image": part, "label": list(range(len(part)))})
+        pq.write_table(table, folder / f"train-{number}.parquet", row_group_size=20)
+    return str(folder / "*.parquet")
+
+
+def small_config(path: str, *, epochs: float = 2, num_workers: int = 1, max_bad_fraction: float = 0.05) -> ExperimentConfig:
+    """MoCo with a ResNet-20 in steps of 16 images."""
+    return ExperimentConfig(
+        name="small",
+        data=DataConfig(path=path, shuffle_window=60, block_rows=30, max_bad_fraction=max_bad_fraction),
+        views=moco_v2(16),
+        backbone=BackboneConfig(name="resnet20"),
+        method=MoCo(queue_size=40, projector_hidden_size=16, embedding_size=8),
+        train=TrainConfig(epochs=epochs, global_batch=16, log_every=2, keep_checkpoints=5),
+        optim=OptimConfig(base_lr=0.1),
+        evaluate=EvaluateConfig(
+            train=DataConfig(path=path, max_bad_fraction=1), test=DataConfig(path=path, max_bad_fraction=1), size_px=16
+        ),
+        scaling=ScalingConfig(num_workers=num_workers, cpus_per_worker=0.5, threads_per_worker=1),
+        tracking=TrackingConfig(tensorboard=False),
+    )

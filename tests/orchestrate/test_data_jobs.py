@@ -1,0 +1,63 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ray_sassl.cli.data import app
+from ray_sassl.data import DataConfig
+from ray_sassl.data.index import build_index, read_groups
+from ray_sassl.orchestrate.data_jobs import check, convert
+from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.plugins import UsageError
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    with ray_session("local", num_cpus=2):
+        yield
+
+
+def test_check_finds_the_one_bad_image_and_no_other(shared_dir: Path):
+    result = check(DataConfig(path=str(shared_dir / "data/decode-odd")), show_progress=False)
+    assert result.num_rows == 5
+    (bad,) = result.bad_rows
+    assert Path(bad.path).name == "truncated_jpeg.jpg"
+    assert "truncated" in bad.reason
+
+
+def test_convert_copies_every_byte_and_goes_on_where_it_was_stopped(shared_dir: Path, tmp_path: Path):
+    config = DataConfig(path=str(shared_dir / "data/imagenet-sample/parquet"))
+    first = convert(config, str(tmp_path), "webdataset", shard_rows=300, show_progress=False)
+    assert (first.num_rows, first.num_shards, first.num_written, first.bad_rows) == (800, 3, 3, [])
+    (tmp_path / "shard-000001.tar").unlink()
+    assert convert(config, str(tmp_path), "webdataset", shard_rows=300, show_progress=False).num_written == 1
+    one, other = build_index(config), build_index(DataConfig(path=str(tmp_path)))
+    rows, copies = (read_groups(index, range(index.num_groups)) for index in (one, other))
+    assert rows.encoded == copies.encoded
+    assert np.array_equal(rows.label, copies.label)
+
+
+def test_an_error_of_the_user_in_a_task_arrives_without_the_traceback_of_ray(tmp_path: Path):
+    for number in range(3):
+        (tmp_path / "source").mkdir(exist_ok=True)
+        (tmp_path / "source" / f"{number}.jpg").write_bytes(b"GIF89a")
+    with pytest.raises(UsageError, match=r"^3 of 3 rows .* cannot be used"):
+        convert(DataConfig(path=str(tmp_path / "source")), str(tmp_path / "out"), "parquet", show_progress=False)
+
+
+def test_the_commands_print_tables_and_check_fails_on_bad_rows(shared_dir: Path, tmp_path: Path):
+    odd = str(shared_dir / "data/decode-odd")
+    run = CliRunner().invoke(app, ["check", odd, "--out", str(tmp_path / "bad.jsonl")])
+    assert run.exit_code == 1
+    assert "1 bad rows of 5 rows" in run.output
+    assert "truncated_jpeg.jpg" in (tmp_path / "bad.jsonl").read_text()
+    run = CliRunner().invoke(app, ["inspect", odd, "--out", str(tmp_path / "sheet.png")])
+    assert run.exit_code == 0, run.output
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    run = CliRunner().invoke(app, ["convert", odd, str(tmp_path / "out"), "--format", "parquet"])
+    assert run.exit_code == 0, run.output
+    assert "5 rows in 1 shards" in run.output

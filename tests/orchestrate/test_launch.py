@@ -1,0 +1,84 @@
+"""Whole runs on Ray: exact, resumable, and honest about what went wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.orchestrate.control import News
+from ray_sassl.orchestrate.launch import ResourcesError, RunFailedError, pretrain
+from ray_sassl.train.checkpoint import latest_checkpoint
+from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
+
+pytestmark = pytest.mark.ray
+
+
+def _state(run_dir: Path) -> dict:
+    checkpoint = latest_checkpoint(str(run_dir))
+    assert checkpoint is not None
+    return {**checkpoint.backbone, **checkpoint.state["method"]}
+
+
+def test_a_run_on_ray_ends_with_the_same_weights_as_in_one_process(ray_cluster: None, tmp_path: Path):
+    path = write_shards(tmp_path, bad=(3,))
+    on_ray = pretrain(small_config(path), str(tmp_path / "ray"))
+    here = pretrain(small_config(path, num_workers=0), str(tmp_path / "here"))
+    assert on_ray.status == here.status == "finished"
+    assert on_ray.step == here.step == (2 * (NUM_ROWS - 1)) // 16
+    mine, theirs = _state(tmp_path / "ray"), _state(tmp_path / "here")
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(mine[name], tensor), name
+
+
+def test_a_run_directory_holds_the_record(ray_cluster: None, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    reports: list[dict[str, float]] = []
+
+    def watch(news: News) -> None:
+        reports.extend(news.reports)
+
+    result = pretrain(small_config(write_shards(tmp_path, bad=(3, 70)), epochs=1), str(run_dir), watch=watch)
+    assert {"config.yaml", "environment.json", "index.arrow", "metrics.jsonl", "quarantine.jsonl", "views.png", "summary.json"} <= {
+        entry.name for entry in run_dir.iterdir()
+    }
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == result.status == "finished"
+    logged = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert logged == reports
+    assert {"loss", "chance_loss", "embedding_std", "effective_rank", "learning_rate", "momentum", "images_per_s", "data_wait"} <= logged[
+        0
+    ].keys()
+    assert [json.loads(line)["sample_id"] for line in (run_dir / "quarantine.jsonl").read_text().splitlines()] == [3, 70]
+
+
+def test_a_run_goes_on_with_two_workers_and_sees_every_sample_once(ray_cluster: None, tmp_path: Path):
+    path, run_dir = write_shards(tmp_path), str(tmp_path / "run")
+    pretrain(small_config(path, epochs=0.7), run_dir)
+    result = pretrain(small_config(path, epochs=2, num_workers=2), run_dir, resume=True)
+    checkpoint = latest_checkpoint(run_dir)
+    assert checkpoint is not None
+    assert result.step == checkpoint.step == 2 * NUM_ROWS // 16
+    seen = checkpoint.state["seen"]
+    assert seen["complete"] == [0, 1]
+    assert seen["open"] == {}
+
+
+def test_too_many_bad_images_stop_the_run_and_are_named(ray_cluster: None, tmp_path: Path):
+    path = write_shards(tmp_path, bad=tuple(range(20)))
+    with pytest.raises(RunFailedError, match=r"data.max_bad_fraction allows 5.00%[\s\S]*train-0.parquet row"):
+        pretrain(small_config(path), str(tmp_path / "run"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "train-0.parquet" in summary["reason"]
+
+
+def test_what_the_cluster_can_never_offer_is_refused_at_once(ray_cluster: None, tmp_path: Path):
+    config = apply_overrides(small_config(write_shards(tmp_path)), ["scaling.num_workers=8", "scaling.cpus_per_worker=1"])
+    with pytest.raises(ResourcesError, match="needs 9 CPUs and the cluster can offer 2; 7 are missing"):
+        pretrain(config, str(tmp_path / "run"))
+    with pytest.raises(ResourcesError, match="GPU"):
+        pretrain(apply_overrides(config, ["scaling.num_workers=1", "scaling.use_gpu=true"]), str(tmp_path / "other"))

@@ -1,0 +1,52 @@
+"""The stream gives the same bytes as one plain process, whatever its layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.control import start_control
+from ray_sassl.orchestrate.stream import make_stream, stream_spec
+from ray_sassl.pipeline import local_batches
+from ray_sassl.run import build_restyle, prepare_run_dir, view_source
+from ray_sassl.types import Arrays
+from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["stylize=color_statistics"],
+        ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5"],
+        ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5", "views.backend=torch"],
+    ],
+    ids=["plain", "fused", "pool", "pool in torch"],
+)
+def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: None, tmp_path: Path, overrides: list[str]):
+    config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90))), [*overrides, "stream.num_cpus=0.5"])
+    run_dir = str(tmp_path / "run")
+    index = prepare_run_dir(config, run_dir, resume=False)
+    seen = SeenIds(NUM_ROWS)
+    seen.add(np.zeros(50, np.int64), np.arange(50))
+    control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
+    stream = make_stream(stream_spec(config, view_source(config, run_dir)), seen, control)
+    ours = [{name: np.asarray(a) for name, a in batch.items()} for batch in stream.iter_batches(batch_size=16, drop_last=True)]
+    expected = list(_expected(config, run_dir, seen))
+    assert len(ours) == len(expected) == (2 * (NUM_ROWS - 2) - 49) // 16
+    for mine, theirs in zip(ours, expected, strict=True):
+        for name, array in theirs.items():
+            np.testing.assert_array_equal(mine[name], array, err_msg=name)
+
+
+def _expected(config: ExperimentConfig, run_dir: str, seen: SeenIds) -> list[Arrays]:
+    restyle = build_restyle(config, "cpu", 1)
+    source = view_source(config, run_dir)
+    return list(local_batches(source, epochs=2, batch_size=16, on_bad=lambda rows: None, restyle=restyle, seen=seen))

@@ -1,0 +1,88 @@
+"""The rules that the packages follow: which way imports point, who reaches Ray and torch, and what a plug-in is."""
+
+import inspect
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+from ray_sassl.evaluate import Protocol, ProtocolConfig
+from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
+from ray_sassl.stylize import Stylizer, StylizerConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTRACTS = {
+    "ray_sassl.methods": (MethodConfig, Method),
+    "ray_sassl.stylize": (StylizerConfig, Stylizer),
+    "ray_sassl.evaluate": (ProtocolConfig, Protocol),
+}
+PLUGINS = [(package, name) for package in CONTRACTS for name in plugin_names(package)]
+each_plugin = pytest.mark.parametrize(("package", "name"), PLUGINS)
+
+
+def _loaded_after(statement: str, *modules: str) -> set[str]:
+    """Which of the modules a fresh process has loaded after the statement."""
+    code = f"{statement}\nimport sys\nprint(*[name for name in {modules!r} if name in sys.modules])"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+
+
+def test_imports_keep_to_the_contracts():
+    linter = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    result = subprocess.run([sys.executable, "-c", linter], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+@pytest.mark.slow
+def test_reading_tasks_reach_ray_and_never_torch():
+    assert _loaded_after("import ray_sassl.orchestrate.reading", "ray", "torch") == {"ray"}
+
+
+def test_the_flow_up_to_the_crops_never_reaches_torch_or_ray():
+    assert _loaded_after("import ray_sassl.pipeline", "ray", "torch", "torchvision") == set()
+
+
+@pytest.mark.slow
+def test_a_run_in_one_process_never_reaches_ray():
+    statement = "import ray_sassl.run, ray_sassl.pictures; from ray_sassl.experiments import experiments; experiments()"
+    assert _loaded_after(statement, "ray", "torch") == {"torch"}
+
+
+@each_plugin
+def test_a_plugins_config_keeps_to_the_contract_and_builds_one_final_class(package, name):
+    module, (config_contract, contract) = load_plugin(package, name), CONTRACTS[package]
+    assert issubclass(module.Config, config_contract)
+    assert not inspect.isabstract(module.Config)
+    built = typing.get_type_hints(module.Config.build)["return"]
+    assert issubclass(built, contract)
+    assert built.__module__ == module.__name__
+    assert not inspect.isabstract(built)
+    assert built.__subclasses__() == []
+
+
+@each_plugin
+def test_every_field_of_a_plugin_has_a_default(package, name):
+    config = load_plugin(package, name).Config()
+    assert isinstance(config, PluginConfig)
+    assert config.name == name
+
+
+@pytest.mark.parametrize("package", CONTRACTS)
+def test_a_contract_is_abstract(package):
+    assert all(inspect.isabstract(contract) for contract in CONTRACTS[package])
+
+
+@each_plugin
+def test_plugins_of_a_kind_do_not_know_each_other(package, name):
+    source = Path(str(load_plugin(package, name).__file__)).read_text()
+    for other in set(plugin_names(package)) - {name}:
+        assert f"{package}.{other}" not in source
+        assert f"from {package} import {other}" not in source
+
+
+def test_no_package_has_a_drawer_for_everything():
+    names = {path.name for folder in ("ray_sassl", "tune_spaces") for path in (ROOT / folder).rglob("*.py")}
+    assert not names & {"utils.py", "misc.py", "helpers.py", "common.py"}

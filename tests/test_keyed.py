@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ray_sassl.keyed import Stream, philox4x32, uniform
+
+# The known answers of Random123's own tests for philox4x32, 10 rounds: counter, key, output.
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
+def test_philox_gives_the_known_answers(counter, key, answer):
+    c0, c1, c2, c3 = (np.array([word], np.uint64) for word in counter)
+    assert tuple(int(word[0]) for word in philox4x32((c0, c1, c2, c3), key)) == answer
+
+
+def test_draws_of_a_sample_do_not_depend_on_the_batch_or_its_order():
+    ids = np.array([7, 3, 2**40, 0])
+    together = uniform(5, 2, ids, Stream.VIEW, 10)
+    for row, sample_id in enumerate(ids):
+        np.testing.assert_array_equal(uniform(5, 2, np.array([sample_id]), Stream.VIEW, 10)[0], together[row])
+
+
+def test_asking_for_more_draws_leaves_the_first_ones_as_they_are():
+    ids = np.arange(5)
+    np.testing.assert_array_equal(uniform(1, 0, ids, 0, 30)[:, :7], uniform(1, 0, ids, 0, 7))
+
+
+@pytest.mark.parametrize("other", [(2, 0, 0), (1, 1, 0), (1, 0, 1), (1 + 2**32, 0, 0)])
+def test_seed_epoch_and_stream_each_change_the_draws(other):
+    seed, epoch, stream = other
+    ids = np.arange(50)
+    assert not np.isin(uniform(seed, epoch, ids, stream, 8), uniform(1, 0, ids, 0, 8)).any()
+
+
+def test_epochs_may_differ_within_a_batch():
+    mixed = uniform(1, np.array([3, 4]), np.array([9, 9]), 0, 4)
+    np.testing.assert_array_equal(mixed[1], uniform(1, 4, np.array([9]), 0, 4)[0])
+
+
+def test_draws_are_uniform_in_the_unit_interval():
+    draws = uniform(0, 0, np.arange(5000), 0, 24)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    shares, _ = np.histogram(draws, bins=20, range=(0, 1))
+    expected = draws.size / 20
+    assert ((shares - expected) ** 2 / expected).sum() < 45  # chi-squared with 19 degrees of freedom: one in a thousand is above 43.8
+    assert abs(np.corrcoef(draws.T) - np.eye(24)).max() < 0.07

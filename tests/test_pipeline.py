@@ -1,0 +1,363 @@
+"""The whole flow from shards to batches, in this process."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from ray_sassl.data import DataConfig
+from ray_sassl.data.index import Index, build_index, cached_index
+from ray_sassl.data.plan import Window
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.pipeline import (
+    ViewSource,
+    crop_blocks,
+    evaluation_view,
+    finish_block,
+    labelled_images,
+    local_batches,
+    rebatch,
+    windows,
+    without,
+)
+from ray_sassl.sassl import SasslConfig, stylize_views
+from ray_sassl.stylize.color_statistics import Config as ColorStatistics
+from ray_sassl.types import Arrays
+from ray_sassl.views.recipes import simclr
+
+NUM_ROWS = 50
+BAD = (7, 31, 32)
+GOOD = set(range(NUM_ROWS)) - set(BAD)
+Key = tuple[int, int]
+
+
+def _png(colours: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(colours).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Fifty small images in two shards, with row groups of eight; three of them are no images, and every fifth has no label."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    images = [_png(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)) for _ in range(NUM_ROWS)]
+    for row in BAD:
+        images[row] = b"no image"
+    labels = [row % 3 if row % 5 else None for row in range(NUM_ROWS)]
+    for shard, rows in enumerate((slice(0, 20), slice(20, NUM_ROWS))):
+        pq.write_table(
+            pa.table({"image": images[rows], "label": pa.array(labels[rows], pa.int32())}), folder / f"{shard}.parquet", row_group_size=8
+        )
+    return DataConfig(path=str(folder), shuffle_window=16, block_rows=6)
+
+
+@pytest.fixture(scope="module")
+def source(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> ViewSource:
+    path = str(tmp_path_factory.mktemp("run") / "index.arrow")
+    cached_index(data, path)
+    return ViewSource(path, data, simclr(8), seed=3)
+
+
+@pytest.fixture(scope="module")
+def restyle() -> Callable[..., list[np.ndarray]]:
+    stylizer = ColorStatistics().build(torch.device("cpu"))
+    config = SasslConfig(views="both", prob=0.9, alpha=(0.5, 1), beta=(0.5, 1))
+
+    def restyle(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
+        return stylize_views(stylizer, views, sample_id, epoch, 3, config, torch.device("cpu"))
+
+    return restyle
+
+
+def _ignore(rows: list[BadRow]) -> None:
+    """The tests that hand this over look at what is left."""
+
+
+def _batches(source: ViewSource, batch_size: int, **kwargs: Any) -> Iterator[Arrays]:
+    return local_batches(source, **{"epochs": 2, "batch_size": batch_size, "on_bad": _ignore, **kwargs})
+
+
+def _keys(batch: Arrays) -> list[Key]:
+    return list(zip(batch["epoch"].tolist(), batch["sample_id"].tolist(), strict=True))
+
+
+def _views_by_key(batches: Iterator[Arrays]) -> dict[Key, bytes]:
+    """Both views' pixels of each (epoch, sample id)."""
+    found: dict[Key, bytes] = {}
+    for batch in batches:
+        for row, key in enumerate(_keys(batch)):
+            assert key not in found
+            found[key] = batch["view_0"][row].tobytes() + batch["view_1"][row].tobytes()
+    return found
+
+
+# Which rows, and in which order
+
+
+def test_every_epoch_holds_every_good_row_once(source):
+    keys = Counter(key for batch in _batches(source, 1) for key in _keys(batch))
+    assert keys == Counter((epoch, row) for epoch in range(2) for row in GOOD)
+
+
+def test_batches_are_full_and_cross_the_end_of_an_epoch(source):
+    batches = list(_batches(source, 9))
+    assert {len(batch["sample_id"]) for batch in batches} == {9}
+    assert len(batches) == 2 * len(GOOD) // 9
+    assert any(len(set(batch["epoch"].tolist())) == 2 for batch in batches)
+    assert {(name, array.dtype, array.shape[1:]) for name, array in batches[0].items()} == {
+        ("view_0", np.dtype(np.uint8), (8, 8, 3)),
+        ("view_1", np.dtype(np.uint8), (8, 8, 3)),
+        ("sample_id", np.dtype(np.int64), ()),
+        ("epoch", np.dtype(np.int64), ()),
+    }
+
+
+def test_epochs_have_different_orders(source):
+    keys = [key for batch in _batches(source, 1) for key in _keys(batch)]
+    assert [row for epoch, row in keys if epoch == 0] != [row for epoch, row in keys if epoch == 1]
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (4, 1), (1, 2), (2, 2), (3, 2)])
+def test_workers_share_the_same_global_batches_and_parts(source, world_size, accumulate):
+    part = 12 // (world_size * accumulate) * world_size
+    ranks = [_batches(source, part // world_size, rank=rank, world_size=world_size, accumulate=accumulate) for rank in range(world_size)]
+    shared = [[key for batch in parts for key in _keys(batch)] for parts in zip(*ranks, strict=True)]
+    alone = [_keys(batch) for batch in _batches(source, part, accumulate=accumulate)]
+    assert shared == alone
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (1, 1)])
+@pytest.mark.parametrize("num_steps", [1, 3, 5])
+def test_every_row_is_seen_once_an_epoch_when_a_run_is_resumed_on_other_workers(source, before, after, num_steps):
+    global_batch, total_steps = 12, 7
+
+    def steps(world_size: int, seen: SeenIds, count: int) -> list[Key]:
+        """The keys of so many steps, in the order of the global batch."""
+        ranks = [
+            _batches(source, global_batch // world_size, rank=rank, world_size=world_size, seen=SeenIds.from_state_dict(seen.state_dict()))
+            for rank in range(world_size)
+        ]
+        return [key for _ in range(count) for rank in ranks for key in _keys(next(rank))]
+
+    seen = SeenIds(NUM_ROWS)
+    first = steps(before, seen, num_steps)
+    epochs, rows = np.array(first).T
+    seen.add(epochs, rows)
+    rest = steps(after, seen, total_steps - num_steps)
+    assert first + rest == steps(1, SeenIds(NUM_ROWS), total_steps)
+    assert {row for epoch, row in first + rest if epoch == 0} == GOOD
+
+
+# The views
+
+
+@pytest.mark.parametrize("kwargs", [{"batch_size": 1}, {"batch_size": 47}, {"batch_size": 5, "accumulate": 2}])
+def test_a_samples_views_are_the_same_bytes_in_any_batch(source, restyle, kwargs):
+    expected = _views_by_key(_batches(source, 10, restyle=restyle))
+    found = _views_by_key(_batches(source, restyle=restyle, **kwargs))
+    assert len(found) > 60
+    assert all(found[key] == expected[key] for key in found.keys() & expected.keys())
+
+
+def test_a_samples_views_are_the_same_bytes_on_any_number_of_workers(source, restyle):
+    expected = _views_by_key(_batches(source, 12, restyle=restyle))
+    for world_size in (2, 3):
+        found: dict[Key, bytes] = {}
+        for rank in range(world_size):
+            found |= _views_by_key(_batches(source, 12 // world_size, rank=rank, world_size=world_size, restyle=restyle))
+        assert found == expected
+
+
+def test_a_resumed_run_gives_its_samples_the_style_partners_that_they_would_have_had(source, restyle):
+    expected = _views_by_key(_batches(source, 1, restyle=restyle))
+    seen = SeenIds(NUM_ROWS)
+    half = np.random.default_rng(1).permutation(NUM_ROWS)[:25]
+    seen.add(np.zeros(25, np.int64), half)
+    found = _views_by_key(_batches(source, 1, restyle=restyle, seen=seen))
+    assert found.keys() == {key for key in expected if key[0] == 1 or key[1] not in half}
+    assert all(found[key] == expected[key] for key in found)
+
+
+def test_blocks_that_were_seen_whole_are_not_read_again(source):
+    window = next(windows(source, 1, SeenIds(NUM_ROWS)))
+    first, *others = source.plan.blocks(window)
+    seen = SeenIds(NUM_ROWS)
+    seen.add(np.zeros(len(first.sample_id), np.int64), first.sample_id)
+    blocks = list(crop_blocks(source, window, seen, _ignore))
+    assert sorted(np.concatenate([block.sample_id for block in blocks])) == sorted(
+        set(np.concatenate([b.sample_id for b in others])) & GOOD
+    )
+
+
+def test_epochs_and_seeds_change_the_views(source):
+    one, other_seed = (_views_by_key(_batches(s, 1)) for s in (source, replace(source, seed=4)))
+    assert all(one[0, row] != one[1, row] for row in GOOD)
+    assert all(one[key] != other_seed[key] for key in one)
+
+
+def test_left_and_right_views_differ(source):
+    batch = next(_batches(source, 40))
+    assert (batch["view_0"] != batch["view_1"]).any(axis=(1, 2, 3)).all()
+
+
+def test_style_augmentation_changes_pixels_and_nothing_else(source, restyle):
+    plain, styled = next(_batches(source, 40)), next(_batches(source, 40, restyle=restyle))
+    assert np.array_equal(plain["sample_id"], styled["sample_id"])
+    assert (plain["view_0"] != styled["view_0"]).any(axis=(1, 2, 3)).mean() > 0.5
+
+
+def test_both_backends_make_the_same_views_to_within_rounding(source):
+    opencv, torch_ = (
+        next(_batches(replace(source, views=source.views.model_copy(update={"backend": backend})), 40)) for backend in ("opencv", "torch")
+    )
+    difference = np.abs(opencv["view_0"].astype(int) - torch_["view_0"])
+    assert np.quantile(difference, 0.99) <= 3
+
+
+def test_an_index_that_was_made_anew_at_the_same_path_is_the_one_that_is_used(data, tmp_path):
+    path = str(tmp_path / "index.arrow")
+    index = cached_index(data, path)
+    whole = ViewSource(path, data, simclr(8), 0, index_mtime_ns=Path(path).stat().st_mtime_ns)
+    assert whole.index.num_rows == NUM_ROWS
+    smaller = data.model_copy(update={"path": index.file_path(0)})
+    cached_index(smaller, path)
+    assert replace(whole, index_mtime_ns=Path(path).stat().st_mtime_ns).index.num_rows == 20
+
+
+# Rows that cannot be used
+
+
+def test_bad_rows_are_told_with_their_place_and_reason(source):
+    told: list[BadRow] = []
+    list(_batches(source, 1, epochs=1, on_bad=told.extend))
+    assert {row.sample_id for row in told} == set(BAD)
+    first = next(row for row in told if row.sample_id == 31)
+    assert (Path(first.path).name, first.row) == ("1.parquet", 11)
+    assert first.reason
+
+
+def test_an_error_of_whoever_is_told_of_bad_rows_ends_the_stream(source):
+    def refuse(rows: list[BadRow]) -> None:
+        raise RuntimeError("too many")
+
+    with pytest.raises(RuntimeError, match="too many"):
+        list(_batches(source, 1, on_bad=refuse))
+
+
+def test_known_bad_rows_are_not_tried_again_in_an_epoch_that_was_begun(source):
+    seen = SeenIds(NUM_ROWS)
+    good = np.array(sorted(GOOD))
+    seen.add(np.zeros(len(good), np.int64), good)
+    bad = [BadRow("f", row, row, "no image") for row in BAD] + [BadRow("f", -1, -1, "a whole file")]
+    told: list[BadRow] = []
+    known = without(seen, bad, range(2))
+    assert list(_batches(source, 1, epochs=1, on_bad=told.extend, seen=known)) == []
+    assert told == []
+    assert known.count(0) == NUM_ROWS
+    assert not known.is_touched(1)
+    assert seen.count(0) == len(GOOD)
+
+
+def test_the_odd_jpegs_are_decoded_but_for_the_truncated_one(shared_dir, tmp_path):
+    data = DataConfig(path=str(shared_dir / "data" / "decode-odd"), label_column=None)
+    path = str(tmp_path / "index.arrow")
+    index = cached_index(data, path)
+    told: list[BadRow] = []
+    batches = list(_batches(ViewSource(path, data, simclr(8), 0), 1, epochs=1, on_bad=told.extend))
+    assert len(batches) == index.num_rows - 1 == 4
+    assert [Path(row.path).name for row in told] == ["truncated_jpeg.jpg"]
+
+
+# Formats
+
+
+def _views_of(index: Index, path: str, chosen: np.ndarray) -> dict[int, bytes]:
+    """The views of the chosen samples, by sample id; a block is read where it holds one of them."""
+    source = ViewSource(path, index.config, simclr(32), seed=5)
+    seen = SeenIds(index.num_rows)
+    others = np.setdiff1d(np.arange(index.num_rows), chosen)
+    seen.add(np.zeros(len(others), np.int64), others)
+    found = {}
+    for window in windows(source, 1, seen):
+        for block in crop_blocks(source, window, seen, _ignore):
+            arrays = finish_block(source, block, None)
+            for row, sample in enumerate(arrays["sample_id"].tolist()):
+                found[sample] = arrays["view_0"][row].tobytes() + arrays["view_1"][row].tobytes()
+    return found
+
+
+@pytest.mark.parametrize("num_samples", [12, pytest.param(800, marks=pytest.mark.slow)])
+def test_webdataset_and_parquet_give_the_same_views_of_the_same_images(shared_dir, tmp_path, num_samples):
+    views = {}
+    for name in ("parquet", "wds"):
+        data = DataConfig(path=str(shared_dir / "data" / "imagenet-sample" / name), shuffle_window=200, block_rows=2)
+        path = str(tmp_path / f"{name}.arrow")
+        index = cached_index(data, path)
+        assert index.num_rows == 800
+        chosen = np.linspace(0, 799, num_samples).astype(int)
+        views[name] = _views_of(index, path, chosen)
+        assert sorted(views[name]) == chosen.tolist()
+    assert views["parquet"] == views["wds"]
+
+
+# Batches and evaluation images
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 12, 13])
+def test_rebatching_keeps_the_rows_order_and_drops_what_fills_no_batch(batch_size):
+    ends = np.cumsum([4, 0, 1, 5, 2])
+    blocks = [{"sample_id": np.arange(first, end)} for first, end in zip([0, *ends[:-1]], ends, strict=True)]
+    batches = [batch["sample_id"].tolist() for batch in rebatch(iter(blocks), batch_size)]
+    whole = 12 // batch_size
+    assert batches == np.arange(whole * batch_size).reshape(whole, batch_size).tolist()
+
+
+def test_labelled_images_leave_out_rows_without_a_label_and_bad_ones(data):
+    told: list[BadRow] = []
+    batches = list(labelled_images(data, build_index(data), 8, told.extend, batch_size=10))
+    labels = np.concatenate([labels for _, labels in batches])
+    assert labels.tolist() == [row % 3 for row in sorted(GOOD) if row % 5]
+    assert {images.shape[1:] for images, _ in batches} == {(8, 8, 3)}
+    assert {row.sample_id for row in told} == set(BAD)
+
+
+def test_a_limit_takes_some_images_of_each_row_group(data):
+    index = build_index(data)
+    few = [labels for _, labels in labelled_images(data, index, 8, _ignore, limit=14)]
+    assert index.num_groups == 7
+    assert len(np.concatenate(few)) == 13  # two of each, and one of them is no image
+
+
+def test_evaluation_images_are_resized_and_above_64_px_cropped_at_the_centre():
+    wide = np.zeros((100, 300, 3), np.uint8)
+    wide[:, 100:200] = 255
+    large = np.asarray(evaluation_view(Image.fromarray(wide), 70))
+    assert large.shape == (70, 70, 3)
+    assert large.min() > 250
+    small = np.asarray(evaluation_view(Image.fromarray(wide), 32))
+    assert small.shape == (32, 32, 3)
+    assert small[:, 0].max() < 5
+
+
+def test_windows_are_picklable_work_for_any_process(source):
+    window = next(windows(source, 1, SeenIds(NUM_ROWS)))
+    assert isinstance(window, Window)
+    import pickle
+
+    other_source, other_window = pickle.loads(pickle.dumps((source, window)))
+    one, other = (next(crop_blocks(s, w, SeenIds(NUM_ROWS), _ignore)) for s, w in ((source, window), (other_source, other_window)))
+    assert np.array_equal(one.views[0], other.views[0])

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from ray_sassl.sassl import SasslConfig, blend, draw_styles, style_partners, stylize_views, to_float, to_uint8
+from ray_sassl.stylize.color_statistics import Config
+from ray_sassl.views.crop import crop
+from ray_sassl.views.draw import draw
+from ray_sassl.views.opencv import colour
+from ray_sassl.views.recipes import byol
+
+CPU = torch.device("cpu")
+STYLIZER = Config().build(CPU)
+
+
+@pytest.fixture(scope="module")
+def photos(shared_dir) -> list[Image.Image]:
+    paths = sorted((shared_dir / "data/imagenet-sample/originals").glob("*.JPEG"))[:12]
+    return [Image.open(path).convert("RGB").resize((80, 64)) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def images(photos) -> np.ndarray:
+    """(12, 64, 80, 3) uint8."""
+    return np.stack([np.asarray(photo) for photo in photos])
+
+
+def test_partners_are_a_permutation_without_fixed_points():
+    for size in (2, 3, 64):
+        partners = style_partners(np.arange(size) * 7, 0, 1, 0)
+        assert sorted(partners) == list(range(size))
+        assert not np.any(partners == np.arange(size))
+
+
+def test_a_block_of_one_row_is_its_own_partner():
+    assert style_partners(np.array([5]), 0, 1, 0).tolist() == [0]
+
+
+def test_partners_do_not_depend_on_the_order_of_the_rows():
+    ids = np.array([40, 3, 77, 12, 9])
+    of = dict(zip(ids, ids[style_partners(ids, 2, 1, 0)], strict=True))
+    shuffled = ids[[3, 0, 4, 2, 1]]
+    assert dict(zip(shuffled, shuffled[style_partners(shuffled, 2, 1, 0)], strict=True)) == of
+
+
+def test_draws_follow_the_config():
+    params = draw_styles(SasslConfig(prob=0.8, alpha=(0.1, 0.3), beta=(0.5, 0.6)), np.arange(4000), 0, 0, 0)
+    assert params.apply.mean() == pytest.approx(0.8, abs=0.03)
+    assert (params.alpha.min() >= 0.1, params.alpha.max() < 0.3, params.alpha.mean() == pytest.approx(0.2, abs=0.01)) == (True,) * 3
+    assert (params.beta.min() >= 0.5, params.beta.max() < 0.6) == (True, True)
+    assert abs(np.corrcoef(params.alpha, params.beta)[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize(("views", "changed"), [("left", [True, False]), ("right", [False, True]), ("both", [True, True])])
+def test_only_the_chosen_views_are_repainted(images, views, changed):
+    styled = stylize_views(STYLIZER, [images, images], np.arange(12), 0, 0, SasslConfig(views=views, prob=1.0), CPU)
+    assert [not np.array_equal(view, images) for view in styled] == changed
+
+
+def test_only_the_drawn_samples_are_repainted(images):
+    config, ids = SasslConfig(prob=0.5, alpha=(1, 1), beta=(1, 1)), np.arange(12)
+    (styled,) = stylize_views(STYLIZER, [images], ids, 0, 3, config, CPU)
+    np.testing.assert_array_equal((styled != images).any(axis=(1, 2, 3)), draw_styles(config, ids, 0, 3, 0).apply)
+
+
+@pytest.mark.parametrize("strength", [{"alpha": (0, 0)}, {"beta": (0, 0)}])
+def test_blending_nothing_gives_the_images_back(images, strength):
+    (styled,) = stylize_views(STYLIZER, [images], np.arange(12), 0, 0, SasslConfig(prob=1.0, **strength), CPU)
+    np.testing.assert_array_equal(styled, images)
+
+
+def test_views_follow_algorithm_1_sample_by_sample(images):
+    config, ids = SasslConfig(prob=0.7, alpha=(0.2, 0.9), beta=(0.3, 0.8)), np.arange(100, 112)
+    (styled,) = stylize_views(STYLIZER, [images], ids, 1, 2, config, CPU, batch_size=5)
+    params = draw_styles(config, ids, 1, 2, 0)
+    for row in np.flatnonzero(params.apply):
+        content, style = to_float(images[[row]], CPU), to_float(images[[params.partner[row]]], CPU)
+        alpha, beta = params.alpha[row], params.beta[row]
+        z = (1 - alpha) * STYLIZER.embed(content) + alpha * STYLIZER.embed(style)
+        expected = (1 - beta) * content + beta * STYLIZER.render(content, z)
+        assert np.abs(styled[[row]].astype(int) - to_uint8(expected)).max() <= 1
+
+
+def test_full_strength_is_the_partners_style(images):
+    content, style = to_float(images[:1], CPU), to_float(images[1:2], CPU)
+    one = torch.ones(1)
+    blended = blend(STYLIZER, content, STYLIZER.embed(content), STYLIZER.embed(style), one, one)
+    torch.testing.assert_close(blended, STYLIZER.render(content, STYLIZER.embed(style)))
+
+
+def test_uint8_survives_the_trip_through_float(images):
+    np.testing.assert_array_equal(to_uint8(to_float(images, CPU)), images)
+
+
+def test_views_are_the_same_bytes_in_any_order_batch_and_sub_batch(photos):
+    """From crop to colour: rows in another order, colours in other batches, styles in other sub-batches."""
+    ids, sizes, config = np.arange(50, 62), np.array([photo.size for photo in photos]), byol(32)
+
+    def views(rows: np.ndarray, style_batch: int, colour_batch: int) -> list[np.ndarray]:
+        params = [draw(view, sizes[rows], ids[rows], 4, 9, number) for number, view in enumerate(config.views)]
+        chosen = [photos[row] for row in rows]
+        crops = [crop(chosen, p, config.size_px, view.interpolation) for p, view in zip(params, config.views, strict=True)]
+        styled = stylize_views(STYLIZER, crops, ids[rows], 4, 9, SasslConfig(views="both"), CPU, style_batch)
+        batches = [slice(start, start + colour_batch) for start in range(0, len(rows), colour_batch)]
+        return [np.concatenate([colour(x[b], p.take(b)) for b in batches]) for x, p in zip(styled, params, strict=True)]
+
+    expected = views(np.arange(12), 32, 12)
+    shuffled = np.array([7, 2, 11, 0, 9, 4, 1, 10, 3, 8, 6, 5])
+    for style_batch, colour_batch in ((32, 12), (5, 12), (1, 1)):
+        for view, other in zip(expected, views(shuffled, style_batch, colour_batch), strict=True):
+            np.testing.assert_array_equal(other, view[shuffled])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"alpha": (0.3, 0.1)}, {"beta": (0.1, 1.2)}, {"prob": -0.1}, {"views": "middle"}, {"style_source": "web"}]
+)
+def test_settings_without_meaning_are_refused(fields):
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        SasslConfig(**fields)

@@ -1,0 +1,264 @@
+"""The loop on a real network and tiny data, and its arithmetic on a network of one layer."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ray_sassl.methods import Method
+from ray_sassl.plugins import UsageError
+from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
+from ray_sassl.train.context import LocalContext
+from ray_sassl.train.loop import DivergedError, Job, TrainConfig, micro_batch, to_device, train
+from ray_sassl.train.optim import OptimConfig
+from ray_sassl.types import Arrays, Outcome, StepOutput
+
+NUM_STEPS = 6
+SGD = OptimConfig(name="sgd", base_lr=0.1, lr_scaling="none", momentum=0.0, weight_decay=0.0)
+
+
+class Linear(Method):
+    """A method of three weights, whose loss is a mean over images; it notes what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(3, 1, bias=False)
+        nn.init.ones_(self.backbone.weight)
+        self.noted: list[Any] = []
+
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
+        autocast = torch.is_autocast_enabled("cpu")
+        self.noted.append((views[0].is_contiguous(memory_format=torch.channels_last), autocast, generator.initial_seed(), torch.rand(())))
+        z = self.backbone(views[0].mean((2, 3)))  # (B, 1)
+        return StepOutput(z.square().mean(), torch.cat([z, -z], dim=1).detach(), chance_loss=1.0)
+
+
+def _batches(num_rows: int, batch_size: int, epochs: int = 1) -> Iterator[Arrays]:
+    pixels = np.random.default_rng(0).integers(0, 256, (num_rows, 4, 4, 3), dtype=np.uint8)
+    ids = np.tile(np.arange(num_rows), epochs)
+    epoch = np.repeat(np.arange(epochs), num_rows)
+    for first in range(0, len(ids) - batch_size + 1, batch_size):
+        rows = slice(first, first + batch_size)
+        yield {"view_0": pixels[ids[rows]], "view_1": pixels[ids[rows]], "sample_id": ids[rows], "epoch": epoch[rows]}
+
+
+def _train(
+    run_dir: Path, optim: OptimConfig = SGD, *, num_rows: int = 12, method: Linear | None = None, **config: Any
+) -> tuple[Linear, Outcome]:
+    settings = TrainConfig(**{"epochs": 1, "global_batch": 4, "log_every": 1, "pixel_std": (1, 1, 1), **config})
+    method = method or Linear()
+    batches = _batches(num_rows, settings.global_batch // settings.accumulate, math.ceil(settings.epochs))
+    context = LocalContext()
+    return method, train(Job(method, batches, settings, optim, num_rows, 0, str(run_dir), "", context))
+
+
+@pytest.fixture(scope="module", params=["simclr", "moco", "byol"])
+def whole(request, tiny_config, run_here, tmp_path_factory) -> Any:
+    """A config whose views are repainted, and the folder and outcome of its run without a stop."""
+    config = tiny_config(request.param, "stylize=color_statistics", "sassl.views=both")
+    folder = tmp_path_factory.mktemp(f"whole_{request.param}")
+    return config, folder, run_here(config, folder)
+
+
+@pytest.mark.parametrize("stop_at_step", range(1, NUM_STEPS))
+def test_a_stopped_and_resumed_run_equals_one_that_was_not_stopped(whole, run_here, tmp_path, assert_same_checkpoints, stop_at_step):
+    config, folder, run = whole
+    stopped = run_here(config, tmp_path, LocalContext(stop_at_step=stop_at_step))
+    assert (stopped.outcome.status, stopped.outcome.step) == ("interrupted", stop_at_step)
+    resumed = run_here(config, tmp_path)
+    assert (resumed.outcome.status, resumed.outcome.step) == ("finished", NUM_STEPS)
+    assert_same_checkpoints(latest_checkpoint(str(tmp_path)), latest_checkpoint(str(folder)))
+    assert stopped.taken + resumed.taken == run.taken
+    assert stopped.losses + resumed.losses == run.losses
+
+
+def test_a_run_that_is_stopped_at_every_step_equals_one_that_was_not_stopped(whole, run_here, tmp_path, assert_same_checkpoints):
+    config, folder, run = whole
+    parts = [run_here(config, tmp_path, LocalContext(stop_at_step=step)) for step in range(1, NUM_STEPS + 1)]
+    assert_same_checkpoints(latest_checkpoint(str(tmp_path)), latest_checkpoint(str(folder)))
+    assert [key for part in parts for key in part.taken] == run.taken
+    logged = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert logged == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_equals_one_that_was_not_stopped(whole, run_here, tmp_path, assert_same_checkpoints):
+    config, folder, _ = whole
+    every_two = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_every": 2, "keep_checkpoints": 3})})
+    run_here(every_two, tmp_path)
+    newest = Path(list_checkpoints(str(tmp_path))[-1][1])
+    (newest / "state.pt").write_bytes(b"damaged")
+    resumed = run_here(every_two, tmp_path)
+    assert len(resumed.losses) == 2
+    assert_same_checkpoints(latest_checkpoint(str(tmp_path)), latest_checkpoint(str(folder)))
+
+
+def test_a_run_sees_every_sample_once_an_epoch_in_the_order_of_the_plan(whole):
+    _, _, run = whole
+    seen = Counter(run.taken)
+    assert set(seen.values()) == {1}
+    assert sum(epoch == 0 for epoch, _ in seen) == 44
+    assert sum(epoch == 1 for epoch, _ in seen) == 44
+
+
+def test_undecodable_rows_are_left_out_and_all_others_seen_once_across_a_resume(tiny_config, tiny_data_with_bad_rows, run_here, tmp_path):
+    config = tiny_config("simclr", f"data.path={tiny_data_with_bad_rows}")
+    stopped = run_here(config, tmp_path, LocalContext(stop_at_step=4))
+    resumed = run_here(config, tmp_path)
+    seen = Counter(stopped.taken + resumed.taken)
+    good = set(range(44)) - {5, 30}
+    assert set(seen.values()) == {1}
+    assert {sample for epoch, sample in seen if epoch == 0} == good
+    assert {sample for epoch, sample in seen if epoch == 1} == good
+    assert {row.sample_id for row in stopped.bad + resumed.bad} == {5, 30}
+
+
+def test_a_finished_run_that_is_resumed_is_finished_already(tiny_config, run_here, tmp_path):
+    config = tiny_config("simclr", "train.epochs=0.8")
+    first = run_here(config, tmp_path)
+    again = run_here(config, tmp_path)
+    assert again.outcome == first.outcome
+    assert again.losses == []
+
+
+# The record
+
+
+def test_collapse_metrics_stand_beside_the_loss_and_its_chance_value(whole):
+    metrics = whole[2].metrics
+    assert {"loss", "chance_loss", "embedding_std", "effective_rank", "learning_rate", "images_per_s", "data_wait", "epoch"} <= metrics[
+        0
+    ].keys()
+    assert [report["step"] for report in metrics] == list(range(1, NUM_STEPS + 1))
+    assert metrics[2]["epoch"] == pytest.approx(3 * 16 / 44)
+    assert 1 <= metrics[-1]["effective_rank"] <= 8.01
+
+
+def test_metrics_are_logged_at_the_first_the_last_and_every_so_many_steps(tmp_path):
+    settings = TrainConfig(epochs=1, global_batch=4, log_every=4)
+    context = LocalContext()
+    train(Job(Linear(), _batches(40, 4), settings, SGD, 40, 0, str(tmp_path), "", context))
+    assert [report["step"] for report in context.reports] == [1, 4, 8, 10]
+
+
+def test_the_learning_rate_warms_up_to_the_peak_for_the_global_batch(tmp_path):
+    optim = OptimConfig(base_lr=0.5, lr_scaling="linear", warmup_epochs=1, momentum=0)
+    settings = TrainConfig(epochs=2, global_batch=4, log_every=1)
+    context = LocalContext()
+    train(Job(Linear(), _batches(16, 4, 2), settings, optim, 16, 0, str(tmp_path), "", context))
+    peak = 0.5 * 4 / 256
+    rates = [report["learning_rate"] / peak for report in context.reports]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 - 0.5 * math.cos(math.pi / 4)])
+
+
+def test_a_checkpoint_is_left_at_the_end_of_every_epoch(tmp_path):
+    _train(tmp_path, epochs=2.5, keep_checkpoints=9)
+    assert [step for step, _ in list_checkpoints(str(tmp_path))] == [3, 6, 7]
+
+
+def test_checkpoints_are_left_every_so_many_steps_and_at_the_end(tmp_path):
+    _train(tmp_path, epochs=2, checkpoint_every=4, keep_checkpoints=9)
+    assert [step for step, _ in list_checkpoints(str(tmp_path))] == [4, 6]
+
+
+def test_the_encoder_is_scored_at_its_period_and_at_the_end(tmp_path):
+    context, scored = LocalContext(), []
+
+    def score(backbone: nn.Module) -> dict[str, float]:
+        scored.append(backbone)
+        return {"knn_top1": 0.1 * len(scored)}
+
+    settings = TrainConfig(epochs=2, global_batch=4, log_every=100, evaluate_every=2)
+    method = Linear()
+    train(Job(method, _batches(12, 4, 2), settings, SGD, 12, 0, str(tmp_path), "", context, evaluate=score))
+    assert [report["step"] for report in context.reports if "knn_top1" in report] == [2, 4, 6]
+    assert scored == [method.backbone] * 3
+
+
+# The arithmetic
+
+
+def test_accumulated_parts_give_the_update_of_the_whole_batch(tmp_path):
+    whole, _ = _train(tmp_path / "whole")
+    parts, _ = _train(tmp_path / "parts", accumulate=2)
+    torch.testing.assert_close(parts.backbone.weight, whole.backbone.weight)
+    assert not torch.equal(whole.backbone.weight, torch.ones(1, 3))
+
+
+def test_gradients_are_scaled_down_to_the_norm_that_is_asked_for(tmp_path):
+    method, _ = _train(tmp_path, clip_norm=0.01, num_rows=4)
+    assert (method.backbone.weight - 1).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_the_network_sees_normalised_pixels(tmp_path):
+    method, _ = _train(tmp_path, num_rows=4, pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.5, 0.25, 0.25))
+    pixels = torch.from_numpy(next(_batches(4, 4))["view_0"]).double().div(255).mean((1, 2))
+    x = (pixels - 0.5) / torch.tensor([0.5, 0.25, 0.25])
+    expected = 1 - 0.1 * (2 * x.sum(1, keepdim=True) * x).mean(0)
+    torch.testing.assert_close(method.backbone.weight[0].detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_bfloat16_is_autocast_and_leaves_the_weights_in_float32(tmp_path, precision):
+    method, _ = _train(tmp_path, precision=precision)
+    assert {autocast for _, autocast, _, _ in method.noted} == {precision == "bfloat16"}
+    assert method.backbone.weight.dtype == torch.float32
+
+
+def test_views_reach_the_network_in_channels_last_layout_without_a_copy(tmp_path):
+    arrays = next(_batches(4, 4))
+    batch = to_device(arrays, torch.device("cpu"))
+    assert batch.views[0].data_ptr() == arrays["view_0"].ctypes.data
+    method, _ = _train(tmp_path)
+    assert all(is_channels_last for is_channels_last, *_ in method.noted)
+
+
+def test_random_draws_depend_on_the_step_alone_and_differ_between_steps(tmp_path):
+    first, _ = _train(tmp_path / "a")
+    torch.rand(7)
+    second, _ = _train(tmp_path / "b")
+    assert [(seed, draw.item()) for *_, seed, draw in first.noted] == [(seed, draw.item()) for *_, seed, draw in second.noted]
+    assert len({seed for *_, seed, _ in first.noted}) == 3
+
+
+# What the user is told
+
+
+def test_a_diverging_run_stops_with_advice_and_keeps_its_sound_checkpoints(tiny_config, run_here, tmp_path):
+    config = tiny_config(
+        "simclr", "optim.base_lr=1e30", "optim.warmup_epochs=0", "method.projector_last_bn=false", "train.checkpoint_every=1"
+    )
+    with pytest.raises(DivergedError, match=r"at step \d.*Lower optim\.base_lr, lengthen optim\.warmup_epochs, set train\.clip_norm"):
+        run_here(config, tmp_path)
+    for _, path in list_checkpoints(str(tmp_path)):
+        assert all(torch.isfinite(weight).all() for weight in read_checkpoint(path).backbone.values())
+
+
+def test_weights_that_are_not_finite_are_never_saved_between_logged_steps(tmp_path):
+    method = Linear()
+    nn.init.constant_(method.backbone.weight, math.nan)
+    settings = {"log_every": 100, "checkpoint_every": 1, "epochs": 2}
+    with pytest.raises(DivergedError, match="step 1"):
+        _train(tmp_path, method=method, **settings)
+    assert list_checkpoints(str(tmp_path)) == []
+
+
+def test_too_few_images_for_one_batch_are_refused(tiny_config, run_here, tmp_path):
+    with pytest.raises(UsageError, match=r"train\.epochs=1 over 44 images make no full batch of train\.global_batch=64"):
+        run_here(tiny_config("simclr", "train.epochs=1", "train.global_batch=64"), tmp_path)
+
+
+@pytest.mark.parametrize(("workers", "accumulate", "near"), [(3, 1, "255 or 258"), (3, 100, "300$"), (7, 2, "252 or 266")])
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_sizes(workers, accumulate, near):
+    with pytest.raises(UsageError, match=rf"global_batch=256 does not divide by {workers} workers.*{near}"):
+        micro_batch(TrainConfig(global_batch=256, accumulate=accumulate), workers)
+
+
+def test_a_batch_divides_over_workers_and_parts():
+    assert micro_batch(TrainConfig(global_batch=256, accumulate=2), 4) == 32

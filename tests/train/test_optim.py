@@ -1,0 +1,101 @@
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from ray_sassl.train.optim import OptimConfig, build_optimizer, parameter_groups
+
+LR, DECAY = 0.1, 0.01
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2), nn.LayerNorm(2)).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return network
+
+
+def _step(network: nn.Module, config: OptimConfig) -> dict[str, torch.Tensor]:
+    """Every parameter's change in the first update, whose gradient is 1 everywhere."""
+    optimizer = build_optimizer(network, config)
+    for group in optimizer.param_groups:
+        group["lr"] = LR
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {name: parameter.detach() - before[name] for name, parameter in network.named_parameters()}
+
+
+def test_biases_and_the_scales_and_shifts_of_norms_are_not_decayed(network):
+    decayed, free = parameter_groups(network, DECAY)
+    assert decayed["weight_decay"] == DECAY
+    assert free["weight_decay"] == 0
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert {id(p) for p in free["params"]} == {
+        id(network[0].bias),
+        id(network[3].bias),
+        *map(id, network[1].parameters()),
+        *map(id, network[4].parameters()),
+    }
+
+
+def test_parameters_that_are_not_trained_are_left_out(network):
+    network[3].requires_grad_(False)
+    assert sum(len(group["params"]) for group in parameter_groups(network, DECAY)) == 6
+
+
+def test_sgd_decays_kernels_only(network):
+    kernel = network[0].weight.detach().clone()
+    change = _step(network, OptimConfig(name="sgd", weight_decay=DECAY))
+    torch.testing.assert_close(change["0.weight"], -LR * (1 + DECAY * kernel))
+    for name in ("0.bias", "1.weight", "1.bias", "4.weight"):
+        torch.testing.assert_close(change[name], torch.full_like(change[name], -LR))
+
+
+def test_adamw_decays_kernels_only(network):
+    kernel = network[3].weight.detach().clone()
+    change = _step(network, OptimConfig(name="adamw", weight_decay=DECAY))
+    torch.testing.assert_close(change["3.weight"], -LR * (1 + DECAY * kernel), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(change["4.bias"], torch.full_like(change["4.bias"], -LR), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [DECAY, 0.0])
+def test_lars_adapts_kernels_by_the_trust_ratio_and_nothing_else(network, decay):
+    kernel = network[0].weight.detach().clone()
+    change = _step(network, OptimConfig(name="lars", weight_decay=decay, trust_coefficient=0.02))
+    gradient = torch.ones_like(kernel)
+    # You et al. 2017, algorithm 1: the local rate is eta |w| / (|g| + decay |w|).
+    ratio = 0.02 * kernel.norm() / (gradient.norm() + decay * kernel.norm())
+    torch.testing.assert_close(change["0.weight"], -LR * ratio * (gradient + decay * kernel), rtol=1e-6, atol=1e-9)
+    for name in ("0.bias", "1.weight", "1.bias", "4.weight"):
+        torch.testing.assert_close(change[name], torch.full_like(change[name], -LR))
+
+
+def test_lars_accumulates_momentum(network):
+    optimizer = build_optimizer(network, OptimConfig(name="lars", momentum=0.5))
+    for group in optimizer.param_groups:
+        group["lr"] = LR
+    bias = network[0].bias.detach().clone()
+    for _ in range(2):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    torch.testing.assert_close(network[0].bias.detach(), bias - LR * (1 + 1.5))
+
+
+def test_adamw_takes_its_betas_from_the_config(network):
+    optimizer = build_optimizer(network, OptimConfig(name="adamw", momentum=0.8, beta2=0.0))
+    assert optimizer.defaults["betas"] == (0.8, 0.0)
+    assert build_optimizer(network, OptimConfig(name="adamw")).defaults["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "owner"), [("sgd", "beta2", "adamw"), ("lars", "beta2", "adamw"), ("adamw", "trust_coefficient", "lars")]
+)
+def test_an_option_of_another_optimiser_is_refused(name, option, owner):
+    with pytest.raises(ValidationError, match=rf"optim\.{option} has no effect on {name}; it belongs to {owner}"):
+        OptimConfig(name=name, **{option: 0.5})

@@ -1,0 +1,110 @@
+"""The same global batch on one worker and on two is the same run."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_sassl.config.files import to_yaml
+from ray_sassl.data.index import cached_index
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.scoring import untrained_backbone
+from ray_sassl.train.checkpoint import latest_checkpoint
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("two_workers.py")
+CALM = "optim.base_lr=0.0005"  # at higher rates, the last bit of a float32 can grow to a visible difference within six steps
+RUNS = {
+    "simclr": ("simclr", CALM),
+    "moco": ("moco", CALM),
+    "byol": ("byol", CALM),
+    "accumulated": ("byol", CALM, "train.accumulate=2"),
+    "stopped": ("simclr", CALM, "train.epochs=1.5"),
+    "diverging": ("simclr", "optim.base_lr=1e30", "optim.warmup_epochs=0", "method.projector_last_bn=false"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_config) -> Path:
+    """Where two processes have left what they saw of the runs."""
+    folder = tmp_path_factory.mktemp("two_workers")
+    for name, (method, *overrides) in RUNS.items():
+        config = tiny_config(method, *overrides)
+        (folder / f"{name}.yaml").write_text(to_yaml(config))
+        (folder / f"{name}-run").mkdir()
+        cached_index(config.data, folder / f"{name}-run" / "index.arrow")
+    commands = [[sys.executable, str(SCRIPT), str(folder), str(rank)] for rank in range(2)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    return folder
+
+
+def _result(folder: Path, name: str, rank: int) -> dict:
+    return json.loads((folder / f"{name}-{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco", "byol", "accumulated"])
+def test_two_workers_have_the_loss_curve_of_one(folder, tiny_config, run_here, tmp_path, name):
+    method, *overrides = RUNS[name]
+    alone = run_here(tiny_config(method, *overrides), tmp_path)
+    together = _result(folder, name, 0)
+    assert together["status"] == "finished"
+    assert len(alone.losses) == 6
+    assert [report["loss"] for report in together["metrics"]] == pytest.approx(alone.losses, abs=1e-4)
+    assert len(set(alone.losses)) == 6
+    one, two = latest_checkpoint(str(tmp_path)), latest_checkpoint(str(folder / f"{name}-run"))
+    assert one is not None
+    assert two is not None
+    start = dict(untrained_backbone(tiny_config(method)).named_parameters())
+    apart = torch.cat([(two.backbone[key] - one.backbone[key]).flatten() for key in start])
+    moved = torch.cat([(one.backbone[key] - value.detach()).flatten() for key, value in start.items()])
+    assert apart.norm() < 0.01 * moved.norm()
+
+
+@pytest.mark.parametrize("name", ["simclr", "accumulated"])
+def test_the_checkpoint_holds_what_all_workers_have_seen(folder, tiny_config, run_here, tmp_path, name):
+    method, *overrides = RUNS[name]
+    alone = run_here(tiny_config(method, *overrides), tmp_path)
+    taken = [set(map(tuple, _result(folder, name, rank)["taken"])) for rank in range(2)]
+    assert not taken[0] & taken[1]
+    assert taken[0] | taken[1] == set(alone.taken)
+    checkpoint = latest_checkpoint(str(folder / f"{name}-run"))
+    assert checkpoint is not None
+    seen = SeenIds.from_state_dict(checkpoint.state["seen"])
+    assert [seen.count(epoch) for epoch in range(3)] == [44, 44, 8]
+
+
+def test_a_stop_that_one_worker_is_asked_for_stops_all_at_the_same_step(folder):
+    assert [_result(folder, "stopped", rank)["status"] for rank in range(2)] == ["interrupted", "interrupted"]
+    assert [_result(folder, "stopped", rank)["step"] for rank in range(2)] == [3, 3]
+
+
+def test_one_worker_goes_on_with_what_two_have_left(folder, tiny_config, run_here, tmp_path):
+    method, *overrides = RUNS["stopped"]
+    config = tiny_config(method, *overrides)
+    left = [tuple(key) for rank in range(2) for key in _result(folder, "stopped", rank)["taken"]]
+    resumed = run_here(config, folder / "stopped-run")
+    assert (resumed.outcome.status, resumed.outcome.step) == ("finished", 4)
+    whole = run_here(config, tmp_path)
+    assert resumed.taken == whole.taken[len(left) :]
+    assert resumed.losses[-1] == pytest.approx(whole.losses[-1], abs=1e-4)
+
+
+def test_a_diverging_run_ends_on_all_workers(folder):
+    for rank in range(2):
+        assert _result(folder, "diverging", rank)["error"].startswith("DivergedError"), rank
+
+
+def test_only_the_first_worker_reports(folder):
+    assert all(math.isfinite(report["loss"]) for report in _result(folder, "simclr", 0)["metrics"])
+    assert _result(folder, "simclr", 1)["metrics"] == []

@@ -1,0 +1,74 @@
+"""A stylizer made of two networks, a style predictor and a style transformer, at inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_sassl.plugins import UsageError
+from ray_sassl.stylize import Stylizer
+
+MIN_PX = 32
+"""The smallest side of an image that the networks take."""
+_STRIDE = 4
+"""The transformer contracts twice by two."""
+
+
+class NetworkPair(Stylizer):
+    """Two networks that were trained together.
+
+    Args:
+        predictor: Images (B, 3, style_px, style_px) -> codes (B, C).
+        transformer: Images (B, 3, H, W) and codes (B, C) -> images, for H and W that are multiples of 4.
+        style_px: Side to which images are resized for the predictor.
+        dtype: Of the arithmetic.
+    """
+
+    def __init__(
+        self,
+        bundle_id: str,
+        code_size: int,
+        predictor: nn.Module,
+        transformer: nn.Module,
+        style_px: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.bundle_id, self.code_size = bundle_id, code_size
+        self._style_px, self._dtype = style_px, dtype
+        self._predictor = _frozen(predictor, device, dtype)
+        self._transformer = _frozen(transformer, device, dtype)
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """Style codes (B, C) float32 of images (B, 3, H, W), float in [0, 1], of any size."""
+        images = resized(images, self._style_px).to(self._dtype)
+        return self._predictor(images.contiguous(memory_format=torch.channels_last)).float()
+
+    @torch.inference_mode()
+    def render(self, images: Tensor, codes: Tensor) -> Tensor:
+        """The images (B, 3, H, W) repainted as `codes` (B, C) say, float32; sides that are no multiples of 4 are padded and cropped.
+
+        Raises:
+            UsageError: the images are smaller than 32 px.
+        """
+        height, width = images.shape[2:]
+        if min(height, width) < MIN_PX:
+            raise UsageError(f"style transfer needs images of at least {MIN_PX} px, not {width} x {height}")
+        bottom, right = -height % _STRIDE, -width % _STRIDE
+        padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+        painted = self._transformer(padded.to(self._dtype), codes.to(self._dtype))
+        return painted[:, :, :height, :width].float()
+
+
+def resized(images: Tensor, size_px: int) -> Tensor:
+    """(B, 3, size_px, size_px) of (B, 3, H, W), bilinear, anti-aliased where it shrinks; as they are where they fit."""
+    if images.shape[2:] == (size_px, size_px):
+        return images
+    shrinks = max(images.shape[2:]) > size_px
+    return F.interpolate(images, (size_px, size_px), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def _frozen(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    return network.eval().requires_grad_(False).to(device=device, dtype=dtype).to(memory_format=torch.channels_last)

@@ -53,6 +53,14 @@ def uniform(seed: int, epoch: np.ndarray | int, sample_id: np.ndarray, stream: i
     return np.stack(words, axis=-1).reshape(len(sample_id), 4 * num_blocks)[:, :count] * 2.0**-32
 
 
+def normal(seed: int, epoch: np.ndarray | int, sample_id: np.ndarray, stream: int, count: int) -> np.ndarray:
+    """Standard normal draws (B, count) float64, by Box and Muller's transform of pairs of `uniform` draws; the arguments are its."""
+    draws = uniform(seed, epoch, sample_id, stream, 2 * (-(-count // 2)))
+    radius, angle = np.sqrt(-2 * np.log1p(-draws[:, ::2])), 2 * np.pi * draws[:, 1::2]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
+    return pairs.reshape(len(draws), -1)[:, :count]
+
+
 def philox4x32(
     counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: tuple[int, int], rounds: int = 10
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data import storage
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.pipeline import Restyle, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.plugins import UsageError
@@ -68,15 +69,18 @@ def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle
     for number, side in enumerate(("left", "right")):
         columns.append((f"{side} crop", block.views[number], ["" for _ in rows]))
         if restyle is not None and config.sassl.repaints(number):
-            styles = draw_styles(config.sassl, block.sample_id, block.epoch, config.seed, number)
+            bank = config.sassl.load_bank()
+            styles = draw_styles(config.sassl, block.sample_id, block.epoch, config.seed, number, bank)
             repainted = restyle(block.views, block.sample_id, block.epoch)[number]
             strengths = zip(styles.apply[rows], styles.alpha[rows], styles.beta[rows], strict=True)
-            columns.append(("its style", block.views[number][styles.partner], ["" for _ in rows]))
-            columns.append(
-                ("repainted", repainted, [f"alpha {a:.2f} beta {b:.2f}" if chosen else "not drawn" for chosen, a, b in strengths])
-            )
+            captions = [f"alpha {a:.2f} beta {b:.2f}" if chosen else "not drawn" for chosen, a, b in strengths]
+            if styles.code is None:
+                columns.append(("its style", block.views[number][styles.partner], ["" for _ in rows]))
+            elif styles.partner is not None and bank is not None:
+                captions = [f"{storage.name_of(bank.names[style])}, {text}" for style, text in zip(styles.partner, captions, strict=False)]
+            columns.append(("repainted", repainted, captions))
             columns.append((f"{side}, no style", plain[f"view_{number}"], ["" for _ in rows]))
         columns.append((f"{side} view", styled[f"view_{number}"], ["" for _ in rows]))
     images = [[array[row] for _, array, _ in columns] for row in rows]
-    captions = [[texts[row] for _, _, texts in columns] for row in rows]
-    return image_grid(images, [title for title, _, _ in columns], captions, cell_px=max(112, source.views.size_px // 2))
+    lines = [[texts[row] for _, _, texts in columns] for row in rows]
+    return image_grid(images, [title for title, _, _ in columns], lines, cell_px=max(112, source.views.size_px // 2))

@@ -25,7 +25,7 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.pipeline import Restyle, ViewSource
 from ray_sassl.plugins import UsageError
-from ray_sassl.sassl import stylize_views
+from ray_sassl.sassl import Chunks, stylize_views
 from ray_sassl.scoring import online_knn
 from ray_sassl.train.checkpoint import BadCheckpointError, Checkpoint, latest_checkpoint, list_checkpoints, read_checkpoint
 from ray_sassl.train.context import Context
@@ -76,9 +76,11 @@ def build_restyle(config: ExperimentConfig, device_type: str, num_threads: int) 
     torch.set_num_threads(max(1, num_threads))
     device = torch.device(device_type)
     stylizer = config.stylize.build(device)
+    bank = config.sassl.load_bank(stylizer.bundle_id)
+    chunks = Chunks()
 
     def restyle(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
-        return stylize_views(stylizer, views, sample_id, epoch, config.seed, config.sassl, device)
+        return stylize_views(stylizer, views, sample_id, epoch, config.seed, config.sassl, device, bank, chunks)
 
     return restyle
 

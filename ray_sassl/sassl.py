@@ -1,26 +1,33 @@
 """SASSL: style augmentation of views, around any stylizer.
 
 Rojas-Gomez et al., "SASSL: Enhancing Self-Supervised Learning via Neural Style Transfer", TMLR 2024, arXiv 2312.01187, Algorithm 1.
-It stands between the crop and the colour operations. Every choice is keyed by (seed, epoch, sample id, view).
+It stands between the crop and the colour operations. Every choice is keyed by (seed, epoch, sample id, view). Styles come from the same
+block of images, from a bank of codes, or from the Gaussian of a bank (Jackson, Atapour-Abarghouei, Bonner, Breckon and Obara 2019,
+"Style Augmentation: Data Augmentation via Style Randomization", arXiv 1809.05375, section 3.3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from ray_sassl.keyed import Stream, uniform
+from ray_sassl.data.styles import StyleBank
+from ray_sassl.keyed import Stream, normal, uniform
 from ray_sassl.plugins import FrozenConfig
 from ray_sassl.stylize import Stylizer
 from ray_sassl.views.recipes import ordered
 
+log = logging.getLogger(__name__)
+
 Share = Annotated[float, Field(ge=0, le=1)]
+Result = TypeVar("Result")
 ShareInterval = Annotated[tuple[Share, Share], AfterValidator(ordered)]
 
 
@@ -35,8 +42,29 @@ class SasslConfig(FrozenConfig):
     """Feature blending: share of the style's code in the mixed code, uniform in this interval."""
     beta: ShareInterval = (0.1, 0.3)
     """Image blending: share of the repainted image in the output, uniform in this interval."""
-    style_source: Literal["in_batch"] = "in_batch"
-    """Where styles come from: `in_batch`, the same view of another image of the block."""
+    style_source: Literal["in_batch", "bank", "gaussian"] = "in_batch"
+    """Where styles come from: `in_batch`, the same view of another image of the block; `bank`, a style of the bank; `gaussian`, a draw from
+    the Gaussian that has the mean and the covariance of the bank's codes."""
+    bank: str | None = None
+    """Path or URI of the style bank, which `ray-sassl stylize bank` makes; every node must reach it."""
+
+    @model_validator(mode="after")
+    def _bank_where_it_is_used(self) -> Self:
+        if self.style_source != "in_batch" and self.bank is None:
+            raise ValueError(f"style_source={self.style_source!r} takes its styles from a bank; set sassl.bank to its file")
+        if self.style_source == "in_batch" and self.bank is not None:
+            raise ValueError(
+                "bank has no effect with style_source='in_batch'; set style_source='bank' or 'gaussian', or leave the bank out"
+            )
+        return self
+
+    def load_bank(self, bundle_id: str | None = None) -> StyleBank | None:
+        """The style bank, where styles come from one.
+
+        Args:
+            bundle_id: Of the stylizer that its codes are for, which is then checked.
+        """
+        return None if self.bank is None else StyleBank.load(self.bank, bundle_id)
 
     def repaints(self, view: int) -> bool:
         """Whether view number `view` (0 left, 1 right) may be repainted."""
@@ -51,24 +79,47 @@ class StyleParams:
         apply: (B,) bool, whether the view is repainted.
         alpha: (B,) float64, share of the style's code.
         beta: (B,) float64, share of the repainted image.
-        partner: (B,) int64, the row of the block whose image gives the style.
+        partner: (B,) int64, the row of the block whose image gives the style (`in_batch`), or the style's row in the bank (`bank`).
+        code: (B, C) float32, the styles' codes, where they do not come from the block.
     """
 
     apply: np.ndarray
     alpha: np.ndarray
     beta: np.ndarray
-    partner: np.ndarray
+    partner: np.ndarray | None = None
+    code: np.ndarray | None = None
 
 
-def draw_styles(config: SasslConfig, sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, view: int) -> StyleParams:
-    """The parameters of view number `view` of the samples of one plan block; nothing is applied where the config leaves the view out."""
+def draw_styles(
+    config: SasslConfig, sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, view: int, bank: StyleBank | None = None
+) -> StyleParams:
+    """The parameters of view number `view` of the samples of one plan block; nothing is applied where the config leaves the view out.
+
+    Args:
+        bank: The config's, for styles from a bank or its Gaussian.
+    """
     apply, alpha, beta = uniform(seed, epoch, sample_id, Stream.STYLE + view, 3).T
+    partner, code = _draw_sources(config, sample_id, epoch, seed, Stream.STYLE_PARTNER + view, bank)
     return StyleParams(
         apply=(apply < config.prob) & config.repaints(view),
         alpha=config.alpha[0] + (config.alpha[1] - config.alpha[0]) * alpha,
         beta=config.beta[0] + (config.beta[1] - config.beta[0]) * beta,
-        partner=style_partners(sample_id, epoch, seed, view),
+        partner=partner,
+        code=code,
     )
+
+
+def _draw_sources(
+    config: SasslConfig, sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, stream: int, bank: StyleBank | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Where the styles come from, and their codes where these are known: the `partner` and `code` of `StyleParams`."""
+    if config.style_source == "in_batch":
+        return style_partners(sample_id, epoch, seed, stream - Stream.STYLE_PARTNER), None
+    assert bank is not None
+    if config.style_source == "bank":
+        style = bank.pick(uniform(seed, epoch, sample_id, stream, 1)[:, 0])
+        return style, bank.codes[style]
+    return None, bank.gaussian_codes(normal(seed, epoch, sample_id, stream, len(bank.mean)))
 
 
 def style_partners(sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, view: int) -> np.ndarray:
@@ -84,6 +135,45 @@ def style_partners(sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, vi
     return partners
 
 
+@dataclass
+class Chunks:
+    """Work on a few rows at a time, and on fewer where memory does not suffice: the size is halved and the rows are tried again.
+
+    Attributes:
+        size: Rows at once; it stays halved.
+    """
+
+    size: int = 32
+
+    def map(self, work: Callable[[np.ndarray], Result], rows: np.ndarray) -> list[tuple[np.ndarray, Result]]:
+        """Each chunk of the rows (n,) with what `work` makes of it.
+
+        Raises:
+            torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not suffice for a single row.
+        """
+        results: list[tuple[np.ndarray, Result]] = []
+        first = 0
+        while first < len(rows):
+            chunk = rows[first : first + self.size]
+            try:
+                results.append((chunk, work(chunk)))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or len(chunk) == 1:
+                    raise
+                self.size = len(chunk) // 2
+                log.warning("out of memory with %d images at once; going on with %d", len(chunk), self.size)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            else:
+                first += len(chunk)
+        return results
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class of its own for it; PyTorch's CPU allocator says it in words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 @torch.inference_mode()
 def stylize_views(
     stylizer: Stylizer,
@@ -93,7 +183,8 @@ def stylize_views(
     seed: int,
     config: SasslConfig,
     device: torch.device,
-    batch_size: int = 32,
+    bank: StyleBank | None = None,
+    chunks: Chunks | None = None,
 ) -> list[np.ndarray]:
     """The views of one whole plan block, repainted where drawn; views that are left as they are come back without a copy.
 
@@ -101,28 +192,43 @@ def stylize_views(
         views: (B, H, W, 3) uint8 each, cropped, with their natural colours.
         sample_id: (B,) integers.
         epoch: (B,) integers or one.
-        batch_size: Images that the stylizer gets at once.
+        bank: The config's, for styles from a bank or its Gaussian; its codes are of this stylizer.
+        chunks: How many images the stylizer gets at once.
     """
     styled = []
     for number, images in enumerate(views):
-        params = draw_styles(config, sample_id, epoch, seed, number)
-        styled.append(_stylize(stylizer, images, params, device, batch_size) if params.apply.any() else images)
+        if not config.repaints(number):
+            styled.append(images)
+            continue
+        params = draw_styles(config, sample_id, epoch, seed, number, bank)
+        styled.append(_stylize(stylizer, images, params, device, chunks or Chunks()) if params.apply.any() else images)
     return styled
 
 
-def _stylize(stylizer: Stylizer, images: np.ndarray, params: StyleParams, device: torch.device, batch_size: int) -> np.ndarray:
+def _stylize(stylizer: Stylizer, images: np.ndarray, params: StyleParams, device: torch.device, chunks: Chunks) -> np.ndarray:
     content = np.flatnonzero(params.apply)
-    # One pass gives the codes both of the images that are repainted (z_c) and of those whose style they take (z_s).
-    needed = np.union1d(content, params.partner[content])
-    codes = torch.cat([stylizer.embed(to_float(images[rows], device)) for rows in _chunks(needed, batch_size)])
+    needed = content
+    if params.code is None:
+        # One pass gives the codes both of the images that are repainted (z_c) and of those whose style they take (z_s).
+        assert params.partner is not None
+        needed = np.union1d(content, params.partner[content])
+    codes = torch.cat([codes for _, codes in chunks.map(lambda rows: stylizer.embed(to_float(images[rows], device)), needed)])
     code_of = np.empty(len(images), np.int64)
     code_of[needed] = np.arange(len(needed))
-    styled = images.copy()
-    for rows in _chunks(content, batch_size):
+
+    def repainted(rows: np.ndarray) -> np.ndarray:
         z_c = codes[torch.from_numpy(code_of[rows]).to(device)]
-        z_s = codes[torch.from_numpy(code_of[params.partner[rows]]).to(device)]
+        if params.code is None:
+            assert params.partner is not None
+            z_s = codes[torch.from_numpy(code_of[params.partner[rows]]).to(device)]
+        else:
+            z_s = torch.from_numpy(params.code[rows]).to(device)
         alpha, beta = (torch.from_numpy(values[rows]).to(device, torch.float32) for values in (params.alpha, params.beta))
-        styled[rows] = to_uint8(blend(stylizer, to_float(images[rows], device), z_c, z_s, alpha, beta))
+        return to_uint8(blend(stylizer, to_float(images[rows], device), z_c, z_s, alpha, beta))
+
+    styled = images.copy()
+    for rows, pixels in chunks.map(repainted, content):
+        styled[rows] = pixels
     return styled
 
 
@@ -143,13 +249,12 @@ def blend(stylizer: Stylizer, content: Tensor, z_c: Tensor, z_s: Tensor, alpha: 
 
 def to_float(images: np.ndarray, device: torch.device) -> Tensor:
     """(B, 3, H, W) float32 in [0, 1] on the device, of (B, H, W, 3) uint8."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
+    pixels = torch.from_numpy(images)
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.permute(0, 3, 1, 2).float().div_(255)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """(B, H, W, 3) uint8 in NumPy, rounded, of (B, 3, H, W) float in [0, 1]."""
     return (images * 255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ray_sassl.keyed import Stream, philox4x32, uniform
+from ray_sassl.keyed import Stream, normal, philox4x32, uniform
 
 # The known answers of Random123's own tests for philox4x32, 10 rounds: counter, key, output.
 KNOWN_ANSWERS = [
@@ -55,3 +55,16 @@ def test_draws_are_uniform_in_the_unit_interval():
     expected = draws.size / 20
     assert ((shares - expected) ** 2 / expected).sum() < 45  # chi-squared with 19 degrees of freedom: one in a thousand is above 43.8
     assert abs(np.corrcoef(draws.T) - np.eye(24)).max() < 0.07
+
+
+def test_normal_draws_are_standard_normal():
+    draws = normal(3, 0, np.arange(4000), 7, 25)
+    assert draws.shape == (4000, 25)
+    assert draws.mean() == pytest.approx(0, abs=0.01)
+    assert draws.var() == pytest.approx(1, abs=0.02)
+    assert (draws**4).mean() == pytest.approx(3, abs=0.15)
+    assert np.abs(np.corrcoef(draws.T) - np.eye(25)).max() < 0.08
+
+
+def test_normal_draws_do_not_depend_on_how_many_are_asked_for():
+    np.testing.assert_array_equal(normal(3, 0, np.arange(5), 7, 9)[:, :4], normal(3, 0, np.arange(5), 7, 4))

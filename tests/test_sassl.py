@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from ray_sassl.sassl import SasslConfig, blend, draw_styles, style_partners, stylize_views, to_float, to_uint8
+from ray_sassl.data.styles import StyleBank
+from ray_sassl.sassl import Chunks, SasslConfig, blend, draw_styles, style_partners, stylize_views, to_float, to_uint8
 from ray_sassl.stylize.color_statistics import Config
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import draw
@@ -75,7 +76,7 @@ def test_blending_nothing_gives_the_images_back(images, strength):
 
 def test_views_follow_algorithm_1_sample_by_sample(images):
     config, ids = SasslConfig(prob=0.7, alpha=(0.2, 0.9), beta=(0.3, 0.8)), np.arange(100, 112)
-    (styled,) = stylize_views(STYLIZER, [images], ids, 1, 2, config, CPU, batch_size=5)
+    (styled,) = stylize_views(STYLIZER, [images], ids, 1, 2, config, CPU, chunks=Chunks(5))
     params = draw_styles(config, ids, 1, 2, 0)
     for row in np.flatnonzero(params.apply):
         content, style = to_float(images[[row]], CPU), to_float(images[[params.partner[row]]], CPU)
@@ -104,7 +105,7 @@ def test_views_are_the_same_bytes_in_any_order_batch_and_sub_batch(photos):
         params = [draw(view, sizes[rows], ids[rows], 4, 9, number) for number, view in enumerate(config.views)]
         chosen = [photos[row] for row in rows]
         crops = [crop(chosen, p, config.size_px, view.interpolation) for p, view in zip(params, config.views, strict=True)]
-        styled = stylize_views(STYLIZER, crops, ids[rows], 4, 9, SasslConfig(views="both"), CPU, style_batch)
+        styled = stylize_views(STYLIZER, crops, ids[rows], 4, 9, SasslConfig(views="both"), CPU, chunks=Chunks(style_batch))
         batches = [slice(start, start + colour_batch) for start in range(0, len(rows), colour_batch)]
         return [np.concatenate([colour(x[b], p.take(b)) for b in batches]) for x, p in zip(styled, params, strict=True)]
 
@@ -121,3 +122,80 @@ def test_views_are_the_same_bytes_in_any_order_batch_and_sub_batch(photos):
 def test_settings_without_meaning_are_refused(fields):
     with pytest.raises(ValidationError, match=next(iter(fields))):
         SasslConfig(**fields)
+
+
+@pytest.fixture(scope="module")
+def bank(images) -> StyleBank:
+    codes = STYLIZER.embed(to_float(images[::-1].copy(), CPU)).numpy()
+    return StyleBank.of(codes, [f"style-{number}" for number in range(len(codes))], STYLIZER.bundle_id)
+
+
+def test_styles_from_a_bank_are_the_banks_codes(images, bank):
+    config, ids = SasslConfig(style_source="bank", bank="b", prob=1.0, alpha=(1, 1), beta=(1, 1)), np.arange(12)
+    params = draw_styles(config, ids, 0, 5, 0, bank)
+    assert len(set(params.partner.tolist())) > 3
+    np.testing.assert_array_equal(params.code, bank.codes[params.partner])
+    (styled,) = stylize_views(STYLIZER, [images], ids, 0, 5, config, CPU, bank)
+    np.testing.assert_array_equal(styled, to_uint8(STYLIZER.render(to_float(images, CPU), torch.from_numpy(params.code))))
+
+
+def test_styles_from_a_gaussian_do_not_depend_on_the_block(bank):
+    config = SasslConfig(style_source="gaussian", bank="b")
+    ids = np.arange(64)
+    whole = draw_styles(config, ids, 3, 5, 1, bank).code
+    assert whole.shape == (64, 9)
+    np.testing.assert_array_equal(draw_styles(config, ids[40:9:-7], 3, 5, 1, bank).code, whole[40:9:-7])
+    assert not np.array_equal(draw_styles(config, ids, 4, 5, 1, bank).code, whole)
+
+
+@pytest.mark.parametrize("fields", [{"style_source": "bank"}, {"style_source": "gaussian"}, {"bank": "b.safetensors"}])
+def test_a_bank_is_given_where_and_only_where_it_is_used(fields):
+    with pytest.raises(ValidationError, match="bank"):
+        SasslConfig(**fields)
+
+
+class Crowded:
+    """A stylizer whose memory suffices for so many images at once."""
+
+    bundle_id, code_size = "crowded", 9
+
+    def __init__(self, most: int) -> None:
+        self.most, self.refused = most, 0
+
+    def _check(self, images: torch.Tensor) -> None:
+        if len(images) > self.most:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        self._check(images)
+        return STYLIZER.embed(images)
+
+    def render(self, images: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        self._check(images)
+        return STYLIZER.render(images, codes)
+
+
+def test_out_of_memory_halves_the_batch_loses_nothing_and_is_reported(images, caplog):
+    config, ids, stylizer, chunks = SasslConfig(prob=1.0), np.arange(12), Crowded(3), Chunks(12)
+    (styled,) = stylize_views(stylizer, [images], ids, 0, 0, config, CPU, chunks=chunks)
+    np.testing.assert_array_equal(styled, stylize_views(STYLIZER, [images], ids, 0, 0, config, CPU)[0])
+    assert (chunks.size, stylizer.refused) == (3, 2)
+    assert "going on with 3" in caplog.text
+
+
+def test_out_of_memory_with_a_single_image_is_an_error(images):
+    with pytest.raises(torch.OutOfMemoryError):
+        stylize_views(Crowded(0), [images], np.arange(12), 0, 0, SasslConfig(prob=1.0), CPU)
+
+
+def test_an_error_that_is_not_about_memory_is_not_tried_again(images):
+    class Broken(Crowded):
+        def _check(self, images: torch.Tensor) -> None:
+            self.refused += 1
+            raise RuntimeError("a bug")
+
+    broken = Broken(0)
+    with pytest.raises(RuntimeError, match="a bug"):
+        stylize_views(broken, [images], np.arange(12), 0, 0, SasslConfig(prob=1.0), CPU)
+    assert broken.refused == 1

@@ -120,7 +120,10 @@ def _with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
         return data.model_copy(update={"path": tuple(paths) if len(paths) > 1 else paths[0]})
 
     evaluate = config.evaluate.model_copy(update={"train": absolute(config.evaluate.train), "test": absolute(config.evaluate.test)})
-    return config.model_copy(update={"data": absolute(config.data), "evaluate": evaluate})
+    sassl = config.sassl
+    if sassl.bank is not None and not storage.is_uri(sassl.bank):
+        sassl = sassl.model_copy(update={"bank": os.path.abspath(sassl.bank)})
+    return config.model_copy(update={"data": absolute(config.data), "evaluate": evaluate, "sassl": sassl})
 
 
 def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch) -> Outcome:

@@ -1,0 +1,112 @@
+"""A bank of styles: the codes of an external data set, computed once by `ray-sassl stylize bank` and kept as one safetensors file.
+
+This module imports no torch: a bank is small, and light processes check it before anything starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
+
+from ray_sassl.data import storage
+from ray_sassl.plugins import UsageError
+
+_FORMAT = "ray-sassl style bank 1"
+
+
+class BadBankError(UsageError):
+    """The file is no style bank, or its codes are of another stylizer."""
+
+
+@dataclass(frozen=True, eq=False)
+class StyleBank:
+    """Style codes of an external data set.
+
+    Attributes:
+        codes: (N, C) float32.
+        names: N times where a style came from.
+        bundle_id: The code space, which is that of the stylizer that computed the codes.
+        mean: (C,) float64, of the codes.
+        covariance: (C, C) float64, of the codes, biased.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+    bundle_id: str
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @classmethod
+    def of(cls, codes: np.ndarray, names: Sequence[str], bundle_id: str) -> StyleBank:
+        """The bank of (N, C) codes, with their statistics.
+
+        Raises:
+            BadBankError: there are no codes.
+        """
+        if not len(codes):
+            raise BadBankError("a style bank needs at least one style, and no image could be used")
+        centred = codes.astype(np.float64) - (mean := codes.mean(axis=0, dtype=np.float64))
+        return cls(codes.astype(np.float32), tuple(names), bundle_id, mean, centred.T @ centred / len(codes))
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """(C, C) float64 with factor @ factor.T = covariance; it exists also where there are fewer styles than dimensions."""
+        variances, axes = np.linalg.eigh(self.covariance)
+        return axes * np.sqrt(variances.clip(min=0))
+
+    def pick(self, draws: np.ndarray) -> np.ndarray:
+        """Styles (B,) int64 for draws (B,) uniform in [0, 1)."""
+        return np.minimum((draws * len(self.codes)).astype(np.int64), len(self.codes) - 1)
+
+    def gaussian_codes(self, normals: np.ndarray) -> np.ndarray:
+        """Codes (B, C) float32 of the Gaussian with the bank's mean and covariance, for standard normal draws (B, C)."""
+        return (self.mean + normals @ self.factor.T).astype(np.float32)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bank as one safetensors file, whole or not at all."""
+        tensors = {"codes": self.codes, "mean": self.mean, "covariance": self.covariance}
+        metadata = {"format": _FORMAT, "bundle_id": self.bundle_id, "names": json.dumps(self.names)}
+        storage.write_bytes(path, save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], bundle_id: str | None = None) -> StyleBank:
+        """The bank in the file.
+
+        Args:
+            bundle_id: Of the stylizer that the codes are for, which is then checked.
+
+        Raises:
+            BadBankError: the file is missing, is no bank, or holds codes of another stylizer.
+        """
+        if not storage.exists(path):
+            raise BadBankError(f"there is no style bank {path}; make one with `ray-sassl stylize bank STYLE_DATA --out {path}`")
+        content = storage.read_bytes(path)
+        try:
+            metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+            if metadata.get("format") != _FORMAT:
+                raise BadBankError(f"{path} is no style bank; make one with `ray-sassl stylize bank STYLE_DATA --out {path}`")
+            tensors = {name: _array(tensor) for name, tensor in deserialize(content)}
+            bank = cls(
+                tensors["codes"], tuple(json.loads(metadata["names"])), metadata["bundle_id"], tensors["mean"], tensors["covariance"]
+            )
+        except (SafetensorError, KeyError, UnicodeDecodeError, ValueError, AttributeError) as error:
+            if isinstance(error, BadBankError):
+                raise
+            raise BadBankError(f"{path} is damaged, or no style bank: {error}") from error
+        if bundle_id is not None and bank.bundle_id != bundle_id:
+            raise BadBankError(
+                f"the style bank {path} holds codes of {bank.bundle_id}, which mean nothing to {bundle_id}; compute it again with this stylizer"
+            )
+        return bank
+
+
+def _array(tensor: dict) -> np.ndarray:
+    dtypes = {"F32": np.float32, "F64": np.float64}
+    return np.frombuffer(tensor["data"], dtypes[tensor["dtype"]]).reshape(tensor["shape"])

@@ -8,27 +8,43 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.plugins import PluginConfig, UsageError
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class OverrideError(UsageError):
     """An override that names no field, or gives a field a value that it does not take."""
 
 
-def apply_overrides(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentConfig:
+def apply_overrides(config: ModelT, overrides: Iterable[str]) -> ModelT:
     """The config with `path=value` strings applied in order.
+
+    A value that is only valid together with those that follow waits for them, as in `sassl.style_source=bank sassl.bank=FILE`.
 
     Raises:
         OverrideError: not of that form, an unknown path (the nearest is named) or an invalid value.
     """
+    waiting: list[tuple[str, Any]] = []
+    first_error: OverrideError | None = None
     for override in overrides:
-        config = _set(config, *parse_override(override))
+        path, value = parse_override(override)
+        _check_path(config, path)
+        try:
+            config = _set(config, [*waiting, (path, value)])
+        except OverrideError as error:
+            waiting.append((path, value))
+            first_error = first_error or error
+        else:
+            waiting, first_error = [], None
+    if first_error is not None:
+        raise first_error
     return config
 
 
@@ -56,18 +72,19 @@ def field_paths(model: BaseModel, prefix: str = "") -> Iterator[str]:
             yield from field_paths(child, f"{prefix}{name}.")
 
 
-def _set(config: ExperimentConfig, path: str, value: Any) -> ExperimentConfig:
-    _check_path(config, path)
+def _set(config: ModelT, changes: list[tuple[str, Any]]) -> ModelT:
+    """The config with all the changes made at once."""
     tree = config.model_dump(mode="json")
-    *parents, last = path.split(".")
-    node, model = tree, config
-    for name in parents:
-        node, model = node[name], getattr(model, name)
-    node[last] = node[last] | value if _is_part(value, getattr(model, last)) else value
+    for path, value in changes:
+        *parents, last = path.split(".")
+        node, model = tree, config
+        for name in parents:
+            node, model = node[name], getattr(model, name)
+        node[last] = node[last] | value if _is_part(value, getattr(model, last)) else value
     try:
-        return ExperimentConfig.model_validate(tree)
+        return type(config).model_validate(tree)
     except (ValidationError, UsageError) as error:
-        raise OverrideError(f"{path}={value}: {explain(error)}") from error
+        raise OverrideError(f"{' '.join(f'{path}={value}' for path, value in changes)}: {explain(error)}") from error
 
 
 def _is_part(value: Any, present: Any) -> bool:
@@ -77,7 +94,7 @@ def _is_part(value: Any, present: Any) -> bool:
     return not isinstance(present, PluginConfig) or value.get("name", present.name) == present.name
 
 
-def _check_path(config: ExperimentConfig, path: str) -> None:
+def _check_path(config: BaseModel, path: str) -> None:
     known = list(field_paths(config))
     if path in known:
         return

@@ -167,3 +167,14 @@ def test_every_path_can_be_set_to_the_value_that_it_has(config):
         return yaml.safe_dump(tree, default_flow_style=True, width=10_000).removesuffix("\n...\n")
 
     assert apply_overrides(config, [f"{path}={as_text(path)}" for path in paths]) == config
+
+
+def test_values_that_are_only_valid_together_may_follow_each_other():
+    for order in (["sassl.style_source=bank", "sassl.bank=b.safetensors"], ["sassl.bank=b.safetensors", "sassl.style_source=gaussian"]):
+        sassl = apply_overrides(load_experiment("demo"), [*order, "train.epochs=3"]).sassl
+        assert sassl.bank == "b.safetensors"
+
+
+def test_a_value_whose_companion_never_comes_is_an_error_of_its_own():
+    with pytest.raises(OverrideError, match=r"^sassl\.style_source=bank: .*set sassl\.bank"):
+        apply_overrides(load_experiment("demo"), ["sassl.style_source=bank", "train.epochs=3"])

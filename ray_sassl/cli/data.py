@@ -35,6 +35,7 @@ class ShardFormat(StrEnum):
 
     parquet = "parquet"
     webdataset = "webdataset"
+    folder = "folder"
 
 
 Source = Annotated[str, typer.Argument(metavar="PATH", help="A file, folder or glob, local or s3://, gs://; or `synthetic`.")]
@@ -124,12 +125,12 @@ def convert_command(
     max_bad_fraction: Annotated[float, typer.Option(help="Stop where more of the rows cannot be copied.")] = 0.01,
     address: Address = None,
 ) -> None:
-    """Rewrite a data set as Parquet files or WebDataset shards, on Ray; the images' bytes stay as they are."""
+    """Rewrite a data set as Parquet files, WebDataset shards or a folder of images, on Ray; the images' bytes stay as they are."""
     from ray_sassl.orchestrate.data_jobs import convert
     from ray_sassl.orchestrate.session import ray_session
 
-    if format_ is ShardFormat.webdataset and group_rows != 256:
-        raise UsageError("--group-rows has no effect on WebDataset shards, which have no row groups; leave it out")
+    if format_ is not ShardFormat.parquet and group_rows != 256:
+        raise UsageError("--group-rows is for Parquet; other formats have no row groups, so leave it out")
     config = _config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
     with ray_session(address):
         result = convert(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows)

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 
 from ray_sassl.plugins import PluginConfig, UsageError
 
-
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 

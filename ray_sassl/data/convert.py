@@ -1,7 +1,8 @@
 """The pure part of converting a data set: which rows go to which shard, and how a shard is written.
 
-The images' bytes are copied unchanged. A shard's name and content depend only on the source and the settings, and it appears whole or
-not at all, so a conversion that was stopped goes on where it was.
+The images' bytes are copied unchanged, unless the caller changes them. A shard's name and content depend only on the source and the
+settings, and it appears whole or not at all, so a conversion that was stopped goes on where it was. In a folder of images, where every
+image is a file, a hidden mark is written last that says that all files of a shard are there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -23,10 +24,13 @@ from ray_sassl.data.index import Index, all_labels, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.plugins import UsageError
 
-ShardFormat = Literal["parquet", "webdataset"]
+ShardFormat = Literal["parquet", "webdataset", "folder"]
+
+Change = Callable[[Rows], tuple[Rows, list[BadRow]]]
+"""Makes the rows that are written of the source's rows; rows that it cannot use come back as bad rows."""
 
 MANIFEST = "conversion.json"
-_SUFFIX: dict[ShardFormat, str] = {"parquet": "parquet", "webdataset": "tar"}
+_SHARD_NAME: dict[ShardFormat, str] = {"parquet": "shard-{:06d}.parquet", "webdataset": "shard-{:06d}.tar", "folder": ".shard-{:06d}.done"}
 _MEMBER_EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -41,6 +45,7 @@ class Conversion:
         shard_rows: Rows of a shard; the last one holds the rest.
         group_rows: Rows of a Parquet row group, the smallest portion that is read at a time.
         has_labels: Whether labels are written; rows without one then get -1.
+        change: What is done to the images, in words that differ where the images do; None where they are copied.
     """
 
     source_fingerprint: str
@@ -49,22 +54,23 @@ class Conversion:
     shard_rows: int
     group_rows: int
     has_labels: bool
+    change: str | None = None
 
     @property
     def num_shards(self) -> int:
         return -(-self.num_rows // self.shard_rows)
 
     def shard_name(self, shard: int) -> str:
-        """The shard's file name."""
-        return f"shard-{shard:06d}.{_SUFFIX[self.format]}"
+        """The name of the shard's file, or of the mark that its files are there."""
+        return _SHARD_NAME[self.format].format(shard)
 
     def bad_rows_name(self, shard: int) -> str:
         """The name of the list of rows that the shard should hold but does not."""
         return f"shard-{shard:06d}.bad.jsonl"
 
 
-def plan_conversion(index: Index, format_: ShardFormat, shard_rows: int, group_rows: int = 256) -> Conversion:
-    """The conversion of the whole data set.
+def plan_conversion(index: Index, format_: ShardFormat, shard_rows: int, group_rows: int = 256, change: str | None = None) -> Conversion:
+    """The conversion of the whole data set; the arguments are the attributes of `Conversion`.
 
     Raises:
         UsageError: a size is not positive.
@@ -72,7 +78,7 @@ def plan_conversion(index: Index, format_: ShardFormat, shard_rows: int, group_r
     if shard_rows < 1 or group_rows < 1:
         raise UsageError(f"shards of {shard_rows} rows in row groups of {group_rows} cannot be written; both must be at least 1")
     has_labels = bool((all_labels(index) != NO_LABEL).any())
-    return Conversion(index.fingerprint, format_, index.num_rows, shard_rows, group_rows, has_labels)
+    return Conversion(index.fingerprint, format_, index.num_rows, shard_rows, group_rows, has_labels, change)
 
 
 def open_target(target: str, conversion: Conversion) -> list[int]:
@@ -95,19 +101,30 @@ def open_target(target: str, conversion: Conversion) -> list[int]:
     return [shard for shard in range(conversion.num_shards) if conversion.shard_name(shard) not in names]
 
 
-def convert_shard(index: Index, conversion: Conversion, target: str, shard: int) -> list[BadRow]:
-    """Write one shard into the target folder; returns the rows that could not be copied, which are listed beside it too."""
+def convert_shard(index: Index, conversion: Conversion, target: str, shard: int, change: Change | None = None) -> list[BadRow]:
+    """Write one shard into the target folder; returns the rows that could not be used, which are listed beside it too.
+
+    Args:
+        change: What is done to the images; they are copied where it is not given.
+    """
     first = shard * conversion.shard_rows
     stop = min(first + conversion.shard_rows, conversion.num_rows)
     groups = np.flatnonzero((index.group_first < stop) & (index.group_first + index.group_rows > first))
     rows = read_groups(index, groups.tolist()).take(np.arange(first, stop))
-    good, bad = split_rows(rows)
+    good, bad = (change or split_rows)(rows)
     if bad:
         quarantine = Quarantine(index.num_rows, max_bad_fraction=1.0)
         quarantine.add(bad)
         quarantine.save_jsonl(storage.join(target, conversion.bad_rows_name(shard)))
-    write = write_parquet if conversion.format == "parquet" else write_webdataset
-    write(storage.join(target, conversion.shard_name(shard)), good, conversion)
+    path = storage.join(target, conversion.shard_name(shard))
+    match conversion.format:
+        case "parquet":
+            write_parquet(path, good, conversion)
+        case "webdataset":
+            write_webdataset(path, good, conversion)
+        case "folder":
+            write_files(target, good, file_names(index, good, conversion))
+            storage.write_text(path, "")
     return bad
 
 
@@ -155,6 +172,25 @@ def write_webdataset(path: str, rows: Rows, conversion: Conversion) -> None:
             _add(tar, f"{sample_id:09d}.{_MEMBER_EXTENSION[image_format(encoded)]}", encoded)
             if conversion.has_labels:
                 _add(tar, f"{sample_id:09d}.cls", str(int(label)).encode())
+
+
+def file_names(index: Index, rows: Rows, conversion: Conversion) -> list[str]:
+    """The images' paths below the target folder: as in the source where that is a folder, else `<label>/<sample id>.jpg|png|webp`."""
+    if index.format != "folder":
+        folders = [f"{label:06d}/" if conversion.has_labels else "" for label in rows.label]
+        files = zip(folders, rows.sample_id, _bytes_of(rows), strict=True)
+        return [f"{folder}{sample_id:09d}.{_MEMBER_EXTENSION[image_format(encoded)]}" for folder, sample_id, encoded in files]
+    # The root of a data set of one class is that class's folder.
+    above = f"{index.class_names[0]}/" if len(index.class_names) == 1 else ""
+    return [above + path.partition("?")[0].removeprefix(index.root) for path in rows.path]
+
+
+def write_files(target: str, rows: Rows, names: Sequence[str]) -> None:
+    """One file an image, in subfolders of the target."""
+    for folder in sorted({storage.parent(storage.join(target, name)) for name in names}):
+        storage.makedirs(folder)
+    for name, encoded in zip(names, _bytes_of(rows), strict=True):
+        storage.write_bytes(storage.join(target, name), encoded)
 
 
 def _bytes_of(rows: Rows) -> Sequence[bytes]:

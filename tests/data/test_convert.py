@@ -5,9 +5,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ray_sassl.data import DataConfig
+from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.convert import ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.index import Index, build_index, read_groups
+from ray_sassl.data.quarantine import BadRow
 from ray_sassl.plugins import UsageError
 
 JPEG = b"\xff\xd8\xff"
@@ -93,3 +94,45 @@ def test_real_images_survive_both_ways(shared_dir: Path, tmp_path: Path):
     one, other = (read_groups(index, range(index.num_groups)) for index in (source, back))
     assert one.encoded == other.encoded
     assert np.array_equal(one.label, other.label)
+
+
+def test_a_folder_of_images_keeps_its_files_and_classes(tmp_path: Path):
+    source = _source(tmp_path)
+    _convert(source, tmp_path / "out", "folder")
+    copy = build_index(DataConfig(path=str(tmp_path / "out")))
+    assert (copy.format, copy.class_names) == ("folder", source.class_names)
+    one, other = (read_groups(index, range(index.num_groups)) for index in (source, copy))
+    assert one.encoded == other.encoded
+    assert [path.removeprefix(source.root) for path in one.path] == [path.removeprefix(copy.root) for path in other.path]
+
+
+def test_shards_become_a_folder_with_the_same_labels(tmp_path: Path):
+    _convert(_source(tmp_path), tmp_path / "shards", "parquet")
+    source = build_index(DataConfig(path=str(tmp_path / "shards")))
+    _convert(source, tmp_path / "out", "folder")
+    copy = build_index(DataConfig(path=str(tmp_path / "out")))
+    assert copy.class_names == ("000000", "000001")
+    one, other = (read_groups(index, range(index.num_groups)) for index in (source, copy))
+    assert (one.encoded, one.label.tolist()) == (other.encoded, other.label.tolist())
+
+
+def test_a_folder_goes_on_where_the_mark_of_a_shard_is_missing(tmp_path: Path):
+    source = _source(tmp_path)
+    assert _convert(source, tmp_path / "out", "folder") == [0, 1, 2]
+    (tmp_path / "out" / ".shard-000002.done").unlink()
+    assert _convert(source, tmp_path / "out", "folder") == [2]
+
+
+def test_rows_can_be_changed_on_the_way(tmp_path: Path):
+    source = _source(tmp_path)
+    conversion = plan_conversion(source, "parquet", 100, change="reversed")
+    (shard,) = open_target(str(tmp_path / "out"), conversion)
+
+    def change(rows: Rows) -> tuple[Rows, list[BadRow]]:
+        return rows.take(rows.sample_id[1:][::-1]), [rows.bad_row(0, "not wanted")]
+
+    assert len(convert_shard(source, conversion, str(tmp_path / "out"), shard, change)) == 1
+    copy = build_index(DataConfig(path=str(tmp_path / "out")))
+    assert read_groups(copy, [0]).encoded == read_groups(source, range(source.num_groups)).encoded[:0:-1]
+    with pytest.raises(UsageError, match="change was 'reversed' and is None"):
+        open_target(str(tmp_path / "out"), plan_conversion(source, "parquet", 100))

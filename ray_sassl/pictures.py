@@ -6,14 +6,17 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from ray_sassl import storage
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data import storage
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.pipeline import Restyle, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.plugins import UsageError
-from ray_sassl.sassl import draw_styles
+from ray_sassl.sassl import blend, draw_styles, to_float, to_uint8
+from ray_sassl.stylize import Stylizer
 
 _GAP_PX = 4
 _BACKGROUND = (255, 255, 255)
@@ -84,3 +87,48 @@ def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle
     images = [[array[row] for _, array, _ in columns] for row in rows]
     lines = [[texts[row] for _, _, texts in columns] for row in rows]
     return image_grid(images, [title for title, _, _ in columns], lines, cell_px=max(112, source.views.size_px // 2))
+
+
+PREVIEW_STRENGTHS = ((0.2, 0.2), (1.0, 1.0))
+"""Alpha and beta that a preview shows: the middle of the paper's intervals, and all of it."""
+
+
+@torch.inference_mode()
+def styles_picture(
+    stylizer: Stylizer,
+    contents: Sequence[np.ndarray],
+    styles: Sequence[np.ndarray],
+    device: torch.device,
+    strengths: Sequence[tuple[float, float]] = PREVIEW_STRENGTHS,
+) -> bytes:
+    """A PNG of what a stylizer does: a row for each content image; the content, its repainting in its own style, and in each style at
+    each strength. The styles stand above their columns.
+
+    Args:
+        contents: (H, W, 3) uint8 each.
+        styles: Squares (S, S, 3) uint8, all of one size.
+        strengths: (alpha, beta) pairs.
+    """
+    cell_px = min(256, max(112, max(max(image.shape[:2]) for image in contents)))
+    blank = np.full((cell_px, cell_px, 3), _BACKGROUND, np.uint8)
+    codes = stylizer.embed(to_float(np.stack(styles), device))
+    titles, header, header_captions = ["content", "own style"], [blank, blank], ["", "alpha 0 beta 1"]
+    for number, style in enumerate(styles):
+        for alpha, beta in strengths:
+            titles.append(f"style {number + 1}")
+            header.append(style)
+            header_captions.append(f"alpha {alpha:g} beta {beta:g}")
+    rows, captions = [header], [header_captions]
+    for image in contents:
+        content = to_float(image[None], device)
+        z_c = stylizer.embed(content)
+
+        def repainted(z_s: Tensor, alpha: float, beta: float, content: Tensor = content, z_c: Tensor = z_c) -> np.ndarray:
+            strength = (torch.tensor([value], device=device) for value in (alpha, beta))
+            return to_uint8(blend(stylizer, content, z_c, z_s, *strength))[0]
+
+        row = [image, repainted(z_c, 0.0, 1.0)]
+        row += [repainted(codes[[number]], alpha, beta) for number in range(len(styles)) for alpha, beta in strengths]
+        rows.append(row)
+        captions.append(["" for _ in row])
+    return image_grid(rows, titles, captions, cell_px)

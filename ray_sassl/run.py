@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ray_sassl import storage
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data import storage
 from ray_sassl.data.index import Index, cached_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.methods import Method, MethodConfig

@@ -249,7 +249,7 @@ def blend(stylizer: Stylizer, content: Tensor, z_c: Tensor, z_s: Tensor, alpha: 
 
 def to_float(images: np.ndarray, device: torch.device) -> Tensor:
     """(B, 3, H, W) float32 in [0, 1] on the device, of (B, H, W, 3) uint8."""
-    pixels = torch.from_numpy(images)
+    pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
     return pixels.permute(0, 3, 1, 2).float().div_(255)

@@ -42,3 +42,19 @@ def _isolated_home(tmp_path_factory: pytest.TempPathFactory):
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def weights_cache(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with all published weights, to be set as RAY_SASSL_CACHE; the tests' own cache has none."""
+    from ray_sassl.nn.weights import add_weights
+    from ray_sassl.stylize import all_published_weights
+
+    files = sorted((shared_dir / "stylizer").glob("*.tflite"))
+    if not files:
+        pytest.skip(f"the published stylizer's files are not in {shared_dir / 'stylizer'}")
+    folder = tmp_path_factory.mktemp("weights-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_SASSL_CACHE", str(folder))
+        add_weights(all_published_weights().values(), files)
+    return folder

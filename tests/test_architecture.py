@@ -58,7 +58,8 @@ def test_a_plugins_config_keeps_to_the_contract_and_builds_one_final_class(packa
     assert not inspect.isabstract(module.Config)
     built = typing.get_type_hints(module.Config.build)["return"]
     assert issubclass(built, contract)
-    assert built.__module__ == module.__name__
+    # In the plug-in's own file, or in one beside it that several plug-ins use and that is none itself.
+    assert built.__module__ == module.__name__ or built.__module__.rpartition(".")[2] not in plugin_names(package)
     assert not inspect.isabstract(built)
     assert built.__subclasses__() == []
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ray_sassl import storage
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data import storage
 from ray_sassl.experiments import load_experiment
 from ray_sassl.pipeline import local_batches
 from ray_sassl.run import (

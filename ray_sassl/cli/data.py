@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ray_sassl.data import NO_LABEL, DataConfig, storage
+from ray_sassl import storage
+from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.plugins import UsageError
 
@@ -60,7 +61,7 @@ def inspect_command(
     from ray_sassl.data.index import build_index
     from ray_sassl.data.inspect import contact_sheet, inspect
 
-    index = build_index(_config(path, from_, image_column, label_column, label_extension=label_extension))
+    index = build_index(data_config(path, from_, image_column, label_column, label_extension=label_extension))
     summary = inspect(index)
     table = Table(title=path, show_header=False)
     table.add_row("format", summary.format)
@@ -76,7 +77,7 @@ def inspect_command(
         table.add_row("left aside", ", ".join(f"{count:,} {name}" for name, count in summary.ignored.items()))
     console = Console()
     console.print(table)
-    _print_bad_rows(console, [*summary.problems, *summary.bad_rows], "found in the sample")
+    print_bad_rows(console, [*summary.problems, *summary.bad_rows], "found in the sample")
     contact_sheet(index, out)
     console.print(f"Contact sheet: {out}")
 
@@ -96,7 +97,7 @@ def check_command(
     from ray_sassl.orchestrate.data_jobs import check
     from ray_sassl.orchestrate.session import ray_session
 
-    config = _config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
+    config = data_config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
     with ray_session(address):
         result = check(config)
     console = Console()
@@ -105,7 +106,7 @@ def check_command(
         quarantine.add(result.bad_rows)
         quarantine.save_jsonl(out)
         console.print(f"Bad rows: {out}")
-    _print_bad_rows(console, result.bad_rows, f"of {result.num_rows:,} rows")
+    print_bad_rows(console, result.bad_rows, f"of {result.num_rows:,} rows")
     if result.bad_rows:
         raise typer.Exit(1)
     console.print(f"All {result.num_rows:,} images are good.")
@@ -131,11 +132,11 @@ def convert_command(
 
     if format_ is not ShardFormat.parquet and group_rows != 256:
         raise UsageError("--group-rows is for Parquet; other formats have no row groups, so leave it out")
-    config = _config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
+    config = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
     with ray_session(address):
         result = convert(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows)
     console = Console()
-    _print_bad_rows(console, result.bad_rows, "left out")
+    print_bad_rows(console, result.bad_rows, "left out")
     there = result.num_shards - result.num_written
     console.print(
         f"{result.num_rows:,} rows in {result.num_shards:,} shards in {target}: {result.num_written:,} written now"
@@ -143,7 +144,7 @@ def convert_command(
     )
 
 
-def _config(path: str, from_: Format, image_column: str, label_column: str, **fields: Any) -> DataConfig:
+def data_config(path: str, from_: Format, image_column: str, label_column: str, **fields: Any) -> DataConfig:
     column = None if label_column.lower() in ("none", "null", "") else label_column
     # So that what other processes read does not depend on where this one was started.
     is_name = path.startswith("synthetic") and not Path(path).exists()
@@ -165,7 +166,7 @@ def _labels(labels: dict[int, int], class_names: tuple[str, ...]) -> str:
     return f"{text}; {unlabelled}" if unlabelled else text
 
 
-def _print_bad_rows(console: Console, bad_rows: list[BadRow], which: str) -> None:
+def print_bad_rows(console: Console, bad_rows: list[BadRow], which: str) -> None:
     if not bad_rows:
         return
     table = Table(title=f"{len(bad_rows):,} bad rows {which}")

@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ray_sassl import storage
 from ray_sassl.config.files import read_config, to_yaml
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data import storage
 from ray_sassl.plugins import UsageError, load_plugin
 from ray_sassl.train.loop import Progress as RunProgress
 

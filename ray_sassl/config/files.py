@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from ray_sassl import storage
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data import storage
 from ray_sassl.plugins import UsageError
 
 

@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ray_sassl.cache import cache_dir
+
 CLASSES = ("arrow", "bar", "corner", "crescent", "cross", "disc", "heart", "ring", "star", "triangle")
 TEXTURES = ("flat", "stripes", "checks", "blobs", "grain", "dots")
 NUM_PALETTES = 32
@@ -41,13 +43,6 @@ def ensure_synthetic() -> Path:
     It lies below `RAY_SASSL_CACHE`, or else below the user's cache folder. Several processes may ask at once.
     """
     return _ensure(cache_dir())
-
-
-def cache_dir() -> Path:
-    """Where this package keeps what it can make or fetch again: `RAY_SASSL_CACHE`, or `ray-sassl` in the user's cache folder."""
-    if given := os.environ.get("RAY_SASSL_CACHE"):
-        return Path(given).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ray-sassl"
 
 
 @lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from ray_sassl import storage
 from ray_sassl.data import (
     GROUP_ROWS,
     GROUP_SCHEMA,
@@ -28,7 +29,6 @@ from ray_sassl.data import (
     Rows,
     Scan,
     SourceFile,
-    storage,
 )
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.plugins import UsageError

@@ -7,6 +7,7 @@ released for mobile devices. Images are RGB in [0, 1] throughout.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,3 +133,39 @@ class _SameConv(nn.Conv2d):
         kernel, stride = self.kernel_size[axis], self.stride[axis]
         total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
         return total // 2, total - total // 2
+
+
+class SmallPredictor(nn.Module):
+    """Our own predictor for small images: six convolutions from 64 px down to 4 px.
+
+    Style is in the statistics of features (Gatys, Ecker and Bethge 2016), so the code is a linear map of the mean and the standard deviation of
+    the colours, of an early and of the last feature map.
+    """
+
+    WIDTHS = (48, 64, 96, 128, 160)
+    STRIDES = (1, 2, 1, 2)
+
+    def __init__(self, code_size: int = 100) -> None:
+        super().__init__()
+        first, *later = self.WIDTHS
+        self.patches = nn.Conv2d(3, first, 4, 4)
+        channels = (first, *later)
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(narrow, wide, 3, stride, 1) for narrow, wide, stride in zip(channels, later, self.STRIDES, strict=False)]
+        )
+        self.code = nn.Linear(2 * (3 + first + channels[-1]), code_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Style codes (B, C) of (B, 3, 64, 64) images in [0, 1]."""
+        x = F.relu(self.patches(images - 0.5))
+        early = x
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return self.code(torch.cat([_statistics(images), _statistics(early), _statistics(x)], dim=1))
+
+
+def _statistics(x: Tensor) -> Tensor:
+    """(B, 2C): the mean and the standard deviation over H and W of (B, C, H, W)."""
+    mean = x.mean(dim=(2, 3), keepdim=True)
+    deviation = ((x - mean).square().mean(dim=(2, 3)) + _EPSILON).sqrt()
+    return torch.cat([mean.flatten(1), deviation], dim=1)

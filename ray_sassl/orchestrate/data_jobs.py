@@ -5,7 +5,7 @@ Ray must have been initialised. The tasks import neither torch nor the training 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,14 +13,15 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 import ray.exceptions
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ray_sassl.data import DataConfig, storage
+from ray_sassl import storage
+from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.plugins import UsageError
+from ray_sassl.orchestrate.actor_pool import result_of
+from ray_sassl.orchestrate.progress import progress_bar
 
 _CHECK_ROWS = 1024
 _WAITING_TASKS_PER_CPU = 2
@@ -67,7 +68,7 @@ def check(config: DataConfig, *, show_progress: bool = True) -> CheckResult:
     quarantine = Quarantine(index.num_rows, max_bad_fraction=float("inf"))
     quarantine.add(index.problems)
     held = ray.put(index)
-    with _progress("decoding", index.num_rows, show_progress) as advance:
+    with progress_bar("decoding", index.num_rows, is_shown=show_progress) as advance:
         for groups, bad in _run(_check_task, held, list(_portions(index))):
             quarantine.add(bad)
             advance(int(index.group_rows[groups].sum()))
@@ -99,8 +100,8 @@ def convert(
     quarantine = Quarantine(index.num_rows, config.max_bad_fraction)
     quarantine.add([*index.problems, *load_bad_rows(target)])
     held = ray.put((index, conversion, target))
-    with _progress("converting", conversion.num_shards, show_progress) as advance:
-        advance(conversion.num_shards - len(missing))
+    there = conversion.num_shards - len(missing)
+    with progress_bar("converting", conversion.num_shards, skipped=there, is_shown=show_progress) as advance:
         for _, bad in _run(_convert_task, held, missing):
             quarantine.add(bad)
             advance(1)
@@ -141,34 +142,9 @@ def _run(task: Any, held: ray.ObjectRef, items: Sequence[_Item]) -> Iterator[tup
             if not waiting:
                 return
             ended, _ = ray.wait(list(waiting), num_returns=1)
-            try:
-                result = ray.get(ended[0])
-            except ray.exceptions.RayTaskError as error:
-                raise _cause(error) from error
+            result = result_of(ended[0])
             yield waiting.pop(ended[0]), result
     finally:
         for ref in waiting:
             with suppress(ray.exceptions.RayError):
                 ray.cancel(ref)
-
-
-def _cause(error: ray.exceptions.RayTaskError) -> Exception:
-    """The user's error that a task ended with, without Ray's traceback; any other error as it is."""
-    cause = error.cause
-    return UsageError(str(cause)) if isinstance(cause, UsageError) else error
-
-
-class _progress:
-    """A progress bar as a context, which gives the function that moves it on."""
-
-    def __init__(self, what: str, total: int, is_shown: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, disable=not is_shown)
-        self._task = self._bar.add_task(what, total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._bar.start()
-        return lambda amount: self._bar.advance(self._task, amount)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

@@ -21,9 +21,10 @@ from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
 from ray.train.torch import TorchTrainer
 
+from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data import DataConfig, storage
+from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.orchestrate.control import News, start_control

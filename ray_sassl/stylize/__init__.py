@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ray_sassl.plugins import PluginConfig
+from ray_sassl.nn.weights import PublishedWeights, weights_path
+from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
 
 
 class Stylizer(ABC):
@@ -21,10 +22,12 @@ class Stylizer(ABC):
     Attributes:
         bundle_id: Names the code space; equal ids mean interchangeable codes.
         code_size: Width C of a style code.
+        min_px: The smallest side of an image that is rendered.
     """
 
     bundle_id: str
     code_size: int
+    min_px: int = 1
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -41,6 +44,25 @@ class StylizerConfig(PluginConfig, ABC):
     is_identity: ClassVar[bool] = False
     """True for the one stylizer that changes nothing; the pipeline then leaves the whole block out."""
 
+    def published_weights(self) -> PublishedWeights | None:
+        """The weights that have to be on a machine before the stylizer can be built there; None where it needs none but its own."""
+        return None
+
     @abstractmethod
     def build(self, device: torch.device) -> Stylizer:
-        """The stylizer with its weights on the device, ready for inference."""
+        """The stylizer with its weights on the device, ready for inference.
+
+        Raises:
+            MissingWeightsError: its weights are not on this machine.
+        """
+
+
+def all_published_weights() -> dict[str, PublishedWeights]:
+    """The weights that the stylizers need, by name: those of the modules that define `WEIGHTS`."""
+    modules = [load_plugin(__name__, name) for name in plugin_names(__name__)]
+    return {module.WEIGHTS.name: module.WEIGHTS for module in modules if hasattr(module, "WEIGHTS")}
+
+
+def neural_stylizer() -> str:
+    """The neural stylizer to use where none is named: the published one where its weights are in the cache, else our own, which needs none."""
+    return "magenta" if weights_path(all_published_weights()["magenta"]).exists() else "swift"

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ray_sassl.nn.style_network import MobileNetPredictor, StyleTransformer
 from ray_sassl.nn.tflite import BadTfliteError, read_constants
+from ray_sassl.nn.weights import PublishedWeights, WeightsFile, load_weights
 from ray_sassl.stylize import StylizerConfig
+from ray_sassl.stylize.network_pair import NetworkPair
 
 CODE_SPACE = "magenta-v1-256"
 CODE_SIZE = 100
@@ -22,7 +24,7 @@ PREDICTOR, TRANSFORMER = "style_predict_quantized_256.tflite", "style_transfer_f
 
 
 class Config(StylizerConfig):
-    """Magenta's arbitrary style transfer."""
+    """Magenta's arbitrary style transfer; a code is 100 numbers."""
 
     style_px: Annotated[int, Field(ge=32, le=1024)] = 256
     """Side to which images are resized to compute their codes: 256 as trained. Smaller is faster and other: the codes at 96 px have a cosine
@@ -31,6 +33,13 @@ class Config(StylizerConfig):
     """Of the networks' arithmetic; codes and images come out as float32."""
     weights: str | None = None
     """Path or URI of the converted weights, for clusters; not given: the cache, which `ray-sassl weights fetch magenta` fills."""
+
+    def published_weights(self) -> PublishedWeights:
+        return WEIGHTS
+
+    def build(self, device: torch.device) -> NetworkPair:
+        predictor, transformer = build_networks(load_weights(WEIGHTS, self.weights))
+        return NetworkPair(CODE_SPACE, CODE_SIZE, predictor, transformer, self.style_px, device, getattr(torch, self.precision))
 
 
 def build_networks(state: dict[str, Tensor]) -> tuple[MobileNetPredictor, StyleTransformer]:
@@ -99,3 +108,35 @@ def _transformer_state(constants: dict[str, np.ndarray]) -> dict[str, Tensor]:
         state[f"{ours}.weight"] = torch.cat([torch.from_numpy(constants[f"{name}/weights"]).flatten(1) for name in maps])
         state[f"{ours}.bias"] = torch.cat([torch.from_numpy(constants[f"{name}/Conv2D_bias"]) for name in maps])
     return state
+
+
+_STORAGE = "https://storage.googleapis.com/download.tensorflow.org/models/tflite/arbitrary_style_transfer"
+_LITE_MODELS = "https://storage.googleapis.com/tfhub-lite-models/google/lite-model/magenta/arbitrary-image-stylization-v1-256"
+_COPIES = (
+    "https://raw.githubusercontent.com/mattn/go-tflite/fe526f34/_example/style_transform",
+    "https://raw.githubusercontent.com/terryky/tflite_gles_app/bfc2015a/gl2style_transfer/style_transfer_model",
+)
+
+WEIGHTS = PublishedWeights(
+    name="magenta",
+    title="Arbitrary image stylization, mobile form",
+    files=(
+        WeightsFile(
+            PREDICTOR,
+            (f"{_STORAGE}/{PREDICTOR}", f"{_LITE_MODELS}/int8/prediction/1.tflite", *(f"{copy}/{PREDICTOR}" for copy in _COPIES)),
+            2_827_952,
+            "203dbd6a09da1091ab7e48e8b101aef8c2d81438ad047a5cb150747a977134c1",
+        ),
+        WeightsFile(
+            TRANSFORMER,
+            (f"{_LITE_MODELS}/fp16/transfer/1.tflite", *(f"{copy}/{TRANSFORMER}" for copy in _COPIES)),
+            421_104,
+            "c60cff7395544eda1f0915d6dddaedd8ed868cefe8ec6c5ed220ba801f120303",
+        ),
+    ),
+    licence="Apache-2.0",
+    authors="the Magenta team",
+    paper="Ghiasi et al. 2017, arXiv 1705.06830",
+    code_space=CODE_SPACE,
+    convert=convert,
+)

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 from ray_sassl.plugins import UsageError
 from ray_sassl.stylize import Stylizer
 
-MIN_PX = 32
-"""The smallest side of an image that the networks take."""
 _STRIDE = 4
 """The transformer contracts twice by two."""
 
@@ -24,6 +22,8 @@ class NetworkPair(Stylizer):
         style_px: Side to which images are resized for the predictor.
         dtype: Of the arithmetic.
     """
+
+    min_px = 32
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class NetworkPair(Stylizer):
             UsageError: the images are smaller than 32 px.
         """
         height, width = images.shape[2:]
-        if min(height, width) < MIN_PX:
-            raise UsageError(f"style transfer needs images of at least {MIN_PX} px, not {width} x {height}")
+        if min(height, width) < self.min_px:
+            raise UsageError(f"style transfer needs images of at least {self.min_px} px, not {width} x {height}")
         bottom, right = -height % _STRIDE, -width % _STRIDE
         padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
         painted = self._transformer(padded.to(self._dtype), codes.to(self._dtype))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ray_sassl.data import storage
+from ray_sassl import storage
 from ray_sassl.plugins import FrozenConfig, UsageError
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from ray_sassl.data import DataConfig, storage
+from ray_sassl import storage
+from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import convert_shard, open_target, plan_conversion
 from ray_sassl.data.index import build_index, cached_index, read_groups
 from ray_sassl.plugins import UsageError

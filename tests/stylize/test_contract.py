@@ -22,7 +22,11 @@ def photos(shared_dir) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=plugin_names(PACKAGE))
 def stylizer(request) -> Stylizer:
-    return load_plugin(PACKAGE, request.param).Config().build(CPU)
+    config = load_plugin(PACKAGE, request.param).Config()
+    with pytest.MonkeyPatch.context() as patch:
+        if config.published_weights() is not None:
+            patch.setenv("RAY_SASSL_CACHE", str(request.getfixturevalue("weights_cache")))
+        return config.build(CPU)
 
 
 def test_codes_are_float32_of_the_stated_width(stylizer, photos):

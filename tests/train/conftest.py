@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ray_sassl import storage
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data import DataConfig, storage
+from ray_sassl.data import DataConfig
 from ray_sassl.data.index import cached_index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.experiments import load_experiment

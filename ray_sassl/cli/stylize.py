@@ -1,0 +1,164 @@
+"""`ray-sassl stylize`: banks of styles, previews, stylised copies of data sets."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from ray_sassl.cli.data import (
+    Address,
+    Format,
+    FormatOption,
+    ImageColumn,
+    LabelColumn,
+    LabelExtension,
+    data_config,
+    print_bad_rows,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Make style banks, preview styles, stylise whole data sets.")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PATH=VALUE]...", help="Changes, such as stylize=swift, stylize.style_px=96, sassl.alpha=[0.5,1] or seed=1."),
+]
+Actors = Annotated[int | None, typer.Option(min=1, help="Actors in the pool. [default: as many as the cluster has room for]")]
+ActorCpus = Annotated[float, typer.Option(help="CPUs of one actor, and its threads.")]
+ActorGpus = Annotated[float, typer.Option(help="GPUs of one actor; a share such as 0.25 is allowed.")]
+MaxBadFraction = Annotated[float, typer.Option(help="Stop where more of the images cannot be used.")]
+
+
+class CopyFormat(StrEnum):
+    """The formats of a stylised copy."""
+
+    same = "same"
+    parquet = "parquet"
+    webdataset = "webdataset"
+    folder = "folder"
+
+
+@app.command("bank", epilog="Example: ray-sassl stylize bank painter-by-numbers/ --out styles.safetensors stylize=magenta")
+def bank_command(
+    style_data: Annotated[
+        str, typer.Argument(metavar="STYLE_DATA", help="Images: Parquet, tar shards or a folder, local or s3://, gs://.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(help="Where to write the bank.")] = "styles.safetensors",
+    from_: FormatOption = Format.auto,
+    image_column: ImageColumn = "image",
+    max_bad_fraction: MaxBadFraction = 0.01,
+    actors: Actors = None,
+    actor_cpus: ActorCpus = 1.0,
+    actor_gpus: ActorGpus = 0.0,
+    address: Address = None,
+) -> None:
+    """Compute the style codes of a data set, for sassl.style_source=bank or gaussian."""
+    from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
+    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.style_jobs import make_bank
+
+    console = Console()
+    data = data_config(style_data, from_, image_column, "none", max_bad_fraction=max_bad_fraction)
+    config = _job(console, overrides, None)
+    pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
+    with ray_session(address):
+        result = make_bank(data, out, config, pool)
+    print_bad_rows(console, result.bad_rows, "left out")
+    console.print(f"{result.num_styles:,} styles of {result.bundle_id}: {out}", soft_wrap=True)
+    console.print(f"Use it with: stylize={config.stylize.name} sassl.style_source=bank sassl.bank={out}", soft_wrap=True, highlight=False)
+
+
+@app.command("dataset", epilog="Example: ray-sassl stylize dataset imagenet/train imagenet-stylised --copies 2 --bank styles.safetensors")
+def dataset_command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Images: Parquet, tar shards or a folder, local or s3://, gs://.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="An empty folder or URI, or one where this very job was stopped.")],
+    overrides: Overrides = None,
+    copies: Annotated[int, typer.Option(min=1, help="Copies with other styles; more than one go to DST/copy-0, DST/copy-1, ...")] = 1,
+    bank: Annotated[str | None, typer.Option(help="A style bank; without it, styles come from other images of the data set.")] = None,
+    format_: Annotated[CopyFormat, typer.Option("--format", help="Of the copy.")] = CopyFormat.same,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard, which is written whole or not at all.")] = 1024,
+    from_: FormatOption = Format.auto,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    label_extension: LabelExtension = "cls",
+    max_bad_fraction: MaxBadFraction = 0.01,
+    actors: Actors = None,
+    actor_cpus: ActorCpus = 1.0,
+    actor_gpus: ActorGpus = 0.0,
+    address: Address = None,
+) -> None:
+    """Write a stylised copy of a data set, with its labels and keys.
+
+    Every image is repainted at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently: images
+    that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
+    """
+    from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
+    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.style_jobs import stylize_dataset
+
+    console = Console()
+    data = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
+    config = _job(console, overrides, bank)
+    pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
+    format_name = None if format_ is CopyFormat.same else format_.value
+    with ray_session(address):
+        result = stylize_dataset(data, target, config, pool, format_=format_name, copies=copies, shard_rows=shard_rows)
+    print_bad_rows(console, result.bad_rows, "left out")
+    there = result.num_shards - result.num_written
+    console.print(
+        f"{result.num_rows:,} images in {result.num_shards:,} shards in {target}: {result.num_written:,} written now"
+        + (f", {there:,} were there already." if there else "."),
+        soft_wrap=True,
+    )
+
+
+@app.command("preview", epilog="Example: ray-sassl stylize preview photos/ --styles paintings/ --out grid.png stylize=magenta")
+def preview_command(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Contents: an image file's folder, Parquet or tar shards.")],
+    styles: Annotated[str, typer.Option(help="Styles, likewise.")],
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(help="Where to write the picture (PNG).")] = "styles.png",
+    rows: Annotated[int, typer.Option(min=1, help="Content images.")] = 4,
+    num_styles: Annotated[int, typer.Option(min=1, help="Styles.")] = 3,
+    size_px: Annotated[int, typer.Option(min=32, help="Side of the content squares.")] = 224,
+) -> None:
+    """Draw contents in their own and in other styles, at the paper's strength and at full strength."""
+    import torch
+
+    from ray_sassl import storage
+    from ray_sassl.data.index import build_index
+    from ray_sassl.pictures import styles_picture
+    from ray_sassl.stylized import STYLE_IMAGE_PX, sample_squares
+
+    console = Console()
+    config = _job(console, overrides, None)
+    stylizer = config.stylize.build(torch.device("cpu"))
+
+    def squares(path: str, count: int, side: int) -> list[np.ndarray]:
+        found, bad = sample_squares(build_index(data_config(path, Format.auto, "image", "none")), count, side, config.seed)
+        print_bad_rows(console, bad, "left out")
+        return found
+
+    contents, style_images = squares(images, rows, size_px), squares(styles, num_styles, STYLE_IMAGE_PX)
+    storage.write_bytes(out, styles_picture(stylizer, contents, style_images, torch.device("cpu")))
+    console.print(f"Preview: {out}")
+
+
+def _job(console: Console, overrides: list[str] | None, bank: str | None):
+    from ray_sassl.config.overrides import apply_overrides
+    from ray_sassl.stylize import neural_stylizer
+    from ray_sassl.stylized import StyleJobConfig
+
+    given = list(overrides or [])
+    base = StyleJobConfig(stylize=neural_stylizer())
+    if bank is not None:
+        given += [f"sassl.bank={bank}"]
+        if not any(text.startswith("sassl.style_source=") for text in given):
+            given += ["sassl.style_source=bank"]
+    config = apply_overrides(base, given)
+    console.print(f"stylizer: {config.stylize.name}", highlight=False)
+    return config

@@ -1,0 +1,257 @@
+"""Published weights: what there is, where it comes from, and a cache of it that is checked at every use.
+
+The published files are checked by their sha256 before anything in them is parsed, then converted to one safetensors file. That file says what
+it is (code space, sources, licence) and carries a digest of its tensors, so that it can be handed on: to a shared path, or to other nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ray_sassl import storage
+from ray_sassl.cache import cache_dir, download, locked, mismatch
+from ray_sassl.plugins import UsageError
+
+_FORMAT = "ray-sassl weights 1"
+
+
+class MissingWeightsError(UsageError):
+    """The weights are not on this machine."""
+
+
+class BadWeightsError(UsageError):
+    """The file is damaged, or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One published file.
+
+    Attributes:
+        name: Its file name.
+        addresses: Where it can be fetched, the publisher's own first.
+        num_bytes, sha256: Of its content.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights that somebody else has published.
+
+    Attributes:
+        name: What `ray-sassl weights fetch NAME` takes.
+        title: What they are, in a few words.
+        files: All that belongs to them.
+        licence, authors, paper: As published.
+        code_space: The `bundle_id` of the stylizer that they are for.
+        convert: From the contents of the files by name to tensors by name.
+    """
+
+    name: str
+    title: str
+    files: tuple[WeightsFile, ...]
+    licence: str
+    authors: str
+    paper: str
+    code_space: str
+    convert: Callable[[dict[str, bytes]], dict[str, Tensor]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The files' sha256 by their names."""
+        return {file.name: file.sha256 for file in self.files}
+
+
+def weights_path(weights: PublishedWeights) -> Path:
+    """Where the converted weights are or would be; another version of the files has another path."""
+    version = hashlib.sha256("".join(sorted(weights.sources.values())).encode()).hexdigest()[:12]
+    return cache_dir() / "weights" / f"{weights.name}-{version}.safetensors"
+
+
+def fetch_weights(weights: PublishedWeights, advance: Callable[[str, int], object] = lambda name, done: None) -> Path:
+    """Download, check and convert what is not in the cache yet; returns the converted file. A second process waits for the first.
+
+    Args:
+        advance: Is told of each file how many bytes are there.
+
+    Raises:
+        DownloadError: no address gives a file as it was published.
+    """
+    path = weights_path(weights)
+    with locked(path):
+        if not path.exists():
+            for file in weights.files:
+                if not (original := _original(weights, file)).exists():
+                    download(file.addresses, original, file.num_bytes, file.sha256, lambda done, name=file.name: advance(name, done))
+            _convert_originals(weights)
+    return path
+
+
+def add_weights(known: Iterable[PublishedWeights], paths: Sequence[str | Path]) -> list[tuple[str, PublishedWeights]]:
+    """Take published files from disk, for machines without a network; files may come one by one, and are converted when all are there.
+
+    Returns:
+        Each path with the weights that it belongs to.
+
+    Raises:
+        BadWeightsError: a file is missing, or is none of the published ones, by its content.
+    """
+    known = list(known)
+    recognised = [(str(path), *_recognise(known, Path(path))) for path in paths]
+    for _, weights, file, content in recognised:
+        with locked(weights_path(weights)):
+            storage.write_bytes(_original(weights, file), content)
+            if all(_original(weights, other).exists() for other in weights.files):
+                _convert_originals(weights)
+    return [(path, weights) for path, weights, _, _ in recognised]
+
+
+def missing_files(weights: PublishedWeights) -> list[str]:
+    """The published files that are still needed, by name; none where the converted weights are there."""
+    if weights_path(weights).exists():
+        return []
+    return [file.name for file in weights.files if not _original(weights, file).exists()]
+
+
+def verify_weights(weights: PublishedWeights) -> None:
+    """Check all that the cache holds of the weights.
+
+    Raises:
+        MissingWeightsError: nothing is there.
+        BadWeightsError: something is damaged; the message says how to mend it.
+    """
+    load_weights(weights)
+    for file in weights.files:
+        path = _original(weights, file)
+        if path.exists() and (problem := mismatch(path.read_bytes(), file.num_bytes, file.sha256)):
+            raise BadWeightsError(f"{path} is damaged: {problem}. Delete it; the converted weights do not need it.")
+
+
+def load_weights(weights: PublishedWeights, location: str | None = None) -> dict[str, Tensor]:
+    """The tensors by name, never from the network of their publisher.
+
+    Args:
+        location: A path or URI of the converted file; not given: the cache.
+
+    Raises:
+        MissingWeightsError: they are not there; the message says how to get them.
+        BadWeightsError: the file is damaged or of another network.
+    """
+    return _parse(weights, *_read(weights, location))
+
+
+def read_weights(weights: PublishedWeights, location: str | None = None) -> bytes:
+    """The content of the converted file, checked; arguments and errors are those of `load_weights`."""
+    content, where = _read(weights, location)
+    _parse(weights, content, where)
+    return content
+
+
+def install_weights(weights: PublishedWeights, content: bytes) -> None:
+    """Put the content of a converted file into this machine's cache, unless it is there.
+
+    Raises:
+        BadWeightsError: it is damaged or of another network.
+    """
+    path = weights_path(weights)
+    with locked(path):
+        if not path.exists():
+            _parse(weights, content, "the weights that were handed over")
+            storage.write_bytes(path, content)
+
+
+def _read(weights: PublishedWeights, location: str | None) -> tuple[bytes, str]:
+    where = location or str(weights_path(weights))
+    if storage.exists(where):
+        return storage.read_bytes(where), where
+    if location is not None:
+        raise MissingWeightsError(
+            f"there are no weights {location}; copy the file that `ray-sassl weights path {weights.name}` names there"
+        )
+    raise MissingWeightsError(
+        f"the weights of {weights.name} are not on this machine: `ray-sassl weights fetch {weights.name}` downloads them "
+        f"({weights.num_bytes / 1e6:.1f} MB, {weights.licence}); without a network, `ray-sassl weights add` takes "
+        f"{' and '.join(file.name for file in weights.files)}"
+    )
+
+
+def _convert_originals(weights: PublishedWeights) -> None:
+    contents: dict[str, bytes] = {}
+    for file in weights.files:
+        contents[file.name] = _original(weights, file).read_bytes()
+        if problem := mismatch(contents[file.name], file.num_bytes, file.sha256):  # before it is parsed
+            raise BadWeightsError(f"{_original(weights, file)} is damaged: {problem}. Delete it and get it again.")
+    tensors = {name: tensor.contiguous() for name, tensor in weights.convert(contents).items()}
+    metadata = {
+        "format": _FORMAT,
+        "name": weights.name,
+        "code_space": weights.code_space,
+        "licence": weights.licence,
+        "authors": weights.authors,
+        "paper": weights.paper,
+        "sources": json.dumps(weights.sources, sort_keys=True),
+        "tensors_sha256": _digest(tensors),
+    }
+    storage.write_bytes(weights_path(weights), save(tensors, metadata))
+
+
+def _parse(weights: PublishedWeights, content: bytes, where: str) -> dict[str, Tensor]:
+    again = f"delete it and run `ray-sassl weights fetch {weights.name}` or `ray-sassl weights add`"
+    try:
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        tensors = load(content)
+    except (SafetensorError, UnicodeDecodeError, ValueError, AttributeError) as error:
+        raise BadWeightsError(f"{where} is damaged, or no safetensors file ({error}); {again}") from error
+    if metadata.get("format") != _FORMAT or metadata.get("code_space") != weights.code_space:
+        raise BadWeightsError(
+            f"{where} holds weights of {metadata.get('code_space', 'another network')}, not of {weights.code_space}; {again}"
+        )
+    if _digest(tensors) != metadata.get("tensors_sha256"):
+        raise BadWeightsError(f"{where} is damaged: its tensors differ from what was written; {again}")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _recognise(known: Sequence[PublishedWeights], path: Path) -> tuple[PublishedWeights, WeightsFile, bytes]:
+    if not path.is_file():
+        raise BadWeightsError(f"there is no file {path}")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    for weights in known:
+        for file in weights.files:
+            if file.sha256 == found:
+                return weights, file, content
+    for weights in known:
+        for file in weights.files:
+            if file.name == path.name:
+                raise BadWeightsError(f"{path} is not the published {file.name}: {mismatch(content, file.num_bytes, file.sha256)}")
+    names = ", ".join(file.name for weights in known for file in weights.files)
+    raise BadWeightsError(f"{path} is none of the published files ({names}), going by its sha256 {found}")
+
+
+def _original(weights: PublishedWeights, file: WeightsFile) -> Path:
+    return weights_path(weights).with_suffix("") / file.name

@@ -1,0 +1,104 @@
+"""A pool of Ray actors that share a list of independent items; what an actor was doing when it died is done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import ray
+import ray.exceptions
+from pydantic import Field
+from ray.actor import ActorHandle
+
+from ray_sassl.orchestrate.session import offered
+from ray_sassl.plugins import FrozenConfig, UsageError
+
+_IN_FLIGHT = 2
+_RETRIES = 3
+_Item = TypeVar("_Item")
+
+
+class ActorPoolConfig(FrozenConfig):
+    """How many actors, and what each takes."""
+
+    num_actors: int | None = Field(default=None, ge=1)
+    """Not given: as many as the cluster's CPUs and GPUs allow."""
+    num_cpus: float = Field(default=1.0, gt=0)
+    """CPUs of one actor; it uses as many threads, at least one."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of one actor; a share such as 0.25 is allowed."""
+
+
+@contextmanager
+def actor_pool(actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig, num_items: int) -> Iterator[list[ActorHandle]]:
+    """The actors within the block; they are ended after it.
+
+    Args:
+        args: Of the actors' class.
+        num_items: No more actors than items are started.
+
+    Raises:
+        UsageError: the cluster can never offer the actors, or an actor cannot be built for a reason that the user can mend.
+    """
+    most = min(int(offered(name) / share + 1e-9) for name, share in (("CPU", config.num_cpus), ("GPU", config.num_gpus)) if share)
+    wanted = config.num_actors or max(1, most)
+    if wanted > most:
+        raise UsageError(
+            f"{wanted} actors of {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs do not fit: the cluster can offer {offered('CPU'):g} CPUs "
+            f"and {offered('GPU'):g} GPUs. Ask for fewer or smaller ones."
+        )
+    options = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
+    remote: Any = cast(Any, ray.remote)(**options)(actor_class)
+    actors = [remote.remote(*args) for _ in range(max(1, min(wanted, num_items)))]
+    try:
+        yield actors
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def spread(
+    actors: Sequence[ActorHandle], start: Callable[[ActorHandle, _Item], ray.ObjectRef], items: Sequence[_Item]
+) -> Iterator[tuple[_Item, Any]]:
+    """Each item with its result, in the order in which they end; every actor has the next item waiting while it works.
+
+    Raises:
+        UsageError: an item ended with one.
+    """
+    left = iter(items)
+    waiting: dict[ray.ObjectRef, tuple[_Item, ActorHandle]] = {}
+
+    def hand_out(actor: ActorHandle) -> None:
+        for item in left:
+            waiting[start(actor, item)] = item, actor
+            return
+
+    for actor in list(actors) * _IN_FLIGHT:
+        hand_out(actor)
+    while waiting:
+        (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
+        result = result_of(ended)
+        item, actor = waiting.pop(ended)
+        hand_out(actor)
+        yield item, result
+
+
+def result_of(ref: ray.ObjectRef) -> Any:
+    """What a task or an actor's method returned; the user's errors come without Ray's traceback."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise _cause(error) from error
+    except ray.exceptions.ActorDiedError as error:
+        # An error while an actor is built comes wrapped as the actor's death.
+        for line in reversed(str(error).splitlines()):
+            name, colon, text = line.strip().partition(": ")
+            if colon and name.rpartition(".")[2].endswith("Error") and name.startswith("ray_sassl."):
+                raise UsageError(text) from error
+        raise
+
+
+def _cause(error: ray.exceptions.RayTaskError) -> Exception:
+    cause = error.cause
+    return UsageError(str(cause)) if isinstance(cause, UsageError) else error

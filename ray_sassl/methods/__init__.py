@@ -38,6 +38,10 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """Called once after every optimiser update, with the share of the run that is done in [0, 1]; momentum encoders move here."""
 
+    def constant_lr_parameters(self) -> list[nn.Parameter]:
+        """The parameters whose learning rate stays at its peak through the whole run, without warm-up or decay; none for most methods."""
+        return []
+
 
 class MethodConfig(PluginConfig, ABC):
     """The config of a method."""

@@ -16,6 +16,7 @@ def mlp_head(
     *,
     hidden_bn: bool = True,
     last_bn: bool = False,
+    last_bn_affine: bool = True,
     last_bias: bool = True,
 ) -> nn.Sequential:
     """`num_layers` linear layers, (B, in_size) -> (B, out_size), with ReLU between them.
@@ -27,6 +28,7 @@ def mlp_head(
         num_layers: Linear layers in all, at least one.
         hidden_bn: Batch normalisation between each hidden layer and its ReLU.
         last_bn: Batch normalisation after the last layer.
+        last_bn_affine: A scale and a shift in that batch normalisation.
         last_bias: A bias in the last layer where no batch normalisation follows it.
     """
     layers: list[nn.Module] = []
@@ -39,5 +41,5 @@ def mlp_head(
         width = hidden_size
     layers.append(nn.Linear(width, out_size, bias=last_bias and not last_bn))
     if last_bn:
-        layers.append(nn.BatchNorm1d(out_size))
+        layers.append(nn.BatchNorm1d(out_size, affine=last_bn_affine))
     return nn.Sequential(*layers)

@@ -215,15 +215,11 @@ def _take(batches: Iterator[Arrays], count: int, meter: _Meter) -> list[Arrays] 
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, progress: Progress, step: int) -> float:
-    lr = warmup_cosine(
-        step,
-        total_steps=progress.total_steps,
-        warmup_steps=progress.steps(optim.warmup_epochs),
-        peak=scaled_lr(optim.base_lr, progress.global_batch, optim.lr_scaling),
-        final=optim.final_lr,
-    )
+    peak = scaled_lr(optim.base_lr, progress.global_batch, optim.lr_scaling)
+    warmup_steps = progress.steps(optim.warmup_epochs)
+    lr = warmup_cosine(step, total_steps=progress.total_steps, warmup_steps=warmup_steps, peak=peak, final=optim.final_lr)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = peak if group.get("constant_lr") else lr
     return lr
 
 

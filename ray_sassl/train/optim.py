@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from timm.optim import Lars
 from torch import nn
 
+from ray_sassl.methods import Method
 from ray_sassl.plugins import FrozenConfig
 
 
@@ -41,11 +42,22 @@ class OptimConfig(FrozenConfig):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: matrices and kernels with weight decay; biases, scales and shifts (one axis or none) without."""
+    """Trainable parameters in two groups: matrices and kernels with weight decay; biases, scales and shifts (one axis or none) without.
+
+    Where a method has parameters of constant learning rate, these are in two more groups of that order, marked `constant_lr`.
+    """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    constant = {id(parameter) for parameter in module.constant_lr_parameters()} if isinstance(module, Method) else set()
+    groups = _by_decay([p for p in trainable if id(p) not in constant], weight_decay)
+    if constant:
+        groups += [group | {"constant_lr": True} for group in _by_decay([p for p in trainable if id(p) in constant], weight_decay)]
+    return groups
+
+
+def _by_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict]:
     return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
 
 
@@ -56,7 +68,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
         case "sgd":
             return torch.optim.SGD(groups, lr=config.base_lr, momentum=config.momentum)
         case "lars":
-            groups[0]["always_adapt"] = True  # timm's adapts only what is decayed, so a weight decay of 0 would switch LARS off
+            for group in groups[::2]:
+                group["always_adapt"] = True  # timm's adapts only what is decayed, so a weight decay of 0 would switch LARS off
             return Lars(groups, lr=config.base_lr, momentum=cast(int, config.momentum), trust_coeff=config.trust_coefficient or 0.001)
         case "adamw":
             beta2 = 0.999 if config.beta2 is None else config.beta2

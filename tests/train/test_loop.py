@@ -157,6 +157,20 @@ def test_the_learning_rate_warms_up_to_the_peak_for_the_global_batch(tmp_path):
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 - 0.5 * math.cos(math.pi / 4)])
 
 
+def test_parameters_of_constant_learning_rate_stay_at_the_peak_also_after_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(Linear, "constant_lr_parameters", lambda self: [self.backbone.weight])
+    optim = OptimConfig(base_lr=0.5, lr_scaling="none", warmup_epochs=1, momentum=0)
+    settings = TrainConfig(epochs=2, global_batch=4, log_every=1)
+    train(Job(Linear(), _batches(16, 4, 2), settings, optim, 16, 0, str(tmp_path), "", LocalContext(stop_at_step=7)))
+    resume = latest_checkpoint(str(tmp_path))
+    assert resume is not None
+    train(Job(Linear(), _batches(16, 4), settings, optim, 16, 0, str(tmp_path), "", LocalContext(), resume))
+    for _, path in list_checkpoints(str(tmp_path)):
+        groups = read_checkpoint(path).state["optimizer"]["param_groups"]
+        assert [group["lr"] for group in groups[2:]] == [0.5, 0.5]
+        assert all(group["lr"] < 0.5 for group in groups[:2])
+
+
 def test_a_checkpoint_is_left_at_the_end_of_every_epoch(tmp_path):
     _train(tmp_path, epochs=2.5, keep_checkpoints=9)
     assert [step for step, _ in list_checkpoints(str(tmp_path))] == [3, 6, 7]

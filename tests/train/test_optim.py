@@ -3,6 +3,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from ray_sassl.methods import Method
 from ray_sassl.train.optim import OptimConfig, build_optimizer, parameter_groups
 
 LR, DECAY = 0.1, 0.01
@@ -46,6 +47,37 @@ def test_biases_and_the_scales_and_shifts_of_norms_are_not_decayed(network):
 def test_parameters_that_are_not_trained_are_left_out(network):
     network[3].requires_grad_(False)
     assert sum(len(group["params"]) for group in parameter_groups(network, DECAY)) == 6
+
+
+class _WithPredictor(Method):
+    """A method whose predictor keeps its learning rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.predictor = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, views, generator, sample_id=None):
+        raise NotImplementedError
+
+    def constant_lr_parameters(self) -> list[nn.Parameter]:
+        return list(self.predictor.parameters())
+
+
+def test_parameters_of_constant_learning_rate_have_groups_of_their_own():
+    method = _WithPredictor()
+    groups = parameter_groups(method, DECAY)
+    assert [(group["weight_decay"], group.get("constant_lr", False)) for group in groups] == [
+        (DECAY, False),
+        (0, False),
+        (DECAY, True),
+        (0, True),
+    ]
+    assert [[id(p) for p in group["params"]] for group in groups] == [[id(p)] for p in method.parameters()]
+
+
+def test_lars_adapts_the_kernels_of_every_group():
+    optimizer = build_optimizer(_WithPredictor(), OptimConfig(name="lars"))
+    assert [group["always_adapt"] for group in optimizer.param_groups] == [True, False, True, False]
 
 
 def test_sgd_decays_kernels_only(network):

@@ -1,1 +1,73 @@
-"""Feature augmentations (arXiv 2410.12396): transformations of projector embeddings, one file each."""
+"""Feature augmentations: one file each. `feature_aug/mask.py` is `feature_aug=mask`.
+
+Zhang et al. 2024 (arXiv 2410.12396): more features similar to the original ones are made in the space of the projector's embeddings.
+The available texts name the kinds of augmentation and leave their strengths open; those are fields, and their defaults our choice.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ray_sassl.plugins import PluginConfig
+
+
+class FeatureAugmentation(nn.Module, ABC):
+    """One feature augmentation.
+
+    Embeddings come as the projector made them, of any length; the losses normalise what they are handed. Draws are made for the global
+    batch and each worker takes those of its own rows, and partners are looked for in the global batch, so that one worker and two make
+    the same features. State is in the state dict and equal on all workers.
+
+    Attributes:
+        num_samples: K, how many augmented features a sample gets.
+    """
+
+    num_samples: int
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, generator: torch.Generator, sample_id: Tensor | None = None) -> Tensor:
+        """The augmented features (K, B, D) of embeddings (B, D); state is read and never written.
+
+        In eval mode these are the embeddings themselves, K times, and nothing is drawn.
+
+        Args:
+            embeddings: (B, D), the rows of this worker; B is the same on all of them.
+            generator: A CPU generator in the same state on every rank.
+            sample_id: (B,) int64 of this worker's rows, so that a memory can leave out a sample's own entries; None where ids have no
+                meaning.
+        """
+
+    def remember(self, embeddings: Tensor, sample_id: Tensor | None = None) -> None:
+        """Called once a step, after every `forward` of it, with the original embeddings (B, D) of this worker's samples; what has a
+        memory puts the rows of all workers into it. Nothing for most augmentations."""
+        del embeddings, sample_id
+
+
+class FeatureAugConfig(PluginConfig, ABC):
+    """The config of a feature augmentation."""
+
+    is_identity: ClassVar[bool] = False
+    """True for the one augmentation that changes nothing."""
+
+    @abstractmethod
+    def build(self, embedding_size: int, num_samples: int) -> FeatureAugmentation:
+        """The augmentation for embeddings `embedding_size` wide; what it starts with is drawn from torch's global generator, which the
+        caller has seeded.
+
+        Raises:
+            UsageError: the augmentation cannot make `num_samples` features of a sample.
+        """
+
+    def weakest(self) -> Self | None:
+        """The same augmentation at strength zero, where every feature is the embedding itself to the bit; None where there is no such
+        strength."""
+        return None
+
+
+def repeated(embeddings: Tensor, num_samples: int) -> Tensor:
+    """(num_samples, B, D) of (B, D), all one memory."""
+    return embeddings.expand(num_samples, *embeddings.shape)

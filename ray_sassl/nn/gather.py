@@ -38,6 +38,34 @@ def all_gather_with_gradient(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllGather.apply(x)  # pyright: ignore[reportReturnType]
 
 
+@torch.no_grad()
+def all_reduce(x: Tensor) -> Tensor:
+    """The sum of `x` over all workers, equal on all of them; detached, and never `x` itself."""
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def all_reduce_with_gradient(x: Tensor) -> Tensor:
+    """As `all_reduce`; the gradient of a worker's `x` is the sum of what all workers' losses send to the total.
+
+    A loss of such totals, which all workers compute alike, has after DistributedDataParallel's averaging the gradients of one process with
+    the global batch.
+    """
+    return x if world_size() == 1 else _AllReduce.apply(x)  # pyright: ignore[reportReturnType]
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return all_reduce(grad_outputs[0])
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,0 +1,99 @@
+"""Barlow Twins: Zbontar, Jing, Misra, LeCun and Deny 2021, "Self-Supervised Learning via Redundancy Reduction" (arXiv 2103.03230)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.nn import sync_batchnorm
+from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
+from ray_sassl.nn.heads import mlp_head
+from ray_sassl.nn.precision import at_least_float32, no_autocast
+from ray_sassl.types import StepOutput
+
+_EPSILON = 1e-5
+"""Added to variances, as by the batch normalisation without scale and shift that standardises embeddings in the official code."""
+
+
+class Config(MethodConfig):
+    """Barlow Twins.
+
+    Attributes:
+        off_diagonal_weight: Lambda, which weighs the redundancy term (section 2.2: 0.005; the official code: 0.0051).
+        loss_scale: Factor of the whole loss. The official code once had 0.024, as do other implementations; it matters where the optimiser
+            does not adapt to the length of gradients: for SGD, and for the biases and norm layers under LARS.
+        projector_hidden_size: Width of the projector's hidden layers (section 2.2).
+        embedding_size: Width of the embeddings (section 2.2).
+        projector_layers: Linear layers of the projector (section 2.2).
+        bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
+            the loss itself always knows the whole batch.
+    """
+
+    off_diagonal_weight: float = Field(default=0.0051, ge=0)
+    loss_scale: float = Field(default=1.0, gt=0)
+    projector_hidden_size: int = Field(default=8192, ge=1)
+    embedding_size: int = Field(default=8192, ge=1)
+    projector_layers: int = Field(default=3, ge=1)
+    bn: Literal["sync", "plain"] = "sync"
+
+    def build(self, backbone: nn.Module, num_features: int) -> BarlowTwins:
+        return BarlowTwins(self, backbone, num_features)
+
+
+class BarlowTwins(Method):
+    """Each dimension of the embedding shall agree over the two views of an image, and shall not tell what another dimension tells.
+
+    Each view passes through the networks by itself, as in the official code.
+    """
+
+    def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.projector = mlp_head(
+            num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, last_bias=False
+        )
+        if config.bn == "sync":
+            sync_batchnorm.convert(self)
+
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
+        """As in the contract; the chance loss is that of equal embeddings for all images, which correlate with nothing: one a dimension."""
+        z1, z2 = (self.projector(self.backbone(view)) for view in views)  # (B, D) each
+        with no_autocast(z1):
+            c = cross_correlation(at_least_float32(z1), at_least_float32(z2))
+            loss = self.config.loss_scale * redundancy_loss(c, self.config.off_diagonal_weight)
+        chance_loss = self.config.loss_scale * self.config.embedding_size
+        return StepOutput(loss, z1.detach(), chance_loss, {"correlation_of_views": c.detach().diagonal().mean()})
+
+
+def barlow_twins_loss(z1: Tensor, z2: Tensor, off_diagonal_weight: float) -> Tensor:
+    """The loss (equation 1) of the embeddings (B, D) of two views, over the global batch; it is the same on all workers."""
+    return redundancy_loss(cross_correlation(z1, z2), off_diagonal_weight)
+
+
+def redundancy_loss(c: Tensor, off_diagonal_weight: float) -> Tensor:
+    """How far the cross-correlation (D, D) is from the identity: a sum of squares, those off the diagonal weighted."""
+    diagonal = c.diagonal()
+    return (1 - diagonal).square().sum() + off_diagonal_weight * (c - diagonal.diag()).square().sum()
+
+
+def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
+    """The correlation (D, D) of each dimension of `z1` (B, D) with each of `z2` over the images of all workers (equation 2).
+
+    Differs from the official code: that sums the matrix over workers without telling autograd, so that its gradients shrink with the number
+    of workers. Here they are those of one process with the whole batch.
+    """
+    return all_reduce_with_gradient(_standardized(z1).T @ _standardized(z2)) / (len(z1) * world_size())
+
+
+def _standardized(z: Tensor) -> Tensor:
+    """`z` (B, D) with mean 0 and variance 1 of each dimension over the images of all workers."""
+    num_images = len(z) * world_size()
+    centred = z - all_reduce_with_gradient(z.sum(0)) / num_images
+    variance = all_reduce_with_gradient(centred.square().sum(0)) / num_images
+    return centred * (variance + _EPSILON).rsqrt()

@@ -1,0 +1,106 @@
+"""VICReg: Bardes, Ponce and LeCun 2022, "Variance-Invariance-Covariance Regularization for Self-Supervised Learning" (arXiv 2105.04906)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.nn import sync_batchnorm
+from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
+from ray_sassl.nn.heads import mlp_head
+from ray_sassl.nn.precision import at_least_float32, no_autocast
+from ray_sassl.types import StepOutput
+
+_EPSILON = 1e-4
+"""Added to variances before the root (section 4)."""
+
+
+class Config(MethodConfig):
+    """VICReg.
+
+    Attributes:
+        invariance_weight: Lambda, of the distance of an image's two embeddings (section 4: 25).
+        variance_weight: Mu, of the hinge on each dimension's standard deviation (section 4: 25).
+        covariance_weight: Nu, of the squared covariances of different dimensions (section 4: 1).
+        projector_hidden_size: Width of the expander's hidden layers (section 4).
+        embedding_size: Width of the embeddings (section 4).
+        projector_layers: Linear layers of the expander (section 4).
+        bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
+            the variances and covariances of the loss are always those of the whole batch.
+    """
+
+    invariance_weight: float = Field(default=25.0, ge=0)
+    variance_weight: float = Field(default=25.0, gt=0)
+    covariance_weight: float = Field(default=1.0, ge=0)
+    projector_hidden_size: int = Field(default=8192, ge=1)
+    embedding_size: int = Field(default=8192, ge=1)
+    projector_layers: int = Field(default=3, ge=1)
+    bn: Literal["sync", "plain"] = "sync"
+
+    def build(self, backbone: nn.Module, num_features: int) -> VICReg:
+        return VICReg(self, backbone, num_features)
+
+
+class VICReg(Method):
+    """The two embeddings of an image shall be near, every dimension shall vary over images, and no two dimensions together.
+
+    Each view passes through the networks by itself, as in the official code.
+    """
+
+    def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.projector = mlp_head(
+            num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, last_bias=False
+        )
+        if config.bn == "sync":
+            sync_batchnorm.convert(self)
+
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
+        """As in the contract; the chance loss is that of equal embeddings for all images, of which only the variance term complains."""
+        config = self.config
+        z1, z2 = (self.projector(self.backbone(view)) for view in views)  # (B, D) each
+        with no_autocast(z1):
+            invariance, variance, covariance = vicreg_terms(at_least_float32(z1), at_least_float32(z2))
+            loss = config.invariance_weight * invariance + config.variance_weight * variance + config.covariance_weight * covariance
+        terms = {"invariance": invariance.detach(), "variance": variance.detach(), "covariance": covariance.detach()}
+        return StepOutput(loss, z1.detach(), config.variance_weight * (1 - _EPSILON**0.5), terms)
+
+
+def vicreg_terms(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Invariance, variance and covariance (equations 5, 1 and 4), scalars, of the embeddings (B, D) of two views.
+
+    The first is this worker's mean over images; the others are those of the images of all workers, and equal on all of them. As in the
+    official code, and unlike the paper's text, the invariance is a mean over dimensions too, and the variance term is the mean of the two
+    branches' while the covariance term is their sum.
+    """
+    cov1, cov2 = _covariance(z1), _covariance(z2)
+    variance = (_hinge(cov1) + _hinge(cov2)) / 2
+    return F.mse_loss(z1, z2), variance, _redundancy(cov1) + _redundancy(cov2)
+
+
+def _covariance(z: Tensor) -> Tensor:
+    """The covariance (D, D) of the embeddings (B, D) of all workers' images (equation 3).
+
+    Differs from the official code: that gathers the embeddings of all workers and computes all of it on each; here each adds its part.
+    """
+    num_images = len(z) * world_size()
+    centred = z - all_reduce_with_gradient(z.sum(0)) / num_images
+    return all_reduce_with_gradient(centred.T @ centred) / (num_images - 1)
+
+
+def _hinge(covariance: Tensor) -> Tensor:
+    """How far the standard deviations are below 1, mean over dimensions (equations 1 and 2)."""
+    return F.relu(1 - (covariance.diagonal() + _EPSILON).sqrt()).mean()
+
+
+def _redundancy(covariance: Tensor) -> Tensor:
+    """The squares of all entries off the diagonal, summed and divided by the number of dimensions (equation 4)."""
+    return (covariance - covariance.diagonal().diag()).square().sum() / len(covariance)

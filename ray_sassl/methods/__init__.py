@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ class Method(nn.Module, ABC):
         """The loss of one batch.
 
         Args:
-            views: (B, 3, H, W) float tensors, normalised, channels_last; two for most methods.
+            views: (B, 3, H, W) float tensors, normalised, channels_last; two, and behind them the small ones of multi-crop where the
+                config takes them.
             generator: A CPU generator in the same state on every rank, seeded from the run's seed and the step.
             sample_id: (B,) int64, so that a memory of earlier batches can leave out a sample's own entries; None where ids have no meaning.
         """
@@ -44,7 +46,13 @@ class Method(nn.Module, ABC):
 
 
 class MethodConfig(PluginConfig, ABC):
-    """The config of a method."""
+    """The config of a method.
+
+    Attributes:
+        takes_small_views: Whether the method is defined for more than two views (multi-crop: two large ones and any number of small ones).
+    """
+
+    takes_small_views: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, backbone: nn.Module, num_features: int) -> Method:

@@ -10,8 +10,16 @@ from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.plugins import load_plugin, plugin_names
 
-WIDTHS = {"projector_hidden_size": 16, "predictor_hidden_size": 16, "embedding_size": 8, "queue_size": 13}
-each_method = pytest.mark.parametrize("name", plugin_names("ray_sassl.methods"))
+WIDTHS = {
+    "projector_hidden_size": 16,
+    "predictor_hidden_size": 16,
+    "embedding_size": 8,
+    "queue_size": 13,
+    "num_prototypes": 11,
+    "num_outputs": 11,
+}
+NAMES = plugin_names("ray_sassl.methods")
+each_method = pytest.mark.parametrize("name", NAMES)
 
 
 def _build(name: str, seed: int = 0) -> Method:
@@ -86,6 +94,20 @@ def test_momentum_networks_move_after_a_step_and_only_then(name):
     assert all(torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
     method.after_step(0.1)
     assert not frozen or any(not torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if load_plugin("ray_sassl.methods", name).Config.takes_small_views])
+def test_a_method_of_small_views_takes_any_number_of_them(name):
+    method = _build(name)
+    generator = torch.Generator().manual_seed(0)
+    for num_small in (0, 1, 9):
+        views = _views() + [torch.randn(6, 3, 4, 4, generator=generator) for _ in range(num_small)]
+        method.zero_grad()
+        output = method(views, torch.Generator())
+        output.loss.backward()
+        assert torch.isfinite(output.loss)
+        assert output.embeddings.shape == (6, 8)
+        assert torch.isfinite(method.backbone.conv1.weight.grad).all()
 
 
 @each_method

@@ -37,7 +37,7 @@ def one_worker():
     return module
 
 
-@pytest.mark.parametrize("name", ["simclr", "moco", "byol"])
+@pytest.mark.parametrize("name", ["simclr", "moco", "byol", "barlow_twins", "vicreg", "swav", "dino"])
 def test_a_method_on_two_workers_equals_it_on_one(ranks, one_worker, name):
     expected = one_worker.steps_of(one_worker.CONFIGS[name])
     for results in ranks:
@@ -72,3 +72,12 @@ def test_shuffled_keys_come_back_in_order_and_fill_every_queue_equally(ranks):
     assert torch.equal(first["keys"], second["keys"])
     assert torch.equal(first["queue"], second["queue"])
     assert torch.isfinite(first["loss"])
+
+
+def test_a_sum_over_workers_takes_the_sum_of_gradients(ranks):
+    for rank, results in enumerate(ranks):
+        x = torch.tensor([1.0, 2.0]) + 10 * rank
+        total = torch.tensor([12.0, 14.0])
+        assert torch.equal(results["sum"]["x"], x)
+        assert torch.equal(results["sum"]["total"], total)
+        assert torch.equal(results["sum"]["gradient"], (1 + 2) * 2 * total)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.methods import byol, moco, simclr
-from ray_sassl.nn.gather import all_gather, all_gather_with_gradient, rank, world_size
+from ray_sassl.methods import barlow_twins, byol, dino, moco, simclr, swav, vicreg
+from ray_sassl.nn.gather import all_gather, all_gather_with_gradient, all_reduce_with_gradient, rank, world_size
 from ray_sassl.nn.sync_batchnorm import convert
 
 GLOBAL_BATCH = 12
@@ -18,6 +18,10 @@ CONFIGS = {
     "simclr": simclr.Config(**SMALL),
     "moco": moco.Config(**SMALL, queue_size=20, momentum=0.5, bn="sync", symmetric=True),
     "byol": byol.Config(**SMALL, predictor_hidden_size=16),
+    "barlow_twins": barlow_twins.Config(**SMALL),
+    "vicreg": vicreg.Config(**SMALL),
+    "swav": swav.Config(**SMALL, num_prototypes=10, prototypes_frozen=0, queue_size=19, queue_start=0),
+    "dino": dino.Config(**SMALL, num_outputs=10, last_layer_frozen=0),
 }
 
 
@@ -26,10 +30,10 @@ def mine(x: Tensor) -> Tensor:
     return x[rank() * share : (rank() + 1) * share]
 
 
-def views(size: int = 8) -> list[Tensor]:
+def views(num_small: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
-    shape = (GLOBAL_BATCH, 3, size, size)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    shapes = [(GLOBAL_BATCH, 3, size, size) for size in [8, 8] + [4] * num_small]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).contiguous(memory_format=torch.channels_last) for s in shapes]
 
 
 def build(config) -> nn.Module:
@@ -46,7 +50,8 @@ def steps_of(config, num_steps: int = 3) -> dict[str, Tensor]:
     losses = []
     for step in range(num_steps):
         optimizer.zero_grad()
-        output = network([mine(view) for view in views()], torch.Generator().manual_seed(step), mine(torch.arange(GLOBAL_BATCH)))
+        seen = [mine(view) for view in views(num_small=3 if config.takes_small_views else 0)]
+        output = network(seen, torch.Generator().manual_seed(step), mine(torch.arange(GLOBAL_BATCH)))
         output.loss.backward()
         optimizer.step()
         method.after_step((step + 1) / num_steps)
@@ -77,6 +82,14 @@ def gather() -> dict[str, Tensor]:
     return {"everyone": everyone.detach(), "plain": all_gather(x), "gradient": x.grad}
 
 
+def summed() -> dict[str, Tensor]:
+    """The sum over workers, what was summed, and the gradient of each worker's own weighted sum of it."""
+    x = (torch.tensor([1.0, 2.0]) + 10 * rank()).requires_grad_()
+    total = all_reduce_with_gradient(x)
+    ((rank() + 1) * total.square().sum()).backward()
+    return {"x": x.detach(), "total": total.detach(), "gradient": x.grad}
+
+
 def shuffled_keys() -> dict[str, Tensor]:
     """Keys by shuffled batch normalisation in evaluation mode, where the order of the batch does not matter, and the queue after."""
     method = build(moco.Config(**SMALL, queue_size=20, bn="shuffle")).eval()
@@ -89,7 +102,7 @@ def shuffled_keys() -> dict[str, Tensor]:
 def main(file: str, worker: int, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=worker, world_size=2)
-    results = {"batch_norm": batch_norm(), "gather": gather(), "shuffled_keys": shuffled_keys()}
+    results = {"batch_norm": batch_norm(), "gather": gather(), "sum": summed(), "shuffled_keys": shuffled_keys()}
     results |= {name: steps_of(config) for name, config in CONFIGS.items()}
     torch.save(results, out)
     dist.destroy_process_group()

@@ -20,17 +20,20 @@ class FeatureAugmentation(nn.Module, ABC):
 
     Embeddings come as the projector made them, of any length; the losses normalise what they are handed. Draws are made for the global
     batch and each worker takes those of its own rows, and partners are looked for in the global batch, so that one worker and two make
-    the same features. State is in the state dict and equal on all workers.
+    the same features. State is in the state dict and equal on all workers. Gradients of a sample's features reach the embedding of that
+    sample alone: whatever comes from others is detached.
 
     Attributes:
         num_samples: K, how many augmented features a sample gets.
+        passes_gradient: Whether gradients reach the embedding at all.
     """
 
     num_samples: int
+    passes_gradient: bool = True
 
     @abstractmethod
     def forward(self, embeddings: Tensor, generator: torch.Generator, sample_id: Tensor | None = None) -> Tensor:
-        """The augmented features (K, B, D) of embeddings (B, D); state is read and never written.
+        """The augmented features (K, B, D) of embeddings (B, D), in their dtype; state is read and never written.
 
         In eval mode these are the embeddings themselves, K times, and nothing is drawn.
 

@@ -1,0 +1,63 @@
+"""Nearest neighbours: each feature is an earlier embedding that is near to the sample's own.
+
+Dwibedi, Aytar, Tompson, Sermanet and Zisserman 2021, "With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of Visual
+Representations" (NNCLR, arXiv 2104.14548), section 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation, repeated
+from ray_sassl.feature_aug.draws import some_of
+from ray_sassl.feature_aug.support import SupportSet, neighbours_per_sample
+
+
+class Config(FeatureAugConfig):
+    """Nearest neighbours in a support set. There is no strength at which they are the embedding itself.
+
+    Attributes:
+        support_size: How many embeddings are kept; 98,304 for ImageNet in NNCLR (section 4.1). The default is for a smaller data set, and
+            our choice.
+        top_k: The neighbours that a sample's features are drawn from, a different one for each feature; 0 means as many as there are
+            features, which for one is the nearest neighbour of NNCLR.
+        exclude_own: A sample's own earlier embeddings are no neighbours of it. Differs from NNCLR, which takes what is nearest; that is
+            the sample itself as soon as the support set reaches an epoch back.
+    """
+
+    support_size: int = Field(default=16384, ge=1)
+    top_k: int = Field(default=0, ge=0)
+    exclude_own: bool = True
+
+    def build(self, embedding_size: int, num_samples: int) -> Nearest:
+        return Nearest(self, embedding_size, num_samples)
+
+
+class Nearest(FeatureAugmentation):
+    """The search is by cosine, whatever the length of the embeddings, and its results are the stored unit vectors.
+
+    That is NNCLR's form, NN(z, Q) with all embeddings normalised beforehand, wherever features enter a loss that normalises them. A
+    predictor that takes them is fed unit vectors in place of embeddings of their own length. No gradient passes: the features are
+    constants.
+    """
+
+    passes_gradient = False
+
+    def __init__(self, config: Config, embedding_size: int, num_samples: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_samples = num_samples
+        self.top_k = neighbours_per_sample(config.top_k, num_samples)
+        self.support = SupportSet(config.support_size, embedding_size)
+        self.support.check_has(self.top_k)
+
+    def forward(self, embeddings: Tensor, generator: torch.Generator, sample_id: Tensor | None = None) -> Tensor:
+        if not self.training:
+            return repeated(embeddings, self.num_samples)
+        nearest = self.support.nearest(embeddings, self.top_k, sample_id if self.config.exclude_own else None)  # (B, top_k)
+        return self.support.directions[some_of(nearest, self.num_samples, generator)].to(embeddings.dtype)
+
+    def remember(self, embeddings: Tensor, sample_id: Tensor | None = None) -> None:
+        self.support.remember(embeddings, sample_id)

@@ -1,0 +1,52 @@
+"""Swapping: a random part of the dimensions of an embedding is taken from another sample's.
+
+CutMix (Yun et al. 2019, arXiv 1905.04899) for embeddings; as these have no neighbourhoods, each dimension is chosen on its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ray_sassl.feature_aug import FeatureAugmentation, repeated
+from ray_sassl.feature_aug.draws import ShareInterval, uniform
+from ray_sassl.feature_aug.partners import PartnerConfig, Partners
+
+
+class Config(PartnerConfig):
+    """Swapping of dimensions.
+
+    Attributes:
+        share: The chance of each dimension of a feature to be the partner's, uniform in this interval and drawn for each feature; at most
+            half by default, so that the embedding keeps the greater part (our choice).
+    """
+
+    share: ShareInterval = (0.0, 0.5)
+
+    def build(self, embedding_size: int, num_samples: int) -> Swap:
+        return Swap(self, embedding_size, num_samples)
+
+    def weakest(self) -> Config:
+        return self.model_copy(update={"share": (0.0, 0.0)})
+
+
+class Swap(FeatureAugmentation):
+    """Some dimensions of z are those of its partner, which has z's length; the gradient passes to z through the others."""
+
+    def __init__(self, config: Config, embedding_size: int, num_samples: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_samples = num_samples
+        self.partners = Partners(config, embedding_size, num_samples)
+
+    def forward(self, embeddings: Tensor, generator: torch.Generator, sample_id: Tensor | None = None) -> Tensor:
+        if not self.training:
+            return repeated(embeddings, self.num_samples)
+        partners = self.partners(embeddings, generator, sample_id)  # (K, B, D)
+        least, most = self.config.share
+        share = least + (most - least) * uniform(self.num_samples, embeddings, generator)  # (K, B)
+        is_swapped = uniform(self.num_samples, embeddings, generator, embeddings.shape[1:]) < share[:, :, None]
+        return torch.where(is_swapped, partners, embeddings)
+
+    def remember(self, embeddings: Tensor, sample_id: Tensor | None = None) -> None:
+        self.partners.remember(embeddings, sample_id)

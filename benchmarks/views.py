@@ -96,9 +96,9 @@ class SasslBatches(Dataset):
         images = [decode(self._encoded[i], MAX_PIXELS) for i in sample_id.tolist()]
         sizes = np.array([image.size for image in images])
         views = []
-        for number, view in enumerate(self._config.views):
+        for number, (view, size_px) in enumerate(zip(self._config.views, self._config.sizes_px, strict=True)):
             params = draw(view, sizes, sample_id, 0, 0, number)
-            crops = crop(images, params, self._config.size_px, view.interpolation)
+            crops = crop(images, params, size_px, view.interpolation)
             views.append(torch.from_numpy(opencv.colour(crops, params, out=crops)))
         return views
 

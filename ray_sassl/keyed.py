@@ -18,12 +18,16 @@ _MAX_STREAM = 1 << 16
 _MAX_COUNT = 4 << 16
 
 
+MAX_VIEWS = 256
+"""Views of a sample that have streams of their own."""
+
+
 class Stream(IntEnum):
-    """What draws are for; a view's number is added to it, so that each view has a stream of its own (256 each)."""
+    """What draws are for; a view's number is added to it, so that each view has a stream of its own."""
 
     VIEW = 0
-    STYLE = 256
-    STYLE_PARTNER = 512
+    STYLE = MAX_VIEWS
+    STYLE_PARTNER = 2 * MAX_VIEWS
 
 
 def uniform(seed: int, epoch: np.ndarray | int, sample_id: np.ndarray, stream: int, count: int) -> np.ndarray:

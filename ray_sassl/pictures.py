@@ -17,6 +17,7 @@ from ray_sassl.pipeline import Restyle, ViewSource, crop_blocks, finish_block, w
 from ray_sassl.plugins import UsageError
 from ray_sassl.sassl import blend, draw_styles, to_float, to_uint8
 from ray_sassl.stylize import Stylizer
+from ray_sassl.types import view_name
 
 _GAP_PX = 4
 _BACKGROUND = (255, 255, 255)
@@ -68,22 +69,22 @@ def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle
     rows = np.arange(min(num_rows, len(block.sample_id)))
     plain = finish_block(source, block, None)
     styled = finish_block(source, block, restyle)
+    repainted = restyle(block.views, block.sample_id, block.epoch) if restyle else block.views
     columns: list[tuple[str, np.ndarray, list[str]]] = []
-    for number, side in enumerate(("left", "right")):
+    for number, side in enumerate(source.views.names):
         columns.append((f"{side} crop", block.views[number], ["" for _ in rows]))
         if restyle is not None and config.sassl.repaints(number):
             bank = config.sassl.load_bank()
             styles = draw_styles(config.sassl, block.sample_id, block.epoch, config.seed, number, bank)
-            repainted = restyle(block.views, block.sample_id, block.epoch)[number]
             strengths = zip(styles.apply[rows], styles.alpha[rows], styles.beta[rows], strict=True)
             captions = [f"alpha {a:.2f} beta {b:.2f}" if chosen else "not drawn" for chosen, a, b in strengths]
             if styles.code is None:
                 columns.append(("its style", block.views[number][styles.partner], ["" for _ in rows]))
             elif styles.partner is not None and bank is not None:
                 captions = [f"{storage.name_of(bank.names[style])}, {text}" for style, text in zip(styles.partner, captions, strict=False)]
-            columns.append(("repainted", repainted, captions))
-            columns.append((f"{side}, no style", plain[f"view_{number}"], ["" for _ in rows]))
-        columns.append((f"{side} view", styled[f"view_{number}"], ["" for _ in rows]))
+            columns.append(("repainted", repainted[number], captions))
+            columns.append((f"{side}, no style", plain[view_name(number)], ["" for _ in rows]))
+        columns.append((f"{side} view", styled[view_name(number)], ["" for _ in rows]))
     images = [[array[row] for _, array, _ in columns] for row in rows]
     lines = [[texts[row] for _, _, texts in columns] for row in rows]
     return image_grid(images, [title for title, _, _ in columns], lines, cell_px=max(112, source.views.size_px // 2))

@@ -22,7 +22,7 @@ from ray_sassl.data.index import Index, read_groups
 from ray_sassl.data.plan import Block, Plan, Window
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.types import Arrays
+from ray_sassl.types import Arrays, view_name
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import ViewParams, draw
@@ -67,7 +67,7 @@ class CropBlock:
     """A plan's block, decoded and cropped.
 
     Attributes:
-        views: One (B, H, W, 3) uint8 array a view.
+        views: One (B, H, W, 3) uint8 array a view, each of its own size.
         sample_id: (B,) int64; rows that could not be decoded are gone.
         epoch: The epoch.
         keep: (B,) bool; False for rows that the run has seen before it was resumed, which are here as style partners only.
@@ -101,9 +101,9 @@ def _crop_block(source: ViewSource, block: Block, rows: Rows, seen: SeenIds, on_
     sample_id = block.sample_id[good]
     sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
     views = []
-    for number, view in enumerate(source.views.views):
+    for number, (view, size_px) in enumerate(zip(source.views.views, source.views.sizes_px, strict=True)):
         params = draw(view, sizes, sample_id, block.epoch, source.seed, number)
-        views.append(crop(images, params, source.views.size_px, view.interpolation))
+        views.append(crop(images, params, size_px, view.interpolation))
     return CropBlock(views, sample_id, block.epoch, seen.unseen(block.epoch, sample_id))
 
 
@@ -128,9 +128,9 @@ def finish_block(source: ViewSource, block: CropBlock, restyle: Restyle | None, 
     for number, (config, view) in enumerate(zip(source.views.views, views, strict=True)):
         params = draw(config, sizes, sample_id, block.epoch, source.seed, number)
         if source.views.backend_on(device_type) == "opencv":
-            arrays[f"view_{number}"] = opencv.colour(view, params)
+            arrays[view_name(number)] = opencv.colour(view, params)
         else:
-            arrays[f"view_{number}"] = _colour_in_torch(view, params, device_type)
+            arrays[view_name(number)] = _colour_in_torch(view, params, device_type)
     return arrays
 
 

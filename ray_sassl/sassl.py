@@ -34,8 +34,8 @@ ShareInterval = Annotated[tuple[Share, Share], AfterValidator(ordered)]
 class SasslConfig(FrozenConfig):
     """When and how strongly views are repainted; the defaults are the paper's (section 4)."""
 
-    views: Literal["left", "right", "both"] = "left"
-    """The views that may be repainted."""
+    views: Literal["left", "right", "both", "small", "all"] = "left"
+    """The views that may be repainted: one of the two large ones, or `both`; of multi-crop also the `small` ones, or `all`."""
     prob: Share = 0.8
     """Chance that a view is repainted (p)."""
     alpha: ShareInterval = (0.1, 0.3)
@@ -67,8 +67,9 @@ class SasslConfig(FrozenConfig):
         return None if self.bank is None else StyleBank.load(self.bank, bundle_id)
 
     def repaints(self, view: int) -> bool:
-        """Whether view number `view` (0 left, 1 right) may be repainted."""
-        return self.views == "both" or ("left", "right").index(self.views) == view
+        """Whether view number `view` (0 left, 1 right, the small ones from 2 on) may be repainted."""
+        kind = ("left", "right", "small")[min(view, 2)]
+        return self.views in ("all", kind) or (self.views == "both" and kind != "small")
 
 
 @dataclass(frozen=True)

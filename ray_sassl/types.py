@@ -15,7 +15,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Arrays: TypeAlias = dict[str, np.ndarray]
-"""A batch as it travels between processes: `view_0`, `view_1`, ... each (B, H, W, 3) uint8 RGB; `sample_id` (B,) int64; `epoch` (B,) int64."""
+"""A batch as it travels between processes: `view_0`, `view_1`, ... each (B, H, W, 3) uint8 RGB; `sample_id` (B,) int64; `epoch` (B,) int64.
+
+`view_0` is left, `view_1` right, both of one size; `view_2` and on are the small views of multi-crop, of another.
+"""
+
+_VIEW = "view_"
+
+
+def view_name(number: int) -> str:
+    """The name of view number `number` in `Arrays`."""
+    return f"{_VIEW}{number}"
+
+
+def view_names(arrays: dict[str, np.ndarray]) -> list[str]:
+    """The names of the batch's views, in the order of their numbers."""
+    return sorted((name for name in arrays if name.startswith(_VIEW)), key=lambda name: int(name.removeprefix(_VIEW)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ray_sassl.keyed import Stream, normal, philox4x32, uniform
+from ray_sassl.keyed import MAX_VIEWS, Stream, normal, philox4x32, uniform
 
 # The known answers of Random123's own tests for philox4x32, 10 rounds: counter, key, output.
 KNOWN_ANSWERS = [
@@ -45,6 +45,12 @@ def test_seed_epoch_and_stream_each_change_the_draws(other):
 def test_epochs_may_differ_within_a_batch():
     mixed = uniform(1, np.array([3, 4]), np.array([9, 9]), 0, 4)
     np.testing.assert_array_equal(mixed[1], uniform(1, 4, np.array([9]), 0, 4)[0])
+
+
+def test_every_view_has_streams_of_its_own_whose_numbers_never_change():
+    assert [Stream.VIEW, Stream.STYLE, Stream.STYLE_PARTNER] == [0, 256, 512]  # the views of runs that are resumed follow from them
+    streams = [stream + view for stream in Stream for view in range(MAX_VIEWS)]
+    assert len(set(streams)) == len(streams)
 
 
 def test_draws_are_uniform_in_the_unit_interval():

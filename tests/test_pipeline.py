@@ -34,7 +34,7 @@ from ray_sassl.pipeline import (
 )
 from ray_sassl.sassl import SasslConfig, stylize_views
 from ray_sassl.stylize.color_statistics import Config as ColorStatistics
-from ray_sassl.types import Arrays
+from ray_sassl.types import Arrays, view_names
 from ray_sassl.views.recipes import simclr
 
 NUM_ROWS = 50
@@ -218,6 +218,47 @@ def test_style_augmentation_changes_pixels_and_nothing_else(source, restyle):
     plain, styled = next(_batches(source, 40)), next(_batches(source, 40, restyle=restyle))
     assert np.array_equal(plain["sample_id"], styled["sample_id"])
     assert (plain["view_0"] != styled["view_0"]).any(axis=(1, 2, 3)).mean() > 0.5
+
+
+@pytest.fixture(scope="module")
+def multi_crop(source: ViewSource) -> ViewSource:
+    """The source with nine small views beside the pair, so that the last one's number has two digits."""
+    small = source.views.left.model_copy(update={"crop_scale": (0.05, 0.3)})
+    return replace(source, views=source.views.model_copy(update={"num_small": 9, "small_px": 4, "small": small}))
+
+
+def test_small_views_stand_behind_the_pair_in_their_own_size(multi_crop):
+    batch = next(_batches(multi_crop, 9))
+    assert view_names(batch) == [f"view_{number}" for number in range(11)]
+    assert [batch[name].shape for name in view_names(batch)] == [(9, 8, 8, 3)] * 2 + [(9, 4, 4, 3)] * 9
+
+
+def test_small_views_do_not_change_the_pair(source, multi_crop, restyle):
+    assert _views_by_key(_batches(multi_crop, 10, restyle=restyle)) == _views_by_key(_batches(source, 10, restyle=restyle))
+
+
+def test_all_views_of_a_sample_differ(multi_crop):
+    batch = next(_batches(multi_crop, 40))
+    small = [batch[name] for name in view_names(batch)[2:]]
+    for number, view in enumerate(small):
+        assert all((view != other).any(axis=(1, 2, 3)).mean() > 0.9 for other in small[:number])
+
+
+@pytest.mark.parametrize("kwargs", [{"batch_size": 1}, {"batch_size": 5, "accumulate": 2}, {"batch_size": 5, "world_size": 2, "rank": 1}])
+def test_a_samples_small_views_are_the_same_bytes_in_any_batch_and_on_any_worker(multi_crop, kwargs):
+    stylizer, config = ColorStatistics().build(torch.device("cpu")), SasslConfig(views="all", alpha=(0.5, 1), beta=(0.5, 1))
+
+    def restyle(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
+        return stylize_views(stylizer, views, sample_id, epoch, 3, config, torch.device("cpu"))
+
+    def small_views(batches: Iterator[Arrays]) -> dict[Key, list[bytes]]:
+        return {key: [b[name][row].tobytes() for name in view_names(b)[2:]] for b in batches for row, key in enumerate(_keys(b))}
+
+    expected, found = small_views(_batches(multi_crop, 10, restyle=restyle)), small_views(_batches(multi_crop, restyle=restyle, **kwargs))
+    assert len(found) > 30
+    assert all(found[key] == expected[key] for key in found.keys() & expected.keys())
+    plain = small_views(_batches(multi_crop, 10))
+    assert all(plain[key] != expected[key] for key in plain)
 
 
 def test_both_backends_make_the_same_views_to_within_rounding(source):

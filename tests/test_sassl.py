@@ -56,10 +56,28 @@ def test_draws_follow_the_config():
     assert abs(np.corrcoef(params.alpha, params.beta)[0, 1]) < 0.06
 
 
-@pytest.mark.parametrize(("views", "changed"), [("left", [True, False]), ("right", [False, True]), ("both", [True, True])])
+@pytest.mark.parametrize(
+    ("views", "changed"),
+    [
+        ("left", [True, False, False, False]),
+        ("right", [False, True, False, False]),
+        ("both", [True, True, False, False]),
+        ("small", [False, False, True, True]),
+        ("all", [True, True, True, True]),
+    ],
+)
 def test_only_the_chosen_views_are_repainted(images, views, changed):
-    styled = stylize_views(STYLIZER, [images, images], np.arange(12), 0, 0, SasslConfig(views=views, prob=1.0), CPU)
-    assert [not np.array_equal(view, images) for view in styled] == changed
+    small = images[:, ::2, ::2]
+    before = [images, images, small, small]
+    styled = stylize_views(STYLIZER, before, np.arange(12), 0, 0, SasslConfig(views=views, prob=1.0), CPU)
+    assert [not np.array_equal(after, view) for after, view in zip(styled, before, strict=True)] == changed
+    assert [view.shape for view in styled] == [view.shape for view in before]
+
+
+def test_each_small_view_draws_its_own_style(images):
+    small = images[:, ::2, ::2]
+    styled = stylize_views(STYLIZER, [images, images, small, small], np.arange(12), 0, 0, SasslConfig(views="small", prob=1.0), CPU)
+    assert (styled[2] != styled[3]).any(axis=(1, 2, 3)).all()
 
 
 def test_only_the_drawn_samples_are_repainted(images):

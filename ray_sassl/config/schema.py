@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods import MethodConfig
-from ray_sassl.plugins import FrozenConfig, plugin_field
+from ray_sassl.plugins import FrozenConfig, load_plugin, plugin_field, plugin_names
 from ray_sassl.sassl import SasslConfig
 from ray_sassl.stylize import StylizerConfig
 from ray_sassl.train.loop import TrainConfig
 from ray_sassl.train.metrics import TrackingConfig
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views.recipes import ViewsConfig
+
+_METHODS = "ray_sassl.methods"
 
 
 class EvaluateConfig(FrozenConfig):
@@ -88,10 +90,23 @@ class ExperimentConfig(FrozenConfig):
     """The style-transfer network of SASSL; `identity` leaves style augmentation out."""
     sassl: SasslConfig = SasslConfig()
     backbone: BackboneConfig
-    method: plugin_field("ray_sassl.methods", MethodConfig)  # type: ignore[valid-type]
+    method: plugin_field(_METHODS, MethodConfig)  # type: ignore[valid-type]
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     stream: StreamConfig = StreamConfig()
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _small_views_are_of_use(self) -> Self:
+        assert isinstance(self.method, MethodConfig)
+        if self.views.num_small and not self.method.takes_small_views:
+            takers = [name for name in plugin_names(_METHODS) if load_plugin(_METHODS, name).Config.takes_small_views]
+            raise ValueError(
+                f"method={self.method.name} is defined for two views, and views.num_small={self.views.num_small} adds small ones; take a "
+                f"recipe without them, such as views=simclr_224, or a method that takes them: {', '.join(takers)}"
+            )
+        if self.sassl.views == "small" and not self.views.num_small:
+            raise ValueError("sassl.views='small' repaints the small views, and views.num_small=0 makes none; set one or the other")
+        return self

@@ -13,7 +13,7 @@ from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
-from ray_sassl.types import Arrays
+from ray_sassl.types import Arrays, view_name, view_names
 
 
 class BadRowsReporter:
@@ -63,12 +63,11 @@ def _windows_of(source: ViewSource, epoch: int) -> list[Window]:
 
 def row_of_block(block: CropBlock) -> Arrays:
     """The block as a single row, which no re-batching can part."""
-    views = {f"view_{number}": view[None] for number, view in enumerate(block.views)}
+    views = {view_name(number): view[None] for number, view in enumerate(block.views)}
     return {**views, "sample_id": block.sample_id[None], "keep": block.keep[None], "epoch": np.array([block.epoch])}
 
 
 def block_of_row(batch: dict[str, np.ndarray], row: int) -> CropBlock:
     """The inverse of `row_of_block` for one row of a batch."""
-    names = sorted(name for name in batch if name.startswith("view_"))
-    views = [np.ascontiguousarray(batch[name][row]) for name in names]
+    views = [np.ascontiguousarray(batch[name][row]) for name in view_names(batch)]
     return CropBlock(views, np.asarray(batch["sample_id"][row]), int(batch["epoch"][row]), np.asarray(batch["keep"][row]))

@@ -102,7 +102,7 @@ def execution_options() -> ExecutionOptions:
 
 
 def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle) -> ray.data.Dataset:
-    """All epochs' views as rows of `view_0`, `view_1`, `sample_id` and `epoch`, in blocks of about `data.block_rows`.
+    """All epochs' views as rows of `view_0`, `view_1`, ..., `sample_id` and `epoch`, in blocks of about `data.block_rows`.
 
     Args:
         seen: Samples to leave out, because the run has seen them or knows that they are bad.
@@ -168,7 +168,7 @@ def _read_seen(run_dir: str, num_rows: int) -> SeenIds:
 
 def block_bytes(source: ViewSource) -> int:
     """Bytes of a plan's block of views."""
-    return source.data.block_rows * len(source.views.views) * source.views.size_px**2 * 3
+    return source.data.block_rows * sum(size_px**2 for size_px in source.views.sizes_px) * 3
 
 
 class FusedStage:

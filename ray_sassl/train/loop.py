@@ -29,7 +29,7 @@ from ray_sassl.train.context import Context, any_rank, mean_over_ranks
 from ray_sassl.train.metrics import MetricsLog, effective_rank, embedding_std
 from ray_sassl.train.optim import OptimConfig, build_optimizer
 from ray_sassl.train.schedule import scaled_lr, warmup_cosine
-from ray_sassl.types import Arrays, Batch, Outcome, StepOutput
+from ray_sassl.types import Arrays, Batch, Outcome, StepOutput, view_names
 
 log = logging.getLogger(__name__)
 
@@ -258,8 +258,7 @@ def to_device(arrays: Arrays, device: torch.device) -> Batch:
             tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
 
-    names = sorted(name for name in arrays if name.startswith("view_"))
-    return Batch([move(arrays[name]).permute(0, 3, 1, 2) for name in names], move(arrays["sample_id"]), move(arrays["epoch"]))
+    return Batch([move(arrays[name]).permute(0, 3, 1, 2) for name in view_names(arrays)], move(arrays["sample_id"]), move(arrays["epoch"]))
 
 
 @dataclass

@@ -63,7 +63,7 @@ class ViewParams:
 
 
 def draw(config: ViewConfig, image_sizes: np.ndarray, sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, view: int) -> ViewParams:
-    """The parameters of view number `view` (0 left, 1 right) of every sample.
+    """The parameters of view number `view` (0 left, 1 right, the small ones from 2 on) of every sample.
 
     All but the crop's box are independent of the images' sizes.
 

@@ -1,15 +1,17 @@
-"""The view pairs of the papers: every number a config field, with its source.
+"""The views of the papers: every number a config field, with its source.
 
 SimCLR: Chen et al. 2020, arXiv 2002.05709. MoCo v2: Chen et al. 2020, arXiv 2003.04297. BYOL: Grill et al. 2020, arXiv 2006.07733.
+SwAV: Caron et al. 2020, arXiv 2006.09882. DINO: Caron et al. 2021, arXiv 2104.14294. Asymmetric views: below.
 Each recipe has a large form (ImageNet, 224 px) and a small form without blur (CIFAR, 32 px). This module imports no torch.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ray_sassl.keyed import MAX_VIEWS
 from ray_sassl.plugins import FrozenConfig, UsageError, did_you_mean
 
 SMALL_FORM_MAX_PX = 64
@@ -77,13 +79,19 @@ class ViewConfig(FrozenConfig):
 
 
 class ViewsConfig(FrozenConfig):
-    """A pair of views. The name of a recipe, such as `"simclr_32"`, is accepted wherever this config is."""
+    """A pair of views, and for multi-crop small ones beside it. The name of a recipe, such as `"simclr_32"`, is accepted wherever this is."""
 
     size_px: Annotated[int, Field(ge=4)]
-    """Side of the square views."""
+    """Side of the square views left and right."""
     left: ViewConfig
     """The view that style augmentation repaints by default."""
     right: ViewConfig
+    num_small: Annotated[int, Field(ge=0, le=MAX_VIEWS - 2)] = 0
+    """Small views of each image, for methods that take them (multi-crop; SwAV, section 3.2)."""
+    small_px: Annotated[int, Field(ge=4)] = 96
+    """Side of the small views."""
+    small: ViewConfig = ViewConfig(crop_scale=(0.05, 0.14))
+    """How each of the small views is made; by default SimCLR's with the crops of SwAV."""
     backend: Literal["auto", "opencv", "torch"] = "auto"
     """What changes the colours: `opencv` image by image on CPUs without torch, `torch` in batches on any device, `auto` the faster."""
 
@@ -96,10 +104,34 @@ class ViewsConfig(FrozenConfig):
             raise UsageError(f"views has no recipe {value!r}{did_you_mean(value, RECIPES)}. Known: {', '.join(RECIPES)}.")
         return RECIPES[value].model_dump()
 
+    @model_validator(mode="after")
+    def _small_views_make_sense(self) -> Self:
+        changed = [name for name in ("small_px", "small") if getattr(self, name) != type(self).model_fields[name].default]
+        if self.num_small == 0 and changed:
+            raise ValueError(
+                f"{' and '.join(changed)} have no effect with num_small=0; set num_small, or take a recipe without small views, such as "
+                "'simclr_224'"
+            )
+        if self.num_small and self.small_px > self.size_px:
+            raise ValueError(
+                f"small_px={self.small_px} makes the small views larger than the others (size_px={self.size_px}); make it less"
+            )
+        return self
+
     @property
-    def views(self) -> tuple[ViewConfig, ViewConfig]:
-        """The view configs by number: 0 is left, 1 is right."""
-        return self.left, self.right
+    def views(self) -> tuple[ViewConfig, ...]:
+        """The view configs by number: 0 is left, 1 is right, the small ones follow."""
+        return self.left, self.right, *[self.small] * self.num_small
+
+    @property
+    def sizes_px(self) -> tuple[int, ...]:
+        """The side of each view by number."""
+        return self.size_px, self.size_px, *[self.small_px] * self.num_small
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each view by number, for people."""
+        return "left", "right", *(f"small {number}" for number in range(1, self.num_small + 1))
 
     def backend_on(self, device_type: str) -> Literal["opencv", "torch"]:
         """The backend for `cpu` or `cuda`: as configured, or for `auto` the faster one there."""
@@ -148,6 +180,75 @@ def byol(size_px: int) -> ViewsConfig:
     return ViewsConfig(size_px=size_px, left=left, right=right)
 
 
+def swav(size_px: int) -> ViewsConfig:
+    """SwAV: two large views and six small ones, as in its published code, with SimCLR's colours and blur.
+
+    The paper has no CIFAR form: here, the same crops, with colour strength 0.5 and no blur as SimCLR has there.
+    """
+    large = simclr(size_px).left.model_copy(update={"crop_scale": (0.14, 1.0), "interpolation": "bilinear"})
+    return ViewsConfig(
+        size_px=size_px,
+        left=large,
+        right=large,
+        num_small=6,
+        small_px=_small_px(size_px),
+        small=large.model_copy(update={"crop_scale": (0.05, 0.14)}),
+    )
+
+
+def dino(size_px: int) -> ViewsConfig:
+    """DINO: two large views and eight small ones, as in its published code, with BYOL's colours; 16 px for small images.
+
+    Its code advises crops from 0.14 to 1 and from 0.05 to 0.14 for ResNets. The paper has no CIFAR form: here, the same without blur.
+    """
+    pair = byol(size_px)
+    left, right = (view.model_copy(update={"crop_scale": (0.4, 1.0)}) for view in pair.views)
+    blur_prob = 0.0 if _is_small(size_px) else 0.5
+    small = pair.left.model_copy(update={"crop_scale": (0.05, 0.4), "blur_prob": blur_prob})
+    return ViewsConfig(size_px=size_px, left=left, right=right, num_small=8, small_px=_small_px(size_px), small=small)
+
+
+def symmetric(size_px: int) -> ViewsConfig:
+    """Two views of one strength: MoCo v2's. The other two strengths are changes of one side of it.
+
+    Zhang et al. 2024 (arXiv 2410.12396) find that feature augmentation helps most with asymmetric strong views, and the public texts do not
+    say which these are. All three are our choice. Style augmentation repaints the left view by default, which is the stronger one.
+    """
+    return moco_v2(size_px)
+
+
+def asymmetric_weak(size_px: int) -> ViewsConfig:
+    """`symmetric` with a right view that is only cropped and mirrored."""
+    return with_weak_right(symmetric(size_px))
+
+
+def asymmetric_strong(size_px: int) -> ViewsConfig:
+    """`symmetric` with a left view of twice the colour jitter, and solarization."""
+    return with_strong_left(symmetric(size_px))
+
+
+def with_weak_right(views: ViewsConfig) -> ViewsConfig:
+    """The views with a right one that keeps its natural colours: a crop of at least a fifth of the image, perhaps mirrored.
+
+    So are the targets made whose nearest neighbours are searched in the weak form of Koohpayegani et al. 2021 (arXiv 2105.07269). Wang et
+    al. 2022 (arXiv 2204.00613) find that targets should vary less than what is compared with them.
+    """
+    crop_scale = (max(0.2, views.right.crop_scale[0]), max(0.2, views.right.crop_scale[1]))
+    return views.model_copy(
+        update={"right": views.right.model_copy(update={"crop_scale": crop_scale, **dict.fromkeys(_COLOUR_PROBS, 0.0)})}
+    )
+
+
+def with_strong_left(views: ViewsConfig) -> ViewsConfig:
+    """The views with a left one of at least colour strength 1 (SimCLR, appendix A), solarized as often as one of BYOL's (0.2)."""
+    strongest = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "solarize_prob": 0.2}
+    stronger = {name: max(value, getattr(views.left, name)) for name, value in strongest.items()}
+    return views.model_copy(update={"left": views.left.model_copy(update=stronger)})
+
+
+_COLOUR_PROBS = ("jitter_prob", "grayscale_prob", "blur_prob", "solarize_prob")
+
+
 def _is_small(size_px: int) -> bool:
     return size_px <= SMALL_FORM_MAX_PX
 
@@ -157,7 +258,11 @@ def _tenth(size_px: int) -> int:
     return 2 * (size_px // 10 // 2) + 1
 
 
-RECIPES: dict[str, ViewsConfig] = {
-    f"{recipe.__name__}_{size_px}": recipe(size_px) for recipe in (simclr, moco_v2, byol) for size_px in (224, 32)
-}
+def _small_px(size_px: int) -> int:
+    """The side of small views: 96 for 224 px as in the papers, 16 for 32 px; a multiple of 8, for networks that halve it thrice."""
+    return max(8, 8 * round(size_px * 96 / 224 / 8))
+
+
+_RECIPES = (simclr, moco_v2, byol, swav, dino, symmetric, asymmetric_weak, asymmetric_strong)
+RECIPES: dict[str, ViewsConfig] = {f"{recipe.__name__}_{size_px}": recipe(size_px) for recipe in _RECIPES for size_px in (224, 32)}
 """The recipes by name: `simclr_224`, `simclr_32`, `moco_v2_224`, ..."""

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -14,6 +15,16 @@ def test_an_encoder_gives_features_of_the_width_it_promises(name, stem, num_feat
     backbone, promised = build_backbone(BackboneConfig(name=name, stem=stem))
     assert promised == num_features
     assert backbone.eval()(torch.randn(2, 3, 32, 32)).shape == (2, num_features)
+
+
+def test_a_vision_transformer_takes_small_views_and_does_not_change_what_it_makes_of_its_own_size():
+    backbone, num_features = build_backbone(BackboneConfig(name="timm/vit_tiny_patch16_224"))
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    whole.load_state_dict(backbone.state_dict())
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(backbone.eval()(x), whole.eval()(x))
+        assert backbone(torch.randn(2, 3, 96, 96)).shape == (2, num_features)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])

@@ -1,0 +1,42 @@
+import pytest
+from pydantic import ValidationError
+
+from ray_sassl.config.overrides import OverrideError, apply_overrides
+from ray_sassl.experiments import load_experiment
+from ray_sassl.methods import MethodConfig
+from ray_sassl.plugins import load_plugin, plugin_names
+
+METHODS = {name: load_plugin("ray_sassl.methods", name).Config for name in plugin_names("ray_sassl.methods")}
+TAKERS = [name for name, config in METHODS.items() if config.takes_small_views]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_pair_and_small_views_are_refused_to_those_that_take_no_more(name):
+    config = apply_overrides(load_experiment("demo_plain"), [f"method={name}"])
+    if name in TAKERS:
+        assert apply_overrides(config, ["views=dino_32"]).views.num_small == 8
+        return
+    with pytest.raises(OverrideError, match=f"method={name} is defined for two views, and views.num_small=8 adds small ones") as error:
+        apply_overrides(config, ["views=dino_32"])
+    assert f"a method that takes them: {', '.join(TAKERS)}" in str(error.value)
+
+
+def test_there_are_methods_of_both_kinds():
+    assert TAKERS
+    assert len(TAKERS) < len(METHODS)
+    assert not MethodConfig.takes_small_views
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_recipe_with_small_views_and_a_method_for_them_are_set_in_any_order(order):
+    config = apply_overrides(load_experiment("demo_plain"), ["views=swav_32", f"method={TAKERS[0]}"][::order])
+    assert config.views.num_small == 6
+
+
+def test_repainting_small_views_that_are_not_there_is_refused():
+    config = load_experiment("demo")
+    with pytest.raises(OverrideError, match=r"views\.num_small=0 makes none"):
+        apply_overrides(config, ["sassl.views=small"])
+    with pytest.raises(ValidationError, match=r"views\.num_small=0 makes none"):
+        type(config).model_validate(config.model_dump() | {"sassl": {"views": "small"}})
+    assert apply_overrides(config, ["sassl.views=all"]).sassl.views == "all"

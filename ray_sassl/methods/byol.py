@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
-CHANCE_LOSS = 4.0
-"""Of predictions orthogonal to their targets: 2 - 2 cos = 2 in each of the two directions."""
+CHANCE_LOSS = 2.0
+"""Of predictions orthogonal to their targets, 2 - 2 cos, in one direction."""
+
+_PLAIN = Plain(has_predictor=True, needs_predictor=True, trains_targets=False)
 
 
 class Config(MethodConfig):
@@ -33,6 +36,7 @@ class Config(MethodConfig):
         predictor_hidden_size: Width of the predictor's hidden layer (section 3.2).
         predictor_layers: Linear layers of the predictor (section 3.2: the projector's architecture).
         bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own.
+        fa: Feature augmentation.
     """
 
     base_momentum: float = Field(default=0.996, ge=0, le=1)
@@ -42,6 +46,12 @@ class Config(MethodConfig):
     predictor_hidden_size: int = Field(default=4096, ge=1)
     predictor_layers: int = Field(default=2, ge=1)
     bn: Literal["sync", "plain"] = "sync"
+    fa: FaConfig = FaConfig()
+
+    @model_validator(mode="after")
+    def _feature_augmentation_makes_sense(self) -> Self:
+        check(self, self.fa, _PLAIN)
+        return self
 
     def build(self, backbone: nn.Module, num_features: int) -> BYOL:
         return BYOL(self, backbone, num_features)
@@ -63,6 +73,7 @@ class BYOL(Method):
         self.backbone = backbone
         self.projector = mlp_head(num_features, config.projector_hidden_size, size, config.projector_layers, last_bias=False)
         self.predictor = mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers, last_bias=False)
+        self.fa = Branches(config.fa, _PLAIN, size)
         if config.bn == "sync":
             sync_batchnorm.convert(self)
         self.target_backbone = momentum_copy(self.backbone)
@@ -70,14 +81,16 @@ class BYOL(Method):
         self.register_buffer("momentum", torch.tensor(config.base_momentum))
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
-        z1, z2 = (self.projector(self.backbone(view)) for view in views)  # (B, D) each
-        p1, p2 = self.predictor(z1), self.predictor(z2)
+        left, right = views
+        z = {view: self.projector(self.backbone((left, right)[view])) for view in self.fa.prediction_views}  # (B, D) each
         with torch.no_grad():
-            t1, t2 = (self.target_projector(self.target_backbone(view)) for view in views)
-        with no_autocast(p1):
-            loss = byol_loss(p1, t2) + byol_loss(p2, t1)
-        similarity = 1 - loss.detach() / 4
-        return StepOutput(loss, z1.detach(), CHANCE_LOSS, {"positive_similarity": similarity, "momentum": self.momentum.clone()})
+            t = {view: self.target_projector(self.target_backbone((left, right)[view])) for view in self.fa.target_views}
+        pairs = self.fa.pairs(z, t, self.predictor, generator, sample_id)
+        with no_autocast(z[0]):
+            loss = torch.stack([byol_loss(prediction, target) for prediction, target in pairs]).sum()
+        chance_loss = CHANCE_LOSS * len(pairs)
+        similarity = 1 - loss.detach() / chance_loss
+        return StepOutput(loss, z[0].detach(), chance_loss, {"positive_similarity": similarity, "momentum": self.momentum.clone()})
 
     def after_step(self, progress: float) -> None:
         momentum = cosine_momentum(self.config.base_momentum, progress)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
 from ray_sassl.nn import split_batchnorm, sync_batchnorm
 from ray_sassl.nn.ema import momentum_copy, update_momentum_copy
 from ray_sassl.nn.gather import all_gather, rank, world_size
@@ -20,6 +21,10 @@ from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.nn.queue import EmbeddingQueue
 from ray_sassl.plugins import UsageError
 from ray_sassl.types import StepOutput
+
+_PLAIN = Plain(has_predictor=False, needs_predictor=False, trains_targets=False)
+_SAME = 1 - 1e-5
+"""The cosine from which on two keys are the same one, up to the rounding of float32."""
 
 
 class Config(MethodConfig):
@@ -32,11 +37,15 @@ class Config(MethodConfig):
         projector_hidden_size: Width of the projector's hidden layer (v2, section 2: 2048).
         embedding_size: Width of the embeddings (v1, section 3.3).
         projector_layers: Linear layers of the projector (v2, section 2: 2); 1 is the head of v1.
+        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds, which like the projector has no
+            batch normalisation (our choice); 2048, as the projector's.
+        predictor_layers: Linear layers of that predictor (our choice).
         symmetric: Each view is once query and once key, as in the CIFAR-10 demo; the loss is the sum of both directions.
         bn: How batch normalisation is kept from telling a query which key is its own (v1, section 3.3). "shuffle" spreads the keys over
             the workers in another order than the queries, and needs more than one; "split" does the same within each worker with
             `num_splits` groups; "sync" normalises over all workers; "plain" does nothing about it, and is the cheapest.
         num_splits: Groups of split batch normalisation; 8 stands for the paper's 8 GPUs.
+        fa: Feature augmentation. Keys take no gradient, so that `fa.architecture=basic` augments the key and not the query.
     """
 
     temperature: float = Field(default=0.2, gt=0)
@@ -45,14 +54,18 @@ class Config(MethodConfig):
     projector_hidden_size: int = Field(default=2048, ge=1)
     embedding_size: int = Field(default=128, ge=1)
     projector_layers: int = Field(default=2, ge=1)
+    predictor_hidden_size: int = Field(default=2048, ge=1)
+    predictor_layers: int = Field(default=2, ge=1)
     symmetric: bool = False
     bn: Literal["plain", "sync", "shuffle", "split"] = "plain"
     num_splits: int = Field(default=8, ge=2)
+    fa: FaConfig = FaConfig()
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> Self:
         if self.bn != "split" and self.num_splits != type(self).model_fields["num_splits"].default:
             raise ValueError(f"num_splits={self.num_splits} has no effect with bn={self.bn!r}; set bn='split'")
+        check(self, self.fa, _PLAIN, symmetric=self.symmetric)
         return self
 
     def build(self, backbone: nn.Module, num_features: int) -> MoCo:
@@ -70,8 +83,11 @@ class MoCo(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = mlp_head(
-            num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, hidden_bn=False
+        size = config.embedding_size
+        self.projector = mlp_head(num_features, config.projector_hidden_size, size, config.projector_layers, hidden_bn=False)
+        self.fa = Branches(config.fa, _PLAIN, size, symmetric=config.symmetric)
+        self.predictor = (
+            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers, hidden_bn=False) if self.fa.has_predictor else None
         )
         if config.bn == "sync":
             sync_batchnorm.convert(self)
@@ -79,28 +95,29 @@ class MoCo(Method):
             split_batchnorm.convert(self, config.num_splits)
         self.key_backbone = momentum_copy(self.backbone)
         self.key_projector = momentum_copy(self.projector)
-        self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
+        self.queue = EmbeddingQueue(config.queue_size, size)
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
         """As in the contract; where `sample_id` (B,) is given, older keys of a sample are no negatives of it either.
 
         Differs from the paper: there a sample meets its own key of the epoch before, if the queue still holds it.
         """
+        left, right = views
         negatives, negative_ids = self.queue.read()  # (K, D), (K,), as they were before this step
-        directions = [(views[0], views[1]), (views[1], views[0])] if self.config.symmetric else [(views[0], views[1])]
         is_own = None if sample_id is None else sample_id[:, None] == negative_ids  # (B, K)
-        projected, logits, keys = [], [], []
-        for query_view, key_view in directions:
-            projected.append(self.projector(self.backbone(query_view)))  # (B, D)
-            keys.append(self._keys(key_view, generator))  # (N, D), of all workers
-            with no_autocast(query_view):
-                q = F.normalize(at_least_float32(projected[-1]), dim=1)
-                logits.append(info_nce_logits(q, _own_rows(keys[-1], len(q)), negatives, self.config.temperature, is_own))
+        z, keys = {}, {}
+        for query_view, key_view in self.fa.directions:
+            z[query_view] = self.projector(self.backbone((left, right)[query_view]))  # (B, D)
+            keys[key_view] = self._keys((left, right)[key_view], generator)  # (N, D), of all workers
+        k = {view: _own_rows(everyone, len(left)) for view, everyone in keys.items()}  # (B, D)
+        pairs = self.fa.pairs(z, k, self.predictor, generator, sample_id)
+        with no_autocast(left):
+            logits = [self._logits(query, key, negatives, is_own) for query, key in pairs]
         loss = torch.stack([_cross_entropy_with_first(rows) for rows in logits]).sum()
         all_ids = None if sample_id is None else all_gather(sample_id).repeat(len(keys))
-        self.queue.write(torch.cat(keys), all_ids)
-        chance_loss = len(directions) * math.log(1 + self.config.queue_size)
-        return StepOutput(loss, projected[0].detach(), chance_loss, self._metrics(logits[0].detach()))
+        self.queue.write(torch.cat(list(keys.values())), all_ids)
+        chance_loss = len(pairs) * math.log(1 + self.config.queue_size)
+        return StepOutput(loss, z[0].detach(), chance_loss, self._metrics(logits[0].detach()))
 
     def after_step(self, progress: float) -> None:
         update_momentum_copy(self.key_backbone, self.backbone, self.config.momentum)
@@ -129,6 +146,15 @@ class MoCo(Method):
         embeddings = self.key_projector(self.key_backbone(view))
         with no_autocast(view):
             return F.normalize(at_least_float32(embeddings), dim=1)
+
+    def _logits(self, query: Tensor, key: Tensor, negatives: Tensor, is_own: Tensor | None) -> Tensor:
+        """The logits of one direction. A negative that is the augmented key itself, as a neighbour from the queue's time, is left out."""
+        q = F.normalize(at_least_float32(query), dim=1)
+        if not self.fa.is_plain:
+            key = F.normalize(key, dim=1)
+            is_key = key @ negatives.to(key.dtype).T > _SAME
+            is_own = is_key if is_own is None else is_own | is_key
+        return info_nce_logits(q, key, negatives, self.config.temperature, is_own)
 
     def _metrics(self, logits: Tensor) -> dict[str, Tensor]:
         similarity = logits[:, 0].mean() * self.config.temperature

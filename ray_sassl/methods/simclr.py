@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.nn import sync_batchnorm
+from ray_sassl.methods.branches import ByView, Plain, Sides
+from ray_sassl.methods.in_batch import Contrast, InBatchConfig, InBatchContrast, unit
 from ray_sassl.nn.gather import all_gather_with_gradient, rank, world_size
-from ray_sassl.nn.heads import mlp_head
-from ray_sassl.nn.precision import at_least_float32, no_autocast
-from ray_sassl.types import StepOutput
 
 
-class Config(MethodConfig):
+class Config(InBatchConfig):
     """SimCLR.
 
     Attributes:
@@ -28,49 +23,27 @@ class Config(MethodConfig):
         embedding_size: Width of the embeddings (section 4.2).
         projector_layers: Linear layers of the projector (section 4.2: one hidden layer); SimCLR v2 has 3.
         projector_last_bn: Batch normalisation of the embeddings, as in the official code.
+        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
+        predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
         bn: "sync" normalises over the batches of all workers (section 2.2, "Global BN"), "plain" over each worker's own.
+        fa: Feature augmentation.
     """
 
-    temperature: float = Field(default=0.1, gt=0)
-    projector_hidden_size: int = Field(default=2048, ge=1)
-    embedding_size: int = Field(default=128, ge=1)
-    projector_layers: int = Field(default=2, ge=1)
-    projector_last_bn: bool = True
-    bn: Literal["sync", "plain"] = "sync"
+    plain: ClassVar[Plain] = Plain(has_predictor=False, needs_predictor=False, trains_targets=True)
 
     def build(self, backbone: nn.Module, num_features: int) -> SimCLR:
         return SimCLR(self, backbone, num_features)
 
 
-class SimCLR(Method):
+class SimCLR(InBatchContrast):
     """Each view must find the other view of its image among all other views of the global batch.
 
-    Both views pass through the network as one batch, so that batch normalisation sees both, as in the official code.
+    With feature augmentation the predictions look for the positives, and both views' targets are the candidates.
     """
 
-    def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.projector = mlp_head(
-            num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, last_bn=config.projector_last_bn
-        )
-        if config.bn == "sync":
-            sync_batchnorm.convert(self)
-
-    def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
-        x = torch.cat(list(views))  # (2B, 3, H, W)
-        z1, z2 = self.projector(self.backbone(x)).chunk(2)  # (B, D) each
-        with no_autocast(z1):
-            logits, positives = nt_xent_logits(at_least_float32(z1), at_least_float32(z2), self.config.temperature)
-            loss = F.cross_entropy(logits, positives)
-        chance_loss = math.log(logits.shape[1] - 1)
-        return StepOutput(loss, z1.detach(), chance_loss, self._metrics(logits.detach(), positives))
-
-    def _metrics(self, logits: Tensor, positives: Tensor) -> dict[str, Tensor]:
-        similarity = logits.gather(1, positives[:, None]).mean() * self.config.temperature
-        top1 = (logits.argmax(1) == positives).float().mean()
-        return {"positive_similarity": similarity, "instance_top1": top1}
+    def contrast(self, sides: Sides) -> Contrast:
+        logits, positives = _logits(sides.predictions, sides.targets, self.config.temperature)
+        return Contrast(logits, positives, logits.shape[1] - 1)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -87,11 +60,19 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 def nt_xent_logits(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """The cross-entropy that NT-Xent is: logits (2B, 2N) of this worker's views against those of the N images of all workers, each
     view's own entry -inf, and (2B,) the columns of the positives."""
-    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    batch_size, num_images = len(z1), len(z1) * world_size()
-    candidates = torch.cat([all_gather_with_gradient(z1), all_gather_with_gradient(z2)])  # (2N, D)
-    first = torch.arange(batch_size, device=z1.device) + rank() * batch_size
-    own = torch.cat([first, first + num_images])
-    logits = torch.cat([z1, z2]) @ candidates.T / temperature
-    logits = logits.scatter(1, own[:, None], -math.inf)
-    return logits, own.roll(batch_size)
+    z = {0: z1, 1: z2}
+    return _logits(z, z, temperature)
+
+
+def _logits(predictions: ByView, targets: ByView, temperature: float) -> tuple[Tensor, Tensor]:
+    """As `nt_xent_logits`, of the predictions (of both views or of the first) against the targets of both."""
+    queries = {view: unit(x) for view, x in predictions.items()}
+    # What is on both sides is normalised once, and its gradients meet before they pass the normalisation.
+    keys = [queries[view] if view in queries and targets[view] is predictions[view] else unit(targets[view]) for view in (0, 1)]
+    candidates = torch.cat([all_gather_with_gradient(x) for x in keys])  # (2N, D)
+    batch_size, num_images = len(keys[0]), len(keys[0]) * world_size()
+    first = torch.arange(batch_size, device=candidates.device) + rank() * batch_size
+    own = torch.cat([first + view * num_images for view in queries])
+    positives = torch.cat([first + (1 - view) * num_images for view in queries])
+    logits = torch.cat(list(queries.values())) @ candidates.T / temperature
+    return logits.scatter(1, own[:, None], -math.inf), positives

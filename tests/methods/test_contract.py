@@ -1,9 +1,11 @@
 """What every method must do, run over all that are found."""
 
 import copy
+import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
@@ -24,7 +26,11 @@ each_method = pytest.mark.parametrize("name", NAMES)
 
 def _build(name: str, seed: int = 0) -> Method:
     config_class = load_plugin("ray_sassl.methods", name).Config
-    config: MethodConfig = config_class(**{key: value for key, value in WIDTHS.items() if key in config_class.model_fields})
+    widths = {key: value for key, value in WIDTHS.items() if key in config_class.model_fields}
+    try:
+        config: MethodConfig = config_class(**widths)
+    except ValidationError:  # a predictor's width is refused where only feature augmentation would bring a predictor
+        config = config_class(**{key: value for key, value in widths.items() if not key.startswith("predictor_")})
     torch.manual_seed(seed)
     backbone, num_features = build_backbone(BackboneConfig(name="resnet20"))
     return config.build(backbone, num_features)
@@ -63,7 +69,7 @@ def test_outputs_have_their_shapes_and_are_detached(name):
     output = _build(name)(_views(), torch.Generator())
     assert output.loss.shape == ()
     assert output.embeddings.shape == (6, 8)
-    assert output.chance_loss > 0
+    assert math.isfinite(output.chance_loss)
     assert all(value.shape == () and not value.requires_grad for value in (*output.metrics.values(), output.embeddings.sum()))
 
 

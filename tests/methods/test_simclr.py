@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from ray_sassl.methods import simclr
 from ray_sassl.methods.simclr import nt_xent, nt_xent_logits
 
 
@@ -54,3 +56,19 @@ def test_a_view_is_never_its_own_candidate():
     assert torch.equal(torch.isinf(logits), torch.eye(12, dtype=torch.bool))
     expected = F.cosine_similarity(torch.cat([z1, z2]), torch.cat([z2, z1])) / 0.1
     torch.testing.assert_close(logits[torch.arange(12), positives], expected, rtol=0, atol=1e-12)
+
+
+def test_the_method_is_nt_xent_of_both_views_to_the_bit():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    method = simclr.Config(projector_hidden_size=8, embedding_size=4, temperature=0.3).build(backbone, 6)
+    views = [torch.randn(5, 3, 8, 8) for _ in range(2)]
+    output = method(views, torch.Generator())
+    output.loss.backward()
+    gradients = [parameter.grad.clone() for parameter in method.parameters()]
+    method.zero_grad()
+    expected = nt_xent(*method.projector(method.backbone(torch.cat(views))).chunk(2), 0.3)
+    expected.backward()
+    assert torch.equal(output.loss, expected)
+    assert all(torch.equal(gradient, parameter.grad) for gradient, parameter in zip(gradients, method.parameters(), strict=True))
+    assert output.chance_loss == pytest.approx(math.log(9))

@@ -1,28 +1,53 @@
 """What the tests compare between one worker and two; run as `python two_workers.py FILE RANK OUT`, once for each rank."""
 
+import contextlib
 import sys
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.methods import barlow_twins, byol, dino, moco, simclr, swav, vicreg
+from ray_sassl.methods import MethodConfig, moco
 from ray_sassl.nn.gather import all_gather, all_gather_with_gradient, all_reduce_with_gradient, rank, world_size
 from ray_sassl.nn.sync_batchnorm import convert
+from ray_sassl.plugins import load_plugin, plugin_names
 
 GLOBAL_BATCH = 12
 SMALL = {"projector_hidden_size": 16, "embedding_size": 8}
-CONFIGS = {
-    "simclr": simclr.Config(**SMALL),
-    "moco": moco.Config(**SMALL, queue_size=20, momentum=0.5, bn="sync", symmetric=True),
-    "byol": byol.Config(**SMALL, predictor_hidden_size=16),
-    "barlow_twins": barlow_twins.Config(**SMALL),
-    "vicreg": vicreg.Config(**SMALL),
-    "swav": swav.Config(**SMALL, num_prototypes=10, prototypes_frozen=0, queue_size=19, queue_start=0),
-    "dino": dino.Config(**SMALL, num_outputs=10, last_layer_frozen=0),
+OPTIONS = {
+    "queue_size": 20,
+    "queue_start": 0,
+    "momentum": 0.5,
+    "bn": "sync",
+    "symmetric": True,
+    "num_prototypes": 10,
+    "prototypes_frozen": 0,
+    "num_outputs": 10,
+    "last_layer_frozen": 0,
 }
+NEAREST = {"name": "nearest", "support_size": 20, "top_k": 3}
+FEATURE_AUGMENTATIONS = {
+    "basic, nearest": {"architecture": "basic", "augmentation": NEAREST},
+    "parallel_predictor, nearest": {"architecture": "parallel_predictor", "augmentation": NEAREST, "num_samples": 2, "reduction": "free"},
+    "pre_predictor, noise": {"architecture": "pre_predictor", "augmentation": "noise"},
+}
+
+
+def configs() -> dict[str, MethodConfig]:
+    """Every method, small and with every part of it at work, and those with feature augmentation in some of its places."""
+    found = {}
+    for name in plugin_names("ray_sassl.methods"):
+        config_class = load_plugin("ray_sassl.methods", name).Config
+        options = {key: value for key, value in (SMALL | OPTIONS).items() if key in config_class.model_fields}
+        found[name] = config_class(**options)
+        for title, fa in FEATURE_AUGMENTATIONS.items():
+            if "fa" in config_class.model_fields:
+                with contextlib.suppress(ValidationError):  # what makes no sense for a method
+                    found[f"{name}, {title}"] = config_class(**options, fa=fa)
+    return found
 
 
 def mine(x: Tensor) -> Tensor:
@@ -103,7 +128,7 @@ def main(file: str, worker: int, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=worker, world_size=2)
     results = {"batch_norm": batch_norm(), "gather": gather(), "sum": summed(), "shuffled_keys": shuffled_keys()}
-    results |= {name: steps_of(config) for name, config in CONFIGS.items()}
+    results |= {name: steps_of(config) for name, config in configs().items()}
     torch.save(results, out)
     dist.destroy_process_group()
 

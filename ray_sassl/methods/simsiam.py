@@ -1,0 +1,94 @@
+"""SimSiam: Chen and He 2020, "Exploring Simple Siamese Representation Learning" (arXiv 2011.10566)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
+from ray_sassl.nn import sync_batchnorm
+from ray_sassl.nn.heads import mlp_head
+from ray_sassl.nn.precision import at_least_float32, no_autocast
+from ray_sassl.types import StepOutput
+
+_PLAIN = Plain(has_predictor=True, needs_predictor=True, trains_targets=False)
+
+
+class Config(MethodConfig):
+    """SimSiam.
+
+    Attributes:
+        projector_hidden_size: Width of the projector's hidden layers (section 3, "Baseline settings").
+        embedding_size: Width of the embeddings and of the predictions (section 3).
+        projector_layers: Linear layers of the projector, each with batch normalisation, the last without scale and shift (official
+            code); 3 for ImageNet (section 3), 2 for CIFAR-10 (appendix D).
+        predictor_hidden_size: Width of the predictor's hidden layer, a bottleneck of a quarter of the embeddings (section 3).
+        predictor_layers: Linear layers of the predictor (section 3).
+        predictor_lr: "constant" keeps the predictor's learning rate at its peak, which the paper finds a little better (section 4.2, table 1);
+            "decayed" is the paper's baseline.
+        bn: "sync" normalises over the batches of all workers (section 3), "plain" over each worker's own.
+        fa: Feature augmentation.
+    """
+
+    projector_hidden_size: int = Field(default=2048, ge=1)
+    embedding_size: int = Field(default=2048, ge=1)
+    projector_layers: int = Field(default=3, ge=1)
+    predictor_hidden_size: int = Field(default=512, ge=1)
+    predictor_layers: int = Field(default=2, ge=1)
+    predictor_lr: Literal["decayed", "constant"] = "decayed"
+    bn: Literal["sync", "plain"] = "sync"
+    fa: FaConfig = FaConfig()
+
+    @model_validator(mode="after")
+    def _feature_augmentation_makes_sense(self) -> Self:
+        check(self, self.fa, _PLAIN)
+        return self
+
+    def build(self, backbone: nn.Module, num_features: int) -> SimSiam:
+        return SimSiam(self, backbone, num_features)
+
+
+class SimSiam(Method):
+    """One network predicts, from one view, its own embedding of the other, which takes no gradient; without that it would collapse.
+
+    Each view passes through the network by itself, so that batch normalisation sees one view at a time, as in the official code.
+    """
+
+    def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.config = config
+        size = config.embedding_size
+        self.backbone = backbone
+        self.projector = mlp_head(
+            num_features, config.projector_hidden_size, size, config.projector_layers, last_bn=True, last_bn_affine=False
+        )
+        self.predictor = mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers)
+        self.fa = Branches(config.fa, _PLAIN, size)
+        if config.bn == "sync":
+            sync_batchnorm.convert(self)
+
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
+        left, right = views
+        z = {view: self.projector(self.backbone(x)) for view, x in enumerate((left, right))}  # (B, D) each
+        t = {view: x.detach() for view, x in z.items()}
+        pairs = self.fa.pairs(z, t, self.predictor, generator, sample_id)
+        with no_autocast(z[0]):
+            losses = [simsiam_loss(p, target) for p, target in pairs]
+            loss = torch.stack(losses).sum() / len(self.fa.directions)
+        similarity = -loss.detach() / self.fa.num_losses
+        return StepOutput(loss, z[0].detach(), 0.0, {"positive_similarity": similarity})
+
+    def constant_lr_parameters(self) -> list[nn.Parameter]:
+        return list(self.predictor.parameters()) if self.config.predictor_lr == "constant" else []
+
+
+def simsiam_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """-cos(prediction, target), both (B, D) of any length, mean over the batch (equation 1); the method takes the mean of both directions
+    (equation 2). 0 for predictions orthogonal to their targets, -1 where all agree, also where everything has collapsed."""
+    return -F.cosine_similarity(at_least_float32(prediction), at_least_float32(target), dim=1).mean()

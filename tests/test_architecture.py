@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ray_sassl.evaluate import Protocol, ProtocolConfig
+from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
 from ray_sassl.stylize import Stylizer, StylizerConfig
@@ -18,6 +19,7 @@ CONTRACTS = {
     "ray_sassl.methods": (MethodConfig, Method),
     "ray_sassl.stylize": (StylizerConfig, Stylizer),
     "ray_sassl.evaluate": (ProtocolConfig, Protocol),
+    "ray_sassl.feature_aug": (FeatureAugConfig, FeatureAugmentation),
 }
 PLUGINS = [(package, name) for package in CONTRACTS for name in plugin_names(package)]
 each_plugin = pytest.mark.parametrize(("package", "name"), PLUGINS)

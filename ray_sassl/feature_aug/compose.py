@@ -19,7 +19,9 @@ class Config(FeatureAugConfig):
         augmentations: The parts, in the order of their application; the default is only an example.
     """
 
-    augmentations: tuple[plugin_field("ray_sassl.feature_aug", FeatureAugConfig), ...] = Field(default=("mask", "noise"), min_length=1)  # type: ignore[valid-type]
+    augmentations: tuple[plugin_field("ray_sassl.feature_aug", FeatureAugConfig), ...] = Field(  # type: ignore[valid-type]
+        default=("mask", "noise"), min_length=1
+    )
 
     def build(self, embedding_size: int, num_samples: int) -> Compose:
         return Compose(self, embedding_size, num_samples)

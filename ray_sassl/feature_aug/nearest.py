@@ -19,7 +19,7 @@ class Config(FeatureAugConfig):
     """Nearest neighbours in a support set. There is no strength at which they are the embedding itself.
 
     Attributes:
-        support_size: How many embeddings are kept; 98,304 for ImageNet in NNCLR (section 4.1). The default is for a smaller data set, and
+        support_size: How many embeddings are kept; 98,304 for ImageNet in NNCLR. The default is for a smaller data set, and
             our choice.
         top_k: The neighbours that a sample's features are drawn from, a different one for each feature; 0 means as many as there are
             features, which for one is the nearest neighbour of NNCLR.

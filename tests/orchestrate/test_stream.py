@@ -27,8 +27,10 @@ pytestmark = pytest.mark.ray
         ["stylize=color_statistics"],
         ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5"],
         ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5", "views.backend=torch"],
+        ["method=swav", "views.num_small=9", "views.small_px=8"],
+        ["method=swav", "views.num_small=9", "views.small_px=8", "stylize=color_statistics", "sassl.views=all", "stream.layout=pool"],
     ],
-    ids=["plain", "fused", "pool", "pool in torch"],
+    ids=["plain", "fused", "pool", "pool in torch", "multi-crop", "multi-crop in a pool"],
 )
 def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: None, tmp_path: Path, overrides: list[str]):
     config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90))), [*overrides, "stream.num_cpus=0.5"])
@@ -42,6 +44,7 @@ def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: N
     expected = list(_expected(config, run_dir, seen))
     assert len(ours) == len(expected) == (2 * (NUM_ROWS - 2) - 49) // 16
     for mine, theirs in zip(ours, expected, strict=True):
+        assert mine.keys() == theirs.keys()
         for name, array in theirs.items():
             np.testing.assert_array_equal(mine[name], array, err_msg=name)
 

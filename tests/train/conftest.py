@@ -23,12 +23,13 @@ from ray_sassl.data.index import cached_index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.experiments import load_experiment
 from ray_sassl.pipeline import local_batches
+from ray_sassl.plugins import load_plugin
 from ray_sassl.run import INDEX, build_restyle, seen_of, train_process, view_source
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import micro_batch
 from ray_sassl.types import Arrays, Outcome
-from ray_sassl.views.recipes import simclr
+from ray_sassl.views.recipes import ViewsConfig, simclr
 
 NUM_ROWS = 44
 BAD_ROWS = (5, 30)
@@ -37,6 +38,26 @@ METHODS = {
     "simclr": {"name": "simclr", "projector_hidden_size": 16, "embedding_size": 8, "temperature": 0.5},
     "moco": {"name": "moco", "projector_hidden_size": 16, "embedding_size": 8, "queue_size": 20, "momentum": 0.9, "bn": "sync"},
     "byol": {"name": "byol", "projector_hidden_size": 16, "embedding_size": 8, "predictor_hidden_size": 16, "base_momentum": 0.9},
+    "swav": {
+        "name": "swav",
+        "projector_hidden_size": 16,
+        "embedding_size": 8,
+        "num_prototypes": 10,
+        "prototypes_frozen": 0.3,
+        "queue_size": 24,
+        "queue_start": 0.5,
+    },
+    "dino": {
+        "name": "dino",
+        "projector_hidden_size": 16,
+        "embedding_size": 8,
+        "num_outputs": 10,
+        "base_momentum": 0.9,
+        "teacher_warmup": 0.7,
+        "last_layer_frozen": 0.3,
+    },
+    "barlow_twins": {"name": "barlow_twins", "projector_hidden_size": 16, "embedding_size": 8},
+    "vicreg": {"name": "vicreg", "projector_hidden_size": 16, "embedding_size": 8},
 }
 
 
@@ -72,16 +93,27 @@ def tiny_data_with_bad_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+def _views(method: str) -> ViewsConfig:
+    pair = simclr(16)
+    if not load_plugin("ray_sassl.methods", method).Config.takes_small_views:
+        return pair
+    small = pair.left.model_copy(update={"crop_scale": (0.1, 0.4)})
+    return pair.model_copy(update={"num_small": 3, "small_px": 8, "small": small})
+
+
 @pytest.fixture(scope="session")
 def tiny_config(tiny_data: str) -> Callable[..., ExperimentConfig]:
-    """`tiny_config(method, *overrides)`: a run of six steps of 16 images, whose plan has blocks of 10 rows."""
+    """`tiny_config(method, *overrides)`: a run of six steps of 16 images, whose plan has blocks of 10 rows.
+
+    Methods that take small views have three of them.
+    """
 
     def make(method: str = "simclr", *overrides: str) -> ExperimentConfig:
         base = load_experiment("demo_plain").model_dump(mode="json")
         base |= {
             "name": "tiny",
             "data": DataConfig(path=tiny_data, shuffle_window=16, block_rows=10, max_bad_fraction=0.1).model_dump(mode="json"),
-            "views": simclr(16).model_dump(mode="json"),
+            "views": _views(METHODS[method]["name"]).model_dump(mode="json"),
             "method": METHODS[method],
             "evaluate": {},
         }

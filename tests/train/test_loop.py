@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_sassl.methods import Method
-from ray_sassl.plugins import UsageError
+from ray_sassl.plugins import UsageError, load_plugin
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import DivergedError, Job, TrainConfig, micro_batch, to_device, train
@@ -59,10 +59,10 @@ def _train(
     return method, train(Job(method, batches, settings, optim, num_rows, 0, str(run_dir), "", context))
 
 
-@pytest.fixture(scope="module", params=["simclr", "moco", "byol"])
+@pytest.fixture(scope="module", params=["simclr", "moco", "byol", "swav", "dino"])
 def whole(request, tiny_config, run_here, tmp_path_factory) -> Any:
     """A config whose views are repainted, and the folder and outcome of its run without a stop."""
-    config = tiny_config(request.param, "stylize=color_statistics", "sassl.views=both")
+    config = tiny_config(request.param, "stylize=color_statistics", "sassl.views=all")
     folder = tmp_path_factory.mktemp(f"whole_{request.param}")
     return config, folder, run_here(config, folder)
 
@@ -105,6 +105,31 @@ def test_a_run_sees_every_sample_once_an_epoch_in_the_order_of_the_plan(whole):
     assert set(seen.values()) == {1}
     assert sum(epoch == 0 for epoch, _ in seen) == 44
     assert sum(epoch == 1 for epoch, _ in seen) == 44
+
+
+@pytest.mark.parametrize("method", ["swav", "dino"])
+def test_small_views_reach_the_method_in_their_order_and_size(tiny_config, run_here, tmp_path, monkeypatch, method):
+    config, shapes = tiny_config(method, "train.epochs=0.4"), []
+    module = load_plugin("ray_sassl.methods", method)
+    encode = module.encode_by_size
+
+    def spy(network: nn.Module, views: Sequence[Tensor]) -> Tensor:
+        shapes.append([tuple(view.shape[1:]) for view in views])
+        return encode(network, views)
+
+    monkeypatch.setattr(module, "encode_by_size", spy)
+    run = run_here(config, tmp_path)
+    assert run.outcome.step == 1
+    assert math.isfinite(run.losses[0])
+    student, *teacher = shapes
+    assert student == [(3, 16, 16)] * 2 + [(3, 8, 8)] * 3
+    assert teacher == ([[(3, 16, 16)] * 2] if method == "dino" else [])
+
+
+def test_views_are_handed_over_in_the_order_of_their_numbers():
+    arrays = {f"view_{number}": np.full((2, 4, 4, 3), number, np.uint8) for number in (10, 2, 0, 11, 1, *range(3, 10))}
+    batch = to_device(arrays | {"sample_id": np.arange(2), "epoch": np.zeros(2, np.int64)}, torch.device("cpu"))
+    assert [int(view[0, 0, 0, 0]) for view in batch.views] == list(range(12))
 
 
 def test_undecodable_rows_are_left_out_and_all_others_seen_once_across_a_resume(tiny_config, tiny_data_with_bad_rows, run_here, tmp_path):

@@ -104,7 +104,7 @@ class Branches(nn.Module):
     def __init__(self, fa: FaConfig, plain: Plain, embedding_size: int, *, symmetric: bool = True) -> None:
         """`symmetric`: the plain method has both directions."""
         super().__init__()
-        self.fa = fa
+        self.config = fa
         self.plain = plain
         self.architecture = _resolve(fa, plain)
         self.has_predictor = self.architecture != "basic"
@@ -115,7 +115,7 @@ class Branches(nn.Module):
     @property
     def is_plain(self) -> bool:
         """Nothing is augmented."""
-        return self.fa.augmentation.is_identity
+        return self.config.augmentation.is_identity
 
     @property
     def prediction_views(self) -> list[int]:
@@ -154,7 +154,7 @@ class Branches(nn.Module):
         """
         assert (predictor is not None) == self.has_predictor
         z = {view: z[view] for view in self.prediction_views}
-        stop = self.fa.stop_gradient
+        stop = self.config.stop_gradient
 
         def augment(x: ByView, *, stop_gradient: bool = False) -> list[ByView]:
             return self._augment(x, stop_gradient, generator, sample_id)
@@ -176,13 +176,13 @@ class Branches(nn.Module):
 
     def _augment(self, x: ByView, stop_gradient: bool, generator: torch.Generator, sample_id: Tensor | None) -> list[ByView]:
         """What stands in the place of `x` in each of the losses that are summed."""
-        views = [view for view in VIEWS[self.fa.view] if view in x]
+        views = [view for view in VIEWS[self.config.view] if view in x]
         samples: list[dict[int, Tensor]] = [dict(x) for _ in range(self.num_losses)]
         with no_autocast(x[views[0]]):
             given = {view: at_least_float32(x[view].detach() if stop_gradient else x[view]) for view in views}
             for view in views:
                 features = self.augmentation(given[view], generator, sample_id)  # (K, B, D)
-                if self.fa.reduction == "mean":
+                if self.config.reduction == "mean":
                     features = features.mean(0, keepdim=True)
                 for sample, augmented in zip(samples, features, strict=True):
                     sample[view] = augmented

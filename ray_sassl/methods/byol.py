@@ -73,7 +73,7 @@ class BYOL(Method):
         self.backbone = backbone
         self.projector = mlp_head(num_features, config.projector_hidden_size, size, config.projector_layers, last_bias=False)
         self.predictor = mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers, last_bias=False)
-        self.fa = Branches(config.fa, _PLAIN, size)
+        self.branches = Branches(config.fa, _PLAIN, size)
         if config.bn == "sync":
             sync_batchnorm.convert(self)
         self.target_backbone = momentum_copy(self.backbone)
@@ -82,10 +82,10 @@ class BYOL(Method):
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
         left, right = views
-        z = {view: self.projector(self.backbone((left, right)[view])) for view in self.fa.prediction_views}  # (B, D) each
+        z = {view: self.projector(self.backbone((left, right)[view])) for view in self.branches.prediction_views}  # (B, D) each
         with torch.no_grad():
-            t = {view: self.target_projector(self.target_backbone((left, right)[view])) for view in self.fa.target_views}
-        pairs = self.fa.pairs(z, t, self.predictor, generator, sample_id)
+            t = {view: self.target_projector(self.target_backbone((left, right)[view])) for view in self.branches.target_views}
+        pairs = self.branches.pairs(z, t, self.predictor, generator, sample_id)
         with no_autocast(z[0]):
             loss = torch.stack([byol_loss(prediction, target) for prediction, target in pairs]).sum()
         chance_loss = CHANCE_LOSS * len(pairs)

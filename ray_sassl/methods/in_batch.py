@@ -66,8 +66,10 @@ class InBatchContrast(Method, ABC):
         self.projector = mlp_head(
             num_features, config.projector_hidden_size, size, config.projector_layers, last_bn=config.projector_last_bn
         )
-        self.fa = Branches(config.fa, config.plain, size)
-        self.predictor = mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers) if self.fa.has_predictor else None
+        self.branches = Branches(config.fa, config.plain, size)
+        self.predictor = (
+            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers) if self.branches.has_predictor else None
+        )
         if config.bn == "sync":
             sync_batchnorm.convert(self)
 
@@ -75,7 +77,7 @@ class InBatchContrast(Method, ABC):
         left, right = views
         z1, z2 = self.projector(self.backbone(torch.cat([left, right]))).chunk(2)  # (B, D) each
         z = {0: z1, 1: z2}
-        samples = self.fa(z, z, self.predictor, generator, sample_id)
+        samples = self.branches(z, z, self.predictor, generator, sample_id)
         with no_autocast(z1):
             contrasts = [self.contrast(sides) for sides in samples]
             loss = torch.stack([F.cross_entropy(logits, positives) for logits, positives, _ in contrasts]).sum()

@@ -85,9 +85,11 @@ class MoCo(Method):
         self.backbone = backbone
         size = config.embedding_size
         self.projector = mlp_head(num_features, config.projector_hidden_size, size, config.projector_layers, hidden_bn=False)
-        self.fa = Branches(config.fa, _PLAIN, size, symmetric=config.symmetric)
+        self.branches = Branches(config.fa, _PLAIN, size, symmetric=config.symmetric)
         self.predictor = (
-            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers, hidden_bn=False) if self.fa.has_predictor else None
+            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers, hidden_bn=False)
+            if self.branches.has_predictor
+            else None
         )
         if config.bn == "sync":
             sync_batchnorm.convert(self)
@@ -106,11 +108,11 @@ class MoCo(Method):
         negatives, negative_ids = self.queue.read()  # (K, D), (K,), as they were before this step
         is_own = None if sample_id is None else sample_id[:, None] == negative_ids  # (B, K)
         z, keys = {}, {}
-        for query_view, key_view in self.fa.directions:
+        for query_view, key_view in self.branches.directions:
             z[query_view] = self.projector(self.backbone((left, right)[query_view]))  # (B, D)
             keys[key_view] = self._keys((left, right)[key_view], generator)  # (N, D), of all workers
         k = {view: _own_rows(everyone, len(left)) for view, everyone in keys.items()}  # (B, D)
-        pairs = self.fa.pairs(z, k, self.predictor, generator, sample_id)
+        pairs = self.branches.pairs(z, k, self.predictor, generator, sample_id)
         with no_autocast(left):
             logits = [self._logits(query, key, negatives, is_own) for query, key in pairs]
         loss = torch.stack([_cross_entropy_with_first(rows) for rows in logits]).sum()
@@ -150,7 +152,7 @@ class MoCo(Method):
     def _logits(self, query: Tensor, key: Tensor, negatives: Tensor, is_own: Tensor | None) -> Tensor:
         """The logits of one direction. A negative that is the augmented key itself, as a neighbour from the queue's time, is left out."""
         q = F.normalize(at_least_float32(query), dim=1)
-        if not self.fa.is_plain:
+        if not self.branches.is_plain:
             key = F.normalize(key, dim=1)
             is_key = key @ negatives.to(key.dtype).T > _SAME
             is_own = is_key if is_own is None else is_own | is_key

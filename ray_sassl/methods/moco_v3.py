@@ -86,7 +86,7 @@ class MoCoV3(Method):
         self.projector = mlp_head(
             num_features, config.projector_hidden_size, size, config.projector_layers, last_bn=True, last_bn_affine=False
         )
-        self.fa = Branches(config.fa, _PLAIN, size)
+        self.branches = Branches(config.fa, _PLAIN, size)
         self.predictor = (
             mlp_head(
                 size,
@@ -97,7 +97,7 @@ class MoCoV3(Method):
                 last_bn_affine=False,
                 last_bias=False,
             )
-            if self.fa.has_predictor
+            if self.branches.has_predictor
             else None
         )
         if config.bn == "sync":
@@ -108,10 +108,10 @@ class MoCoV3(Method):
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
         left, right = views
-        z = {view: self.projector(self.backbone((left, right)[view])) for view in self.fa.prediction_views}  # (B, D) each
+        z = {view: self.projector(self.backbone((left, right)[view])) for view in self.branches.prediction_views}  # (B, D) each
         with torch.no_grad():
-            k = {view: self.key_projector(self.key_backbone((left, right)[view])) for view in self.fa.target_views}
-        pairs = self.fa.pairs(z, k, self.predictor, generator, sample_id)
+            k = {view: self.key_projector(self.key_backbone((left, right)[view])) for view in self.branches.target_views}
+        pairs = self.branches.pairs(z, k, self.predictor, generator, sample_id)
         with no_autocast(z[0]):
             logits = [in_batch_logits(q, key, self.config.temperature) for q, key in pairs]
             loss = torch.stack([2 * self.config.temperature * _cross_entropy_with_own(rows) for rows in logits]).sum()

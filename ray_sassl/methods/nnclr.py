@@ -52,9 +52,9 @@ class NNCLR(InBatchContrast):
 
     def contrast(self, sides: Sides) -> Contrast:
         logits, positives = [], []
-        for a, b in self.fa.directions:
+        for a, b in self.branches.directions:
             prediction, target = sides.predictions[a], sides.targets[b]
-            anchors, candidates = (target, prediction) if self.fa.has_predictor else (prediction, target)
+            anchors, candidates = (target, prediction) if self.branches.has_predictor else (prediction, target)
             rows, columns = nnclr_logits(anchors, candidates, self.config.temperature)
             logits.append(rows)
             positives.append(columns)

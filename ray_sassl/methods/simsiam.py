@@ -69,7 +69,7 @@ class SimSiam(Method):
             num_features, config.projector_hidden_size, size, config.projector_layers, last_bn=True, last_bn_affine=False
         )
         self.predictor = mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers)
-        self.fa = Branches(config.fa, _PLAIN, size)
+        self.branches = Branches(config.fa, _PLAIN, size)
         if config.bn == "sync":
             sync_batchnorm.convert(self)
 
@@ -77,11 +77,11 @@ class SimSiam(Method):
         left, right = views
         z = {view: self.projector(self.backbone(x)) for view, x in enumerate((left, right))}  # (B, D) each
         t = {view: x.detach() for view, x in z.items()}
-        pairs = self.fa.pairs(z, t, self.predictor, generator, sample_id)
+        pairs = self.branches.pairs(z, t, self.predictor, generator, sample_id)
         with no_autocast(z[0]):
             losses = [simsiam_loss(p, target) for p, target in pairs]
-            loss = torch.stack(losses).sum() / len(self.fa.directions)
-        similarity = -loss.detach() / self.fa.num_losses
+            loss = torch.stack(losses).sum() / len(self.branches.directions)
+        similarity = -loss.detach() / self.branches.num_losses
         return StepOutput(loss, z[0].detach(), 0.0, {"positive_similarity": similarity})
 
     def constant_lr_parameters(self) -> list[nn.Parameter]:

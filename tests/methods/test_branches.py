@@ -71,7 +71,7 @@ def _build(name: str, seed: int = 0, **options: Any) -> Method:
     return config.build(backbone, 6)
 
 
-SIMILARITY = [name for name in METHODS if _build(name).fa.plain.needs_predictor]
+SIMILARITY = [name for name in METHODS if _build(name).branches.plain.needs_predictor]
 
 
 def _refusal(name: str, **options: Any) -> str:
@@ -250,7 +250,7 @@ def test_the_gradient_with_stop_gradient_equals_finite_differences_with_the_augm
 @each_method
 @each_architecture
 def test_with_identity_an_architecture_is_the_plain_method_to_the_bit_or_the_method_with_a_predictor(name, architecture):
-    has_predictor = _build(name).fa.plain.has_predictor
+    has_predictor = _build(name).branches.plain.has_predictor
     if has_predictor == (architecture != "basic"):
         other = FaConfig()
     elif architecture != "basic":  # a method that has no predictor gets the same one in the same place by each of the three
@@ -307,8 +307,8 @@ def test_the_free_loss_of_samples_that_are_alike_is_their_number_times_the_loss(
     losses = []
     for num_samples in (1, 3):
         method = _build(name, fa={"augmentation": "mask", "num_samples": num_samples, "reduction": "free"})
-        method.fa.augmentation = Shift(num_samples)
-        method.fa.augmentation.forward = (  # type: ignore[method-assign]
+        method.branches.augmentation = Shift(num_samples)
+        method.branches.augmentation.forward = (  # type: ignore[method-assign]
             lambda embeddings, generator, sample_id=None, count=num_samples: shifted(embeddings, 1).expand(count, *embeddings.shape)
         )
         output = method(_views(), torch.Generator(), torch.arange(6))
@@ -381,13 +381,13 @@ def test_a_predictor_s_width_is_refused_where_there_is_no_predictor(name):
 @pytest.mark.parametrize("augmentation", ["identity", "mask"])
 def test_auto_is_the_plain_method_or_the_parallel_predictor(augmentation):
     method = _build("simclr", fa={"augmentation": augmentation})
-    assert method.fa.architecture == ("basic" if augmentation == "identity" else "parallel_predictor")
-    assert _build("byol", fa={"augmentation": augmentation}).fa.architecture == "parallel_predictor"
+    assert method.branches.architecture == ("basic" if augmentation == "identity" else "parallel_predictor")
+    assert _build("byol", fa={"augmentation": augmentation}).branches.architecture == "parallel_predictor"
 
 
 def test_simclr_with_a_parallel_predictor_looks_among_the_augmented_targets_of_both_views():
     method = _build("simclr", fa={"augmentation": "mask"}).double()
-    method.fa.augmentation = Shift()
+    method.branches.augmentation = Shift()
     views = [view.double() for view in _views()]
     output = method(views, torch.Generator())
     z1, z2 = method.projector(method.backbone(torch.cat(views))).chunk(2)
@@ -400,7 +400,7 @@ def test_simclr_with_a_parallel_predictor_looks_among_the_augmented_targets_of_b
 @each_architecture
 def test_moco_augments_the_key_or_the_query_and_never_the_queue(architecture):
     method = _build("moco", fa={"augmentation": "mask", "architecture": architecture}).double()
-    method.fa.augmentation = Shift()
+    method.branches.augmentation = Shift()
     views = [view.double() for view in _views()]
     negatives, _ = method.queue.read()
     output = method(views, torch.Generator(), torch.arange(6))
@@ -420,7 +420,7 @@ def test_moco_augments_the_key_or_the_query_and_never_the_queue(architecture):
 def test_moco_s_neighbour_is_not_among_its_own_negatives():
     method = _build("moco", fa={"augmentation": "mask", "architecture": "basic"})
     negatives, _ = method.queue.read()
-    method.fa.augmentation.forward = lambda embeddings, generator, sample_id=None: negatives[None, :6]  # type: ignore[method-assign]
+    method.branches.augmentation.forward = lambda embeddings, generator, sample_id=None: negatives[None, :6]  # type: ignore[method-assign]
     output = method(_views(), torch.Generator(), torch.arange(6))
     q = F.normalize(method.projector(method.backbone(_views()[0])), dim=1)
     is_neighbour = torch.arange(13) == torch.arange(6)[:, None]
@@ -430,7 +430,7 @@ def test_moco_s_neighbour_is_not_among_its_own_negatives():
 @pytest.mark.parametrize("architecture", [architecture for architecture in ARCHITECTURES if architecture != "basic"])
 def test_byol_s_losses_are_those_of_the_formulas(architecture):
     method = _build("byol", fa={"augmentation": "mask", "architecture": architecture}).double()
-    method.fa.augmentation = Shift()
+    method.branches.augmentation = Shift()
     views = [view.double() for view in _views()]
     output = method(views, torch.Generator())
     z = [method.projector(method.backbone(view)) for view in views]

@@ -98,7 +98,7 @@ def test_the_gradient_reaches_the_encoder_through_the_predictions_alone():
     whole = [p.grad.clone() for p in method.backbone.parameters()]
     method = _small()
     z1, z2 = method.projector(method.backbone(torch.cat(_views()))).chunk(2)
-    n1, n2 = (method.fa.augmentation(z.detach(), torch.Generator(), torch.arange(6))[0].detach() for z in (z1, z2))
+    n1, n2 = (method.branches.augmentation(z.detach(), torch.Generator(), torch.arange(6))[0].detach() for z in (z1, z2))
     p1, p2 = method.predictor(z1), method.predictor(z2)
     ((_cross_entropy(n1, p2, 0.1) + _cross_entropy(n2, p1, 0.1)) / 2).backward()
     for gradient, parameter in zip(whole, method.backbone.parameters(), strict=True):
@@ -108,7 +108,7 @@ def test_the_gradient_reaches_the_encoder_through_the_predictions_alone():
 def test_without_the_predictor_the_neighbours_are_still_the_anchors():
     method = _small(fa=FaConfig(augmentation=Nearest(support_size=SUPPORT_SIZE), architecture="basic"))
     assert method.predictor is None
-    support = _unit(method.fa.augmentation.support.directions)
+    support = _unit(method.branches.augmentation.support.directions)
     output = method(_views(), torch.Generator(), torch.arange(6))
     z1, z2 = method.projector(method.backbone(torch.cat(_views()))).detach().chunk(2)
     expected = _direction(z1, z2, support, 0.1) / 2 + _direction(z2, z1, support, 0.1) / 2
@@ -122,5 +122,5 @@ def test_the_heads_are_the_paper_s():
     assert [layer.out_features for layer in method.projector if isinstance(layer, nn.Linear)] == [2048, 2048, 256]
     assert [layer.out_features for layer in method.predictor if isinstance(layer, nn.Linear)] == [4096, 256]
     assert isinstance(method.predictor[-1], nn.Linear)
-    assert method.fa.architecture == "parallel_predictor"
-    assert method.fa.augmentation.support.size == 98_304
+    assert method.branches.architecture == "parallel_predictor"
+    assert method.branches.augmentation.support.size == 98_304

@@ -45,7 +45,8 @@ class FaConfig(FrozenConfig):
         stop_gradient: sg in `basic` and `parallel_predictor`: no gradient flows through A into the embeddings that it is given.
         num_samples: K, augmented features of each embedding.
         reduction: What becomes of them. `mean`: one loss, with the mean of the K features. `free`: the sum of K losses, each with a feature
-            of its own (the paper's "free loss"). They are the same for K = 1.
+            of its own (the paper's "free loss"). They are the same for K = 1. That the mean is of features and not of losses is our choice:
+            the mean of the losses would be the free loss at a K-th of the learning rate.
         symmetric: Both directions of the loss are taken, where the method has two; otherwise only the one from the left view to the right.
         view: Whose embeddings are augmented, where they stand on the augmented side; a direction that has none of them stays plain.
     """
@@ -186,7 +187,8 @@ class Branches(nn.Module):
                     features = features.mean(0, keepdim=True)
                 for sample, augmented in zip(samples, features, strict=True):
                     sample[view] = augmented
-            self.augmentation.remember(given[views[0]].detach(), sample_id)
+            if self.training:
+                self.augmentation.remember(given[views[0]].detach(), sample_id)
         return list(samples)
 
 

@@ -185,6 +185,12 @@ def test_the_memory_takes_up_one_view_after_all_searches(view, remembered):
     assert not given[-1].requires_grad
 
 
+def test_the_memory_takes_up_nothing_in_evaluation_mode():
+    branches, augmentation = _branches(CONTRASTIVE, architecture="parallel_predictor")
+    branches.eval()(_embeddings(), _embeddings(seed=1), nn.Identity(), torch.Generator(), torch.arange(5))
+    assert [name for name, _ in augmentation.calls] == ["forward", "forward"]
+
+
 def test_features_are_augmented_in_float32_under_autocast():
     branches, augmentation = _branches(CONTRASTIVE, architecture="parallel_predictor")
     z = {view: x.detach().bfloat16() for view, x in _embeddings().items()}

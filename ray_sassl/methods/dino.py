@@ -109,7 +109,8 @@ class DINO(Method):
             outputs, targets = at_least_float32(student).chunk(len(views)), at_least_float32(teacher).chunk(2)
             loss = dino_loss(outputs, targets, self.center, self.config.student_temperature, self.teacher_temperature)
             metrics = self._metrics(targets[0])
-            self._move_center(at_least_float32(teacher))
+            if self.training:
+                self._move_center(at_least_float32(teacher))
         return StepOutput(loss, embeddings.chunk(len(views))[0].detach(), math.log(self.config.num_outputs), metrics)
 
     def after_step(self, progress: float) -> None:

@@ -126,8 +126,10 @@ class SwAV(Method):
             older = queue.embeddings[rank() :: world_size()] @ self.prototypes.T
             older = older.masked_fill(~takes_part, -math.inf)
             codes.append(sinkhorn(torch.cat([own, older]), config.epsilon, config.sinkhorn_iterations)[: len(own)])
-            queue.write(all_gather(z))
-        self.num_queued.add_(len(embeddings[0]) * world_size()).clamp_(max=config.queue_size)
+            if self.training:
+                queue.write(all_gather(z))
+        if self.training:
+            self.num_queued.add_(len(embeddings[0]) * world_size()).clamp_(max=config.queue_size)
         return codes
 
     def _metrics(self, scores: Tensor) -> dict[str, Tensor]:

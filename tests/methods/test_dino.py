@@ -184,3 +184,10 @@ def test_the_teacher_has_batch_statistics_of_its_own():
     assert not torch.allclose(before, method.backbone[1].running_mean)
     method.after_step(0.0)
     assert torch.equal(method.teacher_backbone[1].running_mean, before)
+
+
+def test_nothing_is_remembered_in_evaluation_mode():
+    method = _small().eval()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method(_views(), torch.Generator())
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())

@@ -213,6 +213,13 @@ def test_each_large_view_has_a_queue_with_its_own_embeddings():
         torch.testing.assert_close(queue.embeddings[:6], own, rtol=0, atol=1e-12)
 
 
+def test_nothing_is_remembered_in_evaluation_mode():
+    method = _small(queue_size=10).eval()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method(_views(), torch.Generator())
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
 def test_codes_stay_finite_in_float32_at_the_smallest_epsilon():
     scores = torch.tensor([[-1.0, -1.0, -0.9], [1.0, 1.0, 0.9], [-1.0, 1.0, 0.0]])
     codes = sinkhorn(scores, 0.025, 3)

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.methods import MethodConfig, moco
 from ray_sassl.nn.gather import all_gather, all_gather_with_gradient, all_reduce_with_gradient, rank, world_size
 from ray_sassl.nn.sync_batchnorm import convert
@@ -62,9 +61,16 @@ def views(num_small: int = 0) -> list[Tensor]:
 
 
 def build(config) -> nn.Module:
+    """The method around a small backbone: every batch normalisation talks to the other worker, and a deep network has many."""
     torch.manual_seed(0)
-    backbone, num_features = build_backbone(BackboneConfig(name="resnet20"))
-    return config.build(backbone, num_features).double()
+    layers = [
+        nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, bias=False),
+        nn.BatchNorm2d(16),
+    ]
+    return config.build(nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 16).double()
 
 
 def steps_of(config, num_steps: int = 3) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""`ray-sassl stylize`: banks of styles, previews, stylised copies of data sets."""
+"""`ray-sassl stylize`: banks of styles, previews, stylised copies of data sets, stylizers of one's own."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ray_sassl.cli.data import (
     data_config,
     print_bad_rows,
 )
+from ray_sassl.data import DataConfig
 
 app = typer.Typer(no_args_is_help=True, help="Make style banks, preview styles, stylise whole data sets.")
 
@@ -146,6 +147,61 @@ def preview_command(
     contents, style_images = squares(images, rows, size_px), squares(styles, num_styles, STYLE_IMAGE_PX)
     storage.write_bytes(out, styles_picture(stylizer, contents, style_images, torch.device("cpu")))
     console.print(f"Preview: {out}")
+
+
+@app.command("distill", epilog="Example: ray-sassl stylize distill photos/ --styles paintings/ --out student.safetensors --steps 15000")
+def distill_command(
+    contents: Annotated[
+        list[str], typer.Argument(metavar="CONTENTS...", help="Photographs: Parquet, tar shards or folders, local or s3://, gs://.")
+    ],
+    styles: Annotated[list[str], typer.Option(help="Paintings and textures, likewise; may be given several times.")],
+    out: Annotated[str, typer.Option(help="Where to write the student's weights.")] = "student.safetensors",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. [default: those of the shipped weights]")] = None,
+    crops: Annotated[int | None, typer.Option(min=8, help="Crops whose codes the teacher computes first. [default: likewise]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures of a step, of all workers together. [default: likewise]")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="An image not to train on, by the end of its name; may be given several times.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="The teacher's converted weights; by default those in the cache.")] = None,
+    work_dir: Annotated[str | None, typer.Option(help="For crops and checkpoints, to go on after a stop. [default: OUT.work]")] = None,
+    from_: FormatOption = Format.auto,
+    image_column: ImageColumn = "image",
+    max_bad_fraction: MaxBadFraction = 0.01,
+    workers: Annotated[int, typer.Option(min=1, help="Training workers, among which each batch is shared.")] = 1,
+    worker_cpus: Annotated[float, typer.Option(min=0.01, help="CPUs of one worker, and its threads.")] = 1.0,
+    gpu: Annotated[bool, typer.Option(help="Whether each worker takes a GPU.")] = False,
+    address: Address = None,
+) -> None:
+    """Train a small stylizer to paint as the published one does, for stylize=swift."""
+    from ray_sassl.distillation import DistillConfig
+    from ray_sassl.orchestrate.distill import distill
+    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.stylize.magenta import Config as TeacherConfig
+
+    given = {"steps": steps, "num_crops": crops, "batch_size": batch_size, "seed": seed}
+    config = DistillConfig(**{name: value for name, value in given.items() if value is not None})
+
+    def data(paths: list[str]) -> list[DataConfig]:
+        return [data_config(path, from_, image_column, "none", max_bad_fraction=max_bad_fraction) for path in paths]
+
+    console = Console()
+    with ray_session(address):
+        result = distill(
+            data(contents),
+            data(styles),
+            out,
+            config,
+            work_dir=work_dir or f"{out}.work",
+            teacher=TeacherConfig(weights=weights),
+            excluded=exclude or (),
+            num_workers=workers,
+            num_cpus=worker_cpus,
+            use_gpu=gpu,
+        )
+    print_bad_rows(console, result.bad_rows, "left out")
+    console.print(f"{result.steps:,} steps; code space {result.code_space}: {out}", soft_wrap=True)
+    console.print(f"Use it with: stylize=swift stylize.weights={out}", soft_wrap=True, highlight=False)
 
 
 def _job(console: Console, overrides: list[str] | None, bank: str | None):

@@ -27,7 +27,7 @@ class DistillConfig(FrozenConfig):
     num_crops: Annotated[int, Field(ge=8)] = 24_000
     """Crops whose codes the teacher computes once; half of them of styles, half of contents."""
     painted_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the styles' crops that the teacher repaints with the style of another one: paintings that no data set holds."""
+    """Share of the styles' crops that the teacher repaints with a mixture of two others' styles: paintings that no data set holds."""
     steps: Annotated[int, Field(ge=1)] = 9_000
     batch_size: Annotated[int, Field(ge=2)] = 16
     """Pictures of a step, of all workers together."""

@@ -117,14 +117,16 @@ def _augmented(
         if not len(ids):
             continue
         rows = read_groups(index, [group]).take(ids)
+        images: list[np.ndarray] = []
         for image, key, copies in zip(decode_rows(rows, index.config.max_pixels), rows.key, times.tolist(), strict=True):
             if isinstance(image, BadRow):
                 quarantine.add([image])
                 on_bad(image)
             elif not key.endswith(excluded):
-                made += copies
-                pixels = np.asarray(image)
-                yield from (_augmented_crop(pixels, is_style, rng) for _ in range(copies))
+                images += [np.asarray(image)] * copies
+        made += len(images)
+        # Crops that are handled together are of many images: the teacher paints some with the codes of others.
+        yield from (_augmented_crop(images[place], is_style, rng) for place in rng.permutation(len(images)))
     if count and not made:
         raise UsageError(f"{', '.join(index.config.paths)} holds no image that can be used")
 

@@ -1,7 +1,7 @@
 """Published weights: what there is, where it comes from, and a cache of it that is checked at every use.
 
 The published files are checked by their sha256 before anything in them is parsed, then converted to one safetensors file. That file says what
-it is (code space, sources, licence) and carries a digest of its tensors, so that it can be handed on: to a shared path, or to other nodes.
+it is (code space, sources, licence) and carries a digest of all this and of its tensors, so that it can be handed on: to a shared path, or to other nodes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray_sassl.cache import cache_dir, download, locked, mismatch
 from ray_sassl.plugins import UsageError
 
 _FORMAT = "ray-sassl weights 1"
+_DIGEST = "content_sha256"
 
 
 class MissingWeightsError(UsageError):
@@ -207,9 +208,8 @@ def _convert_originals(weights: PublishedWeights) -> None:
         "authors": weights.authors,
         "paper": weights.paper,
         "sources": json.dumps(weights.sources, sort_keys=True),
-        "tensors_sha256": _digest(tensors),
     }
-    storage.write_bytes(weights_path(weights), save(tensors, metadata))
+    storage.write_bytes(weights_path(weights), save(tensors, {**metadata, _DIGEST: _digest(tensors, metadata)}))
 
 
 def _parse(weights: PublishedWeights, content: bytes, where: str) -> dict[str, Tensor]:
@@ -223,13 +223,14 @@ def _parse(weights: PublishedWeights, content: bytes, where: str) -> dict[str, T
         raise BadWeightsError(
             f"{where} holds weights of {metadata.get('code_space', 'another network')}, not of {weights.code_space}; {again}"
         )
-    if _digest(tensors) != metadata.get("tensors_sha256"):
-        raise BadWeightsError(f"{where} is damaged: its tensors differ from what was written; {again}")
+    written = metadata.pop(_DIGEST, None)
+    if _digest(tensors, metadata) != written:
+        raise BadWeightsError(f"{where} is damaged: it differs from what was written; {again}")
     return tensors
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
         digest.update(tensors[name].numpy().tobytes())

@@ -26,6 +26,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.reading import BadRowsReporter, ReadStage, block_of_row
+from ray_sassl.orchestrate.weights import receive_weights
 from ray_sassl.pipeline import Restyle, ViewSource, finish_block, windows, without
 from ray_sassl.types import Arrays
 
@@ -101,12 +102,13 @@ def execution_options() -> ExecutionOptions:
     return ExecutionOptions(preserve_order=True)
 
 
-def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle) -> ray.data.Dataset:
+def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: ActorHandle | None = None) -> ray.data.Dataset:
     """All epochs' views as rows of `view_0`, `view_1`, ..., `sample_id` and `epoch`, in blocks of about `data.block_rows`.
 
     Args:
         seen: Samples to leave out, because the run has seen them or knows that they are bad.
         control: Is told of rows that cannot be used.
+        keeper: Has the stylizer's weights for nodes without them.
     """
     context = DataContext.get_current()
     context.execution_options = execution_options()
@@ -122,12 +124,12 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle) -> ray.da
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)
         case "fused":
-            return plan.map_batches(cast(Any, FusedStage(reading, spec.config_json)), batch_size=None, num_cpus=spec.num_cpus)
+            return plan.map_batches(cast(Any, FusedStage(reading, spec.config_json, keeper)), batch_size=None, num_cpus=spec.num_cpus)
         case "pool":
             crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
             return crops.map_batches(
                 StyleActor,
-                fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus),
+                fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus, keeper),
                 batch_size=None,
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
@@ -143,10 +145,11 @@ class StreamFactory:
         run_dir: Where the checkpoints are.
         seen: What the run has seen at its first start; later it is read from the newest checkpoint.
         control: Is told of rows that cannot be used, and knows those of earlier starts.
+        keeper: Has the stylizer's weights for nodes without them.
     """
 
-    def __init__(self, spec: StreamSpec, run_dir: str, seen: SeenIds, control: ActorHandle) -> None:
-        self._spec, self._run_dir, self._control = spec, run_dir, control
+    def __init__(self, spec: StreamSpec, run_dir: str, seen: SeenIds, control: ActorHandle, keeper: ActorHandle | None = None) -> None:
+        self._spec, self._run_dir, self._control, self._keeper = spec, run_dir, control, keeper
         self._first: SeenIds | None = seen
 
     def __call__(self) -> ray.data.Dataset:
@@ -154,7 +157,7 @@ class StreamFactory:
         if seen is None:
             seen = cast(SeenIds, ray.get(_read_seen.remote(self._run_dir, self._spec.source.index.num_rows)))
         known_bad = ray.get(self._control.bad_rows.remote())
-        return make_stream(self._spec, without(seen, known_bad, range(math.ceil(self._spec.epochs))), self._control)
+        return make_stream(self._spec, without(seen, known_bad, range(math.ceil(self._spec.epochs))), self._control, self._keeper)
 
 
 @ray.remote(num_cpus=0)
@@ -174,11 +177,11 @@ def block_bytes(source: ViewSource) -> int:
 class FusedStage:
     """All stages in one task, with the stylizer in the task's process."""
 
-    def __init__(self, reading: ReadStage, config_json: str) -> None:
-        self.reading, self.config_json = reading, config_json
+    def __init__(self, reading: ReadStage, config_json: str, keeper: ActorHandle | None) -> None:
+        self.reading, self.config_json, self.keeper = reading, config_json, keeper
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
-        restyle = _restyle(self.config_json, "cpu", 1)
+        restyle = _restyle(self.config_json, "cpu", 1, self.keeper)
         for block in self.reading.blocks(batch):
             yield finish_block(self.reading.source, block, restyle)
 
@@ -186,10 +189,10 @@ class FusedStage:
 class StyleActor:
     """One member of the pool: the stylizer with its weights, then the colour operations."""
 
-    def __init__(self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float) -> None:
+    def __init__(self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
         self._source = source
         self._device_type = "cuda" if num_gpus else "cpu"
-        self._restyle = _restyle(config_json, self._device_type, int(num_cpus))
+        self._restyle = _restyle(config_json, self._device_type, int(num_cpus), keeper)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):
@@ -197,9 +200,11 @@ class StyleActor:
 
 
 @lru_cache(maxsize=1)
-def _restyle(config_json: str, device_type: str, num_threads: int) -> Restyle | None:
+def _restyle(config_json: str, device_type: str, num_threads: int, keeper: ActorHandle | None) -> Restyle | None:
     """The config's style augmentation, built once a process."""
     from ray_sassl.config.schema import ExperimentConfig
     from ray_sassl.run import build_restyle
 
-    return build_restyle(ExperimentConfig.model_validate_json(config_json), device_type, num_threads)
+    config = ExperimentConfig.model_validate_json(config_json)
+    receive_weights(config.stylize, keeper)
+    return build_restyle(config, device_type, num_threads)

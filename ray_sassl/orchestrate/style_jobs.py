@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
+import torch
 from ray.actor import ActorHandle
 
 from ray_sassl import storage
@@ -22,6 +23,7 @@ from ray_sassl.data.styles import StyleBank
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, result_of, spread
 from ray_sassl.orchestrate.data_jobs import ConvertResult
 from ray_sassl.orchestrate.progress import progress_bar
+from ray_sassl.orchestrate.weights import keep_weights, receive_weights
 from ray_sassl.stylized import Restyler, StyleJobConfig, change_of
 
 
@@ -43,11 +45,10 @@ class BankResult:
 class StyleWorker:
     """One actor: the stylizer and what it is told to do with it."""
 
-    def __init__(self, config_json: str, num_cpus: float, num_gpus: float) -> None:
-        import torch
-
-        device = torch.device("cuda" if num_gpus else "cpu")
-        self._restyler = Restyler.build(StyleJobConfig.model_validate_json(config_json), device, max(1, int(num_cpus)))
+    def __init__(self, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
+        config = StyleJobConfig.model_validate_json(config_json)
+        receive_weights(config.stylize, keeper)
+        self._restyler = Restyler.build(config, torch.device("cuda" if num_gpus else "cpu"), max(1, int(num_cpus)))
 
     def bundle_id(self) -> str:
         return self._restyler.stylizer.bundle_id
@@ -149,4 +150,4 @@ def stylize_dataset(
 
 
 def _style_workers(config: StyleJobConfig, pool: ActorPoolConfig, num_items: int) -> AbstractContextManager[list[ActorHandle]]:
-    return actor_pool(StyleWorker, (config.model_dump_json(), pool.num_cpus, pool.num_gpus), pool, num_items)
+    return actor_pool(StyleWorker, (config.model_dump_json(), pool.num_cpus, pool.num_gpus, keep_weights(config.stylize)), pool, num_items)

@@ -48,6 +48,10 @@ class StylizerConfig(PluginConfig, ABC):
         """The weights that have to be on a machine before the stylizer can be built there; None where it needs none but its own."""
         return None
 
+    def weights_location(self) -> str | None:
+        """Where the config says that the published weights are; None stands for the cache."""
+        return None
+
     @abstractmethod
     def build(self, device: torch.device) -> Stylizer:
         """The stylizer with its weights on the device, ready for inference.

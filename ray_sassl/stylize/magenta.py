@@ -37,6 +37,9 @@ class Config(StylizerConfig):
     def published_weights(self) -> PublishedWeights:
         return WEIGHTS
 
+    def weights_location(self) -> str | None:
+        return self.weights
+
     def build(self, device: torch.device) -> NetworkPair:
         predictor, transformer = build_networks(load_weights(WEIGHTS, self.weights))
         return NetworkPair(CODE_SPACE, CODE_SIZE, predictor, transformer, self.style_px, device, getattr(torch, self.precision))

@@ -1,0 +1,307 @@
+"""`distill(...)`: train a small stylizer from the published one, as a Ray Train job that goes on from its checkpoints.
+
+Each worker computes its share of the teacher's codes once and keeps it in the work directory; the workers' gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.actor import ActorHandle
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import nn
+
+from ray_sassl import storage
+from ray_sassl.data import DataConfig
+from ray_sassl.data.index import Index, build_index
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.distillation import DistillConfig
+from ray_sassl.distillation.crops import Crops, Teacher, make_crops
+from ray_sassl.distillation.training import Distiller
+from ray_sassl.nn.weights import load_weights
+from ray_sassl.orchestrate.control import News, start_control
+from ray_sassl.orchestrate.progress import progress_bar
+from ray_sassl.orchestrate.session import offered
+from ray_sassl.orchestrate.weights import keep_weights, receive_weights
+from ray_sassl.plugins import UsageError
+from ray_sassl.stylize.magenta import Config as TeacherConfig
+from ray_sassl.stylize.magenta import build_networks
+from ray_sassl.stylize.swift import pack_student
+
+_LOOK_EVERY_S = 0.25
+_LOG_EVERY = 50
+_MAX_FAILURES = 3
+_JOB, _CHECKPOINT = "job.json", "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What `distill` has done.
+
+    Attributes:
+        steps: Optimiser steps of the whole training.
+        code_space: Of the student's file.
+        metrics: The last logged means of the loss and its parts.
+        bad_rows: Rows that could not be used.
+    """
+
+    steps: int
+    code_space: str
+    metrics: dict[str, float]
+    bad_rows: list[BadRow]
+
+
+def distill(
+    contents: Sequence[DataConfig],
+    styles: Sequence[DataConfig],
+    out: str,
+    config: DistillConfig,
+    *,
+    work_dir: str,
+    teacher: TeacherConfig | None = None,
+    excluded: Sequence[str] = (),
+    num_workers: int = 1,
+    num_cpus: float = 1.0,
+    use_gpu: bool = False,
+    checkpoint_every: int = 500,
+    show_progress: bool = True,
+) -> DistillResult:
+    """Train a student and write its file; Ray must have been initialised. A call that was stopped goes on from its last checkpoint.
+
+    Args:
+        contents: Photographs, of any kind that is read.
+        styles: Paintings and textures.
+        out: Path or URI of the student's safetensors file.
+        work_dir: For the crops and the checkpoint; every worker must reach it. It may be deleted when the student is there.
+        teacher: Where the published weights are.
+        excluded: Endings of keys of rows (file names, for a folder) that are not trained on, so that they can be tested on.
+        num_workers: Among which each step's batch is shared.
+        num_cpus: CPUs of one worker, and its threads.
+        checkpoint_every: Steps between checkpoints.
+
+    Raises:
+        MissingWeightsError: the teacher's weights are not on this machine.
+        UsageError: a data set cannot be used, the work directory is another job's, or the cluster is too small.
+    """
+    teacher = teacher or TeacherConfig()
+    keeper = keep_weights(teacher)
+    if config.batch_size % num_workers:
+        raise UsageError(f"batches of {config.batch_size} cannot be shared evenly by {num_workers} workers")
+    for name, share in (("CPU", num_workers * num_cpus), ("GPU", float(num_workers * use_gpu))):
+        if share > offered(name):
+            raise UsageError(f"{num_workers} workers need {share:g} {name}s and the cluster can offer {offered(name):g}")
+    indexes = ([build_index(data) for data in contents], [build_index(data) for data in styles])
+    work_dir = work_dir if (local := storage.local_path(work_dir)) is None else str(local)
+    _open_work_dir(work_dir, config, indexes, excluded, num_workers)
+    control = start_control(sum(index.num_rows for kind in indexes for index in kind), 1.0, storage.join(work_dir, "quarantine.jsonl"))
+    spec = {
+        "config": config.model_dump_json(),
+        "teacher": teacher.model_dump_json(),
+        "keeper": keeper,
+        "contents": indexes[0],
+        "styles": indexes[1],
+        "excluded": tuple(excluded),
+        "work_dir": work_dir,
+        "num_threads": max(1, int(num_cpus)),
+        "checkpoint_every": checkpoint_every,
+        "control": control,
+    }
+    metrics: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="ray-sassl-") as ray_storage:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config=spec,
+            scaling_config=ScalingConfig(
+                num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": num_cpus} | ({"GPU": 1.0} if use_gpu else {})
+            ),
+            run_config=RunConfig(
+                name="distill",
+                storage_path=ray_storage if len(ray.nodes()) == 1 else storage.join(work_dir, ".ray"),
+                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        )
+        _fit(trainer, control, config, metrics, show_progress)
+    if fatal := cast("str | None", ray.get(control.fatal.remote())):
+        raise UsageError(fatal)
+    state = _load_checkpoint(work_dir)
+    assert state is not None, "the workers ended without a result and without an error"
+    code_space = f"swift-{_digest(state['export'])}"
+    storage.write_bytes(
+        out, pack_student(state["export"], {"code_space": code_space, "teacher": "magenta", "distillation": spec["config"]})
+    )
+    return DistillResult(config.steps, code_space, metrics, cast("list[BadRow]", ray.get(control.bad_rows.remote())))
+
+
+def _fit(trainer: TorchTrainer, control: ActorHandle, config: DistillConfig, metrics: dict[str, float], is_shown: bool) -> None:
+    """Run the trainer in a thread, so that this one can show how far it is."""
+    errors: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    thread.start()
+    made, step = 0, 0
+    with (
+        progress_bar("the teacher's codes", config.num_crops, is_shown=is_shown) as advance_crops,
+        progress_bar("distilling", config.steps, is_shown=is_shown) as advance_steps,
+    ):
+        is_running = True
+        while is_running:
+            thread.join(_LOOK_EVERY_S)
+            is_running = thread.is_alive()
+            for report in cast(News, ray.get(control.news.remote())).reports:
+                if "crops" in report:
+                    advance_crops(int(report["crops"]))
+                    made += int(report["crops"])
+                else:
+                    metrics.update(report)
+                    advance_steps(int(report["step"]) - step)
+                    step = int(report["step"])
+    if errors and ray.get(control.fatal.remote()) is None:
+        raise errors[0]
+
+
+def _worker(spec: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    control: ActorHandle = spec["control"]
+    torch.set_num_threads(spec["num_threads"])
+    where = ray.train.get_context()
+    rank, world_size = where.get_world_rank(), where.get_world_size()
+    device = ray.train.torch.get_device()
+    assert isinstance(device, torch.device)
+    config = DistillConfig.model_validate_json(spec["config"])
+    reason = None
+    crops = None
+    teacher = _teacher(spec, device)
+    try:
+        crops = _crops(spec, config, teacher, rank, world_size)
+    except UsageError as error:  # starting the workers again would end the same way
+        reason = str(error)
+        ray.get(control.fail.remote(reason))
+    if _any_failed(reason is not None, world_size, device):
+        return
+    assert crops is not None
+    distiller = Distiller(teacher.transformer, crops.codes, config, device)  # pyright: ignore[reportArgumentType]
+    if (state := _load_checkpoint(spec["work_dir"])) is not None:
+        distiller.load_state_dict(state)
+    elif world_size > 1:  # each has seen codes of its own; the first one's statistics hold
+        for network in (distiller.student, distiller.average):
+            for tensor in network.state_dict().values():
+                dist.broadcast(tensor, src=0)
+    sums: dict[str, torch.Tensor] = {}
+    while distiller.step < config.steps:
+        parts = distiller.train_step(crops, rank, world_size, _share_gradients if world_size > 1 else None)
+        sums = {name: sums.get(name, 0.0) + value for name, value in parts.items()}
+        if rank == 0 and (distiller.step % _LOG_EVERY == 0 or distiller.step == config.steps):
+            count = distiller.step % _LOG_EVERY or _LOG_EVERY
+            control.report.remote({"step": distiller.step, **{name: float(value) / count for name, value in sums.items()}})
+            sums = {}
+        if rank == 0 and (distiller.step % spec["checkpoint_every"] == 0 or distiller.step == config.steps):
+            _save_checkpoint(spec["work_dir"], distiller)
+
+
+def _teacher(spec: dict[str, Any], device: torch.device) -> Teacher:
+    config = TeacherConfig.model_validate_json(spec["teacher"])
+    receive_weights(config, spec["keeper"])
+    predictor, transformer = (
+        network.eval().requires_grad_(False).to(device)
+        for network in build_networks(load_weights(config.published_weights(), config.weights))
+    )
+    return Teacher(predictor.to(torch.bfloat16).to(memory_format=torch.channels_last), transformer)
+
+
+def _crops(spec: dict[str, Any], config: DistillConfig, teacher: Teacher, rank: int, world_size: int) -> Crops:
+    """The worker's share, from the work directory or made now."""
+    path = storage.join(spec["work_dir"], f"crops-{rank}-of-{world_size}.safetensors")
+    if storage.exists(path):
+        crops = Crops.from_bytes(storage.read_bytes(path))
+        spec["control"].report.remote({"crops": len(crops)})
+        return crops
+    parts: list[Crops] = []
+    bad: list[BadRow] = []
+    for part in make_crops(
+        teacher, spec["contents"], spec["styles"], config, excluded=spec["excluded"], rank=rank, world_size=world_size, on_bad=bad.append
+    ):
+        parts.append(part)
+        spec["control"].report.remote({"crops": len(part)})
+    ray.get(spec["control"].add_bad.remote(bad))
+    crops = Crops.joined(parts)
+    storage.write_bytes(path, crops.to_bytes())
+    return crops
+
+
+def _any_failed(has_failed: bool, world_size: int, device: torch.device) -> bool:
+    """Whether one of the workers has; none may wait for it afterwards."""
+    if world_size == 1:
+        return has_failed
+    flag = torch.tensor(float(has_failed), device=device)
+    dist.all_reduce(flag)
+    return bool(flag)
+
+
+def _share_gradients(network: nn.Module) -> None:
+    """Average the gradients over the workers."""
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _open_work_dir(
+    work_dir: str, config: DistillConfig, indexes: tuple[list[Index], list[Index]], excluded: Sequence[str], num_workers: int
+) -> None:
+    """Refuse the work directory of another job, or note in it which job this is."""
+    job = {
+        "config": config.model_dump(mode="json"),
+        "contents": [index.fingerprint for index in indexes[0]],
+        "styles": [index.fingerprint for index in indexes[1]],
+        "excluded": sorted(excluded),
+        "num_workers": num_workers,
+    }
+    path = storage.join(work_dir, _JOB)
+    if not storage.exists(path):
+        storage.write_text(path, json.dumps(job, indent=2) + "\n")
+        return
+    there = json.loads(storage.read_text(path))
+    if there != json.loads(json.dumps(job)):
+        other = [name for name in job if there.get(name) != json.loads(json.dumps(job[name]))]
+        raise UsageError(f"{work_dir} holds another job, of other {' and '.join(other)}; give another --work-dir, or delete this one")
+
+
+def _save_checkpoint(work_dir: str, distiller: Distiller) -> None:
+    buffer = io.BytesIO()
+    torch.save({**distiller.state_dict(), "export": distiller.average.export()}, buffer)
+    storage.write_bytes(storage.join(work_dir, _CHECKPOINT), buffer.getvalue())
+
+
+def _load_checkpoint(work_dir: str) -> dict[str, Any] | None:
+    path = storage.join(work_dir, _CHECKPOINT)
+    if not storage.exists(path):
+        return None
+    return torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(state[name].cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,55 @@
+"""Published weights on a cluster: every node takes them from its cache, else from the shared path that the config names, else from the driver
+through Ray; never from their publisher.
+
+The driver's copy is kept by a small actor instead of being an argument of the actors that need it: an actor's start cannot be repeated where an
+argument in the object store is lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import ray
+from ray.actor import ActorHandle
+
+if TYPE_CHECKING:
+    from ray_sassl.stylize import StylizerConfig
+
+
+class WeightsKeeper:
+    """The actor that holds the content of a converted file."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def content(self) -> bytes:
+        return self._content
+
+
+def keep_weights(config: StylizerConfig) -> ActorHandle | None:
+    """What nodes without the stylizer's weights ask for them; None where every node finds them by itself.
+
+    Raises:
+        MissingWeightsError: the driver has none either.
+        BadWeightsError: its file is damaged.
+    """
+    from ray_sassl.nn.weights import read_weights
+
+    weights = config.published_weights()
+    if weights is None:
+        return None
+    location = config.weights_location()
+    content = read_weights(weights, location)
+    if location is not None:
+        return None
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=4)(WeightsKeeper)
+    return remote.remote(content)
+
+
+def receive_weights(config: StylizerConfig, keeper: ActorHandle | None) -> None:
+    """Put the stylizer's weights into this node's cache, where they are needed and not there yet."""
+    from ray_sassl.nn.weights import install_weights, weights_path
+
+    weights = config.published_weights()
+    if weights is not None and keeper is not None and not weights_path(weights).exists():
+        install_weights(weights, cast(bytes, ray.get(keeper.content.remote())))

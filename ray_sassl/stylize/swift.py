@@ -1,0 +1,76 @@
+"""Our own small stylizer, distilled from the published one and shipped with this package; `swift.md` beside this file is its card.
+
+The transformer has the shape of Ghiasi et al. 2017 (arXiv 1705.06830) and weights of our own; the predictor is a small one for images of 64 px. It
+needs no download. `ray-sassl stylize distill` makes such files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ray_sassl import storage
+from ray_sassl.nn.style_network import SmallPredictor, StyleTransformer
+from ray_sassl.nn.weights import BadWeightsError, MissingWeightsError
+from ray_sassl.stylize import StylizerConfig
+from ray_sassl.stylize.network_pair import NetworkPair
+
+CODE_SPACE = "swift-v1"
+STYLE_PX = 64
+"""Side at which codes are computed, as in the training."""
+SHIPPED = Path(__file__).with_suffix(".safetensors")
+_FORMAT = "ray-sassl student 1"
+
+
+class Config(StylizerConfig):
+    """The small stylizer; it needs no download."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' arithmetic; codes and images come out as float32."""
+    weights: str | None = None
+    """Path or URI of a file that `ray-sassl stylize distill` wrote; not given: the weights in this package."""
+
+    def build(self, device: torch.device) -> NetworkPair:
+        state, facts = read_student(self.weights or SHIPPED)
+        code_size = len(state["predictor.code.bias"])
+        predictor, transformer = SmallPredictor(code_size), StyleTransformer(code_size)
+        for prefix, network in (("predictor.", predictor), ("transformer.", transformer)):
+            network.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+        return NetworkPair(facts["code_space"], code_size, predictor, transformer, STYLE_PX, device, getattr(torch, self.precision))
+
+
+def pack_student(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+    """The content of a student's file, in float16.
+
+    Args:
+        state: Of both networks, under `predictor.` and `transformer.`.
+        facts: What is to be known of the file; `code_space` names its codes.
+    """
+    return save({name: value.detach().cpu().half().contiguous() for name, value in state.items()}, {"format": _FORMAT, **facts})
+
+
+def read_student(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state of both networks in float32, and the facts that `pack_student` was given.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+        BadWeightsError: it is damaged, or was not written by `pack_student`.
+    """
+    if not storage.exists(path):
+        raise MissingWeightsError(f"there are no weights {path}; make them with `ray-sassl stylize distill`, or leave stylize.weights out")
+    content = storage.read_bytes(path)
+    try:
+        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        state = {name: value.float() for name, value in load(content).items()}
+    except (SafetensorError, UnicodeDecodeError, ValueError, AttributeError) as error:
+        raise BadWeightsError(f"{path} is damaged, or no safetensors file: {error}") from error
+    if facts.get("format") != _FORMAT or "code_space" not in facts:
+        raise BadWeightsError(f"{path} was not written by `ray-sassl stylize distill`; stylize=swift takes no other weights")
+    return state, facts

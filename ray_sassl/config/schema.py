@@ -57,7 +57,7 @@ class StreamConfig(FrozenConfig):
 
     layout: Literal["auto", "fused", "pool"] = "auto"
     """`fused`: one stage of tasks reads, decodes, crops, stylizes and does the colour operations. `pool`: tasks read, decode and crop;
-    an actor pool stylizes and does the rest. `auto`: `pool` where the stylizer has weights to load or a GPU, else `fused`."""
+    an actor pool stylizes and does the rest. `auto`: `pool` where the stylizer has a GPU (`stream.pool.num_gpus`), else `fused`."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one task."""
     prefetch_batches: int = Field(default=2, ge=0)

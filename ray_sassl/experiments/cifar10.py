@@ -14,7 +14,7 @@ from ray_sassl.methods import MethodConfig
 from ray_sassl.methods.byol import Config as BYOL
 from ray_sassl.methods.moco import Config as MoCo
 from ray_sassl.methods.simclr import Config as SimCLR
-from ray_sassl.stylize.color_statistics import Config as ColorStatistics
+from ray_sassl.stylize.swift import Config as Swift
 from ray_sassl.train.loop import TrainConfig
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views import recipes
@@ -131,7 +131,8 @@ def _resnet20(name: str, views: ViewsConfig, method: MethodConfig) -> Experiment
 
 
 def _with_style(config: ExperimentConfig) -> ExperimentConfig:
-    return config.model_copy(update={"name": f"{config.name}_sassl", "stylize": ColorStatistics()})
+    """The small stylizer, since the published one wants 256 px to describe a style."""
+    return config.model_copy(update={"name": f"{config.name}_sassl", "stylize": Swift()})
 
 
 def _data(split: str) -> DataConfig:

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from ray_sassl.experiments import data_root, experiments, load_experiment
+from ray_sassl.nn.weights import weights_path
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import build_method
+from ray_sassl.stylize import all_published_weights
 from ray_sassl.train.loop import micro_batch
 
 NAMES = list(experiments())
@@ -29,7 +31,16 @@ def test_the_form_with_style_differs_in_style_alone(name):
     base, styled = (load_experiment(form).model_dump(mode="json") for form in (name, f"{name}_sassl"))
     assert {part for part in base if base[part] != styled[part]} - {"stream"} == {"name", "stylize"}
     assert base["stylize"] == {"name": "identity"}
-    assert styled["stylize"]["name"] != "identity"
+    assert styled["stylize"]["name"] in ("swift", "magenta")
+
+
+def test_large_images_are_repainted_by_the_published_network_where_its_weights_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path))
+    assert load_experiment("moco_imagenet_sassl").stylize.name == "swift"
+    path = weights_path(all_published_weights()["magenta"])
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert load_experiment("moco_imagenet_sassl").stylize.name == "magenta"
 
 
 def test_both_demos_differ_in_style_alone():

@@ -90,6 +90,16 @@ def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle
     return image_grid(images, [title for title, _, _ in columns], lines, cell_px=max(112, source.views.size_px // 2))
 
 
+def _shortened(text: str, width_px: int) -> str:
+    """The text, or as much of its end as fits."""
+    font = ImageFont.load_default(_TEXT_PX)
+    if font.getlength(text) <= width_px:
+        return text
+    while text and font.getlength(f"...{text}") > width_px:
+        text = text[1:]
+    return f"...{text}"
+
+
 PREVIEW_STRENGTHS = ((0.2, 0.2), (1.0, 1.0))
 """Alpha and beta that a preview shows: the middle of the paper's intervals, and all of it."""
 
@@ -101,22 +111,25 @@ def styles_picture(
     styles: Sequence[np.ndarray],
     device: torch.device,
     strengths: Sequence[tuple[float, float]] = PREVIEW_STRENGTHS,
+    style_names: Sequence[str] | None = None,
 ) -> bytes:
-    """A PNG of what a stylizer does: a row for each content image; the content, its repainting in its own style, and in each style at
-    each strength. The styles stand above their columns.
+    """A PNG of what a stylizer does: a row for each content image, with the content, its repainting in its own style (what the network
+    loses where it changes nothing), and in each style at each strength. The styles stand above their columns.
 
     Args:
         contents: (H, W, 3) uint8 each.
         styles: Squares (S, S, 3) uint8, all of one size.
         strengths: (alpha, beta) pairs.
+        style_names: What is written above a style; its number where not given.
     """
     cell_px = min(256, max(112, max(max(image.shape[:2]) for image in contents)))
     blank = np.full((cell_px, cell_px, 3), _BACKGROUND, np.uint8)
     codes = stylizer.embed(to_float(np.stack(styles), device))
     titles, header, header_captions = ["content", "own style"], [blank, blank], ["", "alpha 0 beta 1"]
-    for number, style in enumerate(styles):
+    names = style_names or [f"style {number + 1}" for number in range(len(styles))]
+    for name, style in zip(names, styles, strict=True):
         for alpha, beta in strengths:
-            titles.append(f"style {number + 1}")
+            titles.append(_shortened(name, cell_px))
             header.append(style)
             header_captions.append(f"alpha {alpha:g} beta {beta:g}")
     rows, captions = [header], [header_captions]

@@ -159,7 +159,7 @@ class Chunks:
             try:
                 results.append((chunk, work(chunk)))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or len(chunk) == 1:
+                if not is_out_of_memory(error) or len(chunk) == 1:
                     raise
                 self.size = len(chunk) // 2
                 log.warning("out of memory with %d images at once; going on with %d", len(chunk), self.size)
@@ -170,9 +170,10 @@ class Chunks:
         return results
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class of its own for it; PyTorch's CPU allocator says it in words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice: PyTorch has a class of its own for CUDA; its CPU allocator and CUDA's libraries say it in words."""
+    said = any(words in str(error) for words in ("can't allocate memory", "STATUS_ALLOC_FAILED"))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and said)
 
 
 @torch.inference_mode()

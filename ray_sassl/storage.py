@@ -117,6 +117,24 @@ def list_dir(path: str | os.PathLike[str], *, recursive: bool = False) -> list[E
     return sorted((_entry(join(path, info.path[skipped:]), info) for info in infos), key=lambda entry: entry.path)
 
 
+def check_can_write(path: str | os.PathLike[str], *, is_folder: bool = False) -> None:
+    """Look before long work whether a file, or files in a folder, can be written there; on an object store only the writing itself shows it.
+
+    Raises:
+        UsageError: a folder is where the file should be, or a file where the folder should be, or the place must not be written to.
+    """
+    local = local_path(path)
+    if local is None:
+        return
+    if not is_folder and (local.is_dir() or os.fspath(path).endswith("/")):
+        raise UsageError(f"{os.fspath(path)} is a folder; give the name of a file to write")
+    nearest = next(folder for folder in ((local, *local.parents) if is_folder else local.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{os.fspath(path)} cannot be written: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{os.fspath(path)} cannot be written: no permission to write into {nearest}")
+
+
 def makedirs(path: str | os.PathLike[str]) -> None:
     """Make the folder and those above it; on an object store, where folders do not exist, nothing happens."""
     if (local := local_path(path)) is not None:

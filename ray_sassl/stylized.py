@@ -1,24 +1,26 @@
 """Stylised copies of images and the codes of styles, as plain functions: what `ray-sassl stylize` does to the rows that one actor gets.
 
 Images keep their own sizes here. Every choice is keyed by (seed, copy, sample id), so it does not matter which actor gets which rows; the
-in-batch style of an image comes from the same `BLOCK_ROWS` rows of its shard.
+in-batch style of an image comes from the same block of up to `BLOCK_ROWS` rows of its shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from ray_sassl import storage
+from ray_sassl import __version__, storage
 from ray_sassl.data import Rows
 from ray_sassl.data.decode import decode_rows, image_format
 from ray_sassl.data.index import Index
@@ -26,13 +28,11 @@ from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.styles import StyleBank
 from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
-from ray_sassl.sassl import Chunks, SasslConfig, blend, draw_styles, to_float, to_uint8
+from ray_sassl.sassl import Chunks, SasslConfig, StyleParams, blend, draw_styles, is_out_of_memory, to_float, to_uint8
 from ray_sassl.stylize import Stylizer, StylizerConfig
 
 BLOCK_ROWS = 256
-"""Rows that are decoded, stylised and encoded together."""
-STYLE_IMAGE_PX = 256
-"""Side of the squares that codes are computed from."""
+"""Rows, at most, that are decoded, stylised and encoded together."""
 _PIXELS_AT_ONCE = 32 * 256 * 256
 
 
@@ -47,8 +47,16 @@ class StyleJobConfig(FrozenConfig):
     jpeg_quality: int = Field(default=95, ge=1, le=100)
     """Of repainted images that came as JPEG or lossy WebP."""
 
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.stylize.is_identity:
+            raise ValueError("stylize=identity changes nothing; choose another stylizer")
+        if self.sassl.views != "left":
+            raise ValueError("sassl.views is for pretraining: a data set's images are no views of one another; leave it out")
+        return self
 
-@dataclass(frozen=True)
+
+@dataclass
 class Restyler:
     """A stylizer with all that it needs to change rows, in one process.
 
@@ -58,6 +66,7 @@ class Restyler:
         device: Where it computes.
         bank: The config's.
         num_threads: For decoding and encoding.
+        notes: What the user should know of and is not bad enough to stop, in words; callers take it out.
     """
 
     config: StyleJobConfig
@@ -65,6 +74,9 @@ class Restyler:
     device: torch.device
     bank: StyleBank | None
     num_threads: int
+    notes: list[str] = field(default_factory=list)
+    _embed_chunks: Chunks = field(default_factory=Chunks)
+    _pixels_at_once: int = _PIXELS_AT_ONCE
 
     @classmethod
     def build(cls, config: StyleJobConfig, device: torch.device, num_threads: int) -> Restyler:
@@ -74,11 +86,17 @@ class Restyler:
         return cls(config, stylizer, device, config.sassl.load_bank(stylizer.bundle_id), max(1, num_threads))
 
     def codes(self, rows: Rows, max_pixels: int) -> tuple[np.ndarray, list[str], list[BadRow]]:
-        """Style codes (n, C) float32 of the images that can be decoded, their names, and the rows that cannot."""
+        """Style codes (n, C) float32 of the images that can be decoded, their keys, and the rows that cannot."""
+        parts: list[np.ndarray] = [np.empty((0, self.stylizer.code_size), np.float32)]
+        keys: list[str] = []
+        lost: list[BadRow] = []
         with ThreadPoolExecutor(self.num_threads) as pool:
-            images, good, bad = _decoded(rows, max_pixels, pool)
-            squares = np.stack(list(pool.map(square, images))) if images else np.empty((0, 1, 1, 3), np.uint8)
-        return self._embedded(squares, Chunks()), [rows.key[place] for place in good], bad
+            for part in _blocks(rows):
+                usable, images, bad = _usable(part, max_pixels, 1, pool)
+                parts.append(self._embedded(images, pool))
+                keys += usable.key
+                lost += bad
+        return np.concatenate(parts), keys, lost
 
     def repaint(self, rows: Rows, copy: int, max_pixels: int) -> tuple[Rows, list[BadRow]]:
         """The rows with their images repainted, in the format in which they came, and the rows that cannot be used.
@@ -86,102 +104,204 @@ class Restyler:
         Args:
             copy: Number of the copy, which stands for the epoch in the keys of the draws.
         """
-        kept: list[tuple[int, bytes]] = []
+        done: list[Rows] = []
         lost: list[BadRow] = []
         with ThreadPoolExecutor(self.num_threads) as pool:
-            for first in range(0, len(rows), BLOCK_ROWS):
-                part = rows.take(rows.sample_id[first : first + BLOCK_ROWS])
-                images, good, bad = _decoded(part, max_pixels, pool)
-                small = [place for place, image in zip(good, images, strict=True) if min(image.size) < self.stylizer.min_px]
-                lost += bad + [
-                    part.bad_row(place, f"smaller than the {self.stylizer.min_px} px that the stylizer needs") for place in small
-                ]
-                usable = [(place, image) for place, image in zip(good, images, strict=True) if place not in small]
-                kept += self._repaint_block(part, usable, copy, first, pool)
-        whole = rows.take(rows.sample_id[[place for place, _ in kept]])
-        return Rows(whole.sample_id, [encoded for _, encoded in kept], whole.label, whole.key, whole.path, whole.row), lost
+            for part in _blocks(rows):
+                usable, images, bad = _usable(part, max_pixels, self.stylizer.min_px, pool)
+                encoded = self._repaint_block(usable, images, copy, pool)
+                whole = replace(usable, encoded=encoded)
+                done.append(whole.take(whole.sample_id[[not isinstance(content, BadRow) for content in encoded]]))
+                lost += bad + [content for content in encoded if isinstance(content, BadRow)]
+        return Rows.joined(done), lost
 
-    def _repaint_block(
-        self, rows: Rows, usable: list[tuple[int, Image.Image]], copy: int, first: int, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, bytes]]:
-        """Place among all rows and file content of each usable image of a block."""
-        if not usable:
-            return
-        places = [place for place, _ in usable]
-        images = [np.asarray(image) for _, image in usable]
-        params = draw_styles(self.config.sassl, rows.sample_id[places], copy, self.config.seed, 0, self.bank)
-        squares = np.stack(list(pool.map(lambda item: square(item[1]), usable)))
-        codes = torch.from_numpy(self._embedded(squares, Chunks())).to(self.device)
-        styles = codes[torch.from_numpy(params.partner)] if params.code is None else torch.from_numpy(params.code).to(self.device)
-        alpha, beta = (torch.from_numpy(values).to(self.device, torch.float32) for values in (params.alpha, params.beta))
-        painted: dict[int, np.ndarray] = {}
-        for shape in sorted({image.shape for image in images}):
-            chosen = np.array([number for number, image in enumerate(images) if image.shape == shape and params.apply[number]], np.int64)
+    def _repaint_block(self, rows: Rows, images: list[Image.Image], copy: int, pool: ThreadPoolExecutor) -> list[bytes | BadRow]:
+        """File content of each image of a block, or why there is none."""
+        if not images:
+            return []
+        params = draw_styles(self.config.sassl, rows.sample_id, copy, self.config.seed, 0, self.bank)
+        if params.code is None and len(images) == 1 and params.apply[0]:
+            self.notes.append(f"{rows.key[0]} was repainted in its own style: it had no other image beside it to take a style from")
+        contents, styles = self._codes_of_block(images, params, pool)
+        pixels = [np.asarray(image) for image in images]
+        painted: dict[int, np.ndarray | None] = {}
+        for shape in sorted({array.shape for array in pixels}):
+            chosen = np.array([number for number, array in enumerate(pixels) if array.shape == shape and params.apply[number]], np.int64)
+            painted |= self._painted(pixels, chosen, contents, styles, params)
 
-            def paint(numbers: np.ndarray) -> np.ndarray:
-                content = to_float(np.stack([images[number] for number in numbers]), self.device)
-                at = torch.from_numpy(numbers).to(self.device)
-                return to_uint8(blend(self.stylizer, content, codes[at], styles[at], alpha[at], beta[at]))
-
-            with torch.inference_mode():
-                for numbers, pixels in Chunks(max(1, _PIXELS_AT_ONCE // (shape[0] * shape[1]))).map(paint, chosen):
-                    painted |= dict(zip(numbers.tolist(), pixels, strict=True))
-
-        def encoded(number: int) -> bytes:
-            original = rows.encoded[places[number]]
+        def content(number: int) -> bytes | BadRow:
+            original = rows.encoded[number]
             assert isinstance(original, bytes)
-            return original if number not in painted else encode(painted[number], image_format(original), self.config.jpeg_quality)
+            if number not in painted:
+                return original
+            if (array := painted[number]) is None:
+                return rows.bad_row(number, "memory does not suffice to repaint its {} x {} px, even alone".format(*images[number].size))
+            return encode(array, original, self.config.jpeg_quality)
 
-        yield from zip((first + place for place in places), pool.map(encoded, range(len(places))), strict=True)
+        return list(pool.map(content, range(len(images))))
 
-    def _embedded(self, squares: np.ndarray, chunks: Chunks) -> np.ndarray:
-        if not len(squares):
+    def _codes_of_block(self, images: list[Image.Image], params: StyleParams, pool: ThreadPoolExecutor) -> tuple[Tensor, Tensor]:
+        """The images' own codes and those of their styles, (n, C) each; only those that have an effect are computed, the others are 0."""
+        needed = np.flatnonzero(params.apply & (params.alpha < 1))
+        if params.code is None:
+            assert params.partner is not None
+            needed = np.union1d(needed, params.partner[params.apply])
+        codes = np.zeros((len(images), self.stylizer.code_size), np.float32)
+        codes[needed] = self._embedded([images[number] for number in needed], pool)
+        styles = codes[params.partner] if params.code is None else params.code
+        return torch.from_numpy(codes).to(self.device), torch.from_numpy(styles).to(self.device)
+
+    @torch.inference_mode()
+    def _painted(
+        self, pixels: list[np.ndarray], chosen: np.ndarray, contents: Tensor, styles: Tensor, params: StyleParams
+    ) -> dict[int, np.ndarray | None]:
+        """The chosen images, which are of one size, repainted; None where memory does not suffice for one alone."""
+        if not len(chosen):
+            return {}
+        alpha, beta = (torch.from_numpy(values).to(self.device, torch.float32) for values in (params.alpha, params.beta))
+
+        def paint(numbers: np.ndarray) -> np.ndarray | list[None]:
+            at = torch.from_numpy(numbers).to(self.device)
+            try:
+                content = to_float(np.stack([pixels[number] for number in numbers]), self.device)
+                return to_uint8(blend(self.stylizer, content, contents[at], styles[at], alpha[at], beta[at]))
+            except (MemoryError, RuntimeError) as error:
+                if len(numbers) > 1 or not is_out_of_memory(error):
+                    raise
+                return [None]
+
+        height, width, _ = pixels[chosen[0]].shape
+        chunks = Chunks(max(1, self._pixels_at_once // (height * width)))
+        before = min(chunks.size, len(chosen))
+        painted: dict[int, np.ndarray | None] = {}
+        for numbers, arrays in chunks.map(paint, chosen):
+            painted |= dict(zip(numbers.tolist(), arrays, strict=True))
+        if chunks.size < before:
+            self._pixels_at_once = chunks.size * height * width
+            self._note_memory(f"images of {width} x {height} px", before, chunks.size)
+        return painted
+
+    def _embedded(self, images: list[Image.Image], pool: ThreadPoolExecutor) -> np.ndarray:
+        """Style codes (n, C) float32 of the images' middles."""
+        if not images:
             return np.empty((0, self.stylizer.code_size), np.float32)
+        side = self.stylizer.style_px
+        squares = np.stack(list(pool.map(lambda image: square(image, side), images)))
+        before = min(self._embed_chunks.size, len(squares))
         with torch.inference_mode():
-            parts = chunks.map(lambda rows: self.stylizer.embed(to_float(squares[rows], self.device)), np.arange(len(squares)))
-            return torch.cat([codes for _, codes in parts]).cpu().numpy()
+            parts = self._embed_chunks.map(lambda rows: self.stylizer.embed(to_float(squares[rows], self.device)), np.arange(len(squares)))
+            codes = torch.cat([codes for _, codes in parts]).cpu().numpy()
+        if self._embed_chunks.size < before:
+            self._note_memory(f"codes from {side} x {side} px", before, self._embed_chunks.size)
+        return codes
+
+    def _note_memory(self, what: str, before: int, after: int) -> None:
+        self.notes.append(f"memory did not suffice for {before} {what} at once; went on with {after}, and nothing was left out")
 
 
-def sample_squares(index: Index, count: int, size_px: int, seed: int) -> tuple[list[np.ndarray], list[BadRow]]:
-    """The middles (size_px, size_px, 3) uint8 of some images that can be decoded, and what is wrong with the others that were tried.
+def sample_squares(index: Index, count: int, size_px: int, seed: int) -> tuple[list[np.ndarray], list[str], list[BadRow]]:
+    """The middles (size_px, size_px, 3) uint8 of some images that can be decoded, their names, and what is wrong with the others that were
+    tried.
 
     Raises:
         UsageError: none of those that were tried can be decoded.
     """
-    decoded = decode_rows(sample_rows(index, count, seed), index.config.max_pixels)
+    rows = sample_rows(index, count, seed)
+    decoded = decode_rows(rows, index.config.max_pixels)
     bad = [image for image in decoded if isinstance(image, BadRow)]
     if len(bad) == len(decoded):
-        raise UsageError(f"none of {len(decoded)} images could be decoded; `ray-sassl data check` lists what is wrong")
-    return [square(image, size_px) for image in decoded if not isinstance(image, BadRow)], bad
+        reasons = "\n".join(f"  {row}" for row in bad[:5])
+        raise UsageError(f"none of {len(decoded)} images could be decoded; `ray-sassl data check` lists what is wrong:\n{reasons}")
+    good = [(storage.name_of(key), image) for key, image in zip(rows.key, decoded, strict=True) if not isinstance(image, BadRow)]
+    return [square(image, size_px) for _, image in good], [name for name, _ in good], bad
 
 
-def square(image: Image.Image, size_px: int = STYLE_IMAGE_PX) -> np.ndarray:
+def square(image: Image.Image, size_px: int) -> np.ndarray:
     """(size_px, size_px, 3) uint8: the image's middle."""
-    scale = size_px / min(image.size)
-    width, height = (max(size_px, round(side * scale)) for side in image.size)
-    left, top = (width - size_px) // 2, (height - size_px) // 2
-    box = (left, top, left + size_px, top + size_px)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).crop(box))
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
 
 
-def encode(pixels: np.ndarray, format_: str, quality: int) -> bytes:
-    """The file content of (H, W, 3) uint8 pixels as "JPEG", "PNG" or "WEBP"; chroma is not subsampled."""
+def encode(pixels: np.ndarray, original: bytes, quality: int) -> bytes:
+    """The file content of (H, W, 3) uint8 pixels in the format of another file: a PNG or lossless WebP stays free of loss.
+
+    Args:
+        quality: Of a JPEG, whose chroma is not subsampled, or a lossy WebP.
+    """
+    format_ = image_format(original)
+    lossless = original[12:16] == b"VP8L"
+    options = {"JPEG": {"quality": quality, "subsampling": 0}, "WEBP": {"quality": quality, "lossless": lossless}, "PNG": {}}[format_]
     out = io.BytesIO()
-    options = {"JPEG": {"quality": quality, "subsampling": 0}, "WEBP": {"quality": quality}, "PNG": {}}[format_]
     Image.fromarray(pixels).save(out, format_, **options)
     return out.getvalue()
 
 
-def change_of(config: StyleJobConfig, copy: int) -> str:
-    """The config in words, with the bank by its content: two copies of equal words hold equal images."""
-    bank = hashlib.sha256(storage.read_bytes(config.sassl.bank)).hexdigest() if config.sassl.bank is not None else None
-    return json.dumps({**config.model_dump(mode="json"), "bank_sha256": bank, "copy": copy}, sort_keys=True)
+def check_job(config: StyleJobConfig) -> str:
+    """Build the stylizer and read the bank once, before anything else is started; returns the code space.
+
+    Raises:
+        MissingWeightsError, BadWeightsError: the stylizer has no sound weights.
+        BadBankError: the bank is missing, damaged or of another stylizer.
+    """
+    stylizer = config.stylize.build(torch.device("cpu"))
+    config.sassl.load_bank(stylizer.bundle_id)
+    return stylizer.bundle_id
 
 
-def _decoded(rows: Rows, max_pixels: int, pool: ThreadPoolExecutor) -> tuple[list[Image.Image], list[int], list[BadRow]]:
-    """The images that can be decoded, their places among the rows, and what is wrong with the others."""
+def with_absolute_paths(config: StyleJobConfig) -> StyleJobConfig:
+    """The config for processes that run in other folders."""
+    sassl, stylize = config.sassl, config.stylize
+    if sassl.bank is not None and not storage.is_uri(sassl.bank):
+        sassl = sassl.model_copy(update={"bank": os.path.abspath(os.path.expanduser(sassl.bank))})
+    location = stylize.weights_location()
+    if location is not None and not storage.is_uri(location):
+        stylize = stylize.model_copy(update={"weights": os.path.abspath(os.path.expanduser(location))})
+    return config.model_copy(update={"sassl": sassl, "stylize": stylize})
+
+
+def change_of(config: StyleJobConfig, copy: int, code_space: str) -> dict[str, Any]:
+    """What is done to the images: two copies with equal entries hold equal images. Bank and weights count by their content."""
+    tree = config.model_dump(mode="json")
+    bank, weights = config.sassl.bank, config.stylize.weights_location()
+    sassl = {f"sassl.{name}": value for name, value in tree["sassl"].items() if name != "bank"}
+    stylize = {f"stylize.{name}": value for name, value in tree["stylize"].items() if name != "weights"}
+    return {
+        **stylize,
+        **sassl,
+        "seed": config.seed,
+        "jpeg_quality": config.jpeg_quality,
+        "copy": copy,
+        "bank_sha256": None if bank is None else _sha256(bank),
+        "weights_sha256": None if weights is None else _sha256(weights),
+        "code_space": code_space,
+        "version": __version__,
+    }
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(storage.read_bytes(path)).hexdigest()
+
+
+def _blocks(rows: Rows) -> Iterator[Rows]:
+    """The rows in blocks of nearly equal size, so that none is left with few to take its styles from."""
+    count = max(1, -(-len(rows) // BLOCK_ROWS))
+    return (rows.take(ids) for ids in np.array_split(rows.sample_id, count))
+
+
+def _usable(rows: Rows, max_pixels: int, min_px: int, pool: ThreadPoolExecutor) -> tuple[Rows, list[Image.Image], list[BadRow]]:
+    """The rows whose images can be decoded and are large enough, these images, and what is wrong with the other rows."""
     parts = [rows.take(ids) for ids in np.array_split(rows.sample_id, max(1, len(rows) // 16))]
-    decoded = [image for images in pool.map(lambda part: decode_rows(part, max_pixels), parts) for image in images]
-    good = [place for place, image in enumerate(decoded) if not isinstance(image, BadRow)]
-    bad = [image for image in decoded if isinstance(image, BadRow)]
-    return [image for image in decoded if not isinstance(image, BadRow)], good, bad
+    images: list[Image.Image] = []
+    good: list[int] = []
+    bad: list[BadRow] = []
+    decoded = (image for images in pool.map(lambda part: decode_rows(part, max_pixels), parts) for image in images)
+    for place, image in enumerate(decoded):
+        if isinstance(image, BadRow):
+            bad.append(image)
+        elif min(image.size) < min_px:
+            bad.append(rows.bad_row(place, f"{image.width} x {image.height} px: the stylizer needs at least {min_px} px a side"))
+        else:
+            images.append(image)
+            good.append(place)
+    return rows.take(rows.sample_id[good]), images, bad

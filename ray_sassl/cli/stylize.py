@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from ray_sassl import storage
 from ray_sassl.cli.data import (
     Address,
     Format,
@@ -20,6 +21,10 @@ from ray_sassl.cli.data import (
     print_bad_rows,
 )
 from ray_sassl.data import DataConfig
+from ray_sassl.plugins import UsageError
+
+_STYLE_IMAGE_PX = 256
+"""Side of the styles in a preview, which is enough to look at."""
 
 app = typer.Typer(no_args_is_help=True, help="Make style banks, preview styles, stylise whole data sets.")
 
@@ -28,8 +33,8 @@ Overrides = Annotated[
     typer.Argument(metavar="[PATH=VALUE]...", help="Changes, such as stylize=swift, stylize.style_px=96, sassl.alpha=[0.5,1] or seed=1."),
 ]
 Actors = Annotated[int | None, typer.Option(min=1, help="Actors in the pool. [default: as many as the cluster has room for]")]
-ActorCpus = Annotated[float, typer.Option(help="CPUs of one actor, and its threads.")]
-ActorGpus = Annotated[float, typer.Option(help="GPUs of one actor; a share such as 0.25 is allowed.")]
+ActorCpus = Annotated[float, typer.Option(min=0.01, help="CPUs of one actor, and its threads.")]
+ActorGpus = Annotated[float, typer.Option(min=0, help="GPUs of one actor; a share such as 0.25 is allowed.")]
 MaxBadFraction = Annotated[float, typer.Option(help="Stop where more of the images cannot be used.")]
 
 
@@ -64,7 +69,8 @@ def bank_command(
 
     console = Console()
     data = data_config(style_data, from_, image_column, "none", max_bad_fraction=max_bad_fraction)
-    config = _job(console, overrides, None)
+    config = _job(console, overrides, None, only=("stylize",))
+    storage.check_can_write(out)
     pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
     with ray_session(address):
         result = make_bank(data, out, config, pool)
@@ -106,8 +112,12 @@ def dataset_command(
     config = _job(console, overrides, bank)
     pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
     format_name = None if format_ is CopyFormat.same else format_.value
-    with ray_session(address):
-        result = stylize_dataset(data, target, config, pool, format_=format_name, copies=copies, shard_rows=shard_rows)
+    try:
+        with ray_session(address):
+            result = stylize_dataset(data, target, config, pool, format_=format_name, copies=copies, shard_rows=shard_rows)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. The same command goes on where it was: the shards in {target} stay.", soft_wrap=True)
+        raise typer.Exit(130) from None
     print_bad_rows(console, result.bad_rows, "left out")
     there = result.num_shards - result.num_written
     console.print(
@@ -119,34 +129,43 @@ def dataset_command(
 
 @app.command("preview", epilog="Example: ray-sassl stylize preview photos/ --styles paintings/ --out grid.png stylize=magenta")
 def preview_command(
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Contents: an image file's folder, Parquet or tar shards.")],
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Contents: Parquet, tar shards, a folder or one image.")],
     styles: Annotated[str, typer.Option(help="Styles, likewise.")],
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Where to write the picture (PNG).")] = "styles.png",
     rows: Annotated[int, typer.Option(min=1, help="Content images.")] = 4,
     num_styles: Annotated[int, typer.Option(min=1, help="Styles.")] = 3,
     size_px: Annotated[int, typer.Option(min=32, help="Side of the content squares.")] = 224,
+    from_: FormatOption = Format.auto,
+    styles_from: Annotated[Format, typer.Option(help="The styles' format, likewise.")] = Format.auto,
+    image_column: ImageColumn = "image",
 ) -> None:
-    """Draw contents in their own and in other styles, at the paper's strength and at full strength."""
+    """Draw contents in their own and in other styles, at the paper's strength and at full strength.
+
+    Contents and styles are drawn at random; seed=1 shows others.
+    """
     import torch
 
-    from ray_sassl import storage
     from ray_sassl.data.index import build_index
     from ray_sassl.pictures import styles_picture
-    from ray_sassl.stylized import STYLE_IMAGE_PX, sample_squares
+    from ray_sassl.stylized import sample_squares
 
     console = Console()
-    config = _job(console, overrides, None)
+    config = _job(console, overrides, None, only=("stylize", "seed"))
+    storage.check_can_write(out)
     stylizer = config.stylize.build(torch.device("cpu"))
 
-    def squares(path: str, count: int, side: int) -> list[np.ndarray]:
-        found, bad = sample_squares(build_index(data_config(path, Format.auto, "image", "none")), count, side, config.seed)
+    def squares(path: str, format_: Format, count: int, side: int) -> tuple[list[np.ndarray], list[str]]:
+        index = build_index(data_config(path, format_, image_column, "none"))
+        found, names, bad = sample_squares(index, count, side, config.seed)
         print_bad_rows(console, bad, "left out")
-        return found
+        return found, names
 
-    contents, style_images = squares(images, rows, size_px), squares(styles, num_styles, STYLE_IMAGE_PX)
-    storage.write_bytes(out, styles_picture(stylizer, contents, style_images, torch.device("cpu")))
-    console.print(f"Preview: {out}")
+    contents, _ = squares(images, from_, rows, size_px)
+    style_images, names = squares(styles, styles_from, num_styles, max(_STYLE_IMAGE_PX, stylizer.style_px))
+    picture = styles_picture(stylizer, contents, style_images, torch.device("cpu"), style_names=names)
+    storage.write_bytes(out, picture)
+    console.print(f"Preview: {out}", soft_wrap=True)
 
 
 @app.command("distill", epilog="Example: ray-sassl stylize distill photos/ --styles paintings/ --out student.safetensors --steps 15000")
@@ -204,17 +223,32 @@ def distill_command(
     console.print(f"Use it with: stylize=swift stylize.weights={out}", soft_wrap=True, highlight=False)
 
 
-def _job(console: Console, overrides: list[str] | None, bank: str | None):
-    from ray_sassl.config.overrides import apply_overrides
+def _job(console: Console, overrides: list[str] | None, bank: str | None, only: tuple[str, ...] = ()):
+    """The job with the overrides, said in a line.
+
+    Args:
+        bank: Of --bank.
+        only: What alone has an effect on the verb; everything where empty.
+    """
+    from ray_sassl.config.overrides import apply_overrides, parse_override
     from ray_sassl.stylize import neural_stylizer
     from ray_sassl.stylized import StyleJobConfig
 
     given = list(overrides or [])
-    base = StyleJobConfig(stylize=neural_stylizer())
+    names = [parse_override(text)[0] for text in given]
+    for name in names:
+        if only and name.partition(".")[0] not in only:
+            raise UsageError(f"{name} has no effect here; what counts are {' and '.join(only)}, as in stylize=swift")
     if bank is not None:
+        if "sassl.bank" in names:
+            raise UsageError("--bank and sassl.bank both name a style bank; give one of them")
         given += [f"sassl.bank={bank}"]
-        if not any(text.startswith("sassl.style_source=") for text in given):
+        if "sassl.style_source" not in names:
             given += ["sassl.style_source=bank"]
-    config = apply_overrides(base, given)
-    console.print(f"stylizer: {config.stylize.name}", highlight=False)
+    chosen = neural_stylizer()
+    config = apply_overrides(StyleJobConfig(stylize=chosen), given)
+    hint = ""
+    if chosen == "swift" and "stylize" not in names:
+        hint = " (our own small one, as the published one is not on this machine: `ray-sassl weights fetch magenta` gets it)"
+    console.print(f"stylizer: {config.stylize.name}{hint}", highlight=False, soft_wrap=True)
     return config

@@ -113,6 +113,18 @@ class Rows:
             row=self.row[chosen],
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, one after the other."""
+        return cls(
+            sample_id=np.concatenate([part.sample_id for part in parts]) if parts else np.empty(0, np.int64),
+            encoded=[encoded for part in parts for encoded in part.encoded],
+            label=np.concatenate([part.label for part in parts]) if parts else np.empty(0, np.int64),
+            key=[key for part in parts for key in part.key],
+            path=[path for part in parts for path in part.path],
+            row=np.concatenate([part.row for part in parts]) if parts else np.empty(0, np.int64),
+        )
+
     def bad_row(self, place: int, reason: str) -> BadRow:
         """The row at this place, for the quarantine."""
         return BadRow(self.path[place], int(self.row[place]), int(self.sample_id[place]), reason)

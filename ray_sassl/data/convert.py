@@ -12,7 +12,7 @@ import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ class Conversion:
         shard_rows: Rows of a shard; the last one holds the rest.
         group_rows: Rows of a Parquet row group, the smallest portion that is read at a time.
         has_labels: Whether labels are written; rows without one then get -1.
-        change: What is done to the images, in words that differ where the images do; None where they are copied.
+        change: What is done to the images, in words or settings that differ where the images do; None where they are copied.
     """
 
     source_fingerprint: str
@@ -55,7 +55,7 @@ class Conversion:
     shard_rows: int
     group_rows: int
     has_labels: bool
-    change: str | None = None
+    change: str | dict[str, Any] | None = None
 
     @property
     def num_shards(self) -> int:
@@ -70,7 +70,9 @@ class Conversion:
         return f"shard-{shard:06d}.bad.jsonl"
 
 
-def plan_conversion(index: Index, format_: ShardFormat, shard_rows: int, group_rows: int = 256, change: str | None = None) -> Conversion:
+def plan_conversion(
+    index: Index, format_: ShardFormat, shard_rows: int, group_rows: int = 256, change: str | dict[str, Any] | None = None
+) -> Conversion:
     """The conversion of the whole data set; the arguments are the attributes of `Conversion`.
 
     Raises:
@@ -88,18 +90,19 @@ def open_target(target: str, conversion: Conversion) -> list[int]:
     Raises:
         UsageError: the folder holds something else, or the beginnings of another conversion.
     """
-    names = {storage.name_of(entry.path) for entry in storage.list_dir(target)}
+    there = {storage.name_of(entry.path) for entry in storage.list_dir(target)}
     manifest = storage.join(target, MANIFEST)
-    if MANIFEST in names:
-        then, now = json.loads(storage.read_text(manifest)), asdict(conversion)
-        changed = [f"{name} was {then.get(name)!r} and is {value!r}" for name, value in now.items() if then.get(name) != value]
+    if MANIFEST in there:
+        then, now = _flat(json.loads(storage.read_text(manifest))), _flat(asdict(conversion))
+        names = [*now, *(name for name in then if name not in now)]
+        changed = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
         if changed:
             raise UsageError(f"{target} holds the beginnings of another conversion: {'; '.join(changed)}. Choose another folder.")
-    elif any(not name.startswith(".") for name in names):
+    elif any(not name.startswith(".") for name in there):
         raise UsageError(f"{target} is not empty and holds no {MANIFEST}, so no conversion can go on there; choose another folder")
     else:
         storage.write_text(manifest, json.dumps(asdict(conversion), indent=2) + "\n")
-    return [shard for shard in range(conversion.num_shards) if conversion.shard_name(shard) not in names]
+    return [shard for shard in range(conversion.num_shards) if conversion.shard_name(shard) not in there]
 
 
 def convert_shard(index: Index, conversion: Conversion, target: str, shard: int, change: Change | None = None) -> list[BadRow]:
@@ -192,6 +195,12 @@ def write_files(target: str, rows: Rows, names: Sequence[str]) -> None:
         storage.makedirs(folder)
     for name, encoded in zip(names, _bytes_of(rows), strict=True):
         storage.write_bytes(storage.join(target, name), encoded)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those of a change among them, so that each is compared by itself."""
+    change = settings.get("change")
+    return {**settings, **change, "change": None} if isinstance(change, dict) else settings
 
 
 def _bytes_of(rows: Rows) -> Sequence[bytes]:

@@ -273,16 +273,7 @@ def read_groups(index: Index, groups: Sequence[int]) -> Rows:
     if any(path.startswith("synthetic") for path in index.config.paths):
         ensure_synthetic()  # this may be another machine than the one that built the index
     parts = [READERS[index.format].read(index, group) for group in groups]
-    if len(parts) == 1:
-        return parts[0]
-    return Rows(
-        sample_id=np.concatenate([part.sample_id for part in parts]) if parts else np.empty(0, np.int64),
-        encoded=[encoded for part in parts for encoded in part.encoded],
-        label=np.concatenate([part.label for part in parts]) if parts else np.empty(0, np.int64),
-        key=[key for part in parts for key in part.key],
-        path=[path for part in parts for path in part.path],
-        row=np.concatenate([part.row for part in parts]) if parts else np.empty(0, np.int64),
-    )
+    return parts[0] if len(parts) == 1 else Rows.joined(parts)
 
 
 def all_labels(index: Index) -> np.ndarray:

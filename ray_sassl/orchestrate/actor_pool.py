@@ -90,6 +90,11 @@ def result_of(ref: ray.ObjectRef) -> Any:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
         raise _cause(error) from error
+    except ray.exceptions.OutOfMemoryError as error:
+        raise UsageError(
+            "a node's memory did not suffice, and Ray ended an actor there again and again; start fewer actors, or give each more CPUs, so that "
+            f"fewer share a node ({str(error).splitlines()[0]})"
+        ) from error
     except ray.exceptions.ActorDiedError as error:
         # An error while an actor is built comes wrapped as the actor's death.
         for line in reversed(str(error).splitlines()):

@@ -1,22 +1,28 @@
 """Style transfer over whole data sets, on a pool of Ray actors: banks of style codes, and stylised copies.
 
-Ray must have been initialised. Each actor holds the stylizer and its weights; it is handed runs of row groups or whole shards, so that
-what an actor was doing when it died is done again by its successor, and a shard is there whole or not at all.
+Ray must have been initialised. Each actor holds the stylizer and its weights; it is handed row groups or whole shards, so that what an
+actor was doing when it died is done again by its successor, and a shard is there whole or not at all. What the user can have got wrong is
+looked at before actors are started and before anything is written.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
+from rich.console import Console
 
 from ray_sassl import storage
 from ray_sassl.data import DataConfig, Rows
-from ray_sassl.data.convert import Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
+from ray_sassl.data.convert import MANIFEST, Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.styles import StyleBank
@@ -24,7 +30,10 @@ from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, result
 from ray_sassl.orchestrate.data_jobs import ConvertResult
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.orchestrate.weights import keep_weights, receive_weights
-from ray_sassl.stylized import Restyler, StyleJobConfig, change_of
+from ray_sassl.plugins import UsageError
+from ray_sassl.stylized import Restyler, StyleJobConfig, change_of, check_job, with_absolute_paths
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,24 @@ class BankResult:
         num_styles: Styles in the bank.
         bundle_id: Their code space.
         bad_rows: Rows of the source whose style could not be computed.
+        notes: What the user should know of, in words.
     """
 
     num_styles: int
     bundle_id: str
     bad_rows: list[BadRow]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class StylizeResult(ConvertResult):
+    """What `stylize_dataset` has left in the target folder; all copies together, a bad row once.
+
+    Attributes:
+        notes: What the user should know of, in words, of the shards that this call has written.
+    """
+
+    notes: list[str]
 
 
 class StyleWorker:
@@ -53,45 +75,59 @@ class StyleWorker:
     def bundle_id(self) -> str:
         return self._restyler.stylizer.bundle_id
 
-    def codes(self, index: Index, group: int) -> tuple[np.ndarray, list[str], list[BadRow]]:
-        """The codes of a row group's images, their names and the bad rows."""
+    def codes(self, index: Index, group: int) -> tuple[np.ndarray, list[str], list[BadRow], list[str]]:
+        """The codes of a row group's images, their names, the bad rows and what is to be noted."""
         codes, keys, bad = self._restyler.codes(read_groups(index, [group]), index.config.max_pixels)
-        return codes, [key.removeprefix(index.root) for key in keys], bad
+        return codes, [key.removeprefix(index.root) for key in keys], bad, self._notes()
 
-    def shard(self, index: Index, conversion: Conversion, target: str, copy: int, shard: int) -> list[BadRow]:
-        """Write one shard of a stylised copy."""
+    def shard(self, index: Index, conversion: Conversion, target: str, copy: int, shard: int) -> tuple[list[BadRow], list[str]]:
+        """Write one shard of a stylised copy; returns the bad rows and what is to be noted."""
 
         def change(rows: Rows) -> tuple[Rows, list[BadRow]]:
             return self._restyler.repaint(rows, copy, index.config.max_pixels)
 
-        return convert_shard(index, conversion, target, shard, change)
+        return convert_shard(index, conversion, target, shard, change), self._notes()
+
+    def _notes(self) -> list[str]:
+        notes, self._restyler.notes = self._restyler.notes, []
+        return notes
 
 
 def make_bank(data: DataConfig, out: str, config: StyleJobConfig, pool: ActorPoolConfig, *, show_progress: bool = True) -> BankResult:
     """Compute the style codes of a data set's images and write them as a bank.
 
+    Args:
+        config: Of it, the stylizer alone matters.
+        out: Path or URI of the bank.
+
     Raises:
-        UsageError: the data set cannot be indexed, the stylizer has no weights, or no image can be used.
+        UsageError: the data set cannot be indexed, the stylizer has no weights, `out` cannot be written, or no image can be used.
         TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be decoded.
     """
+    storage.check_can_write(out)
+    config = with_absolute_paths(config)
+    bundle_id = check_job(config)
     index = build_index(data)
     quarantine = Quarantine(index.num_rows, data.max_bad_fraction)
     quarantine.add(index.problems)
     held = ray.put(index)
     parts: dict[int, tuple[np.ndarray, list[str]]] = {}
-    with _style_workers(config, pool, index.num_groups) as workers:
-        bundle_id = result_of(workers[0].bundle_id.remote())
-        with progress_bar("computing styles", index.num_rows, is_shown=show_progress) as advance:
-            for group, (codes, names, bad) in spread(
-                workers, lambda actor, group: actor.codes.remote(held, group), range(index.num_groups)
-            ):
-                quarantine.add(bad)
-                parts[group] = codes, names
-                advance(int(index.group_rows[group]))
+    notes: list[str] = []
+    with (
+        _style_workers(config, pool, index.num_groups, show_progress) as workers,
+        progress_bar("computing styles", index.num_rows, is_shown=show_progress) as advance,
+    ):
+        for group, (codes, names, bad, noted) in spread(
+            workers, lambda actor, group: actor.codes.remote(held, group), range(index.num_groups)
+        ):
+            quarantine.add(bad)
+            _note(notes, noted)
+            parts[group] = codes, names
+            advance(int(index.group_rows[group]))
     in_order = [parts[group] for group in sorted(parts)]
-    codes = np.concatenate([codes for codes, _ in in_order]) if in_order else np.empty((0, 0), np.float32)
+    codes = np.concatenate([codes for codes, _ in in_order])
     StyleBank.of(codes, [name for _, names in in_order for name in names], bundle_id).save(out)
-    return BankResult(len(codes), bundle_id, quarantine.rows)
+    return BankResult(len(codes), bundle_id, quarantine.rows, notes)
 
 
 def stylize_dataset(
@@ -104,7 +140,7 @@ def stylize_dataset(
     copies: int = 1,
     shard_rows: int = 1024,
     show_progress: bool = True,
-) -> ConvertResult:
+) -> StylizeResult:
     """Write stylised copies of a data set, with its labels, keys and order; a call that was stopped goes on where it was.
 
     Args:
@@ -114,40 +150,98 @@ def stylize_dataset(
         shard_rows: Rows of a shard, the unit of work and of resuming.
 
     Raises:
-        UsageError: the source cannot be indexed, the target holds something else, or the stylizer has no weights.
+        UsageError: the source cannot be indexed, the target holds something else or lies in the source, or the stylizer has no weights.
         TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be used; what was written stays.
     """
-    index = build_index(data)
     target = target if (local := storage.local_path(target)) is None else str(local)
+    _check_target(target, data, copies)
+    config = with_absolute_paths(config)
+    code_space = check_job(config)
+    index = build_index(data)
     targets = [target] if copies == 1 else [storage.join(target, f"copy-{copy}") for copy in range(copies)]
-    plans = [plan_conversion(index, format_ or index.format, shard_rows, change=change_of(config, copy)) for copy in range(copies)]
+    changes = [change_of(config, copy, code_space) for copy in range(copies)]
+    plans = [plan_conversion(index, format_ or index.format, shard_rows, change=change) for change in changes]
     items = [(copy, shard) for copy, (plan, where) in enumerate(zip(plans, targets, strict=True)) for shard in open_target(where, plan)]
-    held = ray.put(index)
     quarantines = [Quarantine(index.num_rows, data.max_bad_fraction) for _ in range(copies)]
     for quarantine, where in zip(quarantines, targets, strict=True):
         quarantine.add([*index.problems, *load_bad_rows(where)])
+    notes = _write_shards(config, pool, index, plans, targets, items, quarantines, show_progress) if items else []
+    num_lost = sum(row.row >= 0 for quarantine in quarantines for row in quarantine.rows)
+    every = Quarantine(index.num_rows, max_bad_fraction=float("inf"))
+    for quarantine in quarantines:
+        every.add(quarantine.rows)
+    num_shards = sum(plan.num_shards for plan in plans)
+    return StylizeResult(copies * index.num_rows - num_lost, num_shards, len(items), every.rows, notes)
+
+
+def _write_shards(
+    config: StyleJobConfig,
+    pool: ActorPoolConfig,
+    index: Index,
+    plans: list[Conversion],
+    targets: list[str],
+    items: list[tuple[int, int]],
+    quarantines: list[Quarantine],
+    show_progress: bool,
+) -> list[str]:
+    """Write the shards (copy, shard) of `items`; the bad rows go to their copy's quarantine. Returns what is to be noted."""
+    held = ray.put(index)
 
     def rows_of(shard: int) -> int:
-        return min(shard_rows, index.num_rows - shard * shard_rows)
+        return min(plans[0].shard_rows, index.num_rows - shard * plans[0].shard_rows)
 
     def start(actor: ActorHandle, item: tuple[int, int]) -> ray.ObjectRef:
         copy, shard = item
         return actor.shard.remote(held, plans[copy], targets[copy], copy, shard)
 
-    todo = sum(rows_of(shard) for _, shard in items)
-    skipped = copies * index.num_rows - todo
-    if items:
-        with (
-            _style_workers(config, pool, len(items)) as workers,
-            progress_bar("stylising", copies * index.num_rows, skipped=skipped, is_shown=show_progress) as advance,
-        ):
-            for (copy, shard), bad in spread(workers, start, items):
-                quarantines[copy].add(bad)
-                advance(rows_of(shard))
-    bad_rows = [row for quarantine in quarantines for row in quarantine.rows]
-    num_lost = sum(row.row >= 0 for row in bad_rows)
-    return ConvertResult(copies * index.num_rows - num_lost, sum(plan.num_shards for plan in plans), len(items), bad_rows)
+    total = len(plans) * index.num_rows
+    skipped = total - sum(rows_of(shard) for _, shard in items)
+    notes: list[str] = []
+    with (
+        _style_workers(config, pool, len(items), show_progress) as workers,
+        progress_bar("stylising", total, skipped=skipped, is_shown=show_progress) as advance,
+    ):
+        for (copy, shard), (bad, noted) in spread(workers, start, items):
+            quarantines[copy].add(bad)
+            _note(notes, noted)
+            advance(rows_of(shard))
+    return notes
 
 
-def _style_workers(config: StyleJobConfig, pool: ActorPoolConfig, num_items: int) -> AbstractContextManager[list[ActorHandle]]:
-    return actor_pool(StyleWorker, (config.model_dump_json(), pool.num_cpus, pool.num_gpus, keep_weights(config.stylize)), pool, num_items)
+def _check_target(target: str, data: DataConfig, copies: int) -> None:
+    """Refuse a target that cannot be written, is read as part of the source, or holds something beside the copies."""
+    storage.check_can_write(target, is_folder=True)
+    if (local := storage.local_path(target)) is not None:
+        for source in data.paths:
+            if not storage.is_uri(source) and (folder := Path(source).expanduser().absolute()).is_dir() and local.is_relative_to(folder):
+                raise UsageError(f"{target} lies in {source}, so its images would be read as the source's; choose a folder elsewhere")
+    if copies > 1:
+        others = [name for name in map(storage.name_of, (entry.path for entry in storage.list_dir(target))) if not _is_of_copies(name)]
+        if MANIFEST in others:
+            raise UsageError(f"{target} holds a single copy, which is not the first of {copies}; choose another folder for these")
+        if others:
+            raise UsageError(f"{target} is not empty: it holds {', '.join(others[:3])}; choose another folder")
+
+
+def _is_of_copies(name: str) -> bool:
+    return name.startswith(".") or re.fullmatch(r"copy-\d+", name) is not None
+
+
+@contextmanager
+def _style_workers(config: StyleJobConfig, pool: ActorPoolConfig, num_items: int, show_progress: bool) -> Iterator[list[ActorHandle]]:
+    """The actors within the block, of which one at least is ready for work, so that rates do not count the time that starting takes."""
+    args = (config.model_dump_json(), pool.num_cpus, pool.num_gpus, keep_weights(config.stylize))
+    with actor_pool(StyleWorker, args, pool, num_items) as workers:
+        if show_progress:
+            share = f"{pool.num_cpus:g} CPU" + (f" and {pool.num_gpus:g} GPU" if pool.num_gpus else "")
+            Console().print(f"starting {len(workers)} actor{'s' * (len(workers) > 1)} of {share} ...", highlight=False)
+        result_of(workers[0].bundle_id.remote())
+        yield workers
+
+
+def _note(notes: list[str], new: list[str]) -> None:
+    """Take in what is new, and say it at once."""
+    for note in new:
+        if note not in notes:
+            notes.append(note)
+            log.warning("%s", note)

@@ -23,11 +23,13 @@ class Stylizer(ABC):
         bundle_id: Names the code space; equal ids mean interchangeable codes.
         code_size: Width C of a style code.
         min_px: The smallest side of an image that is rendered.
+        style_px: The side at which an image shows all that `embed` makes use of; who computes codes alone need not keep more.
     """
 
     bundle_id: str
     code_size: int
     min_px: int = 1
+    style_px: int = 256
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class StylizerConfig(PluginConfig, ABC):
         return None
 
     def weights_location(self) -> str | None:
-        """Where the config says that the published weights are; None stands for the cache."""
+        """Where the config says that the weights are; None stands for the cache, or for what is shipped."""
         return None
 
     @abstractmethod

@@ -36,14 +36,14 @@ class NetworkPair(Stylizer):
         dtype: torch.dtype,
     ) -> None:
         self.bundle_id, self.code_size = bundle_id, code_size
-        self._style_px, self._dtype = style_px, dtype
+        self.style_px, self._dtype = style_px, dtype
         self._predictor = _frozen(predictor, device, dtype)
         self._transformer = _frozen(transformer, device, dtype)
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
         """Style codes (B, C) float32 of images (B, 3, H, W), float in [0, 1], of any size."""
-        images = resized(images, self._style_px).to(self._dtype)
+        images = resized(images, self.style_px).to(self._dtype)
         return self._predictor(images.contiguous(memory_format=torch.channels_last)).float()
 
     @torch.inference_mode()

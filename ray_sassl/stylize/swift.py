@@ -37,6 +37,9 @@ class Config(StylizerConfig):
     weights: str | None = None
     """Path or URI of a file that `ray-sassl stylize distill` wrote; not given: the weights in this package."""
 
+    def weights_location(self) -> str | None:
+        return self.weights
+
     def build(self, device: torch.device) -> NetworkPair:
         state, facts = read_student(self.weights or SHIPPED)
         code_size = len(state["predictor.code.bias"])

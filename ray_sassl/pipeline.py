@@ -8,10 +8,11 @@ the end: the partners of in-batch style transfer are its rows, whatever batch th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,7 @@ from ray_sassl.types import Arrays, view_name
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import ViewParams, draw
-from ray_sassl.views.recipes import ViewsConfig
+from ray_sassl.views.recipes import ViewConfig, ViewsConfig
 
 OnBad = Callable[[list[BadRow]], object]
 """Told of the rows that could not be read or decoded; raises where there are too many."""
@@ -35,6 +36,10 @@ Restyle = Callable[[list[np.ndarray], np.ndarray, int], list[np.ndarray]]
 """Style augmentation of one block: views (each (B, H, W, 3) uint8), sample ids (B,) and the epoch in, views out."""
 
 _WHOLE_IMAGE_PX = 64
+_BATCHES_AHEAD = 1
+_CROPS_AT_ONCE = 64
+_TRAINING_CROP = ViewConfig(interpolation="bilinear")
+"""The usual crop of supervised training on ImageNet (torchvision's defaults): 8 to 100 % of the area; only crop and flip are used."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,21 @@ def rebatch(blocks: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
         held, num_held = [{name: array[first:] for name, array in joined.items()}], num_held - first
 
 
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """A batch as encoders are evaluated on.
+
+    Attributes:
+        images: (B, size_px, size_px, 3) uint8.
+        labels: (B,) int64.
+        sample_id: (B,) int64.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    sample_id: np.ndarray
+
+
 def labelled_images(
     config: DataConfig, index: Index, size_px: int, on_bad: OnBad, *, limit: int | None = None, batch_size: int = 256, num_threads: int = 2
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -210,30 +230,107 @@ def labelled_images(
         limit: At most so many rows: some of each of up to 64 row groups that are spread over the data set.
     """
     groups, rows_per_group = _spread(index, limit)
+
+    def chosen(group: int) -> Rows | None:
+        rows = read_groups(index, [group])
+        labelled = rows.sample_id[rows.label != NO_LABEL]
+        if not len(labelled):
+            return None
+        return rows.take(labelled[np.unique(np.linspace(0, len(labelled) - 1, min(rows_per_group, len(labelled))).round().astype(int))])
+
+    for batch in _evaluation_batches((chosen(group) for group in groups), config.max_pixels, size_px, on_bad, batch_size, num_threads):
+        yield batch.images, batch.labels
+
+
+def evaluation_images(
+    index: Index, groups: Sequence[int], size_px: int, on_bad: OnBad, *, batch_size: int = 64, num_threads: int = 1
+) -> Iterator[EvaluationBatch]:
+    """The images of these row groups as encoders are evaluated on; rows without a label are left out."""
+    rows = read_groups(index, groups)
+    labelled = rows.take(rows.sample_id[rows.label != NO_LABEL]) if (rows.label != NO_LABEL).any() else None
+    return _evaluation_batches([labelled], index.config.max_pixels, size_px, on_bad, batch_size, num_threads)
+
+
+def portions(index: Index, num_rows: int) -> list[list[int]]:
+    """The row groups that are not empty, in order, in lists of about `num_rows` rows."""
+    groups = np.flatnonzero(index.group_rows > 0)
+    number = (np.cumsum(index.group_rows[groups]) - 1) // num_rows
+    return [portion.tolist() for portion in np.split(groups, np.flatnonzero(np.diff(number)) + 1) if len(portion)]
+
+
+def _evaluation_batches(
+    parts: Iterable[Rows | None], max_pixels: int, size_px: int, on_bad: OnBad, batch_size: int, num_threads: int
+) -> Iterator[EvaluationBatch]:
+    """The parts' images in batches; while one batch is looked at, the threads decode the next."""
     with ThreadPoolExecutor(num_threads) as pool:
-        for group in groups:
-            rows = read_groups(index, [group])
-            labelled = rows.sample_id[rows.label != NO_LABEL]
-            chosen = (
-                np.unique(np.linspace(0, len(labelled) - 1, min(rows_per_group, len(labelled))).round().astype(int))
-                if len(labelled)
-                else []
-            )
-            rows = rows.take(labelled[chosen]) if len(chosen) else None
+        waiting: deque[list[Future[tuple[EvaluationBatch, list[BadRow]]]]] = deque()
+
+        def finished() -> EvaluationBatch:
+            done = [future.result() for future in waiting.popleft()]
+            if bad := [row for _, rows in done for row in rows]:
+                on_bad(bad)
+            pieces = [piece for piece, _ in done]
+            columns = ([getattr(piece, name) for piece in pieces] for name in ("images", "labels", "sample_id"))
+            return EvaluationBatch(*(np.concatenate(column) if len(column) > 1 else column[0] for column in columns))
+
+        for rows in parts:
             for start in range(0, len(rows) if rows else 0, batch_size):
                 assert rows is not None
-                part = rows.take(rows.sample_id[start : start + batch_size])
-                pieces = [part.take(ids) for ids in np.array_split(part.sample_id, num_threads)]
-                done = list(pool.map(lambda piece: _evaluation_images(config, piece, size_px, on_bad), pieces))
-                yield np.concatenate([images for images, _ in done]), np.concatenate([labels for _, labels in done])
+                pieces = [ids for ids in np.array_split(rows.sample_id[start : start + batch_size], num_threads) if len(ids)]
+                waiting.append([pool.submit(_evaluation_piece, rows.take(ids), max_pixels, size_px) for ids in pieces])
+                if len(waiting) > _BATCHES_AHEAD:
+                    yield finished()
+        while waiting:
+            yield finished()
 
 
-def _evaluation_images(config: DataConfig, rows: Rows, size_px: int, on_bad: OnBad) -> tuple[np.ndarray, np.ndarray]:
-    images, good = decode_images(rows, config.max_pixels, on_bad)
+def _evaluation_piece(rows: Rows, max_pixels: int, size_px: int) -> tuple[EvaluationBatch, list[BadRow]]:
+    bad: list[BadRow] = []
+    images, good = decode_images(rows, max_pixels, bad.extend)
     pixels = np.empty((len(images), size_px, size_px, 3), np.uint8)
     for place, image in enumerate(images):
         pixels[place] = np.asarray(evaluation_view(image, size_px))
-    return pixels, rows.label[good]
+    return EvaluationBatch(pixels, rows.label[good], rows.sample_id[good]), bad
+
+
+def training_crops(
+    index: Index, sample_id: np.ndarray, size_px: int, epochs: int, batch_size: int, seed: int, on_bad: OnBad, *, num_threads: int = 2
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What a classifier is trained on: crops at random, mirrored half of the time, of these rows, epoch by epoch in an order of its own.
+
+    Batches are (B, size_px, size_px, 3) uint8 with labels (B,); what is left over at the end of an epoch is a smaller one. Rows that cannot be
+    decoded are left out.
+    """
+    plan = Plan(index, seed, index.config.shuffle_window, batch_size)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for epoch in range(epochs):
+            held: list[tuple[np.ndarray, np.ndarray]] = []
+            for window in plan.windows(epoch):
+                if not np.isin(_ids_of(index, window), sample_id).any():
+                    continue
+                rows = read_groups(index, window.groups)
+                wanted = np.concatenate([block.sample_id for block in plan.blocks(window)])
+                wanted = wanted[np.isin(wanted, sample_id)]
+                pieces = [rows.take(wanted[start : start + _CROPS_AT_ONCE]) for start in range(0, len(wanted), _CROPS_AT_ONCE)]
+                for piece, bad in pool.map(partial(_training_piece, index.config.max_pixels, size_px, epoch, seed), pieces):
+                    held.append(piece)
+                    if bad:
+                        on_bad(bad)
+                while sum(len(labels) for _, labels in held) >= batch_size:
+                    images, labels = (np.concatenate(column) for column in zip(*held, strict=True))
+                    yield images[:batch_size], labels[:batch_size]
+                    held = [(images[batch_size:], labels[batch_size:])]
+            if sum(len(labels) for _, labels in held):
+                images, labels = (np.concatenate(column) for column in zip(*held, strict=True))
+                yield images, labels
+
+
+def _training_piece(max_pixels: int, size_px: int, epoch: int, seed: int, rows: Rows) -> tuple[tuple[np.ndarray, np.ndarray], list[BadRow]]:
+    bad: list[BadRow] = []
+    images, good = decode_images(rows, max_pixels, bad.extend)
+    sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
+    params = draw(_TRAINING_CROP, sizes, rows.sample_id[good], epoch, seed, 0)
+    return (crop(images, params, size_px, _TRAINING_CROP.interpolation), rows.label[good]), bad
 
 
 def evaluation_view(image: Image.Image, size_px: int) -> Image.Image:

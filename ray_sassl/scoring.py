@@ -1,10 +1,12 @@
-"""Scores of encoders on labelled images: during a run (`online_knn`) and after it (`score`)."""
+"""Encoders and the labelled images that they are judged by: during a run (`online_knn`) and after it (`EncoderSubject`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +15,15 @@ from torch import nn
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
-from ray_sassl.data.index import Index, all_labels, build_index
-from ray_sassl.data.quarantine import Quarantine
-from ray_sassl.evaluate import ProtocolConfig
-from ray_sassl.evaluate.features import extract_features
+from ray_sassl.data.index import Index, all_labels, build_index, read_groups
+from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.evaluate import FixedFeatures, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject
+from ray_sassl.evaluate.features import evaluation_mode, extract_features
 from ray_sassl.evaluate.knn import Config as KnnConfig
-from ray_sassl.pipeline import labelled_images
+from ray_sassl.evaluate.scores import check_classes
+from ray_sassl.evaluate.store import Provenance, encoder_digest, read_features, write_features
+from ray_sassl.extraction import Extract, ExtractionJob, Preprocessing, extract_here
+from ray_sassl.pipeline import decode_images, evaluation_view, labelled_images, training_crops
 from ray_sassl.plugins import UsageError
 
 _KEPT_BYTES = 2**30
@@ -89,15 +94,35 @@ def load_evaluation_data(config: ExperimentConfig) -> EvaluationData:
     """The labelled images of `evaluate.train` and `evaluate.test`.
 
     Raises:
-        UsageError: no such data are configured, or they have no labels.
+        UsageError: no such data are configured, or their labels do not fit together; see `labelled_data`.
     """
-    splits = {}
     for split, data in (("train", config.evaluate.train), ("test", config.evaluate.test)):
         if data is None:
             raise UsageError(f"evaluate.{split} is not set; say which labelled images to use: 'evaluate.{split}={{path: FOLDER}}'")
-        splits[split] = LabelledImages(data, config.evaluate.size_px)
-        if not len(splits[split].labels):
-            raise UsageError(f"evaluate.{split}: {data.path} has no labels (label_column={data.label_column!r})")
+    assert config.evaluate.train is not None
+    assert config.evaluate.test is not None
+    return labelled_data(config.evaluate.train, config.evaluate.test, config.evaluate.size_px)
+
+
+def labelled_data(train: DataConfig, test: DataConfig, size_px: int) -> EvaluationData:
+    """Labelled images to fit on and to measure on; images are not read.
+
+    Raises:
+        UsageError: one of them has no labels, a label is out of range, the classes of the two differ, or a class has test images and no train
+            images.
+    """
+    splits = {"train": LabelledImages(train, size_px), "test": LabelledImages(test, size_px)}
+    for split, images in splits.items():
+        if not len(images.labels):
+            raise UsageError(f"evaluate.{split}: {images.config.path} has no labels (label_column={images.config.label_column!r})")
+    names = [images.index.class_names for images in splits.values()]
+    if names[0] and names[1] and names[0] != names[1]:
+        differing = sorted(set(names[0]) ^ set(names[1]))
+        raise UsageError(
+            f"{train.path} has {len(names[0])} classes and {test.path} {len(names[1])}, so their labels mean different things; in one only: "
+            f"{', '.join(differing[:10])}"
+        )
+    check_classes(splits["train"].labels, splits["test"].labels, names[0])
     return EvaluationData(**splits)
 
 
@@ -111,10 +136,123 @@ def online_knn(config: ExperimentConfig, device: torch.device) -> Callable[[nn.M
     mean, std = config.train.pixel_mean, config.train.pixel_std
 
     def knn_top1(backbone: nn.Module) -> dict[str, float]:
-        train, test = (extract_features(backbone, images, mean, std, device) for images in splits)
-        return {"knn_top1": KnnConfig().build().evaluate(train, test)["top1"]}
+        subject = FixedFeatures(*(extract_features(backbone, images, mean, std, device) for images in splits))
+        return {"knn_top1": KnnConfig().build().evaluate(subject).scores["top1"].value}
 
     return knn_top1
+
+
+class EncoderSubject(Subject):
+    """An encoder and the labelled images that it is judged by; features are computed once, and kept in memory and where wanted on disk.
+
+    Args:
+        encoder: (B, 3, S, S) -> (B, F); it is left as it is.
+        config: Of the run that it comes from: the pixels' mean and deviation, and the size of images.
+        data: The images.
+        extract: Where features are computed.
+        folder: Where features are kept, a path or URI; None: nowhere.
+        facts: What is to be known of the encoder beside its digest, such as its checkpoint; kept with the features.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        config: ExperimentConfig,
+        data: EvaluationData,
+        extract: Extract = extract_here,
+        folder: str | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self._encoder, self._config, self._data = encoder, config, data
+        self._extract, self._folder, self._facts = extract, folder, facts or {}
+        self._known: dict[tuple[Split, str], LabelledFeatures] = {}
+        self.size_px = config.evaluate.size_px
+        self.pixel_mean, self.pixel_std = config.train.pixel_mean, config.train.pixel_std
+        self.class_names = data.train.index.class_names
+
+    @cached_property
+    def _digest(self) -> str:
+        return encoder_digest(self._encoder)
+
+    @property
+    def _preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.size_px, tuple(self.pixel_mean), tuple(self.pixel_std))
+
+    def _images(self, split: Split) -> LabelledImages:
+        return self._data.train if split == "train" else self._data.test
+
+    def features(self, split: Split) -> LabelledFeatures:
+        return self._features(split, [None])[0]
+
+    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+        return self._features("test", changes)
+
+    def _features(self, split: Split, changes: Sequence[ImageChange | None]) -> list[LabelledFeatures]:
+        """From memory or disk, and those that are in neither computed in one pass over the images."""
+        keys = [change.key if change is not None else _UNCHANGED for change in changes]
+        images = self._images(split)
+        for key in keys:
+            if (split, key) not in self._known and self._folder is not None:
+                found = read_features(self._folder, self._provenance(images, key))
+                if found is not None:
+                    self._known[split, key] = found[0]
+                    images.quarantine.add(BadRow(**row) for row in found[1]["bad_rows"])
+        missing = {key: change for key, change in zip(keys, changes, strict=True) if (split, key) not in self._known}
+        if missing:
+            job = ExtractionJob(self._encoder, images.index, self._preprocessing, tuple(missing.values()))
+            result = self._extract(job)
+            images.quarantine.add(result.bad)
+            for key, part in zip(missing, result.parts, strict=True):
+                self._known[split, key] = part
+                self._keep(images, key, part, result.bad)
+        return [self._known[split, key] for key in keys]
+
+    def _provenance(self, images: LabelledImages, key: str) -> Provenance:
+        return {"encoder": self._digest, "data": images.index.fingerprint, "preprocessing": self._preprocessing.key, "change": key}
+
+    def _keep(self, images: LabelledImages, key: str, part: LabelledFeatures, bad: list[BadRow]) -> None:
+        if self._folder is None:
+            return
+        facts = {**self._facts, "data": images.config.model_dump(mode="json"), "bad_rows": [asdict(row) for row in bad]}
+        write_features(self._folder, part, self._provenance(images, key), facts)
+
+    def images(self, split: Split, sample_id: np.ndarray) -> np.ndarray:
+        index = self._images(split).index
+        groups = np.searchsorted(index.group_first, sample_id, side="right") - 1
+        pixels = np.empty((len(sample_id), self.size_px, self.size_px, 3), np.uint8)
+        for group in np.unique(groups):
+            places = np.flatnonzero(groups == group)
+            decoded, good = decode_images(read_groups(index, [int(group)]).take(sample_id[places]), index.config.max_pixels, _ignore)
+            for place, image in zip(places[good], decoded, strict=True):
+                pixels[place] = np.asarray(evaluation_view(image, self.size_px))
+        return pixels
+
+    def encoder(self) -> tuple[nn.Module, int]:
+        copied = copy.deepcopy(self._encoder)
+        device = next((tensor.device for tensor in copied.state_dict().values()), torch.device("cpu"))
+        with evaluation_mode(copied), torch.inference_mode():
+            num_features = copied(torch.zeros(1, 3, self.size_px, self.size_px, device=device)).shape[1]
+        return copied, num_features
+
+    def training_views(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        train = self._data.train
+        return training_crops(train.index, sample_id, self.size_px, epochs, batch_size, seed, train.quarantine.add)
+
+    def outputs(self, network: nn.Module) -> LabelledFeatures:
+        result = self._extract(ExtractionJob(network, self._data.test.index, self._preprocessing))
+        self._data.test.quarantine.add(result.bad)
+        return result.parts[0]
+
+    def on(self, train: DataConfig, test: DataConfig) -> Subject:
+        data = labelled_data(train, test, self.size_px)
+        return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts)
+
+
+_UNCHANGED = "none"
+
+
+def _ignore(bad: list[BadRow]) -> None:
+    """Bad rows were counted when the features were computed."""
 
 
 def score(config: ExperimentConfig, backbone: nn.Module, data: EvaluationData, protocols: list[ProtocolConfig]) -> list[dict[str, float]]:
@@ -123,11 +261,9 @@ def score(config: ExperimentConfig, backbone: nn.Module, data: EvaluationData, p
     Raises:
         TooManyBadRowsError: more images cannot be decoded than `max_bad_fraction` of their data allows.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = backbone.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    mean, std = config.train.pixel_mean, config.train.pixel_std
-    train, test = (extract_features(backbone, images, mean, std, device) for images in (data.train, data.test))
-    return [protocol.build().evaluate(train, test) for protocol in protocols]
+    subject = EncoderSubject(backbone, config, data)
+    evaluations = [protocol.build().evaluate(subject) for protocol in protocols]
+    return [{name: score.value for name, score in evaluation.scores.items()} for evaluation in evaluations]
 
 
 def untrained_backbone(config: ExperimentConfig) -> nn.Module:

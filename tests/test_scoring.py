@@ -18,8 +18,9 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.evaluate.knn import Config as Knn
 from ray_sassl.experiments import load_experiment
+from ray_sassl.extraction import extract_here
 from ray_sassl.plugins import UsageError
-from ray_sassl.scoring import LabelledImages, RawPixels, load_evaluation_data, online_knn, score, untrained_backbone
+from ray_sassl.scoring import EncoderSubject, LabelledImages, RawPixels, load_evaluation_data, online_knn, score, untrained_backbone
 
 CPU = torch.device("cpu")
 COLOURS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
@@ -109,3 +110,73 @@ def test_what_is_small_is_decoded_once_and_what_is_large_at_each_pass(config, tm
         first, second = list(images), list(images)
         assert (first[0][0] is second[0][0]) is is_same
         assert all(np.array_equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True))
+
+
+def _subject(config: ExperimentConfig, folder: Path, extract=extract_here, seed: int = 0) -> EncoderSubject:
+    encoder = untrained_backbone(apply_overrides(config, [f"seed={seed}"]))
+    return EncoderSubject(encoder, config, load_evaluation_data(config), extract, str(folder))
+
+
+def test_features_are_computed_once_for_an_encoder_and_a_data_set(config, tmp_path):
+    first = _subject(config, tmp_path / "kept").features("test")
+    again = _subject(config, tmp_path / "kept", _refuse).features("test")
+    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ("features", "labels", "sample_id"))
+    for changed, seed in (([], 1), (["evaluate.size_px=12"], 0), (["train.pixel_std=[0.3, 0.2, 0.2]"], 0)):
+        with pytest.raises(AssertionError, match="read again"):
+            _subject(apply_overrides(config, changed), tmp_path / "kept", _refuse, seed).features("test")
+
+
+def test_features_of_other_images_under_the_same_name_are_not_used(config, tmp_path):
+    _subject(config, tmp_path / "kept").features("test")
+    _write(tmp_path / "test.parquet", 99)
+    assert len(_subject(config, tmp_path / "kept").features("test").labels) == 99
+
+
+def test_bad_images_count_also_where_features_were_kept(config, tmp_path):
+    _write(tmp_path / "test.parquet", 102, num_bad=1)
+    for _ in range(2):
+        subject = _subject(config, tmp_path / "kept")
+        assert len(subject.features("test").labels) == 101
+        assert subject._data.num_bad == 1
+
+
+def test_images_come_by_their_ids(config, tmp_path):
+    subject = _subject(config, tmp_path / "kept")
+    ids = np.array([101, 0, 57, 1])
+    colours = subject.images("test", ids).mean((1, 2))
+    assert np.abs(colours - COLOURS[ids % 3]).max() < 12
+
+
+def test_training_views_show_every_wanted_image_once_an_epoch(config, tmp_path):
+    subject = _subject(config, tmp_path / "kept")
+    wanted = np.arange(0, 120, 4)
+    batches = list(subject.training_views(wanted, epochs=2, batch_size=8, seed=0))
+    assert [len(labels) for _, labels in batches] == [8, 8, 8, 6] * 2
+    first, second = (np.concatenate([labels for _, labels in part]) for part in (batches[:4], batches[4:]))
+    assert np.bincount(first).tolist() == np.bincount(second).tolist() == [10, 10, 10]
+    assert first.tolist() != second.tolist()
+    for images, labels in batches:
+        assert np.abs(images.mean((1, 2)) - COLOURS[labels]).max() < 15
+
+
+def test_outputs_are_those_of_another_network_on_the_test_images(config, tmp_path):
+    outputs = _subject(config, tmp_path / "kept").outputs(RawPixels())
+    assert outputs.features.shape == (102, 3 * 8 * 8)
+    assert outputs.labels.tolist() == (np.arange(102) % 3).tolist()
+
+
+def test_a_class_without_train_images_is_refused_before_anything_is_read(config, tmp_path):
+    table = pq.read_table(tmp_path / "test.parquet")
+    pq.write_table(table.set_column(1, "label", pa.array([9] * 102, pa.int32())), tmp_path / "test.parquet")
+    with pytest.raises(UsageError, match="class 9 has test images and no train images"):
+        load_evaluation_data(config)
+
+
+def test_folders_with_other_classes_are_refused(config, tmp_path):
+    for split, names in (("train", ("cat", "dog")), ("test", ("cat", "frog"))):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / split / name / "0.png")
+    folders = [f"evaluate.{split}={{path: {tmp_path}/{split}}}" for split in ("train", "test")]
+    with pytest.raises(UsageError, match="mean different things; in one only: dog, frog"):
+        load_evaluation_data(apply_overrides(config, folders))

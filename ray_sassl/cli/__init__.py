@@ -96,23 +96,52 @@ def views(
     pretraining.views(Console(), experiment, overrides or [], out, rows)
 
 
-@app.command(epilog="Examples: ray-sassl evaluate runs/first knn k=20   |   ray-sassl evaluate runs/first linear solver=sgd --baselines")
+@app.command(
+    epilog="Examples: ray-sassl evaluate runs/first knn k=20   |   ray-sassl evaluate runs/first knn linear linear.l2=grid --baselines"
+)
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory (its newest checkpoint) or a checkpoint.")],
-    protocol: Annotated[str, typer.Argument(help="knn or linear.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PATH=VALUE]...", help="The protocol's fields (k=20), or the run's (evaluate.test.path=...)."),
-    ] = None,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROTOCOL... [PATH=VALUE]...",
+            help="Protocols, and changes to their fields (k=20, knn.k=20) or to the run's (evaluate.test.path=...). "
+            "An unknown name is answered with the known ones.",
+        ),
+    ],
     baselines: Annotated[bool, typer.Option("--baselines", help="Also score the untrained encoder and raw pixels.")] = False,
-    out: Annotated[
-        str | None, typer.Option(help="Where to write the scores (JSON). [default: evaluate-PROTOCOL.json beside the run]")
+    out: Annotated[str | None, typer.Option(help="Folder for the results. [default: evaluation/step-NUMBER in the run directory]")] = None,
+    keep_features: Annotated[
+        bool, typer.Option(help="Keep features in evaluation/features of the run directory, and use those that are there.")
+    ] = True,
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Compute features on so many actors. [default: on a cluster all that fit; on one machine in this process]"
+        ),
     ] = None,
+    actor_cpus: Annotated[float, typer.Option(help="CPUs of one actor, and its threads.")] = 1.0,
+    actor_gpus: Annotated[float | None, typer.Option(help="GPUs of one actor. [default: 1 where the cluster has GPUs]")] = None,
+    address: Address = None,
 ) -> None:
-    """Score an encoder's frozen features on labelled images."""
-    from ray_sassl.cli import pretraining
+    """Judge an encoder on labelled images.
 
-    pretraining.evaluate(Console(), run, protocol, overrides or [], baselines=baselines, out=out)
+    Scores with confidence intervals, pictures and predictions go to the run directory; features are computed once.
+    """
+    from ray_sassl.cli import evaluation
+
+    evaluation.evaluate(
+        Console(),
+        run,
+        what,
+        baselines=baselines,
+        out=out,
+        keep_features=keep_features,
+        actors=actors,
+        actor_cpus=actor_cpus,
+        actor_gpus=actor_gpus,
+        address=address,
+    )
 
 
 @app.command()

@@ -1,8 +1,7 @@
-"""What the verbs `demo`, `experiments`, `pretrain`, `views` and `evaluate` do and print."""
+"""What the verbs `demo`, `experiments`, `pretrain` and `views` do and print."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,9 +16,9 @@ from rich.table import Table
 
 from ray_sassl import storage
 from ray_sassl.config.files import read_config, to_yaml
-from ray_sassl.config.overrides import apply_overrides, explain, parse_override
+from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import UsageError, load_plugin
+from ray_sassl.plugins import UsageError
 from ray_sassl.train.loop import Progress as RunProgress
 
 _PLAIN_EVERY_S = 10.0
@@ -156,58 +154,6 @@ def views(console: Console, experiment: str, overrides: list[str], out: str, row
         picture = views_picture(config, view_source(config, folder), build_restyle(config, "cpu", 1), rows)
     storage.write_bytes(out, picture)
     console.print(f"Views: {out}")
-
-
-def evaluate(console: Console, run: str, protocol: str, overrides: list[str], *, baselines: bool, out: str | None) -> None:
-    """Score the newest checkpoint, print a table and write JSON."""
-    from ray_sassl.run import find_checkpoint, load_backbone
-    from ray_sassl.scoring import RawPixels, load_evaluation_data, score, untrained_backbone
-
-    checkpoint = find_checkpoint(run)
-    plugin = load_plugin("ray_sassl.evaluate", protocol).Config
-    own = [text for text in overrides if text.partition("=")[0] in plugin.model_fields]
-    try:
-        protocol_config = plugin(**dict(parse_override(text) for text in own))
-    except ValidationError as error:
-        raise UsageError(f"{protocol}: {explain(error)}") from error
-    config, backbone = load_backbone(checkpoint)
-    config = apply_overrides(config, [text for text in overrides if text not in own])
-    data = load_evaluation_data(config)
-    encoders = {f"step {checkpoint.step:,}": backbone}
-    if baselines:
-        encoders |= {"untrained encoder": untrained_backbone(config), "raw pixels": RawPixels()}
-    scores: dict[str, dict[str, float]] = {}
-    for name, encoder in encoders.items():
-        with console.status(f"{protocol}: {name}"):
-            scores[name] = score(config, encoder, data, [protocol_config])[0]
-    table = Table("encoder", *next(iter(scores.values())), title=f"{protocol} on frozen features", title_justify="left")
-    for name, values in scores.items():
-        table.add_row(name, *(_figure(key, value) for key, value in values.items()))
-    if baselines:
-        table.add_row("chance", f"{data.chance:.1%}")
-    console.print(table)
-    if data.num_bad:
-        console.print(f"[yellow]{data.num_bad:,} images could not be decoded and were left out[/]")
-    out = out or storage.join(_run_dir_of(checkpoint.path), f"evaluate-{protocol}.json")
-    record = {
-        "checkpoint": checkpoint.path,
-        "step": checkpoint.step,
-        "protocol": {"name": protocol, **protocol_config.model_dump()},
-        "data": config.evaluate.model_dump(mode="json"),
-        "bad_images": data.num_bad,
-        "chance": data.chance,
-        "scores": scores,
-    }
-    storage.write_text(out, json.dumps(record, indent=2))
-    console.print(f"Scores: {out}")
-
-
-def _figure(name: str, value: float) -> str:
-    return f"{value:.2%}" if name.endswith(("top1", "top5")) else f"{value:g}"
-
-
-def _run_dir_of(checkpoint: str) -> str:
-    return storage.parent(storage.parent(checkpoint))
 
 
 def demo(console: Console, run_dir: str | None, address: str | None) -> None:

@@ -35,19 +35,28 @@ def extract_features(
     """
     features: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    with _evaluation_mode(backbone), torch.inference_mode():
+    with evaluation_mode(backbone):
         for images, batch_labels in batches:
-            writable = np.require(images, requirements=["C", "W"])  # torch warns of arrays that cannot be written
-            x = normalize(torch.from_numpy(writable).to(device, non_blocking=True), mean, std)
-            features.append(backbone(x).float().cpu().numpy())
+            features.append(features_of(backbone, images, mean, std, device))
             labels.append(np.asarray(batch_labels, dtype=np.int64))
     if not features:
         raise UsageError("there are no images to take features of")
     return LabelledFeatures(np.concatenate(features), np.concatenate(labels))
 
 
+@torch.inference_mode()
+def features_of(
+    backbone: nn.Module, images: np.ndarray, mean: Sequence[float], std: Sequence[float], device: torch.device | str
+) -> np.ndarray:
+    """(B, F) float32 of images (B, H, W, 3) uint8, by a backbone that is in evaluation mode."""
+    writable = np.require(images, requirements=["C", "W"])  # torch warns of arrays that cannot be written
+    x = normalize(torch.from_numpy(writable).to(device, non_blocking=True), mean, std)
+    return backbone(x).float().cpu().numpy()
+
+
 @contextmanager
-def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Within the block the network is in evaluation mode; afterwards each module has its own mode again."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ray_sassl.evaluate import LabelledFeatures, Protocol, ProtocolConfig
-from ray_sassl.evaluate.scores import check_features, evaluation_device, top_k_accuracy
+from ray_sassl.evaluate import Evaluation, Protocol, ProtocolConfig, Subject
+from ray_sassl.evaluate.scores import check_features, classification_scores, evaluation_device
 
 MAX_SIMILARITIES = 2**25
 """Similarities held at a time (128 MiB in float32)."""
@@ -20,7 +20,7 @@ class Config(ProtocolConfig):
     """Weighted kNN.
 
     Attributes:
-        k: Neighbours that vote (section 4.1: 200). Of a smaller train set all vote; the result's `k` says how many did.
+        k: Neighbours that vote (section 4.1: 200). Of a smaller train set all vote; the result's details say how many did.
         temperature: A neighbour's vote is exp(cosine similarity / temperature); 0.07 in the paper, 0.1 in most later code.
         device: Where to compute; "auto" is the GPU where there is one.
     """
@@ -39,14 +39,17 @@ class WeightedKNN(Protocol):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def evaluate(self, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, float]:
+    def evaluate(self, subject: Subject) -> Evaluation:
+        train, test = subject.features("train"), subject.features("test")
         check_features(train, test)
         device = evaluation_device(self.config.device)
         k = min(self.config.k, len(train.labels))
-        train_features, train_labels = torch.from_numpy(train.features).to(device), torch.from_numpy(train.labels).to(device)
-        test_features, test_labels = torch.from_numpy(test.features).to(device), torch.from_numpy(test.labels).to(device)
+        train_features, train_labels, test_features = (
+            torch.from_numpy(array).to(device) for array in (train.features, train.labels, test.features)
+        )
         votes = knn_votes(train_features, train_labels, test_features, k, self.config.temperature)
-        return {**top_k_accuracy(votes, test_labels), "k": float(k)}
+        scores, predictions = classification_scores(votes, test)
+        return Evaluation(scores, details={"k": k}, predictions=predictions)
 
 
 @torch.inference_mode()

@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.evaluate import LabelledFeatures, Protocol, ProtocolConfig
-from ray_sassl.evaluate.scores import check_features, evaluation_device, top_k_accuracy
+from ray_sassl.evaluate import Evaluation, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluate.scores import check_features, classification_scores, evaluation_device, top_k_accuracy
 from ray_sassl.plugins import UsageError
 
 SGD_ONLY = ("epochs", "batch_size", "learning_rate", "sgd_momentum", "seed", "device")
@@ -65,7 +65,8 @@ class LinearProbe(Protocol):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def evaluate(self, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, float]:
+    def evaluate(self, subject: Subject) -> Evaluation:
+        train, test = subject.features("train"), subject.features("test")
         check_features(train, test)
         if len(np.unique(train.labels)) < 2:
             raise UsageError("a linear probe needs train images of at least two classes")
@@ -73,9 +74,9 @@ class LinearProbe(Protocol):
         x_train, x_test = (((part.features - mean) / deviation).astype(np.float32) for part in (train, test))
         fit = fit_lbfgs if self.config.solver == "lbfgs" else fit_sgd
         weight, bias = fit(x_train, train.labels, self.config)
-        accuracy = top_k_accuracy(torch.from_numpy(x_test @ weight.T + bias), torch.from_numpy(test.labels))
+        scores, predictions = classification_scores(torch.from_numpy(x_test @ weight.T + bias), test)
         train_accuracy = top_k_accuracy(torch.from_numpy(x_train @ weight.T + bias), torch.from_numpy(train.labels))
-        return {**accuracy, "train_top1": train_accuracy["top1"]}
+        return Evaluation({**scores, "train_top1": Score(train_accuracy["top1"])}, predictions=predictions)
 
 
 def fit_lbfgs(x: np.ndarray, labels: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:

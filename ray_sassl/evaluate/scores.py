@@ -1,4 +1,4 @@
-"""What the classification protocols have in common: their demands on features, and their scores."""
+"""What the classification protocols have in common: their demands on features and labels, and their scores."""
 
 from __future__ import annotations
 
@@ -6,38 +6,95 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_sassl.evaluate import LabelledFeatures
+from ray_sassl.evaluate import LabelledFeatures, Predictions, Score
+from ray_sassl.evaluate.intervals import mean_score, per_class_score
 from ray_sassl.plugins import UsageError
+
+MAX_CLASSES = 2**17
+"""A larger label is taken for a mistake (a hash, an identifier): scores have a column for each class."""
+_NAMED = 10
 
 
 def check_features(train: LabelledFeatures, test: LabelledFeatures) -> None:
     """Says what makes two sets of features unfit for a classifier.
 
     Raises:
-        UsageError: a set is empty or not finite, its labels do not match its rows or are negative, or the widths differ.
+        UsageError: a set is empty or not finite, its labels do not match its rows or are out of range, or the widths differ.
     """
     for name, part in (("train", train), ("test", test)):
         if part.features.ndim != 2 or len(part.features) == 0:
             raise UsageError(f"the {name} features must be (N, F) with N > 0, they are {part.features.shape}")
         if part.labels.shape != part.features.shape[:1]:
             raise UsageError(f"the {name} set has {len(part.features)} features and labels of shape {part.labels.shape}")
-        if part.labels.min() < 0:
-            raise UsageError(f"the {name} set has the label {part.labels.min()}; labels count from 0")
+        check_range(part.labels, f"the {name} set")
         if not np.isfinite(part.features).all():
             raise UsageError(f"the {name} features are not all finite; the backbone has diverged")
     if train.features.shape[1] != test.features.shape[1]:
         raise UsageError(f"train features are {train.features.shape[1]} wide, test features {test.features.shape[1]}")
 
 
+def check_range(labels: np.ndarray, what: str, num_classes: int | None = None) -> None:
+    """Says which labels cannot be class numbers.
+
+    Args:
+        what: Whose labels they are, for the message.
+        num_classes: How many classes there are, where that is known.
+
+    Raises:
+        UsageError: a label is negative, or not below `num_classes`.
+    """
+    limit = MAX_CLASSES if num_classes is None else num_classes
+    outside = np.unique(labels[(labels < 0) | (labels >= limit)])
+    if len(outside):
+        known = f"there are {limit:,} classes" if num_classes is not None else f"at most {limit:,} classes are taken"
+        raise UsageError(f"{what} has the label {_listed(outside)}; labels count from 0, and {known}")
+
+
+def check_classes(train_labels: np.ndarray, test_labels: np.ndarray, class_names: tuple[str, ...] = ()) -> None:
+    """Says which classes nothing can be learned of, and which are not numbers of classes.
+
+    Args:
+        class_names: The name of each label, where they are known.
+
+    Raises:
+        UsageError: a label is out of range, or a class has test images and no train images.
+    """
+    num_classes = len(class_names) or None
+    check_range(train_labels, "the train set", num_classes)
+    check_range(test_labels, "the test set", num_classes)
+    missing = np.setdiff1d(test_labels, train_labels)
+    if len(missing):
+        named = _listed(np.array([f"{label} ({class_names[label]})" if class_names else str(label) for label in missing]))
+        raise UsageError(
+            f"class {named} has test images and no train images, so it can never be predicted. Are train and test of the same data set, with "
+            "labels that mean the same in both?"
+        )
+
+
 def top_k_accuracy(class_scores: Tensor, labels: Tensor) -> dict[str, float]:
     """`top1`, and `top5` of more than five classes, as shares in [0, 1], from scores (N, C) and labels (N,)."""
-    num_classes = class_scores.shape[1]
-    ranking = class_scores.topk(min(5, num_classes), dim=1).indices
-    hits = ranking == labels[:, None]
+    hits = _hits(class_scores, labels)
     accuracy = {"top1": hits[:, 0].double().mean().item()}
-    if num_classes > 5:
+    if class_scores.shape[1] > 5:
         accuracy["top5"] = hits.any(1).double().mean().item()
     return accuracy
+
+
+def classification_scores(class_scores: Tensor, test: LabelledFeatures) -> tuple[dict[str, Score], Predictions]:
+    """`top1`, `top5` of more than five classes, and `mean_per_class`, with intervals; and the predicted classes.
+
+    Args:
+        class_scores: (N, C); equal scores go to the lower class, as scikit-learn has it.
+        test: Whose labels they are held against.
+    """
+    predicted = class_scores.argmax(1).cpu().numpy()
+    correct = (predicted == test.labels).astype(np.float64)
+    scores = {"top1": mean_score(correct)}
+    if class_scores.shape[1] > 5:
+        labels = torch.from_numpy(test.labels).to(class_scores.device)
+        scores["top5"] = mean_score(_hits(class_scores, labels).any(1).double().cpu().numpy())
+    scores["mean_per_class"] = per_class_score(correct, test.labels)
+    return scores, Predictions(test.sample_id, test.labels, predicted)
 
 
 def evaluation_device(name: str) -> torch.device:
@@ -45,3 +102,12 @@ def evaluation_device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _hits(class_scores: Tensor, labels: Tensor) -> Tensor:
+    return class_scores.topk(min(5, class_scores.shape[1]), dim=1).indices == labels[:, None]
+
+
+def _listed(values: np.ndarray) -> str:
+    more = f" and {len(values) - _NAMED:,} more" if len(values) > _NAMED else ""
+    return ", ".join(str(value) for value in values[:_NAMED]) + more

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import typer
 from PIL import Image
@@ -111,11 +112,17 @@ def test_evaluate_scores_a_run_beside_its_baselines_and_writes_json(tmp_path: Pa
     _run("pretrain", "moco_cifar10_cpu", *_data(tmp_path), *TINY, "train.epochs=0.2", "scaling.num_workers=0", "--run-dir", run_dir)
     output = _run("evaluate", run_dir, "knn", "k=5", "--baselines")
     assert all(name in output for name in ("step 2", "untrained encoder", "raw pixels", "chance"))
-    record = json.loads((tmp_path / "run" / "evaluate-knn.json").read_text())
+    folder = tmp_path / "run" / "evaluation"
+    record = json.loads((folder / "step-00000002" / "knn.json").read_text())
     assert record["protocol"]["k"] == 5
-    assert record["scores"]["raw pixels"]["top1"] == 1.0  # train and test are the same images
-    _run("evaluate", record["checkpoint"], "linear", "--out", str(tmp_path / "linear.json"))
-    assert 0 <= json.loads((tmp_path / "linear.json").read_text())["scores"]["step 2"]["top1"] <= 1
+    assert record["scores"]["raw pixels"]["top1"]["value"] == 1.0  # train and test are the same images
+    assert pq.read_table(folder / "step-00000002" / record["files"]["predictions"]).num_rows == 160
+    features = sorted((folder / "features").iterdir())
+    assert len(features) == 2  # of the encoder and of the untrained one; train and test are the same images
+    _run("evaluate", record["checkpoint"], "linear", "knn", "l2=1e-2", "--out", str(tmp_path / "results"))
+    scores = json.loads((tmp_path / "results" / "linear.json").read_text())["scores"]["step 2"]
+    assert 0 <= scores["top1"]["low"] <= scores["top1"]["value"] <= scores["top1"]["high"] <= 1
+    assert sorted((folder / "features").iterdir()) == features
     with pytest.raises(UsageError, match="no run directory with a sound one"):
         _run("evaluate", str(tmp_path), "knn")
 

@@ -3,14 +3,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
-from ray_sassl.evaluate import LabelledFeatures, knn
+from ray_sassl.evaluate import Evaluation, FixedFeatures, LabelledFeatures, knn
 from ray_sassl.plugins import UsageError
 
 
 def _data(num: int, seed: int, num_classes: int = 7) -> LabelledFeatures:
     rng = np.random.default_rng(seed)
     return LabelledFeatures(rng.normal(size=(num, 5)).astype(np.float32), rng.integers(0, num_classes, num))
+
+
+def _evaluated(train: LabelledFeatures, test: LabelledFeatures, **options: float) -> Evaluation:
+    return knn.Config(**options).build().evaluate(FixedFeatures(train, test))
+
+
+def _values(*args, **options) -> dict[str, float]:
+    return {name: score.value for name, score in _evaluated(*args, **options).scores.items()}
 
 
 def _reference_votes(train: LabelledFeatures, x: np.ndarray, k: int, temperature: float) -> list[float]:
@@ -34,18 +43,17 @@ def test_votes_equal_the_equation_in_blocks_of_any_size(max_similarities, monkey
 
 def test_the_train_set_finds_itself_with_one_neighbour():
     train = _data(50, 0)
-    assert knn.Config(k=1).build().evaluate(train, train) == {"top1": 1.0, "top5": 1.0, "k": 1.0}
+    assert _values(train, train, k=1) == {"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0}
 
 
 def test_the_length_of_features_does_not_matter():
     train, test = _data(60, 0), _data(40, 1)
     scaled = LabelledFeatures(train.features * np.linspace(0.1, 9, 60, dtype=np.float32)[:, None], train.labels)
-    probe = knn.Config(k=5).build()
-    assert probe.evaluate(train, test) == probe.evaluate(scaled, test)
+    assert _values(train, test, k=5) == _values(scaled, test, k=5)
 
 
 def test_of_a_small_train_set_all_vote_and_the_result_says_how_many():
-    assert knn.Config(k=200).build().evaluate(_data(30, 0), _data(5, 1))["k"] == 30.0
+    assert _evaluated(_data(30, 0), _data(5, 1), k=200).details["k"] == 30
 
 
 def test_a_tiny_temperature_does_not_overflow():
@@ -54,16 +62,40 @@ def test_a_tiny_temperature_does_not_overflow():
 
 
 def test_top5_is_left_out_of_five_classes():
-    assert "top5" not in knn.Config().build().evaluate(_data(30, 0, 5), _data(5, 1, 5))
+    assert "top5" not in _values(_data(30, 0, 5), _data(5, 1, 5))
 
 
 def test_features_of_another_width_are_refused():
     narrow = LabelledFeatures(np.ones((3, 4), np.float32), np.zeros(3, np.int64))
     with pytest.raises(UsageError, match="5 wide, test features 4"):
-        knn.Config().build().evaluate(_data(30, 0), narrow)
+        _evaluated(_data(30, 0), narrow)
 
 
 def test_features_that_are_not_finite_are_refused():
     broken = LabelledFeatures(np.full((3, 5), np.nan, np.float32), np.zeros(3, np.int64))
     with pytest.raises(UsageError, match="test features are not all finite"):
-        knn.Config().build().evaluate(_data(30, 0), broken)
+        _evaluated(_data(30, 0), broken)
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_classes_equal_those_of_scikit_learn(k):
+    train, test = _data(300, 0), _data(200, 1)
+    reference = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    expected = reference.fit(train.features.astype(np.float64), train.labels).predict(test.features.astype(np.float64))
+    predictions = _evaluated(train, test, k=k, temperature=0.07).predictions
+    assert predictions is not None
+    assert predictions.predicted.tolist() == expected.tolist()
+    assert predictions.sample_id.tolist() == list(range(200))
+
+
+def test_shuffled_labels_score_chance():
+    rng = np.random.default_rng(3)
+    labels = np.arange(2000) % 4
+    features = (np.eye(4)[labels] * 8 + rng.normal(size=(2000, 4))).astype(np.float32)
+    told_apart = LabelledFeatures(features, labels)
+    assert _values(told_apart, told_apart)["top1"] == 1.0
+    train, test = (LabelledFeatures(features, rng.permutation(labels)) for _ in range(2))
+    top1 = _evaluated(train, test, k=50).scores["top1"]
+    assert top1.low is not None
+    assert top1.high is not None
+    assert top1.low - 0.02 < 0.25 < top1.high + 0.02

@@ -1,0 +1,202 @@
+"""What the verb `evaluate` does and prints."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from ray_sassl import storage
+from ray_sassl.config.overrides import apply_overrides, explain, parse_override
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score
+from ray_sassl.extraction import Extract, extract_here
+from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
+from ray_sassl.scoring import EncoderSubject, EvaluationData, RawPixels, load_evaluation_data, untrained_backbone
+from ray_sassl.train.checkpoint import Checkpoint
+
+_PROTOCOLS = "ray_sassl.evaluate"
+_SHARES = ("top1", "top5", "per_class", "share", "accuracy")
+FOLDER, FEATURES = "evaluation", "features"
+
+
+def evaluate(
+    console: Console,
+    run: str,
+    words: list[str],
+    *,
+    baselines: bool,
+    out: str | None,
+    keep_features: bool,
+    actors: int | None,
+    actor_cpus: float,
+    actor_gpus: float | None,
+    address: str | None,
+) -> None:
+    """Judge the newest checkpoint by each protocol; print tables, and write JSON, predictions and pictures.
+
+    Args:
+        words: Names of protocols and `path=value` changes, which belong to the protocols that have such a field, or else to the run's config.
+        out: The folder for the results.
+        keep_features: Whether to keep features beside the run, and use those that are there.
+        actors: How many, if the work is to be done on a pool of them.
+    """
+    from ray_sassl.run import find_checkpoint, load_backbone
+
+    checkpoint = find_checkpoint(run)
+    protocols, rest = parse_protocols(words)
+    config, backbone = load_backbone(checkpoint)
+    config = apply_overrides(config, rest)
+    data = load_evaluation_data(config)
+    base = storage.join(_run_dir_of(checkpoint.path), FOLDER)
+    out = out or storage.join(base, f"step-{checkpoint.step:08d}")
+    folder = storage.join(base, FEATURES) if keep_features else None
+    with _extraction(actors, actor_cpus, actor_gpus, address) as extract:
+        facts = {"checkpoint": checkpoint.path, "step": checkpoint.step}
+        subjects = {f"step {checkpoint.step:,}": EncoderSubject(backbone, config, data, extract, folder, facts)}
+        if baselines:
+            untrained = untrained_backbone(config)
+            subjects["untrained encoder"] = EncoderSubject(untrained, config, data, extract, folder, {"untrained, of seed": config.seed})
+            subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, extract)
+        for protocol in protocols:
+            evaluations: dict[str, Evaluation] = {}
+            for name, subject in subjects.items():
+                console.print(f"{protocol.name}: {name} ...", style="dim", highlight=False)
+                evaluations[name] = protocol.build().evaluate(subject)
+            console.print(_table(protocol.name, evaluations, data.chance))
+            path = _write(out, protocol, evaluations, checkpoint, config, data)
+            console.print(f"Scores: {path}", soft_wrap=True, highlight=False)
+    if data.num_bad:
+        console.print(f"[yellow]{data.num_bad:,} images could not be decoded and were left out[/]")
+
+
+def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:
+    """The protocols that the words name, with the words' changes to them, and the words that are for the run's config.
+
+    `k=20` changes every named protocol that has a field `k`, `knn.k=20` only kNN.
+
+    Raises:
+        UsageError: no protocol is named, one of them is not known, or a field does not take its value.
+    """
+    names = [word for word in words if "=" not in word]
+    if not names:
+        known = plugin_names(_PROTOCOLS)
+        raise UsageError(f"name at least one protocol: {', '.join(known)}")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"{', '.join(sorted(twice))} is named twice")
+    configs = {name: load_plugin(_PROTOCOLS, name).Config for name in names}
+    fields: dict[str, dict] = {name: {} for name in names}
+    rest = []
+    for word in (word for word in words if "=" in word):
+        path, value = parse_override(word)
+        first, dot, field = path.partition(".")
+        if first in configs and dot:
+            if field not in configs[first].model_fields:
+                near = did_you_mean(field, configs[first].model_fields)
+                raise UsageError(f"{first} has no field {field!r}{near}. Its fields: {', '.join(configs[first].model_fields)}.")
+            fields[first][field] = value
+        elif having := [name for name in names if path in configs[name].model_fields]:
+            for name in having:
+                fields[name][path] = value
+        else:
+            rest.append(word)
+    protocols = []
+    for name in names:
+        try:
+            protocols.append(configs[name](**fields[name]))
+        except ValidationError as error:
+            raise UsageError(f"{name}: {explain(error)}") from error
+    return protocols, rest
+
+
+@contextmanager
+def _extraction(actors: int | None, cpus: float, gpus: float | None, address: str | None) -> Iterator[Extract]:
+    """Where features are computed: on actors where a cluster is named, actors are asked for, or this machine has several GPUs; else here."""
+    import torch
+
+    with ExitStack() as until_the_end:
+        if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
+            yield extract_here
+            return
+        from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
+        from ray_sassl.orchestrate.feature_jobs import feature_pool
+        from ray_sassl.orchestrate.session import offered, ray_session
+
+        until_the_end.enter_context(ray_session(address))
+        if gpus is None:
+            gpus = 1.0 if offered("GPU") >= 1 else 0.0
+        yield until_the_end.enter_context(feature_pool(ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus)))
+
+
+def _table(protocol: str, evaluations: dict[str, Evaluation], chance: float) -> Table:
+    table = Table(protocol, *evaluations, title=f"{protocol}, 95 % intervals in brackets", title_justify="left")
+    names = dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.scores)
+    for name in names:
+        table.add_row(name, *(_figure(name, evaluation.scores.get(name)) for evaluation in evaluations.values()))
+    if len(evaluations) > 1 and any(name.endswith("top1") for name in names):
+        table.add_row("chance (top1)", *[f"{chance:.1%}"] * len(evaluations))
+    return table
+
+
+def _figure(name: str, score: Score | None) -> str:
+    if score is None:
+        return ""
+    scale, digits = (100, 2) if name.endswith(_SHARES) else (1, 4)
+    unit = "%" if scale == 100 else ""
+    value = f"{score.value * scale:.{digits}f}{unit}"
+    if score.low is None or score.high is None:
+        return value
+    return f"{value} [{score.low * scale:.{digits}f}, {score.high * scale:.{digits}f}]"
+
+
+def _write(
+    out: str,
+    protocol: ProtocolConfig,
+    evaluations: dict[str, Evaluation],
+    checkpoint: Checkpoint,
+    config: ExperimentConfig,
+    data: EvaluationData,
+) -> str:
+    """`PROTOCOL.json`, and beside it the first encoder's pictures `PROTOCOL-NAME.png` and predictions `PROTOCOL.parquet`; returns the first."""
+    first = next(iter(evaluations.values()))
+    files = {}
+    for name, content in first.figures.items():
+        files[name] = f"{protocol.name}-{name}.png"
+        storage.write_bytes(storage.join(out, files[name]), content)
+    if first.predictions is not None:
+        files["predictions"] = f"{protocol.name}.parquet"
+        storage.write_bytes(storage.join(out, files["predictions"]), _parquet(first.predictions))
+    record = {
+        "checkpoint": checkpoint.path,
+        "step": checkpoint.step,
+        "protocol": {"name": protocol.name, **protocol.model_dump(mode="json")},
+        "data": config.evaluate.model_dump(mode="json"),
+        "bad_images": data.num_bad,
+        "chance": data.chance,
+        "scores": {name: {key: asdict(score) for key, score in found.scores.items()} for name, found in evaluations.items()},
+        "details": {name: found.details for name, found in evaluations.items()},
+        "files": files,
+    }
+    path = storage.join(out, f"{protocol.name}.json")
+    storage.write_text(path, json.dumps(record, indent=2))
+    return path
+
+
+def _parquet(predictions: Predictions) -> bytes:
+    table = pa.table({"sample_id": predictions.sample_id, "label": predictions.labels, "predicted": predictions.predicted})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def _run_dir_of(checkpoint: str) -> str:
+    return storage.parent(storage.parent(checkpoint))

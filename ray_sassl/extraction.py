@@ -1,0 +1,143 @@
+"""Features of whole data sets, as plain functions: what one process does, and what Ray spreads over actors.
+
+The work is cut into portions of row groups. Each is read once, whatever the number of image changes that features are wanted of; while the
+encoder works on one batch, threads decode the next.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ray_sassl.data.index import Index
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.evaluate import ImageChange, LabelledFeatures
+from ray_sassl.evaluate.features import features_of
+from ray_sassl.pipeline import EvaluationBatch, evaluation_images, portions
+from ray_sassl.plugins import UsageError
+
+BATCH_SIZE = 64
+PORTION_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become what an encoder sees.
+
+    Attributes:
+        size_px: Side of the squares; see `pipeline.evaluation_view`.
+        pixel_mean: By channel, of intensities in [0, 1].
+        pixel_std: By channel, of intensities in [0, 1].
+    """
+
+    size_px: int
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+    @property
+    def key(self) -> str:
+        """In words: equal keys make equal inputs of equal images."""
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (self.pixel_mean, self.pixel_std))
+        return f"evaluation view {self.size_px} px, bilinear; mean {mean}; std {std}; float32"
+
+
+@dataclass(frozen=True)
+class ExtractionJob:
+    """Whose features of which images are wanted.
+
+    Attributes:
+        encoder: (B, 3, S, S) -> (B, F).
+        index: The images; those without a label are left out.
+        changes: What is done to the images first: features are computed for each entry, None standing for no change.
+    """
+
+    encoder: nn.Module
+    index: Index
+    preprocessing: Preprocessing
+    changes: tuple[ImageChange | None, ...] = (None,)
+
+    @property
+    def items(self) -> list[list[int]]:
+        """The portions, as lists of row groups."""
+        return portions(self.index, PORTION_ROWS)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Features of some row groups, or of a whole data set: one entry a change, and the rows that could not be decoded."""
+
+    parts: list[LabelledFeatures]
+    bad: list[BadRow]
+
+
+Extract = Callable[[ExtractionJob], Extracted]
+"""Does a whole job: in this process, or on a pool of actors."""
+
+
+class Extractor:
+    """Does portions of one job in this process; the encoder is copied, put on the device and in evaluation mode once.
+
+    Args:
+        num_threads: For decoding; torch has its own.
+    """
+
+    def __init__(self, job: ExtractionJob, device: torch.device, num_threads: int) -> None:
+        self._job, self._device, self._num_threads = job, device, num_threads
+        self._encoder = copy.deepcopy(job.encoder).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+
+    def portion(self, groups: Sequence[int]) -> Extracted:
+        """The features of the labelled images of these row groups, in their order."""
+        job, bad = self._job, []
+        sides: list[list[np.ndarray]] = [[] for _ in job.changes]
+        labels: list[np.ndarray] = []
+        ids: list[np.ndarray] = []
+        batches = evaluation_images(
+            job.index, groups, job.preprocessing.size_px, bad.extend, batch_size=BATCH_SIZE, num_threads=self._num_threads
+        )
+        for batch in batches:
+            if not len(batch.labels):  # none of its images could be decoded
+                continue
+            labels.append(batch.labels)
+            ids.append(batch.sample_id)
+            for side, change in zip(sides, job.changes, strict=True):
+                side.append(self._features(batch, change))
+        if not labels:
+            return Extracted([], bad)
+        joined_labels, joined_ids = np.concatenate(labels).astype(np.int64), np.concatenate(ids)
+        return Extracted([LabelledFeatures(np.concatenate(side), joined_labels, joined_ids) for side in sides], bad)
+
+    def _features(self, batch: EvaluationBatch, change: ImageChange | None) -> np.ndarray:
+        images = batch.images if change is None else change.apply(batch.images, batch.labels, batch.sample_id)
+        prep = self._job.preprocessing
+        return features_of(self._encoder, images, prep.pixel_mean, prep.pixel_std, self._device)
+
+
+def extract_here(job: ExtractionJob) -> Extracted:
+    """All of the job in this process, on its GPU where it has one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = Extractor(job, device, max(1, torch.get_num_threads()))
+    return joined(job, [extractor.portion(groups) for groups in job.items])
+
+
+def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:
+    """What the portions of a job found, in the order of the images, whichever order the portions come in.
+
+    Raises:
+        UsageError: there are no labelled images that can be decoded.
+    """
+    bad = [row for portion in done for row in portion.bad]
+    if not any(portion.parts for portion in done):
+        paths = ", ".join(job.index.config.paths)
+        raise UsageError(f"{paths} has no labelled images to take features of ({len(bad):,} rows could not be decoded)")
+    return Extracted([_joined([portion.parts[number] for portion in done if portion.parts]) for number in range(len(job.changes))], bad)
+
+
+def _joined(parts: list[LabelledFeatures]) -> LabelledFeatures:
+    order = np.argsort([part.sample_id[0] for part in parts])
+    columns = ([getattr(parts[place], name) for place in order] for name in ("features", "labels", "sample_id"))
+    return LabelledFeatures(*(np.concatenate(column) for column in columns))

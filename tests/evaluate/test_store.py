@@ -1,0 +1,66 @@
+"""Features on disk, with their provenance."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from ray_sassl.evaluate import LabelledFeatures
+from ray_sassl.evaluate.store import encoder_digest, file_name, read_features, write_features
+
+PROVENANCE = {"encoder": "a", "data": "b", "preprocessing": "c", "change": "none"}
+
+
+def _part(num: int = 9000) -> LabelledFeatures:
+    rng = np.random.default_rng(0)
+    return LabelledFeatures(rng.normal(size=(num, 3)).astype(np.float32), rng.integers(0, 5, num), np.arange(num) * 2)
+
+
+def test_features_come_back_as_they_were_with_their_facts(tmp_path: Path):
+    part = _part()
+    path = write_features(str(tmp_path), part, PROVENANCE, {"step": 7})
+    found = read_features(str(tmp_path), PROVENANCE)
+    assert found is not None
+    for name in ("features", "labels", "sample_id"):
+        assert np.array_equal(getattr(found[0], name), getattr(part, name))
+        assert getattr(found[0], name).flags.writeable
+    assert found[1] == {"step": 7}
+    assert pq.read_table(path).column_names == ["sample_id", "label", "features"]
+
+
+def test_features_of_anything_else_are_not_found(tmp_path: Path):
+    write_features(str(tmp_path), _part(5), PROVENANCE, {})
+    for name in PROVENANCE:
+        assert read_features(str(tmp_path), PROVENANCE | {name: "other"}) is None
+
+
+def test_features_under_a_wrong_name_are_refused(tmp_path: Path, caplog):
+    other = PROVENANCE | {"encoder": "other"}
+    Path(write_features(str(tmp_path), _part(5), PROVENANCE, {})).rename(tmp_path / file_name(other))
+    with caplog.at_level(logging.WARNING):
+        assert read_features(str(tmp_path), other) is None
+    assert "of another encoder" in caplog.text
+
+
+def test_a_damaged_file_is_named_and_not_used(tmp_path: Path, caplog):
+    path = Path(write_features(str(tmp_path), _part(5), PROVENANCE, {}))
+    path.write_bytes(path.read_bytes()[:-20])
+    with caplog.at_level(logging.WARNING):
+        assert read_features(str(tmp_path), PROVENANCE) is None
+    assert path.name in caplog.text
+
+
+def test_the_digest_follows_every_weight_buffer_and_the_structure():
+    def network(activation: nn.Module) -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), activation)
+
+    same, other = encoder_digest(network(nn.ReLU())), encoder_digest(network(nn.GELU()))
+    assert encoder_digest(network(nn.ReLU())) == same != other
+    for name in network(nn.ReLU()).state_dict():
+        changed = network(nn.ReLU())
+        changed.state_dict()[name].view(-1)[0] += 1
+        assert encoder_digest(changed) != same, name

@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from ray_sassl import __version__
-from ray_sassl.cli import data, stylize, weights
+from ray_sassl.cli import cluster, data, stylize, weights
 from ray_sassl.plugins import UsageError
 
 _HELP = """Pretrain image encoders without labels, on Ray.
@@ -33,6 +33,7 @@ app = typer.Typer(
     name="ray-sassl", help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.add_typer(data.app, name="data")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(stylize.app, name="stylize")
 app.add_typer(weights.app, name="weights")
 

@@ -11,6 +11,7 @@ from ray_sassl import storage
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.plugins import UsageError
+from ray_sassl.safe_yaml import load_document
 
 
 def to_yaml(config: ExperimentConfig) -> str:
@@ -24,10 +25,7 @@ def from_yaml(text: str, source: str = "the config") -> ExperimentConfig:
     Raises:
         UsageError: not YAML, an unknown field, or a value that a field does not take.
     """
-    try:
-        tree: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{source} is not YAML: {error}") from error
+    tree: Any = load_document(text, source)
     if not isinstance(tree, dict):
         raise UsageError(f"{source} holds no mapping of fields but {type(tree).__name__}")
     try:

@@ -1,0 +1,126 @@
+"""The node groups of a cluster definition: how many nodes there may be, and what each one offers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ray_sassl.cluster.findings import at, is_whole, mapping, sequence
+
+_GPU = "nvidia.com/gpu"
+_SUFFIXES = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Nodes of one kind.
+
+    Attributes:
+        name: Of the group.
+        is_head: There is one node of it, always.
+        min_nodes, max_nodes: Bounds of their number.
+        cpus, gpus: What Ray may use of each; None where the definition does not say, and Ray finds out on the node.
+    """
+
+    name: str
+    is_head: bool
+    min_nodes: int
+    max_nodes: int
+    cpus: float | None
+    gpus: float
+
+
+def offered_by(groups: Iterable[NodeGroup]) -> dict[str, float]:
+    """The CPUs and GPUs of the cluster at its largest; groups that do not say what a node offers count as none."""
+    counted = [(1 if group.is_head else group.max_nodes, group) for group in groups]
+    return {
+        "CPU": sum(count * (group.cpus or 0.0) for count, group in counted),
+        "GPU": sum(count * group.gpus for count, group in counted),
+    }
+
+
+def groups_of(document: Any) -> list[NodeGroup]:
+    """The groups of a launcher file, a RayCluster or a RayJob."""
+    if is_launcher(document):
+        return launcher_groups(document)
+    return cluster_groups(ray_cluster_spec(document))
+
+
+def is_launcher(document: Any) -> bool:
+    """Whether the document is for `ray up`."""
+    return "provider" in mapping(document) and "kind" not in document
+
+
+def ray_cluster_spec(manifest: Any) -> dict[str, Any]:
+    """The `RayClusterSpec` in a RayCluster, RayJob, RayService or RayCronJob; empty where there is none."""
+    match mapping(manifest).get("kind"):
+        case "RayCluster":
+            return mapping(at(manifest, "spec"))
+        case "RayJob":
+            return mapping(at(manifest, "spec.rayClusterSpec"))
+        case "RayService":
+            return mapping(at(manifest, "spec.rayClusterConfig"))
+        case "RayCronJob":
+            return mapping(at(manifest, "spec.jobTemplate.rayClusterSpec"))
+    return {}
+
+
+def launcher_groups(config: dict[str, Any]) -> list[NodeGroup]:
+    """As `max_workers` of a group is the file's where it has none of its own."""
+    overall = config.get("max_workers")
+    groups = []
+    for name, node_type in mapping(config.get("available_node_types")).items():
+        is_head = name == config.get("head_node_type")
+        resources = mapping(mapping(node_type).get("resources"))
+        most = mapping(node_type).get("max_workers", 0 if is_head else overall)
+        least = mapping(node_type).get("min_workers", 0)
+        groups.append(
+            NodeGroup(str(name), is_head, _count(least), _count(most), _amount(resources.get("CPU")), _amount(resources.get("GPU")) or 0.0)
+        )
+    return groups
+
+
+def cluster_groups(spec: dict[str, Any]) -> list[NodeGroup]:
+    """Of a `RayClusterSpec`; what a pod offers is what `rayStartParams` say, else its limits."""
+    head = mapping(spec.get("headGroupSpec"))
+    groups = [NodeGroup("head", True, 1, 1, *_pod_offers(head))] if head else []
+    for group in sequence(spec.get("workerGroupSpecs")):
+        least, most = mapping(group).get("minReplicas", 0), mapping(group).get("maxReplicas", 0)
+        hosts = mapping(group).get("numOfHosts", 1)
+        per_replica = hosts if is_whole(hosts) else 1
+        offers = _pod_offers(mapping(group))
+        groups.append(NodeGroup(str(group.get("groupName")), False, _count(least) * per_replica, _count(most) * per_replica, *offers))
+    return groups
+
+
+def ray_containers(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first container of the group's pods, which is the one that KubeRay starts Ray in; empty where there is none."""
+    containers = sequence(at(group, "template.spec.containers"))
+    return [mapping(containers[0])] if containers else []
+
+
+def _pod_offers(group: dict[str, Any]) -> tuple[float | None, float]:
+    params = mapping(group.get("rayStartParams"))
+    cpus, gpus = _amount(params.get("num-cpus")), _amount(params.get("num-gpus"))
+    for container in ray_containers(group):
+        limits, requests = mapping(at(container, "resources.limits")), mapping(at(container, "resources.requests"))
+        cpus = _amount(limits.get("cpu", requests.get("cpu"))) if cpus is None else cpus
+        gpus = _amount(limits.get(_GPU)) if gpus is None else gpus
+    return cpus, gpus or 0.0
+
+
+def _count(value: Any) -> int:
+    return value if is_whole(value) else 0
+
+
+def _amount(quantity: Any) -> float | None:
+    """A number of Ray's or a quantity of Kubernetes', as in `500m`; None where it is neither."""
+    match = re.fullmatch(r"([+-]?[0-9.]+)([a-zA-Z]*)", str(quantity)) if quantity is not None else None
+    if match is None or match[2] not in _SUFFIXES:
+        return None
+    try:
+        return float(match[1]) * _SUFFIXES[match[2]]
+    except ValueError:
+        return None

@@ -1,0 +1,174 @@
+"""What is wrong with Kubernetes manifests of Ray clusters that KubeRay's schemas let pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ray_sassl.cluster.crds import Schemas, schema_findings
+from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
+from ray_sassl.cluster.groups import ray_cluster_spec, ray_containers
+from ray_sassl.cluster.images import check_image
+from ray_sassl.cluster.secrets import secrets_in
+
+_GPU = "nvidia.com/gpu"
+_GPU_NAMES = ("gpu", "stylize", "train")
+_FIRST_WITH_TOKENS = (2, 52)
+_KUEUE, _ELASTIC = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/elastic-job"
+_SPECS = {
+    "RayCluster": "spec",
+    "RayJob": "spec.rayClusterSpec",
+    "RayService": "spec.rayClusterConfig",
+    "RayCronJob": "spec.jobTemplate.rayClusterSpec",
+}
+
+
+def check_manifest(manifest: dict[str, Any], ray_version: str, schemas: Schemas | None) -> list[Finding]:
+    """The findings of one manifest; of kinds that are not Ray's, only secrets and doors that stand open.
+
+    Args:
+        ray_version: That images and `rayVersion` must name.
+        schemas: From the CRDs; without them a note says that the fields were not checked.
+    """
+    kind, version = manifest.get("kind"), manifest.get("apiVersion")
+    found = [*_named(manifest), *secrets_in(manifest)]
+    if not str(version).startswith("ray.io/"):
+        return [*found, *_other_kinds(manifest)]
+    if schemas is None:
+        found.append(Finding("", "field names were not checked; give the folder of KubeRay's CRDs with --crds", is_note=True))
+    elif (schema := schemas.get((str(version), str(kind)))) is None:
+        known = ", ".join(f"{kind} of {version}" for version, kind in sorted(schemas))
+        found.append(Finding("apiVersion", f"the CRDs have no {kind} of {version}; they have {known}"))
+    else:
+        found += schema_findings(manifest, schema)
+    prefix, spec = _SPECS.get(str(kind), ""), ray_cluster_spec(manifest)
+    if not spec:
+        return found  # a job on a cluster that is there (clusterSelector), or what the schema has found
+    found += [*_authentication(spec, prefix), *_autoscaling(manifest, spec, prefix), *_groups(spec, prefix, ray_version)]
+    if (declared := spec.get("rayVersion")) is None:
+        found.append(Finding(f"{prefix}.rayVersion", f"is missing; KubeRay decides by it what it can do: give {ray_version!r}"))
+    elif declared != ray_version:
+        found.append(Finding(f"{prefix}.rayVersion", f"is {declared}, and Ray {ray_version} is installed here; all must be the same"))
+    return found
+
+
+def _named(manifest: dict[str, Any]) -> Iterator[Finding]:
+    if manifest.get("kind") == "Kustomization":
+        return
+    if not isinstance(at(manifest, "metadata.name"), str) and not isinstance(at(manifest, "metadata.generateName"), str):
+        yield Finding("metadata.name", "is missing")
+
+
+def _other_kinds(manifest: dict[str, Any]) -> Iterator[Finding]:
+    match manifest.get("kind"):
+        case "Secret":
+            yield Finding("kind", "a Secret in a file is no secret; let the operator make the token, or make it with kubectl")
+        case "NetworkPolicy":
+            for number, rule in enumerate(sequence(at(manifest, "spec.ingress"))):
+                if not mapping(rule).get("from"):
+                    yield Finding(f"spec.ingress[{number}]", "lets everybody in; say from whom")
+                elif any(at(peer, "ipBlock.cidr") in ("0.0.0.0/0", "::/0") for peer in sequence(rule["from"])):
+                    yield Finding(f"spec.ingress[{number}]", "lets every address in")
+        case "Service":
+            if at(manifest, "spec.type") in ("LoadBalancer", "NodePort"):
+                yield Finding("spec.type", "opens the service to outside the cluster; use kubectl port-forward")
+
+
+def _authentication(spec: dict[str, Any], prefix: str) -> Iterator[Finding]:
+    mode = at(spec, "authOptions.mode")
+    version = tuple(int(part) for part in str(spec.get("rayVersion")).split(".")[:2] if part.isdigit())
+    if mode == "token":
+        if version and version < _FIRST_WITH_TOKENS:
+            yield Finding(f"{prefix}.authOptions", f"Ray {spec['rayVersion']} knows no tokens; 2.52 is the first that does")
+        return
+    if mode != "disabled" and all(_has_own_token(group) for _, group in _group_items(spec, prefix)):
+        return
+    given = f"is {mode}" if mode else "is missing"
+    yield Finding(
+        f"{prefix}.authOptions.mode",
+        f"{given}: without token authentication whoever reaches the head runs code; set authOptions: {{mode: token}}",
+    )
+
+
+def _has_own_token(group: dict[str, Any]) -> bool:
+    for container in ray_containers(group):
+        env = {str(mapping(item).get("name")): mapping(item) for item in sequence(container.get("env"))}
+        has_mode = env.get("RAY_AUTH_MODE", {}).get("value") == "token"
+        if has_mode and ("valueFrom" in env.get("RAY_AUTH_TOKEN", {}) or "RAY_AUTH_TOKEN_PATH" in env):
+            return True
+    return False
+
+
+def _autoscaling(manifest: dict[str, Any], spec: dict[str, Any], prefix: str) -> Iterator[Finding]:
+    is_on = spec.get("enableInTreeAutoscaling") is True
+    is_v2 = at(spec, "autoscalerOptions.version") == "v2"
+    if is_on and _KUEUE in mapping(at(manifest, "metadata.labels")) and _ELASTIC not in mapping(at(manifest, "metadata.annotations")):
+        yield Finding(
+            f"{prefix}.enableInTreeAutoscaling",
+            f"Kueue ({_KUEUE}) admits clusters of a fixed size; turn autoscaling off, or annotate {_ELASTIC} where your Kueue has elastic jobs",
+        )
+    if is_on and not is_v2:
+        yield Finding(f"{prefix}.autoscalerOptions.version", "is not v2, which alone heeds idleTimeoutSeconds of a group", is_note=True)
+    for where, group in _group_items(spec, prefix):
+        if is_on and is_v2 and at(group, "template.spec.restartPolicy") not in (None, "Never"):
+            yield Finding(f"{where}.template.spec.restartPolicy", "must be Never under autoscaler v2, which takes a pod for a node")
+        if group.get("idleTimeoutSeconds") is not None and not (is_on and is_v2):
+            yield Finding(f"{where}.idleTimeoutSeconds", "has no effect without enableInTreeAutoscaling and autoscalerOptions.version: v2")
+
+
+def _groups(spec: dict[str, Any], prefix: str, ray_version: str) -> Iterator[Finding]:
+    is_growing = spec.get("enableInTreeAutoscaling") is True
+    names: set[str] = set()
+    for where, group in _group_items(spec, prefix):
+        name = str(group.get("groupName", "head"))
+        if name in names:
+            yield Finding(f"{where}.groupName", f"there are two groups called {name!r}")
+        names.add(name)
+        for container in ray_containers(group):
+            if image := container.get("image"):
+                yield from check_image(str(image), f"{where}.template.spec.containers[0].image", ray_version)
+            else:
+                yield Finding(f"{where}.template.spec.containers[0].image", "is missing")
+        yield from _gpus(where, name, group)
+        if "groupName" in group:
+            yield from _replicas(where, group, is_growing)
+    head = mapping(spec.get("headGroupSpec"))
+    if str(at(head, "rayStartParams.num-cpus")) != "0":
+        where = f"{prefix}.headGroupSpec.rayStartParams"
+        yield Finding(
+            where, 'the head takes work, which may starve or kill it, and the cluster with it; give it num-cpus: "0"', is_note=True
+        )
+    if head.get("serviceType") in ("LoadBalancer", "NodePort"):
+        yield Finding(f"{prefix}.headGroupSpec.serviceType", f"{head['serviceType']} opens the head to outside the cluster; use ClusterIP")
+
+
+def _replicas(where: str, group: dict[str, Any], is_growing: bool) -> Iterator[Finding]:
+    numbers = {name: group.get(name) for name in ("minReplicas", "maxReplicas", "replicas", "numOfHosts", "idleTimeoutSeconds")}
+    for name, value in numbers.items():
+        if is_whole(value) and value < 0:
+            yield Finding(f"{where}.{name}", f"{value} is negative")
+    low, high, now = numbers["minReplicas"], numbers["maxReplicas"], numbers["replicas"]
+    if is_whole(low) and is_whole(high) and low > high:
+        yield Finding(f"{where}.maxReplicas", f"there may be at most {high} and must be at least {low} (minReplicas)")
+    elif is_whole(now) and is_whole(low) and is_whole(high) and not low <= now <= high:
+        yield Finding(f"{where}.replicas", f"{now} is not between minReplicas ({low}) and maxReplicas ({high})")
+    if not is_growing and not now and high:
+        yield Finding(f"{where}.replicas", "is 0 and autoscaling is off, so there will never be such a node; set replicas")
+
+
+def _gpus(where: str, name: str, group: dict[str, Any]) -> Iterator[Finding]:
+    started = at(group, "rayStartParams.num-gpus")
+    for container in ray_containers(group):
+        limit = mapping(at(container, "resources.limits")).get(_GPU)
+        tolerates = any(mapping(item).get("key") == _GPU for item in sequence(at(group, "template.spec.tolerations")))
+        expects = tolerates or started not in (None, "0", 0) or any(part in name.lower() for part in _GPU_NAMES)
+        if expects and not limit:
+            yield Finding(f"{where}.template.spec.containers[0].resources.limits", f"the group is for GPUs and asks for none; add {_GPU}")
+        elif limit and started is not None and str(started) != str(limit):
+            yield Finding(f"{where}.rayStartParams.num-gpus", f"is {started}, and the pod has {limit} GPUs")
+
+
+def _group_items(spec: dict[str, Any], prefix: str) -> list[tuple[str, dict[str, Any]]]:
+    head = [(f"{prefix}.headGroupSpec", mapping(spec.get("headGroupSpec")))] if "headGroupSpec" in spec else []
+    workers = sequence(spec.get("workerGroupSpecs"))
+    return [*head, *((f"{prefix}.workerGroupSpecs[{number}]", mapping(group)) for number, group in enumerate(workers))]

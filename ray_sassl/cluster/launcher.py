@@ -1,0 +1,156 @@
+"""What is wrong with a file for `ray up` that Ray's own schema lets pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
+from ray_sassl.cluster.images import check_image
+from ray_sassl.cluster.secrets import secrets_in
+
+_AWS_GPU = re.compile(r"^(p\d|g\d|gr\d)", re.IGNORECASE)
+_GCP_GPU = re.compile(r"^(a2|a3|a4|a4x|g2|g4)-")
+_AWS_CPU = re.compile(r"^(t\d|m\d|c\d|r\d|x\d|i\d)", re.IGNORECASE)
+_GPU_NAMES = re.compile(r"(^|[^a-z])(gpu|stylize|train)([^a-z]|$)")
+_SSH_PORT = 22
+
+
+def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
+    """The findings, in the order of the file.
+
+    Args:
+        ray_version: That the image, or the commands that install Ray, must name.
+    """
+    return [
+        *_numbers(config),
+        *_node_types(config),
+        *_versions(config, ray_version),
+        *_authentication(config),
+        *_doors(config),
+        *secrets_in(config),
+    ]
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[Finding]:
+    for name in ("max_workers", "upscaling_speed", "idle_timeout_minutes"):
+        yield from _not_negative(config.get(name), name)
+    types = mapping(config.get("available_node_types"))
+    least = 0
+    for name, node_type in types.items():
+        where = f"available_node_types.{name}"
+        low, high = mapping(node_type).get("min_workers", 0), mapping(node_type).get("max_workers")
+        yield from _not_negative(low, f"{where}.min_workers")
+        yield from _not_negative(high, f"{where}.max_workers")
+        yield from _not_negative(mapping(node_type).get("idle_timeout_s"), f"{where}.idle_timeout_s")
+        if is_whole(low) and is_whole(high) and low > high >= 0:
+            yield Finding(f"{where}.max_workers", f"there may be at most {high} nodes and must be at least {low} (min_workers)")
+        least += low if is_whole(low) and low > 0 else 0
+    most = config.get("max_workers")
+    if is_whole(most) and least > most >= 0:
+        yield Finding("max_workers", f"the cluster may have at most {most} workers, and the groups' min_workers add up to {least}")
+    for name, node_type in types.items():
+        high = mapping(node_type).get("max_workers")
+        if is_whole(most) and is_whole(high) and high > most >= 0:
+            yield Finding(
+                f"available_node_types.{name}.max_workers", f"{high} is more than the whole cluster may have (max_workers: {most})"
+            )
+
+
+def _not_negative(value: Any, where: str) -> Iterator[Finding]:
+    if isinstance(value, int | float) and value < 0:
+        yield Finding(where, f"{value} is negative")
+
+
+def _node_types(config: dict[str, Any]) -> Iterator[Finding]:
+    head = config.get("head_node_type")
+    for name, node_type in mapping(config.get("available_node_types")).items():
+        where = f"available_node_types.{name}"
+        resources, node = mapping(mapping(node_type).get("resources")), mapping(mapping(node_type).get("node_config"))
+        machine = str(node.get("InstanceType") or node.get("machineType") or "")
+        has_gpu = bool(node.get("guestAccelerators") or _AWS_GPU.match(machine) or _GCP_GPU.match(machine.rpartition("/")[2]))
+        gpus = resources.get("GPU", 0)
+        if name == head:
+            yield from _head(where, node_type, resources, node)
+        elif not gpus and (has_gpu or _GPU_NAMES.search(str(name))):
+            why = f"its machines ({machine}) have GPUs" if has_gpu else "its name says that it has GPUs"
+            yield Finding(
+                f"{where}.resources", f"{why}, and its resources name none, so nothing that asks for a GPU would bring it up; add GPU"
+            )
+        elif gpus and _AWS_CPU.match(machine) and "InstanceType" in node:
+            yield Finding(f"{where}.resources.GPU", f"{gpus} GPUs are promised, and {machine} has none")
+
+
+def _head(where: str, node_type: Any, resources: dict[str, Any], node: dict[str, Any]) -> Iterator[Finding]:
+    if resources.get("CPU") != 0:
+        yield Finding(
+            f"{where}.resources.CPU",
+            "the head takes work, which may starve or kill it, and the cluster with it; give it CPU: 0",
+            is_note=True,
+        )
+    if "InstanceMarketOptions" in node or _is_spot(node.get("scheduling")):
+        yield Finding(f"{where}.node_config", "the head is on a spot machine: when it is taken away, the whole cluster goes", is_note=True)
+
+
+def _is_spot(scheduling: Any) -> bool:
+    parts = scheduling if isinstance(scheduling, list) else [scheduling]
+    return any(mapping(part).get("preemptible") or mapping(part).get("provisioningModel") == "SPOT" for part in parts)
+
+
+def _versions(config: dict[str, Any], ray_version: str) -> Iterator[Finding]:
+    images: list[tuple[str, Any]] = [(f"docker.{name}", at(config, f"docker.{name}")) for name in ("image", "head_image", "worker_image")]
+    for name, node_type in mapping(config.get("available_node_types")).items():
+        for key in ("image", "worker_image"):
+            images.append((f"available_node_types.{name}.docker.{key}", at(node_type, f"docker.{key}")))
+    given = [(where, image) for where, image in images if image]
+    for where, image in given:
+        yield from check_image(str(image), where, ray_version)
+    if given:
+        return
+    commands = [str(command) for name in _COMMANDS for command in sequence(config.get(name))]
+    versions = {found for command in commands for found in re.findall(r"\bray(?:\[[^\]]*\])?==(\d+\.\d+\.\d+)", command)}
+    if not versions:
+        yield Finding(
+            "docker.image",
+            f"nothing says which Ray the nodes run; name an image, or install 'ray[default]=={ray_version}' in setup_commands",
+        )
+    for version in sorted(versions - {ray_version}):
+        yield Finding("setup_commands", f"Ray {version} is installed on the nodes, and Ray {ray_version} here; all must be the same")
+
+
+_COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+_START = ("head_start_ray_commands", "worker_start_ray_commands")
+
+
+def _authentication(config: dict[str, Any]) -> Iterator[Finding]:
+    docker = mapping(config.get("docker"))
+    everywhere = " ".join(map(str, sequence(docker.get("run_options"))))
+    for side, start in zip(("head", "worker"), _START, strict=True):
+        own = " ".join(map(str, [*sequence(docker.get(f"{side}_run_options")), *sequence(config.get(start))]))
+        if not re.search(r"\bRAY_AUTH_MODE=['\"]?token\b", f"{everywhere} {own}"):
+            yield Finding(
+                start,
+                f"the {side}'s Ray starts without token authentication, so whoever reaches it runs code there; add '--env RAY_AUTH_MODE=token' to "
+                "docker.run_options, or RAY_AUTH_MODE=token before `ray start`",
+            )
+    mounts = [str(path) for pair in mapping(config.get("file_mounts")).items() for path in pair]
+    if not any(path.endswith("auth_token") for path in mounts):
+        yield Finding(
+            "file_mounts", "no token is brought to the nodes; mount one made by `ray get-auth-token --generate` (~/.ray/auth_token)"
+        )
+
+
+def _doors(config: dict[str, Any]) -> Iterator[Finding]:
+    for number, command in enumerate(sequence(config.get("head_start_ray_commands"))):
+        if re.search(r"--dashboard-host[= ](0\.0\.0\.0|::)", str(command)):
+            yield Finding(
+                f"head_start_ray_commands[{number}]",
+                "the dashboard and the job API listen on every interface; leave them on 127.0.0.1 and reach them by `ray dashboard FILE`",
+            )
+    for number, rule in enumerate(sequence(at(config, "provider.security_group.IpPermissions"))):
+        low, high = mapping(rule).get("FromPort"), mapping(rule).get("ToPort")
+        is_open = any(mapping(part).get("CidrIp") == "0.0.0.0/0" for part in sequence(mapping(rule).get("IpRanges")))
+        if is_open and (low, high) != (_SSH_PORT, _SSH_PORT):
+            where = f"provider.security_group.IpPermissions[{number}]"
+            yield Finding(where, f"ports {low} to {high} are open to the whole Internet; open none but SSH, and that to known addresses")

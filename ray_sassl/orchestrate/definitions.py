@@ -1,0 +1,61 @@
+"""Checks of cluster definitions, with what the installed Ray says to launcher files."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+from jsonschema import ValidationError
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from ray_sassl.cluster.check import check_text
+from ray_sassl.cluster.crds import read_schemas
+from ray_sassl.cluster.findings import Finding
+from ray_sassl.plugins import UsageError
+from ray_sassl.safe_yaml import MAX_BYTES
+
+
+def check_files(paths: list[str], crds: str | None) -> dict[str, list[Finding]]:
+    """The findings of each file.
+
+    Args:
+        crds: The folder of KubeRay's CRDs.
+
+    Raises:
+        UsageError: a file is not there, too large or no YAML; or there are no CRDs in the folder.
+    """
+    schemas = read_schemas(Path(crds)) if crds is not None else None
+    return {path: check_text(read_definition(path), path, ray.__version__, schemas, rays_findings) for path in paths}
+
+
+def read_definition(path: str) -> str:
+    """The file's text, looked at for its size before it is read.
+
+    Raises:
+        UsageError: not there, or larger than any definition is.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"there is no file {path}")
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise UsageError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read")
+    try:
+        return file.read_text()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text: {error}") from error
+
+
+def rays_findings(config: dict[str, Any]) -> list[Finding]:
+    """What Ray's schema and `ray up` say, without reaching a cloud."""
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
+    try:
+        validate_config(prepare_config(copy.deepcopy(config)))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.absolute_path)
+        return [Finding(where, f"Ray's schema: {error.message[:300]}")]
+    except Exception as error:  # noqa: BLE001 - Ray raises whatever a malformed file leads it to
+        return [Finding("", f"Ray cannot read it: {type(error).__name__}: {error}")]
+    return []

@@ -1,0 +1,337 @@
+"""Every definition that is shipped passes; every broken one fails, for its reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ray_sassl.cluster.check import check_text
+from ray_sassl.cluster.crds import Schemas, read_schemas, strict
+from ray_sassl.cluster.findings import Finding
+from ray_sassl.plugins import UsageError
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+LAUNCHERS = [CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"]
+MANIFESTS = sorted((CLUSTER / "kuberay").rglob("*.yaml"))
+RAY = "2.60.0"
+
+
+@pytest.fixture(scope="module")
+def schemas(shared_dir: Path) -> Schemas:
+    return read_schemas(shared_dir / "kuberay-crds")
+
+
+def _check(text: str, schemas: Schemas | None = None, ray_version: str = RAY) -> list[Finding]:
+    return check_text(text, "the file", ray_version, schemas, lambda config: [])
+
+
+def _problems(text: str, schemas: Schemas | None = None, ray_version: str = RAY) -> list[str]:
+    return [f"{finding.where}: {finding.text}" for finding in _check(text, schemas, ray_version) if not finding.is_note]
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_every_launcher_file_that_is_shipped_passes(path: Path):
+    assert _check(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(CLUSTER)))
+def test_every_manifest_that_is_shipped_passes(path: Path, schemas: Schemas):
+    assert _check(path.read_text(), schemas) == []
+
+
+def test_the_shipped_files_name_the_ray_that_is_installed():
+    import ray
+
+    assert ray.__version__ == RAY
+    dockerfile = (CLUSTER / "Dockerfile").read_text()
+    assert f"ARG RAY_VERSION={RAY}\n" in dockerfile
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+@pytest.mark.parametrize("cloud", ["eks", "gke"])
+def test_every_overlay_builds_into_manifests_that_pass(cloud: str, schemas: Schemas):
+    built = subprocess.run(["kubectl", "kustomize", str(CLUSTER / "kuberay" / cloud)], capture_output=True, text=True, check=True).stdout
+    assert _check(built, schemas) == []
+    by_kind = {document["kind"]: document for document in yaml.safe_load_all(built)}
+    assert {"RayCluster", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"} == by_kind.keys()
+    assert by_kind["ServiceAccount"]["metadata"]["annotations"]
+    assert all("nodeSelector" in group["template"]["spec"] for group in by_kind["RayCluster"]["spec"]["workerGroupSpecs"])
+
+
+def test_the_image_is_pinned_and_not_roots():
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    commands = [line for line in lines if line and not line.startswith(("#", " "))]
+    assert [line for line in commands if line.startswith("FROM")] == ["FROM rayproject/ray:${RAY_VERSION}-py311-${DEVICE}"]
+    assert [line for line in commands if line.startswith("USER")] == ["USER 1000"]
+    assert commands[-1] == "USER 1000"
+    assert "ENV RAY_AUTH_MODE=token" in commands
+
+
+BROKEN_LAUNCHERS = {
+    "min over max": (("decode", "min_workers"), 17, "at most 16 and must be at least 17|at most 16 nodes and must be at least 17"),
+    "negative minimum": (("decode", "min_workers"), -1, "decode.min_workers: -1 is negative"),
+    "negative maximum": (("train", "max_workers"), -2, "train.max_workers: -2 is negative"),
+    "negative idle time": (("train", "idle_timeout_s"), -5, "train.idle_timeout_s: -5 is negative"),
+    "group over all": (("decode", "max_workers"), 99, "99 is more than the whole cluster may have"),
+    "gpus forgotten": (("train", "resources"), {"CPU": 96}, r"its machines \(p4d.24xlarge\) have GPUs, and its resources name none"),
+    "gpus invented": (("decode", "resources"), {"CPU": 16, "GPU": 1}, "1 GPUs are promised, and c7i.4xlarge has none"),
+    "other ray in a group's image": (("decode", "docker"), {"worker_image": "x/ray-sassl:1-ray2.54.0"}, "holds Ray 2.54.0, and Ray 2.60.0"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_LAUNCHERS)
+def test_a_broken_node_group_is_refused_for_its_reason(case: str):
+    (group, field), value, reason = BROKEN_LAUNCHERS[case]
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    config["available_node_types"][group][field] = value
+    _one_problem(_problems(yaml.safe_dump(config)), reason)
+
+
+BROKEN_LAUNCHER_TEXTS = {
+    "no token mode": ("    - --env RAY_AUTH_MODE=token\n", "", "starts without token authentication", 2),
+    "no token": ("  /ray-sassl/auth_token: ~/.ray/auth_token\n", "  /a: /b\n", "no token is brought to the nodes", 1),
+    "open dashboard": ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "listen on every interface", 1),
+    "latest image": (
+        "head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu",
+        "head_image: rayproject/ray:latest",
+        "does not say which Ray",
+        1,
+    ),
+    "untagged image": ("head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu", "head_image: host:5000/ray", "does not say which Ray", 1),
+    "ray's image of another version": (
+        "head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu",
+        "head_image: rayproject/ray:2.9.3-py311",
+        "holds Ray 2.9.3",
+        1,
+    ),
+    "token by value": (
+        "    - --env RAY_AUTH_MODE=token\n",
+        "    - --env RAY_AUTH_MODE=token --env RAY_AUTH_TOKEN=abc\n",
+        "a secret given by value",
+        1,
+    ),
+    "aws key": ("  ssh_user: ubuntu", "  ssh_user: AKIAIOSFODNN7EXAMPLE", "an AWS access key", 1),
+    "negative overall": ("max_workers: 28\n", "max_workers: -1\n", "max_workers: -1 is negative", 1),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_LAUNCHER_TEXTS)
+def test_a_broken_launcher_file_is_refused_for_its_reason(case: str):
+    old, new, reason, count = BROKEN_LAUNCHER_TEXTS[case]
+    text = (CLUSTER / "aws.yaml").read_text()
+    assert old in text
+    problems = _problems(text.replace(old, new, 1))
+    assert len(problems) == count, problems
+    assert all(reason in problem for problem in problems)
+
+
+def test_minimums_that_add_up_to_more_than_the_cluster_may_have_are_refused():
+    text = (
+        (CLUSTER / "aws.yaml")
+        .read_text()
+        .replace("max_workers: 28\n", "max_workers: 20\n")
+        .replace("min_workers: 0\n    max_workers: 16", "min_workers: 16\n    max_workers: 16")
+        .replace("min_workers: 0\n    max_workers: 8", "min_workers: 8\n    max_workers: 8")
+    )
+    _one_problem(_problems(text), "at most 20 workers, and the groups' min_workers add up to 24")
+
+
+def test_a_launcher_file_without_images_must_pin_ray_in_its_commands():
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    del config["docker"], config["available_node_types"]["decode"]["docker"]
+    config["head_start_ray_commands"] = ["RAY_AUTH_MODE=token ray start --head"]
+    config["worker_start_ray_commands"] = ["RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379"]
+    _one_problem(_problems(yaml.safe_dump(config)), "nothing says which Ray the nodes run")
+    config["setup_commands"] = ["pip install 'ray[default]==2.55.1'"]
+    _one_problem(_problems(yaml.safe_dump(config)), "Ray 2.55.1 is installed on the nodes, and Ray 2.60.0 here")
+    config["setup_commands"] = ["pip install 'ray[default]==2.60.0'"]
+    assert _problems(yaml.safe_dump(config)) == []
+
+
+def test_ports_that_are_open_to_the_internet_are_refused_but_for_ssh():
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    rules = [{"FromPort": port, "ToPort": port, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]} for port in (22, 8265)]
+    config["provider"]["security_group"] = {"IpPermissions": rules}
+    _one_problem(_problems(yaml.safe_dump(config)), r"IpPermissions\[1\]: ports 8265 to 8265 are open to the whole Internet")
+
+
+def test_a_head_that_takes_work_or_may_vanish_is_a_note():
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    head = config["available_node_types"]["head"]
+    head["resources"] = {"CPU": 8}
+    head["node_config"]["InstanceMarketOptions"] = {"MarketType": "spot"}
+    findings = _check(yaml.safe_dump(config))
+    assert [finding.is_note for finding in findings] == [True, True]
+    assert "takes work" in findings[0].text
+    assert "spot" in findings[1].text
+
+
+Path_ = tuple[str | int, ...]
+HEAD, DECODE, STYLIZE = ("spec", "headGroupSpec"), ("spec", "workerGroupSpecs", 0), ("spec", "workerGroupSpecs", 1)
+CONTAINER = ("template", "spec", "containers", 0)
+
+BROKEN_MANIFESTS: dict[str, tuple[Path_, Any, str]] = {
+    "misspelt field": ((*DECODE, "maxReplica"), 3, r"there is no such field \(did you mean 'maxReplicas'\?\)"),
+    "misspelt field deep below": ((*DECODE, *CONTAINER, "resorces"), {}, "did you mean 'resources'"),
+    "text for a number": ((*DECODE, "minReplicas"), "many", "'many' is not of type 'integer'"),
+    "unknown mode": (("spec", "authOptions", "mode"), "tokens", "'tokens' is not one of"),
+    "number for a text": ((*HEAD, "rayStartParams", "num-gpus"), 0, "0 is not of type 'string'"),
+    "authentication off": (("spec", "authOptions", "mode"), "disabled", "without token authentication whoever reaches the head runs code"),
+    "no authentication": (("spec", "authOptions"), {}, "is missing: without token authentication"),
+    "min over max": ((*DECODE, "minReplicas"), 17, "at most 16 and must be at least 17"),
+    "negative": ((*DECODE, "minReplicas"), -1, "-1 is negative"),
+    "replicas out of bounds": ((*DECODE, "replicas"), 20, "20 is not between minReplicas"),
+    "other ray": (("spec", "rayVersion"), "2.59.0", "is 2.59.0, and Ray 2.60.0 is installed here"),
+    "other ray in an image": ((*DECODE, *CONTAINER, "image"), "rayproject/ray:2.54.0", "holds Ray 2.54.0"),
+    "no gpu": ((*STYLIZE, *CONTAINER, "resources"), {"limits": {"cpu": 4}}, "the group is for GPUs and asks for none"),
+    "gpus that differ": ((*STYLIZE, "rayStartParams"), {"num-gpus": "4"}, "is 4, and the pod has 1 GPUs"),
+    "name twice": ((*STYLIZE, "groupName"), "decode", "two groups called 'decode'"),
+    "open head": ((*HEAD, "serviceType"), "LoadBalancer", "opens the head to outside"),
+    "pods that restart": ((*DECODE, "template", "spec", "restartPolicy"), "Always", "must be Never under autoscaler v2"),
+    "old autoscaler": (("spec", "autoscalerOptions", "version"), "v1", "idleTimeoutSeconds: has no effect"),
+    "kueue beside autoscaling": (("metadata", "labels", "kueue.x-k8s.io/queue-name"), "q", "admits clusters of a fixed size"),
+    "secret by value": (
+        (*DECODE, *CONTAINER, "env"),
+        [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}],
+        "AWS_SECRET_ACCESS_KEY is given by value",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_MANIFESTS)
+def test_a_broken_ray_cluster_is_refused_for_its_reason(case: str, schemas: Schemas):
+    path, value, reason = BROKEN_MANIFESTS[case]
+    manifest = yaml.safe_load((CLUSTER / "kuberay/base/raycluster.yaml").read_text())
+    node: Any = manifest
+    for name in path[:-1]:
+        node = node[name]
+    node[path[-1]] = value
+    problems = _problems(yaml.safe_dump(manifest), schemas)
+    assert any(_matches(reason, problem) for problem in problems), problems
+
+
+def test_old_rays_know_no_tokens(schemas: Schemas):
+    text = (CLUSTER / "kuberay/base/raycluster.yaml").read_text().replace("2.60.0", "2.51.0")
+    _one_problem(_problems(text, schemas, "2.51.0"), "Ray 2.51.0 knows no tokens")
+
+
+def test_a_token_of_ones_own_will_do(schemas: Schemas):
+    manifest = yaml.safe_load((CLUSTER / "kuberay/base/raycluster.yaml").read_text())
+    del manifest["spec"]["authOptions"]
+    secret = {"secretKeyRef": {"name": "ray", "key": "auth_token"}}
+    env = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": secret}]
+    groups = [manifest["spec"]["headGroupSpec"], *manifest["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        group["template"]["spec"]["containers"][0]["env"] = env
+    assert _problems(yaml.safe_dump(manifest), schemas) == []
+    groups[2]["template"]["spec"]["containers"][0]["env"] = env[:1]
+    _one_problem(_problems(yaml.safe_dump(manifest), schemas), "without token authentication")
+
+
+def test_a_fixed_group_of_nobody_is_refused(schemas: Schemas):
+    manifest = yaml.safe_load((CLUSTER / "kuberay/rayjob.yaml").read_text())
+    manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0] |= {"replicas": 0, "minReplicas": 0}
+    _one_problem(_problems(yaml.safe_dump(manifest), schemas), "autoscaling is off, so there will never be such a node")
+
+
+OTHER_MANIFESTS = {
+    "a secret": ("{apiVersion: v1, kind: Secret, metadata: {name: x}, data: {a: b}}", "a Secret in a file is no secret"),
+    "an open policy": (
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x}, spec: {podSelector: {}, ingress: [{}]}}",
+        "lets everybody in",
+    ),
+    "a policy for the Internet": (
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x}, spec: {ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}}",
+        "lets every address in",
+    ),
+    "a load balancer": ("{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {type: LoadBalancer}}", "opens the service"),
+    "no name": ("{apiVersion: v1, kind: ServiceAccount}", "metadata.name: is missing"),
+    "something else": ("{a: b}", "neither a file for `ray up`"),
+    "a list": ("[1]", "no mapping of fields but list"),
+    "nothing": ("# empty", "is empty"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_MANIFESTS)
+def test_other_documents_are_refused_for_their_reason(case: str):
+    text, reason = OTHER_MANIFESTS[case]
+    _one_problem(_problems(text), reason)
+
+
+def test_findings_say_in_which_document_they_are():
+    good = (CLUSTER / "kuberay/base/disruption-budget.yaml").read_text()
+    (problem,) = _problems(f"{good}\n---\n{{apiVersion: v1, kind: Secret, metadata: {{name: x}}}}")
+    assert problem.startswith("document 2: kind: ")
+
+
+def test_an_api_version_without_a_schema_is_refused(schemas: Schemas):
+    text = (CLUSTER / "kuberay/base/raycluster.yaml").read_text().replace("ray.io/v1", "ray.io/v2")
+    _one_problem(_problems(text, schemas), "the CRDs have no RayCluster of ray.io/v2")
+
+
+def test_without_crds_a_note_says_so():
+    findings = _check((CLUSTER / "kuberay/base/raycluster.yaml").read_text())
+    assert [finding.is_note for finding in findings] == [True]
+    assert "--crds" in findings[0].text
+
+
+def test_manifests_of_any_shape_are_answered_with_findings(schemas: Schemas):
+    for spec in (
+        None,
+        3,
+        [],
+        {"headGroupSpec": []},
+        {"workerGroupSpecs": [3, {"template": []}], "headGroupSpec": {"template": {"spec": 1}}},
+    ):
+        text = yaml.safe_dump({"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "x"}, "spec": spec})
+        assert _problems(text, schemas)
+        assert isinstance(_problems(text), list)
+
+
+def test_a_folder_without_crds_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="no folder with CustomResourceDefinitions"):
+        read_schemas(tmp_path)
+    with pytest.raises(UsageError, match="no folder with CustomResourceDefinitions"):
+        read_schemas(tmp_path / "nothing")
+
+
+def test_strict_schemas_honour_what_structural_schemas_mean():
+    schema = strict(
+        {
+            "type": "object",
+            "required": ["a", "b"],
+            "properties": {
+                "a": {"type": "string"},
+                "b": {"type": "integer", "default": 1},
+                "c": {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]},
+                "d": {"type": "object", "x-kubernetes-preserve-unknown-fields": True, "properties": {"e": {"type": "string"}}},
+                "f": {"type": "string", "nullable": True},
+            },
+        }
+    )
+    import jsonschema
+
+    def is_good(value: dict[str, Any]) -> bool:
+        return jsonschema.Draft7Validator(schema).is_valid(value)
+
+    assert is_good({"a": "x"})
+    assert is_good({"a": "x", "c": 1, "d": {"anything": 1}, "f": None})
+    assert is_good({"a": "x", "c": "50%"})
+    assert not is_good({"b": 2})
+    assert not is_good({"a": "x", "z": 1})
+    assert not is_good({"a": "x", "c": 1.5})
+
+
+def _one_problem(problems: list[str], reason: str) -> None:
+    assert len(problems) == 1, problems
+    assert _matches(reason, problems[0]), problems
+
+
+def _matches(reason: str, problem: str) -> bool:
+    return re.search(reason, problem) is not None

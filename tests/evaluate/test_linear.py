@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from ray_sassl.evaluate import Evaluation, FixedFeatures, LabelledFeatures, linear
@@ -41,7 +43,7 @@ def test_both_solvers_find_the_minimum_of_the_same_objective():
     configs = {linear.fit_lbfgs: linear.Config(l2=1e-2), linear.fit_sgd: linear.Config(**(SGD | {"epochs": 300}), l2=1e-2)}
     losses = []
     for fit, config in configs.items():
-        weight, bias = fit(x, train.labels, config)
+        weight, bias = (fit(x, train.labels, config) if fit is linear.fit_sgd else fit(x, train.labels, 1e-2, 500))[:2]
         cross_entropy = F.cross_entropy(torch.from_numpy(x @ weight.T + bias), torch.from_numpy(train.labels))
         losses.append(cross_entropy.item() + config.l2 / 2 * float((weight**2).sum()))
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
@@ -74,7 +76,56 @@ def test_one_class_is_refused():
         _evaluated(_data(10, 0, 1), _data(10, 1, 1))
 
 
-@pytest.mark.parametrize("options", [{"epochs": 3}, {"solver": "sgd", "max_iterations": 3}])
+@pytest.mark.parametrize("options", [{"epochs": 3}, {"solver": "sgd", "max_iterations": 3}, {"num_l2": 3}, {"seed": 1}])
 def test_an_option_of_the_other_solver_is_refused(options):
-    with pytest.raises(ValidationError, match="has no effect with solver"):
+    with pytest.raises(ValidationError, match="has no effect with"):
         linear.Config(**options)
+
+
+def test_the_classifier_equals_scikit_learns():
+    train, test = _data(300, 0), _data(200, 1)
+    scaler = StandardScaler().fit(train.features.astype(np.float64))
+    x_train, x_test = (scaler.transform(part.features.astype(np.float64)) for part in (train, test))
+    reference = LogisticRegression(C=1 / (1e-3 * 300), tol=1e-8, max_iter=2000).fit(x_train, train.labels)
+    weight = linear.fit_lbfgs(x_train, train.labels, 1e-3, 2000)[0]
+    np.testing.assert_allclose(weight - weight.mean(0), reference.coef_ - reference.coef_.mean(0), atol=2e-3)
+    result = _evaluated(train, test, l2=1e-3, max_iterations=2000)
+    assert result.predictions is not None
+    assert (result.predictions.predicted == reference.predict(x_test)).mean() > 0.99
+
+
+def test_the_grid_chooses_on_held_out_train_images_and_fits_again_on_all():
+    train, test = _data(300, 0), _data(200, 1)
+    result = _evaluated(train, test, l2="grid", num_l2=12)
+    assert len(result.details["l2_grid"]) == len(result.details["validation_top1"]) == 12
+    assert result.details["l2_grid"][0] == pytest.approx(1e5)
+    assert result.details["l2_grid"][-1] == pytest.approx(1e-6)
+    chosen = result.details["l2"]
+    best = max(result.details["validation_top1"])
+    assert result.details["validation_top1"][result.details["l2_grid"].index(chosen)] == best
+    assert result.scores["top1"] == _evaluated(train, test, l2=chosen).scores["top1"]
+    assert result.figures["l2"].startswith(b"\x89PNG")
+    assert _evaluated(train, test, l2="grid", num_l2=12).scores == result.scores
+
+
+def test_the_grids_choice_never_looks_at_test_labels():
+    train, test = _data(300, 0), _data(200, 1)
+    shuffled = LabelledFeatures(test.features, np.random.default_rng(0).permutation(test.labels))
+    assert _evaluated(train, test, l2="grid", num_l2=9).details["l2"] == _evaluated(train, shuffled, l2="grid", num_l2=9).details["l2"]
+
+
+def test_the_paper_has_45_values_from_1e_minus_6_to_1e5():
+    config = linear.Config(l2="grid")
+    assert (config.num_l2, config.l2_range) == (45, (1e-6, 1e5))
+
+
+@pytest.mark.parametrize("options", [{}, SGD, {"l2": "grid", "num_l2": 9}])
+def test_shuffled_labels_score_chance(options):
+    rng = np.random.default_rng(0)
+    train, test = (LabelledFeatures(part.features, rng.permutation(part.labels)) for part in (_data(900, 0), _data(900, 1)))
+    top1 = _evaluated(train, test, **options).scores["top1"]
+    assert top1.low - 0.02 < 1 / 3 < top1.high + 0.02
+
+
+def test_a_fit_that_is_cut_short_is_told():
+    assert not _evaluated(_data(300, 0), _data(30, 1), l2=1e-6, max_iterations=2).details["converged"]

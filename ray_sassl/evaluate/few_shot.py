@@ -1,0 +1,102 @@
+"""Few-shot classification on frozen features: a classifier fitted on a few images of each class, over many random draws of them.
+
+`ridge` is regularised least squares onto targets of -1 and 1 in closed form (Dosovitskiy et al. 2021, arXiv 2010.11929, section 4.1). `centroid` is
+the nearest class mean after centring and scaling to unit length (Wang, Chao, Weinberger and van der Maaten 2019, "SimpleShot", arXiv 1911.04623,
+section 3: CL2N). Both see features that were centred by the mean of all train features, whose labels are not needed for that, and scaled to unit
+length.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from sklearn.linear_model import Ridge
+
+from ray_sassl.evaluate import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Subject
+from ray_sassl.evaluate.intervals import score_over_draws
+from ray_sassl.evaluate.scores import check_features, top_k_accuracy
+from ray_sassl.evaluate.splits import n_of_each
+from ray_sassl.plugins import UsageError
+
+
+class Config(ProtocolConfig):
+    """Few-shot classification.
+
+    Attributes:
+        shots: Train images of each class, one entry a setting; 1 and 10 in the SASSL paper.
+        num_draws: How often they are drawn anew; the interval is that of the mean over draws.
+        classifier: What is fitted on them.
+        l2: Weight of the penalty of `ridge`, for the sum of squared errors; our choice, the papers choose it by data set.
+        seed: Of the draws.
+    """
+
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5, 10)
+    num_draws: int = Field(default=50, ge=1)
+    classifier: Literal["ridge", "centroid"] = "ridge"
+    l2: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+    def build(self) -> FewShot:
+        return FewShot(self)
+
+
+class FewShot(Protocol):
+    """Mean top-1 over draws, for each number of shots: `1_shot_top1`, `5_shot_top1`, ..."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        train, test = subject.features("train"), subject.features("test")
+        check_features(train, test)
+        if len(np.unique(train.labels)) < 2:
+            raise UsageError("few-shot classification needs train images of at least two classes")
+        x_train, x_test = centred_to_unit_length(train, test)
+        fit = fit_ridge if self.config.classifier == "ridge" else fit_centroids
+        scores, details = {}, {}
+        for shots in self.config.shots:
+            top1 = []
+            for draw in range(self.config.num_draws):
+                rows = n_of_each(train.labels, shots, np.random.default_rng([self.config.seed, shots, draw]))
+                weight, bias = fit(x_train[rows], train.labels[rows], self.config.l2)
+                class_scores = torch.from_numpy(x_test @ weight.T + bias)
+                top1.append(top_k_accuracy(class_scores, torch.from_numpy(test.labels))["top1"])
+            scores[f"{shots}_shot_top1"] = score_over_draws(top1)
+            details[f"{shots}_shot"] = {
+                "top1_by_draw": top1,
+                "deviation_over_draws": float(np.std(top1, ddof=1)) if len(top1) > 1 else None,
+            }
+        return Evaluation(scores, details=details)
+
+
+def centred_to_unit_length(train: LabelledFeatures, test: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
+    """Features minus the train set's mean, divided by their length."""
+    mean = train.features.mean(0, dtype=np.float64)
+    centred = ((part.features - mean).astype(np.float32) for part in (train, test))
+    x_train, x_test = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in centred)
+    return x_train, x_test
+
+
+def fit_ridge(x: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (C, F) and biases (C,) of least squares onto -1 and 1, from x (N, F) and labels (N,); a class without images is never chosen."""
+    classes, places = np.unique(labels, return_inverse=True)
+    targets = 2.0 * np.eye(len(classes))[places] - 1
+    model = Ridge(alpha=l2).fit(x.astype(np.float64), targets)
+    return _by_label(classes, model.coef_.reshape(len(classes), -1), model.intercept_)
+
+
+def fit_centroids(x: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest class mean as a linear classifier: |x - m|^2 is least where m . x - |m|^2 / 2 is largest. `l2` is not needed."""
+    classes, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.eye(len(classes))[places].T @ x.astype(np.float64) / counts[:, None]
+    return _by_label(classes, means, -0.5 * (means**2).sum(1))
+
+
+def _by_label(classes: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    num_classes = int(classes.max()) + 1
+    whole_weight, whole_bias = np.zeros((num_classes, weight.shape[1]), np.float32), np.full(num_classes, -np.inf, np.float32)
+    whole_weight[classes], whole_bias[classes] = weight, bias
+    return whole_weight, whole_bias

@@ -1,0 +1,49 @@
+"""Parts of a train set, chosen at random by class; the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ray_sassl.plugins import UsageError
+
+
+def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(N,) bool: about this share of each class's images, at least one of every class that has one."""
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        chosen[rows[: max(1, round(share * len(rows)))]] = True
+    return chosen
+
+
+def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(N,) bool: about this share of each class's images, for choosing a setting; a class's only image stays with those to fit on.
+
+    Raises:
+        UsageError: no class has two images.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) > 1:
+            chosen[rows[: max(1, round(share * len(rows)))]] = True
+    if not chosen.any():
+        raise UsageError("no class has two train images, so none can be held out to choose a setting with; give the setting instead")
+    return chosen
+
+
+def n_of_each(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """(C * num,) int64: the places of `num` images of each class, drawn without replacement.
+
+    Raises:
+        UsageError: a class has fewer images.
+    """
+    places = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < num:
+            raise UsageError(f"class {label} has {len(rows)} train images, and {num} are to be drawn")
+        places.append(rng.choice(rows, num, replace=False))
+    return np.concatenate(places)

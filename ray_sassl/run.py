@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -225,7 +227,26 @@ def environment() -> dict[str, object]:
     packages = ("ray-sassl", "ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", "opencv-python-headless", "pydantic")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     versions = {name: metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), "platform": platform.platform(), "gpus": gpus, "command": sys.argv, "packages": versions}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "gpus": gpus,
+        "command": sys.argv,
+        "commit": _commit(),
+        "packages": versions,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this source, where it stands in a git checkout of its own."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, capture_output=True, timeout=10)
+        found = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
 
 
 def write_summary(result: RunResult) -> None:

@@ -1,0 +1,245 @@
+"""What a run has left behind, read back for people: its config, curves, scores, pictures and bad rows.
+
+Whatever is missing is None or empty; the reader says so on the page instead of failing, since a run that died early is looked at too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from ray_sassl import storage
+from ray_sassl.plugins import UsageError
+from ray_sassl.run import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+
+EVALUATION = "evaluation"
+"""The folder in a run directory that holds `<protocol>.json` and, where the protocol classifies images, `<protocol>.parquet`."""
+_FLAT = "evaluate-"
+"""How files of scores that lie in the run directory itself begin."""
+_BASELINES = ("untrained encoder", "raw pixels", "chance")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A score, with its 95 % interval where the protocol gave one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was predicted for each test image: `sample_id`, `labels`, `predicted`, each (N,) int64, by ascending id."""
+
+    sample_id: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.labels == self.predicted
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one protocol found.
+
+    Attributes:
+        protocol: Its name, with what sets it apart where it was run in several ways.
+        figures: By name, of the run's own encoder.
+        baselines: The same of other encoders that were scored beside it, by their names.
+        predictions: Where they were kept.
+        step: Of the checkpoint that was scored, where that is known.
+        settings: Of the protocol.
+        data: What it was measured on.
+        pictures: PNG files by name.
+        path: The file that this was read from.
+    """
+
+    protocol: str
+    figures: dict[str, Figure]
+    baselines: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    predictions: Predictions | None = None
+    step: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run directory, read.
+
+    Attributes:
+        path: The run directory.
+        name: Its last component, which people tell runs by.
+        config: The tree in `config.yaml`.
+        summary: How the run ended, or None while it goes on or where it was killed.
+        environment: What it ran on and with.
+        metrics: One dictionary a line of `metrics.jsonl`, by step.
+        scores: One a protocol, by name.
+        bad_rows: Rows of the training data in the quarantine, counted by reason.
+        views: The picture of views, a PNG.
+    """
+
+    path: str
+    name: str
+    config: dict[str, Any]
+    summary: dict[str, Any] | None
+    environment: dict[str, Any]
+    metrics: list[dict[str, float]]
+    scores: list[Scores]
+    bad_rows: dict[str, int]
+    views: bytes | None
+
+    def curve(self, name: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of a metric, where it was logged and is a number."""
+        points = [
+            (line["step"], line[name]) for line in self.metrics if isinstance(line.get(name), int | float) and math.isfinite(line[name])
+        ]
+        return [step for step, _ in points], [value for _, value in points]
+
+    @property
+    def recipe(self) -> str:
+        """A digest of all that shapes the weights but the seed: runs that share it are seeds of one recipe."""
+        parts = {
+            name: value for name, value in self.config.items() if name not in ("name", "seed", "evaluate", "stream", "scaling", "tracking")
+        }
+        train = {name: value for name, value in parts.get("train", {}).items() if not name.endswith(("_every", "checkpoints", "compile"))}
+        return hashlib.sha256(json.dumps({**parts, "train": train}, sort_keys=True).encode()).hexdigest()
+
+
+def read_run(path: str) -> RunRecord:
+    """All that the run directory holds for people.
+
+    Raises:
+        RunDirectoryError: there is no `config.yaml`, so no run.
+    """
+    if not storage.exists(storage.join(path, CONFIG)):
+        raise RunDirectoryError(f"{path} is no run directory: it has no {CONFIG}")
+    summary = _json(storage.join(path, SUMMARY))
+    environment = _json(storage.join(path, ENVIRONMENT)) or {}
+    quarantine = [line.get("reason", "") for line in _json_lines(storage.join(path, QUARANTINE))]
+    views = storage.join(path, VIEWS)
+    return RunRecord(
+        path=path,
+        name=storage.name_of(path),
+        config=yaml.safe_load(storage.read_text(storage.join(path, CONFIG))) or {},
+        summary=summary,
+        environment=environment,
+        metrics=sorted((line for line in _json_lines(storage.join(path, METRICS)) if "step" in line), key=lambda line: line["step"]),
+        scores=read_scores(path),
+        bad_rows=dict(Counter(reason.partition(":")[0] for reason in quarantine).most_common()),
+        views=storage.read_bytes(views) if storage.exists(views) else None,
+    )
+
+
+def read_scores(run_dir: str) -> list[Scores]:
+    """Every protocol's scores in a run directory, by name; those in `evaluation/` come before older ones beside it.
+
+    Raises:
+        UsageError: a file of scores or predictions is damaged.
+    """
+    folder = storage.join(run_dir, EVALUATION)
+    entries = [entry.path for entry in storage.list_dir(folder) if entry.is_file]
+    flat = [entry.path for entry in storage.list_dir(run_dir) if entry.is_file and storage.name_of(entry.path).startswith(_FLAT)]
+    found: dict[str, Scores] = {}
+    for path in [*entries, *flat]:
+        stem, _, extension = storage.name_of(path).rpartition(".")
+        tree = _json(path) if extension == "json" else None
+        if tree is None or not isinstance(tree.get("scores"), dict):
+            continue
+        stem = stem.removeprefix(_FLAT)
+        pictures = {
+            storage.name_of(entry): storage.read_bytes(entry)
+            for entry in entries
+            if entry.endswith(".png") and storage.name_of(entry).startswith((f"{stem}-", f"{stem}."))
+        }
+        beside = storage.join(storage.parent(path), f"{stem}.parquet")
+        predictions = read_predictions(beside) if beside in entries else None
+        found.setdefault(stem, _scores(stem, tree, predictions, pictures, path))
+    return [found[name] for name in sorted(found)]
+
+
+def read_predictions(path: str) -> Predictions:
+    """The predictions in a Parquet file with the columns `sample_id`, `label` and `prediction`.
+
+    Raises:
+        UsageError: it is damaged, lacks a column, or names a sample twice.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(path)), columns=["sample_id", "label", "prediction"])
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{path} holds no predictions ({error}); delete it, and evaluate again") from error
+    if table.num_columns < 3:
+        raise UsageError(f"{path} has the columns {table.column_names}; predictions are sample_id, label and prediction")
+    ids = table["sample_id"].to_numpy()
+    order = np.argsort(ids, kind="stable")
+    if len(np.unique(ids)) != len(ids):
+        raise UsageError(f"{path} names a sample twice; delete it, and evaluate again")
+    return Predictions(ids[order], table["label"].to_numpy()[order], table["prediction"].to_numpy()[order])
+
+
+def _scores(stem: str, tree: dict[str, Any], predictions: Predictions | None, pictures: dict[str, bytes], path: str) -> Scores:
+    """From a file of scores: those of one encoder, or `{encoder: scores}` of several, the run's own first."""
+    scores = tree["scores"]
+    by_encoder = {"": scores} if any(_figure(value) is not None for value in scores.values()) else scores
+    figures = {
+        encoder: {name: figure for name, value in values.items() if (figure := _figure(value)) is not None}
+        for encoder, values in by_encoder.items()
+        if isinstance(values, dict)
+    }
+    own = next((name for name in figures if name not in _BASELINES), None)
+    baselines = {name: values for name, values in figures.items() if name != own}
+    if isinstance(chance := tree.get("chance"), int | float):
+        baselines["chance"] = {"top1": Figure(float(chance))}
+    settings, data = (value if isinstance(value := tree.get(name), dict) else {} for name in ("protocol", "data"))
+    return Scores(
+        stem, figures.get(own, {}) if own is not None else {}, baselines, predictions, tree.get("step"), settings, data, pictures, path
+    )
+
+
+def _figure(value: Any) -> Figure | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return Figure(float(value))
+    if isinstance(value, dict) and isinstance(value.get("value"), int | float):
+        return Figure(float(value["value"]), value.get("low"), value.get("high"))
+    return None
+
+
+def _json(path: str) -> dict[str, Any] | None:
+    if not storage.exists(path):
+        return None
+    try:
+        tree = json.loads(storage.read_text(path))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is damaged ({error})") from error
+    return tree if isinstance(tree, dict) else None
+
+
+def _json_lines(path: str) -> list[dict[str, Any]]:
+    """The objects of a file, without a line that a crash has torn."""
+    if not storage.exists(path):
+        return []
+    lines = []
+    for text in storage.read_text(path).splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

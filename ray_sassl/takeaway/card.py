@@ -1,0 +1,217 @@
+"""The card beside an exported encoder: what it is, how to use it, what it was trained on and how, how good it is, where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ray_sassl import storage
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.index import Index
+from ray_sassl.records import Figure, RunRecord
+from ray_sassl.run import INDEX
+from ray_sassl.takeaway.encoder import EncoderFacts
+from ray_sassl.takeaway.formats import Format
+from ray_sassl.takeaway.head import LinearHead
+
+_LIBRARY: dict[Format, str] = {"torchvision": "torchvision", "timm": "timm", "onnx": "onnx", "safetensors": "ray-sassl"}
+_WHOLE_IMAGE_PX = 64
+_NAMED_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card is written from.
+
+    Attributes:
+        facts: Of the encoder.
+        config: That it was trained with.
+        format: Of the file.
+        file: Its name.
+        code: Lines of Python that build the library's model, for `torchvision` and `timm`.
+        head: The linear classifier in the file, or None.
+        run: The run that it comes from, where its directory is there.
+        licence: As the user states it, or None.
+    """
+
+    facts: EncoderFacts
+    config: ExperimentConfig
+    format: Format
+    file: str
+    code: tuple[str, ...]
+    head: LinearHead | None
+    run: RunRecord | None
+    licence: str | None
+
+
+def card(about: CardFacts) -> str:
+    """The card in Markdown, headed by the fields that model hubs read."""
+    config = about.config
+    # Names such as moco or resnet18 are what people search for.
+    tags = ["image-feature-extraction", "self-supervised", config.method.name, about.facts.backbone.name.rpartition("/")[2]]
+    front = {"license": about.licence or "other", "library_name": _LIBRARY[about.format], "tags": tags}
+    title = f"{about.facts.backbone.name} pretrained without labels by {config.method.name}"
+    head = f", with a linear classifier of {about.head.layer.out_features} classes on top" if about.head else ""
+    intro = (
+        f"An image encoder, (B, 3, {about.facts.size_px}, {about.facts.size_px}) to (B, {about.facts.num_features}){head}. "
+        f"It comes from the experiment `{about.facts.experiment}`, {about.facts.step:,} optimiser updates in."
+    )
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n# {title}\n\n{intro}",
+        f"## Use\n\n{_use(about)}",
+        f"## Training\n\n{_table(_recipe(about))}",
+        f"## How good it is\n\n{_quality(about)}",
+        f"## Where it comes from\n\n{_table(_origin(about))}",
+        f"## Licence\n\n{_licence(about)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _use(about: CardFacts) -> str:
+    facts, has_head = about.facts, about.head is not None
+    output = "logits" if has_head else "features"
+    load = f'model.load_state_dict(safetensors.torch.load_file("{about.file}"), strict=True)'
+    match about.format:
+        case "safetensors":
+            lines = [
+                "import ray_sassl",
+                f'encoder = ray_sassl.load_encoder("{about.file}")',
+                "features = encoder(encoder.preprocess(image)[None])  # a PIL image, an array or a path",
+                *(["logits = encoder.head(features)"] if has_head else []),
+            ]
+        case "onnx":
+            outputs = "features, logits" if has_head else "(features,)"
+            lines = [
+                "import onnxruntime",
+                f'session = onnxruntime.InferenceSession("{about.file}")',
+                f'{outputs} = session.run(None, {{"images": images}})  # (B, 3, {facts.size_px}, {facts.size_px}) float32, normalised',
+            ]
+        case library:
+            lines = [f"import {library}, safetensors.torch, torch", *about.code, load, f"{output} = model.eval()(images)"]
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (facts.pixel_mean, facts.pixel_std))
+    if facts.size_px <= _WHOLE_IMAGE_PX:
+        view = f"resized to {facts.size_px} x {facts.size_px} px (bilinear)"
+    else:
+        view = f"resized to {round(facts.size_px * 8 / 7)} px on the shorter side (bilinear) and cropped to the middle {facts.size_px} px"
+    prepared = f"Images are RGB, {view}, scaled to [0, 1], and normalised with mean ({mean}) and deviation ({std}) by channel."
+    if about.format in ("torchvision", "timm"):
+        prepared += f' `ray_sassl.load_encoder("{about.file}")` reads the same file.'
+    code = "\n".join(lines)
+    return f"```python\n{code}\n```\n\n{prepared}"
+
+
+def _recipe(about: CardFacts) -> list[tuple[str, str]]:
+    config = about.config
+    crop = f"{config.views.size_px} px" + (
+        f", and {config.views.num_small} of {config.views.small_px} px" if config.views.num_small else ""
+    )
+    optim = f"{config.optim.name}, base learning rate {config.optim.base_lr:g}, weight decay {config.optim.weight_decay:g}"
+    return [
+        ("data", _data(about)),
+        ("objective", _fields(config.method.model_dump(mode="json"), config.method.name)),
+        ("views", crop),
+        ("style augmentation", _style(config)),
+        ("optimiser", optim),
+        (
+            "length",
+            f"{config.train.epochs:g} epochs were planned, in batches of {config.train.global_batch:,}; {about.facts.step:,} updates done",
+        ),
+        ("precision", config.train.precision),
+        ("all settings", "`config.yaml` beside this file; `ray-sassl pretrain config.yaml` runs them again"),
+    ]
+
+
+def _style(config: ExperimentConfig) -> str:
+    if config.stylize.is_identity:
+        return "none"
+    sassl = config.sassl
+    return (
+        f"{config.stylize.name}, {sassl.views} view(s), probability {sassl.prob:g}, alpha in {list(sassl.alpha)}, beta in {list(sassl.beta)}, "
+        f"styles: {sassl.style_source}"
+    )
+
+
+def _data(about: CardFacts) -> str:
+    paths = ", ".join(f"`{path}`" for path in about.config.data.paths)
+    if about.run is None or not storage.exists(path := storage.join(about.run.path, INDEX)):
+        return paths
+    index = Index.load(path)
+    bad = sum(about.run.bad_rows.values())
+    left_out = f"; {bad:,} of them could not be used" if bad else ""
+    return f"{paths}: {index.num_rows:,} images, no labels used{left_out} (index sha256 `{index.fingerprint[:16]}`)"
+
+
+def _quality(about: CardFacts) -> str:
+    parts = []
+    if about.head is not None:
+        head = about.head
+        held = f"; {head.test_top1:.2%} of {head.num_test:,} test images" if head.test_top1 is not None and head.num_test else ""
+        parts.append(f"The linear classifier in this file names {head.train_top1:.2%} of its {head.num_train:,} train images right{held}.")
+        if head.classes:
+            named = ", ".join(head.classes[:_NAMED_CLASSES]) + (", ..." if len(head.classes) > _NAMED_CLASSES else "")
+            parts.append(f"Its classes: {named}.")
+    rows = _score_rows(about.run) if about.run else []
+    if rows:
+        lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        parts.append(f"| protocol | encoder | figure | value | 95 % interval |\n|---|---|---|---|---|\n{lines}")
+    if about.run and about.run.summary:
+        last = about.run.summary.get("metrics", {})
+        named = ", ".join(
+            f"{name} {last[name]:.4g}" for name in ("loss", "chance_loss", "knn_top1", "embedding_std", "effective_rank") if name in last
+        )
+        if named:
+            parts.append(f"At the end of the run (status: {about.run.summary.get('status')}): {named}.")
+    return "\n\n".join(parts) or "It has not been evaluated; `ray-sassl evaluate RUN knn` does so."
+
+
+def _score_rows(run: RunRecord) -> list[list[str]]:
+    rows = []
+    for scores in run.scores:
+        own = f"this one{f' at step {scores.step:,}' if scores.step is not None else ''}"
+        for encoder, figures in {own: scores.figures, **scores.baselines}.items():
+            rows += [[scores.protocol, encoder, name, *_shown(name, figure)] for name, figure in figures.items()]
+    return rows
+
+
+def _shown(name: str, figure: Figure) -> tuple[str, str]:
+    is_share = name.endswith(("top1", "top5", "per_class", "share", "accuracy"))
+
+    def text(value: float) -> str:
+        return f"{value:.2%}" if is_share else f"{value:.4g}"
+
+    has_interval = figure.low is not None and figure.high is not None
+    return text(figure.value), f"{text(figure.low)} to {text(figure.high)}" if has_interval else ""  # pyright: ignore[reportArgumentType]
+
+
+def _origin(about: CardFacts) -> list[tuple[str, str]]:
+    environment: dict[str, Any] = about.run.environment if about.run else {}
+    packages = environment.get("packages", {})
+    rows = [
+        ("checkpoint", f"`{about.facts.source}`"),
+        ("sha256 of the weights", f"`{about.facts.weights_sha256}`"),
+        ("trained with", ", ".join(f"{name} {version}" for name, version in packages.items()) or "unknown versions"),
+    ]
+    if commit := environment.get("commit"):
+        rows.append(("commit", f"`{commit}`"))
+    if gpus := environment.get("gpus"):
+        rows.append(("GPUs of the first machine", ", ".join(gpus)))
+    return [*rows, ("exported with", f"ray-sassl {about.facts.version}")]
+
+
+def _licence(about: CardFacts) -> str:
+    stated = about.licence or "Not stated: it is for whoever trained this encoder to choose one (`ray-sassl export --licence`)."
+    text = f"{stated}\n\nWhat the training data and their licence allow holds for these weights too. ray-sassl itself is under Apache-2.0."
+    if not about.config.stylize.is_identity and (style := about.config.stylize.published_weights()) is not None:
+        text += f" Views were painted by {style.title} ({style.licence})."
+    return text
+
+
+def _fields(tree: dict[str, Any], name: str) -> str:
+    plain = ", ".join(f"{key} {value}" for key, value in tree.items() if isinstance(value, int | float | str) and key != "name")
+    return f"{name} ({plain})" if plain else name
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)

@@ -1,0 +1,268 @@
+"""A trained encoder with all that is needed to use it, from a run, a checkpoint or an exported file; and the file that it travels in.
+
+The file is one of safetensors whose header holds the `EncoderFacts` beside the tensors, so that nothing else is needed to load it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ray_sassl import storage
+from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.config.files import from_yaml
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data import DataConfig
+from ray_sassl.data.decode import DecodeError, decode
+from ray_sassl.nn.normalize import normalize
+from ray_sassl.pipeline import evaluation_view
+from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.run import CONFIG, find_checkpoint
+from ray_sassl.train.checkpoint import MANIFEST, Checkpoint
+
+MODEL = "model.safetensors"
+_FACTS = "ray_sassl"
+_MAX_PIXELS = DataConfig.model_fields["max_pixels"].default
+
+
+class BadEncoderError(UsageError):
+    """What was given holds no encoder that can be loaded."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """One image as the encoder takes it: what it was evaluated on, (3, size_px, size_px) float32.
+
+    It can be pickled, so that it serves as the `transform` of a torchvision data set.
+
+    Attributes:
+        size_px: Above 64 the image is resized to 8/7 of this and cropped at the centre, else it is resized to this.
+        mean, std: By channel, of intensities in [0, 1].
+    """
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike[str]) -> Tensor:
+        """The image, given as a PIL image, an RGB array (H, W, 3) uint8, a file's content, or a path or URI.
+
+        Raises:
+            UsageError: the file is no image, or the array is of another kind.
+            FileNotFoundError: nothing is at the path.
+        """
+        return self.normalize(self.pixels(_rgb(image))[None])[0]
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """(size_px, size_px, 3) uint8 of an RGB image."""
+        return np.asarray(evaluation_view(image, self.size_px))
+
+    def normalize(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """(B, size_px, size_px, 3) uint8 -> (B, 3, size_px, size_px) float32 in channels_last memory format."""
+        if isinstance(pixels, np.ndarray):  # torch warns of arrays that cannot be written
+            pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+        return normalize(pixels, self.mean, self.std)
+
+
+class EncoderFacts(FrozenConfig):
+    """What an encoder is and where it comes from."""
+
+    backbone: BackboneConfig
+    num_features: int
+    size_px: int
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    experiment: str
+    """Name of the config that it was trained with."""
+    source: str
+    """The checkpoint."""
+    step: int
+    """Optimiser updates at the checkpoint."""
+    weights_sha256: str
+    """Of the encoder's tensors and their names: equal for equal weights, whatever file holds them."""
+    version: str
+    """Of ray-sassl, which wrote this."""
+    head: str | None = None
+    """Name of the linear layer on top, where the file holds one."""
+    classes: tuple[str, ...] = ()
+    """What the linear layer's outputs stand for, where that is known."""
+
+
+class Encoder(nn.Module):
+    """Images to features, in evaluation mode: (B, 3, H, W) as `preprocess` makes them -> (B, num_features).
+
+    Attributes:
+        backbone: The network as its library builds it, without a classifier.
+        preprocess: From an image to the network's input.
+        head: (B, num_features) -> (B, classes), where a linear classifier came with the encoder.
+        facts: What it is and where it comes from.
+    """
+
+    def __init__(self, backbone: nn.Module, facts: EncoderFacts, head: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.facts = facts
+        self.preprocess = Preprocess(facts.size_px, facts.pixel_mean, facts.pixel_std)
+        self.eval()
+
+    @property
+    def num_features(self) -> int:
+        return self.facts.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images)
+
+
+def load_encoder(path: str | os.PathLike[str], *, size_px: int | None = None) -> Encoder:
+    """The encoder of a run (its newest sound checkpoint), of a checkpoint, or of a file that `ray-sassl export` wrote, on the CPU.
+
+    Args:
+        path: Local path or URI; for an export the file or its folder.
+        size_px: Side of the images that it is given. By default `evaluate.size_px` of its config where evaluation data were configured, else
+            the size of its training views.
+
+    Raises:
+        UsageError: nothing is there, it holds no encoder, or it is damaged.
+    """
+    text = os.fspath(path)
+    entry = storage.stat(text)
+    if entry is None:
+        raise BadEncoderError(f"{text} does not exist; give a run directory, a checkpoint, or a file that `ray-sassl export` wrote")
+    if entry.is_file:
+        encoder = _read_file(text)
+    elif storage.exists(storage.join(text, MODEL)) and not storage.exists(storage.join(text, MANIFEST)):
+        encoder = _read_file(storage.join(text, MODEL))
+    elif any(storage.name_of(found.path).endswith(".onnx") for found in storage.list_dir(text)):
+        raise BadEncoderError(_onnx_message(text))
+    else:
+        return encoder_of(find_checkpoint(text), size_px)[1]
+    return encoder if size_px is None else Encoder(encoder.backbone, encoder.facts.model_copy(update={"size_px": size_px}), encoder.head)
+
+
+def encoder_of(checkpoint: Checkpoint, size_px: int | None = None) -> tuple[ExperimentConfig, Encoder]:
+    """The config of the run that wrote the checkpoint, and its encoder; see `load_encoder`."""
+    config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
+    backbone, num_features = _loaded(config.backbone, checkpoint.backbone)
+    has_data = config.evaluate.train is not None or config.evaluate.test is not None
+    facts = EncoderFacts(
+        backbone=config.backbone,
+        num_features=num_features,
+        size_px=size_px or (config.evaluate.size_px if has_data else config.views.size_px),
+        pixel_mean=config.train.pixel_mean,
+        pixel_std=config.train.pixel_std,
+        experiment=config.name,
+        source=checkpoint.path,
+        step=checkpoint.step,
+        weights_sha256=weights_sha256(backbone),
+        version=metadata.version("ray-sassl"),
+    )
+    return config, Encoder(backbone, facts)
+
+
+def _loaded(config: BackboneConfig, state: dict[str, Tensor]) -> tuple[nn.Module, int]:
+    """The network with these weights, and its width; torch's global generator stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        backbone, num_features = build_backbone(config)
+    backbone.load_state_dict(state)
+    return backbone, num_features
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """sha256 over the names, types, shapes and values of a network's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).data)
+    return digest.hexdigest()
+
+
+def encoder_bytes(encoder: Encoder, head: str = "linear_head") -> bytes:
+    """The file that `load_encoder` reads, with the backbone's own names of tensors.
+
+    Args:
+        head: Name of the linear layer in the file, where the encoder has one.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    facts = encoder.facts
+    if encoder.head is not None:
+        state |= {f"{head}.{name}": tensor.detach().cpu().contiguous() for name, tensor in encoder.head.state_dict().items()}
+        facts = facts.model_copy(update={"head": head})
+    return safetensors.torch.save(state, metadata={"format": "pt", _FACTS: facts.model_dump_json()})
+
+
+def encoder_from_bytes(content: bytes, source: str = "the file") -> Encoder:
+    """The inverse of `encoder_bytes`.
+
+    Raises:
+        BadEncoderError: the content is not such a file, or is damaged.
+    """
+    facts = _facts_of(content, source)
+    try:
+        state = safetensors.torch.load(content)
+        head = None
+        if facts.head is not None:
+            weight, bias = (state.pop(f"{facts.head}.{name}") for name in ("weight", "bias"))
+            head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+        backbone, _ = _loaded(facts.backbone, state)
+    except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
+        raise BadEncoderError(f"{source} is damaged or holds other tensors than its header says: {error}") from error
+    if (found := weights_sha256(backbone)) != facts.weights_sha256:
+        raise BadEncoderError(f"{source} is damaged: the sha256 of its weights is {found} and should be {facts.weights_sha256}")
+    return Encoder(backbone, facts, head)
+
+
+def _facts_of(content: bytes, source: str) -> EncoderFacts:
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header: dict[str, Any] = json.loads(content[8 : 8 + length])
+        text = header.get("__metadata__", {}).get(_FACTS)
+    except (ValueError, AttributeError) as error:
+        raise BadEncoderError(f"{source} is no safetensors file ({error})") from error
+    if text is None:
+        raise BadEncoderError(
+            f"{source} was not written by `ray-sassl export`: its header does not say which network it is for. The encoder of a checkpoint is loaded "
+            "by giving the checkpoint's folder."
+        )
+    try:
+        return EncoderFacts.model_validate_json(text)
+    except ValidationError as error:
+        raise BadEncoderError(f"{source} was written by another version of ray-sassl: {error}") from error
+
+
+def _read_file(path: str) -> Encoder:
+    if path.endswith(".onnx"):
+        raise BadEncoderError(_onnx_message(path))
+    return encoder_from_bytes(storage.read_bytes(path), path)
+
+
+def _onnx_message(path: str) -> str:
+    return (
+        f"{path} is ONNX, which onnxruntime runs (its card says how); load_encoder takes runs, checkpoints and exported safetensors files"
+    )
+
+
+def _rgb(image: Image.Image | np.ndarray | bytes | str | os.PathLike[str]) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise UsageError(f"an array must be RGB (H, W, 3) uint8, this one is {image.shape} {image.dtype}")
+        return Image.fromarray(image)
+    source = "the image" if isinstance(image, bytes) else os.fspath(image)
+    try:
+        return decode(image if isinstance(image, bytes) else storage.read_bytes(source), _MAX_PIXELS)
+    except DecodeError as error:
+        raise UsageError(f"{source}: {error}") from error

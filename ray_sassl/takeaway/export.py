@@ -1,0 +1,104 @@
+"""An encoder as a folder that can be given away: the weights in one format, the card, and the config that it was trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ray_sassl import storage
+from ray_sassl.config.files import to_yaml
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.plugins import UsageError
+from ray_sassl.records import RunRecord, read_run
+from ray_sassl.run import CONFIG, find_checkpoint
+from ray_sassl.takeaway.card import CardFacts, card
+from ray_sassl.takeaway.embedding import Embedder
+from ray_sassl.takeaway.encoder import MODEL, Encoder, encoder_bytes, encoder_of
+from ray_sassl.takeaway.formats import Format, library_model
+from ray_sassl.takeaway.head import LinearHead, fit_head
+from ray_sassl.takeaway.onnx_file import onnx_bytes
+
+CARD = "README.md"
+_ONNX_MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        model: The file of weights.
+        card: The card.
+        encoder: What was exported.
+        head: The classifier that was fitted for it, or None.
+    """
+
+    model: str
+    card: str
+    encoder: Encoder
+    head: LinearHead | None
+
+
+def export_encoder(
+    source: str,
+    format_: Format,
+    out: str,
+    *,
+    with_head: bool = False,
+    overrides: list[str] | None = None,
+    size_px: int | None = None,
+    licence: str | None = None,
+) -> Export:
+    """Write `model.safetensors` or `model.onnx`, `README.md` and `config.yaml` into the folder; nothing is written unless the weights were seen
+    to do there what they do here.
+
+    Args:
+        source: A run directory (its newest sound checkpoint) or a checkpoint.
+        format_: Whose names the tensors have, or ONNX. All but ONNX are read by `load_encoder` too.
+        out: A folder or URI that holds no export yet.
+        with_head: Also fit a linear classifier on `evaluate.train` and measure it on `evaluate.test`.
+        overrides: Changes to the run's config, to name those data.
+        size_px: Of the images; see `load_encoder`.
+        licence: Of the weights, for the card.
+
+    Raises:
+        UsageError: there is no checkpoint, the format does not suit the network, the folder holds an export, or a head was asked for without
+            labelled images.
+    """
+    model_name = _ONNX_MODEL if format_ == "onnx" else MODEL
+    there = [name for name in (MODEL, _ONNX_MODEL, CARD) if storage.exists(storage.join(out, name))]
+    if there:
+        raise UsageError(f"{out} already holds {', '.join(there)}; give another --out, one folder an export")
+    checkpoint = find_checkpoint(source)
+    trained_config, encoder = encoder_of(checkpoint, size_px)
+    config = apply_overrides(trained_config, overrides or [])
+    head = None
+    if with_head:
+        if config.evaluate.train is None:
+            raise UsageError("a linear head needs labelled images to be fitted on: 'evaluate.train={path: FOLDER}'")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        head = fit_head(Embedder(encoder, device, torch.get_num_threads()), config.evaluate.train, config.evaluate.test)
+        encoder = Encoder(encoder.backbone.cpu(), encoder.facts.model_copy(update={"classes": head.classes}), head.layer)
+    content, code = _content(encoder, format_)
+    about = CardFacts(encoder.facts, trained_config, format_, model_name, code, head, _run_of(checkpoint.path), licence)
+    storage.write_bytes(storage.join(out, model_name), content)
+    storage.write_text(storage.join(out, CONFIG), to_yaml(trained_config))
+    storage.write_text(storage.join(out, CARD), card(about))
+    return Export(storage.join(out, model_name), storage.join(out, CARD), encoder, head)
+
+
+def _content(encoder: Encoder, format_: Format) -> tuple[bytes, tuple[str, ...]]:
+    """The file, and the lines of Python that build the library's model."""
+    if format_ == "onnx":
+        return onnx_bytes(encoder), ()
+    if format_ == "safetensors":
+        return encoder_bytes(encoder), ()
+    built = library_model(encoder, format_)
+    return encoder_bytes(encoder, built.head), built.code
+
+
+def _run_of(checkpoint: str) -> RunRecord | None:
+    """The run that the checkpoint lies in, or None where it was copied elsewhere."""
+    run_dir = storage.parent(storage.parent(checkpoint))
+    return read_run(run_dir) if storage.exists(storage.join(run_dir, CONFIG)) else None

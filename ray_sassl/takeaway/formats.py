@@ -1,0 +1,160 @@
+"""An encoder's tensors as torchvision and timm name them, proven on a model that the library itself builds.
+
+torchvision's and timm's encoders keep their library's names here, and some networks (ResNets above all) have the same names and the same
+function in both, so there is nothing to translate: a fresh model of the library must take the tensors with `strict=True` and give the same
+features. Where it does not, the export is refused with the formats that suit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ray_sassl.backbones import BackboneConfig
+from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS
+from ray_sassl.plugins import UsageError
+from ray_sassl.takeaway.encoder import Encoder
+
+Library = Literal["torchvision", "timm"]
+Format = Literal["torchvision", "timm", "onnx", "safetensors"]
+
+TOLERANCE = 1e-4
+
+
+class FormatError(UsageError):
+    """The encoder cannot be had in this format."""
+
+
+@dataclass(frozen=True)
+class LibraryModel:
+    """A network of torchvision or timm that takes an encoder's tensors.
+
+    Attributes:
+        model: Freshly built, with random weights.
+        head: The name of its classifier, which is the identity where the encoder has no head.
+        code: The lines of Python that build it, for the card.
+    """
+
+    model: nn.Module
+    head: str
+    code: tuple[str, ...]
+
+
+def library_model(encoder: Encoder, library: Library) -> LibraryModel:
+    """The library's model with the encoder's weights, and its head's where it has one; loaded with `strict=True` and seen to agree.
+
+    Raises:
+        FormatError: the library has no such network; the message says which formats suit.
+    """
+    backbone = encoder.facts.backbone
+    if backbone.name in CIFAR_RESNETS:
+        raise FormatError(
+            f"{backbone.name} is a ResNet for CIFAR (He et al. 2016, section 4.2), which neither torchvision nor timm has. Formats that suit: "
+            f"safetensors (ray_sassl.load_encoder reads it) and onnx."
+        )
+    num_classes = encoder.head.out_features if encoder.head is not None else 0
+    with torch.random.fork_rng(devices=[]):
+        built = (_torchvision if library == "torchvision" else _timm)(backbone, num_classes)
+    if built is None:
+        raise _unsuited(backbone, library, f"{library} has no {_bare(backbone)}")
+    built.model.eval()
+    state = library_state(encoder, built.head)
+    try:
+        built.model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise _unsuited(backbone, library, f"its tensors do not fit {library}'s {_bare(backbone)}: {_first_line(error)}") from error
+    images = example_images(encoder, 2)
+    with torch.inference_mode():
+        features = encoder(images)
+        expected = features if encoder.head is None else encoder.head(features)
+        difference = largest_difference(built.model(images), expected)
+    if difference > TOLERANCE:
+        raise _unsuited(backbone, library, f"{library}'s {_bare(backbone)} takes its tensors but computes something else with them")
+    return built
+
+
+def library_state(encoder: Encoder, head: str) -> dict[str, Tensor]:
+    """The tensors of the backbone and, under the name `head`, of the linear layer."""
+    state = dict(encoder.backbone.state_dict())
+    if encoder.head is not None:
+        state |= {f"{head}.{name}": tensor for name, tensor in encoder.head.state_dict().items()}
+    return state
+
+
+def example_images(encoder: Encoder, num_images: int) -> Tensor:
+    """(num_images, 3, S, S) of normalised noise, always the same."""
+    size_px = encoder.facts.size_px
+    return torch.randn(num_images, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+
+
+def largest_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference, as a share of the largest expected value where that is above 1."""
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def _torchvision(backbone: BackboneConfig, num_classes: int) -> LibraryModel | None:
+    name = _bare(backbone)
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        return None
+    model = torchvision.models.get_model(name, weights=None)
+    linear = [part for part, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        return None
+    head = linear[-1]
+    layer = model.get_submodule(head)
+    assert isinstance(layer, nn.Linear)
+    code = [f'model = torchvision.models.get_model("{name}")']
+    if num_classes:
+        model.set_submodule(head, nn.Linear(layer.in_features, num_classes))
+        code.append(f'model.set_submodule("{head}", torch.nn.Linear({layer.in_features}, {num_classes}))')
+    else:
+        model.set_submodule(head, nn.Identity())
+        code.append(f'model.set_submodule("{head}", torch.nn.Identity())')
+    return LibraryModel(model, head, (*code, *_cifar_stem(model, backbone)))
+
+
+def _timm(backbone: BackboneConfig, num_classes: int) -> LibraryModel | None:
+    name = _bare(backbone)
+    if name not in timm.list_models():
+        return None
+    options: dict[str, Any] = {"dynamic_img_size": True} if timm.models.is_model_in_modules(name, ["vision_transformer"]) else {}
+    model = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+    head = (getattr(model, "default_cfg", None) or {}).get("classifier")
+    if not isinstance(head, str):
+        return None
+    written = "".join(f", {key}={value}" for key, value in options.items())
+    code = (f'model = timm.create_model("{name}", num_classes={num_classes}{written})',)
+    return LibraryModel(model, head, (*code, *_cifar_stem(model, backbone)))
+
+
+def _cifar_stem(model: nn.Module, backbone: BackboneConfig) -> tuple[str, ...]:
+    """Changes a ResNet's stem as `backbone.stem=cifar` does; returns the lines of Python that do it."""
+    conv = getattr(model, "conv1", None)
+    if backbone.stem != "cifar" or not isinstance(conv, nn.Conv2d):
+        return ()
+    model.set_submodule("conv1", nn.Conv2d(3, conv.out_channels, 3, padding=1, bias=False))
+    model.set_submodule("maxpool", nn.Identity())
+    return (
+        f"model.conv1 = torch.nn.Conv2d(3, {conv.out_channels}, 3, padding=1, bias=False)  # the stem for small images",
+        "model.maxpool = torch.nn.Identity()",
+    )
+
+
+def _unsuited(backbone: BackboneConfig, library: Library, reason: str) -> FormatError:
+    own: Library = "timm" if backbone.name.startswith("timm/") else "torchvision"
+    suited = ([own] if own != library else []) + ["safetensors", "onnx"]
+    return FormatError(f"{backbone.name} cannot be exported for {library}: {reason}. Formats that suit: {', '.join(suited)}.")
+
+
+def _bare(backbone: BackboneConfig) -> str:
+    return backbone.name.rpartition("/")[2]
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return (lines[1] if len(lines) > 1 else lines[0])[:200]

@@ -1,1 +1,104 @@
-"""Search spaces over the config tree: one file each, found by name like every plug-in."""
+"""Search spaces, one file each: `tune_spaces/style_strength.py` is `ray-sassl search style_strength`.
+
+A file has a docstring, whose first line is shown in lists, the name of its base experiment, and a function:
+
+    EXPERIMENT = "moco_cifar10_cpu_sassl"
+
+    def space(base: ExperimentConfig) -> SearchSpace: ...
+
+The function is given the base experiment with the user's changes, so that it can follow the method or the style bank that it finds there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from ray_sassl.config.overrides import explain
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.study.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class SpaceSource:
+    """A search space that was found, before its base experiment is known.
+
+    Attributes:
+        name: Of the file, without its ending.
+        about: One line.
+        experiment: The name of the base experiment, or a YAML file.
+        space: Makes the space for the base experiment.
+    """
+
+    name: str
+    about: str
+    experiment: str
+    space: Callable[[ExperimentConfig], SearchSpace]
+
+
+def spaces() -> dict[str, SpaceSource]:
+    """All spaces of this package by name."""
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    return {name: _of_module(importlib.import_module(f"{__name__}.{name}"), name) for name in names}
+
+
+def load_space(name_or_file: str) -> SpaceSource:
+    """The space of this name, or in this `.py` or `.yaml` file; a Python file is run.
+
+    Raises:
+        UsageError: there is none, or the file does not hold one.
+    """
+    if name_or_file.endswith((".py", ".yaml", ".yml")):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise UsageError(f"there is no file {name_or_file}")
+        return _of_python_file(path) if path.suffix == ".py" else _of_yaml_file(path)
+    known = spaces()
+    if name_or_file not in known:
+        raise UsageError(
+            f"no search space is called {name_or_file!r}{did_you_mean(name_or_file, known)}. Known: {', '.join(known)}; or give a .py or .yaml file."
+        )
+    return known[name_or_file]
+
+
+def _of_module(module: ModuleType, name: str) -> SpaceSource:
+    experiment, space = getattr(module, "EXPERIMENT", None), getattr(module, "space", None)
+    if not isinstance(experiment, str) or not callable(space):
+        raise UsageError(f"{module.__file__} is no search space: it needs EXPERIMENT = '...' and a function space(base)")
+    make = cast(Callable[[ExperimentConfig], SearchSpace], space)
+    return SpaceSource(name, (module.__doc__ or "").strip().partition("\n")[0], experiment, make)
+
+
+def _of_python_file(path: Path) -> SpaceSource:
+    spec = importlib.util.spec_from_file_location(f"_search_space_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return _of_module(module, path.stem)
+
+
+def _of_yaml_file(path: Path) -> SpaceSource:
+    try:
+        tree: Any = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("experiment"), str):
+        raise UsageError(f"{path} is no search space: it needs `experiment: NAME` and `parameters: [...]`")
+    fields = dict(tree)
+    experiment, about = fields.pop("experiment"), str(fields.pop("about", ""))
+    try:
+        space = SearchSpace.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {explain(error)}") from error
+    return SpaceSource(path.stem, about, experiment, lambda base: space)

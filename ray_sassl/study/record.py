@@ -1,0 +1,278 @@
+"""The record of a study: a folder with the study's config, a folder and a `trial.json` for each trial, and tables of all of them.
+
+study.yaml  index.arrow  trials/0003/{trial.json, config.yaml, metrics.jsonl, checkpoints/, ...}  trials.parquet  trials.csv  best.yaml
+
+A trial's folder is the run directory of its pretraining run. Everything that a study knows is in these files, so a study whose driver was killed
+goes on from them; nothing is asked of Ray.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import yaml
+from pydantic import Field, ValidationError
+
+from ray_sassl import storage
+from ray_sassl.config.files import to_yaml
+from ray_sassl.config.overrides import explain
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.study.searcher import Known
+from ray_sassl.study.space import Objective, Point, SearchSpace
+
+STUDY, TRIAL, BEST, INDEX = "study.yaml", "trial.json", "best.yaml", "index.arrow"
+State = Literal["running", "finished", "stopped", "failed", "interrupted"]
+"""`stopped` by the scheduler before its end; `interrupted` by the user or the end of the time budget, to be continued by --resume."""
+
+
+class StudyDirectoryError(UsageError):
+    """The study directory is not what the command needs: it holds another study, or none."""
+
+
+class StudyConfig(FrozenConfig):
+    """One study, whole: of two equal ones with one trial at a time, the searcher suggests the same."""
+
+    name: str
+    base: ExperimentConfig
+    space: SearchSpace
+    objectives: tuple[str, ...]
+    searcher: str
+    scheduler: str
+    num_trials: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Trials at once; as many as the cluster has room for where not given."""
+    time_budget_s: float | None = Field(default=None, gt=0)
+    """After this the running trials are stopped with a checkpoint; a resumed study has the budget anew."""
+    retries: int = Field(default=1, ge=0)
+    """How often a trial that failed is started again from its last checkpoint."""
+
+    @property
+    def goals(self) -> list[Objective]:
+        """The objectives, parsed."""
+        return [Objective.parse(text) for text in self.objectives]
+
+
+RESUME_MAY_CHANGE = ("num_trials", "max_concurrent", "time_budget_s", "retries")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trial reported at one evaluation.
+
+    Attributes:
+        number: 1 for the first evaluation of the run.
+        metrics: All metrics that were known then, `step` and `epoch` among them.
+        wall_s: Seconds of work on the trial until then, over all its attempts.
+    """
+
+    number: int
+    metrics: dict[str, float]
+    wall_s: float
+
+
+@dataclass
+class TrialRecord:
+    """One trial, from its suggestion to its fate.
+
+    Attributes:
+        number: From 0, in the order of suggestion.
+        point: Where in the space it is; population based training moves it.
+        state: Its fate so far.
+        curve: Its evaluations, in order.
+        reason: Why it failed, or was stopped.
+        attempts: How often it was started.
+        wall_s: Seconds of work on it.
+        cpu_s: CPU seconds of the trial's process where the whole run takes place in it, else None.
+        moves: Of population based training: (number of evaluation, donor's number, the new point).
+    """
+
+    number: int
+    point: Point
+    state: State = "running"
+    curve: list[Evaluation] = field(default_factory=list)
+    reason: str | None = None
+    attempts: int = 0
+    wall_s: float = 0.0
+    cpu_s: float | None = None
+    moves: list[dict[str, Any]] = field(default_factory=list)
+
+    def value(self, metric: str) -> float | None:
+        """The metric at the last evaluation that has it as a finite number."""
+        found = [e.metrics[metric] for e in self.curve if math.isfinite(e.metrics.get(metric, math.nan))]
+        return found[-1] if found else None
+
+    def values(self, goals: Sequence[Objective]) -> tuple[float, ...]:
+        """All objectives, or nothing where one is missing."""
+        values = tuple(self.value(goal.metric) for goal in goals)
+        return tuple(value for value in values if value is not None) if None not in values else ()
+
+    def known(self, goals: Sequence[Objective]) -> Known | None:
+        """As the searcher sees it; None for a trial that failed."""
+        if self.state == "failed":
+            return None
+        metric = goals[0].metric
+        curve = {e.number: e.metrics[metric] for e in self.curve if math.isfinite(e.metrics.get(metric, math.nan))}
+        state = "running" if self.state == "interrupted" else self.state
+        return Known(self.point, state, self.values(goals), curve)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is more to do on it."""
+        return self.state in ("running", "interrupted")
+
+
+def best_trial(trials: Sequence[TrialRecord], goal: Objective) -> TrialRecord | None:
+    """The best of the trials that ran to their end; where none has, of all that were evaluated, failed ones last of all."""
+    ranked = sorted(
+        (trial for trial in trials if trial.value(goal.metric) is not None),
+        key=lambda trial: (
+            trial.state == "finished",
+            trial.state != "failed",
+            goal.sign * (trial.value(goal.metric) or 0.0),
+            -trial.number,
+        ),
+    )
+    return ranked[-1] if ranked else None
+
+
+def pareto_front(trials: Sequence[TrialRecord], goals: Sequence[Objective]) -> list[TrialRecord]:
+    """The trials than which no other is better in one objective and at least as good in all; of those that finished, where some have."""
+    pool = [trial for trial in trials if trial.values(goals) and trial.state == "finished"]
+    pool = pool or [trial for trial in trials if trial.values(goals)]
+
+    def gains(trial: TrialRecord) -> tuple[float, ...]:
+        return tuple(goal.sign * value for goal, value in zip(goals, trial.values(goals), strict=True))
+
+    def beats(other: TrialRecord, trial: TrialRecord) -> bool:
+        return all(o >= t for o, t in zip(gains(other), gains(trial), strict=True)) and gains(other) != gains(trial)
+
+    return [trial for trial in pool if not any(beats(other, trial) for other in pool)]
+
+
+def trial_dir(study_dir: str, number: int) -> str:
+    """The run directory of a trial."""
+    return storage.join(study_dir, "trials", f"{number:04d}")
+
+
+def open_study(study: StudyConfig, study_dir: str, *, resume: bool) -> list[TrialRecord]:
+    """Make the study directory, or see that the one to resume holds this very study; returns the trials that are there.
+
+    Raises:
+        StudyDirectoryError: a study is there and was not to be resumed, none is there to resume, or it is another one.
+    """
+    there = storage.exists(storage.join(study_dir, STUDY))
+    if there and not resume:
+        raise StudyDirectoryError(f"{study_dir} already holds a study; add --resume to go on with it, or give another --study-dir")
+    if resume and not there:
+        raise StudyDirectoryError(f"{study_dir} holds no study to resume (no {STUDY}); leave out --resume to start one there")
+    if resume:
+        before, after = (s.model_dump(mode="json", exclude=set(RESUME_MAY_CHANGE)) for s in (read_study(study_dir), study))
+        if differing := _differing(before, after):
+            raise StudyDirectoryError(
+                f"the study to resume has another {', '.join(differing)}; a resumed study may change only {', '.join(RESUME_MAY_CHANGE)}"
+            )
+    storage.makedirs(study_dir)
+    storage.write_text(storage.join(study_dir, STUDY), yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, width=120))
+    return read_trials(study_dir)
+
+
+def read_study(study_dir: str) -> StudyConfig:
+    """The config of the study in the directory.
+
+    Raises:
+        StudyDirectoryError: there is none, or it cannot be read.
+    """
+    path = storage.join(study_dir, STUDY)
+    if not storage.exists(path):
+        raise StudyDirectoryError(f"{study_dir} holds no study (no {STUDY})")
+    try:
+        return StudyConfig.model_validate(yaml.safe_load(storage.read_text(path)))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise StudyDirectoryError(f"{path}: {explain(error) if isinstance(error, ValidationError) else error}") from error
+
+
+def read_trials(study_dir: str) -> list[TrialRecord]:
+    """All trials of the study, in order."""
+    found = []
+    for entry in storage.list_dir(storage.join(study_dir, "trials")):
+        path = storage.join(entry.path, TRIAL)
+        if not entry.is_file and storage.exists(path):
+            tree = json.loads(storage.read_text(path))
+            curve = [Evaluation(**evaluation) for evaluation in tree.pop("curve")]
+            found.append(TrialRecord(**tree, curve=curve))
+    return sorted(found, key=lambda trial: trial.number)
+
+
+def write_trial(study_dir: str, trial: TrialRecord) -> None:
+    """Put the trial's record into its folder, whole or not at all."""
+    storage.write_text(storage.join(trial_dir(study_dir, trial.number), TRIAL), json.dumps(asdict(trial)))
+
+
+def write_tables(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> None:
+    """Write `trials.parquet` and `trials.csv`, a row a trial, and `best.yaml`, the best trial as an experiment."""
+    rows = [_row(study, study_dir, trial) for trial in trials]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    points = {name: _of_one_type(values) for name, values in columns.items() if name.startswith("point.")}
+    table = pa.table(columns | points)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.write_bytes(storage.join(study_dir, "trials.parquet"), buffer.getvalue())
+    flat = columns | points | {name: [json.dumps(value) for value in columns[name]] for name in ("curve", "moves") if name in columns}
+    buffer = io.BytesIO()
+    pacsv.write_csv(pa.table(flat), buffer)
+    storage.write_bytes(storage.join(study_dir, "trials.csv"), buffer.getvalue())
+    if (best := best_trial(trials, study.goals[0])) is not None:
+        storage.write_text(storage.join(study_dir, BEST), to_yaml(best_config(study, best)))
+
+
+def best_config(study: StudyConfig, trial: TrialRecord) -> ExperimentConfig:
+    """The trial as an experiment of its own."""
+    return study.space.config(study.base, trial.point).model_copy(update={"name": f"{study.name}_best"})
+
+
+def _row(study: StudyConfig, study_dir: str, trial: TrialRecord) -> dict[str, Any]:
+    last = trial.curve[-1].metrics if trial.curve else {}
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "reason": trial.reason,
+        "attempts": trial.attempts,
+        "evaluations": len(trial.curve),
+        "epochs": last.get("epoch", 0.0),
+        "wall_s": trial.wall_s,
+        "cpu_s": trial.cpu_s,
+        **{goal.metric: trial.value(goal.metric) for goal in study.goals},
+        "images_per_s": trial.value("images_per_s"),
+        **{f"point.{d.name}": trial.point.get(d.name) for d in study.space.dimensions},
+        "run_dir": trial_dir(study_dir, trial.number),
+        "curve": [{"evaluation": e.number, "wall_s": e.wall_s, **{k: float(v) for k, v in e.metrics.items()}} for e in trial.curve],
+        "moves": [json.dumps(move) for move in trial.moves],
+    }
+
+
+def _of_one_type(values: list[Any]) -> list[Any]:
+    """The values as they are where they are all numbers or all words, else as words."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) <= 1:
+        return values
+    if kinds == {int, float}:
+        return [None if value is None else float(value) for value in values]
+    return [None if value is None else str(value) for value in values]
+
+
+def _differing(before: Any, after: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = sorted(before.keys() | after.keys())
+        return [found for name in names for found in _differing(before.get(name), after.get(name), f"{path}.{name}" if path else name)]
+    return [] if before == after else [path]

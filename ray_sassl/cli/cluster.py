@@ -36,3 +36,47 @@ def check(
             console.print(f"  {kind}{escape(where + finding.text)}", soft_wrap=True, highlight=False)
     if has_problems:
         raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: ray-sassl cluster plan moco_imagenet_sassl stream.pool.num_gpus=0.25 --measured bench.json --prices cluster/prices.yaml "
+    "--deadline 24h --write cluster/aws.yaml"
+)
+def plan(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config.")] = None,
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="JSON with decode_images_per_core_s, train_images_per_gpu_s, stylize_images_per_gpu_s; may be given several times."
+        ),
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Images of the data set, where the measurements do not say.")] = None,
+    prices: Annotated[
+        str | None, typer.Option(help="YAML with the machines of each group and their prices, as cluster/prices.yaml.")
+    ] = None,
+    target_images_per_s: Annotated[float | None, typer.Option(min=1, help="At least so fast.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="The whole run in at most so long: 90m, 24h, 3d.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0, help="The whole run for at most so many USD, as fast as they allow.")] = None,
+    headroom: Annotated[float, typer.Option(min=0, max=2, help="Capacity before the trainers beyond what they take.")] = 0.15,
+    out: Annotated[str, typer.Option(help="Where to write the curve of throughput over cost (PNG).")] = "cluster-plan.png",
+    write: Annotated[list[str] | None, typer.Option(help="A launcher or KubeRay file to write the numbers of nodes into.")] = None,
+) -> None:
+    """Say how many nodes of each group keep the trainer busy, how fast that is, and what it costs.
+
+    Without a target, the plan is for scaling.num_workers GPUs. Rates come from short runs on one core and one GPU of the kind to be rented.
+    """
+    from ray_sassl.cli import planning
+
+    planning.plan(
+        Console(),
+        experiment,
+        overrides or [],
+        measured=measured or [],
+        images=images,
+        prices=prices,
+        target=planning.target(target_images_per_s, deadline, budget),
+        headroom=headroom,
+        out=out,
+        write=write or [],
+    )

@@ -1,13 +1,11 @@
-"""Pictures for people: grids of images with labels."""
+"""Pictures for people of what a run will see and of what a stylizer does."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ray_sassl import storage
@@ -18,42 +16,9 @@ from ray_sassl.plugins import UsageError
 from ray_sassl.sassl import blend, draw_styles, to_float, to_uint8
 from ray_sassl.stylize import Stylizer
 from ray_sassl.types import view_name
+from ray_sassl.views.grid import image_grid
 
-_GAP_PX = 4
 _BACKGROUND = (255, 255, 255)
-_INK = (30, 30, 30)
-_TEXT_PX = 12
-
-
-def image_grid(
-    rows: Sequence[Sequence[np.ndarray]], column_titles: Sequence[str], captions: Sequence[Sequence[str]], cell_px: int
-) -> bytes:
-    """A PNG of images in rows and columns.
-
-    Args:
-        rows: Images (H, W, 3) uint8; each is scaled to `cell_px`, small ones without smoothing, so that their pixels stay visible.
-        column_titles: One a column.
-        captions: A line under each image, in the shape of `rows`; empty for none.
-        cell_px: Side of a cell in pixels.
-    """
-    font = ImageFont.load_default(_TEXT_PX)
-    line_px = _TEXT_PX + 2 * _GAP_PX
-    caption_px = line_px if any(text for line in captions for text in line) else _GAP_PX
-    width = _GAP_PX + len(column_titles) * (cell_px + _GAP_PX)
-    canvas = Image.new("RGB", (width, line_px + len(rows) * (cell_px + caption_px)), _BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(column_titles):
-        draw.text((_GAP_PX + column * (cell_px + _GAP_PX), _GAP_PX), title, _INK, font)
-    for line, (images, texts) in enumerate(zip(rows, captions, strict=True)):
-        top = line_px + line * (cell_px + caption_px)
-        for column, (image, text) in enumerate(zip(images, texts, strict=True)):
-            left = _GAP_PX + column * (cell_px + _GAP_PX)
-            smoothing = Image.Resampling.NEAREST if image.shape[0] < cell_px else Image.Resampling.LANCZOS
-            canvas.paste(Image.fromarray(image).resize((cell_px, cell_px), smoothing), (left, top))
-            draw.text((left, top + cell_px + 2), text, _INK, font)
-    out = io.BytesIO()
-    canvas.save(out, "PNG")
-    return out.getvalue()
 
 
 def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle | None, num_rows: int = 8) -> bytes:

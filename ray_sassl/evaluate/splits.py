@@ -47,3 +47,8 @@ def n_of_each(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndar
             raise UsageError(f"class {label} has {len(rows)} train images, and {num} are to be drawn")
         places.append(rng.choice(rows, num, replace=False))
     return np.concatenate(places)
+
+
+def up_to_n_of_each(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """(at most C * num,) int64: the places of `num` images of each class, drawn without replacement; all of a class that has fewer."""
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:num] for label in np.unique(labels)])

@@ -22,11 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.methods import Method
+from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import FrozenConfig, UsageError
 from ray_sassl.train.checkpoint import Checkpoint, save_checkpoint
 from ray_sassl.train.context import Context, any_rank, mean_over_ranks
-from ray_sassl.train.metrics import MetricsLog, effective_rank, embedding_std
+from ray_sassl.train.metrics import MetricsLog
 from ray_sassl.train.optim import OptimConfig, build_optimizer
 from ray_sassl.train.schedule import scaled_lr, warmup_cosine
 from ray_sassl.types import Arrays, Batch, Outcome, StepOutput, view_names

@@ -1,11 +1,7 @@
 import json
-import math
 from pathlib import Path
 
-import pytest
-import torch
-
-from ray_sassl.train.metrics import MetricsLog, TrackingConfig, effective_rank, embedding_std
+from ray_sassl.train.metrics import MetricsLog, TrackingConfig
 
 SILENT = TrackingConfig(tensorboard=False)
 
@@ -19,37 +15,6 @@ def _log(run_dir: Path | str, steps: range, resume_step: int = 0, config: Tracki
     for step in steps:
         log.log(step, {"loss": 1 / step})
     log.close()
-
-
-def test_embeddings_on_the_axes_both_ways_have_a_std_of_one():
-    axes = torch.eye(6)
-    assert embedding_std(torch.cat([axes, -axes])).item() == pytest.approx(1, rel=1e-6)
-
-
-def test_the_std_does_not_depend_on_the_embeddings_lengths():
-    z = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(embedding_std(7 * z), embedding_std(z))
-
-
-def test_collapsed_embeddings_have_a_std_of_zero_and_a_rank_of_one():
-    collapsed = torch.ones(16, 1) * torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
-    assert embedding_std(collapsed).item() == pytest.approx(0, abs=1e-6)
-    assert effective_rank(collapsed).item() == pytest.approx(1, abs=1e-3)
-
-
-def test_the_effective_rank_of_k_equal_directions_is_k():
-    assert effective_rank(5 * torch.eye(12)[:7]).item() == pytest.approx(7, rel=1e-4)
-
-
-def test_the_effective_rank_is_the_exponential_of_the_entropy_of_singular_values():
-    singular = torch.tensor([4.0, 2.0, 1.0, 1.0])
-    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
-    entropy = 0.5 * math.log(2) + 0.25 * math.log(4) + 2 * 0.125 * math.log(8)
-    assert effective_rank(torch.diag(singular) @ rotation).item() == pytest.approx(math.exp(entropy), rel=1e-5)
-
-
-def test_the_effective_rank_of_a_diverged_network_is_not_a_number():
-    assert math.isnan(effective_rank(torch.tensor([[1.0, math.nan], [0.0, 1.0]])))
 
 
 def test_every_logged_step_is_a_line_of_json(tmp_path):

@@ -1,0 +1,152 @@
+"""Changes of images that several protocols use: SimCLR's augmentation, and style transfer at full strength.
+
+Every choice is keyed by (seed, number, sample id), so a change does the same to an image wherever and in whichever batch it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ray_sassl.data.styles import StyleBank
+from ray_sassl.evaluate import ImageChange, LabelledFeatures, Subject
+from ray_sassl.evaluate.splits import up_to_n_of_each
+from ray_sassl.keyed import Stream, uniform
+from ray_sassl.plugins import UsageError
+from ray_sassl.stylize import Stylizer, StylizerConfig
+from ray_sassl.views import opencv
+from ray_sassl.views.crop import crop
+from ray_sassl.views.draw import draw
+from ray_sassl.views.recipes import simclr
+
+_PIXELS_AT_ONCE = 32 * 256 * 256
+
+
+@dataclass(frozen=True)
+class Augmented(ImageChange):
+    """SimCLR's view of an image (Chen et al. 2020, arXiv 2002.05709, appendix A): crop, flip, colours, blur.
+
+    Attributes:
+        seed: Of the draws.
+        number: Views of different numbers are drawn independently.
+    """
+
+    seed: int
+    number: int
+
+    @property
+    def key(self) -> str:
+        return f"SimCLR's view {self.number}, seed {self.seed}"
+
+    def apply(self, images: np.ndarray, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
+        size_px = images.shape[1]
+        config = simclr(size_px).left
+        params = draw(config, np.full((len(images), 2), size_px), sample_id, 0, self.seed, self.number)
+        return opencv.colour(crop([Image.fromarray(image) for image in images], params, size_px, config.interpolation), params)
+
+
+@dataclass(frozen=True, eq=False)
+class Textures:
+    """Styles to repaint images in.
+
+    Attributes:
+        codes: (N, C) float32, style codes.
+        labels: (N,) int64, the class of the image that each comes from; -1 for styles that are of no class.
+        sources: Where they come from, in words.
+    """
+
+    codes: np.ndarray
+    labels: np.ndarray
+    sources: str
+
+
+@dataclass(frozen=True, eq=False)
+class Stylized(ImageChange):
+    """Each image repainted, at full strength, in a style that is drawn for it.
+
+    Attributes:
+        stylize: The stylizer.
+        textures: The styles to draw from.
+        seed: Of the draws.
+        number: Copies of different numbers are drawn independently.
+        other_class: Whether styles of the image's own class are left out: cues of shape and texture then conflict.
+    """
+
+    stylize: StylizerConfig
+    textures: Textures
+    seed: int
+    number: int = 0
+    other_class: bool = False
+
+    @property
+    def key(self) -> str:
+        digest = hashlib.sha256(self.textures.codes.tobytes() + self.textures.labels.tobytes()).hexdigest()
+        which = "another class's style" if self.other_class else "any style"
+        return f"repainted by {self.stylize.name} {self.stylize.model_dump_json()} in {which} of {digest}, seed {self.seed}, copy {self.number}"
+
+    def styles(self, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
+        """(B,) int64: the style that each image is repainted in, by its row among the textures.
+
+        Raises:
+            UsageError: all styles are of an image's own class.
+        """
+        draws = uniform(self.seed, self.number, sample_id, Stream.STYLE, 1)[:, 0]
+        if not self.other_class:
+            return np.minimum((draws * len(self.textures.labels)).astype(np.int64), len(self.textures.labels) - 1)
+        chosen = np.empty(len(labels), np.int64)
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            others = np.flatnonzero(self.textures.labels != label)
+            if not len(others):
+                raise UsageError(f"all styles are of class {label}, and a conflict of cues needs one of another class")
+            chosen[rows] = others[np.minimum((draws[rows] * len(others)).astype(np.int64), len(others) - 1)]
+        return chosen
+
+    def apply(self, images: np.ndarray, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
+        stylizer, device = _stylizer(self.stylize)
+        codes = torch.from_numpy(self.textures.codes[self.styles(labels, sample_id)])
+        at_once = max(1, _PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
+        painted = np.empty_like(images)
+        with torch.inference_mode():
+            for start in range(0, len(images), at_once):
+                rows = slice(start, start + at_once)
+                content = torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))).to(device).float() / 255
+                repainted = stylizer.render(content, codes[rows].to(device))
+                painted[rows] = (repainted * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return painted
+
+
+def textures_of(subject: Subject, train: LabelledFeatures, config: StylizerConfig, per_class: int, seed: int, bank: str | None) -> Textures:
+    """The styles of some train images of each class, or those of a bank.
+
+    Args:
+        train: Which train images there are.
+        per_class: Train images of each class; all of a class that has fewer.
+        bank: Path or URI of a style bank; None: train images.
+
+    Raises:
+        UsageError: the stylizer has no weights on this machine, or the bank is another's.
+    """
+    stylizer, device = _stylizer(config)
+    if bank is not None:
+        codes = StyleBank.load(bank, stylizer.bundle_id).codes
+        return Textures(codes, np.full(len(codes), -1), f"bank {bank}")
+    rows = up_to_n_of_each(train.labels, per_class, np.random.default_rng(seed))
+    images = subject.images("train", train.sample_id[rows])
+    codes = []
+    with torch.inference_mode():
+        for start in range(0, len(images), 64):
+            part = torch.from_numpy(images[start : start + 64].transpose(0, 3, 1, 2).copy()).to(device).float() / 255
+            codes.append(stylizer.embed(part).cpu().numpy())
+    return Textures(np.concatenate(codes).astype(np.float32), train.labels[rows], f"up to {per_class} train images of each class")
+
+
+@lru_cache(maxsize=2)
+def _stylizer(config: StylizerConfig) -> tuple[Stylizer, torch.device]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return config.build(device), device

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import ImageFont
 from torch import Tensor
 
 from ray_sassl import storage
@@ -16,7 +17,7 @@ from ray_sassl.plugins import UsageError
 from ray_sassl.sassl import blend, draw_styles, to_float, to_uint8
 from ray_sassl.stylize import Stylizer
 from ray_sassl.types import view_name
-from ray_sassl.views.grid import image_grid
+from ray_sassl.views.grid import TEXT_PX, image_grid
 
 _BACKGROUND = (255, 255, 255)
 
@@ -57,7 +58,7 @@ def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle
 
 def _shortened(text: str, width_px: int) -> str:
     """The text, or as much of its end as fits."""
-    font = ImageFont.load_default(_TEXT_PX)
+    font = ImageFont.load_default(TEXT_PX)
     if font.getlength(text) <= width_px:
         return text
     while text and font.getlength(f"...{text}") > width_px:

@@ -118,10 +118,10 @@ class Diagnosis(Protocol):
         images = [[image, *near] for image, near in zip(subject.images("test", test.sample_id[queries]), neighbours, strict=True)]
         captions = []
         for row in queries:
-            own = test.labels[row]
+            own = int(test.labels[row])
             near = [
                 f"{value:.2f} {'' if label == own else 'x '}{_class_name(subject, label)}"
-                for value, label in zip(similarity[row], train.labels[places[row]], strict=True)
+                for value, label in zip(similarity[row].tolist(), train.labels[places[row]].tolist(), strict=True)
             ]
             captions.append([_class_name(subject, own), *near])
         titles = ["query", *(f"neighbour {number + 1}" for number in range(places.shape[1]))]

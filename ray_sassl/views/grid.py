@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 _GAP_PX = 4
 _BACKGROUND = (255, 255, 255)
 _INK = (30, 30, 30)
-_TEXT_PX = 12
+TEXT_PX = 12
+"""Height of titles and captions."""
 
 
 def image_grid(
@@ -25,8 +26,8 @@ def image_grid(
         captions: A line under each image, in the shape of `rows`; empty for none.
         cell_px: Side of a cell in pixels.
     """
-    font = ImageFont.load_default(_TEXT_PX)
-    line_px = _TEXT_PX + 2 * _GAP_PX
+    font = ImageFont.load_default(TEXT_PX)
+    line_px = TEXT_PX + 2 * _GAP_PX
     caption_px = line_px if any(text for line in captions for text in line) else _GAP_PX
     width = _GAP_PX + len(column_titles) * (cell_px + _GAP_PX)
     canvas = Image.new("RGB", (width, line_px + len(rows) * (cell_px + caption_px)), _BACKGROUND)

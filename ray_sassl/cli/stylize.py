@@ -64,16 +64,13 @@ def bank_command(
 ) -> None:
     """Compute the style codes of a data set, for sassl.style_source=bank or gaussian."""
     from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.session import ray_session
     from ray_sassl.orchestrate.style_jobs import make_bank
 
     console = Console()
     data = data_config(style_data, from_, image_column, "none", max_bad_fraction=max_bad_fraction)
     config = _job(console, overrides, None, only=("stylize",))
-    storage.check_can_write(out)
     pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
-    with ray_session(address):
-        result = make_bank(data, out, config, pool)
+    result = make_bank(data, out, config, pool, address=address)
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"{result.num_styles:,} styles of {result.bundle_id}: {out}", soft_wrap=True)
     console.print(f"Use it with: stylize={config.stylize.name} sassl.style_source=bank sassl.bank={out}", soft_wrap=True, highlight=False)
@@ -104,7 +101,6 @@ def dataset_command(
     that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
     """
     from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.session import ray_session
     from ray_sassl.orchestrate.style_jobs import stylize_dataset
 
     console = Console()
@@ -113,8 +109,7 @@ def dataset_command(
     pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
     format_name = None if format_ is CopyFormat.same else format_.value
     try:
-        with ray_session(address):
-            result = stylize_dataset(data, target, config, pool, format_=format_name, copies=copies, shard_rows=shard_rows)
+        result = stylize_dataset(data, target, config, pool, format_=format_name, copies=copies, shard_rows=shard_rows, address=address)
     except KeyboardInterrupt:
         console.print(f"Stopped. The same command goes on where it was: the shards in {target} stay.", soft_wrap=True)
         raise typer.Exit(130) from None

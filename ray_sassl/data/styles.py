@@ -70,10 +70,10 @@ class StyleBank:
         return (self.mean + normals @ self.factor.T).astype(np.float32)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the bank as one safetensors file, whole or not at all."""
+        """Write the bank as one safetensors file, whole or not at all; equal banks are equal files."""
         tensors = {"codes": self.codes, "mean": self.mean, "covariance": self.covariance}
         metadata = {"format": _FORMAT, "bundle_id": self.bundle_id, "names": json.dumps(self.names)}
-        storage.write_bytes(path, save(tensors, metadata))
+        storage.write_bytes(path, _in_order(save(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], bundle_id: str | None = None) -> StyleBank:
@@ -105,6 +105,14 @@ class StyleBank:
                 f"the style bank {path} holds codes of {bank.bundle_id}, which mean nothing to {bundle_id}; compute it again with this stylizer"
             )
         return bank
+
+
+def _in_order(content: bytes) -> bytes:
+    """The safetensors file with its header sorted, whose metadata comes in an order of chance; tensors are placed relative to its end."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _array(tensor: dict) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Style transfer over whole data sets, on a pool of Ray actors: banks of style codes, and stylised copies.
 
-Ray must have been initialised. Each actor holds the stylizer and its weights; it is handed row groups or whole shards, so that what an
-actor was doing when it died is done again by its successor, and a shard is there whole or not at all. What the user can have got wrong is
-looked at before actors are started and before anything is written.
+Each actor holds the stylizer and its weights; it is handed row groups or whole shards, so that what an actor was doing when it died is
+done again by its successor, and a shard is there whole or not at all. What the user can have got wrong is looked at before Ray is started
+and before anything is written.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ray_sassl.data.styles import StyleBank
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, result_of, spread
 from ray_sassl.orchestrate.data_jobs import ConvertResult
 from ray_sassl.orchestrate.progress import progress_bar
+from ray_sassl.orchestrate.session import ray_session
 from ray_sassl.orchestrate.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
 from ray_sassl.stylized import Restyler, StyleJobConfig, change_of, check_job, with_absolute_paths
@@ -93,12 +94,15 @@ class StyleWorker:
         return notes
 
 
-def make_bank(data: DataConfig, out: str, config: StyleJobConfig, pool: ActorPoolConfig, *, show_progress: bool = True) -> BankResult:
+def make_bank(
+    data: DataConfig, out: str, config: StyleJobConfig, pool: ActorPoolConfig, *, address: str | None = None, show_progress: bool = True
+) -> BankResult:
     """Compute the style codes of a data set's images and write them as a bank.
 
     Args:
         config: Of it, the stylizer alone matters.
         out: Path or URI of the bank.
+        address: Of a Ray cluster, for `ray_session`.
 
     Raises:
         UsageError: the data set cannot be indexed, the stylizer has no weights, `out` cannot be written, or no image can be used.
@@ -110,13 +114,14 @@ def make_bank(data: DataConfig, out: str, config: StyleJobConfig, pool: ActorPoo
     index = build_index(data)
     quarantine = Quarantine(index.num_rows, data.max_bad_fraction)
     quarantine.add(index.problems)
-    held = ray.put(index)
     parts: dict[int, tuple[np.ndarray, list[str]]] = {}
     notes: list[str] = []
     with (
+        ray_session(address),
         _style_workers(config, pool, index.num_groups, show_progress) as workers,
         progress_bar("computing styles", index.num_rows, is_shown=show_progress) as advance,
     ):
+        held = ray.put(index)
         for group, (codes, names, bad, noted) in spread(
             workers, lambda actor, group: actor.codes.remote(held, group), range(index.num_groups)
         ):
@@ -139,6 +144,7 @@ def stylize_dataset(
     format_: ShardFormat | None = None,
     copies: int = 1,
     shard_rows: int = 1024,
+    address: str | None = None,
     show_progress: bool = True,
 ) -> StylizeResult:
     """Write stylised copies of a data set, with its labels, keys and order; a call that was stopped goes on where it was.
@@ -148,6 +154,7 @@ def stylize_dataset(
         format_: Of the copies; that of the source where not given.
         copies: Each with draws of its own.
         shard_rows: Rows of a shard, the unit of work and of resuming.
+        address: Of a Ray cluster, for `ray_session`.
 
     Raises:
         UsageError: the source cannot be indexed, the target holds something else or lies in the source, or the stylizer has no weights.
@@ -165,7 +172,10 @@ def stylize_dataset(
     quarantines = [Quarantine(index.num_rows, data.max_bad_fraction) for _ in range(copies)]
     for quarantine, where in zip(quarantines, targets, strict=True):
         quarantine.add([*index.problems, *load_bad_rows(where)])
-    notes = _write_shards(config, pool, index, plans, targets, items, quarantines, show_progress) if items else []
+    notes: list[str] = []
+    if items:
+        with ray_session(address):
+            notes = _write_shards(config, pool, index, plans, targets, items, quarantines, show_progress)
     num_lost = sum(row.row >= 0 for quarantine in quarantines for row in quarantine.rows)
     every = Quarantine(index.num_rows, max_bad_fraction=float("inf"))
     for quarantine in quarantines:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +24,10 @@ from ray_sassl.plugins import UsageError
 from ray_sassl.run import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
 
 EVALUATION = "evaluation"
-"""The folder in a run directory that holds `<protocol>.json` and, where the protocol classifies images, `<protocol>.parquet`."""
+"""The folder in a run directory for `step-NUMBER/PROTOCOL.json` and what lies beside it: pictures, and predictions as `PROTOCOL.parquet`."""
 _FLAT = "evaluate-"
 """How files of scores that lie in the run directory itself begin."""
+_STEP = re.compile(r"step-\d+")
 _BASELINES = ("untrained encoder", "raw pixels", "chance")
 
 
@@ -148,53 +150,53 @@ def read_run(path: str) -> RunRecord:
 
 
 def read_scores(run_dir: str) -> list[Scores]:
-    """Every protocol's scores in a run directory, by name; those in `evaluation/` come before older ones beside it.
+    """The newest scores of every protocol in a run directory, by the protocol's name.
+
+    They lie in `evaluation/step-NUMBER/`, those of the largest step first, else in `evaluation/`, else beside it as `evaluate-PROTOCOL.json`.
 
     Raises:
         UsageError: a file of scores or predictions is damaged.
     """
-    folder = storage.join(run_dir, EVALUATION)
-    entries = [entry.path for entry in storage.list_dir(folder) if entry.is_file]
-    flat = [entry.path for entry in storage.list_dir(run_dir) if entry.is_file and storage.name_of(entry.path).startswith(_FLAT)]
+    entries = storage.list_dir(storage.join(run_dir, EVALUATION))
+    steps = sorted((entry.path for entry in entries if not entry.is_file and _STEP.fullmatch(storage.name_of(entry.path))), reverse=True)
+    folders = [*steps, storage.join(run_dir, EVALUATION)]
+    paths = [entry.path for folder in folders for entry in storage.list_dir(folder) if entry.is_file]
+    paths += [entry.path for entry in storage.list_dir(run_dir) if entry.is_file and storage.name_of(entry.path).startswith(_FLAT)]
     found: dict[str, Scores] = {}
-    for path in [*entries, *flat]:
+    for path in paths:
         stem, _, extension = storage.name_of(path).rpartition(".")
-        tree = _json(path) if extension == "json" else None
-        if tree is None or not isinstance(tree.get("scores"), dict):
-            continue
         stem = stem.removeprefix(_FLAT)
-        pictures = {
-            storage.name_of(entry): storage.read_bytes(entry)
-            for entry in entries
-            if entry.endswith(".png") and storage.name_of(entry).startswith((f"{stem}-", f"{stem}."))
-        }
-        beside = storage.join(storage.parent(path), f"{stem}.parquet")
-        predictions = read_predictions(beside) if beside in entries else None
-        found.setdefault(stem, _scores(stem, tree, predictions, pictures, path))
+        if extension == "json" and stem not in found and (tree := _json(path)) is not None and isinstance(tree.get("scores"), dict):
+            found[stem] = _scores(stem, tree, path)
     return [found[name] for name in sorted(found)]
 
 
 def read_predictions(path: str) -> Predictions:
-    """The predictions in a Parquet file with the columns `sample_id`, `label` and `prediction`.
+    """The predictions in a Parquet file with the columns `sample_id`, `label` and `predicted`.
 
     Raises:
         UsageError: it is damaged, lacks a column, or names a sample twice.
     """
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(path)), columns=["sample_id", "label", "prediction"])
+        table = pq.read_table(io.BytesIO(storage.read_bytes(path)))
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path} holds no predictions ({error}); delete it, and evaluate again") from error
-    if table.num_columns < 3:
-        raise UsageError(f"{path} has the columns {table.column_names}; predictions are sample_id, label and prediction")
+    if missing := {"sample_id", "label", "predicted"} - set(table.column_names):
+        raise UsageError(f"{path} has no column {', '.join(sorted(missing))}; delete it, and evaluate again")
     ids = table["sample_id"].to_numpy()
     order = np.argsort(ids, kind="stable")
     if len(np.unique(ids)) != len(ids):
         raise UsageError(f"{path} names a sample twice; delete it, and evaluate again")
-    return Predictions(ids[order], table["label"].to_numpy()[order], table["prediction"].to_numpy()[order])
+    return Predictions(ids[order], table["label"].to_numpy()[order], table["predicted"].to_numpy()[order])
 
 
-def _scores(stem: str, tree: dict[str, Any], predictions: Predictions | None, pictures: dict[str, bytes], path: str) -> Scores:
+def _scores(stem: str, tree: dict[str, Any], path: str) -> Scores:
     """From a file of scores: those of one encoder, or `{encoder: scores}` of several, the run's own first."""
+    folder = storage.parent(path)
+    files = {name: storage.join(folder, file) for name, file in (tree.get("files") or {}).items()}
+    pictures = {name: storage.read_bytes(file) for name, file in files.items() if file.endswith(".png") and storage.exists(file)}
+    predictions = files.get("predictions", storage.join(folder, f"{stem}.parquet"))
+    kept = read_predictions(predictions) if storage.exists(predictions) else None
     scores = tree["scores"]
     by_encoder = {"": scores} if any(_figure(value) is not None for value in scores.values()) else scores
     figures = {
@@ -207,9 +209,7 @@ def _scores(stem: str, tree: dict[str, Any], predictions: Predictions | None, pi
     if isinstance(chance := tree.get("chance"), int | float):
         baselines["chance"] = {"top1": Figure(float(chance))}
     settings, data = (value if isinstance(value := tree.get(name), dict) else {} for name in ("protocol", "data"))
-    return Scores(
-        stem, figures.get(own, {}) if own is not None else {}, baselines, predictions, tree.get("step"), settings, data, pictures, path
-    )
+    return Scores(stem, figures.get(own, {}) if own is not None else {}, baselines, kept, tree.get("step"), settings, data, pictures, path)
 
 
 def _figure(value: Any) -> Figure | None:

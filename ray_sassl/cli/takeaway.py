@@ -1,4 +1,4 @@
-"""`ray-sassl export`: an encoder as other libraries have it."""
+"""`ray-sassl export` and `embed`: an encoder as other libraries have it, and its features of whole data sets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from ray_sassl.cli.data import (
+    Address,
+    Format,
+    FormatOption,
+    ImageColumn,
+    LabelColumn,
+    LabelExtension,
+    data_config,
+    print_bad_rows,
+)
+from ray_sassl.cli.stylize import ActorCpus, ActorGpus, Actors, MaxBadFraction
 
 app = typer.Typer()
 
@@ -61,3 +73,51 @@ def export(
         console.print(f"linear head: {result.head.train_top1:.2%} of its train images right{test}", highlight=False)
     console.print(f"Model: {result.model}", soft_wrap=True)
     console.print(f"Card: {result.card}", soft_wrap=True)
+
+
+@app.command(epilog="Example: ray-sassl embed runs/first 's3://bucket/train-*.tar' --out features.parquet --actors 8 --actor-gpus 0.5")
+def embed(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory, a checkpoint, or what `ray-sassl export` wrote (but for ONNX).")
+    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Images: Parquet, tar shards or a folder, local or s3://, gs://.")],
+    out: Annotated[str, typer.Option(help="A file NAME.parquet, or a folder for several files.")] = "features.parquet",
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part, which is made whole or not at all.")] = 4096,
+    size_px: SizePx = None,
+    from_: FormatOption = Format.auto,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    label_extension: LabelExtension = "cls",
+    max_bad_fraction: MaxBadFraction = 0.01,
+    actors: Actors = None,
+    actor_cpus: ActorCpus = 1.0,
+    actor_gpus: ActorGpus = 0.0,
+    address: Address = None,
+) -> None:
+    """Write the features of a whole data set, on Ray.
+
+    A row has its sample_id, key, label (where the data have labels) and features. A job that was stopped goes on where it was; images that cannot
+    be decoded are left out and listed.
+    """
+    from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
+    from ray_sassl.orchestrate.embed import embed_dataset
+    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.takeaway.encoder import load_encoder
+
+    console = Console()
+    config = data_config(data, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
+    encoder = load_encoder(run, size_px=size_px)
+    with ray_session(address):
+        result = embed_dataset(
+            encoder, config, out, ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus), part_rows=part_rows
+        )
+    print_bad_rows(console, result.bad_rows, "left out")
+    if result.bad_rows_path is not None:
+        console.print(f"Bad rows: {result.bad_rows_path}", soft_wrap=True)
+    there = result.num_parts - result.num_made
+    console.print(
+        f"{result.num_rows:,} images with {result.num_features:,} features each in {result.out}: {result.num_made:,} parts made now"
+        + (f", {there:,} were there already" if there else "")
+        + (f", {result.num_made_rows / result.seconds:,.0f} images/s" if result.num_made else ""),
+        soft_wrap=True,
+    )

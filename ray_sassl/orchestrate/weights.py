@@ -17,13 +17,24 @@ if TYPE_CHECKING:
 
 
 class WeightsKeeper:
-    """The actor that holds the content of a converted file."""
+    """The actor that holds the content of a file of weights."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
 
     def content(self) -> bytes:
         return self._content
+
+
+def keep(content: bytes) -> ActorHandle:
+    """An actor that holds the content for as long as the handle is held; `kept` gives it back, on any node."""
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=4)(WeightsKeeper)
+    return remote.remote(content)
+
+
+def kept(keeper: ActorHandle) -> bytes:
+    """What the keeper holds."""
+    return cast(bytes, ray.get(keeper.content.remote()))
 
 
 def keep_weights(config: StylizerConfig) -> ActorHandle | None:
@@ -40,10 +51,7 @@ def keep_weights(config: StylizerConfig) -> ActorHandle | None:
         return None
     location = config.weights_location()
     content = read_weights(weights, location)
-    if location is not None:
-        return None
-    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=4)(WeightsKeeper)
-    return remote.remote(content)
+    return None if location is not None else keep(content)
 
 
 def receive_weights(config: StylizerConfig, keeper: ActorHandle | None) -> None:
@@ -52,4 +60,4 @@ def receive_weights(config: StylizerConfig, keeper: ActorHandle | None) -> None:
 
     weights = config.published_weights()
     if weights is not None and keeper is not None and not weights_path(weights).exists():
-        install_weights(weights, cast(bytes, ray.get(keeper.content.remote())))
+        install_weights(weights, kept(keeper))

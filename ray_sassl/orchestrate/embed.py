@@ -1,0 +1,170 @@
+"""Features of whole data sets as Parquet, on a pool of Ray actors. Ray must have been initialised.
+
+The encoder reaches the actors through Ray, and the features come back through it, so nodes need to reach the data and nothing else. The driver
+writes; a part is there whole or not at all, and a job that was stopped makes only the parts that are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from ray_sassl import storage
+from ray_sassl.data import DataConfig
+from ray_sassl.data.index import Index, build_index
+from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, spread
+from ray_sassl.orchestrate.progress import progress_bar
+from ray_sassl.orchestrate.weights import keep, kept
+from ray_sassl.plugins import UsageError
+from ray_sassl.takeaway.embedding import (
+    PART_ROWS,
+    Embedder,
+    EmbeddingPlan,
+    check_same,
+    merge_parts,
+    open_parts,
+    parts_bad_rows,
+    parts_of,
+    plan_of,
+    write_part,
+)
+from ray_sassl.takeaway.encoder import Encoder, encoder_bytes, encoder_from_bytes
+
+_FILE_EXTENSIONS = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """What `embed_dataset` has left.
+
+    Attributes:
+        out: The file or folder.
+        num_rows: Rows with features.
+        num_features: Width of a row's features.
+        num_parts: Parts of the whole job.
+        num_made: Parts that this call made; the others were there.
+        num_made_rows: Rows of the data set that these parts cover.
+        seconds: How long making them took, the start of the actors included.
+        bad_rows: Rows of the data set that have no features, and damage to whole files of it.
+        bad_rows_path: Where they are listed, or None where there are none.
+    """
+
+    out: str
+    num_rows: int
+    num_features: int
+    num_parts: int
+    num_made: int
+    num_made_rows: int
+    seconds: float
+    bad_rows: list[BadRow]
+    bad_rows_path: str | None
+
+
+class EmbedWorker:
+    """One actor: the encoder, and threads that decode."""
+
+    def __init__(self, num_cpus: float, num_gpus: float) -> None:
+        self._device = torch.device("cuda" if num_gpus else "cpu")
+        self._num_threads = max(1, int(num_cpus))
+        self._embedder: Embedder | None = None
+
+    def part(self, keeper: ActorHandle, held: tuple[Index, EmbeddingPlan], groups: list[int]) -> tuple[pa.Table, list[BadRow]]:
+        """The table of these row groups and its bad rows; the encoder is asked for once."""
+        if self._embedder is None:
+            self._embedder = Embedder(encoder_from_bytes(kept(keeper)), self._device, self._num_threads)
+        return self._embedder.part(*held, groups)
+
+
+def embed_dataset(
+    encoder: Encoder, data: DataConfig, out: str, pool: ActorPoolConfig, *, part_rows: int = PART_ROWS, show_progress: bool = True
+) -> EmbedResult:
+    """Write the features of a data set's images with their ids, keys and labels; a call that was stopped goes on where it was.
+
+    Args:
+        encoder: What embeds.
+        data: Images, with or without labels.
+        out: A file that ends in `.parquet`, or a folder for one file a part; local or a URI. Parts of a file lie in `NAME.parts` beside it until
+            all are there.
+        part_rows: About so many rows are a part, the unit of work and of resuming; a row group is never parted.
+
+    Raises:
+        UsageError: the data set cannot be indexed, or other features are at `out`.
+        TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be decoded; what was made stays.
+    """
+    if part_rows < 1:
+        raise UsageError(f"parts of {part_rows} rows cannot be made; give at least 1")
+    index = build_index(data)
+    plan = EmbeddingPlan.of(index, encoder.facts, part_rows)
+    is_file = storage.name_of(out).endswith(_FILE_EXTENSIONS)
+    bad_path = _beside(out, ".bad.jsonl") if is_file else storage.join(out, "bad.jsonl")
+    quarantine = Quarantine(index.num_rows, data.max_bad_fraction)
+    quarantine.add(index.problems)
+    if is_file and storage.exists(out):
+        check_same(plan_of(out) or {}, plan, out)
+        quarantine.load_jsonl(bad_path)
+        return _result(out, plan, [], 0.0, quarantine, bad_path)
+    folder = _beside(out, ".parts") if is_file else out
+    todo = open_parts(folder, plan)
+    quarantine.add(parts_bad_rows(folder))
+    began = time.monotonic()
+    made = _make(encoder, index, plan, folder, todo, quarantine, pool, show_progress) if todo else []
+    seconds = time.monotonic() - began
+    if quarantine.num_bad:
+        quarantine.save_jsonl(bad_path)
+    if is_file:
+        merge_parts(folder, plan, out)
+        storage.remove(folder)
+    return _result(out, plan, made, seconds, quarantine, bad_path)
+
+
+def _make(
+    encoder: Encoder,
+    index: Index,
+    plan: EmbeddingPlan,
+    folder: str,
+    todo: list[int],
+    quarantine: Quarantine,
+    pool: ActorPoolConfig,
+    show_progress: bool,
+) -> list[int]:
+    """Make and write the parts; returns the rows of the data set that each covers."""
+    parts = parts_of(index, plan.part_rows)
+    rows = [int(index.group_rows[groups].sum()) for groups in parts]
+    keeper = keep(encoder_bytes(encoder))
+    held = ray.put((index, plan))
+    skipped = plan.num_rows - sum(rows[part] for part in todo)
+    with (
+        actor_pool(EmbedWorker, (pool.num_cpus, pool.num_gpus), pool, len(todo)) as workers,
+        progress_bar("embedding", plan.num_rows, skipped=skipped, is_shown=show_progress) as advance,
+    ):
+        for part, (table, bad) in spread(workers, lambda actor, part: actor.part.remote(keeper, held, parts[part]), todo):
+            write_part(folder, part, table, bad)
+            quarantine.add(bad)
+            advance(rows[part])
+    return [rows[part] for part in todo]
+
+
+def _result(out: str, plan: EmbeddingPlan, made: list[int], seconds: float, quarantine: Quarantine, bad_path: str) -> EmbedResult:
+    num_lost = sum(row.row >= 0 for row in quarantine.rows)
+    return EmbedResult(
+        out,
+        plan.num_rows - num_lost,
+        plan.encoder.num_features,
+        plan.num_parts,
+        len(made),
+        sum(made),
+        seconds,
+        quarantine.rows,
+        bad_path if quarantine.num_bad else None,
+    )
+
+
+def _beside(path: str, ending: str) -> str:
+    """The path with an ending behind its name; a URI keeps its options."""
+    return storage.join(storage.parent(path), storage.name_of(path) + ending)

@@ -17,7 +17,7 @@ from ray_sassl.data.styles import StyleBank
 from ray_sassl.evaluate import ImageChange, LabelledFeatures, Subject
 from ray_sassl.evaluate.splits import up_to_n_of_each
 from ray_sassl.keyed import Stream, uniform
-from ray_sassl.plugins import UsageError
+from ray_sassl.plugins import UsageError, load_plugin
 from ray_sassl.stylize import Stylizer, StylizerConfig
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import crop
@@ -108,7 +108,7 @@ class Stylized(ImageChange):
         return chosen
 
     def apply(self, images: np.ndarray, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
-        stylizer, device = _stylizer(self.stylize)
+        stylizer, device = _stylizer(self.stylize.name, self.stylize.model_dump_json())
         codes = torch.from_numpy(self.textures.codes[self.styles(labels, sample_id)])
         at_once = max(1, _PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
         painted = np.empty_like(images)
@@ -132,7 +132,7 @@ def textures_of(subject: Subject, train: LabelledFeatures, config: StylizerConfi
     Raises:
         UsageError: the stylizer has no weights on this machine, or the bank is another's.
     """
-    stylizer, device = _stylizer(config)
+    stylizer, device = _stylizer(config.name, config.model_dump_json())
     if bank is not None:
         codes = StyleBank.load(bank, stylizer.bundle_id).codes
         return Textures(codes, np.full(len(codes), -1), f"bank {bank}")
@@ -147,6 +147,7 @@ def textures_of(subject: Subject, train: LabelledFeatures, config: StylizerConfi
 
 
 @lru_cache(maxsize=2)
-def _stylizer(config: StylizerConfig) -> tuple[Stylizer, torch.device]:
+def _stylizer(name: str, config_json: str) -> tuple[Stylizer, torch.device]:
+    """The stylizer, built once a process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return config.build(device), device
+    return load_plugin("ray_sassl.stylize", name).Config.model_validate_json(config_json).build(device), device

@@ -71,6 +71,7 @@ PICTURE_STYLES = (
     "gordicaleksa-vg_houses",
 )
 """Held-out paintings by artists who have been dead for over ninety years; the contents are dedicated to the public domain (CC0)."""
+STYLE_PX = 256
 PICTURE_CELL_PX = 144
 NUM_CONTENTS = 60
 PAPER_STRENGTH = 0.3
@@ -147,7 +148,7 @@ def goals_of(found: dict[str, dict[str, Fidelity]], rates: dict[str, dict[str, f
 def load_styles(data: Path, names: Sequence[str] = HELD_OUT_STYLES) -> Tensor:
     """(N, 3, 256, 256) float in [0, 1]: the middles of the styles."""
     images = [decode((data / "styles" / f"{name}.jpg").read_bytes(), MAX_PIXELS) for name in names]
-    return to_float(np.stack([square(image) for image in images]), CPU)
+    return to_float(np.stack([square(image, STYLE_PX) for image in images]), CPU)
 
 
 def load_contents(path: Path, size_px: int, count: int) -> Tensor:

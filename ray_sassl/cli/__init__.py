@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from ray_sassl import __version__
-from ray_sassl.cli import cluster, data, stylize, takeaway, weights
+from ray_sassl.cli import cluster, data, search, stylize, takeaway, weights
 from ray_sassl.plugins import UsageError
 
 _HELP = """Pretrain image encoders without labels, on Ray.
@@ -32,6 +32,7 @@ Look at what a run will see, run it, score it:
 app = typer.Typer(
     name="ray-sassl", help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+app.add_typer(search.app, name="search")
 app.add_typer(data.app, name="data")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(stylize.app, name="stylize")

@@ -59,7 +59,13 @@ Watch = Callable[[News], None]
 
 
 def pretrain(
-    config: ExperimentConfig, run_dir: str, *, resume: bool = False, address: str | None = None, watch: Watch = lambda news: None
+    config: ExperimentConfig,
+    run_dir: str,
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    watch: Watch = lambda news: None,
+    stop: threading.Event | None = None,
 ) -> RunResult:
     """Pretrain an encoder; the record is the run directory.
 
@@ -71,13 +77,14 @@ def pretrain(
         resume: Go on with the run that is there.
         address: Of a running Ray cluster.
         watch: For showing progress.
+        stop: Once set, the run stops as after the first Ctrl-C.
 
     Raises:
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
         RunFailedError: the run ended by an error.
     """
     run_dir = run_dir if storage.is_uri(run_dir) else os.path.abspath(run_dir)
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     micro_batch(config.train, max(1, config.scaling.num_workers))
     index = prepare_run_dir(config, run_dir, resume=resume)
     if not resume:
@@ -92,7 +99,7 @@ def pretrain(
         watch(news)
 
     try:
-        outcome = launch(config, run_dir, index, observe)
+        outcome = launch(config, run_dir, index, observe, stop or threading.Event())
     except BaseException as error:
         reason = "stopped at once by a second Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -112,7 +119,7 @@ def _result(status: str, run_dir: str, metrics: dict[str, float], reason: str | 
     return RunResult(status, step, run_dir, path, metrics, reason)
 
 
-def _with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     """Workers run in other folders than the command did."""
 
     def absolute(data: DataConfig | None) -> DataConfig | None:
@@ -128,7 +135,7 @@ def _with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"data": absolute(config.data), "evaluate": evaluate, "sassl": sassl})
 
 
-def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch) -> Outcome:
+def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, stop: threading.Event) -> Outcome:
     """The run in this process, without Ray."""
     source = view_source(config, run_dir)
     resume = latest_checkpoint(run_dir)
@@ -137,7 +144,6 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
     quarantine.load_jsonl(path)
     quarantine.add(index.problems)
     seen = without(seen_of(resume, index.num_rows), quarantine.rows, range(math.ceil(config.train.epochs)))
-    stop = threading.Event()
 
     class Context(LocalContext):
         def report(self, metrics: dict[str, float]) -> None:
@@ -156,7 +162,7 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         seen=seen,
         accumulate=config.train.accumulate,
     )
-    with _on_interrupt(stop.set):
+    with on_interrupt(stop.set):
         try:
             return train_process(config, run_dir, batches, index.num_rows, context, resume)
         finally:
@@ -164,10 +170,12 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
                 quarantine.save_jsonl(path)
 
 
-def _pretrain_on_ray(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, address: str | None) -> Outcome:
+def _pretrain_on_ray(
+    config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, stop: threading.Event, address: str | None
+) -> Outcome:
     """The run as a TorchTrainer fed by a Ray Data stream."""
     with ray_session(address):
-        use_gpu = _use_gpu(config)
+        use_gpu = uses_gpu(config)
         check_resources(config, use_gpu)
         control = start_control(index.num_rows, config.data.max_bad_fraction, storage.join(run_dir, QUARANTINE))
         if fatal := ray.get(control.add_bad.remote(list(index.problems))):
@@ -198,7 +206,7 @@ def _pretrain_on_ray(config: ExperimentConfig, run_dir: str, index: Index, watch
                     failure_config=FailureConfig(max_failures=scaling.max_failures),
                 ),
             )
-            _fit(trainer, control, watch)
+            _fit(trainer, control, watch, stop)
         fatal, outcome = ray.get([control.fatal.remote(), control.outcome.remote()])
         if fatal:
             raise RunFailedError(fatal)
@@ -206,7 +214,7 @@ def _pretrain_on_ray(config: ExperimentConfig, run_dir: str, index: Index, watch
         return outcome
 
 
-def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch) -> None:
+def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, stop: threading.Event) -> None:
     """Run the trainer in a thread, so that this one can show progress and take Ctrl-C; nothing waits for the thread after a second one."""
     errors: list[Exception] = []
 
@@ -217,9 +225,11 @@ def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch) -> None:
             errors.append(error)
 
     run = threading.Thread(target=fit, name="trainer", daemon=True)
-    with _on_interrupt(lambda: control.request_stop.remote()):
+    with on_interrupt(stop.set):
         run.start()
         while run.is_alive():
+            if stop.is_set():
+                control.request_stop.remote()
             watch(cast(News, ray.get(control.news.remote())))
             run.join(_LOOK_EVERY_S)
         watch(cast(News, ray.get(control.news.remote())))
@@ -234,7 +244,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _on_interrupt(stop: Callable[[], Any]) -> Iterator[None]:
+def on_interrupt(stop: Callable[[], Any]) -> Iterator[None]:
     """The first Ctrl-C asks for a stop and is announced; the second raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -260,7 +270,8 @@ def ray_is_local() -> bool:
     return len(ray.nodes()) == 1
 
 
-def _use_gpu(config: ExperimentConfig) -> bool:
+def uses_gpu(config: ExperimentConfig) -> bool:
+    """Whether the training workers get a GPU each: as configured, else where the cluster has enough."""
     if config.scaling.use_gpu is not None:
         return config.scaling.use_gpu
     return offered("GPU") >= config.scaling.num_workers
@@ -277,13 +288,8 @@ def _threads_per_worker(num_workers: int) -> int:
     return max(1, int(max(cpus, default=1.0)) // workers_per_node)
 
 
-def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
-    """Refuse a run that would wait for ever.
-
-    Raises:
-        ResourcesError: the training workers, the smallest pool and one task of the stream do not fit in the cluster, also when it has
-            grown as far as it may.
-    """
+def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[tuple[str, dict[str, float]]]:
+    """What a run on Ray holds at once, in words and by resource: the training workers, the smallest pool and one task of the stream."""
     scaling, stream = config.scaling, config.stream
     needs: list[tuple[str, dict[str, float]]] = [
         (f"{scaling.num_workers} training workers (scaling.num_workers)", _times(scaling.num_workers, _worker_bundle(config, use_gpu))),
@@ -292,6 +298,16 @@ def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
     if layout_of(config) == "pool":
         pool = {"CPU": stream.pool.num_cpus, "GPU": stream.pool.num_gpus}
         needs.append((f"{stream.pool.min} stylizers (stream.pool.min)", _times(stream.pool.min, pool)))
+    return needs
+
+
+def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
+    """Refuse a run that would wait for ever.
+
+    Raises:
+        ResourcesError: what the run holds at once does not fit in the cluster, also when it has grown as far as it may.
+    """
+    needs = resource_needs(config, use_gpu)
     for resource in ("CPU", "GPU"):
         wanted = sum(need.get(resource, 0.0) for _, need in needs)
         there = offered(resource)

@@ -1,0 +1,326 @@
+"""`ray-sassl search`: find the augmentation strength that suits one's own images."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from ray_sassl.cli.data import Address
+from ray_sassl.plugins import UsageError
+
+if TYPE_CHECKING:
+    from ray_sassl.orchestrate.search import StudyState
+    from ray_sassl.study.record import StudyConfig, TrialRecord
+
+_PLAIN_EVERY_S = 30.0
+_SHOWN_TRIALS = 12
+_STYLE = {"finished": "green", "stopped": "yellow", "failed": "red", "interrupted": "magenta", "running": "cyan"}
+
+
+class _RunByDefault(TyperGroup):
+    """`search SPACE ...` is `search run SPACE ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+_HELP = """Search for what suits your images, on Ray Tune.
+
+\b
+  ray-sassl search SPACE [PATH=VALUE]... [OPTIONS]     run a study (all options: ray-sassl search run --help)
+  ray-sassl search spaces                              list the spaces
+  ray-sassl search report DIR                          draw its report, also while it is running
+  ray-sassl search compare DIR DIR                     two studies side by side
+"""
+
+app = typer.Typer(cls=_RunByDefault, no_args_is_help=True, help=_HELP)
+
+
+class Searcher(StrEnum):
+    """What suggests the next trial."""
+
+    random = "random"
+    grid = "grid"
+    optuna = "optuna"
+    hyperband_bayes = "hyperband-bayes"
+
+
+class Scheduler(StrEnum):
+    """What stops trials early."""
+
+    fifo = "fifo"
+    asha = "asha"
+    pbt = "pbt"
+    median = "median"
+
+
+StudyDir = Annotated[str, typer.Argument(metavar="DIR", help="A study directory.")]
+
+
+@app.command(
+    "run",
+    epilog="Example: ray-sassl search style_strength train.epochs=3 data.path='shards/*.parquet' --trials 20 --study-dir studies/mine",
+)
+def run_command(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A space's name, or a .py or .yaml file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the base experiment; what they set is not searched."),
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="Another base experiment: a name, a YAML file or a run directory.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many. [default: the space's; a grid's: all of it]")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Stop after this time, such as 90m or 2h; --resume goes on.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once. [default: as many as there is room for]")] = None,
+    searcher: Annotated[Searcher | None, typer.Option(help="What suggests trials. [default: the space's]")] = None,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="What stops trials early. [default: the space's]")] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="A metric, or METRIC:min; several give a Pareto front, the first one decides on stops.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the suggestions; a trial's own seed is the experiment's.")] = 0,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed trial is started again from its checkpoint.")] = 1,
+    study_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: studies/SPACE]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the study directory.")] = False,
+    address: Address = None,
+) -> None:
+    """Run a study.
+
+    Each trial is a whole pretraining run. Ctrl-C stops the running ones with a checkpoint; the same command with --resume goes on.
+    """
+    from ray_sassl import storage
+    from ray_sassl.orchestrate.search import search
+    from tune_spaces import load_space
+
+    console = Console()
+    source = load_space(space)
+    given = {
+        "searcher": searcher.value if searcher else None,
+        "scheduler": scheduler.value if scheduler else None,
+        "objectives": tuple(objective) if objective else None,
+        "num_trials": trials,
+    }
+    study = make_study(source, experiment, overrides or [], given).model_copy(
+        update={"seed": seed, "retries": retries, "max_concurrent": max_concurrent, "time_budget_s": time_budget and seconds(time_budget)}
+    )
+    study_dir = study_dir or f"studies/{source.name}"
+    console.print(f"[bold]{study.name}[/] in {study_dir}: {study.num_trials} trials, {study.searcher}, {study.scheduler}", highlight=False)
+    with _live(console) as watch:
+        state = search(study, study_dir, resume=resume, address=address, watch=watch)
+    console.print(results_table(state.study, state.records))
+    for name in ("trials.parquet", "trials.csv", "best.yaml"):
+        console.print(f"{name.partition('.')[0]}: {storage.join(study_dir, name)}", soft_wrap=True, highlight=False)
+    _write_report(console, study_dir)
+    if any(trial.state == "interrupted" for trial in state.records) or (state.is_stopping and len(state.records) < study.num_trials):
+        console.print("[yellow]Interrupted:[/] the same command with --resume goes on.")
+        raise typer.Exit(130)
+
+
+@app.command("spaces", epilog="Example: ray-sassl search spaces")
+def spaces_command() -> None:
+    """List the search spaces."""
+    from tune_spaces import spaces
+
+    table = Table("space", "experiment", "what is searched", title="Search spaces", title_justify="left")
+    for source in spaces().values():
+        table.add_row(source.name, source.experiment, source.about)
+    Console().print(table)
+
+
+@app.command("report", epilog="Example: ray-sassl search report studies/style_strength")
+def report_command(study_dir: StudyDir) -> None:
+    """Draw a study's report, also while it is running."""
+    from ray_sassl.study.record import read_study, read_trials, write_tables
+
+    console = Console()
+    study, trials = read_study(study_dir), read_trials(study_dir)
+    write_tables(study, study_dir, trials)
+    console.print(results_table(study, trials))
+    _write_report(console, study_dir)
+
+
+@app.command("compare", epilog="Example: ray-sassl search compare studies/moco studies/simclr --out compare.html")
+def compare_command(
+    first: StudyDir,
+    second: StudyDir,
+    out: Annotated[str, typer.Option(help="Where to write the comparison (HTML).")] = "compare.html",
+) -> None:
+    """Put two studies side by side."""
+    from ray_sassl import storage
+    from ray_sassl.study.compare import comparison, comparison_html
+    from ray_sassl.study.record import read_study, read_trials
+
+    console = Console()
+    studies = [(path, read_study(path), read_trials(path)) for path in (first, second)]
+    table = Table("", first, second, title="Studies", title_justify="left")
+    for row in comparison(studies):
+        table.add_row(*row)
+    console.print(table)
+    storage.write_text(out, comparison_html(studies))
+    console.print(f"comparison: {out}", soft_wrap=True, highlight=False)
+
+
+def make_study(source: Any, experiment: str | None, overrides: list[str], given: dict[str, Any]) -> StudyConfig:
+    """The study that a space, its base experiment and the user's wishes make.
+
+    Args:
+        source: A `tune_spaces.SpaceSource`.
+        given: `searcher`, `scheduler`, `objectives` and `num_trials` where the user says; else None, and the space's hold.
+    """
+    from ray_sassl.cli.pretraining import load_config
+    from ray_sassl.study.record import StudyConfig
+    from ray_sassl.study.space import Objective
+
+    base = load_config(experiment or source.experiment, overrides)
+    space = source.space(base)
+    if space.overrides:
+        base = load_config(experiment or source.experiment, [*space.overrides, *overrides])
+        space = source.space(base)
+    space = space.without(overrides) if overrides else space
+    objectives = given["objectives"] or space.objectives
+    goals = [Objective.parse(text) for text in objectives]
+    if len({goal.metric for goal in goals}) < len(goals):
+        raise UsageError(f"--objective {' --objective '.join(objectives)}: each metric may stand there once")
+    searcher = given["searcher"] or space.searcher
+    num_trials = given["num_trials"] or (sum(1 for _ in space.grid(base)) if searcher == "grid" else space.num_trials)
+    return StudyConfig(
+        name=source.name,
+        base=base,
+        space=space,
+        objectives=tuple(str(goal) for goal in goals),
+        searcher=searcher,
+        scheduler=given["scheduler"] or space.scheduler,
+        num_trials=num_trials,
+    )
+
+
+def seconds(text: str) -> float:
+    """Of `90`, `90s`, `90m`, `2h`, `1.5d`.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if not match or float(match.group(1)) == 0:
+        raise UsageError(f"{text!r} is no time; write a number with s, m, h or d, such as 90m or 2h")
+    return float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
+
+
+def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10) -> Table:
+    """The best trials, and what became of the others."""
+    goal = study.goals[0]
+    ranked = sorted(
+        (trial for trial in trials if trial.value(goal.metric) is not None),
+        key=lambda trial: (trial.state != "finished", -goal.sign * (trial.value(goal.metric) or 0.0)),
+    )
+    fates = {state: sum(trial.state == state for trial in trials) for state in _STYLE}
+    told = ", ".join(f"{count} {state}" for state, count in fates.items() if count)
+    table = Table(
+        "trial", "parameters", "epochs", *(o.metric for o in study.goals), "state", title=f"{study.name}: {told}", title_justify="left"
+    )
+    for trial in ranked[:shown] + [trial for trial in trials if trial.state == "failed" and trial not in ranked[:shown]]:
+        table.add_row(*_row(study, trial))
+    return table
+
+
+def _row(study: StudyConfig, trial: TrialRecord, progress: dict[str, float] | None = None) -> list[Any]:
+    epoch = (progress or {}).get("epoch") or (trial.curve[-1].metrics.get("epoch", 0.0) if trial.curve else 0.0)
+    values = [_figure(goal.metric, trial.value(goal.metric)) for goal in study.goals]
+    state = trial.state + (
+        f": {trial.reason}" if trial.state == "failed" else f" ({trial.attempts}. attempt)" if trial.attempts > 1 else ""
+    )
+    return [str(trial.number), _point(trial), f"{epoch:.2f}", *values, Text(state, style=_STYLE[trial.state])]
+
+
+def _point(trial: TrialRecord) -> str:
+    """The parameters with the last part of their names, which is what tells them apart."""
+    return "  ".join(f"{'.'.join(name.split('.')[-2:])}={value}" for name, value in trial.point.items())
+
+
+def _figure(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2%}" if metric.endswith(("top1", "top5")) else f"{value:.4g}"
+
+
+def status(state: StudyState) -> Group:
+    """What is running and what was best, for a terminal."""
+    study, records = state.study, state.records
+    goal = study.goals[0]
+    open_ones = [trial for trial in records if trial.is_open]
+    done = [trial for trial in records if not trial.is_open]
+    table = Table("trial", "parameters", "epoch", *(o.metric for o in study.goals), "state")
+    for trial in (done[-max(0, _SHOWN_TRIALS - len(open_ones)) :] if len(open_ones) < _SHOWN_TRIALS else []) + open_ones[:_SHOWN_TRIALS]:
+        table.add_row(*_row(study, trial, state.progress.get(trial.number)))
+    from ray_sassl.study.record import best_trial
+
+    best = best_trial(records, goal)
+    line = f"{len(done)} of {study.num_trials} trials ended, {len(open_ones)} running, {_clock(time.monotonic() - state.began)} so far"
+    if (left := remaining_s(state)) is not None:
+        line += f", about {_clock(left)} to go"
+    if best is not None:
+        line += f"\nbest so far: trial {best.number}, {goal.metric} {_figure(goal.metric, best.value(goal.metric))}: {_point(best)}"
+    return Group(table, Text(line))
+
+
+def remaining_s(state: StudyState) -> float | None:
+    """Seconds to the end of the study if later trials take as long as those that have ended; None before the first has."""
+    walls = [trial.wall_s for trial in state.records if not trial.is_open and trial.wall_s]
+    if not walls:
+        return None
+    mean = sum(walls) / len(walls)
+    under_way = sum(max(0.0, mean - trial.wall_s) for trial in state.records if trial.is_open)
+    waiting = state.study.num_trials - len(state.records)
+    return (under_way + waiting * mean) / state.concurrent
+
+
+def _clock(seconds_: float) -> str:
+    minutes, rest = divmod(round(seconds_), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[Any]:
+    """A table that is kept up to date on a terminal; a line for each fate elsewhere."""
+    told: set[int] = set()
+    last_s = 0.0
+
+    def tell(state: StudyState) -> None:
+        nonlocal last_s
+        for trial in state.records:
+            if not trial.is_open and trial.number not in told:
+                told.add(trial.number)
+                cells = [str(cell) for cell in _row(state.study, trial)]
+                console.print(f"trial {'  '.join(cells)}", soft_wrap=True, highlight=False)
+        if time.monotonic() - last_s > _PLAIN_EVERY_S:
+            last_s = time.monotonic()
+            running = [
+                f"{trial.number}: epoch {state.progress.get(trial.number, {}).get('epoch', 0):.2f}"
+                for trial in state.records
+                if trial.is_open
+            ]
+            console.print(f"{len(told)} of {state.study.num_trials} trials ended; running {', '.join(running) or 'none'}", highlight=False)
+
+    if not console.is_terminal:
+        yield tell
+        return
+    with Live(console=console, refresh_per_second=2) as live:
+        yield lambda state: live.update(status(state))
+
+
+def _write_report(console: Console, study_dir: str) -> None:
+    from ray_sassl.study.report import write_report
+
+    console.print(f"report: {write_report(study_dir)}", soft_wrap=True, highlight=False)

@@ -1,0 +1,340 @@
+"""`search(study, study_dir)`: trials of a search space on Ray Tune, with the study's record kept as they go.
+
+Tune starts and stops trials; what is tried next follows from the record alone (`study.searcher`), and so does everything that a resumed study
+needs. Nothing is restored from Tune's own files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from ray_sassl import storage
+from ray_sassl.data.index import cached_index
+from ray_sassl.orchestrate.launch import on_interrupt, pretrain, ray_is_local, with_absolute_paths
+from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent
+from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay
+from ray_sassl.orchestrate.search_trial import (
+    ENDED,
+    EVALUATION,
+    Pretrain,
+    PretrainTrial,
+    TrialSpec,
+    num_evaluations,
+    point_of,
+    reason_of,
+    start_control,
+)
+from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.plugins import UsageError
+from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
+from ray_sassl.study.searcher import suggest
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.25
+_TUNE_ENVIRONMENT = {
+    # The record is ours; Tune writes no logs of its own, and its snapshots, which nothing reads, seldom.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # A trial that is stopped before its first evaluation has no metric.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass
+class StudyState:
+    """What the terminal, Tune's searcher and Tune's callback share; each holds the lock while it looks or writes.
+
+    Attributes:
+        trials: By number.
+        progress: The newest metrics of running trials, between evaluations.
+        concurrent: Trials at once.
+        evaluations: Of a whole trial.
+        is_stopping: No more trials are started.
+    """
+
+    study: StudyConfig
+    study_dir: str
+    trials: dict[int, TrialRecord]
+    concurrent: int = 1
+    evaluations: int = 1
+    progress: dict[int, dict[str, float]] = field(default_factory=dict)
+    is_stopping: bool = False
+    began: float = field(default_factory=time.monotonic)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """The trials in order."""
+        with self.lock:
+            return [self.trials[number] for number in sorted(self.trials)]
+
+
+Watch = Callable[[StudyState], None]
+"""Is shown the study several times a second, in the main thread."""
+
+
+def search(
+    study: StudyConfig,
+    study_dir: str,
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    watch: Watch = lambda state: None,
+    run: Pretrain = pretrain,
+) -> StudyState:
+    """Run the study's trials; the record is the study directory.
+
+    The first Ctrl-C, or the end of the time budget, stops the running trials with a checkpoint each, to be continued with `resume`.
+
+    Args:
+        study: The whole study.
+        study_dir: Local path or pyarrow filesystem URI; on a cluster of several nodes all of them must reach it.
+        resume: Go on with the study that is there: finished trials are kept, open ones continued.
+        address: Of a running Ray cluster.
+        watch: For showing progress.
+        run: Does one trial; for simulations.
+
+    Raises:
+        UsageError: space, data, directory or cluster do not allow the study; nothing was run.
+    """
+    study_dir = study_dir if storage.is_uri(study_dir) else os.path.abspath(study_dir)
+    study = study.model_copy(update={"base": with_absolute_paths(study.base)})
+    _check(study)
+    records = open_study(study, study_dir, resume=resume)
+    index = cached_index(study.base.data, storage.join(study_dir, INDEX))
+    state = StudyState(study, study_dir, {record.number: record for record in records})
+    state.evaluations = num_evaluations(study.base, index.num_rows)
+    scheduler = build_scheduler(study, state.evaluations)
+    replay(scheduler, [record for record in records if not record.is_open])
+    for name, value in _TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Tune's schedulers draw brackets and donors from the global generators.
+    random.seed(study.seed)
+    np.random.seed(study.seed)
+    with ray_session(address):
+        state.concurrent = num_concurrent(study)
+        control = start_control()
+        spec = TrialSpec(study, study_dir, index.num_rows, control, run)
+        with tempfile.TemporaryDirectory(prefix="ray-sassl-tune-") as folder:
+            tuner = tune.Tuner(
+                tune.with_resources(tune.with_parameters(PretrainTrial, spec=spec), actor_resources(study.base)),
+                tune_config=tune.TuneConfig(num_samples=-1, search_alg=RecordSearcher(state), scheduler=scheduler, reuse_actors=True),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=folder if ray_is_local() else storage.join(study_dir, ".tune"),
+                    failure_config=tune.FailureConfig(max_failures=study.retries),
+                    callbacks=[RecordKeeper(state)],
+                    verbose=0,
+                ),
+            )
+            try:
+                _fit(tuner, state, control, watch)
+            finally:
+                write_tables(study, study_dir, state.records)
+    return state
+
+
+def _check(study: StudyConfig) -> None:
+    """See that the study can be run at all."""
+    evaluate = study.base.evaluate
+    if any(goal.metric == "knn_top1" for goal in study.goals) and (evaluate.train is None or evaluate.test is None):
+        raise UsageError(
+            "knn_top1 is measured on labelled images: set evaluate.train and evaluate.test, as in 'evaluate.train={path: FOLDER}'"
+        )
+    if study.scheduler == "pbt" and study.searcher == "grid":
+        raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
+    study.space.check(study.base)
+
+
+def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watch) -> None:
+    """Run Tune in a thread, so that this one can show progress and take Ctrl-C."""
+    errors: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
+            errors.append(error)
+
+    def stop() -> None:
+        state.is_stopping = True
+        control.request_stop.remote()
+
+    budget = state.study.time_budget_s
+    thread = threading.Thread(target=fit, name="tune", daemon=True)
+    with on_interrupt(stop):
+        thread.start()
+        while thread.is_alive():
+            if budget is not None and not state.is_stopping and time.monotonic() - state.began > budget:
+                log.warning("The time budget is used up: stopping the running trials, with a checkpoint each.")
+                stop()
+            progress = cast(dict[int, dict[str, float]], ray.get(control.progress.remote()))
+            with state.lock:
+                state.progress.update({number: metrics for number, metrics in progress.items() if state.trials[number].is_open})
+            watch(state)
+            thread.join(_LOOK_EVERY_S)
+    watch(state)
+    if errors:
+        raise UsageError(f"the search ended by an error of Ray Tune: {reason_of(errors[0])}") from errors[0]
+
+
+class RecordSearcher(Searcher):
+    """Hands Tune the open trials of an earlier session first, then new ones as `study.searcher` suggests them."""
+
+    def __init__(self, state: StudyState) -> None:
+        super().__init__()
+        self._state = state
+        self._open = [record.number for record in state.records if record.is_open]
+        self._live: dict[str, int] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        state, study = self._state, self._state.study
+        with state.lock:
+            if state.is_stopping:
+                return Searcher.FINISHED
+            # A population is there as a whole; Tune lets its members take turns.
+            if study.scheduler != "pbt" and len(self._live) >= state.concurrent:
+                return None
+            if self._open:
+                record = state.trials[self._open.pop(0)]
+                record.state, record.reason = "running", None
+            else:
+                number = len(state.trials)
+                known = [found for record in state.records if (found := record.known(study.goals)) is not None]
+                point = (
+                    suggest(study.space, study.base, known, number, seed=study.seed, searcher=study.searcher, objectives=study.goals)
+                    if number < study.num_trials
+                    else None
+                )
+                if point is None:
+                    return Searcher.FINISHED
+                record = state.trials[number] = TrialRecord(number, point)
+            write_trial(state.study_dir, record)
+            self._live[trial_id] = record.number
+            return {"number": record.number, "point": dict(record.point)}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        with self._state.lock:
+            self._live.pop(trial_id, None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the record is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the record is the state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class RecordKeeper(Callback):
+    """Writes what Tune hears of the trials into the record."""
+
+    def __init__(self, state: StudyState) -> None:
+        self._state = state
+        self._earlier_s: dict[int, tuple[float, float]] = {}
+        self._last_s: dict[int, tuple[float, float]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def _record(self, trial: Trial) -> TrialRecord:
+        return self._state.trials[trial.config["number"]]
+
+    def _write(self, record: TrialRecord) -> None:
+        write_trial(self._state.study_dir, record)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        with self._state.lock:
+            record = self._record(trial)
+            record.attempts += 1
+            self._write(record)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        with self._state.lock:
+            record = self._record(trial)
+            record.reason = f"attempt {record.attempts} failed: {_error_of(trial)}"
+            self._write(record)
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        with self._state.lock:
+            record = self._record(trial)
+            self._note_move(record, trial, result)
+            self._note_cost(record, result)
+            metrics = {name: float(value) for name, value in result.items() if _is_metric(name, value)}
+            number = result.get(EVALUATION)
+            if number is not None and all(goal.metric in metrics for goal in self._state.study.goals[:1]):
+                # A retried or resumed trial repeats what came after its checkpoint.
+                record.curve = [e for e in record.curve if e.number < number] + [Evaluation(int(number), metrics, record.wall_s)]
+            self._write(record)
+
+    def _note_move(self, record: TrialRecord, trial: Trial, result: dict[str, Any]) -> None:
+        point = point_of(trial.config)
+        if point != record.point:
+            record.point = point
+            record.moves.append({"evaluation": result.get(EVALUATION), "point": point})
+
+    def _note_cost(self, record: TrialRecord, result: dict[str, Any]) -> None:
+        """Costs are those of the present attempt, and smaller than at the last look where that is a new one."""
+        now = (result["attempt_wall_s"], result["attempt_cpu_s"] or 0.0)
+        earlier = self._earlier_s.setdefault(record.number, (record.wall_s, record.cpu_s or 0.0))
+        last = self._last_s.get(record.number, (0.0, 0.0))
+        if now[0] < last[0]:
+            earlier = self._earlier_s[record.number] = (earlier[0] + last[0], earlier[1] + last[1])
+        self._last_s[record.number] = now
+        record.wall_s = earlier[0] + now[0]
+        record.cpu_s = None if result["attempt_cpu_s"] is None else earlier[1] + now[1]
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        with self._state.lock:
+            record = self._record(trial)
+            ended = (trial.last_result or {}).get(ENDED)
+            if ended is None:
+                record.state, record.reason = "stopped", f"by {self._state.study.scheduler} after {len(record.curve)} evaluations"
+            else:
+                record.state, record.reason = (
+                    ("finished", None) if ended == "finished" else ("interrupted", "before its end; --resume continues it")
+                )
+            self._end(record)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        with self._state.lock:
+            record = self._record(trial)
+            record.state, record.reason = "failed", _error_of(trial)
+            self._end(record)
+
+    def _end(self, record: TrialRecord) -> None:
+        self._state.progress.pop(record.number, None)
+        self._write(record)
+        write_tables(self._state.study, self._state.study_dir, self._state.records)
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    own = (EVALUATION, "done", "attempt_wall_s", "attempt_cpu_s", "time_total_s", "iterations_since_restore")
+    tunes = ("training_iteration", "time_this_iter_s", "timestamp", "pid", "time_since_restore", "timesteps_total", "should_checkpoint")
+    return isinstance(value, int | float) and not isinstance(value, bool) and name not in own and name not in tunes
+
+
+def _error_of(trial: Trial) -> str:
+    return reason_of(trial.get_error())

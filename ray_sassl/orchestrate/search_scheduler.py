@@ -1,0 +1,108 @@
+"""Tune's schedulers with a study's settings, and what they are told of the trials of an earlier session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
+
+from ray_sassl.orchestrate.search_trial import EVALUATION
+from ray_sassl.plugins import UsageError
+from ray_sassl.study.record import StudyConfig, TrialRecord
+from ray_sassl.study.space import Dimension
+
+_HYPERBAND_BRACKETS = 3
+
+
+def build_scheduler(study: StudyConfig, evaluations: int) -> TrialScheduler:
+    """The study's scheduler; it looks at the first objective.
+
+    Args:
+        evaluations: Of a whole trial.
+
+    Raises:
+        UsageError: the scheduler cannot work with this space.
+    """
+    goal, space = study.goals[0], study.space
+    seen: dict[str, Any] = {"time_attr": EVALUATION, "metric": goal.metric, "mode": goal.mode}
+    grace = min(space.grace, evaluations)
+    match study.scheduler:
+        case "asha":
+            brackets = _HYPERBAND_BRACKETS if study.searcher == "hyperband-bayes" else 1
+            return AsyncHyperBandScheduler(
+                **seen, max_t=evaluations, grace_period=grace, reduction_factor=space.reduction_factor, brackets=brackets
+            )
+        case "median":
+            return MedianStoppingRule(**seen, grace_period=grace, min_samples_required=3)
+        case "pbt":
+            return _population(study, seen, grace)
+    return FIFOScheduler()
+
+
+def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> TrialScheduler:
+    """Population based training over the numbers of the space that are always there (Jaderberg et al. 2017, arXiv 1711.09846)."""
+    movable = {
+        dimension.name: dimension
+        for parameter in study.space.parameters
+        if not parameter.when
+        for dimension in parameter.dimensions()
+        if dimension.choices is None
+    }
+    if not movable:
+        raise UsageError("scheduler pbt changes numbers, and the space has none without a condition; take asha, median or fifo")
+    if study.num_trials < 2:
+        raise UsageError("scheduler pbt needs a population: --trials of 2 or more")
+
+    def keep_in_range(config: dict[str, Any]) -> dict[str, Any]:
+        point = {name: movable[name].tidy(value) if name in movable else value for name, value in config["point"].items()}
+        return config | {"point": point}
+
+    return PopulationBasedTraining(
+        **seen,
+        perturbation_interval=interval,
+        hyperparam_mutations={"point": {name: _anew(dimension) for name, dimension in movable.items()}},
+        custom_explore_fn=keep_in_range,
+        log_config=False,
+    )
+
+
+def _anew(dimension: Dimension) -> Any:
+    """Tune's word for a fresh draw from the dimension."""
+    if dimension.is_int:
+        return (tune.lograndint if dimension.is_log else tune.randint)(int(dimension.low), int(dimension.high) + 1)
+    return (tune.loguniform if dimension.is_log else tune.uniform)(dimension.low, dimension.high)
+
+
+@dataclass(frozen=True)
+class _EarlierTrial:
+    """Stands for a trial of an earlier session; schedulers ask for no more of it."""
+
+    trial_id: str
+    status: str = "TERMINATED"
+
+
+def replay(scheduler: TrialScheduler, trials: Sequence[TrialRecord]) -> None:
+    """Let the scheduler see the curves of earlier trials, so that it judges later ones by them.
+
+    Population based training is left as it is: it compares trials that are there.
+    """
+    if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
+        return
+    controller = cast(Any, _NoController())
+    for record in trials:
+        trial = cast(Any, _EarlierTrial(f"earlier-{record.number}"))
+        scheduler.on_trial_add(controller, trial)
+        for evaluation in record.curve:
+            scheduler.on_trial_result(controller, trial, evaluation.metrics | {EVALUATION: evaluation.number})
+
+
+class _NoController:
+    """Stands for Tune's controller while earlier trials are replayed."""
+
+    def get_live_trials(self) -> list[Any]:
+        return []
+
+    get_trials: Callable[..., list[Any]] = get_live_trials

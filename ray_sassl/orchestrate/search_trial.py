@@ -1,0 +1,300 @@
+"""One trial of a search: a whole pretraining run of the main job, in the trial's own actor, which reports at each evaluation.
+
+The run goes on in a thread while Tune decides; when Tune ends the trial, the run is asked to stop as by Ctrl-C, so its workers and their
+resources are given back in order and its checkpoint is left. (A Ray Train job whose driver is killed keeps its placement group until the state API
+is asked to remove it.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+
+from ray_sassl import storage
+from ray_sassl.config.files import to_yaml
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.orchestrate.control import News
+from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
+from ray_sassl.study.space import Point
+from ray_sassl.train.checkpoint import list_checkpoints
+from ray_sassl.train.loop import Progress
+from ray_sassl.types import RunResult
+
+_LOOK_EVERY_S = 0.5
+_SAVE_TIMEOUT_S = 120.0
+_KEPT_EXCHANGES = 2
+EVALUATION = "evaluation"
+"""Tune's time: the number of the evaluation."""
+ENDED = "ended"
+"""How a trial's run ended by itself: `finished`, or `interrupted` after a stop request to the whole study."""
+
+Pretrain = Callable[..., RunResult]
+"""`launch.pretrain`, or what stands for it in simulations."""
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What all trials of a study share.
+
+    Attributes:
+        num_rows: Of the data set.
+        control: The study's `StudyControl`.
+        pretrain: Runs one config.
+    """
+
+    study: StudyConfig
+    study_dir: str
+    num_rows: int
+    control: ActorHandle
+    pretrain: Pretrain
+
+    def config(self, point: Point) -> ExperimentConfig:
+        """The trial's experiment. A run in the trial's process keeps to the CPUs that were reserved for it; population based training
+        exchanges checkpoints of evaluations."""
+        config = self.study.space.config(self.study.base, point)
+        scaling, train = config.scaling, config.train
+        if scaling.num_workers == 0 and scaling.threads_per_worker is None:
+            scaling = scaling.model_copy(update={"threads_per_worker": max(1, int(scaling.cpus_per_worker))})
+        if self.study.scheduler == "pbt":
+            train = train.model_copy(update={"checkpoint_every": train.evaluate_every})
+        return config.model_copy(update={"scaling": scaling, "train": train})
+
+
+def evaluation_number(config: ExperimentConfig, num_rows: int, step: int) -> int:
+    """Which of the run's evaluations takes place at the step, from 1 on; the one at the end may come before a whole period has passed."""
+    progress = Progress(num_rows, config.train.global_batch, config.train.epochs)
+    periods = step / config.train.evaluate_every if config.train.evaluate_every else progress.epoch(step)
+    is_last = step >= progress.total_steps
+    return max(1, math.ceil(periods - 0.02) if is_last else int(periods + 1e-9))
+
+
+def num_evaluations(config: ExperimentConfig, num_rows: int) -> int:
+    """Of a whole run."""
+    return evaluation_number(config, num_rows, Progress(num_rows, config.train.global_batch, config.train.epochs).total_steps)
+
+
+class StudyControl:
+    """One small actor a study: carries the stop request to the trials, and their progress between evaluations to the terminal."""
+
+    def __init__(self) -> None:
+        self._stop = False
+        self._progress: dict[int, dict[str, float]] = {}
+
+    def request_stop(self) -> None:
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    def report(self, number: int, metrics: dict[str, float]) -> None:
+        self._progress[number] = metrics
+
+    def progress(self) -> dict[int, dict[str, float]]:
+        """The newest metrics of each trial since the last call."""
+        progress, self._progress = self._progress, {}
+        return progress
+
+
+def start_control() -> ActorHandle:
+    """The study's control actor; it takes no CPU and ends with the driver."""
+    remote: Any = cast(Any, ray.remote)(num_cpus=0)(StudyControl)
+    return remote.remote()
+
+
+class TrialRun:
+    """A pretraining run in a thread, as a sequence of evaluations.
+
+    Args:
+        config: The trial's experiment.
+        metric: The report that has it is an evaluation.
+        should_stop: Asked now and then: whether the whole study is to stop.
+        on_progress: Is shown the metrics between evaluations.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        run_dir: str,
+        num_rows: int,
+        metric: str,
+        pretrain: Pretrain,
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[dict[str, float]], None],
+    ) -> None:
+        self.config, self.run_dir, self.num_rows, self.metric = config, run_dir, num_rows, metric
+        self._pretrain, self._should_stop, self._on_progress = pretrain, should_stop, on_progress
+        self._news: queue.Queue[dict[str, Any] | RunResult | BaseException] = queue.Queue()
+        self._stop = threading.Event()
+        self._latest: dict[str, float] = {}
+        self._speeds: list[float] = []
+        self.evaluated_step = 0
+        self._began, self._cpu_began = time.monotonic(), time.process_time()
+        self._thread = threading.Thread(target=self._run, name="pretrain", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            resume = storage.exists(storage.join(self.run_dir, "config.yaml"))
+            self._news.put(self._pretrain(self.config, self.run_dir, resume=resume, watch=self._watch, stop=self._stop))
+        except BaseException as error:  # noqa: BLE001 - raised by `next`, in the thread that Tune looks at
+            self._news.put(error)
+
+    def _watch(self, news: News) -> None:
+        for report in news.reports:
+            self._latest.update(report)
+            if "images_per_s" in report:
+                self._speeds.append(report["images_per_s"])
+            self._on_progress(dict(self._latest))
+            if self.metric in report:
+                self._news.put(self._evaluation())
+
+    def _evaluation(self) -> dict[str, Any]:
+        speed = {"images_per_s": statistics.median(self._speeds)} if self._speeds else {}
+        number = evaluation_number(self.config, self.num_rows, int(self._latest.get("step", 0)))
+        return self._latest | speed | {EVALUATION: number} | self._cost()
+
+    def _cost(self) -> dict[str, Any]:
+        """Work of this attempt so far; CPU time where all of it is done in this process."""
+        cpu_s = time.process_time() - self._cpu_began if self.config.scaling.num_workers == 0 else None
+        return {"attempt_wall_s": time.monotonic() - self._began, "attempt_cpu_s": cpu_s}
+
+    def next(self) -> dict[str, Any]:
+        """Wait for the next evaluation, with `done` and `ended` after the last.
+
+        Raises:
+            Exception: the run failed.
+        """
+        item = self._wait()
+        if isinstance(item, dict):
+            self.evaluated_step = int(item.get("step", 0))
+        if isinstance(item, dict) and item[EVALUATION] >= num_evaluations(self.config, self.num_rows):
+            last, item = item, self._wait()
+        else:
+            last = {}
+        if isinstance(item, BaseException):
+            raise item
+        if isinstance(item, RunResult):
+            return last | self._cost() | {"done": True, ENDED: item.status}
+        return item
+
+    def _wait(self) -> dict[str, Any] | RunResult | BaseException:
+        while True:
+            try:
+                return self._news.get(timeout=_LOOK_EVERY_S)
+            except queue.Empty:
+                if self._should_stop():
+                    self._stop.set()
+
+    def has_checkpoint(self) -> bool:
+        """Whether the checkpoint of the last evaluation is there, or never will be."""
+        return not self._thread.is_alive() or any(step >= self.evaluated_step for step, _ in list_checkpoints(self.run_dir))
+
+    def end(self) -> None:
+        """Stop the run at its next step, with a checkpoint, and wait for it."""
+        self._stop.set()
+        self._thread.join()
+
+
+class PretrainTrial(tune.Trainable):
+    """A trial as Tune drives it: each `step` is one evaluation. The actor is used again for later trials, which saves its start."""
+
+    def setup(self, config: dict[str, Any], spec: TrialSpec | None = None) -> None:
+        assert spec is not None
+        self._spec = spec
+        self._take(config)
+
+    def _take(self, config: dict[str, Any]) -> None:
+        self._number: int = config["number"]
+        self._point: Point = dict(config["point"])
+        self._run: TrialRun | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._take(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._run is None:
+            self._run = self._start()
+        return self._run.next()
+
+    def cleanup(self) -> None:
+        if self._run is not None:
+            self._run.end()
+            self._run = None
+
+    def _start(self) -> TrialRun:
+        spec = self._spec
+        run_dir = trial_dir(spec.study_dir, self._number)
+        index, shared = storage.join(run_dir, INDEX), storage.join(spec.study_dir, INDEX)
+        if not storage.exists(index) and storage.exists(shared):  # the data are listed and opened once for the whole study
+            storage.write_bytes(index, storage.read_bytes(shared))
+        number = self._number
+        return TrialRun(
+            spec.config(self._point),
+            run_dir,
+            spec.num_rows,
+            spec.study.goals[0].metric,
+            spec.pretrain,
+            should_stop=lambda: bool(ray.get(spec.control.stop_requested.remote())),
+            on_progress=lambda metrics: spec.control.report.remote(number, metrics),
+        )
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Where a copy of the run's newest checkpoint is; population based training hands it to another trial."""
+        run_dir = trial_dir(self._spec.study_dir, self._number)
+        if self._run is not None:
+            deadline = time.monotonic() + _SAVE_TIMEOUT_S
+            while time.monotonic() < deadline and not self._run.has_checkpoint():
+                time.sleep(0.1)  # the checkpoint of an evaluation is written right after it
+        checkpoints = list_checkpoints(run_dir)
+        if not checkpoints:
+            return {"number": self._number, "checkpoint": None}
+        _, newest = checkpoints[-1]
+        exchange = storage.join(run_dir, "exchange")
+        copy = storage.join(exchange, storage.name_of(newest))
+        copy_folder(newest, copy)
+        for entry in storage.list_dir(exchange)[:-_KEPT_EXCHANGES]:
+            storage.remove(entry.path)
+        return {"number": self._number, "checkpoint": copy}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on from another trial's checkpoint; a trial's own are in its run directory."""
+        self.cleanup()
+        if not checkpoint or checkpoint["number"] == self._number or not checkpoint["checkpoint"]:
+            return
+        if not storage.exists(storage.join(checkpoint["checkpoint"], "manifest.json")):
+            return  # a retry, long after the exchange: the trial has newer ones of its own
+        run_dir = trial_dir(self._spec.study_dir, self._number)
+        storage.remove(storage.join(run_dir, "checkpoints"))
+        copy_folder(checkpoint["checkpoint"], storage.join(run_dir, "checkpoints", storage.name_of(checkpoint["checkpoint"])))
+        storage.write_text(storage.join(run_dir, "config.yaml"), to_yaml(self._spec.config(self._point)))
+
+
+def copy_folder(source: str, target: str) -> None:
+    """Copy a checkpoint's files, its manifest last, so that it is whole once that is there."""
+    entries = sorted(storage.list_dir(source), key=lambda entry: storage.name_of(entry.path) == "manifest.json")
+    for entry in entries:
+        storage.write_bytes(storage.join(target, storage.name_of(entry.path)), storage.read_bytes(entry.path))
+
+
+def reason_of(error: BaseException | None) -> str:
+    """The innermost message of what Tune says about a failed trial."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
+def point_of(config: dict[str, Any]) -> Point:
+    """The point in a trial's Tune config, with plain numbers."""
+    return json.loads(json.dumps(config["point"]))

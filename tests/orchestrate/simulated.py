@@ -1,0 +1,88 @@
+"""Training runs that only sleep: they report like `launch.pretrain`, leave checkpoints, stop when asked, and fail on demand."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ray_sassl.config.files import to_yaml
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.experiments import load_experiment
+from ray_sassl.orchestrate.control import News
+from ray_sassl.study.record import StudyConfig
+from ray_sassl.study.space import Float, SearchSpace
+from ray_sassl.train.loop import DivergedError
+from ray_sassl.types import RunResult
+
+NUM_EVALUATIONS = 9
+
+
+def quality(config: ExperimentConfig) -> float:
+    """What the simulated run converges to: best at p = 0.7."""
+    return 1 - abs(config.sassl.prob - 0.7)
+
+
+class SimulatedRun:
+    """Takes `launch.pretrain`'s arguments and writes each step to `log.jsonl` in the run directory.
+
+    Args:
+        seconds: Of one evaluation.
+        failing: (evaluation, how often) at which runs with p above 0.9 fail.
+    """
+
+    def __init__(self, seconds: float = 0.02, failing: tuple[int, int] | None = None) -> None:
+        self.seconds, self.failing = seconds, failing
+
+    def __call__(self, config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
+        folder = Path(run_dir)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config))
+        there = sorted(path for path in (folder / "checkpoints").iterdir())
+        checkpoint = json.loads((there[-1] / "manifest.json").read_text()) if there else {"step": 0, "score": 0.0}
+        step, score = int(checkpoint["step"]), float(checkpoint["score"])
+        metrics: dict[str, float] = {}
+        while step < NUM_EVALUATIONS:
+            if stop.is_set():
+                return RunResult("interrupted", step, run_dir, None, metrics)
+            time.sleep(self.seconds)
+            step, score = step + 1, score + quality(config) / NUM_EVALUATIONS
+            self._perhaps_fail(config, folder, step)
+            metrics = {
+                "step": step,
+                "epoch": float(step),
+                "loss": 5 - score,
+                "images_per_s": 100.0 / (0.1 + config.sassl.prob),
+                "knn_top1": score,
+            }
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps({"step": step, "prob": config.sassl.prob, "resume": resume}) + "\n")
+            watch(News([metrics]))
+            saved = folder / "checkpoints" / f"step-{step:08d}"
+            saved.mkdir(exist_ok=True)
+            (saved / "manifest.json").write_text(json.dumps({"step": step, "score": score}))
+        return RunResult("finished", step, run_dir, None, metrics)
+
+    def _perhaps_fail(self, config: ExperimentConfig, folder: Path, step: int) -> None:
+        if self.failing is None or config.sassl.prob <= 0.9 or step != self.failing[0]:
+            return
+        failures = folder / "failures"
+        count = len(failures.read_text()) if failures.exists() else 0
+        if count < self.failing[1]:
+            failures.write_text("x" * (count + 1))
+            raise DivergedError(f"the loss is nan at step {step}")
+
+
+def simulated_study(**changes: Any) -> StudyConfig:
+    """A study over p, of trials whose evaluations are steps."""
+    base = load_experiment("demo")
+    base = base.model_copy(
+        update={
+            "train": base.train.model_copy(update={"epochs": 9 * 128 / 5120, "global_batch": 128, "evaluate_every": 1}),
+            "scaling": base.scaling.model_copy(update={"num_workers": 0}),
+        }
+    )
+    space = SearchSpace(parameters=(Float(path="sassl.prob", low=0, high=1),))
+    fields: dict[str, Any] = {"objectives": ("knn_top1",), "searcher": "random", "scheduler": "asha", "num_trials": 6, "seed": 1}
+    return StudyConfig(name="simulated", base=base, space=space, **(fields | changes))

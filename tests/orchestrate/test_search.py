@@ -1,0 +1,188 @@
+"""Whole studies on Ray Tune: of simulated runs, and of real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.orchestrate.search import StudyState, search
+from ray_sassl.plugins import UsageError
+from ray_sassl.study.record import StudyConfig, read_trials
+from ray_sassl.study.space import Float, SearchSpace
+from tests.orchestrate.conftest import small_config, write_shards
+from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
+
+pytestmark = pytest.mark.ray
+
+
+def _steps(study_dir: Path, number: int) -> list[int]:
+    log = study_dir / "trials" / f"{number:04d}" / "log.jsonl"
+    return [json.loads(line)["step"] for line in log.read_text().splitlines()]
+
+
+def test_a_study_runs_its_trials_and_stops_the_bad_ones_early(ray_cluster: None, tmp_path: Path):
+    shown: list[int] = []
+
+    def watch(state: StudyState) -> None:
+        shown.append(sum(trial.state == "running" for trial in state.records))
+
+    state = search(simulated_study(num_trials=8, max_concurrent=1), str(tmp_path), run=SimulatedRun(), watch=watch)
+    fates = [trial.state for trial in state.records]
+    assert fates.count("finished") >= 1
+    assert fates.count("stopped") >= 2
+    assert set(fates) == {"finished", "stopped"}
+    assert max(shown) <= 1
+    assert read_trials(str(tmp_path)) == state.records
+    for trial in state.records:
+        evaluations = [evaluation.number for evaluation in trial.curve]
+        assert evaluations == list(range(1, len(evaluations) + 1))
+        assert (len(evaluations) == NUM_EVALUATIONS) == (trial.state == "finished")
+        assert trial.cpu_s is not None
+        assert trial.wall_s > 0
+    assert {"trials.parquet", "trials.csv", "best.yaml", "study.yaml"} <= {path.name for path in tmp_path.iterdir()}
+    again = search(simulated_study(num_trials=8, max_concurrent=1), str(tmp_path / "again"), run=SimulatedRun())
+    assert [(trial.point, trial.state, len(trial.curve)) for trial in again.records] == [
+        (trial.point, trial.state, len(trial.curve)) for trial in state.records
+    ]
+
+
+def test_a_trial_that_fails_is_retried_from_its_checkpoint_then_reported_and_the_others_finish(ray_cluster: None, tmp_path: Path):
+    high = SearchSpace(parameters=(Float(path="sassl.prob", low=0.8, high=1.0),))
+    study = simulated_study(scheduler="fifo", num_trials=4, retries=1).model_copy(update={"space": high})
+    once = search(study, str(tmp_path / "once"), run=SimulatedRun(failing=(4, 1)))
+    assert {trial.state for trial in once.records} == {"finished"}
+    retried = [trial for trial in once.records if trial.point["sassl.prob"] > 0.9]  # type: ignore[operator]
+    assert retried
+    assert {trial.attempts for trial in retried} == {2}
+    for trial in once.records:
+        assert _steps(tmp_path / "once", trial.number) == list(range(1, NUM_EVALUATIONS + 1))
+    twice = search(study, str(tmp_path / "twice"), run=SimulatedRun(failing=(4, 2)))
+    for trial in twice.records:
+        is_bad = trial.number in {bad.number for bad in retried}
+        assert trial.state == ("failed" if is_bad else "finished")
+        assert not is_bad or (trial.reason or "").endswith("the loss is nan at step 4")
+
+
+def test_a_study_whose_time_is_up_goes_on_where_it_was(ray_cluster: None, tmp_path: Path):
+    study = simulated_study(scheduler="fifo", num_trials=3, max_concurrent=1)
+    stopped = search(study.model_copy(update={"time_budget_s": 1e-3}), str(tmp_path), run=SimulatedRun(seconds=0.5))
+    assert {trial.state for trial in stopped.records} <= {"interrupted"}
+    with pytest.raises(UsageError, match="already holds a study"):
+        search(study, str(tmp_path), run=SimulatedRun())
+    state = search(study, str(tmp_path), resume=True, run=SimulatedRun())
+    assert [trial.state for trial in state.records] == ["finished"] * 3
+    assert all(_steps(tmp_path, number) == list(range(1, NUM_EVALUATIONS + 1)) for number in range(3))
+
+
+def test_population_based_training_moves_bad_trials_to_the_checkpoints_of_good_ones(ray_cluster: None, tmp_path: Path):
+    state = search(simulated_study(scheduler="pbt", num_trials=4, seed=3), str(tmp_path), run=SimulatedRun(seconds=0.1))
+    assert {trial.state for trial in state.records} == {"finished"}
+    moved = [trial for trial in state.records if trial.moves]
+    assert moved
+    for trial in moved:
+        assert trial.point == trial.moves[-1]["point"]
+        assert 0 <= trial.point["sassl.prob"] <= 1  # type: ignore[operator]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_trials_are_whole_pretraining_runs_also_with_workers_of_their_own(ray_cluster: None, tmp_path: Path, num_workers: int):
+    base = small_config(write_shards(tmp_path), epochs=4, num_workers=num_workers)
+    space = SearchSpace(parameters=(Float(path="optim.base_lr", low=1e-4, high=1, log=True),), reduction_factor=2)
+    study = StudyConfig(
+        name="real",
+        base=base,
+        space=space,
+        objectives=("knn_top1",),
+        searcher="random",
+        scheduler="asha",
+        num_trials=3,
+        seed=2,
+        max_concurrent=1,
+    )
+    state = search(study, str(tmp_path / "study"))
+    assert state.records[0].state == "finished"
+    assert "stopped" in {trial.state for trial in state.records}
+    for trial in state.records:
+        folder = tmp_path / "study" / "trials" / f"{trial.number:04d}"
+        assert (folder / "views.png").exists()
+        assert json.loads((folder / "summary.json").read_text())["status"] == ("finished" if trial.state == "finished" else "interrupted")
+        assert trial.value("images_per_s")
+
+
+@pytest.mark.slow
+def test_no_finished_trial_is_lost_or_run_again_when_the_driver_is_killed(tmp_path: Path):
+    program = tmp_path / "driver.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n"
+        "from tests.orchestrate.simulated import SimulatedRun, simulated_study\n"
+        "from ray_sassl.orchestrate.search import search\n"
+        "if __name__ == '__main__':\n"
+        "    search(simulated_study(scheduler='fifo', num_trials=4, max_concurrent=1), sys.argv[1], resume=len(sys.argv) > 2,\n"
+        "           run=SimulatedRun(seconds=0.4))\n"
+    )
+    study_dir = tmp_path / "study"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen([sys.executable, str(program), str(study_dir)], env=environment)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        trials = read_trials(str(study_dir)) if study_dir.exists() else []
+        if any(t.state == "finished" for t in trials) and any(t.state == "running" and len(t.curve) >= 2 for t in trials):
+            break
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = {trial.number: trial for trial in read_trials(str(study_dir))}
+    finished = [number for number, trial in before.items() if trial.state == "finished"]
+    running = [number for number, trial in before.items() if trial.state == "running"]
+    assert finished
+    assert running
+    time.sleep(3)  # Ray's processes end with their driver
+    subprocess.run([sys.executable, str(program), str(study_dir), "resume"], env=environment, check=True, timeout=240)
+    after = {trial.number: trial for trial in read_trials(str(study_dir))}
+    assert [trial.state for trial in after.values()] == ["finished"] * 4
+    for number in finished:
+        assert after[number] == before[number]
+        assert _steps(study_dir, number) == list(range(1, NUM_EVALUATIONS + 1))
+    for number in running:
+        steps = _steps(study_dir, number)
+        assert steps[-1] == NUM_EVALUATIONS
+        assert len(steps) <= NUM_EVALUATIONS + 1  # what came after the last checkpoint
+        assert after[number].point == before[number].point
+    undisturbed = [trial.point for trial in after.values()]
+    assert undisturbed == [trial.point for trial in _points_of_an_undisturbed_study()]
+
+
+def _points_of_an_undisturbed_study():
+    from ray_sassl.study.record import TrialRecord
+    from ray_sassl.study.searcher import suggest
+
+    study = simulated_study(scheduler="fifo", num_trials=4)
+    trials: list[TrialRecord] = []
+    for number in range(4):
+        point = suggest(study.space, study.base, [], number, seed=study.seed, searcher=study.searcher)
+        assert point is not None
+        trials.append(TrialRecord(number, point))
+    return trials
+
+
+def test_what_cannot_be_searched_is_refused_before_anything_is_written(tmp_path: Path):
+    study = simulated_study()
+    blind = study.model_copy(update={"base": apply_overrides(study.base, ["evaluate.test=null"])})
+    with pytest.raises(UsageError, match=r"set evaluate\.train and evaluate\.test"):
+        search(blind, str(tmp_path / "study"))
+    wrong = study.model_copy(update={"space": SearchSpace(parameters=(Float(path="sassl.prob", low=0, high=2),))})
+    with pytest.raises(UsageError, match="does not fit"):
+        search(wrong, str(tmp_path / "study"))
+    with pytest.raises(UsageError, match="pbt moves its population"):
+        search(simulated_study(scheduler="pbt", searcher="grid"), str(tmp_path / "study"))
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,61 @@
+"""Schedulers judge later trials by those of an earlier session, and refuse what they cannot do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay
+from ray_sassl.orchestrate.search_trial import EVALUATION
+from ray_sassl.plugins import UsageError
+from ray_sassl.study.space import Choice, SearchSpace
+from tests.orchestrate.simulated import simulated_study
+from tests.study.test_record import make_trial
+
+
+@dataclass(frozen=True)
+class _Trial:
+    trial_id: str
+
+
+def _judge(scheduler: TrialScheduler, value: float, evaluation: int = 1) -> str:
+    class _Controller:
+        def get_live_trials(self) -> list[Any]:
+            return []
+
+    trial = cast(Any, _Trial("new"))
+    scheduler.on_trial_add(cast(Any, _Controller()), trial)
+    return scheduler.on_trial_result(cast(Any, _Controller()), trial, {EVALUATION: evaluation, "knn_top1": value})
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_scheduler_that_has_seen_earlier_trials_stops_a_bad_one_and_keeps_a_good_one(name):
+    earlier = [make_trial(number, [value]) for number, value in enumerate((0.3, 0.4, 0.5, 0.6))]
+    for value, decision in ((0.1, TrialScheduler.STOP), (0.9, TrialScheduler.CONTINUE)):
+        scheduler = build_scheduler(simulated_study(scheduler=name), evaluations=9)
+        replay(scheduler, earlier)
+        assert _judge(scheduler, value) == decision
+    assert _judge(build_scheduler(simulated_study(scheduler=name), evaluations=9), 0.1) == TrialScheduler.CONTINUE
+
+
+def test_nothing_is_stopped_first_come_first_served():
+    assert _judge(build_scheduler(simulated_study(scheduler="fifo"), evaluations=9), 0.0) == TrialScheduler.CONTINUE
+
+
+def test_population_based_training_needs_numbers_and_a_population():
+    words = SearchSpace(parameters=(Choice(path="stylize", choices=("identity", "color_statistics")),))
+    study = simulated_study(scheduler="pbt")
+    build_scheduler(study, evaluations=9)
+    with pytest.raises(UsageError, match="changes numbers"):
+        build_scheduler(study.model_copy(update={"space": words}), evaluations=9)
+    with pytest.raises(UsageError, match="needs a population"):
+        build_scheduler(simulated_study(scheduler="pbt", num_trials=1), evaluations=9)
+
+
+def test_population_based_training_keeps_numbers_in_their_range():
+    scheduler = cast(Any, build_scheduler(simulated_study(scheduler="pbt"), evaluations=9))
+    explored = scheduler._custom_explore_fn({"number": 0, "point": {"sassl.prob": 1.08}})
+    assert explored == {"number": 0, "point": {"sassl.prob": 1.0}}

@@ -1,0 +1,85 @@
+"""A trial's run as a sequence of evaluations, without Ray."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.experiments import load_experiment
+from ray_sassl.orchestrate.search_trial import ENDED, EVALUATION, TrialRun, copy_folder, evaluation_number, num_evaluations
+from ray_sassl.train.loop import DivergedError
+from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
+
+NUM_ROWS = 5120
+
+
+def _run(run_dir: Path, prob: float = 0.7, pretrain: SimulatedRun | None = None, stopping: threading.Event | None = None) -> TrialRun:
+    study = simulated_study()
+    config = study.space.config(study.base, {"sassl.prob": prob})
+    should_stop = stopping.is_set if stopping else lambda: False
+    return TrialRun(config, str(run_dir), NUM_ROWS, "knn_top1", pretrain or SimulatedRun(), should_stop, lambda metrics: None)
+
+
+def test_a_run_is_a_sequence_of_evaluations_that_ends_by_itself(tmp_path: Path):
+    run = _run(tmp_path)
+    results = [run.next() for _ in range(NUM_EVALUATIONS)]
+    assert [result[EVALUATION] for result in results] == list(range(1, NUM_EVALUATIONS + 1))
+    assert [result.get("done", False) for result in results] == [False] * (NUM_EVALUATIONS - 1) + [True]
+    assert results[-1][ENDED] == "finished"
+    assert results[-1]["knn_top1"] == pytest.approx(1.0)
+    assert results[-1]["attempt_wall_s"] >= NUM_EVALUATIONS * 0.02
+
+
+def test_a_run_that_is_ended_goes_on_from_its_checkpoint_next_time(tmp_path: Path):
+    run = _run(tmp_path)
+    assert run.next()[EVALUATION] == 1
+    run.end()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    run = _run(tmp_path)
+    assert run.next()[EVALUATION] == steps[-1] + 1
+    run.end()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_stop_of_the_study_reaches_a_run_between_evaluations(tmp_path: Path):
+    stopping = threading.Event()
+    run = _run(tmp_path, pretrain=SimulatedRun(seconds=1.0), stopping=stopping)
+    stopping.set()
+    while not (result := run.next()).get("done"):
+        pass
+    assert result[ENDED] == "interrupted"
+
+
+def test_a_runs_error_is_raised_where_tune_looks(tmp_path: Path):
+    run = _run(tmp_path, prob=0.95, pretrain=SimulatedRun(failing=(2, 1)))
+    run.next()
+    with pytest.raises(DivergedError, match="nan at step 2"):
+        run.next()
+
+
+def test_evaluations_are_counted_by_epochs_or_by_steps_and_the_last_one_counts():
+    base = load_experiment("demo")
+    by_epoch = apply_overrides(base, ["train.epochs=2.5", "train.global_batch=100", "train.evaluate_every=0"])
+    # 1,030 rows: epochs end within the steps 11, 21, ...; 25 steps in all.
+    assert [evaluation_number(by_epoch, 1030, step) for step in (11, 21, 25)] == [1, 2, 3]
+    assert num_evaluations(by_epoch, 1030) == 3
+    by_step = apply_overrides(by_epoch, ["train.evaluate_every=10"])
+    assert [evaluation_number(by_step, 1030, step) for step in (10, 20, 25)] == [1, 2, 3]
+    assert num_evaluations(apply_overrides(by_step, ["train.evaluate_every=1000"]), 1030) == 1
+    assert num_evaluations(apply_overrides(by_epoch, ["train.epochs=10"]), 50_000) == 10
+
+
+def test_a_copy_of_a_checkpoint_has_all_its_files(tmp_path: Path):
+    source = tmp_path / "step-00000001"
+    source.mkdir()
+    for name in ("manifest.json", "state.pt", "config.yaml"):
+        (source / name).write_text(name)
+    copy_folder(str(source), str(tmp_path / "copy"))
+    assert {path.name: path.read_text() for path in (tmp_path / "copy").iterdir()} == {
+        name: name for name in ("manifest.json", "state.pt", "config.yaml")
+    }

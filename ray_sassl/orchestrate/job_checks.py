@@ -1,0 +1,78 @@
+"""What can be known of a job before anything is sent: whether its data are there and whether the cluster could ever run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ray_sassl import storage
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data import DataConfig
+from ray_sassl.data.sources import find_sources
+from ray_sassl.orchestrate.launch import ResourcesError, resource_needs
+from ray_sassl.plugins import UsageError
+
+
+def check_place(path: str, what: str) -> None:
+    """That a path means the same on every node.
+
+    Raises:
+        UsageError: it is relative; a job runs in a folder of its own, which goes when the job has ended.
+    """
+    if not storage.is_uri(path) and not path.startswith("/"):
+        raise UsageError(
+            f"{what} is {path!r}, and a job runs in a folder of its own on the cluster, which does not last; give a URI (s3://, gs://) or a path "
+            "that all nodes share, from the root on"
+        )
+
+
+def check_data(config: DataConfig, what: str, sent: frozenset[str] = frozenset()) -> list[str]:
+    """That the data are there, as far as can be seen from this machine; the notes say what could not be.
+
+    Args:
+        what: The field or argument that names them.
+        sent: Files that travel with the job.
+
+    Raises:
+        UsageError: they are not there, or a relative path does not travel with the job.
+    """
+    notes = []
+    for path in config.paths:
+        if path.startswith("synthetic"):
+            continue
+        if storage.is_uri(path):
+            find_sources(config.model_copy(update={"path": path}))
+        elif not path.startswith("/"):
+            if path not in sent and not any(name.startswith(f"{path.rstrip('/')}/") for name in sent):
+                check_place(path, what)
+        elif storage.exists(path):
+            find_sources(config.model_copy(update={"path": path}))
+        else:
+            notes.append(f"{what}: {path} is not on this machine, so only the cluster can tell whether it is there")
+    return notes
+
+
+def check_resources(config: ExperimentConfig, offered: Mapping[str, float], *, is_all: bool) -> None:
+    """That the cluster could run it.
+
+    Args:
+        offered: CPUs and GPUs of the cluster, where known at its largest.
+        is_all: Whether that is the cluster at its largest; else it may grow, and the message says how to tell.
+
+    Raises:
+        ResourcesError: what the run holds at once is more than there is.
+    """
+    if config.scaling.num_workers == 0:
+        return
+    use_gpu = config.scaling.use_gpu
+    if use_gpu is None:
+        use_gpu = offered.get("GPU", 0.0) >= config.scaling.num_workers
+    needs = resource_needs(config, use_gpu)
+    for resource in ("CPU", "GPU"):
+        wanted, there = sum(need.get(resource, 0.0) for _, need in needs), offered.get(resource, 0.0)
+        if wanted > there:
+            parts = "\n".join(f"  {need[resource]:g} for {what}" for what, need in needs if need.get(resource))
+            more = "" if is_all else " If it grows by itself, say how far with --cluster FILE, its definition."
+            raise ResourcesError(
+                f"the run needs {wanted:g} {resource}s and the cluster has {there:g}; {wanted - there:g} are missing:\n{parts}\n"
+                f"Ask for less, or use a larger cluster.{more}"
+            )

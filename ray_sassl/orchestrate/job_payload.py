@@ -1,0 +1,96 @@
+"""The code that travels with a job: which files, how large, copied aside so that what is sent is what was counted."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_sassl.plugins import UsageError
+
+MAX_BYTES = 100 * 10**6
+_SHOWN = 8
+
+LEFT_OUT = (
+    ".git", ".hg", ".svn", ".venv", "venv", "env", "node_modules", "__pycache__", "*.pyc", "*.pyo", "*.egg-info", "build", "dist",
+    ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis", ".ipynb_checkpoints", ".DS_Store", "runs", "wandb", "mlruns",
+)  # fmt: skip
+"""Names of files and folders that a job does not need."""
+SECRET = (
+    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", ".netrc", ".pypirc", ".aws", ".azure", ".ssh", ".ray", ".kube",
+    ".gnupg", ".docker", ".config", "credentials", "credentials.json", "auth_token", "*service-account*.json", "*service_account*.json",
+)  # fmt: skip
+"""Names under which secrets are kept; they stay here also where they are under version control."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Files of a folder.
+
+    Attributes:
+        folder: Where they are.
+        files: Paths within it, sorted.
+        num_bytes: Of all of them.
+        secrets: Files that were left out for their names.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    num_bytes: int
+    secrets: tuple[str, ...]
+
+
+def select_files(folder: Path, max_bytes: int = MAX_BYTES) -> Payload:
+    """The folder's files that are to travel: of a Git repository those that it does not ignore, else all; but see `LEFT_OUT` and `SECRET`.
+
+    Raises:
+        UsageError: no such folder, or the files are larger than `max_bytes` together; the largest are named.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder} to send with the job; give another --working-dir")
+    chosen: dict[str, int] = {}
+    secrets = []
+    total = 0
+    for name in _candidates(folder):
+        parts = Path(name).parts
+        if any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in SECRET):
+            secrets.append(name)
+        elif not any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in LEFT_OUT):
+            path = folder / name
+            if path.is_file() and not path.is_symlink():
+                chosen[name] = path.stat().st_size
+                total += chosen[name]
+    if total > max_bytes:
+        largest = sorted(chosen.items(), key=lambda item: -item[1])[:_SHOWN]
+        named = "\n".join(f"  {size / 1e6:,.1f} MB  {name}" for name, size in largest)
+        raise UsageError(
+            f"{folder} holds {total / 1e6:,.0f} MB in {len(chosen):,} files; at most {max_bytes / 1e6:,.0f} MB are sent with a job. The largest:\n"
+            f"{named}\nLet Git ignore what the job does not need, give a smaller --working-dir, or raise --max-upload-mb. Data belong in object storage."
+        )
+    return Payload(folder, tuple(sorted(chosen)), total, tuple(sorted(secrets)))
+
+
+def stage(payload: Payload, target: Path) -> Path:
+    """Copy the payload's files to the folder; returns it."""
+    target.mkdir(parents=True)
+    for name in payload.files:
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(payload.folder / name, path)
+    return target
+
+
+def _candidates(folder: Path) -> list[str]:
+    command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    if shutil.which("git"):
+        found = subprocess.run(command, capture_output=True, check=False)
+        if found.returncode == 0:
+            return [os.fsdecode(name) for name in found.stdout.split(b"\0") if name]
+    names = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT)]
+        names += [os.path.relpath(os.path.join(root, name), folder) for name in files]
+    return names

@@ -1,0 +1,312 @@
+"""Commands of ours as jobs of Ray's on a cluster: submit, list, look, follow, stop, wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+import ray_sassl
+from ray_sassl.cluster.secrets import is_secret_name, secret_in
+from ray_sassl.orchestrate.job_payload import Payload, select_files, stage
+from ray_sassl.plugins import UsageError, did_you_mean
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_STOP_WAIT_S = 300
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_OURS = "ray_sassl"
+_ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+_INTERRUPTED = 130
+_PACKAGES = ("ray_sassl", "tune_spaces")
+
+
+class JobError(UsageError):
+    """The cluster does not answer, does not let us in, or has no such job."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as people see it.
+
+    Attributes:
+        id: Of this try.
+        name: What all its tries are called.
+        status: `pending`, `running`, `succeeded`, `failed` or `stopped`.
+        command: As it was submitted.
+        target: Where it writes to, as far as known.
+        started, ended: Seconds since 1970, or None.
+        message: Of Ray's, on how it ended.
+        exit_code: Of the command, where it ended by itself.
+    """
+
+    id: str
+    name: str
+    status: str
+    command: str
+    target: str | None
+    started: float | None
+    ended: float | None
+    message: str | None
+    exit_code: int | None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in {status.value.lower() for status in _ENDED}
+
+
+class Jobs:
+    """The jobs of one cluster.
+
+    Args:
+        address: Of the job API, `http://HOST:8265`, or of the cluster, `HOST:6379`; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else
+            port 8265 of this machine.
+
+    Raises:
+        JobError: nobody answers there, or the token is missing or wrong.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
+        self._headers = _token_header()
+        with self._clear_errors(), _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            self._client = JobSubmissionClient(self._asked, headers=dict(self._headers))
+
+    @property
+    def address(self) -> str:
+        """Of the job API."""
+        return self._client.get_address()
+
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs of the nodes that are up now."""
+        answer = self._get("/api/v0/nodes?detail=true&limit=10000")
+        nodes = answer.get("data", {}).get("result", {}).get("result", [])
+        alive = [node.get("resources_total") or {} for node in nodes if node.get("state") == "ALIVE"]
+        return {name: sum(float(node.get(name, 0.0)) for node in alive) for name in ("CPU", "GPU")}
+
+    def submit(
+        self,
+        command: list[str],
+        *,
+        name: str,
+        target: str | None,
+        working_dir: Path,
+        may_resume: bool,
+        max_bytes: int,
+        env: Mapping[str, str] | None = None,
+    ) -> tuple[Job, Payload]:
+        """Send the code and start `ray-sassl COMMAND` on the head node; it is the next try of the name's earlier jobs.
+
+        Args:
+            command: Words behind `ray-sassl`.
+            name: The first try's id; later ones have `-2`, `-3` and so on behind it.
+            target: Where the job writes to; an earlier try of the name must have written there too.
+            working_dir: What the job finds in its current folder.
+            may_resume: Whether there may be an earlier try.
+            max_bytes: Of the code, at most.
+            env: Environment variables of the job and of its workers.
+
+        Raises:
+            UsageError: a name that is in use, a secret in what would be recorded, or too much code; nothing was sent.
+            JobError: the cluster refuses.
+        """
+        self._refuse_secrets(command, env or {})
+        job_id = self._next_id(name, target, may_resume=may_resume)
+        payload = select_files(working_dir, max_bytes)
+        entrypoint = shlex.join(["python", "-m", "ray_sassl.cli", *command])
+        with tempfile.TemporaryDirectory(prefix="ray-sassl-job-") as folder:
+            runtime_env = {
+                "working_dir": str(stage(payload, Path(folder) / "working_dir")),
+                "py_modules": [str(module) for module in _own_packages(Path(folder) / "modules")],
+                "env_vars": {
+                    # So that `stop` is a Ctrl-C, which leaves a checkpoint, and not the end of the process.
+                    "RAY_JOB_STOP_SIGNAL": "SIGINT",
+                    "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
+                    "PYTHONUNBUFFERED": "1",
+                    **(env or {}),
+                },
+            }
+            metadata = {_OURS: "1", "name": name, "command": shlex.join(command)} | ({"target": target} if target else {})
+            with self._clear_errors():
+                # `exec`, so that the signal reaches the command alone and not a shell around it.
+                self._client.submit_job(entrypoint=f"exec {entrypoint}", submission_id=job_id, runtime_env=runtime_env, metadata=metadata)
+        return self.status(job_id), payload
+
+    def list(self) -> list[Job]:
+        """All jobs that were submitted, the newest first."""
+        with self._clear_errors():
+            found = self._client.list_jobs()
+        return sorted((_job(details) for details in found if details.submission_id), key=lambda job: -(job.started or 0.0))
+
+    def status(self, job: str) -> Job:
+        """Of the job with this id, or of the newest try of this name.
+
+        Raises:
+            JobError: there is none.
+        """
+        all_jobs = self.list()
+        tries = [one for one in all_jobs if one.name == job]
+        found = next(iter(tries), None) or next((one for one in all_jobs if one.id == job), None)
+        if found is None:
+            known = [one.id for one in all_jobs]
+            raise JobError(
+                f"the cluster at {self.address} has no job {job!r}{did_you_mean(job, known)}; `ray-sassl job list` shows what it has"
+            )
+        return found
+
+    def logs(self, job: str) -> str:
+        """What the command has printed so far."""
+        with self._clear_errors():
+            return self._client.get_job_logs(self.status(job).id)
+
+    def follow(self, job: str, write: Callable[[str], object]) -> Job:
+        """Hand over what the command prints until it ends; returns the job then."""
+        job_id = self.status(job).id
+
+        async def tail() -> None:
+            async for text in self._client.tail_job_logs(job_id):
+                write(text)
+
+        with self._clear_errors():
+            asyncio.run(tail())
+        return self.wait(job_id)
+
+    def stop(self, job: str) -> bool:
+        """Ask the command to stop as by Ctrl-C: a pretraining leaves a checkpoint first. False where it had ended already."""
+        found = self.status(job)
+        if found.has_ended:
+            return False
+        with self._clear_errors():
+            return self._client.stop_job(found.id)
+
+    def wait(self, job: str, timeout_s: float | None = None, every_s: float = 1.0) -> Job:
+        """The job when it has ended, or after the time as it is then."""
+        found = self.status(job)
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not found.has_ended and (until is None or time.monotonic() < until):
+            time.sleep(every_s)
+            with self._clear_errors():
+                found = _job(self._client.get_job_info(found.id))
+        return found
+
+    def _next_id(self, name: str, target: str | None, *, may_resume: bool) -> str:
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no name for a job; letters, digits, '.', '_' and '-' are, at most 80")
+        all_jobs = self.list()
+        tries = [job for job in all_jobs if job.name == name]
+        for job in tries:
+            if not job.has_ended:
+                raise UsageError(f"the job {name!r} is {job.status} (as {job.id}); wait for it, or stop it first")
+            if not may_resume:
+                raise UsageError(f"there was a job {name!r} already; give another --name")
+            if job.target != target:
+                raise UsageError(
+                    f"the job {name!r} wrote to {job.target} and this one would write to {target}; under one name a job goes on where it was, so give "
+                    "the same place, or another --name"
+                )
+        taken = {job.id for job in all_jobs}
+        number = len(tries) + 1
+        while (job_id := name if number == 1 else f"{name}-{number}") in taken:
+            number += 1
+        return job_id
+
+    def _refuse_secrets(self, command: list[str], env: Mapping[str, str]) -> None:
+        """Ray keeps a job's command and environment, and shows them to everybody with the token."""
+        advice = "it would stand in the job's record; give the nodes a role that may read it, or a file that they find it in"
+        for word in command:
+            if what := secret_in(word):
+                raise UsageError(f"the command seems to hold {what}: {advice}")
+        for name, value in env.items():
+            if is_secret_name(name) or secret_in(value):
+                raise UsageError(f"the environment variable {name} seems to be a secret: {advice}")
+
+    def _get(self, path: str) -> Any:
+        request = urllib.request.Request(self.address + path, headers=self._headers)
+        with self._clear_errors(), urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Errors on the way to the cluster, in words that help."""
+        try:
+            yield
+        except AuthenticationError as error:
+            wrong = "failed" in str(error).splitlines()[0]
+            raise JobError(
+                f"the cluster at {self._asked} does not let us in: the token is {'wrong (403)' if wrong else 'missing (401)'}. Put the cluster's token "
+                "into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; cluster/README.md says where it is kept."
+            ) from error
+        except (ConnectionError, urllib.error.URLError, TimeoutError) as error:
+            raise JobError(
+                f"no job API answers at {self._asked} ({str(error).splitlines()[0]}). Give --address http://HOST:8265; `ray dashboard FILE` or `kubectl "
+                "port-forward` brings a cluster's to this machine."
+            ) from error
+        except RuntimeError as error:
+            raise JobError(f"the cluster at {self._asked} refuses: {error}") from error
+
+
+def exit_code(job: Job) -> int:
+    """What `wait` ends with: the command's own code, 130 where it was stopped, 1 where it failed before it began."""
+    if job.status == "succeeded":
+        return 0
+    if job.status == "stopped":
+        return _INTERRUPTED
+    return job.exit_code or 1
+
+
+def _job(details: JobDetails) -> Job:
+    metadata = details.metadata or {}
+    job_id = cast(str, details.submission_id)
+    return Job(
+        id=job_id,
+        name=metadata.get("name", job_id) if _OURS in metadata else job_id,
+        status=details.status.value.lower(),
+        command=metadata.get("command", details.entrypoint),
+        target=metadata.get("target"),
+        started=details.start_time / 1000 if details.start_time else None,
+        ended=details.end_time / 1000 if details.end_time else None,
+        message=details.message,
+        exit_code=details.driver_exit_code,
+    )
+
+
+def _own_packages(target: Path) -> list[Path]:
+    """Our own code as it is here, so that the cluster runs the same."""
+    root = Path(ray_sassl.__file__).parents[1]
+    target.mkdir()
+    return [stage(select_files(root / name), target / name) for name in _PACKAGES]
+
+
+def _token_header() -> dict[str, str]:
+    """The token where Ray looks for it, in its order, whether or not RAY_AUTH_MODE is set here: the cluster decides whether it is needed."""
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if not token:
+        given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        path = Path(given).expanduser() if given else Path.home() / ".ray" / "auth_token"
+        if given and not path.is_file():
+            raise JobError(f"RAY_AUTH_TOKEN_PATH names {given}, and there is no such file")
+        token = path.read_text().strip() if path.is_file() else ""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Without these environment variables, which Ray would heed before the address that it is given."""
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)

@@ -1,0 +1,114 @@
+"""A Ray head of the tests' own, with dashboard and job API behind a token, and nothing of it left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+TOKEN = "a-token-of-the-tests"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on; all are held until the last is found."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def environment(token: str | None = TOKEN) -> dict[str, str]:
+    """The environment of a process that knows the token, or none."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"RAY_AUTH_MODE": "token"} | ({"RAY_AUTH_TOKEN": token} if token else {})
+
+
+class JobCluster:
+    """A head node; `address` is that of its job API."""
+
+    def __init__(self, folder: Path, num_cpus: float = 2) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        gcs, dashboard, agent, agent_grpc, metrics, env_agent, client = free_ports(7)
+        self.address = f"http://127.0.0.1:{dashboard}"
+        self.metrics_port = metrics
+        self._folder = folder
+        self._log = (folder / "head.log").open("w")
+        command = [
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={gcs}", "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+            f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}", f"--runtime-env-agent-port={env_agent}",
+            f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0", f"--num-cpus={num_cpus:g}",
+            f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats",
+        ]  # fmt: skip
+        settings = {
+            "RAY_raylet_start_wait_time_s": "180",
+            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+        }
+        self._head = subprocess.Popen(
+            command, env=environment() | settings, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder
+        )
+
+    def wait_until_up(self, timeout_s: float = 120) -> None:
+        """Until the job API answers whoever holds the token."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            if self._head.poll() is not None:
+                break
+            if self.status("/api/jobs/", TOKEN) == 200:
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"the cluster did not come up: {(self._folder / 'head.log').read_text()[-2000:]}")
+
+    def status(self, path: str, token: str | None) -> int:
+        """What the dashboard answers; 0 for nothing."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.address + path, headers=headers), timeout=10) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def stop(self) -> None:
+        """End the head and all that came from it."""
+        pids = set(self._descendants()) | set(self._of_our_folder())
+        for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 2.0)):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            until = time.monotonic() + patience_s
+            while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in pids):
+                self._head.poll()
+                time.sleep(0.1)
+        self._log.close()
+
+    def _descendants(self) -> list[int]:
+        children: dict[int, list[int]] = {}
+        for pid, text in _proc("stat"):
+            children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(pid)
+        found, todo = [], [self._head.pid]
+        while todo:
+            found.append(todo.pop())
+            todo += children.get(found[-1], [])
+        return found
+
+    def _of_our_folder(self) -> Iterator[int]:
+        yield from (pid for pid, text in _proc("cmdline") if f"{self._folder}/" in text and pid != os.getpid())
+
+
+def _proc(name: str) -> Iterator[tuple[int, str]]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield int(folder.name), (folder / name).read_text(errors="replace")

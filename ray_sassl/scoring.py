@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import nn
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
-from ray_sassl.data.index import Index, all_labels, build_index, read_groups
+from ray_sassl.data.index import Index, all_labels, all_names, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.evaluate import FixedFeatures, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject
+from ray_sassl.evaluate import Evaluation, FixedFeatures, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject, Task
 from ray_sassl.evaluate.features import evaluation_mode, extract_features
 from ray_sassl.evaluate.knn import Config as KnnConfig
 from ray_sassl.evaluate.scores import check_classes
@@ -148,27 +148,29 @@ class EncoderSubject(Subject):
     Args:
         encoder: (B, 3, S, S) -> (B, F); it is left as it is.
         config: Of the run that it comes from: the pixels' mean and deviation, and the size of images.
-        data: The images.
+        data: The images; None where only protocols that bring their own judge it.
         extract: Where features are computed.
         folder: Where features are kept, a path or URI; None: nowhere.
         facts: What is to be known of the encoder beside its digest, such as its checkpoint; kept with the features.
+        judge: Where it is judged by other images; not given: here, one set after the other, with `extract`.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         config: ExperimentConfig,
-        data: EvaluationData,
+        data: EvaluationData | None,
         extract: Extract = extract_here,
         folder: str | None = None,
         facts: dict[str, Any] | None = None,
+        judge: Judge | None = None,
     ) -> None:
-        self._encoder, self._config, self._data = encoder, config, data
-        self._extract, self._folder, self._facts = extract, folder, facts or {}
+        self._encoder, self._config, self._images_of_both = encoder, config, data
+        self._extract, self._folder, self._facts, self._judge = extract, folder, facts or {}, judge
         self._known: dict[tuple[Split, str], LabelledFeatures] = {}
         self.size_px = config.evaluate.size_px
         self.pixel_mean, self.pixel_std = config.train.pixel_mean, config.train.pixel_std
-        self.class_names = data.train.index.class_names
+        self.class_names = data.train.index.class_names if data is not None else ()
 
     @cached_property
     def _digest(self) -> str:
@@ -178,8 +180,28 @@ class EncoderSubject(Subject):
     def _preprocessing(self) -> Preprocessing:
         return Preprocessing(self.size_px, tuple(self.pixel_mean), tuple(self.pixel_std))
 
+    @property
+    def _data(self) -> EvaluationData:
+        if self._images_of_both is None:
+            raise UsageError("this protocol judges by evaluate.train and evaluate.test, which are not set")
+        return self._images_of_both
+
     def _images(self, split: Split) -> LabelledImages:
         return self._data.train if split == "train" else self._data.test
+
+    def labels(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        labels = all_labels(self._images(split).index)
+        sample_id = np.flatnonzero(labels != NO_LABEL)
+        return sample_id, labels[sample_id].astype(np.int64)
+
+    def names(self, split: Split) -> list[str]:
+        images = self._images(split)
+        names = all_names(images.index)
+        if names is None:
+            raise UsageError(
+                f"the images of {', '.join(images.config.paths)} have no names: Parquet files need a column 'key', as `data convert` writes it"
+            )
+        return [names[row] for row in self.labels(split)[0]]
 
     def features(self, split: Split) -> LabelledFeatures:
         return self._features(split, [None])[0]
@@ -245,7 +267,34 @@ class EncoderSubject(Subject):
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
         data = labelled_data(train, test, self.size_px)
-        return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts)
+        return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts, self._judge)
+
+    def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
+        jobs = [JudgeJob(self._encoder, self._config, task, self._folder, self._facts) for task in tasks]
+        return self._judge(jobs) if self._judge is not None else [judge_one(job, self._extract) for job in jobs]
+
+
+@dataclass(frozen=True)
+class JudgeJob:
+    """An encoder to be judged by other images than those of its run; the attributes are those of `EncoderSubject`."""
+
+    encoder: nn.Module
+    config: ExperimentConfig
+    task: Task
+    folder: str | None
+    facts: dict[str, Any]
+
+
+Judge = Callable[[Sequence[JudgeJob]], list[Evaluation]]
+"""Does several such jobs, side by side where it can."""
+
+
+def judge_one(job: JudgeJob, extract: Extract = extract_here) -> Evaluation:
+    """Does one such job; how many images could not be decoded is the detail `bad_images`."""
+    data = labelled_data(job.task.train, job.task.test, job.config.evaluate.size_px)
+    subject = EncoderSubject(job.encoder, job.config, data, extract, job.folder, job.facts)
+    found = job.task.protocol.build().evaluate(subject)
+    return replace(found, details={**found.details, "bad_images": data.num_bad})
 
 
 _UNCHANGED = "none"

@@ -16,6 +16,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
+from ray_sassl.evaluate import Task
 from ray_sassl.evaluate.knn import Config as Knn
 from ray_sassl.experiments import load_experiment
 from ray_sassl.extraction import extract_here
@@ -180,3 +181,34 @@ def test_folders_with_other_classes_are_refused(config, tmp_path):
     folders = [f"evaluate.{split}={{path: {tmp_path}/{split}}}" for split in ("train", "test")]
     with pytest.raises(UsageError, match="mean different things; in one only: dog, frog"):
         load_evaluation_data(apply_overrides(config, folders))
+
+
+def test_labels_come_with_the_ids_of_labelled_images_and_nothing_is_decoded(config, tmp_path):
+    table = pq.read_table(tmp_path / "train.parquet")
+    labels = [None if row % 10 == 0 else row % 3 for row in range(120)]
+    pq.write_table(table.set_column(1, "label", pa.array(labels, pa.int32())), tmp_path / "train.parquet")
+    sample_id, found = _subject(config, tmp_path / "kept", _refuse).labels("train")
+    assert sample_id.tolist() == [row for row in range(120) if row % 10]
+    assert found.tolist() == [row % 3 for row in range(120) if row % 10]
+
+
+def test_names_are_those_of_the_labelled_images(config, tmp_path):
+    with pytest.raises(UsageError, match="have no names: Parquet files need a column 'key'"):
+        _subject(config, tmp_path / "kept").names("train")
+    table = pq.read_table(tmp_path / "train.parquet")
+    pq.write_table(table.append_column("key", pa.array([f"{row}.png" for row in range(120)])), tmp_path / "train.parquet")
+    assert _subject(config, tmp_path / "kept").names("train") == [f"{row}.png" for row in range(120)]
+
+
+def test_tasks_are_judged_by_their_own_images_without_any_of_the_runs(config, tmp_path):
+    _write(tmp_path / "other.parquet", 60, num_bad=1)
+    whole = DataConfig(path=f"{tmp_path}/other.parquet", max_bad_fraction=0.1)
+    task = Task(Knn(k=3), DataConfig(path=f"{tmp_path}/train.parquet"), whole)
+    subject = EncoderSubject(RawPixels(), config, None)
+    found = subject.judge([task, task])
+    assert [evaluation.scores["top1"].value for evaluation in found] == [1.0, 1.0]
+    assert found[0].predictions is not None
+    assert len(found[0].predictions.labels) == 59
+    assert found[0].details["bad_images"] == 1
+    with pytest.raises(UsageError, match="which are not set"):
+        subject.features("test")

@@ -56,7 +56,7 @@ def evaluate(
     protocols, rest = parse_protocols(words)
     config, backbone = load_backbone(checkpoint)
     config = apply_overrides(config, rest)
-    data = load_evaluation_data(config)
+    data = None if all(protocol.brings_images for protocol in protocols) else load_evaluation_data(config)
     base = storage.join(_run_dir_of(checkpoint.path), FOLDER)
     out = out or storage.join(base, f"step-{checkpoint.step:08d}")
     folder = storage.join(base, FEATURES) if keep_features else None
@@ -72,10 +72,11 @@ def evaluate(
             for name, subject in subjects.items():
                 console.print(f"{protocol.name}: {name} ...", style="dim", highlight=False)
                 evaluations[name] = protocol.build().evaluate(subject)
-            console.print(_table(protocol.name, evaluations, data.chance))
-            path = _write(out, protocol, evaluations, checkpoint, config, data)
+            own = None if protocol.brings_images else data
+            console.print(_table(protocol.name, evaluations, own.chance if own is not None else None))
+            path = _write(out, protocol, evaluations, checkpoint, config, own)
             console.print(f"Scores: {path}", soft_wrap=True, highlight=False)
-    if data.num_bad:
+    if data is not None and data.num_bad:
         console.print(f"[yellow]{data.num_bad:,} images could not be decoded and were left out[/]")
 
 
@@ -137,12 +138,12 @@ def _extraction(actors: int | None, cpus: float, gpus: float | None, address: st
         yield until_the_end.enter_context(feature_pool(ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus)))
 
 
-def _table(protocol: str, evaluations: dict[str, Evaluation], chance: float) -> Table:
+def _table(protocol: str, evaluations: dict[str, Evaluation], chance: float | None) -> Table:
     table = Table(protocol, *evaluations, title=f"{protocol}, 95 % intervals in brackets", title_justify="left")
     names = dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.scores)
     for name in names:
         table.add_row(name, *(_figure(name, evaluation.scores.get(name)) for evaluation in evaluations.values()))
-    if len(evaluations) > 1 and any(name.endswith("top1") for name in names):
+    if chance is not None and len(evaluations) > 1 and any(name.endswith("top1") for name in names):
         table.add_row("chance (top1)", *[f"{chance:.1%}"] * len(evaluations))
     return table
 
@@ -164,7 +165,7 @@ def _write(
     evaluations: dict[str, Evaluation],
     checkpoint: Checkpoint,
     config: ExperimentConfig,
-    data: EvaluationData,
+    data: EvaluationData | None,
 ) -> str:
     """`PROTOCOL.json`, and beside it the first encoder's pictures `PROTOCOL-NAME.png` and predictions `PROTOCOL.parquet`; returns the first."""
     first = next(iter(evaluations.values()))
@@ -179,9 +180,9 @@ def _write(
         "checkpoint": checkpoint.path,
         "step": checkpoint.step,
         "protocol": {"name": protocol.name, **protocol.model_dump(mode="json")},
-        "data": config.evaluate.model_dump(mode="json"),
-        "bad_images": data.num_bad,
-        "chance": data.chance,
+        "data": config.evaluate.model_dump(mode="json") if data is not None else None,
+        "bad_images": data.num_bad if data is not None else None,
+        "chance": data.chance if data is not None else None,
         "scores": {name: {key: asdict(score) for key, score in found.scores.items()} for name, found in evaluations.items()},
         "details": {name: found.details for name, found in evaluations.items()},
         "files": files,

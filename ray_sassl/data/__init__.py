@@ -201,3 +201,7 @@ class Reader(ABC):
     @abstractmethod
     def labels(self, index: Index) -> np.ndarray:
         """(num_rows,) int64: the label of every row, `NO_LABEL` where there is none, without reading images."""
+
+    @abstractmethod
+    def names(self, index: Index) -> list[str] | None:
+        """The name of every row, without reading images, or None where they have none: the file's, the sample's in its shard, or `key`'s."""

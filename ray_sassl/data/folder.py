@@ -55,6 +55,9 @@ class FolderReader(Reader):
         assert index.rows is not None
         return index.rows["label"].to_numpy()
 
+    def names(self, index: Index) -> list[str]:
+        return [storage.name_of(path) for path in index.files["path"].to_pylist()]
+
 
 def _read(path: str, sample_id: int) -> bytes | BadRow:
     try:

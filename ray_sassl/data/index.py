@@ -281,6 +281,11 @@ def all_labels(index: Index) -> np.ndarray:
     return READERS[index.format].labels(index)
 
 
+def all_names(index: Index) -> list[str] | None:
+    """The name of every row by its sample id, or None where rows have none; images are not read."""
+    return READERS[index.format].names(index)
+
+
 def _entries(config: DataConfig) -> tuple[Format, list[Entry], Any]:
     sources = find_sources(config)
     files = [replace(file, entry=absolute(file), folder=_absolute_folder(file.folder)) for file in sources.files]

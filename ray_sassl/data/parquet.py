@@ -19,6 +19,9 @@ from ray_sassl.plugins import UsageError, did_you_mean
 if TYPE_CHECKING:
     from ray_sassl.data.index import Index
 
+_NAME_COLUMN = "key"
+"""As `data convert` writes it."""
+
 
 class ParquetReader(Reader):
     """Row groups as the files have them; only footers are read for the index."""
@@ -65,6 +68,15 @@ class ParquetReader(Reader):
             with _open(index.file_path(file)) as opened:
                 parts.append(_whole_numbers(opened.read(columns=[column], use_threads=False)[column]).to_numpy())
         return np.concatenate(parts)
+
+    def names(self, index: Index) -> list[str] | None:
+        names: list[str] = []
+        for file in range(index.num_files):
+            with _open(index.file_path(file)) as opened:
+                if _NAME_COLUMN not in opened.schema_arrow.names:
+                    return None
+                names += [str(name) for name in opened.read(columns=[_NAME_COLUMN], use_threads=False)[_NAME_COLUMN].to_pylist()]
+        return names
 
 
 def _group_rows(path: str, config: DataConfig) -> list[int]:

@@ -126,6 +126,10 @@ class WebDatasetReader(Reader):
         assert index.rows is not None
         return index.rows["label"].to_numpy()
 
+    def names(self, index: Index) -> list[str]:
+        assert index.rows is not None
+        return index.rows["key"].to_pylist()
+
 
 def _what_is_wrong(offset: int, size: int, num_read: int) -> str | None:
     if offset < 0:

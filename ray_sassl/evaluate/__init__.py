@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -88,6 +88,21 @@ class Evaluation:
     predictions: Predictions | None = None
 
 
+@dataclass(frozen=True)
+class Task:
+    """A protocol, and other images that it is to judge the encoder by.
+
+    Attributes:
+        protocol: How.
+        train: What it fits on.
+        test: What it measures on.
+    """
+
+    protocol: ProtocolConfig
+    train: DataConfig
+    test: DataConfig
+
+
 class ImageChange(ABC):
     """A change of test images before the encoder sees them, such as a corruption; it is sent to where the images are."""
 
@@ -115,6 +130,18 @@ class Subject(ABC):
     size_px: int
     pixel_mean: Sequence[float]
     pixel_std: Sequence[float]
+
+    @abstractmethod
+    def labels(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and labels (N,) int64 of all labelled images of a split, without reading them; some may turn out to be damaged."""
+
+    @abstractmethod
+    def names(self, split: Split) -> list[str]:
+        """The name of each image of `labels`, such as its file's, without reading images.
+
+        Raises:
+            UsageError: the data set has no names.
+        """
 
     @abstractmethod
     def features(self, split: Split) -> LabelledFeatures:
@@ -147,6 +174,10 @@ class Subject(ABC):
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
         """The same encoder, judged by other images."""
 
+    @abstractmethod
+    def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
+        """What each task finds of the same encoder, in their order; they are done side by side where there are several places to work."""
+
 
 class Protocol(ABC):
     """One way of judging an encoder: fitted on train images where it has something to fit, measured on test images."""
@@ -163,6 +194,9 @@ class Protocol(ABC):
 class ProtocolConfig(PluginConfig, ABC):
     """The config of a protocol."""
 
+    brings_images: ClassVar[bool] = False
+    """Whether the images that it judges by are named in its own config, and not in `evaluate.train` and `evaluate.test`."""
+
     @abstractmethod
     def build(self) -> Protocol:
         """The protocol, ready to evaluate."""
@@ -174,6 +208,12 @@ class FixedFeatures(Subject):
     def __init__(self, train: LabelledFeatures, test: LabelledFeatures) -> None:
         self.class_names, self.size_px, self.pixel_mean, self.pixel_std = (), 0, (), ()
         self._splits = {"train": train, "test": test}
+
+    def labels(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        return self._splits[split].sample_id, self._splits[split].labels
+
+    def names(self, split: Split) -> list[str]:
+        raise _NO_IMAGES
 
     def features(self, split: Split) -> LabelledFeatures:
         return self._splits[split]
@@ -194,6 +234,9 @@ class FixedFeatures(Subject):
         raise _NO_IMAGES
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
+        raise _NO_IMAGES
+
+    def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
         raise _NO_IMAGES
 
 

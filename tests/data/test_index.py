@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import Index, all_labels, build_index, cached_index, read_groups
+from ray_sassl.data.index import Index, all_labels, all_names, build_index, cached_index, read_groups
 from ray_sassl.plugins import UsageError
 
 
@@ -133,3 +133,15 @@ def test_taking_rows_that_are_not_there_is_an_error(folder: Path):
     assert rows.take(np.array([6, 4])).sample_id.tolist() == [6, 4]
     with pytest.raises(KeyError, match="sample 99"):
         rows.take(np.array([4, 99]))
+
+
+def test_names_come_from_files_members_or_a_column_and_images_are_not_read(tmp_path: Path):
+    for name in ("b/2.jpg", "a/1.png"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(b"no image")
+    assert all_names(build_index(DataConfig(path=str(tmp_path / "folder")))) == ["1.png", "2.jpg"]
+    table = pa.table({"image": [b"no image"] * 3, "label": [0, 1, 2]})
+    pq.write_table(table, tmp_path / "plain.parquet")
+    assert all_names(build_index(DataConfig(path=str(tmp_path / "plain.parquet")))) is None
+    pq.write_table(table.append_column("key", pa.array(["x", "y", "z"])), tmp_path / "named.parquet", row_group_size=2)
+    assert all_names(build_index(DataConfig(path=str(tmp_path / "named.parquet")))) == ["x", "y", "z"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sassl.evaluate import ImageChange, LabelledFeatures, Split, Subject
+from ray_sassl.evaluate import Evaluation, ImageChange, LabelledFeatures, Split, Subject, Task
 from ray_sassl.evaluate.features import features_of
 from ray_sassl.plugins import UsageError
 
@@ -49,6 +49,12 @@ class SmallSubject(Subject):
         features = features_of(network, images, self.pixel_mean, self.pixel_std, "cpu")
         return LabelledFeatures(features, self.data[split][1], 3 * np.arange(len(images)) + 5)
 
+    def labels(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        return 3 * np.arange(len(self.data[split][1])) + 5, self.data[split][1]
+
+    def names(self, split: Split) -> list[str]:
+        return [f"{split}_{place}.png" for place in range(len(self.data[split][1]))]
+
     def features(self, split: Split) -> LabelledFeatures:
         return self._features(self.network, split, self.data[split][0])
 
@@ -76,6 +82,9 @@ class SmallSubject(Subject):
         return self._features(network, "test", self.data["test"][0])
 
     def on(self, train: object, test: object) -> Subject:
+        raise UsageError("there are no other images here")
+
+    def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
         raise UsageError("there are no other images here")
 
 

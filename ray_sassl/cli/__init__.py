@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from ray_sassl import __version__
 from ray_sassl.cli import cluster, data, search, stylize, takeaway, weights
@@ -29,8 +30,41 @@ Look at what a run will see, run it, score it:
   ray-sassl evaluate runs/simclr_cifar10_sassl knn
 """
 
+_CONTENTS = {
+    "Start here": ("demo", "experiments"),
+    "Pretrain": ("views", "pretrain", "search", "report", "compare"),
+    "Use an encoder": ("evaluate", "detect", "embed", "export"),
+    "Images and styles": ("data", "stylize", "weights"),
+    "Clusters": ("job", "cluster"),
+    "About": ("version",),
+}
+"""The verbs in the order in which people need them."""
+
+
+class _Contents(TyperGroup):
+    """Shows the verbs in sections."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        listed = [verb for verbs in _CONTENTS.values() for verb in verbs]
+        rest = {"More": tuple(verb for verb in self.commands if verb not in listed)}
+        column = max(map(len, self.commands))
+        for title, verbs in (_CONTENTS | rest).items():
+            shown = [
+                (verb, self.commands[verb].get_short_help_str(formatter.width - column - 6)) for verb in verbs if verb in self.commands
+            ]
+            if shown:
+                with formatter.section(title):
+                    formatter.write_dl([(verb.ljust(column), text) for verb, text in shown])
+
+
 app = typer.Typer(
-    name="ray-sassl", help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    name="ray-sassl",
+    cls=_Contents,
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 app.add_typer(search.app, name="search")
 app.add_typer(data.app, name="data")

@@ -56,6 +56,12 @@ def test_every_verb_shows_an_example_in_its_help():
         assert verb == ("version",) or "Example" in _run(*verb, "--help"), verb
 
 
+def test_the_help_lists_every_verb_once_in_a_section_of_its_own_kind():
+    listed = [line.split()[0] for line in _run("--help").partition("Start here:")[2].splitlines() if line.startswith("  ")]
+    assert sorted(listed) == sorted(typer.main.get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    assert "More:" not in _run("--help")
+
+
 def test_experiments_are_listed_and_printed_as_a_config_that_reads_back():
     listed = _run("experiments")
     assert all(name in listed for name in experiments())

@@ -65,7 +65,9 @@ def test_two_workers_have_the_loss_curve_of_one(folder, tiny_config, run_here, t
     together = _result(folder, name, 0)
     assert together["status"] == "finished"
     assert len(alone.losses) == 6
-    assert [report["loss"] for report in together["metrics"]] == pytest.approx(alone.losses, abs=1e-4)
+    assert [report["loss"] for report in together["metrics"]] == pytest.approx(
+        alone.losses, rel=1e-4, abs=1e-4
+    )  # of losses above 1, a share
     assert len(set(alone.losses)) == 6
     one, two = latest_checkpoint(str(tmp_path)), latest_checkpoint(str(folder / f"{name}-run"))
     assert one is not None

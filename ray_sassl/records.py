@@ -27,6 +27,8 @@ EVALUATION = "evaluation"
 """The folder in a run directory for `step-NUMBER/PROTOCOL.json` and what lies beside it: pictures, and predictions as `PROTOCOL.parquet`."""
 _FLAT = "evaluate-"
 """How files of scores that lie in the run directory itself begin."""
+_SHARES = ("top1", "top5", "per_class", "share", "accuracy")
+"""How the names of figures end that are shares in [0, 1]."""
 _STEP = re.compile(r"step-\d+")
 _BASELINES = ("untrained encoder", "raw pixels", "chance")
 
@@ -38,6 +40,22 @@ class Figure:
     value: float
     low: float | None = None
     high: float | None = None
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure of that name is a share in [0, 1], which people read in per cent."""
+    return name.endswith(_SHARES)
+
+
+def shown(name: str, figure: Figure) -> tuple[str, str]:
+    """The figure and its interval, for people; the second is empty where it has none."""
+
+    def text(value: float) -> str:
+        return f"{value:.2%}" if is_share(name) else f"{value:.4g}"
+
+    if figure.low is None or figure.high is None:
+        return text(figure.value), ""
+    return text(figure.value), f"{text(figure.low)} to {text(figure.high)}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,7 @@ class Scores:
         step: Of the checkpoint that was scored, where that is known.
         settings: Of the protocol.
         data: What it was measured on.
+        details: What else was found for the run's own encoder.
         pictures: PNG files by name.
         path: The file that this was read from.
     """
@@ -77,6 +96,7 @@ class Scores:
     step: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     path: str = ""
 
@@ -209,7 +229,19 @@ def _scores(stem: str, tree: dict[str, Any], path: str) -> Scores:
     if isinstance(chance := tree.get("chance"), int | float):
         baselines["chance"] = {"top1": Figure(float(chance))}
     settings, data = (value if isinstance(value := tree.get(name), dict) else {} for name in ("protocol", "data"))
-    return Scores(stem, figures.get(own, {}) if own is not None else {}, baselines, kept, tree.get("step"), settings, data, pictures, path)
+    details = tree.get("details")
+    return Scores(
+        protocol=stem,
+        figures=figures.get(own, {}) if own is not None else {},
+        baselines=baselines,
+        predictions=kept,
+        step=tree.get("step"),
+        settings=settings,
+        data=data,
+        details=(details.get(own) or {}) if isinstance(details, dict) and own is not None else {},
+        pictures=pictures,
+        path=path,
+    )
 
 
 def _figure(value: Any) -> Figure | None:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ray_sassl import __version__
-from ray_sassl.cli import cluster, data, search, stylize, takeaway, weights
+from ray_sassl.cli import cluster, data, reporting, search, stylize, takeaway, weights
 from ray_sassl.plugins import UsageError
 
 _HELP = """Pretrain image encoders without labels, on Ray.
@@ -72,6 +72,7 @@ app.add_typer(cluster.app, name="cluster")
 app.add_typer(stylize.app, name="stylize")
 app.add_typer(weights.app, name="weights")
 app.add_typer(takeaway.app)
+app.add_typer(reporting.app)
 
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config, such as train.epochs=10.")]

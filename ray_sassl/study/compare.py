@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from ray_sassl.report.page import page
 from ray_sassl.study import figures
 from ray_sassl.study.record import StudyConfig, TrialRecord, best_trial
-from ray_sassl.study.report import body, figure, page
+from ray_sassl.study.report import body, figure
 
 Study = tuple[str, StudyConfig, list[TrialRecord]]
 """A study's directory, its config and its trials."""
@@ -48,8 +49,8 @@ def comparison_html(studies: Sequence[Study]) -> str:
     heads = "".join(f"<th>{html.escape(path)}</th>" for path, _, _ in studies)
     rows = "".join("<tr>" + "".join(f"<td>{html.escape(word)}</td>" for word in row) + "</tr>" for row in comparison(studies))
     columns = "".join(f"<div>{body(study, path, trials)}</div>" for path, study, trials in studies)
-    wide = "<style>body { max-width: 1800px; }</style>"
-    return page("Studies", f'{wide}<h1>Studies</h1><table><tr><th></th>{heads}</tr>{rows}</table><div class="columns">{columns}</div>')
+    content = f'<h1>Studies</h1><table><tr><th></th>{heads}</tr>{rows}</table><div class="columns">{columns}</div>'
+    return page("Studies", content, width_px=1800)
 
 
 def _fates(trials: Sequence[TrialRecord]) -> str:

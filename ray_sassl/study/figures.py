@@ -6,7 +6,6 @@ evaluation: the latest that enough of them have reached.
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from ray_sassl.report.curves import svg
 from ray_sassl.study.record import StudyConfig, TrialRecord, pareto_front
 from ray_sassl.study.searcher import Known, optuna_study
 from ray_sassl.study.space import Dimension, Objective
@@ -56,7 +55,7 @@ def learning_curves(trials: Sequence[TrialRecord], goal: Objective) -> str:
     for state in dict.fromkeys(trial.state for trial in trials if trial.curve):
         axes.plot([], [], color=_COLOURS[state], marker="x" if state == "stopped" else "o", label=state)
     axes.legend(fontsize=8, frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def strength_map(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
@@ -82,7 +81,7 @@ def strength_map(study: StudyConfig, trials: Sequence[TrialRecord], values: dict
     axes.set_xlabel("alpha, middle of its interval")
     axes.set_ylabel("beta, middle of its interval")
     figure.colorbar(mesh, ax=axes, label=label)
-    return _svg(figure)
+    return svg(figure)
 
 
 def slices(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
@@ -109,7 +108,7 @@ def slices(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, 
             axes.set_xscale("log")
         if number % columns == 0:
             axes.set_ylabel(label, fontsize=8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
@@ -138,7 +137,7 @@ def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], valu
     axes.set_ylim(-0.1, 1.1)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float]) -> tuple[str, dict[str, float]] | None:
@@ -163,7 +162,7 @@ def importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[i
     axes.barh([_short(name) for name in names], [shares[name] for name in names], color="#2471a3")
     axes.set_xlabel("share of the variance (fANOVA)")
     axes.tick_params(labelsize=8)
-    return _svg(figure), shares
+    return svg(figure), shares
 
 
 def pareto(study: StudyConfig, trials: Sequence[TrialRecord]) -> str | None:
@@ -192,7 +191,7 @@ def pareto(study: StudyConfig, trials: Sequence[TrialRecord]) -> str | None:
     axes.legend(fontsize=7, frameon=False)
     axes.set_xlabel(second.metric)
     axes.set_ylabel(first.metric)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _middle(trial: TrialRecord, name: str) -> float | None:
@@ -241,11 +240,3 @@ def _is_number(value: float | None) -> bool:
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an `svg` element, to be put into a page."""
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

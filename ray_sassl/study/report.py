@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
-
-from PIL import Image
 
 from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
+from ray_sassl.report.page import page, picture, section
 from ray_sassl.study import figures
 from ray_sassl.study.record import StudyConfig, TrialRecord, best_config, best_trial, read_study, read_trials, trial_dir
 from ray_sassl.study.space import Objective
@@ -18,15 +15,6 @@ from ray_sassl.study.space import Objective
 REPORT = "report.html"
 _STRIP_ROWS = 5
 _STRIP_WIDTH_PX = 1000
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd; }
-p.note { color: #666; font-size: 0.9em; } svg, img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-size: 0.85em; } th, td { text-align: left; padding: 0.2em 0.8em 0.2em 0; border-bottom: 1px solid #eee; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; } pre { font-size: 0.8em; background: #f6f6f6; padding: 1em; }
-.finished { color: #1b7f4d; } .stopped { color: #b87400; } .failed { color: #c0392b; } .running { color: #2471a3; } .interrupted { color: #8e44ad; }
-.columns { display: flex; gap: 2em; } .columns > div { flex: 1; min-width: 0; }
-"""
 
 
 def write_report(study_dir: str) -> str:
@@ -41,14 +29,6 @@ def write_report(study_dir: str) -> str:
     return path
 
 
-def page(title: str, content: str) -> str:
-    """A whole HTML page."""
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n{content}\n</body>\n</html>\n"
-    )
-
-
 def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> str:
     """The report's sections."""
     goal = study.goals[0]
@@ -57,21 +37,21 @@ def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> s
     compared = f"All trials at evaluation {evaluation}, which {len(values)} of {len(trials)} reached; those that were stopped earlier are left out."
     parts = [
         _heading(study, trials),
-        _section("Best trials", _table(study, trials)),
-        _section(
+        section("Best trials", _table(study, trials)),
+        section(
             "Learning curves",
             figures.learning_curves(trials, goal) if values else None,
             "A cross is where the scheduler stopped a trial. Numbers are trials.",
         ),
-        _section("Strength of the style", figures.strength_map(study, trials, values, label), compared),
-        _section(
+        section("Strength of the style", figures.strength_map(study, trials, values, label), compared),
+        section(
             "Each parameter by itself",
             figures.slices(study, trials, values, label),
             f"{compared} Colours are the trials' fates: green finished, orange stopped, blue running.",
         ),
-        _section("All parameters together", figures.parallel_coordinates(study, trials, values, label), compared),
+        section("All parameters together", figures.parallel_coordinates(study, trials, values, label), compared),
         _importance(study, trials, values, compared),
-        _section("Accuracy against cost", figures.pareto(study, trials), _cost_note(study)),
+        section("Accuracy against cost", figures.pareto(study, trials), _cost_note(study)),
         _views(study, study_dir, trials, values),
         _best_config(study, trials),
     ]
@@ -125,9 +105,9 @@ def figure(goal: Objective, trial: TrialRecord) -> str:
 def _importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], compared: str) -> str:
     found = figures.importance(study, trials, values)
     if found is None:
-        return _section("Importance of the parameters", "<p>Four trials at the same evaluation are the least for an estimate.</p>")
+        return section("Importance of the parameters", "<p>Four trials at the same evaluation are the least for an estimate.</p>")
     note = f"{compared} Only parameters that every trial has are compared; with few trials this is a rough estimate."
-    return _section("Importance of the parameters", found[0], note)
+    return section("Importance of the parameters", found[0], note)
 
 
 def _cost_note(study: StudyConfig) -> str:
@@ -146,20 +126,10 @@ def _views(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord], va
     for title, trial in shown.items():
         path = storage.join(trial_dir(study_dir, trial.number), "views.png") if trial else ""
         if trial and storage.exists(path):
-            strips.append(f"<h3>{title}: {trial.number}, {goal.metric} {figure(goal, trial)}</h3>\n{_strip(storage.read_bytes(path))}")
-    return _section("What the network saw", "\n".join(strips) or None, "Crops, repainted crops and final views of the same images.")
-
-
-def _strip(png: bytes) -> str:
-    """The upper rows of a picture of views, as an image element."""
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    height = min(picture.height, round(picture.height * _STRIP_ROWS / 8))
-    picture = picture.crop((0, 0, picture.width, height))
-    if picture.width > _STRIP_WIDTH_PX:
-        picture = picture.resize((_STRIP_WIDTH_PX, round(picture.height * _STRIP_WIDTH_PX / picture.width)))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return f'<img alt="views" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+            strips.append(
+                f"<h3>{title}: {trial.number}, {goal.metric} {figure(goal, trial)}</h3>\n{picture(storage.read_bytes(path), 'views', _STRIP_WIDTH_PX, _STRIP_ROWS / 8)}"
+            )
+    return section("What the network saw", "\n".join(strips) or None, "Crops, repainted crops and final views of the same images.")
 
 
 def _best_config(study: StudyConfig, trials: Sequence[TrialRecord]) -> str:
@@ -168,11 +138,4 @@ def _best_config(study: StudyConfig, trials: Sequence[TrialRecord]) -> str:
         return ""
     overrides = "\n".join(study.space.overrides_of(best.point))
     text = f"# what differs from {study.base.name}\n{overrides}\n\n# best.yaml\n{to_yaml(best_config(study, best))}"
-    return _section("The best trial as an experiment", f"<pre>{html.escape(text)}</pre>", "ray-sassl pretrain best.yaml")
-
-
-def _section(title: str, content: str | None, note: str = "") -> str:
-    if not content:
-        return ""
-    said = f'<p class="note">{html.escape(note)}</p>\n' if note else ""
-    return f"<h2>{html.escape(title)}</h2>\n{said}{content}"
+    return section("The best trial as an experiment", f"<pre>{html.escape(text)}</pre>", "ray-sassl pretrain best.yaml")

@@ -10,7 +10,7 @@ import yaml
 from ray_sassl import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
-from ray_sassl.records import Figure, RunRecord
+from ray_sassl.records import RunRecord, shown
 from ray_sassl.run import INDEX
 from ray_sassl.takeaway.encoder import EncoderFacts
 from ray_sassl.takeaway.formats import Format
@@ -171,18 +171,8 @@ def _score_rows(run: RunRecord) -> list[list[str]]:
     for scores in run.scores:
         own = f"this one{f' at step {scores.step:,}' if scores.step is not None else ''}"
         for encoder, figures in {own: scores.figures, **scores.baselines}.items():
-            rows += [[scores.protocol, encoder, name, *_shown(name, figure)] for name, figure in figures.items()]
+            rows += [[scores.protocol, encoder, name, *shown(name, figure)] for name, figure in figures.items()]
     return rows
-
-
-def _shown(name: str, figure: Figure) -> tuple[str, str]:
-    is_share = name.endswith(("top1", "top5", "per_class", "share", "accuracy"))
-
-    def text(value: float) -> str:
-        return f"{value:.2%}" if is_share else f"{value:.4g}"
-
-    has_interval = figure.low is not None and figure.high is not None
-    return text(figure.value), f"{text(figure.low)} to {text(figure.high)}" if has_interval else ""  # pyright: ignore[reportArgumentType]
 
 
 def _origin(about: CardFacts) -> list[tuple[str, str]]:

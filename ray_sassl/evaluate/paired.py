@@ -1,0 +1,110 @@
+"""Differences between two encoders, or two groups of encoders that differ in nothing but their seed, judged on the same test images.
+
+Over images by the paired bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 16.4; Koehn 2004, "Statistical
+significance tests for machine translation evaluation", for its use on two systems and one test set): images are drawn anew, with replacement, and
+the same ones for both sides, so that what makes an image hard for both cancels.
+
+Over seeds by draws from Student's t: how two or three trainings would come out again cannot be seen by drawing from those two or three. Both sides
+are taken to vary alike between seeds, which lets the spread of one stand for the other where that has a single seed. The spread of seeds over
+one test set holds some of the chance that the images' resampling counts as well, so with seeds the interval errs on the wide side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_sassl.evaluate.intervals import LEVEL
+
+NUM_RESAMPLES = 2000
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The second side's mean minus the first's, with its 95 % interval.
+
+    Attributes:
+        value: The difference.
+        low: Of the interval.
+        high: Of the interval.
+        covers_seeds: Whether the interval says how other trainings of both would differ; else these very encoders on other test images.
+    """
+
+    value: float
+    low: float
+    high: float
+    covers_seeds: bool
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether no difference at all is in the interval."""
+        return self.low <= 0 <= self.high
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray | None = None) -> Difference:
+    """The difference of means over images and seeds.
+
+    Args:
+        first: (S1, N) figures such as hits, one row a seed, one column an image.
+        second: (S2, N), of the same images.
+        labels: (N,) int64. Where given, the mean is that over classes of the mean over each class's images, and images are drawn anew within
+            their class.
+    """
+    first, second = (np.atleast_2d(np.asarray(side, np.float64)) for side in (first, second))
+    weights = _weights(first.shape[1], labels)
+    by_image = second.mean(0) - first.mean(0)
+    value = float(weights @ by_image)
+    rng = np.random.default_rng(_SEED)
+    draws = _resampled(by_image, labels, rng) - value
+    error, degrees = seed_error([side @ weights for side in (first, second)])
+    if degrees:
+        draws = draws + error * rng.standard_t(degrees, len(draws))
+    return _difference(value, draws, covers_seeds=degrees > 0)
+
+
+def difference_of_means(first: np.ndarray, second: np.ndarray) -> Difference | None:
+    """The difference of the means of figures, one a seed, (S1,) and (S2,); None where neither side has two seeds."""
+    error, degrees = seed_error([np.asarray(side, np.float64) for side in (first, second)])
+    if not degrees:
+        return None
+    value = float(np.mean(second) - np.mean(first))
+    draws = error * np.random.default_rng(_SEED).standard_t(degrees, 50 * NUM_RESAMPLES)
+    return _difference(value, draws, covers_seeds=True)
+
+
+def seed_error(sides: list[np.ndarray]) -> tuple[float, int]:
+    """The standard error of the difference of the sides' means over seeds, by their pooled spread, and its degrees of freedom; 0 without any."""
+    degrees = sum(len(side) - 1 for side in sides)
+    if not degrees:
+        return 0.0, 0
+    pooled = sum(float(((side - side.mean()) ** 2).sum()) for side in sides) / degrees
+    return float(np.sqrt(pooled * sum(1 / len(side) for side in sides))), degrees
+
+
+def _weights(num: int, labels: np.ndarray | None) -> np.ndarray:
+    """(N,) shares of the images in the mean."""
+    if labels is None:
+        return np.full(num, 1 / num)
+    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return 1 / (counts[places] * len(counts))
+
+
+def _resampled(values: np.ndarray, labels: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """(R,) means of (N,) figures over images that are drawn anew, by class where labels are given."""
+    classes = [values] if labels is None else [values[labels == label] for label in np.unique(labels)]
+    total = np.zeros(NUM_RESAMPLES)
+    for part in classes:
+        # Few values occur, so how often each is drawn says as much as which images are; rounding joins sums that differ in their last bit.
+        distinct, counts = np.unique(part.round(12), return_counts=True)
+        if len(distinct) <= 64:
+            total += rng.multinomial(len(part), counts / len(part), NUM_RESAMPLES) @ distinct / len(part)
+        else:
+            total += np.array([part[rng.integers(0, len(part), len(part))].mean() for _ in range(NUM_RESAMPLES)])
+    return total / len(classes)
+
+
+def _difference(value: float, deviations: np.ndarray, *, covers_seeds: bool) -> Difference:
+    low, high = np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(value, value + float(low), value + float(high), covers_seeds)

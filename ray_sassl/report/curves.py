@@ -1,0 +1,91 @@
+"""Curves of what runs logged, as SVG: one panel a metric, one line a run."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ray_sassl.records import RunRecord
+
+PANELS = {
+    "loss": "loss",
+    "embedding_std": "embedding std (1: spread evenly, 0: collapsed)",
+    "effective_rank": "effective rank of the embeddings",
+    "knn_top1": "kNN top-1 during the run",
+    "learning_rate": "learning rate",
+    "images_per_s": "images/s",
+    "data_wait": "share of time waiting for data",
+}
+"""What is drawn first, and what is written above it; other metrics follow by their names."""
+_BESIDE = {"loss": "chance_loss"}
+_NOT_DRAWN = ("step", "epoch", *_BESIDE.values())
+_COLOURS = ("#2471a3", "#d35400", "#1b7f4d", "#8e44ad", "#b7950b", "#117a8b", "#922b21", "#5d6d7e")
+_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """A run, as it is drawn: runs of one group share a colour and a place in the legend."""
+
+    run: RunRecord
+    group: str
+
+
+def run_curves(lines: Sequence[Line]) -> str | None:
+    """All that the runs logged, or None where they logged nothing. Dashed: the loss of an encoder that tells nothing apart."""
+    logged = {name for line in lines for point in line.run.metrics for name in point if name not in _NOT_DRAWN}
+    names = [name for name in PANELS if name in logged] + sorted(logged - PANELS.keys())
+    names = [name for name in names if any(line.run.curve(name)[0] for line in lines)]
+    if not names:
+        return None
+    columns = min(_COLUMNS, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.7 * columns, 2.5 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    groups = list(dict.fromkeys(line.group for line in lines))
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        _panel(axes, name, lines, groups)
+    if len(groups) > 1:
+        marks = [Line2D([], [], color=_COLOURS[number % len(_COLOURS)]) for number in range(len(groups))]
+        figure.legend(marks, groups, loc="outside upper left", frameon=False, fontsize=8, ncols=min(4, len(groups)))
+    return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `svg` element, to be put into a page."""
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _panel(axes: Axes, name: str, lines: Sequence[Line], groups: Sequence[str]) -> None:
+    in_epochs = all(_epochs_per_step(line.run) for line in lines)
+    for line in lines:
+        steps, values = line.run.curve(name)
+        scale = (_epochs_per_step(line.run) or 1.0) if in_epochs else 1.0
+        colour = _COLOURS[groups.index(line.group) % len(_COLOURS)]
+        axes.plot([step * scale for step in steps], values, color=colour, linewidth=1.3, marker="." if len(steps) < 12 else None)
+        if name in _BESIDE:
+            steps, values = line.run.curve(_BESIDE[name])
+            axes.plot([step * scale for step in steps], values, color=colour, linewidth=1, linestyle="--", alpha=0.6)
+    axes.set_title(PANELS.get(name, name), fontsize=9, loc="left")
+    axes.set_xlabel("epoch" if in_epochs else "step", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _epochs_per_step(run: RunRecord) -> float | None:
+    """From the last line that has both; None where no line has."""
+    return next((line["epoch"] / line["step"] for line in reversed(run.metrics) if line.get("epoch") and line["step"]), None)

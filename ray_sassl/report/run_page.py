@@ -1,0 +1,199 @@
+"""`report.html` of a run: made from the run directory alone, also while the run goes on, and also where it died early."""
+
+from __future__ import annotations
+
+import html
+import time
+from datetime import timedelta
+from typing import Any
+
+import yaml
+
+from ray_sassl import storage
+from ray_sassl.experiments import experiments, load_experiment
+from ray_sassl.records import RunRecord, Scores, read_run, shown
+from ray_sassl.report.curves import Line, run_curves
+from ray_sassl.report.page import Cell, folded, page, picture, section, table
+from ray_sassl.run import METRICS
+
+REPORT = "report.html"
+
+
+def write_run_report(run_dir: str, out: str | None = None) -> str:
+    """Write the report of the run; returns its path.
+
+    Args:
+        out: The file; not given: `report.html` in the run directory.
+
+    Raises:
+        RunDirectoryError: there is no run.
+    """
+    path = out or storage.join(run_dir, REPORT)
+    run = read_run(run_dir)
+    storage.write_text(path, page(f"Run {run.name}", run_body(run)))
+    return path
+
+
+def run_body(run: RunRecord) -> str:
+    """The report's sections."""
+    views = picture(run.views, "views of some training images") if run.views else None
+    parts = [
+        f"<h1>Run {html.escape(run.name)}</h1>\n<p>{_fate(run)}</p>",
+        table(["", ""], _facts(run)),
+        section(
+            "What differs from the experiment",
+            _differences(run),
+            f"Experiment {run.config.get('name')}; whatever is not listed is as it is there.",
+        ),
+        section("How good it is", _scores(run), _scores_note(run)),
+        section(
+            "While it trained",
+            run_curves([Line(run, run.name)]) or "<p>Nothing was logged yet.</p>",
+            "Dashed: the loss of an encoder that tells no two images apart.",
+        ),
+        section("What the network saw", views, "Crops, repainted crops and finished views of the same images."),
+        section("Images that could not be used", _quarantine(run)),
+        section("What the protocols show", _pictures(run.scores)),
+        folded("The whole config", f"<pre>{html.escape(yaml.safe_dump(run.config, sort_keys=False, width=120))}</pre>"),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def fate(run: RunRecord) -> tuple[str, str]:
+    """How the run ended or stands, and what is to be said of it."""
+    last = run.metrics[-1] if run.metrics else None
+    epochs = (run.config.get("train") or {}).get("epochs")
+    reached = ""
+    if last is not None:
+        epoch = next((line["epoch"] for line in reversed(run.metrics) if "epoch" in line), None)
+        reached = f"step {int(last['step']):,}" + (f", epoch {epoch:.4g} of {epochs:g}" if epoch is not None and epochs else "")
+    if run.summary is not None:
+        reason = f": {run.summary['reason']}" if run.summary.get("reason") else ""
+        return str(run.summary.get("status")), f"{run.summary.get('status')} at step {run.summary.get('step', 0):,}{reason}"
+    if last is None:
+        return "running", "it has logged nothing yet"
+    entry = storage.stat(storage.join(run.path, METRICS))
+    ago = f", logged {_ago(time.time() - entry.mtime_ns / 1e9)} before this page was made" if entry is not None else ""
+    return "running", f"no summary yet, so it is running or was killed: {reached}{ago}"
+
+
+def _fate(run: RunRecord) -> str:
+    kind, text = fate(run)
+    return f'<span class="{html.escape(kind)}">{html.escape(text[:1].upper() + text[1:])}</span>'
+
+
+def _ago(seconds: float) -> str:
+    return str(timedelta(seconds=max(0, round(seconds))))
+
+
+def facts(run: RunRecord) -> dict[str, str]:
+    """What was run, in a few lines."""
+    config = run.config
+    method, data, train = (config.get(name) or {} for name in ("method", "data", "train"))
+    stylize, sassl = config.get("stylize") or {}, config.get("sassl") or {}
+    style = "none"
+    if stylize.get("name", "identity") != "identity":
+        style = (
+            f"{stylize['name']}, {sassl.get('views')} view, probability {sassl.get('prob')}, alpha {sassl.get('alpha')}, beta {sassl.get('beta')}, "
+            f"styles: {sassl.get('style_source')}"
+        )
+    augmentation = method.get("fa") or {}
+    feature = (augmentation.get("augmentation") or {}).get("name", "none")
+    found = {
+        "experiment": f"{config.get('name')}, seed {config.get('seed')}",
+        "method": str(method.get("name")),
+        "feature augmentation": "none" if feature in ("none", "identity") else f"{feature}, {augmentation.get('architecture')}",
+        "style augmentation": style,
+        "backbone": str((config.get("backbone") or {}).get("name")),
+        "data": str(data.get("path")),
+        "length": f"{train.get('epochs'):g} epochs planned, {train.get('global_batch')} images a step",
+    }
+    if trained := training_s(run):
+        found["time training"] = _ago(trained)
+    environment = run.environment
+    if environment.get("commit"):
+        found["commit"] = str(environment["commit"])
+    if environment.get("gpus"):
+        found["GPUs"] = ", ".join(environment["gpus"])
+    if packages := environment.get("packages"):
+        found["versions"] = ", ".join(f"{name} {version}" for name, version in packages.items() if name in ("ray-sassl", "torch", "ray"))
+    if command := environment.get("command"):
+        found["command"] = " ".join(str(word) for word in command)
+    return found
+
+
+def training_s(run: RunRecord) -> float:
+    """Seconds between the first and the last logged step, from the logged speed; stops and restarts are not counted."""
+    steps, speeds = run.curve("images_per_s")
+    batch = (run.config.get("train") or {}).get("global_batch") or 0
+    return sum((step - before) * batch / speed for before, step, speed in zip([0, *steps], steps, speeds, strict=False) if speed > 0)
+
+
+def _facts(run: RunRecord) -> list[list[str | Cell]]:
+    return [[name, text] for name, text in facts(run).items()]
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree of dictionaries, by their dotted paths."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {path: leaf for name, part in tree.items() for path, leaf in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()}
+
+
+def _differences(run: RunRecord) -> str:
+    name = run.config.get("name")
+    if name not in experiments():
+        return f"<p>No experiment is named {html.escape(str(name))}, so there is nothing to compare it with; the whole config is below.</p>"
+    before, here = flat(load_experiment(str(name)).model_dump(mode="json")), flat(run.config)
+    paths = [path for path in {**before, **here} if before.get(path) != here.get(path)]
+    if not paths:
+        return "<p>Nothing.</p>"
+    return table(["setting", "experiment", "this run"], [[path, _word(before, path), _word(here, path)] for path in paths])
+
+
+def _word(tree: dict[str, Any], path: str) -> str:
+    return str(tree[path]) if path in tree else "–"
+
+
+def _scores(run: RunRecord) -> str:
+    if not run.scores:
+        return f"<p>It has not been evaluated: <code>ray-sassl evaluate {html.escape(run.path)} all</code></p>"
+    others = list(dict.fromkeys(name for scores in run.scores for name in scores.baselines))
+    rows: list[list[str | Cell]] = []
+    for scores in run.scores:
+        title = scores.protocol
+        for name, figure in scores.figures.items():
+            cells = [Cell(*shown(name, figure))]
+            for other in others:
+                beside = scores.baselines.get(other, {}).get(name)
+                cells.append(Cell(*shown(name, beside)) if beside else Cell(""))
+            step = f"{scores.step:,}" if title and scores.step is not None else ""
+            rows.append([title, name, *cells, Cell(step, kind="number")])
+            title = ""
+    return table(["protocol", "figure", "this run", *others, Cell("step", kind="number")], rows)
+
+
+def _scores_note(run: RunRecord) -> str:
+    if not run.scores:
+        return ""
+    sets = {str(path) for scores in run.scores if (path := (scores.data.get("test") or {}).get("path"))}
+    on = f" Test images: {', '.join(sorted(sets))}." if sets else ""
+    return f"95 % intervals, which say how far a figure would move on other test images, not on another training run.{on}"
+
+
+def _pictures(all_scores: list[Scores]) -> str | None:
+    parts = []
+    for scores in all_scores:
+        for name, png in scores.pictures.items():
+            parts.append(f"<h3>{html.escape(scores.protocol)}: {html.escape(name)}</h3>\n{picture(png, f'{scores.protocol} {name}')}")
+    return "\n".join(parts) or None
+
+
+def _quarantine(run: RunRecord) -> str:
+    if not run.bad_rows:
+        return "<p>None.</p>"
+    total = sum(run.bad_rows.values())
+    rows: list[list[str | Cell]] = [
+        [reason or "no reason given", Cell(f"{count:,}", kind="number")] for reason, count in run.bad_rows.items()
+    ]
+    return table(["reason", Cell("images", kind="number")], [*rows, ["all", Cell(f"{total:,}", kind="number")]])

@@ -3,13 +3,20 @@ import torch
 
 from ray_sassl.experiments import data_root, experiments, load_experiment
 from ray_sassl.nn.weights import weights_path
-from ray_sassl.plugins import UsageError
+from ray_sassl.plugins import UsageError, plugin_names
 from ray_sassl.run import build_method
 from ray_sassl.stylize import all_published_weights
 from ray_sassl.train.loop import micro_batch
+from ray_sassl.views.recipes import with_strong_left
 
 NAMES = list(experiments())
 BASES = [name for name in NAMES if f"{name}_sassl" in NAMES]
+AUGMENTED = [name for name in NAMES if "_fa_" in name]
+
+
+def _base(name: str) -> str:
+    """The experiment that one with feature augmentation is made from."""
+    return f"moco{name.removeprefix('sassl_fa')}_sassl" if name.startswith("sassl_fa") else name.replace("_fa_", "_")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -24,6 +31,46 @@ def test_every_objective_has_its_experiments_of_each_size_with_and_without_style
     sizes = ("cifar10", "cifar10_cpu", "imagenet")
     wanted = {f"{method}_{size}{style}" for method in ("simclr", "moco", "byol") for size in sizes for style in ("", "_sassl")}
     assert wanted | {"demo"} <= set(NAMES)
+
+
+def test_every_objective_has_an_experiment_for_cpus():
+    assert {f"{method}_cifar10_cpu" for method in plugin_names("ray_sassl.methods")} <= set(NAMES)
+
+
+def test_feature_augmentation_has_its_experiments_of_each_size():
+    sizes = ("cifar10", "cifar10_cpu", "imagenet100", "imagenet")
+    families = ("simclr_fa", "moco_fa", "byol_fa", "nnclr", "sassl_fa")
+    assert {f"{family}_{size}" for family in families for size in sizes} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", AUGMENTED)
+def test_the_form_with_feature_augmentation_differs_in_it_and_in_the_strength_of_the_left_view(name):
+    base, augmented = (load_experiment(form) for form in (_base(name), name))
+    before, after = base.model_dump(mode="json"), augmented.model_dump(mode="json")
+    assert {part for part in before if before[part] != after[part]} - {"train"} == {"name", "method", "views"}
+    changed = {field for field in before["method"] if before["method"][field] != after["method"][field]}
+    assert changed - {"predictor_hidden_size"} == {"fa"}
+    assert augmented.views == with_strong_left(base.views)
+    assert not {f for f in before["train"] if before["train"][f] != after["train"][f]} - {"global_batch", "accumulate", "epochs"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.endswith(("_fa_imagenet", "_fa_imagenet100")) or name.startswith("nnclr_im")]
+)
+def test_feature_augmentation_on_imagenet_takes_at_most_512_images_at_a_time_for_200_epochs(name):
+    train = load_experiment(name).train
+    assert train.accumulate > 1
+    assert train.global_batch // train.accumulate <= 512 <= train.global_batch
+    assert train.epochs == 200
+
+
+def test_both_papers_together_are_feature_augmentation_and_style_augmentation():
+    for size in ("cifar10", "cifar10_cpu", "imagenet100", "imagenet"):
+        both, fa = (load_experiment(f"{family}_{size}") for family in ("sassl_fa", "moco_fa"))
+        assert both.method == fa.method
+        assert both.views == fa.views
+        assert both.stylize.name in ("swift", "magenta")
+        assert both.sassl.views == "left"
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -62,7 +109,7 @@ def test_the_batch_divides_over_the_workers(name):
     assert micro_batch(config.train, max(1, config.scaling.num_workers)) >= 32
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_sassl")])
 def test_the_network_can_be_built(name):
     config = load_experiment(name)
     with torch.device("meta"):

@@ -3,13 +3,15 @@
 The objective of both solvers is the mean cross-entropy + l2 / 2 times the squared weights. With `l2=grid` the penalty is chosen as in Kornblith,
 Shlens and Le 2019 ("Do better ImageNet models transfer better?", arXiv 1805.08974, appendix): L-BFGS over 45 values from 1e-6 to 1e5, evenly
 spaced in the logarithm; the one that does best on held-out train images is fitted again on all of them. SimCLR, BYOL and SASSL follow it.
-Differs from the paper: features are standardised, which the paper does not speak of, and where a data set has no validation split of its own,
-part of its train set stands in.
+With `solver=sgd augment=true` the classifier learns from crops at random, mirrored half of the time, new in every epoch, through the frozen encoder
+with its batch statistics fixed, as on ImageNet in MoCo, SimCLR and BYOL (Grill et al. 2020, arXiv 2006.07733, appendix C.1: 80 epochs of Nesterov SGD,
+batch 1,024, no penalty, five learning rates tried on held-out train images, one crop at the centre to test).
+Differs from the papers: features are standardised, which they do not speak of; learning rates then mean the same for every encoder. Where a data
+set has no validation split of its own, part of its train set stands in.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +22,22 @@ import torch
 from pydantic import Field, model_validator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ray_sassl.evaluate import Evaluation, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluate import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Score, Subject
 from ray_sassl.evaluate.figures import curves
+from ray_sassl.evaluate.linear_sgd import fit_sgd, fixed_rows, new_crops, steps_of
 from ray_sassl.evaluate.scores import check_features, classification_scores, evaluation_device, top_k_accuracy
 from ray_sassl.evaluate.splits import held_out
 from ray_sassl.plugins import UsageError
 from ray_sassl.views.recipes import PositiveInterval
 
-SGD_ONLY = ("epochs", "batch_size", "learning_rate", "sgd_momentum", "device")
+SGD_ONLY = ("augment", "epochs", "batch_size", "learning_rate", "sgd_momentum", "device")
 LBFGS_ONLY = ("max_iterations",)
 _TOLERANCE, _PATH_TOLERANCE = 1e-6, 1e-5
 """Of the gradient's largest entry, where L-BFGS stops; scikit-learn's own 1e-4 leaves weights that differ in the second digit."""
-GRID_ONLY = ("l2_range", "num_l2", "validation_share")
+GRID_ONLY = ("l2_range", "num_l2")
+
+PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 class Config(ProtocolConfig):
@@ -45,11 +48,14 @@ class Config(ProtocolConfig):
         l2: Weight of the penalty on the weights' squares (not the biases'), or "grid" to choose it on held-out train images (L-BFGS only).
         l2_range: Smallest and largest value of the grid.
         num_l2: Values of the grid.
-        validation_share: Of each class's train images, for the choice; our choice.
+        validation_share: Of each class's train images, held out to choose the penalty or the learning rate with; our choice.
+        augment: Whether SGD sees new crops of the train images in every epoch, which go through the encoder, or the features of one crop at the
+            centre.
         max_iterations: Of L-BFGS.
         epochs: Of SGD, with a cosine schedule to 0.
         batch_size: Of SGD.
-        learning_rate: Of SGD, for rows of unit length: it is divided by the number of features, whose rows are that long when standardised.
+        learning_rate: Of SGD, for rows of unit length: it is divided by the number of features, whose rows are that long when standardised. Of
+            a list, the one that does best on held-out train images is fitted again on all of them.
         sgd_momentum: Of SGD, in Nesterov's form.
         seed: Of SGD's order of the images, and of the choice of held-out images.
         device: Where SGD computes; "auto" is the GPU where there is one. L-BFGS computes on the CPU.
@@ -61,9 +67,10 @@ class Config(ProtocolConfig):
     num_l2: int = Field(default=45, ge=2)
     validation_share: float = Field(default=0.2, gt=0, lt=1)
     max_iterations: int = Field(default=500, ge=1)
+    augment: bool = False
     epochs: int = Field(default=50, ge=1)
     batch_size: int = Field(default=256, ge=1)
-    learning_rate: float = Field(default=1.0, gt=0)
+    learning_rate: PositiveNumber | Annotated[tuple[PositiveNumber, ...], Field(min_length=1)] = 1.0
     sgd_momentum: float = Field(default=0.9, ge=0, lt=1)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -78,6 +85,9 @@ class Config(ProtocolConfig):
         for name in () if self.l2 == "grid" else GRID_ONLY:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect without l2='grid'")
+        chooses = self.l2 == "grid" or isinstance(self.learning_rate, tuple)
+        if not chooses and self.validation_share != type(self).model_fields["validation_share"].default:
+            raise ValueError("validation_share has no effect with one l2 and one learning_rate: nothing is chosen")
         if self.solver == "lbfgs" and self.l2 != "grid" and self.seed != 0:
             raise ValueError("seed has no effect with solver='lbfgs' and a given l2: nothing is drawn")
         return self
@@ -99,21 +109,65 @@ class LinearProbe(Protocol):
             raise UsageError("a linear probe needs train images of at least two classes")
         mean, deviation = _moments(train.features)
         x_train, x_test = (((part.features - mean) / deviation).astype(np.float32) for part in (train, test))
-        figures: dict[str, bytes] = {}
-        details: dict[str, Any] = {}
         if self.config.solver == "sgd":
-            weight, bias = fit_sgd(x_train, train.labels, self.config)
+            weight, bias, figures, details = self._by_sgd(subject, train, x_train, (mean, deviation))
         else:
-            l2 = self.config.l2
-            if l2 == "grid":
-                l2, grid, top1 = self._choose_l2(x_train, train.labels)
-                figures["l2"] = curves(grid, {"": top1}, "l2", "top-1 on held-out train images", is_log=True, mark=l2)
-                details = {"l2_grid": grid, "validation_top1": top1}
-            weight, bias, num_iterations = fit_lbfgs(x_train, train.labels, l2, self.config.max_iterations)
-            details |= {"l2": l2, "iterations": num_iterations, "converged": num_iterations < self.config.max_iterations}
+            weight, bias, figures, details = self._by_lbfgs(x_train, train.labels)
         scores, predictions = classification_scores(torch.from_numpy(x_test @ weight.T + bias), test)
         train_accuracy = top_k_accuracy(torch.from_numpy(x_train @ weight.T + bias), torch.from_numpy(train.labels))
         return Evaluation({**scores, "train_top1": Score(train_accuracy["top1"])}, figures, details, predictions)
+
+    def _by_lbfgs(self, x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
+        """Weights, biases, figures and details."""
+        config, l2 = self.config, self.config.l2
+        figures: dict[str, bytes] = {}
+        details: dict[str, Any] = {}
+        if l2 == "grid":
+            l2, grid, top1 = self._choose_l2(x, labels)
+            figures["l2"] = curves(grid, {"": top1}, "l2", "top-1 on held-out train images", is_log=True, mark=l2)
+            details = {"l2_grid": grid, "validation_top1": top1}
+        weight, bias, num_iterations = fit_lbfgs(x, labels, l2, config.max_iterations)
+        return (
+            weight,
+            bias,
+            figures,
+            details | {"l2": l2, "iterations": num_iterations, "converged": num_iterations < config.max_iterations},
+        )
+
+    def _by_sgd(
+        self, subject: Subject, train: LabelledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
+        """Weights, biases, figures and details; the learning rate is chosen where there are several, of equally good ones the smallest."""
+        config = self.config
+        if not isinstance(config.learning_rate, tuple):
+            ((weight, bias),) = self._fit_sgd(subject, train, x, moments, [config.learning_rate])
+            return weight, bias, {}, {}
+        aside = held_out(train.labels, config.validation_share, config.seed)
+        rates = sorted(config.learning_rate)
+        fits = self._fit_sgd(subject, train.take(~aside), x[~aside], moments, rates)
+        top1 = [float(np.mean((x[aside] @ weight.T + bias).argmax(1) == train.labels[aside])) for weight, bias in fits]
+        rate = rates[int(np.argmax(top1))]
+        ((weight, bias),) = self._fit_sgd(subject, train, x, moments, [rate])
+        title = "top-1 on held-out train images"
+        figures = {"learning_rate": curves(rates, {"": top1}, "learning rate", title, is_log=True, mark=rate)} if len(rates) > 1 else {}
+        return (
+            weight,
+            bias,
+            figures,
+            {"learning_rates": rates, "validation_top1": top1, "learning_rate": rate, "num_held_out": int(aside.sum())},
+        )
+
+    def _fit_sgd(
+        self, subject: Subject, train: LabelledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray], rates: list[float]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Weights and biases of each learning rate, fitted on all of `train`, whose standardised features are `x`."""
+        config, device = self.config, evaluation_device(self.config.device)
+        assert config.l2 != "grid"
+        options = (config.epochs, config.batch_size, config.seed, device)
+        batches = new_crops(subject, train.sample_id, moments, *options) if config.augment else fixed_rows(x, train.labels, *options)
+        num_steps = steps_of(len(x), config.epochs, config.batch_size)
+        num_classes = int(train.labels.max()) + 1
+        return fit_sgd(batches, num_steps, x.shape[1], num_classes, rates, config.l2, config.sgd_momentum, device)
 
     def _choose_l2(self, x: np.ndarray, labels: np.ndarray) -> tuple[float, list[float], list[float]]:
         """The l2 that does best on held-out images (of several the largest), the grid from large to small, and the top-1 of each value."""
@@ -150,33 +204,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
-
-
-def fit_sgd(x: np.ndarray, labels: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (C, F) and biases (C,) after `config.epochs` epochs of SGD on x (N, F), labels (N,), from zero."""
-    device = evaluation_device(config.device)
-    features, targets = torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device)
-    layer = nn.Linear(x.shape[1], int(labels.max()) + 1, device=device)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    assert config.l2 != "grid"
-    groups = [{"params": [layer.weight], "weight_decay": config.l2}, {"params": [layer.bias], "weight_decay": 0.0}]
-    learning_rate = config.learning_rate / x.shape[1]
-    optimizer = torch.optim.SGD(groups, learning_rate, config.sgd_momentum, nesterov=config.sgd_momentum > 0)
-    num_steps = config.epochs * math.ceil(len(x) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    generator = torch.Generator().manual_seed(config.seed)
-    for _ in range(config.epochs):
-        for rows in torch.randperm(len(x), generator=generator).to(device).split(config.batch_size):
-            _sgd_step(layer, optimizer, features[rows], targets[rows])
-            schedule.step()
-    return layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
-
-
-def _sgd_step(layer: nn.Linear, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
-    optimizer.zero_grad()
-    F.cross_entropy(layer(x), labels).backward()
-    optimizer.step()
 
 
 def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,6 +31,21 @@ class Coarse(nn.Module):
         return self.layer(nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
 
 
+class Normalised(nn.Module):
+    """A small convolution with batch normalisation and dropout in front of `Coarse`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        nn.init.dirac_(self.first.weight)
+        self.norm = nn.BatchNorm2d(3)
+        self.drop = nn.Dropout(0.1)
+        self.rest = Coarse()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rest(self.drop(self.norm(self.first(x))))
+
+
 class SmallSubject(Subject):
     """Noisy images of three classes, which differ by a colour and by where a bar stands; ids are not the images' places."""
 
@@ -39,8 +54,8 @@ class SmallSubject(Subject):
     pixel_mean = (0.5, 0.5, 0.5)
     pixel_std = (0.25, 0.25, 0.25)
 
-    def __init__(self, num_train: int = 90, num_test: int = 60, *, shuffled: bool = False) -> None:
-        self.network = Coarse()
+    def __init__(self, num_train: int = 90, num_test: int = 60, *, shuffled: bool = False, network: nn.Module | None = None) -> None:
+        self.network = network or Coarse()
         self.data = {"train": _images(num_train, 0, shuffled), "test": _images(num_test, 1, shuffled)}
         self.num_passes = 0
 
@@ -101,3 +116,9 @@ def _images(num: int, seed: int, shuffled: bool) -> tuple[np.ndarray, np.ndarray
 @pytest.fixture
 def subject() -> SmallSubject:
     return SmallSubject()
+
+
+@pytest.fixture
+def normalised_subject() -> SmallSubject:
+    """A subject whose encoder has batch normalisation and dropout."""
+    return SmallSubject(network=Normalised())

@@ -1,0 +1,31 @@
+"""Fine-tuning: the whole network, encoder and a linear classifier, trained on all train labels (`training.py` says how)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ray_sassl.evaluate import Evaluation, Protocol, Subject
+from ray_sassl.evaluate.training import TrainingConfig, judge_by_training
+
+
+class Config(TrainingConfig):
+    """Fine-tuning of the whole network; the other fields are those of `TrainingConfig`.
+
+    Attributes:
+        epochs: Passes over the train images; our choice. SimCLR and BYOL train for 20,000 steps of 256 images whatever the data set.
+    """
+
+    epochs: int = Field(default=30, ge=1)
+
+    def build(self) -> FineTuning:
+        return FineTuning(self)
+
+
+class FineTuning(Protocol):
+    """Top-1, top-5 and the mean over classes, after training on all train images."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        return judge_by_training(subject, *subject.labels("train"), self.config.epochs, self.config)

@@ -1,0 +1,99 @@
+"""Linear classifiers by stochastic gradient descent: several learning rates at once, on fixed features or on crops that are new in every epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_sassl.evaluate import Subject
+from ray_sassl.evaluate.features import features_of
+
+log = logging.getLogger(__name__)
+
+_SAY_EVERY_S = 20.0
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Standardised features (B, F) and labels (B,), on the device."""
+
+
+def fit_sgd(
+    batches: Batches,
+    num_steps: int,
+    num_features: int,
+    num_classes: int,
+    rates: Sequence[float],
+    l2: float,
+    momentum: float,
+    device: torch.device,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights (C, F) and biases (C,) of one classifier a learning rate, from zero; all see the same batches and learn by themselves.
+
+    Args:
+        num_steps: About so many batches come: the length of the cosine on which the rates fall to 0.
+        rates: Learning rates for rows of unit length; they are divided by the number of features, whose rows are that long.
+        l2: Weight of the penalty on the weights' squares (not the biases').
+        momentum: In Nesterov's form; 0 is without.
+    """
+    layers = [cast(nn.Linear, nn.utils.skip_init(nn.Linear, num_features, num_classes, device=device)) for _ in rates]
+    groups = []
+    for layer, rate in zip(layers, rates, strict=True):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        groups += [{"params": [layer.weight], "weight_decay": l2, "lr": rate / num_features}]
+        groups += [{"params": [layer.bias], "weight_decay": 0.0, "lr": rate / num_features}]
+    optimizer = torch.optim.SGD(groups, groups[0]["lr"], momentum, nesterov=momentum > 0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    began = said = time.monotonic()
+    for step, (x, labels) in enumerate(batches):
+        optimizer.zero_grad()
+        torch.stack([F.cross_entropy(layer(x), labels) for layer in layers]).sum().backward()
+        optimizer.step()
+        if step + 1 < num_steps:
+            schedule.step()
+        if time.monotonic() - said > _SAY_EVERY_S:
+            said = time.monotonic()
+            log.info("Step %d of %d, %.0f s passed", step + 1, num_steps, said - began)
+    return [(layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()) for layer in layers]
+
+
+def fixed_rows(x: np.ndarray, labels: np.ndarray, epochs: int, batch_size: int, seed: int, device: torch.device) -> Batches:
+    """The rows of x (N, F), labels (N,), in a new order each epoch."""
+    features, targets = torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).to(device).split(batch_size):
+            yield features[rows], targets[rows]
+
+
+def new_crops(
+    subject: Subject,
+    sample_id: np.ndarray,
+    moments: tuple[np.ndarray, np.ndarray],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features of crops of these train images, new in each epoch, by the encoder in evaluation mode: its batch statistics are fixed.
+
+    Args:
+        moments: What the features are standardised by, mean and deviation (F,).
+    """
+    encoder = subject.encoder()[0].to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    mean, deviation = moments
+    for images, labels in subject.training_views(sample_id, epochs, batch_size, seed):
+        x = (features_of(encoder, images, subject.pixel_mean, subject.pixel_std, device) - mean) / deviation
+        yield torch.from_numpy(x.astype(np.float32)).to(device), torch.from_numpy(np.asarray(labels, np.int64)).to(device)
+
+
+def steps_of(num_images: int, epochs: int, batch_size: int) -> int:
+    """Batches of all epochs."""
+    return epochs * math.ceil(num_images / batch_size)

@@ -28,7 +28,7 @@ from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.pipeline import Restyle, ViewSource
 from ray_sassl.plugins import UsageError
 from ray_sassl.sassl import Chunks, stylize_views
-from ray_sassl.scoring import online_knn
+from ray_sassl.scoring import online_scores
 from ray_sassl.train.checkpoint import BadCheckpointError, Checkpoint, latest_checkpoint, list_checkpoints, read_checkpoint
 from ray_sassl.train.context import Context
 from ray_sassl.train.loop import Job, train
@@ -119,7 +119,7 @@ def train_process(
                 config_yaml=to_yaml(config),
                 context=context,
                 resume=resume,
-                evaluate=online_knn(config, context.device) if context.rank == 0 else None,
+                evaluate=online_scores(config, context.device) if context.rank == 0 else None,
                 record=record,
                 extra_state={"num_rows": num_rows},
             )

@@ -1,4 +1,4 @@
-"""Encoders and the labelled images that they are judged by: during a run (`online_knn`) and after it (`EncoderSubject`)."""
+"""Encoders and the labelled images that they are judged by: during a run (`online_scores`) and after it (`EncoderSubject`)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.evaluate import Evaluation, FixedFeatures, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject, Task
 from ray_sassl.evaluate.features import evaluation_mode, extract_features
 from ray_sassl.evaluate.knn import Config as KnnConfig
+from ray_sassl.evaluate.linear import Config as LinearConfig
 from ray_sassl.evaluate.scores import check_classes
 from ray_sassl.evaluate.store import Provenance, encoder_digest, read_features, write_features
 from ray_sassl.extraction import Extract, ExtractionJob, Preprocessing, extract_here
@@ -126,8 +127,12 @@ def labelled_data(train: DataConfig, test: DataConfig, size_px: int) -> Evaluati
     return EvaluationData(**splits)
 
 
-def online_knn(config: ExperimentConfig, device: torch.device) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Scores a backbone by kNN on a part of the evaluation data, or None where no such data are configured."""
+ONLINE_SCORES: dict[str, ProtocolConfig] = {"knn": KnnConfig(), "linear": LinearConfig()}
+"""What `evaluate.online` may name; each is logged as NAME_top1."""
+
+
+def online_scores(config: ExperimentConfig, device: torch.device) -> Callable[[nn.Module], dict[str, float]] | None:
+    """Scores a backbone as `evaluate.online` says on a part of the evaluation data, or None where no such data are configured."""
     if config.evaluate.train is None or config.evaluate.test is None:
         return None
     splits = [
@@ -135,11 +140,13 @@ def online_knn(config: ExperimentConfig, device: torch.device) -> Callable[[nn.M
     ]
     mean, std = config.train.pixel_mean, config.train.pixel_std
 
-    def knn_top1(backbone: nn.Module) -> dict[str, float]:
-        subject = FixedFeatures(*(extract_features(backbone, images, mean, std, device) for images in splits))
-        return {"knn_top1": KnnConfig().build().evaluate(subject).scores["top1"].value}
+    names = list(ONLINE_SCORES) if config.evaluate.online == "both" else [config.evaluate.online]
 
-    return knn_top1
+    def scores(backbone: nn.Module) -> dict[str, float]:
+        subject = FixedFeatures(*(extract_features(backbone, images, mean, std, device) for images in splits))
+        return {f"{name}_top1": ONLINE_SCORES[name].build().evaluate(subject).scores["top1"].value for name in names}
+
+    return scores
 
 
 class EncoderSubject(Subject):

@@ -21,7 +21,7 @@ from ray_sassl.evaluate.knn import Config as Knn
 from ray_sassl.experiments import load_experiment
 from ray_sassl.extraction import extract_here
 from ray_sassl.plugins import UsageError
-from ray_sassl.scoring import EncoderSubject, LabelledImages, RawPixels, load_evaluation_data, online_knn, score, untrained_backbone
+from ray_sassl.scoring import EncoderSubject, LabelledImages, RawPixels, load_evaluation_data, online_scores, score, untrained_backbone
 
 CPU = torch.device("cpu")
 COLOURS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
@@ -57,7 +57,7 @@ def test_raw_pixels_tell_plain_colours_apart(config):
 
 
 def test_the_online_score_decodes_its_images_once(config, monkeypatch: pytest.MonkeyPatch):
-    scorer = online_knn(config, CPU)
+    scorer = online_scores(config, CPU)
     assert scorer is not None
     first = scorer(RawPixels())
     assert first["knn_top1"] == 1.0
@@ -65,12 +65,21 @@ def test_the_online_score_decodes_its_images_once(config, monkeypatch: pytest.Mo
     assert scorer(RawPixels()) == first
 
 
+def test_what_is_scored_during_a_run_is_a_choice(config):
+    both = online_scores(apply_overrides(config, ["evaluate.online=both"]), CPU)
+    assert both is not None
+    assert both(RawPixels()) == {"knn_top1": 1.0, "linear_top1": 1.0}
+    linear = online_scores(apply_overrides(config, ["evaluate.online=linear"]), CPU)
+    assert linear is not None
+    assert set(linear(RawPixels())) == {"linear_top1"}
+
+
 def _refuse(*args: object) -> None:
     raise AssertionError("the data were read again")
 
 
 def test_scoring_leaves_the_encoder_in_training_mode(config):
-    scorer = online_knn(config, CPU)
+    scorer = online_scores(config, CPU)
     assert scorer is not None
     backbone = untrained_backbone(config).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
@@ -80,7 +89,7 @@ def test_scoring_leaves_the_encoder_in_training_mode(config):
 
 
 def test_without_labelled_data_there_is_no_online_score(config):
-    assert online_knn(apply_overrides(config, ["evaluate.test=null"]), CPU) is None
+    assert online_scores(apply_overrides(config, ["evaluate.test=null"]), CPU) is None
 
 
 def test_evaluation_without_labelled_data_says_what_to_set(config, tmp_path):

@@ -20,6 +20,7 @@ from ray_sassl.cli.data import Address
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
+    from ray_sassl.config.schema import ExperimentConfig
     from ray_sassl.orchestrate.search import StudyState
     from ray_sassl.study.record import StudyConfig, TrialRecord
 
@@ -179,6 +180,7 @@ def make_study(source: Any, experiment: str | None, overrides: list[str], given:
         given: `searcher`, `scheduler`, `objectives` and `num_trials` where the user says; else None, and the space's hold.
     """
     from ray_sassl.cli.pretraining import load_config
+    from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.study.record import StudyConfig
     from ray_sassl.study.space import Objective
 
@@ -192,6 +194,8 @@ def make_study(source: Any, experiment: str | None, overrides: list[str], given:
     goals = [Objective.parse(text) for text in objectives]
     if len({goal.metric for goal in goals}) < len(goals):
         raise UsageError(f"--objective {' --objective '.join(objectives)}: each metric may stand there once")
+    if online := _online({goal.metric for goal in goals}, base):
+        base = apply_overrides(base, [f"evaluate.online={online}"])
     searcher = given["searcher"] or space.searcher
     num_trials = given["num_trials"] or (sum(1 for _ in space.grid(base)) if searcher == "grid" else space.num_trials)
     return StudyConfig(
@@ -203,6 +207,13 @@ def make_study(source: Any, experiment: str | None, overrides: list[str], given:
         scheduler=given["scheduler"] or space.scheduler,
         num_trials=num_trials,
     )
+
+
+def _online(metrics: set[str], base: ExperimentConfig) -> str | None:
+    """What `evaluate.online` has to be for the objectives, where it is not."""
+    if "linear_top1" not in metrics or base.evaluate.online != "knn":
+        return None
+    return "both" if "knn_top1" in metrics else "linear"
 
 
 def seconds(text: str) -> float:

@@ -24,11 +24,13 @@ class EvaluateConfig(FrozenConfig):
     """The labelled data that encoders are scored on, while they train and by `ray-sassl evaluate`."""
 
     train: DataConfig | None = None
-    """Where the neighbours and the probe's training images come from; without it no kNN is computed during the run."""
+    """Where the neighbours and the probe's training images come from; without it nothing is scored during the run."""
     test: DataConfig | None = None
     size_px: int = Field(default=224, ge=8)
     """Images are resized to 8/7 of this on the shorter side and cropped at the centre, as usual for ImageNet; at 64 px and below they are
     resized to this size and not cropped."""
+    online: Literal["knn", "linear", "both"] = "knn"
+    """Which scores are computed during the run: `knn_top1`, `linear_top1` (a linear probe, which takes longer), or both."""
     online_rows: int = Field(default=10_000, ge=100)
     """At most so many train images and so many test images are used during the run; `ray-sassl evaluate` uses all."""
 

@@ -25,8 +25,10 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from ray_sassl import storage
+from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import cached_index
 from ray_sassl.orchestrate.launch import on_interrupt, pretrain, ray_is_local, with_absolute_paths
+from ray_sassl.orchestrate.search_control import start_control
 from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent
 from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay
 from ray_sassl.orchestrate.search_trial import (
@@ -38,16 +40,18 @@ from ray_sassl.orchestrate.search_trial import (
     num_evaluations,
     point_of,
     reason_of,
-    start_control,
 )
 from ray_sassl.orchestrate.session import ray_session
-from ray_sassl.plugins import UsageError
+from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.scoring import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
 from ray_sassl.study.searcher import suggest
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.25
+_LOGGED = ("loss", "images_per_s", "embedding_std", "effective_rank")
+"""What every run reports beside its scores."""
 _TUNE_ENVIRONMENT = {
     # The record is ours; Tune writes no logs of its own, and its snapshots, which nothing reads, seldom.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -154,14 +158,29 @@ def search(
 
 def _check(study: StudyConfig) -> None:
     """See that the study can be run at all."""
-    evaluate = study.base.evaluate
-    if any(goal.metric == "knn_top1" for goal in study.goals) and (evaluate.train is None or evaluate.test is None):
-        raise UsageError(
-            "knn_top1 is measured on labelled images: set evaluate.train and evaluate.test, as in 'evaluate.train={path: FOLDER}'"
-        )
+    for goal in study.goals:
+        _check_is_measured(goal.metric, study.base)
     if study.scheduler == "pbt" and study.searcher == "grid":
         raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
     study.space.check(study.base)
+
+
+def _check_is_measured(metric: str, config: ExperimentConfig) -> None:
+    evaluate = config.evaluate
+    scores = {f"{name}_top1": name for name in ONLINE_SCORES}
+    if metric in scores:
+        if evaluate.train is None or evaluate.test is None:
+            raise UsageError(
+                f"{metric} is measured on labelled images: set evaluate.train and evaluate.test, as in 'evaluate.train={{path: FOLDER}}'"
+            )
+        if evaluate.online not in (scores[metric], "both"):
+            raise UsageError(
+                f"{metric} is not measured with evaluate.online={evaluate.online}; set evaluate.online={scores[metric]} or both"
+            )
+        return
+    known = [*scores, *_LOGGED]
+    if metric not in known:
+        raise UsageError(f"no run reports {metric!r}{did_you_mean(metric, known)}; objectives are {', '.join(known)}")
 
 
 def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watch) -> None:
@@ -293,7 +312,7 @@ class RecordKeeper(Callback):
         point = point_of(trial.config)
         if point != record.point:
             record.point = point
-            record.moves.append({"evaluation": result.get(EVALUATION), "point": point})
+            record.moves.append({"evaluation": result.get(EVALUATION), "donor": trial.config.get("donor"), "point": point})
 
     def _note_cost(self, record: TrialRecord, result: dict[str, Any]) -> None:
         """Costs are those of the present attempt, and smaller than at the last look where that is a new one."""

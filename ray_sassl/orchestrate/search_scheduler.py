@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 
 from ray_sassl.orchestrate.search_trial import EVALUATION
@@ -60,13 +61,21 @@ def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> Tria
         point = {name: movable[name].tidy(value) if name in movable else value for name, value in config["point"].items()}
         return config | {"point": point}
 
-    return PopulationBasedTraining(
+    return _Population(
         **seen,
         perturbation_interval=interval,
         hyperparam_mutations={"point": {name: _anew(dimension) for name, dimension in movable.items()}},
         custom_explore_fn=keep_in_range,
         log_config=False,
     )
+
+
+class _Population(PopulationBasedTraining):
+    """Tune's, except that a trial which goes on from another one's checkpoint keeps its own number, and with it its own folder."""
+
+    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict, dict]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        return config | {"number": trial.config["number"], "donor": trial_to_clone.config["number"]}, operations
 
 
 def _anew(dimension: Dimension) -> Any:

@@ -13,9 +13,9 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray import tune
@@ -25,6 +25,7 @@ from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.control import News
+from ray_sassl.scoring import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
 from ray_sassl.train.checkpoint import list_checkpoints
@@ -72,11 +73,11 @@ class TrialSpec:
 
 
 def evaluation_number(config: ExperimentConfig, num_rows: int, step: int) -> int:
-    """Which of the run's evaluations takes place at the step, from 1 on; the one at the end may come before a whole period has passed."""
+    """Which of the run's evaluations was the last until the step, 0 before the first; the one at the end may come before a period has passed."""
     progress = Progress(num_rows, config.train.global_batch, config.train.epochs)
     periods = step / config.train.evaluate_every if config.train.evaluate_every else progress.epoch(step)
     is_last = step >= progress.total_steps
-    return max(1, math.ceil(periods - 0.02) if is_last else int(periods + 1e-9))
+    return max(1, math.ceil(periods - 0.02)) if is_last else int(periods + 1e-9)
 
 
 def num_evaluations(config: ExperimentConfig, num_rows: int) -> int:
@@ -84,32 +85,12 @@ def num_evaluations(config: ExperimentConfig, num_rows: int) -> int:
     return evaluation_number(config, num_rows, Progress(num_rows, config.train.global_batch, config.train.epochs).total_steps)
 
 
-class StudyControl:
-    """One small actor a study: carries the stop request to the trials, and their progress between evaluations to the terminal."""
-
-    def __init__(self) -> None:
-        self._stop = False
-        self._progress: dict[int, dict[str, float]] = {}
-
-    def request_stop(self) -> None:
-        self._stop = True
-
-    def stop_requested(self) -> bool:
-        return self._stop
-
-    def report(self, number: int, metrics: dict[str, float]) -> None:
-        self._progress[number] = metrics
-
-    def progress(self) -> dict[int, dict[str, float]]:
-        """The newest metrics of each trial since the last call."""
-        progress, self._progress = self._progress, {}
-        return progress
-
-
-def start_control() -> ActorHandle:
-    """The study's control actor; it takes no CPU and ends with the driver."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0)(StudyControl)
-    return remote.remote()
+def evaluating_metrics(study: StudyConfig) -> tuple[str, ...]:
+    """The metrics whose report is an evaluation: the scores where there are labelled images, else the first objective."""
+    evaluate = study.base.evaluate
+    if evaluate.train is None or evaluate.test is None:
+        return (study.goals[0].metric,)
+    return tuple(f"{name}_top1" for name in ONLINE_SCORES)
 
 
 class TrialRun:
@@ -117,7 +98,7 @@ class TrialRun:
 
     Args:
         config: The trial's experiment.
-        metric: The report that has it is an evaluation.
+        metrics: A report that has one of them is an evaluation, the first of each period.
         should_stop: Asked now and then: whether the whole study is to stop.
         on_progress: Is shown the metrics between evaluations.
     """
@@ -127,17 +108,18 @@ class TrialRun:
         config: ExperimentConfig,
         run_dir: str,
         num_rows: int,
-        metric: str,
+        metrics: Collection[str],
         pretrain: Pretrain,
         should_stop: Callable[[], bool],
         on_progress: Callable[[dict[str, float]], None],
     ) -> None:
-        self.config, self.run_dir, self.num_rows, self.metric = config, run_dir, num_rows, metric
+        self.config, self.run_dir, self.num_rows, self.metrics = config, run_dir, num_rows, metrics
         self._pretrain, self._should_stop, self._on_progress = pretrain, should_stop, on_progress
         self._news: queue.Queue[dict[str, Any] | RunResult | BaseException] = queue.Queue()
         self._stop = threading.Event()
         self._latest: dict[str, float] = {}
         self._speeds: list[float] = []
+        self._evaluated = 0
         self.evaluated_step = 0
         self._began, self._cpu_began = time.monotonic(), time.process_time()
         self._thread = threading.Thread(target=self._run, name="pretrain", daemon=True)
@@ -156,12 +138,13 @@ class TrialRun:
             if "images_per_s" in report:
                 self._speeds.append(report["images_per_s"])
             self._on_progress(dict(self._latest))
-            if self.metric in report:
-                self._news.put(self._evaluation())
+            number = evaluation_number(self.config, self.num_rows, int(self._latest.get("step", 0)))
+            if number > self._evaluated and any(metric in report for metric in self.metrics):
+                self._evaluated = number
+                self._news.put(self._evaluation(number))
 
-    def _evaluation(self) -> dict[str, Any]:
+    def _evaluation(self, number: int) -> dict[str, Any]:
         speed = {"images_per_s": statistics.median(self._speeds)} if self._speeds else {}
-        number = evaluation_number(self.config, self.num_rows, int(self._latest.get("step", 0)))
         return self._latest | speed | {EVALUATION: number} | self._cost()
 
     def _cost(self) -> dict[str, Any]:
@@ -245,7 +228,7 @@ class PretrainTrial(tune.Trainable):
             spec.config(self._point),
             run_dir,
             spec.num_rows,
-            spec.study.goals[0].metric,
+            evaluating_metrics(spec.study),
             spec.pretrain,
             should_stop=lambda: bool(ray.get(spec.control.stop_requested.remote())),
             on_progress=lambda metrics: spec.control.report.remote(number, metrics),

@@ -93,7 +93,7 @@ class TrialRecord:
         attempts: How often it was started.
         wall_s: Seconds of work on it.
         cpu_s: CPU seconds of the trial's process where the whole run takes place in it, else None.
-        moves: Of population based training: (number of evaluation, donor's number, the new point).
+        moves: Of population based training: `donor`, whose checkpoint the trial went on from, the new `point`, and the first `evaluation` there.
     """
 
     number: int

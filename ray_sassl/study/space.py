@@ -203,7 +203,7 @@ class SearchSpace(FrozenConfig):
     overrides: tuple[str, ...] = ()
     """Changes to the base experiment that the search makes before the user's own, such as shorter runs."""
     objectives: tuple[str, ...] = ("knn_top1",)
-    """Metrics that a run reports, the first one for early stopping; `loss:min` for one that is to be small."""
+    """Metrics that a run reports, the first one for early stopping; `effective_rank:min` where less is better."""
     searcher: Literal["random", "grid", "optuna", "hyperband-bayes"] = "optuna"
     scheduler: Literal["fifo", "asha", "median", "pbt"] = "asha"
     num_trials: int = Field(default=20, ge=1)
@@ -216,7 +216,7 @@ class SearchSpace(FrozenConfig):
     @classmethod
     def _objectives_can_be_read(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
         if not objectives or len({Objective.parse(text).metric for text in objectives}) != len(objectives):
-            raise ValueError("give one or several different objectives, such as knn_top1 or loss:min")
+            raise ValueError("give one or several different objectives, such as knn_top1 or images_per_s")
         return objectives
 
     @model_validator(mode="after")
@@ -314,7 +314,7 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Objective:
-        """Of `metric`, `metric:max` or `metric:min`.
+        """Of `metric`, `metric:max` or `metric:min`; without a word, more is better, except of the loss.
 
         Raises:
             UsageError: another word stands behind the colon.
@@ -322,7 +322,7 @@ class Objective:
         metric, _, mode = text.partition(":")
         if not metric or mode not in ("", "max", "min"):
             raise UsageError(f"{text!r} is no objective; write a metric, such as knn_top1, or metric:min for one that is to be small")
-        return cls(metric, "min" if mode == "min" else "max")
+        return cls(metric, mode or _usual_mode(metric))
 
     @property
     def sign(self) -> int:
@@ -330,7 +330,11 @@ class Objective:
         return 1 if self.mode == "max" else -1
 
     def __str__(self) -> str:
-        return self.metric if self.mode == "max" else f"{self.metric}:min"
+        return self.metric if self.mode == _usual_mode(self.metric) else f"{self.metric}:{self.mode}"
+
+
+def _usual_mode(metric: str) -> Literal["max", "min"]:
+    return "min" if metric == "loss" else "max"
 
 
 def value_at(config: ExperimentConfig, path: str) -> Scalar:

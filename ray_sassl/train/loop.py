@@ -63,7 +63,7 @@ class TrainConfig(FrozenConfig):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that stay; two, so that a damaged one has a predecessor."""
     evaluate_every: int = Field(default=0, ge=0)
-    """Period of the online kNN, where the data to evaluate on is given."""
+    """Period of the scores during the run (`evaluate.online`), where the data to evaluate on is given."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in [0, 1]; ImageNet's, as in the torchvision reference."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -149,7 +149,7 @@ def train(job: Job) -> Outcome:
     seen = SeenIds(job.num_rows)
     step = 0
     if job.resume is not None:
-        optimizer.load_state_dict(job.resume.state["optimizer"])
+        _load_optimizer(optimizer, job.resume.state["optimizer"])
         seen = SeenIds.from_state_dict(job.resume.state["seen"])
         step = job.resume.step
     meter = _Meter(progress, step)
@@ -184,6 +184,14 @@ def train(job: Job) -> Outcome:
     if job.resume is None or step > job.resume.step:
         saved = _save(job, method, optimizer, seen, step)
     return Outcome(status, step, saved)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Its state from a checkpoint; decay and momentum stay the config's, which population based training changes between two checkpoints."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)
 
 
 def _place(job: Job) -> tuple[Method, nn.Module]:

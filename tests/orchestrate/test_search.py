@@ -23,9 +23,13 @@ from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated
 pytestmark = pytest.mark.ray
 
 
-def _steps(study_dir: Path, number: int) -> list[int]:
+def _entries(study_dir: Path, number: int) -> list[dict]:
     log = study_dir / "trials" / f"{number:04d}" / "log.jsonl"
-    return [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def _steps(study_dir: Path, number: int) -> list[int]:
+    return [entry["step"] for entry in _entries(study_dir, number)]
 
 
 def test_a_study_runs_its_trials_and_stops_the_bad_ones_early(ray_cluster: None, tmp_path: Path):
@@ -90,6 +94,14 @@ def test_population_based_training_moves_bad_trials_to_the_checkpoints_of_good_o
     for trial in moved:
         assert trial.point == trial.moves[-1]["point"]
         assert 0 <= trial.point["sassl.prob"] <= 1  # type: ignore[operator]
+        assert {move["donor"] for move in trial.moves} <= set(range(4)) - {trial.number}
+        probs = [entry["prob"] for entry in _entries(tmp_path, trial.number)]
+        assert probs[-1] == trial.point["sassl.prob"]
+        assert len(set(probs)) == len(trial.moves) + 1
+    for trial in state.records:
+        assert [evaluation.number for evaluation in trial.curve][-1] == NUM_EVALUATIONS
+        # A donor's folder is its own: nobody else's steps are in it.
+        assert trial.moves or _steps(tmp_path, trial.number) == list(range(1, NUM_EVALUATIONS + 1))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def _run(run_dir: Path, prob: float = 0.7, pretrain: SimulatedRun | None = None,
     study = simulated_study()
     config = study.space.config(study.base, {"sassl.prob": prob})
     should_stop = stopping.is_set if stopping else lambda: False
-    return TrialRun(config, str(run_dir), NUM_ROWS, "knn_top1", pretrain or SimulatedRun(), should_stop, lambda metrics: None)
+    return TrialRun(config, str(run_dir), NUM_ROWS, ("knn_top1",), pretrain or SimulatedRun(), should_stop, lambda metrics: None)
 
 
 def test_a_run_is_a_sequence_of_evaluations_that_ends_by_itself(tmp_path: Path):

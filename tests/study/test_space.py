@@ -74,7 +74,10 @@ def test_names_stand_once_and_ranges_are_in_order():
 
 
 def test_an_objective_is_a_metric_and_its_better_direction():
-    assert Objective.parse("loss:min") == Objective("loss", "min")
+    assert Objective.parse("loss") == Objective.parse("loss:min") == Objective("loss", "min")
+    assert Objective.parse("effective_rank:min") == Objective("effective_rank", "min")
     assert str(Objective.parse("knn_top1:max")) == "knn_top1"
+    for text in ("loss:max", "loss", "effective_rank:min", "images_per_s"):
+        assert str(Objective.parse(text)) == text
     with pytest.raises(UsageError, match="is no objective"):
         Objective.parse("loss:less")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -58,6 +59,8 @@ _TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # A trial that is stopped before its first evaluation has no metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # The record has the reason of a failure.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
@@ -133,6 +136,7 @@ def search(
     # Tune's schedulers draw brackets and donors from the global generators.
     random.seed(study.seed)
     np.random.seed(study.seed)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with ray_session(address):
         state.concurrent = num_concurrent(study)
         control = start_control()
@@ -356,4 +360,5 @@ def _is_metric(name: str, value: Any) -> bool:
 
 
 def _error_of(trial: Trial) -> str:
-    return reason_of(trial.get_error())
+    """Why the trial failed last; Tune's copy of this in its storage comes later than we are told."""
+    return reason_of(Path(trial.error_file).read_text() if trial.error_file else None)

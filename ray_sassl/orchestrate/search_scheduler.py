@@ -71,7 +71,11 @@ def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> Tria
 
 
 class _Population(PopulationBasedTraining):
-    """Tune's, except that a trial which goes on from another one's checkpoint keeps its own number, and with it its own folder."""
+    """Tune's, except that the first points may come from a searcher, and that a trial which goes on from another one's checkpoint keeps its own
+    number, and with it its own folder."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(cast(Any, _NoController()), trial)  # it looks at the controller for a searcher alone, to refuse it
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict, dict]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
@@ -109,7 +113,9 @@ def replay(scheduler: TrialScheduler, trials: Sequence[TrialRecord]) -> None:
 
 
 class _NoController:
-    """Stands for Tune's controller while earlier trials are replayed."""
+    """Stands for Tune's controller where there is none to speak of."""
+
+    search_alg = None
 
     def get_live_trials(self) -> list[Any]:
         return []

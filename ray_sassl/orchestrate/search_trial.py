@@ -138,14 +138,16 @@ class TrialRun:
             if "images_per_s" in report:
                 self._speeds.append(report["images_per_s"])
             self._on_progress(dict(self._latest))
-            number = evaluation_number(self.config, self.num_rows, int(self._latest.get("step", 0)))
+            step = int(self._latest.get("step", 0))
+            number = evaluation_number(self.config, self.num_rows, step)
             if number > self._evaluated and any(metric in report for metric in self.metrics):
                 self._evaluated = number
-                self._news.put(self._evaluation(number))
+                self._news.put(self._evaluation(number, step))
 
-    def _evaluation(self, number: int) -> dict[str, Any]:
+    def _evaluation(self, number: int, step: int) -> dict[str, Any]:
         speed = {"images_per_s": statistics.median(self._speeds)} if self._speeds else {}
-        return self._latest | speed | {EVALUATION: number} | self._cost()
+        epoch = Progress(self.num_rows, self.config.train.global_batch, self.config.train.epochs).epoch(step)
+        return self._latest | speed | {"epoch": epoch, EVALUATION: number} | self._cost()
 
     def _cost(self) -> dict[str, Any]:
         """Work of this attempt so far; CPU time where all of it is done in this process."""
@@ -272,7 +274,7 @@ def copy_folder(source: str, target: str) -> None:
         storage.write_bytes(storage.join(target, storage.name_of(entry.path)), storage.read_bytes(entry.path))
 
 
-def reason_of(error: BaseException | None) -> str:
+def reason_of(error: BaseException | str | None) -> str:
     """The innermost message of what Tune says about a failed trial."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)

@@ -76,8 +76,8 @@ def strength_map(study: StudyConfig, trials: Sequence[TrialRecord], values: dict
     axes.scatter(x, y, c=z, cmap=_MAP, norm=norm, edgecolors="black", linewidths=0.8, s=42, zorder=3)
     for number, at_x, at_y in zip(numbers, x, y, strict=True):
         axes.annotate(str(number), (at_x, at_y), fontsize=7, xytext=(5, 4), textcoords="offset points")
-    axes.plot(0.2, 0.2, marker="+", color="red", markersize=12, label="papers' default (0.1 to 0.3)")
-    axes.legend(fontsize=7, loc="upper right")
+    axes.plot(0.2, 0.2, marker="+", color="red", markersize=12, linestyle="none", label="papers' default (0.1 to 0.3)")
+    axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_xlabel("alpha, middle of its interval")
     axes.set_ylabel("beta, middle of its interval")
     figure.colorbar(mesh, ax=axes, label=label)

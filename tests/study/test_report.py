@@ -1,0 +1,47 @@
+"""A report is one file that needs nothing else, at any time of a study."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from ray_sassl.study.record import TrialRecord, open_study, write_trial
+from ray_sassl.study.report import write_report
+from tests.study.test_record import make_study, make_trial
+
+
+def _study_dir(folder: Path, trials: list[TrialRecord]) -> str:
+    open_study(make_study(), str(folder), resume=False)
+    for trial in trials:
+        write_trial(str(folder), trial)
+    return str(folder)
+
+
+def test_a_report_of_a_study_that_has_only_begun_says_so(tmp_path: Path):
+    assert "0 of 4 trials: none yet" in Path(write_report(_study_dir(tmp_path / "empty", []))).read_text()
+    running = Path(write_report(_study_dir(tmp_path / "running", [TrialRecord(0, {"sassl.prob": 0.5})]))).read_text()
+    assert "1 of 4 trials" in running
+    assert "1 running" in running
+
+
+def test_a_report_needs_nothing_from_elsewhere_and_shows_fates_with_their_reasons(tmp_path: Path):
+    trials = [make_trial(number, [0.1, 0.2 + 0.01 * number]) for number in range(4)]
+    trials += [make_trial(4, [0.05], "stopped"), TrialRecord(5, {"sassl.prob": 0.5}, "failed", reason="the loss is nan & <more>", attempts=2)]
+    study_dir = _study_dir(tmp_path, trials)
+    buffer = io.BytesIO()
+    Image.new("RGB", (400, 320), (200, 30, 30)).save(buffer, "PNG")
+    for number in (3, 2):  # the best and the median
+        (tmp_path / "trials" / f"{number:04d}" / "views.png").write_bytes(buffer.getvalue())
+    text = Path(write_report(study_dir)).read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
+    assert "url(http" not in text
+    assert "the loss is nan &amp; &lt;more&gt; (2 attempts)" in text
+    for title in ("Best trials", "Learning curves", "Importance of the parameters", "Accuracy against cost", "The best trial as an experiment"):
+        assert f"<h2>{title}</h2>" in text
+    assert "The best trial: 3, knn_top1 23.00%" in text
+    assert text.count("data:image/png;base64,") == 2
+    # What differs from the base experiment is there to be copied.
+    assert "sassl.prob=0.3" in text

@@ -50,7 +50,7 @@ from ray_sassl.study.searcher import suggest
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 0.25
+_LOOK_EVERY_S = 0.5
 _LOGGED = ("loss", "images_per_s", "embedding_std", "effective_rank")
 """What every run reports beside its scores."""
 _TUNE_ENVIRONMENT = {
@@ -334,7 +334,7 @@ class RecordKeeper(Callback):
             record = self._record(trial)
             ended = (trial.last_result or {}).get(ENDED)
             if ended is None:
-                record.state, record.reason = "stopped", f"by {self._state.study.scheduler} after {len(record.curve)} evaluations"
+                record.state, record.reason = "stopped", _stopped_by(self._state.study.scheduler, len(record.curve))
             else:
                 record.state, record.reason = (
                     ("finished", None) if ended == "finished" else ("interrupted", "before its end; --resume continues it")
@@ -351,6 +351,10 @@ class RecordKeeper(Callback):
         self._state.progress.pop(record.number, None)
         self._write(record)
         write_tables(self._state.study, self._state.study_dir, self._state.records)
+
+
+def _stopped_by(scheduler: str, evaluations: int) -> str:
+    return f"by {scheduler} after {evaluations} evaluation{'s' if evaluations != 1 else ''}"
 
 
 def _is_metric(name: str, value: Any) -> bool:

@@ -24,6 +24,7 @@ from ray_sassl.study.space import Dimension, Objective
 _COLOURS = {"finished": "#1b7f4d", "stopped": "#d08a00", "failed": "#c0392b", "interrupted": "#8e44ad", "running": "#2471a3"}
 _MAP = "viridis"
 _CELLS = 6
+LEAST_FOR_IMPORTANCE = 8
 
 
 def fair_evaluation(trials: Sequence[TrialRecord], metric: str) -> tuple[int, dict[int, float]]:
@@ -143,10 +144,10 @@ def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], valu
 def importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float]) -> tuple[str, dict[str, float]] | None:
     """fANOVA (Hutter, Hoos and Leyton-Brown 2014): each parameter's share of the objective's variance, of those that every trial has.
 
-    None with fewer than four trials, of which nothing can be told.
+    None with fewer than eight trials, of which little can be told.
     """
     known = [Known(t.point, "finished", (values[t.number],)) for t in trials if t.number in values]
-    if len(known) < 4 or len({trial.values for trial in known}) < 2:
+    if len(known) < LEAST_FOR_IMPORTANCE or len({trial.values for trial in known}) < 2:
         return None
     import optuna
 

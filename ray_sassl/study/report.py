@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Sequence
+
+from PIL import Image
 
 from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
@@ -11,9 +14,11 @@ from ray_sassl.report.page import page, picture, section
 from ray_sassl.study import figures
 from ray_sassl.study.record import StudyConfig, TrialRecord, best_config, best_trial, read_study, read_trials, trial_dir
 from ray_sassl.study.space import Objective
+from ray_sassl.views.grid import LINE_PX
 
 REPORT = "report.html"
-_STRIP_ROWS = 5
+_STRIP_ROWS, _PICTURE_ROWS = 5, 8
+"""Rows of a run's picture of views that are shown, and that there are."""
 _STRIP_WIDTH_PX = 1000
 
 
@@ -105,7 +110,8 @@ def figure(goal: Objective, trial: TrialRecord) -> str:
 def _importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], compared: str) -> str:
     found = figures.importance(study, trials, values)
     if found is None:
-        return section("Importance of the parameters", "<p>Four trials at the same evaluation are the least for an estimate.</p>")
+        least = figures.LEAST_FOR_IMPORTANCE
+        return section("Importance of the parameters", f"<p>{least} trials at the same evaluation are the least for an estimate.</p>")
     note = f"{compared} Only parameters that every trial has are compared; with few trials this is a rough estimate."
     return section("Importance of the parameters", found[0], note)
 
@@ -120,16 +126,23 @@ def _views(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord], va
     """What the network saw in the best and in the median trial."""
     goal = study.goals[0]
     best = best_trial(trials, goal)
-    ranked = sorted((trial for trial in trials if trial.number in values), key=lambda trial: goal.sign * values[trial.number])
+    others = [trial for trial in trials if trial.number in values and trial is not best]
+    ranked = sorted(others, key=lambda trial: goal.sign * values[trial.number])
     shown = {"The best trial": best, "The median trial": ranked[len(ranked) // 2] if ranked else None}
     strips = []
     for title, trial in shown.items():
         path = storage.join(trial_dir(study_dir, trial.number), "views.png") if trial else ""
         if trial and storage.exists(path):
-            strips.append(
-                f"<h3>{title}: {trial.number}, {goal.metric} {figure(goal, trial)}</h3>\n{picture(storage.read_bytes(path), 'views', _STRIP_WIDTH_PX, _STRIP_ROWS / 8)}"
-            )
+            png = storage.read_bytes(path)
+            strip = picture(png, "views", _STRIP_WIDTH_PX, _share_of_rows(png))
+            strips.append(f"<h3>{title}: {trial.number}, {goal.metric} {figure(goal, trial)}</h3>\n{strip}")
     return section("What the network saw", "\n".join(strips) or None, "Crops, repainted crops and final views of the same images.")
+
+
+def _share_of_rows(png: bytes) -> float:
+    """How much of the height of a picture of views its first rows take, captions included."""
+    height = Image.open(io.BytesIO(png)).height
+    return (LINE_PX + (height - LINE_PX) * _STRIP_ROWS / _PICTURE_ROWS) / height
 
 
 def _best_config(study: StudyConfig, trials: Sequence[TrialRecord]) -> str:

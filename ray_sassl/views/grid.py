@@ -13,6 +13,8 @@ _BACKGROUND = (255, 255, 255)
 _INK = (30, 30, 30)
 TEXT_PX = 12
 """Height of titles and captions."""
+LINE_PX = TEXT_PX + 2 * _GAP_PX
+"""Height of the line of titles."""
 
 
 def image_grid(
@@ -27,15 +29,14 @@ def image_grid(
         cell_px: Side of a cell in pixels.
     """
     font = ImageFont.load_default(TEXT_PX)
-    line_px = TEXT_PX + 2 * _GAP_PX
-    caption_px = line_px if any(text for line in captions for text in line) else _GAP_PX
+    caption_px = LINE_PX if any(text for line in captions for text in line) else _GAP_PX
     width = _GAP_PX + len(column_titles) * (cell_px + _GAP_PX)
-    canvas = Image.new("RGB", (width, line_px + len(rows) * (cell_px + caption_px)), _BACKGROUND)
+    canvas = Image.new("RGB", (width, LINE_PX + len(rows) * (cell_px + caption_px)), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(column_titles):
         draw.text((_GAP_PX + column * (cell_px + _GAP_PX), _GAP_PX), title, _INK, font)
     for line, (images, texts) in enumerate(zip(rows, captions, strict=True)):
-        top = line_px + line * (cell_px + caption_px)
+        top = LINE_PX + line * (cell_px + caption_px)
         for column, (image, text) in enumerate(zip(images, texts, strict=True)):
             left = _GAP_PX + column * (cell_px + _GAP_PX)
             smoothing = Image.Resampling.NEAREST if image.shape[0] < cell_px else Image.Resampling.LANCZOS

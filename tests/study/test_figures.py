@@ -30,7 +30,12 @@ def _whole_study(num_trials: int = 9) -> tuple[StudyConfig, list[TrialRecord]]:
 
 
 def test_trials_are_compared_at_the_latest_evaluation_that_half_of_them_reached():
-    trials = [make_trial(0, [0.1, 0.2, 0.3]), make_trial(1, [0.4, 0.5, 0.6]), make_trial(2, [0.7, 0.8], "stopped"), make_trial(3, [0.9], "stopped")]
+    trials = [
+        make_trial(0, [0.1, 0.2, 0.3]),
+        make_trial(1, [0.4, 0.5, 0.6]),
+        make_trial(2, [0.7, 0.8], "stopped"),
+        make_trial(3, [0.9], "stopped"),
+    ]
     assert figures.fair_evaluation(trials, "knn_top1") == (2, {0: 0.2, 1: 0.5, 2: 0.8})
     assert figures.fair_evaluation(trials[:2], "knn_top1") == (3, {0: 0.3, 1: 0.6})
     assert figures.fair_evaluation([TrialRecord(0, {})], "knn_top1") == (0, {})
@@ -49,7 +54,7 @@ def test_the_parameter_that_decides_is_the_most_important_one():
     assert found is not None
     assert max(found[1], key=lambda name: found[1][name]) == "sassl.prob"
     assert sum(found[1].values()) == pytest.approx(1)
-    assert figures.importance(study, trials[:3], values) is None
+    assert figures.importance(study, trials[:7], values) is None
 
 
 def test_every_figure_is_drawn_for_a_whole_study():

@@ -29,7 +29,10 @@ def test_a_report_of_a_study_that_has_only_begun_says_so(tmp_path: Path):
 
 def test_a_report_needs_nothing_from_elsewhere_and_shows_fates_with_their_reasons(tmp_path: Path):
     trials = [make_trial(number, [0.1, 0.2 + 0.01 * number]) for number in range(4)]
-    trials += [make_trial(4, [0.05], "stopped"), TrialRecord(5, {"sassl.prob": 0.5}, "failed", reason="the loss is nan & <more>", attempts=2)]
+    trials += [
+        make_trial(4, [0.05], "stopped"),
+        TrialRecord(5, {"sassl.prob": 0.5}, "failed", reason="the loss is nan & <more>", attempts=2),
+    ]
     study_dir = _study_dir(tmp_path, trials)
     buffer = io.BytesIO()
     Image.new("RGB", (400, 320), (200, 30, 30)).save(buffer, "PNG")
@@ -39,7 +42,13 @@ def test_a_report_needs_nothing_from_elsewhere_and_shows_fates_with_their_reason
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
     assert "url(http" not in text
     assert "the loss is nan &amp; &lt;more&gt; (2 attempts)" in text
-    for title in ("Best trials", "Learning curves", "Importance of the parameters", "Accuracy against cost", "The best trial as an experiment"):
+    for title in (
+        "Best trials",
+        "Learning curves",
+        "Importance of the parameters",
+        "Accuracy against cost",
+        "The best trial as an experiment",
+    ):
         assert f"<h2>{title}</h2>" in text
     assert "The best trial: 3, knn_top1 23.00%" in text
     assert text.count("data:image/png;base64,") == 2

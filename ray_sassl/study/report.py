@@ -96,7 +96,7 @@ def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) ->
         cells += "".join(f"<td>{html.escape(str(trial.point.get(name, '')))}</td>" for name in dimensions)
         fate = trial.state + (f": {trial.reason}" if trial.reason else "") + (f" ({trial.attempts} attempts)" if trial.attempts > 1 else "")
         rows.append(f'<tr>{cells}<td class="{trial.state}">{html.escape(fate)}</td></tr>')
-    return f'<div class="wide"><table class="trials">{"".join(rows)}</table></div>'
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def figure(goal: Objective, trial: TrialRecord) -> str:

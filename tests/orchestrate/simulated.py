@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ class SimulatedRun:
     Args:
         seconds: Of one evaluation.
         failing: (evaluation, how often) at which runs with p above 0.9 fail.
+        is_killed: They do not raise an error; their process is killed, as by the system when memory runs out.
     """
 
-    def __init__(self, seconds: float = 0.02, failing: tuple[int, int] | None = None) -> None:
-        self.seconds, self.failing = seconds, failing
+    def __init__(self, seconds: float = 0.02, failing: tuple[int, int] | None = None, is_killed: bool = False) -> None:
+        self.seconds, self.failing, self.is_killed = seconds, failing, is_killed
 
     def __call__(self, config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
         folder = Path(run_dir)
@@ -49,19 +52,15 @@ class SimulatedRun:
             time.sleep(self.seconds)
             step, score = step + 1, score + quality(config) / NUM_EVALUATIONS
             self._perhaps_fail(config, folder, step)
-            metrics = {
-                "step": step,
-                "epoch": float(step),
-                "loss": 5 - score,
-                "images_per_s": 100.0 / (0.1 + config.sassl.prob),
-                "knn_top1": score,
-            }
+            metrics = _metrics(config, step, score)
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step, "prob": config.sassl.prob, "resume": resume}) + "\n")
             watch(News([metrics]))
             saved = folder / "checkpoints" / f"step-{step:08d}"
             saved.mkdir(exist_ok=True)
             (saved / "manifest.json").write_text(json.dumps({"step": step, "score": score}))
+        if not metrics:  # like a real run, one that had ended already is evaluated again
+            watch(News([_metrics(config, step, score)]))
         return RunResult("finished", step, run_dir, None, metrics)
 
     def _perhaps_fail(self, config: ExperimentConfig, folder: Path, step: int) -> None:
@@ -71,7 +70,14 @@ class SimulatedRun:
         count = len(failures.read_text()) if failures.exists() else 0
         if count < self.failing[1]:
             failures.write_text("x" * (count + 1))
+            if self.is_killed:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise DivergedError(f"the loss is nan at step {step}")
+
+
+def _metrics(config: ExperimentConfig, step: int, score: float) -> dict[str, float]:
+    speed = 100.0 / (0.1 + config.sassl.prob)
+    return {"step": step, "epoch": float(step), "loss": 5 - score, "images_per_s": speed, "knn_top1": score}
 
 
 def simulated_study(**changes: Any) -> StudyConfig:

@@ -75,6 +75,22 @@ def test_a_trial_that_fails_is_retried_from_its_checkpoint_then_reported_and_the
         assert not is_bad or (trial.reason or "").endswith("the loss is nan at step 4")
 
 
+def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint_and_then_given_up(ray_cluster: None, tmp_path: Path):
+    high = SearchSpace(parameters=(Float(path="sassl.prob", low=0.89, high=0.92),))
+    study = simulated_study(scheduler="fifo", num_trials=3, retries=1).model_copy(update={"space": high})
+    once = search(study, str(tmp_path / "once"), run=SimulatedRun(failing=(4, 1), is_killed=True))
+    assert {trial.state for trial in once.records} == {"finished"}
+    killed = {trial.number for trial in once.records if trial.point["sassl.prob"] > 0.9}  # type: ignore[operator]
+    assert 0 < len(killed) < 3
+    assert {trial.number for trial in once.records if trial.attempts == 2} == killed
+    assert all(_steps(tmp_path / "once", number) == list(range(1, NUM_EVALUATIONS + 1)) for number in range(3))
+    twice = search(study, str(tmp_path / "twice"), run=SimulatedRun(failing=(4, 2), is_killed=True))
+    assert {trial.number for trial in twice.records if trial.state == "failed"} == killed
+    assert {trial.state for trial in twice.records} == {"finished", "failed"}
+    for number in killed:
+        assert "process" in (twice.records[number].reason or "")
+
+
 def test_a_study_whose_time_is_up_goes_on_where_it_was(ray_cluster: None, tmp_path: Path):
     study = simulated_study(scheduler="fifo", num_trials=3, max_concurrent=1)
     stopped = search(study.model_copy(update={"time_budget_s": 1e-3}), str(tmp_path), run=SimulatedRun(seconds=0.5))

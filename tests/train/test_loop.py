@@ -16,7 +16,7 @@ from ray_sassl.methods import Method
 from ray_sassl.plugins import UsageError, load_plugin
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import DivergedError, Job, TrainConfig, micro_batch, to_device, train
+from ray_sassl.train.loop import DivergedError, Job, TrainConfig, _load_optimizer, micro_batch, to_device, train
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.types import Arrays, Outcome, StepOutput
 
@@ -301,3 +301,15 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_sizes(workers,
 
 def test_a_batch_divides_over_workers_and_parts():
     assert micro_batch(TrainConfig(global_batch=256, accumulate=2), 4) == 32
+
+
+def test_a_checkpoint_brings_the_optimizers_state_and_the_config_its_settings():
+    weight = nn.Parameter(torch.ones(2))
+    before = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.1)
+    weight.sum().backward()
+    before.step()
+    after = torch.optim.SGD([weight], lr=0.2, momentum=0.5, weight_decay=0.0)
+    _load_optimizer(after, before.state_dict())
+    (group,) = after.param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.5, 0.0)
+    torch.testing.assert_close(after.state[weight]["momentum_buffer"], before.state[weight]["momentum_buffer"])

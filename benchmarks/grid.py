@@ -20,21 +20,24 @@ import torch
 from ray.exceptions import RayError
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from benchmarks.measuring import write_results
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.evaluate import FixedFeatures, ProtocolConfig
+from ray_sassl.evaluate.features import extract_features
 from ray_sassl.evaluate.knn import Config as Knn
 from ray_sassl.evaluate.linear import Config as Linear
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.launch import pretrain, with_absolute_paths
 from ray_sassl.orchestrate.session import ray_session
 from ray_sassl.run import find_checkpoint, load_backbone
-from ray_sassl.scoring import EvaluationData, LabelledImages, load_evaluation_data, score, untrained_backbone
+from ray_sassl.scoring import LabelledImages, load_evaluation_data, untrained_backbone
 
 UNTRAINED = "untrained"
-SCORES = ("knn_top1", "linear_top1")
+SCORES: dict[str, ProtocolConfig] = {"knn_top1": Knn(), "linear_top1": Linear()}
 SCORED_IMAGES = 5000
 """Train images, and test images, that tables at the smallest budgets are scored on: a third of a run's time is saved."""
 Runs = dict[str, dict[str, Any]]
@@ -95,7 +98,7 @@ def run_grid(
     runs: Runs = {}
     if out.exists() and (there := json.loads(out.read_text()))["budget"] == asdict(budget):
         runs = there["runs"]
-    runs = {key: run for key, run in runs.items() if key in wanted and run.get("config") == _digest(wanted[key])}
+    runs = {key: run for key, run in runs.items() if key in wanted and run.get("config") == _digest(key, wanted[key])}
     failed = []
     with ray_session(num_cpus=num_cpus):
         task = ray.remote(num_cpus=1)(scores_of)
@@ -109,7 +112,7 @@ def run_grid(
             (done,), _ = ray.wait(list(keys))
             key = keys.pop(done)
             try:
-                runs[key] = ray.get(done) | {"config": _digest(wanted[key])}
+                runs[key] = ray.get(done) | {"config": _digest(key, wanted[key])}
             except RayError as error:
                 failed.append(key)
                 console.print(f"{key} failed: {error}", markup=False)
@@ -130,14 +133,17 @@ def scores_of(config_yaml: str, is_trained: bool, scored_images: int | None) -> 
         backbone = untrained_backbone(config)
         if is_trained:
             backbone = load_backbone(find_checkpoint(pretrain(config, folder).run_dir))[1]
-        knn, linear = score(config, backbone, _first_images(config, scored_images), [Knn(), Linear()])
-    scores = dict(zip(SCORES, (knn["top1"], linear["top1"]), strict=True))
+        features = _features(config, backbone, scored_images)
+    scores = {name: protocol.build().evaluate(features).scores["top1"].value for name, protocol in SCORES.items()}
     return scores | {"wall_s": round(time.monotonic() - began, 1), "cpu_s": round(time.process_time() - cpu, 1)}
 
 
-def _first_images(config: ExperimentConfig, limit: int | None) -> EvaluationData:
+def _features(config: ExperimentConfig, backbone: nn.Module, limit: int | None) -> FixedFeatures:
+    """Of the first `limit` train and test images."""
     data = load_evaluation_data(config)
-    return EvaluationData(*(LabelledImages(split.config, split.size_px, limit) for split in (data.train, data.test)))
+    splits = [LabelledImages(split.config, split.size_px, limit) for split in (data.train, data.test)]
+    mean, std = config.train.pixel_mean, config.train.pixel_std
+    return FixedFeatures(*(extract_features(backbone, images, mean, std, torch.device("cpu")) for images in splits))
 
 
 def run_key(cell: str, seed: int) -> str:
@@ -168,10 +174,12 @@ def _runs(cells: Mapping[str, Cell], budget: Budget, seeds: int, data: Path) -> 
             yield run_key(name, seed), cell.config(data, budget, seed)
 
 
-def _digest(config: ExperimentConfig) -> str:
-    """Of what decides a run's scores; in which folder the data lie does not."""
+def _digest(key: str, config: ExperimentConfig) -> str:
+    """Of what decides a run's scores; in which folder the data lie does not, and how an encoder would be trained only where it is."""
     tree = config.model_dump(mode="json", exclude={"evaluate", "name"})
     tree["data"]["path"] = [Path(path).name for path in config.data.paths]
+    if key.startswith(UNTRAINED):
+        tree = {name: tree[name] for name in ("backbone", "seed", "data")}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
 from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
+_PLAIN = Plain(has_predictor=False, needs_predictor=False, trains_targets=True, is_mutual=True)
 _EPSILON = 1e-5
 """Added to variances, as by the batch normalisation without scale and shift that standardises embeddings in the official code."""
 
@@ -30,8 +32,11 @@ class Config(MethodConfig):
         projector_hidden_size: Width of the projector's hidden layers (section 2.2).
         embedding_size: Width of the embeddings (section 2.2).
         projector_layers: Linear layers of the projector (section 2.2).
+        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
+        predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
         bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
             the loss itself always knows the whole batch.
+        fa: Feature augmentation, which its paper does not try on this objective.
     """
 
     off_diagonal_weight: float = Field(default=0.0051, ge=0)
@@ -39,7 +44,15 @@ class Config(MethodConfig):
     projector_hidden_size: int = Field(default=8192, ge=1)
     embedding_size: int = Field(default=8192, ge=1)
     projector_layers: int = Field(default=3, ge=1)
+    predictor_hidden_size: int = Field(default=4096, ge=1)
+    predictor_layers: int = Field(default=2, ge=1)
     bn: Literal["sync", "plain"] = "sync"
+    fa: FaConfig = FaConfig()
+
+    @model_validator(mode="after")
+    def _feature_augmentation_makes_sense(self) -> Self:
+        check(self, self.fa, _PLAIN)
+        return self
 
     def build(self, backbone: nn.Module, num_features: int) -> BarlowTwins:
         return BarlowTwins(self, backbone, num_features)
@@ -58,17 +71,24 @@ class BarlowTwins(Method):
         self.projector = mlp_head(
             num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, last_bias=False
         )
+        size = config.embedding_size
+        self.branches = Branches(config.fa, _PLAIN, size)
+        self.predictor = (
+            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers) if self.branches.has_predictor else None
+        )
         if config.bn == "sync":
             sync_batchnorm.convert(self)
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
         """As in the contract; the chance loss is that of equal embeddings for all images, which correlate with nothing: one a dimension."""
-        z1, z2 = (self.projector(self.backbone(view)) for view in views)  # (B, D) each
-        with no_autocast(z1):
-            c = cross_correlation(at_least_float32(z1), at_least_float32(z2))
-            loss = self.config.loss_scale * redundancy_loss(c, self.config.off_diagonal_weight)
-        chance_loss = self.config.loss_scale * self.config.embedding_size
-        return StepOutput(loss, z1.detach(), chance_loss, {"correlation_of_views": c.detach().diagonal().mean()})
+        z = {view: self.projector(self.backbone(x)) for view, x in enumerate(views)}  # (B, D) each
+        pairs = self.branches.pairs(z, z, self.predictor, generator, sample_id)
+        with no_autocast(z[0]):
+            correlations = [cross_correlation(at_least_float32(p), at_least_float32(t)) for p, t in pairs]  # (D, D) each
+            losses = [redundancy_loss(c, self.config.off_diagonal_weight) for c in correlations]
+            loss = self.config.loss_scale * torch.stack(losses).sum() / len(self.branches.directions)
+        chance_loss = self.config.loss_scale * self.config.embedding_size * self.branches.num_losses
+        return StepOutput(loss, z[0].detach(), chance_loss, {"correlation_of_views": correlations[0].detach().diagonal().mean()})
 
 
 def barlow_twins_loss(z1: Tensor, z2: Tensor, off_diagonal_weight: float) -> Tensor:

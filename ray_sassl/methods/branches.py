@@ -78,11 +78,14 @@ class Plain:
         has_predictor: Its own form has one.
         needs_predictor: It collapses without one (BYOL, SimSiam): it has no negatives and no other term that keeps embeddings apart.
         trains_targets: Gradients flow into both sides of its loss (SimCLR); not where the targets are a momentum network's, or stopped.
+        is_mutual: Its loss is the same in both directions (Barlow Twins, VICReg), so that one is enough until a predictor or an augmentation
+            makes the sides differ; from then on the mean of both is taken.
     """
 
     has_predictor: bool
     needs_predictor: bool
     trains_targets: bool
+    is_mutual: bool = False
 
 
 class Sides(NamedTuple):
@@ -109,7 +112,8 @@ class Branches(nn.Module):
         self.plain = plain
         self.architecture = _resolve(fa, plain)
         self.has_predictor = self.architecture != "basic"
-        self.directions = ((0, 1), (1, 0)) if symmetric and fa.symmetric else ((0, 1),)
+        one_is_enough = plain.is_mutual and self.is_plain and not self.has_predictor
+        self.directions = ((0, 1), (1, 0)) if symmetric and fa.symmetric and not one_is_enough else ((0, 1),)
         self.num_losses = fa.num_samples if fa.reduction == "free" else 1
         self.augmentation = fa.augmentation.build(embedding_size, fa.num_samples)
 
@@ -221,25 +225,30 @@ def check(config: MethodConfig, fa: FaConfig, plain: Plain, *, symmetric: bool =
         _check_views(fa, architecture, plain, symmetric)
 
 
-def _check_gradients(fa: FaConfig, architecture: Architecture, plain: Plain) -> None:
+def passes_gradient(fa: FaConfig) -> bool:
+    """Whether gradients flow through the augmentation; not where features come from a memory."""
     with torch.device("meta"):  # which neither draws nor allocates
-        passes_gradient = fa.augmentation.build(1, fa.num_samples).passes_gradient
+        return fa.augmentation.build(1, fa.num_samples).passes_gradient
+
+
+def _check_gradients(fa: FaConfig, architecture: Architecture, plain: Plain) -> None:
+    passes = passes_gradient(fa)
     if not fa.stop_gradient:
         reason = ""
         if architecture in ("pre_predictor", "post_predictor"):
             reason = f"{architecture} has no stop-gradient"
         elif not plain.trains_targets:
             reason = "the targets of this method take no gradient anyway"
-        elif not passes_gradient:
+        elif not passes:
             reason = f"{fa.augmentation.name} lets no gradient through anyway"
         if reason:
             raise ValueError(f"fa.stop_gradient=false has no effect: {reason}; leave it out")
-    if architecture == "post_predictor" and not passes_gradient:
+    if architecture == "post_predictor" and not passes:
         raise ValueError(
             f"fa.architecture='post_predictor' with {fa.augmentation.name}, which lets no gradient through, would leave the predictor "
             "untrained; use 'parallel_predictor'"
         )
-    if architecture == "pre_predictor" and not passes_gradient and not plain.trains_targets:
+    if architecture == "pre_predictor" and not passes and not plain.trains_targets:
         raise ValueError(
             f"fa.architecture='pre_predictor' with {fa.augmentation.name}, which lets no gradient through, would leave the encoder untrained, "
             "since the targets of this method take no gradient either; use 'parallel_predictor'"

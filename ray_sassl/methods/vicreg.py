@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods.branches import Branches, FaConfig, Plain, check, passes_gradient
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
 from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
+_PLAIN = Plain(has_predictor=False, needs_predictor=False, trains_targets=True, is_mutual=True)
 _EPSILON = 1e-4
 """Added to variances before the root (section 4)."""
 
@@ -31,8 +33,12 @@ class Config(MethodConfig):
         projector_hidden_size: Width of the expander's hidden layers (section 4).
         embedding_size: Width of the embeddings (section 4).
         projector_layers: Linear layers of the expander (section 4).
+        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
+        predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
         bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
             the variances and covariances of the loss are always those of the whole batch.
+        fa: Feature augmentation, which its paper does not try on this objective. Nearest neighbours are refused: they come from a memory of unit
+            vectors, and this loss compares lengths.
     """
 
     invariance_weight: float = Field(default=25.0, ge=0)
@@ -41,7 +47,20 @@ class Config(MethodConfig):
     projector_hidden_size: int = Field(default=8192, ge=1)
     embedding_size: int = Field(default=8192, ge=1)
     projector_layers: int = Field(default=3, ge=1)
+    predictor_hidden_size: int = Field(default=4096, ge=1)
+    predictor_layers: int = Field(default=2, ge=1)
     bn: Literal["sync", "plain"] = "sync"
+    fa: FaConfig = FaConfig()
+
+    @model_validator(mode="after")
+    def _feature_augmentation_makes_sense(self) -> Self:
+        check(self, self.fa, _PLAIN)
+        if not passes_gradient(self.fa):
+            raise ValueError(
+                f"fa.augmentation={self.fa.augmentation.name!r} takes features from a memory of unit vectors, and VICReg compares lengths: it wants "
+                "each dimension to vary by 1; use 'mask', 'noise', 'swap', 'interpolate' or 'extrapolate'"
+            )
+        return self
 
     def build(self, backbone: nn.Module, num_features: int) -> VICReg:
         return VICReg(self, backbone, num_features)
@@ -60,18 +79,25 @@ class VICReg(Method):
         self.projector = mlp_head(
             num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, last_bias=False
         )
+        size = config.embedding_size
+        self.branches = Branches(config.fa, _PLAIN, size)
+        self.predictor = (
+            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers) if self.branches.has_predictor else None
+        )
         if config.bn == "sync":
             sync_batchnorm.convert(self)
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
         """As in the contract; the chance loss is that of equal embeddings for all images, of which only the variance term complains."""
         config = self.config
-        z1, z2 = (self.projector(self.backbone(view)) for view in views)  # (B, D) each
-        with no_autocast(z1):
-            invariance, variance, covariance = vicreg_terms(at_least_float32(z1), at_least_float32(z2))
+        z = {view: self.projector(self.backbone(x)) for view, x in enumerate(views)}  # (B, D) each
+        pairs = self.branches.pairs(z, z, self.predictor, generator, sample_id)
+        with no_autocast(z[0]):
+            of_pairs = zip(*(vicreg_terms(at_least_float32(p), at_least_float32(t)) for p, t in pairs), strict=True)
+            invariance, variance, covariance = (torch.stack(terms).sum() / len(self.branches.directions) for terms in of_pairs)
             loss = config.invariance_weight * invariance + config.variance_weight * variance + config.covariance_weight * covariance
         terms = {"invariance": invariance.detach(), "variance": variance.detach(), "covariance": covariance.detach()}
-        return StepOutput(loss, z1.detach(), config.variance_weight * (1 - _EPSILON**0.5), terms)
+        return StepOutput(loss, z[0].detach(), config.variance_weight * (1 - _EPSILON**0.5) * self.branches.num_losses, terms)
 
 
 def vicreg_terms(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:

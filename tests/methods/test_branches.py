@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from ray_sassl.feature_aug import FeatureAugmentation
 from ray_sassl.methods import Method
+from ray_sassl.methods.barlow_twins import barlow_twins_loss
 from ray_sassl.methods.branches import Architecture, Branches, FaConfig, Plain
 from ray_sassl.methods.byol import byol_loss
 from ray_sassl.methods.moco import info_nce
 from ray_sassl.methods.simclr import nt_xent
+from ray_sassl.methods.vicreg import vicreg_terms
 from ray_sassl.plugins import load_plugin, plugin_names
 
 ARCHITECTURES = get_args(Architecture)
@@ -65,7 +67,11 @@ def _embeddings(seed: int = 0) -> dict[int, Tensor]:
 
 def _build(name: str, seed: int = 0, **options: Any) -> Method:
     config_class = load_plugin("ray_sassl.methods", name).Config
-    config = config_class(**{key: value for key, value in WIDTHS.items() if key in config_class.model_fields} | options)
+    widths = {key: value for key, value in WIDTHS.items() if key in config_class.model_fields}
+    try:
+        config = config_class(**{"predictor_hidden_size": 16} | widths | options)
+    except ValidationError:  # the width is refused where there is no predictor
+        config = config_class(**widths | options)
     torch.manual_seed(seed)
     backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return config.build(backbone, 6)
@@ -89,7 +95,7 @@ def _views(step: int = 0) -> list[Tensor]:
 
 
 def _train(method: Method, steps: range, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
-    optimizer = optimizer or torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    optimizer = optimizer or torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.005, momentum=0.9)
     for step in steps:
         optimizer.zero_grad()
         method(_views(step), torch.Generator().manual_seed(step), torch.arange(6) + 3 * step).loss.backward()
@@ -294,7 +300,7 @@ def test_what_is_not_refused_trains_every_parameter_and_goes_on_from_its_state_t
     _train(method, range(2, 4), optimizer)
     resumed = _build(name, seed=1, fa=fa)
     resumed.load_state_dict(state)
-    resumed_optimizer = torch.optim.SGD([p for p in resumed.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    resumed_optimizer = torch.optim.SGD([p for p in resumed.parameters() if p.requires_grad], lr=0.005, momentum=0.9)
     resumed_optimizer.load_state_dict(optimizer_state)
     _train(resumed, range(2, 4), resumed_optimizer)
     _assert_same_state(method, resumed)
@@ -373,7 +379,13 @@ def test_what_has_no_effect_or_no_gradient_is_refused_with_the_reason(name, fa, 
         _build(name, fa={"augmentation": "mask"} | fa)
 
 
-@pytest.mark.parametrize("name", ["simclr", "moco", "moco_v3"])
+@pytest.mark.parametrize("augmentation", ["nearest", {"name": "compose", "augmentations": ["nearest", "noise"]}])
+def test_vicreg_refuses_neighbours_since_they_have_length_one(augmentation):
+    with pytest.raises(ValidationError, match="a memory of unit vectors, and VICReg compares lengths"):
+        _build("vicreg", fa={"augmentation": augmentation})
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco", "moco_v3", "barlow_twins"])
 def test_a_predictor_s_width_is_refused_where_there_is_no_predictor(name):
     with pytest.raises(ValidationError, match="predictor_hidden_size=5 has no effect without a predictor"):
         _build(name, fa={"architecture": "basic"}, predictor_hidden_size=5)
@@ -448,3 +460,33 @@ def test_byol_s_losses_are_those_of_the_formulas(architecture):
         "parallel_predictor": lambda a, b: byol_loss(h(z[a]), shifted(t[b], 1)),
     }[architecture]
     torch.testing.assert_close(output.loss, direction(0, 1) + direction(1, 0), rtol=0, atol=1e-9)
+
+
+MUTUAL = {
+    "barlow_twins": lambda p, t: barlow_twins_loss(p, t, 0.0051),
+    "vicreg": lambda p, t: sum(weight * term for weight, term in zip((25, 25, 1), vicreg_terms(p, t), strict=True)),
+}
+
+
+@pytest.mark.parametrize("name", MUTUAL)
+@each_architecture
+def test_a_loss_that_is_the_same_both_ways_is_the_mean_of_both_where_the_sides_differ(name, architecture):
+    method = _build(name, fa={"augmentation": "mask", "architecture": architecture}).double()
+    method.branches.augmentation = scaled = Shift()
+    scaled.forward = lambda embeddings, generator, sample_id=None: (embeddings * embeddings.abs())[None]  # type: ignore[method-assign]
+    views = [view.double() for view in _views()]
+    output = method(views, torch.Generator())
+    z, h, loss = [method.projector(method.backbone(view)) for view in views], method.predictor, MUTUAL[name]
+    direction = {
+        "basic": lambda a, b: loss(z[a] * z[a].abs(), z[b]),
+        "pre_predictor": lambda a, b: loss(h(z[a] * z[a].abs()), z[b]),
+        "post_predictor": lambda a, b: loss(h(z[a]) * h(z[a]).abs(), z[b]),
+        "parallel_predictor": lambda a, b: loss(h(z[a]), z[b] * z[b].abs()),
+    }[architecture]
+    torch.testing.assert_close(output.loss, (direction(0, 1) + direction(1, 0)) / 2, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MUTUAL)
+def test_a_loss_that_is_the_same_both_ways_is_taken_once_where_the_sides_are_alike(name):
+    assert _build(name).branches.directions == ((0, 1),)
+    assert _build(name, fa={"architecture": "parallel_predictor"}).branches.directions == ((0, 1), (1, 0))

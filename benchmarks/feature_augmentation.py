@@ -1,7 +1,7 @@
 """What does feature augmentation cost, and does it help?
 
     python -m benchmarks.feature_augmentation [--rounds 7]
-    python -m benchmarks.feature_augmentation --table [--data ../shared/data] [--seeds 2] [--epochs 1] [--shards 1] [--batch 64] [--cpus N]
+    python -m benchmarks.feature_augmentation --table [--data ../shared/data] [--seeds 2] [--epochs 0.5] [--shards 1] [--batch 64] [--cpus N]
 
 *Cost* is a training step of a `*_cifar10_cpu` experiment with an augmentation over the same step of the plain form: CPU-seconds on one thread, the
 forms taking turns, medians of the rounds' ratios. The plain form is the method itself where the architecture adds no predictor (MoCo, `basic`),
@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.grid import SCORED_IMAGES, Budget, Cell, run_grid, table
+from benchmarks.grid import Budget, Cell, run_grid, table
 from benchmarks.measuring import RESULTS, Goal, write_results
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.experiments import load_experiment
@@ -62,15 +62,16 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Of the costs.")] = 7,
     data: Annotated[Path, typer.Option(help="Folder with cifar10/.")] = Path("../shared/data"),
     seeds: Annotated[int, typer.Option(min=1)] = 2,
-    epochs: Annotated[float, typer.Option(min=0.1)] = 1,
+    epochs: Annotated[float, typer.Option(min=0.1)] = 0.5,
     shards: Annotated[int, typer.Option(min=1, max=8, help="Of 6,250 training images each.")] = 1,
     batch: Annotated[int, typer.Option(min=1)] = 64,
+    scored: Annotated[int, typer.Option(min=100, help="Train images, and test images, to score on.")] = 2500,
     cpus: Annotated[int | None, typer.Option(min=1, help="Runs of the table at a time; all CPUs where not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Results, also those of earlier calls.")] = None,
 ) -> None:
     if show_table:
         path = out or RESULTS / "feature_augmentation_table.json"
-        show_scores(Budget(epochs, shards, batch, SCORED_IMAGES), seeds, data, path, cpus)
+        show_scores(Budget(epochs, shards, batch, scored), seeds, data, path, cpus)
     else:
         measure_costs(rounds, out)
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.grid import SCORED_IMAGES, SCORES, UNTRAINED, Budget, Cell, run_grid, run_key, table
+from benchmarks.grid import SCORES, UNTRAINED, Budget, Cell, run_grid, run_key, table
 from benchmarks.measuring import RESULTS
 from ray_sassl.plugins import plugin_names
 
@@ -25,11 +25,12 @@ def main(
     epochs: Annotated[float, typer.Option(min=0.1)] = 1,
     shards: Annotated[int, typer.Option(min=1, max=8, help="Of 6,250 training images each.")] = 1,
     batch: Annotated[int, typer.Option(min=1)] = 64,
+    scored: Annotated[int, typer.Option(min=100, help="Train images, and test images, to score on.")] = 2500,
     method: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="Runs at a time; all CPUs where not given.")] = None,
     out: Annotated[Path, typer.Option(help="Results, also those of earlier calls.")] = RESULTS / "methods.json",
 ) -> None:
-    console, budget = Console(), Budget(epochs, shards, batch, SCORED_IMAGES)
+    console, budget = Console(), Budget(epochs, shards, batch, scored)
     cells = {name: Cell(f"{name}_cifar10_cpu") for name in method or plugin_names("ray_sassl.methods")}
     runs = run_grid("methods", cells, budget, seeds, data, out, console, cpus)
     console.print(table(f"{seeds} seeds; {budget}", cells, runs, seeds))

@@ -18,11 +18,12 @@ from rich.console import Console
 from benchmarks.grid import Budget, Cell, run_grid, table
 from benchmarks.measuring import RESULTS
 
+WARMUP = "optim.warmup_epochs=0.5"
 CELLS = {
-    "no style augmentation": Cell("moco_cifar10_cpu"),
-    "swift": Cell("moco_cifar10_cpu", ("stylize=swift",)),
-    "color_statistics": Cell("moco_cifar10_cpu", ("stylize=color_statistics",)),
-    "magenta, codes at 96 px": Cell("moco_cifar10_cpu", ("stylize=magenta", "stylize.style_px=96")),
+    "no style augmentation": Cell("moco_cifar10_cpu", (WARMUP,)),
+    "swift": Cell("moco_cifar10_cpu", (WARMUP, "stylize=swift")),
+    "color_statistics": Cell("moco_cifar10_cpu", (WARMUP, "stylize=color_statistics")),
+    "magenta, codes at 96 px": Cell("moco_cifar10_cpu", (WARMUP, "stylize=magenta", "stylize.style_px=96")),
 }
 
 

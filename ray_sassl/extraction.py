@@ -119,8 +119,12 @@ class Extractor:
 
 def extract_here(job: ExtractionJob) -> Extracted:
     """All of the job in this process, on its GPU where it has one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    extractor = Extractor(job, device, max(1, torch.get_num_threads()))
+    return extract_on(torch.device("cuda" if torch.cuda.is_available() else "cpu"), max(1, torch.get_num_threads()), job)
+
+
+def extract_on(device: torch.device, num_threads: int, job: ExtractionJob) -> Extracted:
+    """All of the job in this process, on a device, with so many threads that decode."""
+    extractor = Extractor(job, device, num_threads)
     return joined(job, [extractor.portion(groups) for groups in job.items])
 
 

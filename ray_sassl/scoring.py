@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ray_sassl import storage
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
@@ -277,31 +279,43 @@ class EncoderSubject(Subject):
         return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts, self._judge)
 
     def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
-        jobs = [JudgeJob(self._encoder, self._config, task, self._folder, self._facts) for task in tasks]
-        return self._judge(jobs) if self._judge is not None else [judge_one(job, self._extract) for job in jobs]
+        there = tuple(Task(task.protocol, _absolute(task.train), _absolute(task.test)) for task in tasks)
+        job = JudgeJob(self._encoder, self._config, there, self._folder, self._facts)
+        if self._judge is not None:
+            return self._judge(job)
+        return [judge_one(job, number, self._extract) for number in range(len(tasks))]
 
 
 @dataclass(frozen=True)
 class JudgeJob:
-    """An encoder to be judged by other images than those of its run; the attributes are those of `EncoderSubject`."""
+    """An encoder that is to be judged by other images than those of its run; the attributes are those of `EncoderSubject`, and its tasks."""
 
     encoder: nn.Module
     config: ExperimentConfig
-    task: Task
+    tasks: tuple[Task, ...]
     folder: str | None
     facts: dict[str, Any]
 
 
-Judge = Callable[[Sequence[JudgeJob]], list[Evaluation]]
-"""Does several such jobs, side by side where it can."""
+Judge = Callable[[JudgeJob], list[Evaluation]]
+"""Does all tasks of such a job, side by side where it can."""
 
 
-def judge_one(job: JudgeJob, extract: Extract = extract_here) -> Evaluation:
-    """Does one such job; how many images could not be decoded is the detail `bad_images`."""
-    data = labelled_data(job.task.train, job.task.test, job.config.evaluate.size_px)
+def judge_one(job: JudgeJob, number: int, extract: Extract = extract_here) -> Evaluation:
+    """Does one of the job's tasks; how many images could not be decoded is the detail `bad_images`."""
+    task = job.tasks[number]
+    data = labelled_data(task.train, task.test, job.config.evaluate.size_px)
     subject = EncoderSubject(job.encoder, job.config, data, extract, job.folder, job.facts)
-    found = job.task.protocol.build().evaluate(subject)
+    found = task.protocol.build().evaluate(subject)
     return replace(found, details={**found.details, "bad_images": data.num_bad})
+
+
+def _absolute(data: DataConfig) -> DataConfig:
+    """The same images by absolute paths, so that other processes find them too."""
+    paths = tuple(
+        path if storage.is_uri(path) or path.startswith("synthetic") else os.path.abspath(os.path.expanduser(path)) for path in data.paths
+    )
+    return data.model_copy(update={"path": paths})
 
 
 _UNCHANGED = "none"

@@ -17,7 +17,7 @@ from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.plugins import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, check and convert data sets.")
+app = typer.Typer(no_args_is_help=True, help="Inspect, check, convert and fetch data sets.")
 
 _LISTED = 20
 
@@ -142,6 +142,67 @@ def convert_command(
         f"{result.num_rows:,} rows in {result.num_shards:,} shards in {target}: {result.num_written:,} written now"
         + (f", {there:,} were there already." if there else ".")
     )
+
+
+@app.command("cards", epilog="Example: ray-sassl data cards food101")
+def cards_command(
+    name: Annotated[str | None, typer.Argument(help="Print all of this one.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where fetched data sets are. [default: the cache]")] = None,
+) -> None:
+    """List the data sets of the papers' transfer tables, and which of them are here."""
+    from ray_sassl.targets.cards import CARDS, card_of
+    from ray_sassl.targets.prepare import default_root, is_prepared
+
+    console, root = Console(), root or default_root()
+    if name is not None:
+        card = card_of(name)
+        table = Table(title=card.title, show_header=False)
+        for field in ("name", "metric", "num_classes", "num_train", "num_test", "splits", "licence", "source", "paper", "layout"):
+            value = getattr(card, field)
+            table.add_row(field, f"{value:,}" if isinstance(value, int) else value)
+        table.add_row("download", f"by hand: {card.by_hand}" if card.by_hand else f"ray-sassl data fetch {card.name}")
+        console.print(table)
+        return
+    table = Table("name", "figure", "classes", "train", "test", "licence", "here")
+    for card in CARDS:
+        here = "yes" if is_prepared(card, root) else "by hand" if card.by_hand else "no"
+        table.add_row(card.name, card.metric, f"{card.num_classes:,}", f"{card.num_train:,}", f"{card.num_test:,}", card.licence, here)
+    console.print(table)
+
+
+@app.command("fetch", epilog="Example: ray-sassl data fetch flowers102   |   ray-sassl data fetch cars --from downloads/")
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="A data set that `data cards` lists.")],
+    folder: Annotated[
+        str | None, typer.Option("--from", help="Its files, where they are on this disk already; not given: download them.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or URI for it, such as one that a cluster reaches. [default: the cache]")] = None,
+    keep_files: Annotated[bool, typer.Option("--keep-files", help="Keep what was downloaded, beside the Parquet files.")] = False,
+) -> None:
+    """Put a data set of the transfer tables into the cache as Parquet, checked against its card.
+
+    Downloads are checked by their published md5. Each data set has terms of its own: `data cards NAME` prints them.
+    """
+    from ray_sassl.orchestrate.progress import progress_bar
+    from ray_sassl.targets.cards import card_of
+    from ray_sassl.targets.prepare import default_root, fetch, is_prepared, prepare
+
+    console, card, root = Console(), card_of(name), out or default_root()
+    if keep_files and folder is not None:
+        raise UsageError("--keep-files is for downloads; files given by --from are never deleted, so leave it out")
+    if is_prepared(card, root):
+        console.print(f"{card.title} is in {storage.join(root, card.name)} already.", soft_wrap=True, highlight=False)
+        return
+    console.print(f"{card.title}: {card.licence}. {card.source}", soft_wrap=True, highlight=False)
+    with progress_bar(card.name, card.num_train + card.num_test) as advance:
+        if folder is None:
+            done = fetch(card, root, keep_files=keep_files, advance=advance)
+        else:
+            done = prepare(card, Path(folder).expanduser(), root, advance=advance)
+    notes = [f"{done.num_converted:,} became PNG"] if done.num_converted else []
+    notes += [f"{done.num_unreadable:,} cannot be read"] if done.num_unreadable else []
+    what = f" ({', '.join(notes)})" if notes else ""
+    console.print(f"{done.num_images:,} images in {done.path}{what}", soft_wrap=True, highlight=False)
 
 
 def data_config(path: str, from_: Format, image_column: str, label_column: str, **fields: Any) -> DataConfig:

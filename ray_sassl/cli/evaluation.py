@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score
 from ray_sassl.extraction import Extract, extract_here
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
-from ray_sassl.scoring import EncoderSubject, EvaluationData, RawPixels, load_evaluation_data, untrained_backbone
+from ray_sassl.scoring import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 
 _PROTOCOLS = "ray_sassl.evaluate"
@@ -60,13 +61,15 @@ def evaluate(
     base = storage.join(_run_dir_of(checkpoint.path), FOLDER)
     out = out or storage.join(base, f"step-{checkpoint.step:08d}")
     folder = storage.join(base, FEATURES) if keep_features else None
-    with _extraction(actors, actor_cpus, actor_gpus, address) as extract:
+    logging.getLogger(_PROTOCOLS).setLevel(logging.INFO)
+    with _workplace(actors, actor_cpus, actor_gpus, address) as (extract, judge):
         facts = {"checkpoint": checkpoint.path, "step": checkpoint.step}
-        subjects = {f"step {checkpoint.step:,}": EncoderSubject(backbone, config, data, extract, folder, facts)}
+        subjects = {f"step {checkpoint.step:,}": EncoderSubject(backbone, config, data, extract, folder, facts, judge)}
         if baselines:
             untrained = untrained_backbone(config)
-            subjects["untrained encoder"] = EncoderSubject(untrained, config, data, extract, folder, {"untrained, of seed": config.seed})
-            subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, extract)
+            facts = {"untrained, of seed": config.seed}
+            subjects["untrained encoder"] = EncoderSubject(untrained, config, data, extract, folder, facts, judge)
+            subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, extract, judge=judge)
         for protocol in protocols:
             evaluations: dict[str, Evaluation] = {}
             for name, subject in subjects.items():
@@ -120,22 +123,24 @@ def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:
 
 
 @contextmanager
-def _extraction(actors: int | None, cpus: float, gpus: float | None, address: str | None) -> Iterator[Extract]:
-    """Where features are computed: on actors where a cluster is named, actors are asked for, or this machine has several GPUs; else here."""
+def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str | None) -> Iterator[tuple[Extract, Judge | None]]:
+    """Where features are computed, and other data sets looked at: on actors where a cluster is named, actors are asked for, or this machine has
+    several GPUs; else here."""
     import torch
 
     with ExitStack() as until_the_end:
         if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
-            yield extract_here
+            yield extract_here, None
             return
         from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-        from ray_sassl.orchestrate.feature_jobs import feature_pool
+        from ray_sassl.orchestrate.feature_jobs import evaluation_pool
         from ray_sassl.orchestrate.session import offered, ray_session
 
         until_the_end.enter_context(ray_session(address))
         if gpus is None:
             gpus = 1.0 if offered("GPU") >= 1 else 0.0
-        yield until_the_end.enter_context(feature_pool(ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus)))
+        pool = until_the_end.enter_context(evaluation_pool(ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus)))
+        yield pool.extract, pool.judge
 
 
 def _table(protocol: str, evaluations: dict[str, Evaluation], chance: float | None) -> Table:

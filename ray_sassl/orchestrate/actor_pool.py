@@ -30,6 +30,22 @@ class ActorPoolConfig(FrozenConfig):
     """GPUs of one actor; a share such as 0.25 is allowed."""
 
 
+def num_wanted(config: ActorPoolConfig) -> int:
+    """How many actors the config asks for, or the cluster can offer.
+
+    Raises:
+        UsageError: the cluster can never offer them.
+    """
+    most = min(int(offered(name) / share + 1e-9) for name, share in (("CPU", config.num_cpus), ("GPU", config.num_gpus)) if share)
+    wanted = config.num_actors or max(1, most)
+    if wanted > most:
+        raise UsageError(
+            f"{wanted} actors of {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs do not fit: the cluster can offer {offered('CPU'):g} CPUs "
+            f"and {offered('GPU'):g} GPUs. Ask for fewer or smaller ones."
+        )
+    return wanted
+
+
 @contextmanager
 def actor_pool(actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig, num_items: int) -> Iterator[list[ActorHandle]]:
     """The actors within the block; they are ended after it.
@@ -41,13 +57,7 @@ def actor_pool(actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig
     Raises:
         UsageError: the cluster can never offer the actors, or an actor cannot be built for a reason that the user can mend.
     """
-    most = min(int(offered(name) / share + 1e-9) for name, share in (("CPU", config.num_cpus), ("GPU", config.num_gpus)) if share)
-    wanted = config.num_actors or max(1, most)
-    if wanted > most:
-        raise UsageError(
-            f"{wanted} actors of {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs do not fit: the cluster can offer {offered('CPU'):g} CPUs "
-            f"and {offered('GPU'):g} GPUs. Ask for fewer or smaller ones."
-        )
+    wanted = num_wanted(config)
     options = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
     remote: Any = cast(Any, ray.remote)(**options)(actor_class)
     actors = [remote.remote(*args) for _ in range(max(1, min(wanted, num_items)))]
@@ -59,9 +69,16 @@ def actor_pool(actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig
 
 
 def spread(
-    actors: Sequence[ActorHandle], start: Callable[[ActorHandle, _Item], ray.ObjectRef], items: Sequence[_Item]
+    actors: Sequence[ActorHandle],
+    start: Callable[[ActorHandle, _Item], ray.ObjectRef],
+    items: Sequence[_Item],
+    *,
+    in_flight: int = _IN_FLIGHT,
 ) -> Iterator[tuple[_Item, Any]]:
     """Each item with its result, in the order in which they end; every actor has the next item waiting while it works.
+
+    Args:
+        in_flight: Items that an actor has at a time; 1 where they are few and long, so that none waits behind another.
 
     Raises:
         UsageError: an item ended with one.
@@ -74,7 +91,7 @@ def spread(
             waiting[start(actor, item)] = item, actor
             return
 
-    for actor in list(actors) * _IN_FLIGHT:
+    for actor in list(actors) * in_flight:
         hand_out(actor)
     while waiting:
         (ended, *_), _ = ray.wait(list(waiting), num_returns=1)

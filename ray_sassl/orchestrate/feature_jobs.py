@@ -1,63 +1,104 @@
-"""Features of whole data sets on a pool of Ray actors. Ray must have been initialised.
+"""Features of whole data sets, and whole judgements by other data sets, on a pool of Ray actors. Ray must have been initialised.
 
-Each actor holds the encoder; it is handed portions of row groups, so that what an actor was doing when it died is done again by its successor.
-The job travels as a reference that actors resolve once: an argument of their construction could not be had again where a node is lost.
+Each actor holds the encoder. Of features it is handed portions of row groups, of judgements one data set at a time; what an actor was doing when it
+died is done again by its successor. A job travels as a reference that actors resolve once: an argument of their construction could not be had again
+where a node is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import cast
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import ray
 import torch
 from ray.actor import ActorHandle
 
-from ray_sassl.extraction import Extract, Extracted, ExtractionJob, Extractor, joined
-from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, spread
+from ray_sassl import storage
+from ray_sassl.evaluate import Evaluation
+from ray_sassl.extraction import Extracted, ExtractionJob, Extractor, extract_on, joined
+from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
 from ray_sassl.orchestrate.progress import progress_bar
+from ray_sassl.scoring import JudgeJob, judge_one
 
 
-class FeatureWorker:
-    """One actor: the encoder of the job that it works on."""
+class EvaluationWorker:
+    """One actor: the job that it works on, with its encoder."""
 
     def __init__(self, num_cpus: float, num_gpus: float) -> None:
         self._num_threads = max(1, int(num_cpus))
         self._device = torch.device("cuda" if num_gpus else "cpu")
         self._held: ray.ObjectRef | None = None
-        self._extractor: Extractor | None = None
+        self._job: Any = None
         torch.set_num_threads(self._num_threads)
 
     def portion(self, held: list[ray.ObjectRef], groups: Sequence[int]) -> Extracted:
         """The features of these row groups; `held` is the job's reference, in a list so that Ray does not fetch it at each call."""
-        if self._extractor is None or self._held != held[0]:
-            self._extractor, self._held = None, held[0]
-            self._extractor = Extractor(cast(ExtractionJob, ray.get(held[0])), self._device, self._num_threads)
-        return self._extractor.portion(groups)
+        if self._held != held[0]:
+            self._job = Extractor(cast(ExtractionJob, ray.get(held[0])), self._device, self._num_threads)
+            self._held = held[0]
+        return self._job.portion(groups)
+
+    def judge(self, held: list[ray.ObjectRef], number: int) -> Evaluation:
+        """What the job's task of this number finds."""
+        if self._held != held[0]:
+            self._job, self._held = ray.get(held[0]), held[0]
+        return judge_one(self._job, number, partial(extract_on, self._device, self._num_threads))
+
+
+class EvaluationPool:
+    """Actors that serve all jobs of an evaluation; they are started when there is work for them."""
+
+    def __init__(self, config: ActorPoolConfig, until_the_end: ExitStack, show_progress: bool) -> None:
+        self._config, self._until_the_end, self._show_progress = config, until_the_end, show_progress
+        self._workers: list[ActorHandle] = []
+
+    def extract(self, job: ExtractionJob) -> Extracted:
+        """All features of the job.
+
+        Raises:
+            UsageError: the cluster can never offer the actors.
+        """
+        items, held, done = job.items, ray.put(job), []
+        workers = self._workers_for(len(items))
+        with progress_bar("features", job.index.num_rows, is_shown=self._show_progress) as advance:
+            for groups, portion in spread(workers, lambda actor, groups: actor.portion.remote([held], groups), items):
+                done.append(portion)
+                advance(int(job.index.group_rows[groups].sum()))
+        return joined(job, done)
+
+    def judge(self, job: JudgeJob) -> list[Evaluation]:
+        """What the job's tasks find, each on one actor, begun in their order.
+
+        Raises:
+            UsageError: the cluster can never offer the actors, or a task ends with one.
+        """
+        if job.folder is not None and not storage.is_uri(job.folder) and len(ray.nodes()) > 1:
+            job = replace(job, folder=None)  # other nodes would keep features on disks of their own
+        items, held = range(len(job.tasks)), ray.put(job)
+        workers = self._workers_for(len(items))
+        found: dict[int, Evaluation] = {}
+        with progress_bar("data sets", len(items), is_shown=self._show_progress) as advance:
+            for number, evaluation in spread(workers, lambda actor, number: actor.judge.remote([held], number), items, in_flight=1):
+                found[number] = evaluation
+                advance(1)
+        return [found[number] for number in items]
+
+    def _workers_for(self, num_items: int) -> list[ActorHandle]:
+        """The actors, with more of them where there is work for more than were started."""
+        missing = min(num_wanted(self._config), num_items) - len(self._workers)
+        if missing > 0:
+            config = self._config.model_copy(update={"num_actors": missing})
+            pool = actor_pool(EvaluationWorker, (config.num_cpus, config.num_gpus), config, missing)
+            self._workers += self._until_the_end.enter_context(pool)
+        return self._workers
 
 
 @contextmanager
-def feature_pool(config: ActorPoolConfig, *, show_progress: bool = True) -> Iterator[Extract]:
-    """Within the block, a function that does whole jobs on actors, which are started for the first job and serve all.
-
-    The function raises UsageError where the cluster can never offer the actors.
-    """
-    workers: list[ActorHandle] = []
+def evaluation_pool(config: ActorPoolConfig, *, show_progress: bool = True) -> Iterator[EvaluationPool]:
+    """A pool whose actors are ended after the block."""
     with ExitStack() as until_the_end:
-
-        def extract(job: ExtractionJob) -> Extracted:
-            items = job.items
-            if not workers:
-                workers.extend(
-                    until_the_end.enter_context(actor_pool(FeatureWorker, (config.num_cpus, config.num_gpus), config, len(items)))
-                )
-            held = ray.put(job)
-            done = []
-            with progress_bar("features", job.index.num_rows, is_shown=show_progress) as advance:
-                for groups, portion in spread(workers, lambda actor, groups: actor.portion.remote([held], groups), items):
-                    done.append(portion)
-                    advance(int(job.index.group_rows[groups].sum()))
-            return joined(job, done)
-
-        yield extract
+        yield EvaluationPool(config, until_the_end, show_progress)

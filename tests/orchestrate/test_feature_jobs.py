@@ -9,10 +9,15 @@ import torch
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import build_index
+from ray_sassl.evaluate import Task
+from ray_sassl.evaluate.finetune import Config as FineTune
+from ray_sassl.evaluate.knn import Config as Knn
 from ray_sassl.extraction import ExtractionJob, Preprocessing, extract_here
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-from ray_sassl.orchestrate.feature_jobs import feature_pool
-from tests.orchestrate.conftest import write_shards
+from ray_sassl.orchestrate.feature_jobs import evaluation_pool
+from ray_sassl.plugins import UsageError
+from ray_sassl.scoring import JudgeJob, judge_one
+from tests.orchestrate.conftest import small_config, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,11 +33,32 @@ def job(tmp_path: Path) -> ExtractionJob:
 def test_actors_find_what_one_process_finds_and_serve_several_jobs(ray_cluster, job, monkeypatch):
     monkeypatch.setattr("ray_sassl.extraction.PORTION_ROWS", 40)
     here = extract_here(job)
-    with feature_pool(ActorPoolConfig(num_actors=2, num_cpus=0.5), show_progress=False) as extract:
-        there = extract(job)
-        other = extract(ExtractionJob(torch.nn.Flatten(), job.index, job.preprocessing))
+    with evaluation_pool(ActorPoolConfig(num_actors=2, num_cpus=0.5), show_progress=False) as pool:
+        there = pool.extract(job)
+        other = pool.extract(ExtractionJob(torch.nn.Flatten(), job.index, job.preprocessing))
     np.testing.assert_allclose(there.parts[0].features, here.parts[0].features, atol=1e-5)
     assert np.array_equal(there.parts[0].labels, here.parts[0].labels)
     assert np.array_equal(there.parts[0].sample_id, here.parts[0].sample_id)
     assert [row.sample_id for row in there.bad] == [7]
     assert other.parts[0].features.shape == (159, 3 * 16 * 16)
+
+
+def test_other_data_sets_are_judged_side_by_side_as_in_one_process(ray_cluster, tmp_path: Path):
+    data = DataConfig(path=write_shards(tmp_path, bad=(7,)), max_bad_fraction=1)
+    torch.manual_seed(0)
+    encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
+    protocols = (Knn(k=3), FineTune(epochs=1, batch_size=64), Knn(k=1))
+    job = JudgeJob(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols), None, {})
+    here = [judge_one(job, number) for number in range(3)]
+    with evaluation_pool(ActorPoolConfig(num_actors=2, num_cpus=0.5), show_progress=False) as pool:
+        pool.extract(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))  # one actor is enough for it
+        assert len(pool._workers) == 1
+        there = pool.judge(job)
+        assert len(pool._workers) == 2
+        with pytest.raises(UsageError, match="nothing does not exist"):
+            pool.judge(JudgeJob(encoder, job.config, (Task(Knn(), data, DataConfig(path="nothing")),), None, {}))
+    for one, other in zip(here, there, strict=True):
+        assert one.scores["top1"].value == pytest.approx(other.scores["top1"].value, abs=0.02)
+        assert other.details["bad_images"] == 2
+    assert there[0].predictions is not None
+    assert there[0].predictions.sample_id.tolist() == [row for row in range(160) if row != 7]

@@ -1,0 +1,203 @@
+"""Transfer: the same frozen or fine-tuned encoder judged on other data sets, each by its own split and figure.
+
+The data sets of the papers are named by their cards (`ray_sassl/targets/cards.py`) and come from the cache, where `ray-sassl data fetch NAME` puts them;
+any other labelled data set is given by its train and test images. As Kornblith, Shlens and Le 2019 (arXiv 1805.08974) do, and SimCLR, BYOL and SASSL
+after them, each is judged by logistic regression on frozen features, with the penalty chosen on held-out train images; any protocol can take its
+place.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+from pydantic import BeforeValidator, Field, model_validator
+
+from ray_sassl.data import DataConfig
+from ray_sassl.evaluate import Evaluation, Predictions, Protocol, ProtocolConfig, Score, Subject, Task
+from ray_sassl.evaluate.intervals import bootstrap
+from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
+from ray_sassl.targets import Card, Half, Metric
+from ray_sassl.targets.cards import card_of, find_card
+from ray_sassl.targets.prepare import check_card, default_root, prepared_cards, prepared_data
+
+log = logging.getLogger(__name__)
+
+_KORNBLITH = {"name": "linear", "l2": "grid"}
+_SHARES: tuple[Metric, ...] = ("top1", "mean_per_class")
+
+
+class Target(FrozenConfig):
+    """One data set.
+
+    Attributes:
+        name: A card's name, or any other for a data set of one's own.
+        train: Its train images; of a card they are taken from the cache where they are not given.
+        test: Its test images.
+        metric: What is reported of it; a card's own where not given, else top-1.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    train: DataConfig | None = None
+    test: DataConfig | None = None
+    metric: Metric | None = None
+
+    @model_validator(mode="after")
+    def _images_are_known(self) -> Self:
+        if (self.train is None) is not (self.test is None):
+            raise ValueError(f"target {self.name} needs both train and test, or neither")
+        if self.train is None:
+            card_of(self.name)
+        return self
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Config(ProtocolConfig):
+    """Transfer to several data sets.
+
+    Attributes:
+        targets: Cards by name, and data sets of one's own as `{name: mine, train: {path: ...}, test: {path: ...}}`. Not given: all cards whose data
+            sets have been fetched.
+        protocol: How each is judged.
+        root: Folder or URI that `data fetch --out` has filled, which a cluster's nodes reach; not given: this machine's cache.
+    """
+
+    brings_images: ClassVar[bool] = True
+
+    targets: tuple[Annotated[Target, BeforeValidator(_named)], ...] = ()
+    protocol: plugin_field("ray_sassl.evaluate", ProtocolConfig) = _KORNBLITH  # type: ignore[valid-type, assignment]
+    root: str | None = None
+
+    @model_validator(mode="after")
+    def _targets_and_protocol_fit(self) -> Self:
+        names = [target.name for target in self.targets]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named twice among the targets")
+        assert isinstance(self.protocol, ProtocolConfig)
+        if self.protocol.brings_images:
+            raise ValueError(
+                f"{self.protocol.name} brings images of its own, so it cannot judge by a target's; take linear, finetune, knn or few_shot"
+            )
+        return self
+
+    def build(self) -> Transfer:
+        return Transfer(self)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A target whose images were found and fit."""
+
+    name: str
+    metric: Metric
+    card: Card | None
+    task: Task
+    num_train: int
+    num_test: int
+    num_classes: int
+    chance: float
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return (self.metric, *(self.card.also if self.card is not None else ()))
+
+
+class Transfer(Protocol):
+    """Each target's own figure, such as `flowers102_mean_per_class`, and the mean over targets as `mean_accuracy` where all are shares."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        ready = [self._ready(subject, target) for target in self._targets()]
+        # The largest begin first, so that none is left to work alone at the end.
+        ordered = sorted(ready, key=lambda target: -(target.num_train + target.num_test))
+        log.info("%d targets, %s images", len(ready), f"{sum(target.num_train + target.num_test for target in ready):,}")
+        found = dict(zip([target.name for target in ordered], subject.judge([target.task for target in ordered]), strict=True))
+        scores: dict[str, Score] = {}
+        for target in ready:
+            scores |= {f"{target.name}_{name}": score for name, score in _scores(target, found[target.name]).items()}
+        shares = [scores.get(f"{target.name}_{target.metric}") for target in ready if target.metric in _SHARES]
+        if len(ready) > 1 and len(shares) == len(ready) and all(shares):
+            scores["mean_accuracy"] = Score(float(np.mean([share.value for share in shares if share is not None])))
+        return Evaluation(
+            scores,
+            {f"{name}_{figure}": content for name, part in found.items() for figure, content in part.figures.items()},
+            {target.name: _details(target, found[target.name]) for target in ready},
+            found[ready[0].name].predictions if len(ready) == 1 else None,
+        )
+
+    def _targets(self) -> tuple[Target, ...]:
+        if self.config.targets:
+            return self.config.targets
+        root = self.config.root or default_root()
+        cards = prepared_cards(root)
+        if not cards:
+            raise UsageError(
+                f"there are no data sets in {root} to transfer to; fetch some (`ray-sassl data cards` lists them), or name your own: "
+                "transfer.targets='[{name: mine, train: {path: FOLDER}, test: {path: FOLDER}}]'"
+            )
+        return tuple(Target(name=card.name) for card in cards)
+
+    def _ready(self, subject: Subject, target: Target) -> _Ready:
+        """The target with its images, held against its card.
+
+        Raises:
+            UsageError: they are not there, or not what the card says.
+        """
+        card = find_card(target.name)
+        try:
+            if target.train is not None and target.test is not None:
+                train, test = target.train, target.test
+            else:
+                train, test = prepared_data(card_of(target.name), self.config.root or default_root())
+            other = subject.on(train, test)
+            halves: dict[Half, np.ndarray] = {half: other.labels(half)[1] for half in ("train", "test")}
+            if card is not None:
+                for half, labels in halves.items():
+                    check_card(card, half, labels, len(other.class_names) or None)
+        except UsageError as error:
+            raise UsageError(f"target {target.name}: {error}") from error
+        metric = target.metric or (card.metric if card is not None else "top1")
+        counts = np.bincount(halves["test"])
+        num_classes = card.num_classes if card is not None else int(max(labels.max() for labels in halves.values())) + 1
+        sizes = len(halves["train"]), len(halves["test"])
+        return _Ready(
+            target.name, metric, card, Task(self.config.protocol, train, test), *sizes, num_classes, float(counts.max() / counts.sum())
+        )
+
+
+def _scores(target: _Ready, found: Evaluation) -> dict[str, Score]:
+    """The target's own figures; of a protocol that has several settings, such as few_shot, all of its top-1 figures."""
+    if target.metric not in found.scores and target.metric != "quadratic_kappa":
+        return {name: score for name, score in found.scores.items() if name.endswith("top1") and not name.startswith("train")}
+    scores = {name: found.scores[name] for name in target.metrics if name in found.scores}
+    if "quadratic_kappa" in target.metrics and found.predictions is not None:
+        scores["quadratic_kappa"] = quadratic_kappa(found.predictions, target.num_classes)
+    return {name: scores[name] for name in target.metrics if name in scores}
+
+
+def _details(target: _Ready, found: Evaluation) -> dict[str, Any]:
+    facts = {"metric": target.metric, "num_train": target.num_train, "num_test": target.num_test, "num_classes": target.num_classes}
+    card = {"splits": target.card.splits, "licence": target.card.licence, "source": target.card.source} if target.card is not None else {}
+    return {**facts, "chance": target.chance, **card, **found.details}
+
+
+def quadratic_kappa(predictions: Predictions, num_classes: int) -> Score:
+    """Cohen's kappa with quadratic weights (Cohen 1968), with its bootstrap interval: 1 where all agree, 0 where they agree as by chance."""
+    step = np.arange(num_classes)
+    weights = (step[:, None] - step) ** 2.0
+    cells = predictions.labels * num_classes + predictions.predicted
+
+    def kappa(rows: np.ndarray) -> float:
+        table = np.bincount(cells[rows], minlength=num_classes**2).reshape(num_classes, num_classes)
+        by_chance = np.outer(table.sum(1), table.sum(0)) / table.sum()
+        expected = float((weights * by_chance).sum())
+        return 1.0 - float((weights * table).sum()) / expected if expected else 1.0
+
+    return bootstrap(len(cells), kappa)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -38,6 +39,7 @@ Restyle = Callable[[list[np.ndarray], np.ndarray, int], list[np.ndarray]]
 _WHOLE_IMAGE_PX = 64
 _BATCHES_AHEAD = 1
 _CROPS_AT_ONCE = 64
+_KEPT_ENCODED_BYTES = 2 * 2**30
 _TRAINING_CROP = ViewConfig(interpolation="bilinear")
 """The usual crop of supervised training on ImageNet (torchvision's defaults): 8 to 100 % of the area; only crop and flip are used."""
 
@@ -299,30 +301,71 @@ def training_crops(
     """What a classifier is trained on: crops at random, mirrored half of the time, of these rows, epoch by epoch in an order of its own.
 
     Batches are (B, size_px, size_px, 3) uint8 with labels (B,); what is left over at the end of an epoch is a smaller one. Rows that cannot be
-    decoded are left out.
+    decoded are left out. Where the encoded rows take less than 2 GiB they are read once, and shuffled all together; more are read anew in every
+    epoch, and shuffled in windows of `shuffle_window` rows.
     """
-    plan = Plan(index, seed, index.config.shuffle_window, batch_size)
+    wanted = np.zeros(index.num_rows, bool)
+    wanted[sample_id] = True
+    kept = _KeptRows(index, wanted) if index.num_bytes * wanted.mean() <= _KEPT_ENCODED_BYTES else None
+    plan = Plan(index, seed, index.num_rows if kept else index.config.shuffle_window, batch_size)
     with ThreadPoolExecutor(num_threads) as pool:
         for epoch in range(epochs):
             held: list[tuple[np.ndarray, np.ndarray]] = []
             for window in plan.windows(epoch):
-                if not np.isin(_ids_of(index, window), sample_id).any():
+                ids = np.concatenate([block.sample_id for block in plan.blocks(window)])
+                ids = ids[wanted[ids]]
+                if not len(ids):
                     continue
-                rows = read_groups(index, window.groups)
-                wanted = np.concatenate([block.sample_id for block in plan.blocks(window)])
-                wanted = wanted[np.isin(wanted, sample_id)]
-                pieces = [rows.take(wanted[start : start + _CROPS_AT_ONCE]) for start in range(0, len(wanted), _CROPS_AT_ONCE)]
-                for piece, bad in pool.map(partial(_training_piece, index.config.max_pixels, size_px, epoch, seed), pieces):
+                rows_of = (
+                    kept.take
+                    if kept
+                    else read_groups(index, [group for group in window.groups if wanted[index.sample_ids(group)].any()]).take
+                )
+                pieces = (rows_of(ids[start : start + _CROPS_AT_ONCE]) for start in range(0, len(ids), _CROPS_AT_ONCE))
+                work = partial(_training_piece, index.config.max_pixels, size_px, epoch, seed)
+                for piece, bad in _ahead(pool, work, pieces, 2 * num_threads):
                     held.append(piece)
                     if bad:
                         on_bad(bad)
-                while sum(len(labels) for _, labels in held) >= batch_size:
-                    images, labels = (np.concatenate(column) for column in zip(*held, strict=True))
-                    yield images[:batch_size], labels[:batch_size]
-                    held = [(images[batch_size:], labels[batch_size:])]
+                    while sum(len(labels) for _, labels in held) >= batch_size:
+                        images, labels = (np.concatenate(column) for column in zip(*held, strict=True))
+                        yield images[:batch_size], labels[:batch_size]
+                        held = [(images[batch_size:], labels[batch_size:])]
             if sum(len(labels) for _, labels in held):
                 images, labels = (np.concatenate(column) for column in zip(*held, strict=True))
                 yield images, labels
+
+
+class _KeptRows:
+    """The wanted rows of a data set, read once; row groups without any are not read."""
+
+    def __init__(self, index: Index, wanted: np.ndarray) -> None:
+        parts = []
+        for group in np.flatnonzero(index.group_rows > 0).tolist():
+            ids = index.sample_ids(group)
+            if wanted[ids].any():
+                parts.append(read_groups(index, [group]).take(ids[wanted[ids]]))
+        self._rows = Rows.joined(parts)
+        self._place = np.full(index.num_rows, -1)
+        self._place[self._rows.sample_id] = np.arange(len(self._rows))
+
+    def take(self, sample_id: np.ndarray) -> Rows:
+        return self._rows.at(self._place[sample_id])
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], num: int) -> Iterator[_Result]:
+    """The results in the items' order; the pool works on up to `num` items ahead of the one that is asked for."""
+    waiting: deque[Future[_Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > num:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _training_piece(max_pixels: int, size_px: int, epoch: int, seed: int, rows: Rows) -> tuple[tuple[np.ndarray, np.ndarray], list[BadRow]]:

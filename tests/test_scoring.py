@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ray_sassl import pipeline
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
@@ -167,6 +168,29 @@ def test_training_views_show_every_wanted_image_once_an_epoch(config, tmp_path):
     assert first.tolist() != second.tolist()
     for images, labels in batches:
         assert np.abs(images.mean((1, 2)) - COLOURS[labels]).max() < 15
+
+
+def test_rows_that_fit_are_read_once_and_shuffled_all_together(config, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    table = pq.read_table(tmp_path / "train.parquet")
+    order = np.argsort(np.arange(120) % 3, kind="stable")
+    pq.write_table(table.take(order), tmp_path / "train.parquet", row_group_size=8)  # as a folder by classes lies
+    config = apply_overrides(config, ["evaluate.train.shuffle_window=8"])
+    asked = []
+    real = pipeline.read_groups
+    monkeypatch.setattr(pipeline, "read_groups", lambda index, groups: asked.extend(groups) or real(index, groups))
+    wanted = np.concatenate([np.arange(0, 16), np.arange(40, 56), np.arange(80, 96)])
+    kept = list(_subject(config, tmp_path / "kept").training_views(wanted, epochs=2, batch_size=12, seed=0))
+    assert sorted(asked) == [0, 1, 5, 6, 10, 11]
+    assert all(len(np.unique(labels)) == 3 for _, labels in kept)
+    asked.clear()
+    monkeypatch.setattr(pipeline, "_KEPT_ENCODED_BYTES", 0)
+    read_anew = list(_subject(config, tmp_path / "kept").training_views(wanted, epochs=2, batch_size=12, seed=0))
+    assert sorted(asked) == sorted([0, 1, 5, 6, 10, 11] * 2)
+    for batches in (kept, read_anew):
+        assert [len(labels) for _, labels in batches] == [12] * 8
+        assert np.bincount(np.concatenate([labels for _, labels in batches])).tolist() == [32, 32, 32]
+    means = [np.sort(np.concatenate([images.mean((1, 2, 3)) for images, _ in batches])) for batches in (kept, read_anew)]
+    np.testing.assert_array_equal(*means)  # an image's crop follows from the seed, its id and the epoch alone
 
 
 def test_outputs_are_those_of_another_network_on_the_test_images(config, tmp_path):

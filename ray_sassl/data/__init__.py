@@ -104,13 +104,17 @@ class Rows:
         chosen = order[place]
         if len(missing := np.setdiff1d(sample_id, self.sample_id[chosen])):
             raise KeyError(f"sample {missing[0]} is not among these {len(self)} rows")
+        return self.at(chosen)
+
+    def at(self, places: np.ndarray) -> Rows:
+        """The rows at these places, in this order."""
         return Rows(
-            sample_id=self.sample_id[chosen],
-            encoded=[self.encoded[i] for i in chosen],
-            label=self.label[chosen],
-            key=[self.key[i] for i in chosen],
-            path=[self.path[i] for i in chosen],
-            row=self.row[chosen],
+            sample_id=self.sample_id[places],
+            encoded=[self.encoded[i] for i in places],
+            label=self.label[places],
+            key=[self.key[i] for i in places],
+            path=[self.path[i] for i in places],
+            row=self.row[places],
         )
 
     @classmethod

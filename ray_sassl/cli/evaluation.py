@@ -19,7 +19,7 @@ from rich.table import Table
 from ray_sassl import storage
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score
+from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score, Task
 from ray_sassl.extraction import Extract, extract_here
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
 from ray_sassl.scoring import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
@@ -74,13 +74,21 @@ def evaluate(
             evaluations: dict[str, Evaluation] = {}
             for name, subject in subjects.items():
                 console.print(f"{protocol.name}: {name} ...", style="dim", highlight=False)
-                evaluations[name] = protocol.build().evaluate(subject)
+                evaluations[name] = _evaluated(subject, protocol, config, has_pool=judge is not None)
             own = None if protocol.brings_images else data
             console.print(_table(protocol.name, evaluations, own.chance if own is not None else None))
             path = _write(out, protocol, evaluations, checkpoint, config, own)
             console.print(f"Scores: {path}", soft_wrap=True, highlight=False)
     if data is not None and data.num_bad:
         console.print(f"[yellow]{data.num_bad:,} images could not be decoded and were left out[/]")
+
+
+def _evaluated(subject: EncoderSubject, protocol: ProtocolConfig, config: ExperimentConfig, *, has_pool: bool) -> Evaluation:
+    """What the protocol finds: in this process, or on one actor of a pool where it works on the encoder itself."""
+    train, test = config.evaluate.train, config.evaluate.test
+    if has_pool and protocol.sees_encoder and train is not None and test is not None:
+        return subject.judge([Task(protocol, train, test)])[0]
+    return protocol.build().evaluate(subject)
 
 
 def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:

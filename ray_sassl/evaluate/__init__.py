@@ -197,6 +197,11 @@ class ProtocolConfig(PluginConfig, ABC):
     brings_images: ClassVar[bool] = False
     """Whether the images that it judges by are named in its own config, and not in `evaluate.train` and `evaluate.test`."""
 
+    @property
+    def sees_encoder(self) -> bool:
+        """Whether images go through the encoder, or a copy that is trained, in the protocol's own process: there a GPU is of use."""
+        return False
+
     @abstractmethod
     def build(self) -> Protocol:
         """The protocol, ready to evaluate."""

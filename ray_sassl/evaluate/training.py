@@ -65,6 +65,10 @@ class TrainingConfig(ProtocolConfig, ABC):
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @property
+    def sees_encoder(self) -> bool:
+        return True
+
 
 class DivergedError(UsageError):
     """The loss is not a number any more."""

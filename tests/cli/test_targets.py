@@ -61,3 +61,23 @@ def test_what_cannot_be_fetched_is_said(small_dtd: Written, tmp_path: Path):
         _run("data", "fetch", "dtd", "--from", str(tmp_path), "--keep-files")
     with pytest.raises(UsageError, match=r"DTD cannot be read from .*The folder should hold: dtd/dtd/images"):
         _run("data", "fetch", "dtd", "--from", str(tmp_path))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_actors_train_and_transfer_as_one_process_does(small_dtd: Written, tmp_path: Path):
+    run_dir = str(tmp_path / "run")
+    data = _data(tmp_path)
+    _run("pretrain", "moco_cifar10_cpu", *data, *TINY, "train.epochs=0.2", "scaling.num_workers=0", "--run-dir", run_dir)
+    target = f"{{name: mine, train: {{path: '{data[0].partition('=')[2]}'}}, test: {{path: '{data[0].partition('=')[2]}'}}}}"
+    _run("data", "fetch", "dtd", "--from", str(small_dtd.folder))
+    words = ["finetune", "transfer", "epochs=1", f"transfer.targets=[dtd, {target}]", "transfer.protocol={name: knn, k: 1}"]
+    records = []
+    for place in ([], ["--actors", "2", "--actor-cpus", "0.5"]):
+        out = tmp_path / f"results-{len(records)}"
+        _run("evaluate", run_dir, *words, "--out", str(out), *place)
+        records.append([json.loads((out / f"{name}.json").read_text())["scores"]["step 2"] for name in ("finetune", "transfer")])
+    here, there = records
+    assert here[1] == there[1]
+    assert list(there[1]) == ["dtd_top1", "mine_top1", "mean_accuracy"]
+    assert there[0]["top1"]["value"] == pytest.approx(here[0]["top1"]["value"], abs=0.02)

@@ -126,3 +126,11 @@ def test_running_statistics_move_slowly_where_an_epoch_is_long():
         assert network.encoder.norm.momentum == momentum
         assert network.training
         assert network.encoder.norm.training
+
+
+def test_raw_pixels_are_a_baseline_that_has_nothing_to_train_but_the_classifier():
+    from ray_sassl.scoring import RawPixels
+
+    subject = SmallSubject(network=RawPixels())
+    subject.encoder = lambda: (RawPixels(), 3 * 32 * 32)  # pyright: ignore[reportAttributeAccessIssue]
+    assert _evaluated(subject, learning_rate=0.01).scores["top1"].value > 0.6

@@ -152,10 +152,12 @@ def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str
 
 
 def _table(protocol: str, evaluations: dict[str, Evaluation], chance: float | None) -> Table:
-    table = Table(protocol, *evaluations, title=f"{protocol}, 95 % intervals in brackets", title_justify="left")
+    notes = {name: note for evaluation in evaluations.values() for name, note in evaluation.notes.items()}
+    table = Table(protocol, *evaluations, *(["of"] if notes else []), title=f"{protocol}, 95 % intervals in brackets", title_justify="left")
     names = dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.scores)
     for name in names:
-        table.add_row(name, *(_figure(name, evaluation.scores.get(name)) for evaluation in evaluations.values()))
+        note = [notes.get(name, "")] if notes else []
+        table.add_row(name, *(_figure(name, evaluation.scores.get(name)) for evaluation in evaluations.values()), *note)
     if chance is not None and len(evaluations) > 1 and any(name.endswith("top1") for name in names):
         table.add_row("chance (top1)", *[f"{chance:.1%}"] * len(evaluations))
     return table

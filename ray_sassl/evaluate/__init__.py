@@ -80,12 +80,14 @@ class Evaluation:
         figures: PNG files by name.
         details: What else is worth keeping, as JSON has it.
         predictions: For the test images, where the protocol classifies them.
+        notes: What a score is of, in a few words, by the score's name; printed beside it.
     """
 
     scores: dict[str, Score]
     figures: dict[str, bytes] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     predictions: Predictions | None = None
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,10 @@ class _Ready:
     chance: float
 
     @property
+    def note(self) -> str:
+        return f"{self.num_classes:,} classes, {self.num_train:,} train, {self.num_test:,} test, chance {self.chance:.1%}"
+
+    @property
     def metrics(self) -> tuple[Metric, ...]:
         return (self.metric, *(self.card.also if self.card is not None else ()))
 
@@ -120,8 +124,11 @@ class Transfer(Protocol):
         log.info("%d targets, %s images", len(ready), f"{sum(target.num_train + target.num_test for target in ready):,}")
         found = dict(zip([target.name for target in ordered], subject.judge([target.task for target in ordered]), strict=True))
         scores: dict[str, Score] = {}
+        notes: dict[str, str] = {}
         for target in ready:
-            scores |= {f"{target.name}_{name}": score for name, score in _scores(target, found[target.name]).items()}
+            own = {f"{target.name}_{name}": score for name, score in _scores(target, found[target.name]).items()}
+            scores |= own
+            notes |= dict.fromkeys(own, target.note)
         shares = [scores.get(f"{target.name}_{target.metric}") for target in ready if target.metric in _SHARES]
         if len(ready) > 1 and len(shares) == len(ready) and all(shares):
             scores["mean_accuracy"] = Score(float(np.mean([share.value for share in shares if share is not None])))
@@ -130,6 +137,7 @@ class Transfer(Protocol):
             {f"{name}_{figure}": content for name, part in found.items() for figure, content in part.figures.items()},
             {target.name: _details(target, found[target.name]) for target in ready},
             found[ready[0].name].predictions if len(ready) == 1 else None,
+            notes,
         )
 
     def _targets(self) -> tuple[Target, ...]:

@@ -44,8 +44,9 @@ def configs() -> dict[str, MethodConfig]:
         found[name] = config_class(**options)
         for title, fa in FEATURE_AUGMENTATIONS.items():
             if "fa" in config_class.model_fields:
+                width = {} if fa["architecture"] == "basic" else {"predictor_hidden_size": 16}
                 with contextlib.suppress(ValidationError):  # what makes no sense for a method
-                    found[f"{name}, {title}"] = config_class(**options, fa=fa)
+                    found[f"{name}, {title}"] = config_class(**options, **width, fa=fa)
     return found
 
 

@@ -270,9 +270,15 @@ class EncoderSubject(Subject):
         return training_crops(train.index, sample_id, self.size_px, epochs, batch_size, seed, train.quarantine.add)
 
     def outputs(self, network: nn.Module) -> LabelledFeatures:
-        result = self._extract(ExtractionJob(network, self._data.test.index, self._preprocessing))
+        return self._outputs(network, (None,))[0]
+
+    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+        return self._outputs(network, tuple(changes))
+
+    def _outputs(self, network: nn.Module, changes: tuple[ImageChange | None, ...]) -> list[LabelledFeatures]:
+        result = self._extract(ExtractionJob(network, self._data.test.index, self._preprocessing, changes))
         self._data.test.quarantine.add(result.bad)
-        return result.parts[0]
+        return result.parts
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
         data = labelled_data(train, test, self.size_px)

@@ -18,11 +18,14 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.evaluate import Task
+from ray_sassl.evaluate.corruptions import Corrupted
 from ray_sassl.evaluate.knn import Config as Knn
+from ray_sassl.evaluate.robustness import Config as Robustness
 from ray_sassl.experiments import load_experiment
 from ray_sassl.extraction import extract_here
 from ray_sassl.plugins import UsageError
 from ray_sassl.scoring import EncoderSubject, LabelledImages, RawPixels, load_evaluation_data, online_scores, score, untrained_backbone
+from ray_sassl.stylize.color_statistics import Config as ColorStatistics
 
 CPU = torch.device("cpu")
 COLOURS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
@@ -197,6 +200,23 @@ def test_outputs_are_those_of_another_network_on_the_test_images(config, tmp_pat
     outputs = _subject(config, tmp_path / "kept").outputs(RawPixels())
     assert outputs.features.shape == (102, 3 * 8 * 8)
     assert outputs.labels.tolist() == (np.arange(102) % 3).tolist()
+
+
+def test_robustness_of_raw_pixels_is_found_in_one_reading_of_the_test_images(config):
+    subject = EncoderSubject(RawPixels(), config, load_evaluation_data(config))
+    options = {"corruptions": ("contrast", "jpeg"), "severities": (1, 5), "stylize": ColorStatistics(), "render_px": 0}
+    scores = Robustness(**options).build().evaluate(subject).scores
+    assert scores["clean_top1"].value == scores["jpeg_top1"].value == 1.0
+    assert scores["shape_share"].value < 0.1  # images of one colour have no shape
+
+
+def test_outputs_of_changed_images_come_in_the_order_of_the_changes(config):
+    subject = EncoderSubject(RawPixels(), config, load_evaluation_data(config))
+    pixels = torch.nn.Flatten()
+    clean, darker = subject.changed_outputs(pixels, [Corrupted("contrast", 0, 0), Corrupted("contrast", 5, 0)])
+    np.testing.assert_array_equal(clean.features, subject.outputs(pixels).features)
+    assert np.array_equal(clean.sample_id, darker.sample_id)
+    assert darker.features.std(1).mean() < clean.features.std(1).mean()
 
 
 def test_a_class_without_train_images_is_refused_before_anything_is_read(config, tmp_path):

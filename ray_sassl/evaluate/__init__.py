@@ -76,7 +76,7 @@ class Evaluation:
     """What a protocol has found.
 
     Attributes:
-        scores: By name; a name that ends in `top1`, `top5`, `per_class`, `share` or `accuracy` is a share in [0, 1].
+        scores: By name; a name that ends in `top1`, `top5`, `per_class`, `share`, `accuracy` or `AP` is a share in [0, 1], as are AP50 and AP75.
         figures: PNG files by name.
         details: What else is worth keeping, as JSON has it.
         predictions: For the test images, where the protocol classifies them.
@@ -173,6 +173,10 @@ class Subject(ABC):
         """What a network that was made from the encoder, (B, 3, S, S) -> (B, C), puts out for all test images."""
 
     @abstractmethod
+    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+        """What such a network puts out for all test images after each of the changes; the images are read once, and nothing is kept."""
+
+    @abstractmethod
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
         """The same encoder, judged by other images."""
 
@@ -238,6 +242,9 @@ class FixedFeatures(Subject):
         raise _NO_IMAGES
 
     def outputs(self, network: nn.Module) -> LabelledFeatures:
+        raise _NO_IMAGES
+
+    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
         raise _NO_IMAGES
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:

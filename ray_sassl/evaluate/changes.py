@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from ray_sassl.data.styles import StyleBank
 from ray_sassl.evaluate import ImageChange, LabelledFeatures, Subject
@@ -75,6 +76,8 @@ class Stylized(ImageChange):
         seed: Of the draws.
         number: Copies of different numbers are drawn independently.
         other_class: Whether styles of the image's own class are left out: cues of shape and texture then conflict.
+        render_px: Images of a smaller side are enlarged to it, repainted and reduced again: the strokes are those of the stylizer, and the few
+            pixels of a small image are not painted over by them.
     """
 
     stylize: StylizerConfig
@@ -82,12 +85,15 @@ class Stylized(ImageChange):
     seed: int
     number: int = 0
     other_class: bool = False
+    render_px: int = 0
 
     @property
     def key(self) -> str:
         digest = hashlib.sha256(self.textures.codes.tobytes() + self.textures.labels.tobytes()).hexdigest()
         which = "another class's style" if self.other_class else "any style"
-        return f"repainted by {self.stylize.name} {self.stylize.model_dump_json()} in {which} of {digest}, seed {self.seed}, copy {self.number}"
+        at = f" at {self.render_px} px" if self.render_px else ""
+        how = f"{self.stylize.name} {self.stylize.model_dump_json()}{at}"
+        return f"repainted by {how} in {which} of {digest}, seed {self.seed}, copy {self.number}"
 
     def styles(self, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
         """(B,) int64: the style that each image is repainted in, by its row among the textures.
@@ -110,13 +116,14 @@ class Stylized(ImageChange):
     def apply(self, images: np.ndarray, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
         stylizer, device = _stylizer(self.stylize.name, self.stylize.model_dump_json())
         codes = torch.from_numpy(self.textures.codes[self.styles(labels, sample_id)])
-        at_once = max(1, _PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
+        size_px, render_px = images.shape[1], max(images.shape[1], self.render_px)
+        at_once = max(1, _PIXELS_AT_ONCE // render_px**2)
         painted = np.empty_like(images)
         with torch.inference_mode():
             for start in range(0, len(images), at_once):
                 rows = slice(start, start + at_once)
                 content = torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))).to(device).float() / 255
-                repainted = stylizer.render(content, codes[rows].to(device))
+                repainted = resized(stylizer.render(resized(content, render_px), codes[rows].to(device)), size_px)
                 painted[rows] = (repainted * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return painted
 
@@ -144,6 +151,13 @@ def textures_of(subject: Subject, train: LabelledFeatures, config: StylizerConfi
             part = torch.from_numpy(images[start : start + 64].transpose(0, 3, 1, 2).copy()).to(device).float() / 255
             codes.append(stylizer.embed(part).cpu().numpy())
     return Textures(np.concatenate(codes).astype(np.float32), train.labels[rows], f"up to {per_class} train images of each class")
+
+
+def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:
+    """(B, 3, size_px, size_px) of images (B, 3, S, S) in [0, 1], smoothed where they are made smaller."""
+    if images.shape[-1] == size_px:
+        return images
+    return functional.interpolate(images, size=(size_px, size_px), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 @lru_cache(maxsize=2)

@@ -12,20 +12,17 @@ set has no validation split of its own, part of its train set stands in.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from ray_sassl.evaluate import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Score, Subject
 from ray_sassl.evaluate.figures import curves
 from ray_sassl.evaluate.linear_sgd import fit_sgd, fixed_rows, new_crops, steps_of
+from ray_sassl.evaluate.logistic import fit_lbfgs, moments, unconverged_is_fine
 from ray_sassl.evaluate.scores import check_features, classification_scores, evaluation_device, top_k_accuracy
 from ray_sassl.evaluate.splits import held_out
 from ray_sassl.plugins import UsageError
@@ -33,8 +30,8 @@ from ray_sassl.views.recipes import PositiveInterval
 
 SGD_ONLY = ("augment", "epochs", "batch_size", "learning_rate", "sgd_momentum", "device")
 LBFGS_ONLY = ("max_iterations",)
-_TOLERANCE, _PATH_TOLERANCE = 1e-6, 1e-5
-"""Of the gradient's largest entry, where L-BFGS stops; scikit-learn's own 1e-4 leaves weights that differ in the second digit."""
+_PATH_TOLERANCE = 1e-5
+"""Of L-BFGS along the grid; see `logistic.TOLERANCE`."""
 GRID_ONLY = ("l2_range", "num_l2")
 
 PositiveNumber = Annotated[float, Field(gt=0)]
@@ -111,7 +108,7 @@ class LinearProbe(Protocol):
         check_features(train, test)
         if len(np.unique(train.labels)) < 2:
             raise UsageError("a linear probe needs train images of at least two classes")
-        mean, deviation = _moments(train.features)
+        mean, deviation = moments(train.features)
         x_train, x_test = (((part.features - mean) / deviation).astype(np.float32) for part in (train, test))
         if self.config.solver == "sgd":
             weight, bias, figures, details = self._by_sgd(subject, train, x_train, (mean, deviation))
@@ -182,35 +179,7 @@ class LinearProbe(Protocol):
         model = LogisticRegression(max_iter=config.max_iterations, tol=_PATH_TOLERANCE, warm_start=True)
         for l2 in grid:  # each fit starts where the one before ended
             model.set_params(C=1 / (l2 * int((~aside).sum())))
-            with _quiet():
+            with unconverged_is_fine():
                 model.fit(x[~aside], labels[~aside])
             top1.append(float(np.mean(model.predict(x[aside]) == labels[aside])))
         return grid[int(np.argmax(top1))], grid, top1
-
-
-def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weights (C, F) and biases (C,) that minimise the objective on x (N, F), labels (N,), by scikit-learn's L-BFGS; and its iterations."""
-    model = LogisticRegression(C=1 / (l2 * len(x)) if l2 > 0 else np.inf, max_iter=max_iterations, tol=_TOLERANCE)
-    with _quiet():
-        model.fit(x, labels)
-    num_classes = int(labels.max()) + 1
-    weight, bias = np.zeros((num_classes, x.shape[1]), np.float32), np.full(num_classes, -np.inf, np.float32)
-    if len(model.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
-        weight[model.classes_], bias[model.classes_] = np.vstack([0 * model.coef_, model.coef_]), np.append(0, model.intercept_)
-    else:
-        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
-    return weight, bias, int(np.max(model.n_iter_))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without scikit-learn's warning of fits that were cut short; the result's details tell of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
-
-
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (F,) by feature; a constant feature has deviation 1, and so stays 0."""
-    mean, deviation = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
-    return mean, np.where(deviation > 1e-6 * np.abs(mean) + 1e-12, deviation, 1.0)

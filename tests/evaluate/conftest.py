@@ -96,6 +96,12 @@ class SmallSubject(Subject):
     def outputs(self, network: nn.Module) -> LabelledFeatures:
         return self._features(network, "test", self.data["test"][0])
 
+    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+        self.num_passes += 1
+        images, labels = self.data["test"]
+        ids = 3 * np.arange(len(images)) + 5
+        return [self._features(network, "test", change.apply(images, labels, ids)) for change in changes]
+
     def on(self, train: object, test: object) -> Subject:
         raise UsageError("there are no other images here")
 

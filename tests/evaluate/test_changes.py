@@ -1,9 +1,13 @@
 """Changes of images: keyed by the image, whatever the batch."""
 
+import io
 import pickle
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
 from ray_sassl.data.styles import StyleBank
 from ray_sassl.evaluate.changes import Augmented, Stylized, Textures, textures_of
@@ -46,6 +50,7 @@ def test_keys_tell_changes_apart():
         *(Augmented(seed, number) for seed in (0, 1) for number in (0, 1)),
         *(Stylized(COLOURS, _textures(), 0, number, other_class) for number in (0, 1) for other_class in (False, True)),
         Stylized(COLOURS, other, 0),
+        Stylized(COLOURS, _textures(), 0, render_px=128),
         Stylized(COLOURS, _textures(), 1),
         Stylized(ColorStatistics(regularization=1e-3), _textures(), 0),
     ]
@@ -57,6 +62,23 @@ def test_an_image_gets_its_styles_colours():
     change = Stylized(COLOURS, _textures(), 0)
     means = change.apply(images, labels, ids).mean((1, 2)) / 255
     np.testing.assert_allclose(means, _textures().codes[change.styles(labels, ids), :3], atol=0.02)
+
+
+def test_small_images_keep_their_shape_when_they_are_repainted_enlarged(shared_dir):
+    encoded = pq.ParquetFile(shared_dir / "data/cifar10/test-00000.parquet").read_row_group(0, ["image"])["image"].to_pylist()[:16]
+    images = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in encoded])
+    stylizer = Swift().build(torch.device("cpu"))
+    styles = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255
+    textures = Textures(stylizer.embed(styles).detach().numpy(), np.arange(16), "sixteen")
+
+    def likeness(render_px: int) -> float:
+        painted = Stylized(Swift(), textures, 0, other_class=True, render_px=render_px).apply(images, np.arange(16), np.arange(16))
+        assert painted.shape == images.shape
+        edges = [np.abs(np.diff(part.mean(3), axis=2)).reshape(16, -1) for part in (images.astype(float), painted.astype(float))]
+        return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*edges, strict=True)]))
+
+    assert likeness(128) > 2 * likeness(0)
+    assert likeness(128) > 0.4
 
 
 def test_conflicting_styles_are_never_of_the_images_own_class():

@@ -1,0 +1,42 @@
+"""Multinomial logistic regression on frozen features, as the protocols that fit a linear probe share it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+TOLERANCE = 1e-6
+"""Of the gradient's largest entry, where L-BFGS stops; scikit-learn's own 1e-4 leaves weights that differ in the second digit."""
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (F,) by feature; a constant feature has deviation 1, and so stays 0."""
+    mean, deviation = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    return mean, np.where(deviation > 1e-6 * np.abs(mean) + 1e-12, deviation, 1.0)
+
+
+def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Weights (C, F) and biases (C,) that minimise the objective on x (N, F), labels (N,), by scikit-learn's L-BFGS; and its iterations."""
+    model = LogisticRegression(C=1 / (l2 * len(x)) if l2 > 0 else np.inf, max_iter=max_iterations, tol=TOLERANCE)
+    with unconverged_is_fine():
+        model.fit(x, labels)
+    num_classes = int(labels.max()) + 1
+    weight, bias = np.zeros((num_classes, x.shape[1]), np.float32), np.full(num_classes, -np.inf, np.float32)
+    if len(model.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
+        weight[model.classes_], bias[model.classes_] = np.vstack([0 * model.coef_, model.coef_]), np.append(0, model.intercept_)
+    else:
+        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+    return weight, bias, int(np.max(model.n_iter_))
+
+
+@contextmanager
+def unconverged_is_fine() -> Iterator[None]:
+    """Without scikit-learn's warning of fits that were cut short; the result's details tell of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield

@@ -1,0 +1,216 @@
+"""Robustness of a linear classifier that has seen clean images only: repainted test images, common corruptions, and shape against texture.
+
+Corruptions are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) that `corruptions.py` has. The shape share is that of Geirhos et al. 2019
+(arXiv 1811.12231): of the images that hold the shape of one class and the texture of another, and are taken for one of the two, the share that is
+taken for the shape's class.
+Differs from the papers: accuracies are means over corruptions and severities, not errors as shares of AlexNet's; and cue conflicts are all test
+images, repainted by the project's stylizer in the style of a train image of another class. It keeps more of the content than the one of Geirhos et
+al., so shape shares are to be held against each other, not against theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ray_sassl.evaluate import Evaluation, ImageChange, LabelledFeatures, Predictions, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluate.changes import Stylized, Textures, textures_of
+from ray_sassl.evaluate.corruptions import CORRUPTIONS, MAX_SEVERITY, Corrupted
+from ray_sassl.evaluate.figures import draw
+from ray_sassl.evaluate.intervals import bootstrap, mean_score
+from ray_sassl.evaluate.logistic import fit_lbfgs, moments
+from ray_sassl.evaluate.scores import check_features
+from ray_sassl.plugins import UsageError, did_you_mean, plugin_field
+from ray_sassl.stylize import StylizerConfig
+from ray_sassl.views.grid import image_grid
+
+
+class Config(ProtocolConfig):
+    """Robustness.
+
+    Attributes:
+        corruptions: Which of them are made.
+        severities: Of each corruption.
+        stylize: The stylizer of the repainted copies.
+        styles_per_class: Train images of each class whose styles are drawn from.
+        bank: A style bank to draw the repainted copies' styles from, made by this stylizer; not given: the train images' styles. Cue conflicts
+            always take the train images', whose classes are known.
+        render_px: Smaller images are enlarged to it, repainted and reduced again; 0: repainted as they are, which leaves little of their shape
+            where they are of 32 px.
+        l2: Weight of the penalty on the classifier's squared weights, which is fitted on standardised features as in `linear`.
+        max_iterations: Of L-BFGS, which fits it.
+        num_shown: Test images on the contact sheet.
+        seed: Of all draws, which follow from it and an image's id.
+    """
+
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    severities: tuple[Annotated[int, Field(ge=1, le=MAX_SEVERITY)], ...] = tuple(range(1, MAX_SEVERITY + 1))
+    stylize: plugin_field("ray_sassl.stylize", StylizerConfig) = "swift"  # type: ignore[valid-type]
+    styles_per_class: int = Field(default=8, ge=1)
+    bank: str | None = None
+    render_px: int = Field(default=128, ge=0)
+    l2: float = Field(default=1e-4, ge=0)
+    max_iterations: int = Field(default=500, ge=1)
+    num_shown: int = Field(default=6, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _corruptions_are_known_and_made_once(self) -> Self:
+        for name in self.corruptions:
+            if name not in CORRUPTIONS:
+                raise ValueError(f"no corruption is called {name!r}{did_you_mean(name, CORRUPTIONS)}. Known: {', '.join(CORRUPTIONS)}.")
+        for field in ("corruptions", "severities"):
+            if len(set(getattr(self, field))) < len(getattr(self, field)):
+                raise ValueError(f"{field} names something twice: {getattr(self, field)}")
+        if sorted(self.severities) != list(self.severities):
+            raise ValueError(f"severities must rise: {sorted(self.severities)}")
+        if self.corruptions and not self.severities:
+            raise ValueError("severities is empty; leave out the corruptions too, with corruptions=[]")
+        return self
+
+    def build(self) -> Robustness:
+        return Robustness(self)
+
+
+class Robustness(Protocol):
+    """Top-1 on clean, repainted and corrupted test images, and the share of shape in conflicts of shape and texture.
+
+    `corrupted_top1` is the mean over corruptions and severities (the mean corruption accuracy), `NAME_top1` that over a corruption's severities.
+    The predictions are those for the repainted copies.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        config = self.config
+        train, test = subject.features("train"), subject.features("test")
+        check_features(train, test)
+        if len(np.unique(train.labels)) < 2:
+            raise UsageError("robustness fits a linear classifier, which needs train images of at least two classes")
+        classifier = _fitted(subject, train, config)
+        textures = textures_of(subject, train, config.stylize, config.styles_per_class, config.seed, None)
+        styles = textures
+        if config.bank is not None:
+            styles = textures_of(subject, train, config.stylize, config.styles_per_class, config.seed, config.bank)
+        stylized = Stylized(config.stylize, styles, config.seed, number=0, render_px=config.render_px)
+        conflict = Stylized(config.stylize, textures, config.seed, number=1, other_class=True, render_px=config.render_px)
+        corrupted = [Corrupted(name, severity, config.seed) for name in config.corruptions for severity in config.severities]
+        clean_part, stylized_part, conflict_part, *corrupted_parts = subject.changed_outputs(
+            classifier, [Corrupted(CORRUPTIONS[0], 0, config.seed), stylized, conflict, *corrupted]
+        )
+        corrupted_hits = None
+        hits = {"clean_top1": _hits(clean_part), "stylized_top1": _hits(stylized_part)}
+        scores = {name: mean_score(values) for name, values in hits.items()}
+        if corrupted:
+            rows = np.stack([_hits(part) for part in corrupted_parts])
+            corrupted_hits = rows.reshape(len(config.corruptions), len(config.severities), -1)
+            scores["corrupted_top1"] = mean_score(corrupted_hits.mean((0, 1)))
+            scores |= {f"{name}_top1": mean_score(rows.mean(0)) for name, rows in zip(config.corruptions, corrupted_hits, strict=True)}
+        shape, texture = _cues(conflict_part, textures, conflict)
+        scores |= _cue_scores(shape, texture)
+        figures = {"images": self._contact_sheet(subject, test, stylized, conflict, textures)}
+        details: dict[str, Any] = {"styles": styles.sources, "predictions": "for the repainted copies", "images": len(test.labels)}
+        if corrupted_hits is not None:
+            by_severity = corrupted_hits.mean(2)
+            figures["severity"] = self._curves(float(hits["clean_top1"].mean()), by_severity)
+            details["top1_by_severity"] = {name: row.tolist() for name, row in zip(config.corruptions, by_severity, strict=True)}
+        predictions = Predictions(stylized_part.sample_id, stylized_part.labels, _predicted(stylized_part))
+        return Evaluation(scores, figures, details, predictions)
+
+    def _curves(self, clean: float, by_severity: np.ndarray) -> bytes:
+        """Top-1 over severity, of each corruption and in black the mean; severity 0 is the clean images."""
+        config = self.config
+
+        def paint(axes: Any) -> None:
+            from matplotlib import colormaps
+
+            for number, (name, row) in enumerate(zip(config.corruptions, by_severity, strict=True)):
+                colour = colormaps["tab20"](number % 20)
+                axes.plot(
+                    [0, *config.severities], [100 * clean, *(100 * row)], marker="o", markersize=3, linewidth=1, color=colour, label=name
+                )
+            axes.plot([0, *config.severities], [100 * clean, *(100 * by_severity.mean(0))], color="black", linewidth=2.5, label="mean")
+            axes.set_xlabel("severity (0: clean)")
+            axes.set_ylabel("top-1 / %")
+            axes.grid(alpha=0.25)
+            axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+        return draw(7.5, 4, paint)
+
+    def _contact_sheet(self, subject: Subject, test: LabelledFeatures, stylized: Stylized, conflict: Stylized, textures: Textures) -> bytes:
+        """Some test images, one a line: as they are, repainted, with the texture of another class, and corrupted at the middle severity."""
+        config = self.config
+        rows = np.random.default_rng(config.seed).permutation(len(test.labels))[: config.num_shown]
+        labels, ids = test.labels[rows], test.sample_id[rows]
+        originals = subject.images("test", ids)
+        severity = sorted(config.severities)[len(config.severities) // 2] if config.severities else 0
+        shown: list[tuple[str, ImageChange]] = [("repainted", stylized), ("cue conflict", conflict)]
+        shown += [(f"{name} {severity}", Corrupted(name, severity, config.seed)) for name in config.corruptions if severity]
+        columns = [originals, *(change.apply(originals, labels, ids) for _, change in shown)]
+        others = textures.labels[conflict.styles(labels, ids)]
+        captions = [
+            [_class_name(subject, label), "", f"+ {_class_name(subject, other)}", *("" for _ in shown[2:])]
+            for label, other in zip(labels.tolist(), others.tolist(), strict=True)
+        ]
+        titles = ["clean", *(title for title, _ in shown)]
+        return image_grid([list(row) for row in zip(*columns, strict=True)], titles, captions, cell_px=max(112, subject.size_px // 2))
+
+
+class LinearClassifier(nn.Module):
+    """The number of the class (B, 1) that a linear layer on standardised features finds the likeliest; equal ones give the lower number."""
+
+    def __init__(self, encoder: nn.Module, mean: np.ndarray, deviation: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+        super().__init__()
+        self.encoder = encoder
+        for name, array in (("mean", mean), ("deviation", deviation), ("weight", weight), ("bias", bias)):
+            self.register_buffer(name, torch.from_numpy(np.asarray(array, np.float32)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        standardised = (self.encoder(x) - self.get_buffer("mean")) / self.get_buffer("deviation")
+        class_scores = standardised @ self.get_buffer("weight").T + self.get_buffer("bias")
+        return class_scores.argmax(1, keepdim=True).float()
+
+
+def _fitted(subject: Subject, train: LabelledFeatures, config: Config) -> LinearClassifier:
+    mean, deviation = moments(train.features)
+    x = ((train.features - mean) / deviation).astype(np.float32)
+    weight, bias, _ = fit_lbfgs(x, train.labels, config.l2, config.max_iterations)
+    encoder, _ = subject.encoder()
+    return LinearClassifier(encoder.cpu(), mean, deviation, weight, bias)
+
+
+def _predicted(part: LabelledFeatures) -> np.ndarray:
+    """(N,) int64, from what `LinearClassifier` puts out."""
+    return part.features[:, 0].astype(np.int64)
+
+
+def _hits(part: LabelledFeatures) -> np.ndarray:
+    return (_predicted(part) == part.labels).astype(np.float64)
+
+
+def _cues(part: LabelledFeatures, textures: Textures, conflict: Stylized) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float each: 1 where an image was taken for the class of its shape, and where for that of its texture."""
+    predicted = _predicted(part)
+    texture_labels = textures.labels[conflict.styles(part.labels, part.sample_id)]
+    return (predicted == part.labels).astype(np.float64), (predicted == texture_labels).astype(np.float64)
+
+
+def _cue_scores(shape: np.ndarray, texture: np.ndarray) -> dict[str, Score]:
+    scores = {"conflict_shape_top1": mean_score(shape), "conflict_texture_top1": mean_score(texture)}
+    if shape.sum() + texture.sum() > 0:
+        scores["shape_share"] = bootstrap(len(shape), lambda rows: _share(shape[rows], texture[rows]))
+    return scores
+
+
+def _share(shape: np.ndarray, texture: np.ndarray) -> float:
+    decided = shape.sum() + texture.sum()
+    return float(shape.sum() / decided) if decided else 0.5
+
+
+def _class_name(subject: Subject, label: int) -> str:
+    return subject.class_names[label] if subject.class_names else f"class {label}"

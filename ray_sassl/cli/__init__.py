@@ -182,6 +182,40 @@ def evaluate(
     )
 
 
+@app.command(
+    epilog="Examples: ray-sassl detect runs/first VOCdevkit   |   ray-sassl detect runs/first cells architecture=fpn steps=500 batch_size=4"
+)
+def detect(
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory (its newest checkpoint) or a checkpoint.")],
+    data_: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="A folder with JPEGImages, Annotations and ImageSets/Main, or with VOC2007 and VOC2012 in it."),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the settings, such as steps=500.")
+    ] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also fine-tune the untrained encoder.")] = False,
+    out: Annotated[str | None, typer.Option(help="Folder for the results. [default: evaluation/step-NUMBER in the run directory]")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Train on so many workers of Ray; 0: in this process. [default: one a GPU of a cluster or of several; else 0]"
+        ),
+    ] = None,
+    worker_cpus: Annotated[float, typer.Option(help="CPUs of one worker, and its threads.")] = 1.0,
+    address: Address = None,
+) -> None:
+    """Judge an encoder by object detection.
+
+    Faster R-CNN with the encoder as its backbone, trained and scored on data in PASCAL VOC's form: AP, AP50, AP75. A run that was stopped goes on.
+    """
+    from ray_sassl.cli import detection
+
+    detection.detect(
+        Console(), run, data_, overrides or [], baselines=baselines, out=out, workers=workers, worker_cpus=worker_cpus, address=address
+    )
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

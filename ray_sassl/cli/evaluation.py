@@ -26,7 +26,7 @@ from ray_sassl.scoring import EncoderSubject, EvaluationData, Judge, RawPixels, 
 from ray_sassl.train.checkpoint import Checkpoint
 
 _PROTOCOLS = "ray_sassl.evaluate"
-_SHARES = ("top1", "top5", "per_class", "share", "accuracy")
+_SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
 FOLDER, FEATURES = "evaluation", "features"
 
 
@@ -76,7 +76,7 @@ def evaluate(
                 console.print(f"{protocol.name}: {name} ...", style="dim", highlight=False)
                 evaluations[name] = _evaluated(subject, protocol, config, has_pool=judge is not None)
             own = None if protocol.brings_images else data
-            console.print(_table(protocol.name, evaluations, own.chance if own is not None else None))
+            console.print(scores_table(protocol.name, evaluations, own.chance if own is not None else None))
             path = _write(out, protocol, evaluations, checkpoint, config, own)
             console.print(f"Scores: {path}", soft_wrap=True, highlight=False)
     if data is not None and data.num_bad:
@@ -100,6 +100,8 @@ def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:
         UsageError: no protocol is named, one of them is not known, or a field does not take its value.
     """
     names = [word for word in words if "=" not in word]
+    if "detect" in names:
+        raise UsageError("detection has a verb of its own, since it needs boxes: ray-sassl detect RUN DATA [PATH=VALUE]...")
     if not names:
         known = plugin_names(_PROTOCOLS)
         raise UsageError(f"name at least one protocol: {', '.join(known)}")
@@ -151,7 +153,8 @@ def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str
         yield pool.extract, pool.judge
 
 
-def _table(protocol: str, evaluations: dict[str, Evaluation], chance: float | None) -> Table:
+def scores_table(protocol: str, evaluations: dict[str, Evaluation], chance: float | None) -> Table:
+    """A column an encoder, a line a score, and where scores have notes a column of them."""
     notes = {name: note for evaluation in evaluations.values() for name, note in evaluation.notes.items()}
     table = Table(protocol, *evaluations, *(["of"] if notes else []), title=f"{protocol}, 95 % intervals in brackets", title_justify="left")
     names = dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.scores)

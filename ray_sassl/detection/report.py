@@ -1,0 +1,55 @@
+"""What a detection job has found, in the form that all evaluations have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_sassl.detection.average_precision import Detections, average_precision_scores
+from ray_sassl.detection.pictures import boxes_picture, history_picture
+from ray_sassl.detection.training import DetectionJob, DetectionResult
+from ray_sassl.evaluate import Evaluation, Score
+from ray_sassl.storage import name_of
+
+_NUM_SHOWN = 4
+
+
+def evaluation_of(job: DetectionJob, result: DetectionResult) -> Evaluation:
+    """AP, AP50 and AP75 with intervals and AP by class; boxes on test images, and curves of the losses and of AP over the steps."""
+    scores = average_precision_scores(result.detections, job.test.truths, job.test.class_names)
+    history = result.history
+    figures = {"boxes": boxes_picture(job.test, result.detections, _NUM_SHOWN, job.config.seed)}
+    if len(history.losses) > 1:
+        figures["losses"] = history_picture(history.losses, "loss")
+    if len(history.measured) > 1:
+        figures["AP"] = history_picture(history.measured, "share")
+        first = history.measured[0]
+        scores["AP50_at_first"] = Score(first["AP50"])
+    details: dict[str, Any] = {
+        "train": _facts(job, "train"),
+        "test": _facts(job, "test"),
+        "classes": list(job.test.class_names),
+        "losses": history.losses,
+        "measured": history.measured,
+    }
+    return Evaluation(scores, figures, details)
+
+
+def _facts(job: DetectionJob, split: str) -> dict[str, int]:
+    part = getattr(job, split)
+    return {"images": len(part), "boxes": part.num_boxes, "boxes_without_area_dropped": part.num_dropped}
+
+
+def detections_table(job: DetectionJob, detections: list[Detections]) -> pa.Table:
+    """One row a detection: `image` (name), `label`, `score` and the box's edges in pixels."""
+    counts = [len(one.labels) for one in detections]
+    images = [name_of(path) for path, count in zip(job.test.paths, counts, strict=True) for _ in range(count)]
+    boxes = np.concatenate([one.boxes for one in detections]).astype(np.float32)
+    columns = {
+        "image": pa.array(images, pa.string()),
+        "label": np.concatenate([one.labels for one in detections]),
+        "score": np.concatenate([one.scores for one in detections]).astype(np.float32),
+    }
+    return pa.table(columns | {edge: boxes[:, place] for place, edge in enumerate(("left", "top", "right", "bottom"))})

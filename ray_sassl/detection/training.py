@@ -1,0 +1,314 @@
+"""Training a detector and looking at the test set with it, as one of the processes that share the work.
+
+Which images a step sees, how they are mirrored and which regions are sampled follow from (seed, step, rank), so a run repeats, and one that was
+stopped goes on from its checkpoint as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import json
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+
+from ray_sassl import storage
+from ray_sassl.data import DataConfig
+from ray_sassl.data.decode import DecodeError, decode
+from ray_sassl.detection import REFERENCE_BATCH, DetectConfig
+from ray_sassl.detection.average_precision import Detections, average_precision, check_installed
+from ray_sassl.detection.network import build_detector
+from ray_sassl.detection.voc import DetectionSet
+from ray_sassl.evaluate.store import encoder_digest
+from ray_sassl.plugins import UsageError
+from ray_sassl.train.context import Context
+
+log = logging.getLogger(__name__)
+
+_MAX_PIXELS = DataConfig.model_fields["max_pixels"].default
+_LOG_EVERY = 20
+_TEST_BATCH = 2
+_AHEAD = 3
+LOSSES = {
+    "loss_objectness": "objectness",
+    "loss_rpn_box_reg": "proposals",
+    "loss_classifier": "classes",
+    "loss_box_reg": "boxes",
+}
+"""torchvision's losses, and what they are called in the record."""
+
+
+@dataclass(frozen=True)
+class DetectionJob:
+    """What is trained on what.
+
+    Attributes:
+        encoder: With the weights to start from; it is changed.
+        pixel_mean: By channel, of intensities in [0, 1].
+        pixel_std: By channel, of intensities in [0, 1].
+        checkpoint: Path or URI of the file to go on from; all processes must reach it.
+    """
+
+    encoder: nn.Module
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    train: DetectionSet
+    test: DetectionSet
+    config: DetectConfig
+    checkpoint: str
+
+    @property
+    def key(self) -> str:
+        """sha256 of all that the result follows from."""
+        facts = [self.config.model_dump(mode="json", exclude={"checkpoint_every"}), self.pixel_mean, self.pixel_std]
+        text = json.dumps([encoder_digest(self.encoder), self.train.fingerprint, self.test.fingerprint, *facts])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class History:
+    """What was logged.
+
+    Attributes:
+        losses: Means since the entry before, with the `step`.
+        measured: `step`, AP, AP50 and AP75 on the test set.
+    """
+
+    losses: list[dict[str, float]] = field(default_factory=list)
+    measured: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """What was found in each test image after the training, and what was logged on the way."""
+
+    detections: list[Detections]
+    history: History
+
+
+def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
+    """Train and test; every process of the context must call it, and all return the same detections.
+
+    Raises:
+        UsageError: the encoder, an image or a setting does not allow it.
+    """
+    check_installed()
+    config = job.config
+    if config.batch_size % context.world_size:
+        raise UsageError(f"batches of {config.batch_size} images cannot be shared evenly by {context.world_size} workers")
+    key = job.key
+    with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        detector = build_detector(job.encoder, config, len(job.train.class_names), job.pixel_mean, job.pixel_std).to(context.device)
+        optimizer = _optimizer(detector, config)
+        step, history = _resumed(job, key, detector, optimizer)
+        wrapped = _wrapped(detector, context)
+        if step == 0 and config.evaluate_every:
+            _measure(job, detector, context, 0, history)
+        sums: dict[str, Tensor] = {}
+        count = 0
+        for images, targets in _training_batches(job, context, step):
+            parts = _train_step(job, wrapped, optimizer, step, context, images, targets)
+            step, count = step + 1, count + 1
+            sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
+            is_last = step == config.steps
+            is_saved = is_last or step % config.checkpoint_every == 0
+            if is_saved or step % _LOG_EVERY == 0:
+                entry = {name: float(value) / count for name, value in sums.items()}
+                _check_finite(entry, step, config)
+                history.losses.append({"step": step} | entry)
+                if context.rank == 0:
+                    context.report({"step": step} | entry)
+                sums, count = {}, 0
+            if config.evaluate_every and step % config.evaluate_every == 0 and not is_last:
+                _measure(job, detector, context, step, history)
+            if is_saved:
+                _save(job, key, detector, optimizer, step, history, context)
+        return DetectionResult(_measure(job, detector, context, config.steps, history), history)
+
+
+def _optimizer(detector: nn.Module, config: DetectConfig) -> torch.optim.SGD:
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, _learning_rate(0, config), config.momentum)
+
+
+def _learning_rate(step: int, config: DetectConfig) -> float:
+    """A linear warm-up, then steps down to a tenth."""
+    rate = config.learning_rate * config.batch_size / REFERENCE_BATCH
+    rate *= 0.1 ** sum(step >= share * config.steps for share in config.decay_at)
+    return rate * min(1.0, (step + 1) / (config.warmup_steps + 1))
+
+
+def _wrapped(detector: FasterRCNN, context: Context) -> nn.Module:
+    if context.world_size == 1:
+        return detector
+    device_ids = [context.device] if context.device.type == "cuda" else None
+    # The statistics are synchronised by the layers themselves; torch 2.15 has renamed the option.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(detector, device_ids=device_ids, **own_buffers)
+
+
+def _train_step(
+    job: DetectionJob,
+    detector: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    context: Context,
+    images: list[Tensor],
+    targets: list[dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """One update; returns the losses by the record's names."""
+    torch.manual_seed(int(np.random.SeedSequence([job.config.seed, step, context.rank]).generate_state(1)[0]))
+    for group in optimizer.param_groups:
+        group["lr"] = _learning_rate(step, job.config)
+    device = context.device
+    parts = detector(
+        [image.to(device).float().div_(255) for image in images],
+        [{name: value.to(device) for name, value in target.items()} for target in targets],
+    )
+    loss = torch.stack(list(parts.values())).sum()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return {"loss": loss.detach()} | {LOSSES[name]: value.detach() for name, value in parts.items()}
+
+
+def _check_finite(entry: dict[str, float], step: int, config: DetectConfig) -> None:
+    if not all(math.isfinite(value) for value in entry.values()):
+        raise UsageError(f"the detector has diverged by step {step:,} (loss {entry['loss']}); lower learning_rate={config.learning_rate:g}")
+
+
+def _training_batches(job: DetectionJob, context: Context, first: int) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
+    """This process's images and targets of each step from `first` on, decoded ahead by threads."""
+    config, share = job.config, job.config.batch_size // context.world_size
+    places = ((step, context.rank * share + place) for step in range(first, config.steps) for place in range(share))
+    samples = _ahead(places, lambda at: _training_sample(job, *at), threads=2, ahead=_AHEAD * share)
+    batch: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for sample in samples:
+        batch.append(sample)
+        if len(batch) == share:
+            yield [image for image, _ in batch], [target for _, target in batch]
+            batch = []
+
+
+def _training_sample(job: DetectionJob, step: int, place: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Image number `place` of a step's batch, mirrored half of the time."""
+    epoch, row = divmod(step * job.config.batch_size + place, len(job.train))
+    row = int(_order(job.config.seed, epoch, len(job.train))[row])
+    image, truth = _pixels(job.train.paths[row]), job.train.truths[row]
+    boxes = torch.from_numpy(truth.boxes.astype(np.float32))
+    if np.random.default_rng([job.config.seed, step, place]).random() < 0.5:
+        image, boxes = mirrored(image, boxes)
+    return image, {"boxes": boxes, "labels": torch.from_numpy(truth.labels + 1)}
+
+
+def _order(seed: int, epoch: int, num: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num)
+
+
+def mirrored(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """An image (3, H, W) with left and right exchanged, and its boxes (B, 4)."""
+    width = image.shape[2]
+    return image.flip(2), torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+
+
+def _pixels(path: str) -> Tensor:
+    """(3, H, W) uint8.
+
+    Raises:
+        UsageError: it is no image that can be decoded.
+    """
+    try:
+        return torch.from_numpy(np.array(decode(storage.read_bytes(path), _MAX_PIXELS))).permute(2, 0, 1)
+    except DecodeError as error:
+        raise UsageError(f"{path}: {error}. Mend it, or take it out of its split.") from error
+
+
+def _ahead(items: Iterable[Any], work: Any, threads: int, ahead: int) -> Iterator[Any]:
+    """The results in order, worked out ahead."""
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _measure(job: DetectionJob, detector: FasterRCNN, context: Context, step: int, history: History) -> list[Detections]:
+    """What all processes find in the test images; AP goes into the history."""
+    mine = range(context.rank, len(job.test), context.world_size)
+    found = dict(zip(mine, detect_images(detector, [job.test.paths[row] for row in mine], job.config, context), strict=True))
+    if context.world_size > 1:
+        gathered: list[Any] = [None] * context.world_size
+        dist.all_gather_object(gathered, found)
+        found = {row: one for part in gathered for row, one in part.items()}
+    detections = [found[row] for row in range(len(job.test))]
+    if context.rank == 0:
+        entry = {"step": step} | average_precision(detections, job.test.truths)
+        history.measured.append(entry)
+        context.report({"measured_step": float(step)} | {name: value for name, value in entry.items() if name != "step"})
+    return detections
+
+
+@torch.inference_mode()
+def detect_images(detector: FasterRCNN, paths: Sequence[str], config: DetectConfig, context: Context) -> list[Detections]:
+    """What the detector finds in each image; its mode and the size of its images are as before afterwards."""
+    detector.eval()
+    resize: Any = detector.transform
+    train_px, resize.min_size = resize.min_size, (config.test_px,)
+    found: list[Detections] = []
+    try:
+        pixels = _ahead(paths, _pixels, threads=2, ahead=_AHEAD * _TEST_BATCH)
+        while batch := [image for _, image in zip(range(_TEST_BATCH), pixels, strict=False)]:
+            outputs = detector([image.to(context.device).float().div_(255) for image in batch])
+            for output in outputs:
+                boxes, labels, scores = (output[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
+                found.append(Detections(boxes, labels - 1, scores))
+            context.report({"tested": float(len(batch))})
+    finally:
+        resize.min_size = train_px
+        detector.train()
+    return found
+
+
+def _save(
+    job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: History, context: Context
+) -> None:
+    if context.rank == 0:
+        buffer = io.BytesIO()
+        state = {"key": key, "step": step, "detector": detector.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(state | {"losses": history.losses, "measured": history.measured}, buffer)
+        storage.write_bytes(job.checkpoint, buffer.getvalue())
+
+
+def _resumed(job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, History]:
+    """The step to go on from with the state of its checkpoint, or 0 where there is none of this very job."""
+    if not storage.exists(job.checkpoint):
+        return 0, History()
+    state = torch.load(io.BytesIO(storage.read_bytes(job.checkpoint)), map_location="cpu", weights_only=True)
+    if state["key"] != key:
+        log.warning("%s is of another detection job (other settings, data or weights); starting anew.", job.checkpoint)
+        return 0, History()
+    detector.load_state_dict(state["detector"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], History(state["losses"], state["measured"])

@@ -85,6 +85,11 @@ def memory_bytes(pids: list[int]) -> int:
     return total
 
 
+def command(pid: int) -> str:
+    """The process's title; empty where it has ended."""
+    return " ".join(_lines(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()
+
+
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat from the state on: [1] is the parent, [11] and [12] user and system ticks."""
     lines = _lines(f"/proc/{pid}/stat")

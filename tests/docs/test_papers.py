@@ -64,10 +64,13 @@ def test_every_experiment_with_style_or_feature_augmentation_is_named():
     assert both <= set(EXPERIMENTS)
 
 
-def test_every_file_that_differs_from_its_paper_is_named():
-    differing = [path for path in (ROOT / "ray_sassl").rglob("*.py") if "Differs from the paper" in path.read_text()]
-    assert differing
-    assert {str(path.relative_to(ROOT / "ray_sassl")) for path in differing} <= set(FILES)
+@pytest.mark.parametrize("part", ["methods", "feature_aug", "stylize", "views"])
+def test_every_file_that_differs_from_its_paper_is_named(part):
+    """What evaluation differs in stands on its own page."""
+    package = ROOT / "ray_sassl" / part
+    differing = {f"{part}/{path.name}" for path in package.glob("*.py") if "Differs from" in path.read_text()}
+    assert differing <= set(FILES)
+    assert differing or part != "methods"
 
 
 def test_the_page_names_something_of_each_kind():

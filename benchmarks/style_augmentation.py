@@ -4,6 +4,7 @@
 
 Every run is one process on one thread; what is finished is kept in the results, so that a stopped call goes on. The published weights must be on
 this machine (`ray-sassl weights fetch magenta`); its codes are computed at 96 px, which is ten times quicker than at 256 px.
+`--experiment best.yaml` adds the stylizer and the strengths that a search has found.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import RESULTS, write_results
+from ray_sassl.config.files import read_config
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluate.knn import Config as Knn
@@ -43,16 +45,18 @@ def main(
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     epochs: Annotated[int, typer.Option(min=1)] = 2,
     shards: Annotated[int, typer.Option(min=1, help="Of 6,250 training images each.")] = 2,
+    experiment: Annotated[Path | None, typer.Option(help="A YAML file whose `stylize` and `sassl` are compared too.")] = None,
     out: Annotated[Path, typer.Option(help="Results, also those of earlier calls.")] = RESULTS / "style_augmentation.json",
 ) -> None:
     torch.set_num_threads(1)
+    cells = CELLS | (_cell_of(experiment) if experiment else {})
     console = Console()
     budget = {"epochs": epochs, "shards": shards}
     runs: dict[str, dict[str, float]] = {}
     if out.exists() and (there := json.loads(out.read_text()))["budget"] == budget:
         runs = there["runs"]
     for seed in range(seeds):
-        for name, overrides in {"untrained": None, **CELLS}.items():
+        for name, overrides in {"untrained": None, **cells}.items():
             key = f"{name}; seed {seed}"
             if key in runs:
                 continue
@@ -61,7 +65,12 @@ def main(
             runs[key] |= {"wall_s": round(time.monotonic() - began, 1), "cpu_s": round(time.process_time() - cpu, 1)}
             console.print(key, runs[key])
             write_results("style_augmentation", [], {"budget": budget, "runs": runs}, out)
-    console.print(_table(runs, seeds))
+    console.print(_table(runs, list(cells), seeds))
+
+
+def _cell_of(experiment: Path) -> dict[str, list[str]]:
+    tree = read_config(str(experiment)).model_dump(mode="json")
+    return {tree["name"]: [f"{part}={json.dumps(tree[part])}" for part in ("stylize", "sassl")]}
 
 
 def _config(data: Path, epochs: int, shards: int, seed: int, overrides: list[str]) -> ExperimentConfig:
@@ -93,9 +102,9 @@ def _scores(config: ExperimentConfig, is_trained: bool) -> dict[str, float]:
         return {"knn_top1": knn["top1"], "linear_top1": linear["top1"]}
 
 
-def _table(runs: dict[str, dict[str, float]], seeds: int) -> Table:
+def _table(runs: dict[str, dict[str, float]], cells: list[str], seeds: int) -> Table:
     table = Table("", "kNN top-1", "linear top-1", "CPU-s of a run", title=f"Mean and standard deviation over {seeds} seeds")
-    for name in ("untrained", *CELLS):
+    for name in ("untrained", *cells):
         rows = [runs[f"{name}; seed {seed}"] for seed in range(seeds)]
         table.add_row(name, *(_spread([row[key] for row in rows]) for key in ("knn_top1", "linear_top1")), f"{_mean(rows, 'cpu_s'):.0f}")
     return table

@@ -171,7 +171,7 @@ def _measure(command: list[str]) -> dict[str, float]:
 
 
 def asha_study() -> StudyConfig:
-    """The demo's shapes at 16 px, on which the strength of style decides, searched at random and without early stopping."""
+    """The demo's shapes, on which the strength of style decides, searched at random and without early stopping."""
     steps_per_evaluation = 12
     base = load_experiment("demo")
     base = apply_overrides(
@@ -179,8 +179,6 @@ def asha_study() -> StudyConfig:
         [
             f"train.epochs={ASHA_EVALUATIONS * steps_per_evaluation * base.train.global_batch / 5120}",
             f"train.evaluate_every={steps_per_evaluation}",
-            "views.size_px=16",
-            "evaluate.size_px=16",
             "optim.warmup_epochs=0.2",
             "evaluate.online_rows=1000",
             "scaling.num_workers=0",

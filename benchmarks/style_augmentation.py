@@ -4,11 +4,12 @@
 
 Runs are tasks of one thread each on a Ray of their own, as many at a time as there are CPUs; what is finished is kept in the results, so that a
 stopped call goes on. The published weights must be on this machine (`ray-sassl weights fetch magenta`); its codes are computed at 96 px, which is
-ten times quicker than at 256 px.
+ten times quicker than at 256 px. `--experiment best.yaml` adds the stylizer and the strengths that a search has found.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from benchmarks.grid import Budget, Cell, run_grid, table
 from benchmarks.measuring import RESULTS
+from ray_sassl.config.files import read_config
 
 WARMUP = "optim.warmup_epochs=0.5"
 CELLS = {
@@ -33,11 +35,19 @@ def main(
     epochs: Annotated[int, typer.Option(min=1)] = 2,
     shards: Annotated[int, typer.Option(min=1, help="Of 6,250 training images each.")] = 2,
     cpus: Annotated[int | None, typer.Option(min=1, help="Runs at a time; all CPUs where not given.")] = None,
+    experiment: Annotated[Path | None, typer.Option(help="A YAML file whose `stylize` and `sassl` are compared too.")] = None,
     out: Annotated[Path, typer.Option(help="Results, also those of earlier calls.")] = RESULTS / "style_augmentation.json",
 ) -> None:
     console, budget = Console(), Budget(epochs, shards, 128)
-    runs = run_grid("style_augmentation", CELLS, budget, seeds, data, out, console, cpus)
-    console.print(table(f"Mean and standard deviation over {seeds} seeds", CELLS, runs, seeds))
+    cells = CELLS | (_cell_of(experiment) if experiment else {})
+    runs = run_grid("style_augmentation", cells, budget, seeds, data, out, console, cpus)
+    console.print(table(f"Mean and standard deviation over {seeds} seeds", cells, runs, seeds))
+
+
+def _cell_of(experiment: Path) -> dict[str, Cell]:
+    tree = read_config(str(experiment)).model_dump(mode="json")
+    overrides = (f"{part}={json.dumps(tree[part])}" for part in ("stylize", "sassl"))
+    return {tree["name"]: Cell("moco_cifar10_cpu", (WARMUP, *overrides))}
 
 
 if __name__ == "__main__":

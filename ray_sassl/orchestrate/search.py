@@ -51,6 +51,8 @@ from ray_sassl.study.searcher import suggest
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
+_HOPELESS = 3
+"""Trials that fail at the start of a study before it is given up."""
 _LOGGED = ("loss", "images_per_s", "embedding_std", "effective_rank")
 """What every run reports beside its scores."""
 _TUNE_ENVIRONMENT = {
@@ -74,6 +76,7 @@ class StudyState:
         progress: The newest metrics of running trials, between evaluations.
         concurrent: Trials at once.
         evaluations: Of a whole trial.
+        num_earlier: Trials that were there when this session began.
         is_stopping: No more trials are started.
     """
 
@@ -82,6 +85,7 @@ class StudyState:
     trials: dict[int, TrialRecord]
     concurrent: int = 1
     evaluations: int = 1
+    num_earlier: int = 0
     progress: dict[int, dict[str, float]] = field(default_factory=dict)
     is_stopping: bool = False
     began: float = field(default_factory=time.monotonic)
@@ -120,7 +124,7 @@ def search(
         run: Does one trial; for simulations.
 
     Raises:
-        UsageError: space, data, directory or cluster do not allow the study; nothing was run.
+        UsageError: space, data, directory or cluster do not allow the study, and nothing was run; or the first trials all failed alike.
     """
     study_dir = study_dir if storage.is_uri(study_dir) else os.path.abspath(study_dir)
     study = study.model_copy(update={"base": with_absolute_paths(study.base)})
@@ -128,6 +132,7 @@ def search(
     records = open_study(study, study_dir, resume=resume)
     index = cached_index(study.base.data, storage.join(study_dir, INDEX))
     state = StudyState(study, study_dir, {record.number: record for record in records})
+    state.num_earlier = len(records)
     state.evaluations = num_evaluations(study.base, index.num_rows)
     scheduler = build_scheduler(study, state.evaluations)
     replay(scheduler, [record for record in records if not record.is_open])
@@ -157,6 +162,10 @@ def search(
                 _fit(tuner, state, control, watch)
             finally:
                 write_tables(study, study_dir, state.records)
+    if reason := hopeless(state):
+        raise UsageError(
+            f"the first {_HOPELESS} trials failed before their first evaluation, so no more were started; the last one: {reason}"
+        )
     return state
 
 
@@ -219,6 +228,14 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
         raise UsageError(f"the search ended by an error of Ray Tune: {reason_of(errors[0])}") from errors[0]
 
 
+def hopeless(state: StudyState) -> str | None:
+    """The last reason, where the first trials of this session have all failed before their first evaluation: others would fare no better."""
+    first = state.records[state.num_earlier :][:_HOPELESS]
+    if len(first) == _HOPELESS and all(trial.state == "failed" and not trial.curve for trial in first):
+        return first[-1].reason
+    return None
+
+
 class RecordSearcher(Searcher):
     """Hands Tune the open trials of an earlier session first, then new ones as `study.searcher` suggests them."""
 
@@ -234,7 +251,7 @@ class RecordSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         state, study = self._state, self._state.study
         with state.lock:
-            if state.is_stopping:
+            if state.is_stopping or hopeless(state):
                 return Searcher.FINISHED
             # A population is there as a whole; Tune lets its members take turns.
             if study.scheduler != "pbt" and len(self._live) >= state.concurrent:

@@ -12,6 +12,7 @@ import gc
 import json
 import math
 import queue
+import re
 import statistics
 import threading
 import time
@@ -285,9 +286,9 @@ def copy_folder(source: str, target: str) -> None:
 
 
 def reason_of(error: BaseException | str | None) -> str:
-    """The innermost message of what Tune says about a failed trial."""
+    """The innermost message of what Tune says about a failed trial; the names of errors of ours are left out, their words are for the user."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
+    return re.sub(r"^ray_sassl\.[\w.]+: ", "", lines[-1]) if lines else repr(error)
 
 
 def point_of(config: dict[str, Any]) -> Point:

@@ -91,6 +91,14 @@ def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint_and_then
         assert "process" in (twice.records[number].reason or "")
 
 
+def test_a_study_is_given_up_when_its_first_trials_all_fail_at_once(ray_cluster: None, tmp_path: Path):
+    high = SearchSpace(parameters=(Float(path="sassl.prob", low=0.91, high=1.0),))
+    study = simulated_study(scheduler="fifo", num_trials=9, retries=0, max_concurrent=1).model_copy(update={"space": high})
+    with pytest.raises(UsageError, match=r"the first 3 trials failed before their first evaluation.*the loss is nan at step 1"):
+        search(study, str(tmp_path), run=SimulatedRun(failing=(1, 9)))
+    assert [trial.state for trial in read_trials(str(tmp_path))] == ["failed"] * 3
+
+
 def test_a_study_whose_time_is_up_goes_on_where_it_was(ray_cluster: None, tmp_path: Path):
     study = simulated_study(scheduler="fifo", num_trials=3, max_concurrent=1)
     stopped = search(study.model_copy(update={"time_budget_s": 1e-3}), str(tmp_path), run=SimulatedRun(seconds=0.5))

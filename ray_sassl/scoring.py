@@ -250,7 +250,7 @@ class EncoderSubject(Subject):
     def images(self, split: Split, sample_id: np.ndarray) -> np.ndarray:
         index = self._images(split).index
         groups = np.searchsorted(index.group_first, sample_id, side="right") - 1
-        pixels = np.empty((len(sample_id), self.size_px, self.size_px, 3), np.uint8)
+        pixels = np.zeros((len(sample_id), self.size_px, self.size_px, 3), np.uint8)
         for group in np.unique(groups):
             places = np.flatnonzero(groups == group)
             decoded, good = decode_images(read_groups(index, [int(group)]).take(sample_id[places]), index.config.max_pixels, _ignore)

@@ -265,3 +265,18 @@ def test_tasks_are_judged_by_their_own_images_without_any_of_the_runs(config, tm
     assert found[0].details["bad_images"] == 1
     with pytest.raises(UsageError, match="which are not set"):
         subject.features("test")
+
+
+def test_a_bad_train_image_is_left_out_of_every_epoch_and_counted_once(config, tmp_path):
+    _write(tmp_path / "train.parquet", 120, num_bad=1)
+    subject = _subject(config, tmp_path / "kept")
+    labels = np.concatenate([labels for _, labels in subject.training_views(np.arange(120), epochs=3, batch_size=16, seed=0)])
+    assert len(labels) == 3 * 119
+    assert subject._data.num_bad == 1
+
+
+def test_an_image_that_cannot_be_decoded_is_black(config, tmp_path):
+    _write(tmp_path / "train.parquet", 120, num_bad=1)
+    images = _subject(config, tmp_path / "kept").images("train", np.array([0, 1]))
+    assert not images[0].any()
+    assert images[1].any()

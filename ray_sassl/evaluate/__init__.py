@@ -155,7 +155,7 @@ class Subject(ABC):
 
     @abstractmethod
     def images(self, split: Split, sample_id: np.ndarray) -> np.ndarray:
-        """(n, S, S, 3) uint8: images of a split by their ids, in the ids' order, as the encoder sees them."""
+        """(n, S, S, 3) uint8: images of a split by their ids, in the ids' order, as the encoder sees them; black where one is damaged."""
 
     @abstractmethod
     def encoder(self) -> tuple[nn.Module, int]:

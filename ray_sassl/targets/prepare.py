@@ -83,7 +83,7 @@ def how_to_get(card: Card) -> str:
     if card.by_hand is None:
         return f"Get it with: ray-sassl data fetch {card.name}"
     return (
-        f"It cannot be downloaded here: {card.by_hand}. Get it from {card.source}, put into a folder {card.layout}, and run: "
+        f"It cannot be downloaded here: {card.by_hand}. It comes from {card.source}. Put its files into a folder, as {card.layout}, and run: "
         f"ray-sassl data fetch {card.name} --from FOLDER"
     )
 

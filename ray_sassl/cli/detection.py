@@ -83,7 +83,7 @@ def detect(
                 pq.write_table(detections_table(job, result.detections), sink)
                 storage.write_bytes(storage.join(out, f"{NAME}.parquet"), sink.getvalue())
             storage.remove(file)
-    console.print(scores_table(NAME, evaluations, None))
+    console.print(scores_table(NAME, {NAME: evaluations}, None))
     console.print(f"Scores: {_write(out, settings, evaluations, checkpoint, data)}", soft_wrap=True, highlight=False)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -148,20 +147,30 @@ class Extractor:
         return features_of(self._encoder, images, prep.pixel_mean, prep.pixel_std, self._device)
 
 
-def extract_here(job: ExtractionJob, kept: KeptImages | None = None) -> Extracted:
-    """All of the job in this process, on its GPU where it has one."""
-    return extract_on(torch.device("cuda" if torch.cuda.is_available() else "cpu"), max(1, torch.get_num_threads()), job, kept)
+def extract_here(job: ExtractionJob, kept: KeptImages | None = None, advance: Callable[[int], None] | None = None) -> Extracted:
+    """All of the job in this process, on its GPU where it has one.
+
+    Args:
+        advance: Told of the rows of each portion that is done.
+    """
+    return extract_on(torch.device("cuda" if torch.cuda.is_available() else "cpu"), max(1, torch.get_num_threads()), job, kept, advance)
 
 
-def extract_on(device: torch.device, num_threads: int, job: ExtractionJob, kept: KeptImages | None = None) -> Extracted:
+def extract_on(
+    device: torch.device,
+    num_threads: int,
+    job: ExtractionJob,
+    kept: KeptImages | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Extracted:
     """All of the job in this process, on a device, with so many threads that decode."""
     extractor = Extractor(job, device, num_threads, kept)
-    return joined(job, [extractor.portion(groups) for groups in job.items])
-
-
-def extract_keeping_images() -> Extract:
-    """`extract_here` for several jobs: what it has decoded for one it does not decode again for the next, up to 1 GiB."""
-    return partial(extract_here, kept=KeptImages())
+    done = []
+    for groups in job.items:
+        done.append(extractor.portion(groups))
+        if advance is not None:
+            advance(int(job.index.group_rows[groups].sum()))
+    return joined(job, done)
 
 
 def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:

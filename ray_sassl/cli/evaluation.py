@@ -22,7 +22,7 @@ from ray_sassl import storage
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score, Task
-from ray_sassl.extraction import Extract, extract_keeping_images
+from ray_sassl.extraction import Extract, Extracted, ExtractionJob, KeptImages, extract_here
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
 from ray_sassl.records import read_scores
 from ray_sassl.scoring import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
@@ -239,7 +239,7 @@ def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str
 
     with ExitStack() as until_the_end:
         if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
-            yield extract_keeping_images(), None
+            yield _extract_here(), None
             return
         from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
         from ray_sassl.orchestrate.feature_jobs import evaluation_pool
@@ -250,6 +250,20 @@ def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str
             gpus = 1.0 if offered("GPU") >= 1 else 0.0
         pool = until_the_end.enter_context(evaluation_pool(ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus)))
         yield pool.extract, pool.judge
+
+
+def _extract_here() -> Extract:
+    """In this process; what was decoded for one job is not decoded again for the next, up to 1 GiB."""
+    from ray_sassl.orchestrate.progress import progress_bar
+
+    kept = KeptImages()
+
+    def extract(job: ExtractionJob) -> Extracted:
+        changed = f", {len(job.changes)} versions of each image" if len(job.changes) > 1 else ""
+        with progress_bar(f"features{changed}", job.index.num_rows) as advance:
+            return extract_here(job, kept, advance)
+
+    return extract
 
 
 def scores_table(title: str, found: dict[str, dict[str, Evaluation]], chance: float | None) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluate import Evaluation, ProtocolConfig
 from ray_sassl.experiments import load_experiment
-from ray_sassl.extraction import extract_keeping_images
+from ray_sassl.extraction import KeptImages, extract_here
 from ray_sassl.plugins import load_plugin, plugin_names
 from ray_sassl.records import is_share
 from ray_sassl.scoring import EncoderSubject, labelled_data
@@ -60,7 +61,7 @@ def subject(splits: tuple[DataConfig, DataConfig]) -> EncoderSubject:
     config = apply_overrides(load_experiment("demo_plain"), [f"evaluate.size_px={SIZE_PX}"])
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
-    return EncoderSubject(encoder, config, labelled_data(*splits, SIZE_PX), extract_keeping_images())
+    return EncoderSubject(encoder, config, labelled_data(*splits, SIZE_PX), partial(extract_here, kept=KeptImages()))
 
 
 _known: dict[str, Evaluation] = {}

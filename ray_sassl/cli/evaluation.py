@@ -22,6 +22,7 @@ from ray_sassl import storage
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score, Task
+from ray_sassl.experiments import data_root
 from ray_sassl.extraction import Extract, Extracted, ExtractionJob, KeptImages, extract_here
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
 from ray_sassl.records import read_scores
@@ -30,7 +31,7 @@ from ray_sassl.train.checkpoint import Checkpoint
 
 _PROTOCOLS = "ray_sassl.evaluate"
 _SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
-FOLDER, FEATURES = "evaluation", "features"
+FOLDER, FEATURES, DETECT = "evaluation", "features", "detect"
 ALL = "all"
 """In the place of a protocol's name: every protocol whose images are there."""
 
@@ -54,7 +55,7 @@ def evaluate(
 
     Args:
         words: Names of protocols, or `all`, and `path=value` changes, which belong to the protocols that have such a field, or else to the run's
-            config.
+            config; beside `all`, `detect.data` names a data set to detect on, and `detect.FIELD` its settings.
         out: The folder for the results.
         keep_features: Whether to keep features beside the run, and use those that are there.
         actors: How many, if the work is to be done on a pool of them.
@@ -63,6 +64,7 @@ def evaluate(
 
     checkpoint = find_checkpoint(run)
     wants_all = ALL in words
+    words, boxes, changes = _detection(words)
     protocols, rest = parse_protocols(_with_all_named(words))
     config, backbone = load_backbone(checkpoint)
     config = apply_overrides(config, rest)
@@ -97,6 +99,15 @@ def evaluate(
             found[protocol.name] = evaluations
             console.print(scores_table(protocol.name, {protocol.name: evaluations}, own.chance if own is not None else None))
             console.print(f"Scores: {path}", soft_wrap=True, highlight=False)
+    if wants_all and boxes is None:
+        skipped[DETECT] = f"there is no VOCdevkit in {data_root()}; detect.data=FOLDER names another data set of VOC's form"
+    elif boxes is not None:
+        from ray_sassl.cli.detection import detect
+
+        try:
+            found[DETECT] = detect(console, run, boxes, changes, baselines=baselines, out=out, worker_cpus=actor_cpus, address=address)
+        except Exception as error:  # noqa: BLE001 - told, as for the others
+            failed[DETECT] = _told(console, DETECT, error)
     if wants_all:
         console.print(scores_table("all protocols", found, data.chance if data is not None else None))
         for name, reason in skipped.items():
@@ -106,6 +117,22 @@ def evaluate(
     if data is not None and data.num_bad:
         console.print(f"[yellow]{data.num_bad:,} images could not be decoded and were left out[/]")
     return 1 if failed else 0
+
+
+def _detection(words: list[str]) -> tuple[list[str], str | None, list[str]]:
+    """The words without those that begin with `detect.`, the data set to detect on where `all` is wanted and one is there, and its settings."""
+    own = [word.removeprefix(f"{DETECT}.") for word in words if word.startswith(f"{DETECT}.")]
+    if own and ALL not in words:
+        raise UsageError(
+            f"{DETECT}.{own[0]} belongs to `evaluate RUN all`; detection by itself is `ray-sassl detect RUN DATA [PATH=VALUE]...`"
+        )
+    boxes = next((word.removeprefix("data=") for word in own if word.startswith("data=")), None)
+    usual = storage.join(data_root(), "VOCdevkit")
+    if boxes is None and ALL in words and storage.exists(usual):
+        boxes = usual
+    if own and boxes is None:
+        raise UsageError(f"{DETECT}.{own[0]} has no effect: there is no {usual}, and detect.data=FOLDER is not given")
+    return [word for word in words if not word.startswith(f"{DETECT}.")], boxes, [word for word in own if not word.startswith("data=")]
 
 
 def evaluate_what_is_missing(console: Console, run: str, words: list[str]) -> list[str]:
@@ -199,7 +226,7 @@ def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:
         UsageError: no protocol is named, one of them is not known, or a field does not take its value.
     """
     names = [word for word in words if "=" not in word]
-    if "detect" in names:
+    if DETECT in names:
         raise UsageError("detection has a verb of its own, since it needs boxes: ray-sassl detect RUN DATA [PATH=VALUE]...")
     if not names:
         known = plugin_names(_PROTOCOLS)

@@ -79,6 +79,7 @@ def test_all_means_every_protocol_whose_images_are_there(make_run: MakeRun, monk
     assert done | left_out >= set(plugin_names("ray_sassl.evaluate"))
     assert done >= set(FROZEN)
     assert all(name in output for name in done)
+    assert "detect was left out: there is no VOCdevkit" in output
     with pytest.raises(UsageError, match="leave out knn"):
         _run("evaluate", run_dir, "all", "knn")
 
@@ -88,6 +89,14 @@ def test_all_without_images_says_what_to_set(make_run: MakeRun, monkeypatch: pyt
     run_dir = make_run("evaluate.train=null", "evaluate.test=null")
     with pytest.raises(UsageError, match=r"knn: evaluate\.train and evaluate\.test not set"):
         _run("evaluate", run_dir, "all")
+
+
+def test_detection_settings_go_with_all_and_with_a_data_set(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("RAY_SASSL_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match=r"detect\.steps=5 belongs to `evaluate RUN all`"):
+        _run("evaluate", make_run(), "knn", "detect.steps=5")
+    with pytest.raises(UsageError, match=r"detect\.steps=5 has no effect: there is no .*VOCdevkit"):
+        _run("evaluate", str(tmp_path / "run"), "all", "detect.steps=5")
 
 
 def test_compare_judges_what_is_missing_and_writes_three_files(make_run: MakeRun, tmp_path: Path):

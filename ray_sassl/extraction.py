@@ -7,7 +7,7 @@ encoder works on one batch, threads decode the next.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,27 +79,57 @@ Extract = Callable[[ExtractionJob], Extracted]
 """Does a whole job: in this process, or on a pool of actors."""
 
 
+class KeptImages:
+    """Decoded images of the portions that were read before, as long as all of them together take no more than `max_bytes`.
+
+    What no longer fits is decoded anew each time it is needed.
+    """
+
+    def __init__(self, max_bytes: int = 2**30) -> None:
+        self._max_bytes, self._num_bytes = max_bytes, 0
+        self._known: dict[tuple[str, int, tuple[int, ...]], tuple[list[EvaluationBatch], list[BadRow]]] = {}
+
+    def batches(self, job: ExtractionJob, groups: Sequence[int], num_threads: int, bad: list[BadRow]) -> Iterator[EvaluationBatch]:
+        """The images of these row groups in batches; rows that cannot be decoded are added to `bad`."""
+        size_px = job.preprocessing.size_px
+        key = job.index.fingerprint, size_px, tuple(groups)
+        if key in self._known:
+            batches, bad_rows = self._known[key]
+            bad.extend(bad_rows)
+            yield from batches
+            return
+        num_bytes = int(job.index.group_rows[list(groups)].sum()) * size_px**2 * 3
+        kept: list[EvaluationBatch] | None = [] if self._num_bytes + num_bytes <= self._max_bytes else None
+        for batch in evaluation_images(job.index, groups, size_px, bad.extend, batch_size=BATCH_SIZE, num_threads=num_threads):
+            if kept is not None:
+                kept.append(batch)
+            yield batch
+        if kept is not None:
+            self._known[key] = kept, list(bad)
+            self._num_bytes += num_bytes
+
+
 class Extractor:
     """Does portions of one job in this process; the encoder is copied, put on the device and in evaluation mode once.
 
     Args:
         num_threads: For decoding; torch has its own.
+        kept: Images that were decoded for other jobs.
     """
 
-    def __init__(self, job: ExtractionJob, device: torch.device, num_threads: int) -> None:
+    def __init__(self, job: ExtractionJob, device: torch.device, num_threads: int, kept: KeptImages | None = None) -> None:
         self._job, self._device, self._num_threads = job, device, num_threads
+        self._kept = kept or KeptImages(max_bytes=0)
         self._encoder = copy.deepcopy(job.encoder).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
 
     def portion(self, groups: Sequence[int]) -> Extracted:
         """The features of the labelled images of these row groups, in their order."""
-        job, bad = self._job, []
+        job = self._job
+        bad: list[BadRow] = []
         sides: list[list[np.ndarray]] = [[] for _ in job.changes]
         labels: list[np.ndarray] = []
         ids: list[np.ndarray] = []
-        batches = evaluation_images(
-            job.index, groups, job.preprocessing.size_px, bad.extend, batch_size=BATCH_SIZE, num_threads=self._num_threads
-        )
-        for batch in batches:
+        for batch in self._kept.batches(job, groups, self._num_threads, bad):
             if not len(batch.labels):  # none of its images could be decoded
                 continue
             labels.append(batch.labels)
@@ -117,15 +147,30 @@ class Extractor:
         return features_of(self._encoder, images, prep.pixel_mean, prep.pixel_std, self._device)
 
 
-def extract_here(job: ExtractionJob) -> Extracted:
-    """All of the job in this process, on its GPU where it has one."""
-    return extract_on(torch.device("cuda" if torch.cuda.is_available() else "cpu"), max(1, torch.get_num_threads()), job)
+def extract_here(job: ExtractionJob, kept: KeptImages | None = None, advance: Callable[[int], None] | None = None) -> Extracted:
+    """All of the job in this process, on its GPU where it has one.
+
+    Args:
+        advance: Told of the rows of each portion that is done.
+    """
+    return extract_on(torch.device("cuda" if torch.cuda.is_available() else "cpu"), max(1, torch.get_num_threads()), job, kept, advance)
 
 
-def extract_on(device: torch.device, num_threads: int, job: ExtractionJob) -> Extracted:
+def extract_on(
+    device: torch.device,
+    num_threads: int,
+    job: ExtractionJob,
+    kept: KeptImages | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Extracted:
     """All of the job in this process, on a device, with so many threads that decode."""
-    extractor = Extractor(job, device, num_threads)
-    return joined(job, [extractor.portion(groups) for groups in job.items])
+    extractor = Extractor(job, device, num_threads, kept)
+    done = []
+    for groups in job.items:
+        done.append(extractor.portion(groups))
+        if advance is not None:
+            advance(int(job.index.group_rows[groups].sum()))
+    return joined(job, done)
 
 
 def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:

@@ -27,7 +27,7 @@ EVALUATION = "evaluation"
 """The folder in a run directory for `step-NUMBER/PROTOCOL.json` and what lies beside it: pictures, and predictions as `PROTOCOL.parquet`."""
 _FLAT = "evaluate-"
 """How files of scores that lie in the run directory itself begin."""
-_SHARES = ("top1", "top5", "per_class", "share", "accuracy")
+_SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
 """How the names of figures end that are shares in [0, 1]."""
 _STEP = re.compile(r"step-\d+")
 _BASELINES = ("untrained encoder", "raw pixels", "chance")
@@ -215,8 +215,8 @@ def _scores(stem: str, tree: dict[str, Any], path: str) -> Scores:
     folder = storage.parent(path)
     files = {name: storage.join(folder, file) for name, file in (tree.get("files") or {}).items()}
     pictures = {name: storage.read_bytes(file) for name, file in files.items() if file.endswith(".png") and storage.exists(file)}
-    predictions = files.get("predictions", storage.join(folder, f"{stem}.parquet"))
-    kept = read_predictions(predictions) if storage.exists(predictions) else None
+    predictions = files.get("predictions") if "files" in tree else storage.join(folder, f"{stem}.parquet")
+    kept = read_predictions(predictions) if predictions is not None and storage.exists(predictions) else None
     scores = tree["scores"]
     by_encoder = {"": scores} if any(_figure(value) is not None for value in scores.values()) else scores
     figures = {

@@ -134,16 +134,14 @@ def views(
     pretraining.views(Console(), experiment, overrides or [], out, rows)
 
 
-@app.command(
-    epilog="Examples: ray-sassl evaluate runs/first knn k=20   |   ray-sassl evaluate runs/first knn linear linear.l2=grid --baselines"
-)
+@app.command(epilog="Examples: ray-sassl evaluate runs/first knn linear linear.l2=grid --baselines   |   ray-sassl evaluate runs/first all")
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory (its newest checkpoint) or a checkpoint.")],
     what: Annotated[
         list[str],
         typer.Argument(
             metavar="PROTOCOL... [PATH=VALUE]...",
-            help="Protocols, and changes to their fields (k=20, knn.k=20) or to the run's (evaluate.test.path=...). "
+            help="Protocols, or `all` whose images are there, and changes to their fields (k=20, knn.k=20) or to the run's (evaluate.test.path=...). "
             "An unknown name is answered with the known ones.",
         ),
     ],
@@ -168,7 +166,7 @@ def evaluate(
     """
     from ray_sassl.cli import evaluation
 
-    evaluation.evaluate(
+    code = evaluation.evaluate(
         Console(),
         run,
         what,
@@ -180,6 +178,7 @@ def evaluate(
         actor_gpus=actor_gpus,
         address=address,
     )
+    raise typer.Exit(code)
 
 
 @app.command(

@@ -40,13 +40,15 @@ def detect(
     data: str,
     overrides: list[str],
     *,
-    baselines: bool,
-    out: str | None,
-    workers: int | None,
-    worker_cpus: float,
-    address: str | None,
-) -> None:
+    baselines: bool = False,
+    out: str | None = None,
+    workers: int | None = None,
+    worker_cpus: float = 1.0,
+    address: str | None = None,
+) -> dict[str, Evaluation]:
     """Fine-tune the newest checkpoint's encoder as a detector and print its average precision; write JSON, detections and pictures.
+
+    Returns what was found of each encoder.
 
     Args:
         data: A folder of PASCAL VOC's form.
@@ -83,8 +85,9 @@ def detect(
                 pq.write_table(detections_table(job, result.detections), sink)
                 storage.write_bytes(storage.join(out, f"{NAME}.parquet"), sink.getvalue())
             storage.remove(file)
-    console.print(scores_table(NAME, evaluations, None))
+    console.print(scores_table(NAME, {NAME: evaluations}, None))
     console.print(f"Scores: {_write(out, settings, evaluations, checkpoint, data)}", soft_wrap=True, highlight=False)
+    return evaluations
 
 
 def _place(

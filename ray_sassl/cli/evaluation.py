@@ -9,25 +9,31 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ray_sassl import storage
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score, Task
-from ray_sassl.extraction import Extract, extract_here
+from ray_sassl.experiments import data_root
+from ray_sassl.extraction import Extract, Extracted, ExtractionJob, KeptImages, extract_here
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
+from ray_sassl.records import read_scores
 from ray_sassl.scoring import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 
 _PROTOCOLS = "ray_sassl.evaluate"
 _SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
-FOLDER, FEATURES = "evaluation", "features"
+FOLDER, FEATURES, DETECT = "evaluation", "features", "detect"
+ALL = "all"
+"""In the place of a protocol's name: every protocol whose images are there."""
 
 
 def evaluate(
@@ -35,18 +41,21 @@ def evaluate(
     run: str,
     words: list[str],
     *,
-    baselines: bool,
-    out: str | None,
-    keep_features: bool,
-    actors: int | None,
-    actor_cpus: float,
-    actor_gpus: float | None,
-    address: str | None,
-) -> None:
+    baselines: bool = False,
+    out: str | None = None,
+    keep_features: bool = True,
+    actors: int | None = None,
+    actor_cpus: float = 1.0,
+    actor_gpus: float | None = None,
+    address: str | None = None,
+) -> int:
     """Judge the newest checkpoint by each protocol; print tables, and write JSON, predictions and pictures.
 
+    What goes wrong with one of several protocols is told, and the others go on. Returns the exit code: 1 where a protocol failed.
+
     Args:
-        words: Names of protocols and `path=value` changes, which belong to the protocols that have such a field, or else to the run's config.
+        words: Names of protocols, or `all`, and `path=value` changes, which belong to the protocols that have such a field, or else to the run's
+            config; beside `all`, `detect.data` names a data set to detect on, and `detect.FIELD` its settings.
         out: The folder for the results.
         keep_features: Whether to keep features beside the run, and use those that are there.
         actors: How many, if the work is to be done on a pool of them.
@@ -54,13 +63,20 @@ def evaluate(
     from ray_sassl.run import find_checkpoint, load_backbone
 
     checkpoint = find_checkpoint(run)
-    protocols, rest = parse_protocols(words)
+    wants_all = ALL in words
+    words, boxes, changes = _detection(words)
+    protocols, rest = parse_protocols(_with_all_named(words))
     config, backbone = load_backbone(checkpoint)
     config = apply_overrides(config, rest)
+    skipped: dict[str, str] = {}
+    if wants_all:
+        protocols, skipped = _possible(protocols, config)
     data = None if all(protocol.brings_images for protocol in protocols) else load_evaluation_data(config)
     base = storage.join(_run_dir_of(checkpoint.path), FOLDER)
     out = out or storage.join(base, f"step-{checkpoint.step:08d}")
     folder = storage.join(base, FEATURES) if keep_features else None
+    found: dict[str, dict[str, Evaluation]] = {}
+    failed: dict[str, str] = {}
     logging.getLogger(_PROTOCOLS).setLevel(logging.INFO)
     with _workplace(actors, actor_cpus, actor_gpus, address) as (extract, judge):
         facts = {"checkpoint": checkpoint.path, "step": checkpoint.step}
@@ -71,16 +87,126 @@ def evaluate(
             subjects["untrained encoder"] = EncoderSubject(untrained, config, data, extract, folder, facts, judge)
             subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, extract, judge=judge)
         for protocol in protocols:
-            evaluations: dict[str, Evaluation] = {}
-            for name, subject in subjects.items():
-                console.print(f"{protocol.name}: {name} ...", style="dim", highlight=False)
-                evaluations[name] = _evaluated(subject, protocol, config, has_pool=judge is not None)
             own = None if protocol.brings_images else data
-            console.print(scores_table(protocol.name, evaluations, own.chance if own is not None else None))
-            path = _write(out, protocol, evaluations, checkpoint, config, own)
+            try:
+                evaluations = _judged(console, protocol, subjects, config, has_pool=judge is not None)
+                path = _write(out, protocol, evaluations, checkpoint, config, own)
+            except Exception as error:
+                if len(protocols) == 1:
+                    raise
+                failed[protocol.name] = _told(console, protocol.name, error)
+                continue
+            found[protocol.name] = evaluations
+            console.print(scores_table(protocol.name, {protocol.name: evaluations}, own.chance if own is not None else None))
             console.print(f"Scores: {path}", soft_wrap=True, highlight=False)
+    if wants_all and boxes is None:
+        skipped[DETECT] = f"there is no VOCdevkit in {data_root()}; detect.data=FOLDER names another data set of VOC's form"
+    elif boxes is not None:
+        from ray_sassl.cli.detection import detect
+
+        try:
+            found[DETECT] = detect(console, run, boxes, changes, baselines=baselines, out=out, worker_cpus=actor_cpus, address=address)
+        except Exception as error:  # noqa: BLE001 - told, as for the others
+            failed[DETECT] = _told(console, DETECT, error)
+    if wants_all:
+        console.print(scores_table("all protocols", found, data.chance if data is not None else None))
+        for name, reason in skipped.items():
+            console.print(f"[dim]{name} was left out:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+    for name, reason in failed.items():
+        console.print(f"[bold red]{name} failed:[/] {escape(reason)}", soft_wrap=True, highlight=False)
     if data is not None and data.num_bad:
         console.print(f"[yellow]{data.num_bad:,} images could not be decoded and were left out[/]")
+    return 1 if failed else 0
+
+
+def _detection(words: list[str]) -> tuple[list[str], str | None, list[str]]:
+    """The words without those that begin with `detect.`, the data set to detect on where `all` is wanted and one is there, and its settings."""
+    own = [word.removeprefix(f"{DETECT}.") for word in words if word.startswith(f"{DETECT}.")]
+    if own and ALL not in words:
+        raise UsageError(
+            f"{DETECT}.{own[0]} belongs to `evaluate RUN all`; detection by itself is `ray-sassl detect RUN DATA [PATH=VALUE]...`"
+        )
+    boxes = next((word.removeprefix("data=") for word in own if word.startswith("data=")), None)
+    usual = storage.join(data_root(), "VOCdevkit")
+    if boxes is None and ALL in words and storage.exists(usual):
+        boxes = usual
+    if own and boxes is None:
+        raise UsageError(f"{DETECT}.{own[0]} has no effect: there is no {usual}, and detect.data=FOLDER is not given")
+    return [word for word in words if not word.startswith(f"{DETECT}.")], boxes, [word for word in own if not word.startswith("data=")]
+
+
+def evaluate_what_is_missing(console: Console, run: str, words: list[str]) -> list[str]:
+    """Judge the run by those of the protocols that it has no scores of, or scores with other settings than the words give; returns all names.
+
+    Args:
+        words: As for `evaluate`.
+    """
+    named = parse_protocols(_with_all_named(words))[0]
+    known = {scores.protocol: scores.settings for scores in read_scores(run)}
+    missing = [protocol for protocol in named if not _is_known(protocol, known.get(protocol.name))]
+    if missing:
+        there = {protocol.name for protocol in missing}
+        console.print(f"Judging {run} by {', '.join(sorted(there))}", soft_wrap=True, highlight=False)
+        names = [ALL] if ALL in words and len(missing) == len(named) else sorted(there)
+        fields = {name for protocol in missing for name in type(protocol).model_fields}
+        others = {name for protocol in named for name in (protocol.name, *type(protocol).model_fields)} - there - fields
+        evaluate(
+            console, run, [*names, *(word for word in words if "=" in word and parse_override(word)[0].partition(".")[0] not in others)]
+        )
+    return [protocol.name for protocol in named]
+
+
+def _is_known(protocol: ProtocolConfig, settings: dict[str, Any] | None) -> bool:
+    """Whether there are scores, with these settings where any was given."""
+    if settings is None:
+        return False
+    return protocol == type(protocol)() or settings == {"name": protocol.name, **protocol.model_dump(mode="json")}
+
+
+def _with_all_named(words: list[str]) -> list[str]:
+    if ALL not in words:
+        return words
+    if named := [word for word in words if "=" not in word and word != ALL]:
+        raise UsageError(f"all means every protocol, so leave out {', '.join(named)}")
+    return [*plugin_names(_PROTOCOLS), *(word for word in words if word != ALL)]
+
+
+def _possible(protocols: list[ProtocolConfig], config: ExperimentConfig) -> tuple[list[ProtocolConfig], dict[str, str]]:
+    """Those whose images are there, and why each of the others cannot be done.
+
+    Raises:
+        UsageError: none can.
+    """
+    unset = [f"evaluate.{split}" for split in ("train", "test") if getattr(config.evaluate, split) is None]
+    reasons: dict[str, str | None] = {}
+    for protocol in protocols:
+        own = f"{' and '.join(unset)} not set" if unset else None
+        reasons[protocol.name] = protocol.absent_images() if protocol.brings_images else own
+    possible = [protocol for protocol in protocols if reasons[protocol.name] is None]
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+    if not possible:
+        raise UsageError("no protocol has its images: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    return possible, skipped
+
+
+def _judged(
+    console: Console, protocol: ProtocolConfig, subjects: dict[str, EncoderSubject], config: ExperimentConfig, *, has_pool: bool
+) -> dict[str, Evaluation]:
+    """What the protocol finds of each encoder."""
+    evaluations: dict[str, Evaluation] = {}
+    for name, subject in subjects.items():
+        console.print(f"{protocol.name}: {name} ...", style="dim", highlight=False)
+        evaluations[name] = _evaluated(subject, protocol, config, has_pool=has_pool)
+    return evaluations
+
+
+def _told(console: Console, name: str, error: Exception) -> str:
+    """Print what went wrong, with a traceback where it is not the user's to mend; returns it in one line."""
+    if isinstance(error, UsageError):
+        console.print(f"[bold red]{name}:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        return str(error)
+    console.print_exception(max_frames=20)
+    return f"{type(error).__name__}: {error}"
 
 
 def _evaluated(subject: EncoderSubject, protocol: ProtocolConfig, config: ExperimentConfig, *, has_pool: bool) -> Evaluation:
@@ -100,11 +226,11 @@ def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:
         UsageError: no protocol is named, one of them is not known, or a field does not take its value.
     """
     names = [word for word in words if "=" not in word]
-    if "detect" in names:
+    if DETECT in names:
         raise UsageError("detection has a verb of its own, since it needs boxes: ray-sassl detect RUN DATA [PATH=VALUE]...")
     if not names:
         known = plugin_names(_PROTOCOLS)
-        raise UsageError(f"name at least one protocol: {', '.join(known)}")
+        raise UsageError(f"name at least one protocol, or {ALL}: {', '.join(known)}")
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"{', '.join(sorted(twice))} is named twice")
     configs = {name: load_plugin(_PROTOCOLS, name).Config for name in names}
@@ -140,7 +266,7 @@ def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str
 
     with ExitStack() as until_the_end:
         if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
-            yield extract_here, None
+            yield _extract_here(), None
             return
         from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
         from ray_sassl.orchestrate.feature_jobs import evaluation_pool
@@ -153,16 +279,38 @@ def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str
         yield pool.extract, pool.judge
 
 
-def scores_table(protocol: str, evaluations: dict[str, Evaluation], chance: float | None) -> Table:
-    """A column an encoder, a line a score, and where scores have notes a column of them."""
-    notes = {name: note for evaluation in evaluations.values() for name, note in evaluation.notes.items()}
-    table = Table(protocol, *evaluations, *(["of"] if notes else []), title=f"{protocol}, 95 % intervals in brackets", title_justify="left")
-    names = dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.scores)
-    for name in names:
-        note = [notes.get(name, "")] if notes else []
-        table.add_row(name, *(_figure(name, evaluation.scores.get(name)) for evaluation in evaluations.values()), *note)
-    if chance is not None and len(evaluations) > 1 and any(name.endswith("top1") for name in names):
-        table.add_row("chance (top1)", *[f"{chance:.1%}"] * len(evaluations))
+def _extract_here() -> Extract:
+    """In this process; what was decoded for one job is not decoded again for the next, up to 1 GiB."""
+    from ray_sassl.orchestrate.progress import progress_bar
+
+    kept = KeptImages()
+
+    def extract(job: ExtractionJob) -> Extracted:
+        changed = f", {len(job.changes)} versions of each image" if len(job.changes) > 1 else ""
+        with progress_bar(f"features{changed}", job.index.num_rows) as advance:
+            return extract_here(job, kept, advance)
+
+    return extract
+
+
+def scores_table(title: str, found: dict[str, dict[str, Evaluation]], chance: float | None) -> Table:
+    """A column an encoder, a line a score; by protocol, which are named where there are several."""
+    encoders = list(dict.fromkeys(name for evaluations in found.values() for name in evaluations))
+    several = len(found) > 1
+    has_notes = any(evaluation.notes for evaluations in found.values() for evaluation in evaluations.values())
+    columns = [*(["protocol"] if several else []), "score", *encoders, *(["of"] if has_notes else [])]
+    table = Table(*columns, title=f"{title}, 95 % intervals in brackets", title_justify="left")
+    has_top1 = False
+    for protocol, evaluations in found.items():
+        names = dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation.scores)
+        notes = {name: note for evaluation in evaluations.values() for name, note in evaluation.notes.items()}
+        has_top1 |= any(name.endswith("top1") for name in names)
+        for number, name in enumerate(names):
+            figures = (_figure(name, evaluations[encoder].scores.get(name) if encoder in evaluations else None) for encoder in encoders)
+            note = [notes.get(name, "")] if has_notes else []
+            table.add_row(*([protocol if number == 0 else ""] if several else []), name, *figures, *note)
+    if chance is not None and len(encoders) > 1 and has_top1:
+        table.add_row(*([""] if several else []), "chance (top1)", *[f"{chance:.1%}"] * len(encoders))
     return table
 
 

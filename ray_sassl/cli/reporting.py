@@ -1,7 +1,8 @@
-"""`ray-sassl report`: what a run was and what became of it, as a page."""
+"""`ray-sassl report` and `compare`: runs on pages."""
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -22,3 +23,40 @@ def report(
     from ray_sassl.report.run_page import write_run_report
 
     Console().print(f"Report: {write_run_report(run, out)}", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    epilog="Examples: ray-sassl compare runs/plain runs/sassl   |   ray-sassl compare runs/*-seed* --on 'knn linear linear.l2=grid'"
+)
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run directories; the first, with its other seeds, is the yardstick.")
+    ],
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROTOCOLS", help="Compare by these protocols only, and judge the runs that lack one; changes as for `evaluate`."
+        ),
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder for comparison.html, .md and .json.")] = "comparison",
+) -> None:
+    """Hold runs against each other.
+
+    Scores with paired intervals over test images and seeds, and whether a difference is more than noise; curves, views and pictures side by side.
+    Runs that differ only in their seed are taken together.
+    """
+    from ray_sassl.cli import evaluation
+    from ray_sassl.records import read_run
+    from ray_sassl.report.comparing import as_markdown
+    from ray_sassl.report.comparing import compare as compare_runs
+    from ray_sassl.report.comparison_page import write_comparison
+
+    console = Console()
+    words = [word for given in on or [] for part in shlex.split(given) for word in ([part] if "=" in part else part.split(",")) if word]
+    protocols = None
+    for path in dict.fromkeys(runs) if words else []:
+        protocols = evaluation.evaluate_what_is_missing(console, path, words)
+    comparison = compare_runs([read_run(path) for path in runs], protocols)
+    console.print(as_markdown(comparison), soft_wrap=True, highlight=False, markup=False)
+    for path in write_comparison(comparison, out):
+        console.print(f"Written: {path}", soft_wrap=True, highlight=False)

@@ -208,6 +208,10 @@ class ProtocolConfig(PluginConfig, ABC):
         """Whether images go through the encoder, or a copy that is trained, in the protocol's own process: there a GPU is of use."""
         return False
 
+    def absent_images(self) -> str | None:
+        """Of a protocol that brings images: why it cannot be done here, such as that no data set is where it looks; None where it can."""
+        return None
+
     @abstractmethod
     def build(self) -> Protocol:
         """The protocol, ready to evaluate."""

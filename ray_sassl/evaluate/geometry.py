@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MAX_SIMILARITIES = 2**25
+"""Similarities held at a time (128 MiB in float32)."""
 _ROWS_AT_ONCE = 1024
 
 
@@ -33,9 +35,22 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
     return math.log((total - len(x)) / pairs)  # each row's distance from itself is 0, whose exponential is 1
 
 
+@torch.inference_mode()
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarities (M, k) and places (M, k) of the rows of the bank (N, F) that are nearest to queries (M, F), the nearest first."""
-    return (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(min(k, len(bank)), dim=1)
+    """Cosine similarities (M, k) and places (M, k) of the rows of the bank (N, F) that are nearest to queries (M, F), the nearest first.
+
+    Of a smaller bank all rows come.
+    """
+    columns = F.normalize(bank.float(), dim=1).T.contiguous()
+    rows_at_once = max(1, MAX_SIMILARITIES // len(bank))
+    # Fresh memory for each block would cost a fifth of the time.
+    space = columns.new_empty(min(rows_at_once, len(queries)), len(bank))
+    found = [
+        torch.mm(block, columns, out=space[: len(block)]).topk(min(k, len(bank)), dim=1)
+        for block in F.normalize(queries.float(), dim=1).split(rows_at_once)
+    ]
+    similarities, places = zip(*found, strict=True)
+    return torch.cat(similarities), torch.cat(places)
 
 
 def principal_components(z: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,10 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from ray_sassl.evaluate import Evaluation, Protocol, ProtocolConfig, Subject
+from ray_sassl.evaluate.geometry import nearest
 from ray_sassl.evaluate.scores import check_features, classification_scores, evaluation_device
-
-MAX_SIMILARITIES = 2**25
-"""Similarities held at a time (128 MiB in float32)."""
 
 
 class Config(ProtocolConfig):
@@ -58,12 +55,7 @@ def knn_votes(train_features: Tensor, train_labels: Tensor, test_features: Tenso
 
     Each row's largest vote counts 1, which leaves the order of the classes as it is and cannot overflow.
     """
-    bank = F.normalize(train_features.float(), dim=1)
-    queries = F.normalize(test_features.float(), dim=1)
     num_classes = int(train_labels.max()) + 1
-    votes = []
-    for block in queries.split(max(1, MAX_SIMILARITIES // len(bank))):
-        similarity, nearest = (block @ bank.T).topk(k, dim=1)  # (b, k)
-        weight = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes.append(weight.new_zeros(len(block), num_classes).scatter_add_(1, train_labels[nearest], weight))
-    return torch.cat(votes)
+    similarity, places = nearest(test_features, train_features, k)
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    return weight.new_zeros(len(weight), num_classes).scatter_add_(1, train_labels[places], weight)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ray_sassl.evaluate import Score
 from ray_sassl.evaluate.intervals import LEVEL
 
 NUM_RESAMPLES = 2000
@@ -64,6 +65,20 @@ def paired_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray 
     return _difference(value, draws, covers_seeds=degrees > 0)
 
 
+def mean_over_seeds(side: np.ndarray, labels: np.ndarray | None = None) -> Score:
+    """The mean of figures (S, N) over images and seeds, with its interval over both; see `paired_difference`."""
+    side = np.atleast_2d(np.asarray(side, np.float64))
+    weights = _weights(side.shape[1], labels)
+    value = float(weights @ side.mean(0))
+    rng = np.random.default_rng(_SEED)
+    draws = _resampled(side.mean(0), labels, rng) - value
+    error, degrees = seed_error([side @ weights])
+    if degrees:
+        draws = draws + error * rng.standard_t(degrees, len(draws))
+    found = _difference(value, draws, covers_seeds=degrees > 0)
+    return Score(found.value, found.low, found.high)
+
+
 def difference_of_means(first: np.ndarray, second: np.ndarray) -> Difference | None:
     """The difference of the means of figures, one a seed, (S1,) and (S2,); None where neither side has two seeds."""
     error, degrees = seed_error([np.asarray(side, np.float64) for side in (first, second)])
@@ -75,7 +90,7 @@ def difference_of_means(first: np.ndarray, second: np.ndarray) -> Difference | N
 
 
 def seed_error(sides: list[np.ndarray]) -> tuple[float, int]:
-    """The standard error of the difference of the sides' means over seeds, by their pooled spread, and its degrees of freedom; 0 without any."""
+    """The standard error of the sides' mean, or of the difference of two, over seeds, by their pooled spread; and its degrees of freedom."""
     degrees = sum(len(side) - 1 for side in sides)
     if not degrees:
         return 0.0, 0

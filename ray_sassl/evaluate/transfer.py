@@ -85,6 +85,12 @@ class Config(ProtocolConfig):
             )
         return self
 
+    def absent_images(self) -> str | None:
+        root = self.root or default_root()
+        if self.targets or prepared_cards(root):
+            return None
+        return f"there are no data sets in {root}; `ray-sassl data cards` lists those that `data fetch` puts there, and transfer.targets takes your own"
+
     def build(self) -> Transfer:
         return Transfer(self)
 

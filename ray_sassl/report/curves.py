@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ PANELS = {
 }
 """What is drawn first, and what is written above it; other metrics follow by their names."""
 _BESIDE = {"loss": "chance_loss"}
+_FROM_ZERO = ("embedding_std", "effective_rank", "images_per_s", "data_wait")
 _NOT_DRAWN = ("step", "epoch", *_BESIDE.values())
 _COLOURS = ("#2471a3", "#d35400", "#1b7f4d", "#8e44ad", "#b7950b", "#117a8b", "#922b21", "#5d6d7e")
 _COLUMNS = 3
@@ -63,7 +65,8 @@ def run_curves(lines: Sequence[Line]) -> str | None:
 def svg(figure: Figure) -> str:
     """The figure as an `svg` element, to be put into a page."""
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "ray-sassl"}):  # equal figures make equal text
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
@@ -78,6 +81,8 @@ def _panel(axes: Axes, name: str, lines: Sequence[Line], groups: Sequence[str]) 
         if name in _BESIDE:
             steps, values = line.run.curve(_BESIDE[name])
             axes.plot([step * scale for step in steps], values, color=colour, linewidth=1, linestyle="--", alpha=0.6)
+    if name in _FROM_ZERO:
+        axes.set_ylim(bottom=0)
     axes.set_title(PANELS.get(name, name), fontsize=9, loc="left")
     axes.set_xlabel("epoch" if in_epochs else "step", fontsize=8)
     axes.tick_params(labelsize=7)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from ray_sassl.evaluate import Evaluation, FixedFeatures, LabelledFeatures, knn
+from ray_sassl.evaluate import Evaluation, FixedFeatures, LabelledFeatures, geometry, knn
 from ray_sassl.plugins import UsageError
 
 
@@ -33,7 +33,7 @@ def _reference_votes(train: LabelledFeatures, x: np.ndarray, k: int, temperature
 
 @pytest.mark.parametrize("max_similarities", [1, 200, 2**25])
 def test_votes_equal_the_equation_in_blocks_of_any_size(max_similarities, monkeypatch):
-    monkeypatch.setattr(knn, "MAX_SIMILARITIES", max_similarities)
+    monkeypatch.setattr(geometry, "MAX_SIMILARITIES", max_similarities)
     train, test = _data(60, 0), _data(9, 1)
     votes = knn.knn_votes(*map(torch.from_numpy, (train.features, train.labels, test.features)), k=11, temperature=0.1)
     for row, x in zip(votes.double(), test.features.astype(np.float64), strict=True):

@@ -1,0 +1,362 @@
+"""Runs side by side: which differences between their scores are more than noise, and which cannot be told.
+
+Runs that differ only in their seed are one group, and stand in one column. The first group is what the others are held against.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ray_sassl.evaluate.intervals import score_over_draws
+from ray_sassl.evaluate.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
+from ray_sassl.plugins import UsageError, load_plugin, plugin_names
+from ray_sassl.records import Figure, RunRecord, Scores, is_share, shown
+
+_PROTOCOLS = "ray_sassl.evaluate"
+_PER_CLASS, _FROM_PREDICTIONS = "mean_per_class", ("top1", "mean_per_class")
+"""How figures end that may follow from the predicted classes, and so can be compared image by image."""
+_NO_MATTER = ("name", "device", "num_workers", "num_threads")
+"""Settings of protocols that say where they compute, and not what."""
+
+Verdict = Literal["higher", "lower", "noise", "unknown"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe, which differ in their seed only."""
+
+    name: str
+    runs: tuple[RunRecord, ...]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A group's figure minus that of the first group.
+
+    Attributes:
+        value: The difference.
+        low: Of its 95 % interval, or None where there is none.
+        high: Of the interval.
+        basis: What the interval was made from.
+        verdict: "noise" where zero lies in the interval; "unknown" where there is no interval.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    basis: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one protocol.
+
+    Attributes:
+        protocol: Its name.
+        figure: The figure's name.
+        values: Each group's mean over its runs, with an interval; None where no run of the group has it.
+        num_runs: Runs of each group that have it.
+        contrasts: Each group's against the first; None for the first, and where one of the two has no value.
+    """
+
+    protocol: str
+    figure: str
+    values: tuple[Figure | None, ...]
+    num_runs: tuple[int, ...]
+    contrasts: tuple[Contrast | None, ...]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a run was not judged by, and the command that does it."""
+
+    run: str
+    protocol: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What can be said of several groups of runs.
+
+    Attributes:
+        groups: The first is what the others are held against.
+        rows: One a figure.
+        missing: Scores that some runs have and others lack.
+        notes: What is to be known when reading the rows.
+    """
+
+    groups: tuple[Group, ...]
+    rows: tuple[Row, ...]
+    missing: tuple[Missing, ...]
+    notes: tuple[str, ...]
+
+
+def group_runs(runs: Sequence[RunRecord]) -> tuple[Group, ...]:
+    """The runs by recipe, in the order given; where all are of one recipe, each is a group of its own."""
+    by_recipe: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        by_recipe.setdefault(run.recipe, []).append(run)
+    parts = list(by_recipe.values()) if len(by_recipe) > 1 else [[run] for run in runs]
+    names: list[str] = []
+    for part in parts:
+        name = part[0].name if len(part) == 1 else f"{part[0].name} ({len(part)} seeds)"
+        names.append(name if name not in names else f"{name} [{sum(name == known.partition(' [')[0] for known in names) + 1}]")
+    return tuple(Group(name, tuple(part)) for name, part in zip(names, parts, strict=True))
+
+
+def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -> Comparison:
+    """The runs' scores side by side.
+
+    Args:
+        protocols: Only these; not given: all that any run was judged by.
+
+    Raises:
+        UsageError: there are fewer than two runs, two were judged on different test sets or with different settings of a protocol, or none was
+            judged at all.
+    """
+    if len(runs) < 2:
+        raise UsageError("give at least two runs to compare; `ray-sassl report` tells of one")
+    groups = group_runs(runs)
+    names = list(
+        dict.fromkeys(scores.protocol for run in runs for scores in run.scores if protocols is None or scores.protocol in protocols)
+    )
+    if not names:
+        asked = f" by {', '.join(protocols)}" if protocols else ""
+        commands = "\n".join(f"  ray-sassl evaluate {run.path} {' '.join(protocols or ['all'])}" for run in runs)
+        raise UsageError(f"none of the runs was judged{asked} yet; do it with --on PROTOCOLS, or with\n{commands}")
+    rows: list[Row] = []
+    missing: list[Missing] = []
+    notes: list[str] = []
+    for name in names:
+        by_group = [[scores for run in group.runs if (scores := _of(run, name))] for group in groups]
+        having = [(run, scores) for run in runs if (scores := _of(run, name))]
+        _check_settings(having)
+        notes += _check_test_sets(having)
+        missing += [Missing(run.name, name, _command(run, having[0][1])) for run in runs if _of(run, name) is None]
+        rows += [_row(name, figure, by_group) for figure in dict.fromkeys(f for _, scores in having for f in scores.figures)]
+        notes += [
+            f"{name} of {run.name} is of step {scores.step:,}, and the run ended at step {run.summary['step']:,}."
+            for run, scores in having
+            if scores.step is not None and run.summary and run.summary.get("step", 0) > scores.step
+        ]
+    return Comparison(groups, tuple(rows), tuple(missing), (*_general_notes(groups, rows), *dict.fromkeys(notes)))
+
+
+def described(figure: str, contrast: Contrast) -> str:
+    """A difference in words."""
+    scale, unit, digits = (100, " points", 2) if is_share(figure) else (1, "", 4)
+
+    def text(value: float) -> str:
+        return f"{value * scale:+.{digits}f}"
+
+    if contrast.low is None or contrast.high is None:
+        return f"{text(contrast.value)}{unit}, no interval"
+    within = f"{text(contrast.value)}{unit} [{text(contrast.low)}, {text(contrast.high)}]"
+    return f"within noise: {within}" if contrast.verdict == "noise" else f"{contrast.verdict}: {within}"
+
+
+def as_json(comparison: Comparison) -> str:
+    """The comparison for programs."""
+    groups = comparison.groups
+    rows: list[dict[str, Any]] = []
+    for row in comparison.rows:
+        values = {
+            group.name: {"value": value.value, "low": value.low, "high": value.high, "runs": num} if value else None
+            for group, value, num in zip(groups, row.values, row.num_runs, strict=True)
+        }
+        contrasts = {group.name: vars(contrast) for group, contrast in zip(groups, row.contrasts, strict=True) if contrast}
+        rows.append({"protocol": row.protocol, "figure": row.figure, "values": values, "against_first": contrasts})
+    tree = {
+        "groups": [{"name": group.name, "runs": [run.path for run in group.runs]} for group in groups],
+        "rows": rows,
+        "missing": [vars(entry) for entry in comparison.missing],
+        "notes": comparison.notes,
+    }
+    return json.dumps(tree, indent=2)
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The comparison as a document."""
+    groups = comparison.groups
+    lines = ["# Runs compared", "", "| | runs |", "|---|---|"]
+    lines += [f"| {_cell(group.name)} | {', '.join(f'`{run.path}`' for run in group.runs)} |" for group in groups]
+    heads = [groups[0].name, *(head for group in groups[1:] for head in (group.name, f"against {groups[0].name}"))]
+    lines += ["", f"| protocol | figure | {' | '.join(map(_cell, heads))} |", "|---" * (len(heads) + 2) + "|"]
+    for row in comparison.rows:
+        cells = [_value(row, 0)]
+        for number in range(1, len(groups)):
+            contrast = row.contrasts[number]
+            cells += [_value(row, number), described(row.figure, contrast) if contrast else ""]
+        lines.append(f"| {row.protocol} | {row.figure} | {' | '.join(cells)} |")
+    lines += ["", "95 % intervals in brackets.", "", *(f"- {note}" for note in comparison.notes)]
+    if comparison.missing:
+        lines += ["", "Not judged yet:", "", *(f"- {entry.run} by {entry.protocol}: `{entry.command}`" for entry in comparison.missing)]
+    return "\n".join(lines) + "\n"
+
+
+def _value(row: Row, number: int) -> str:
+    value = row.values[number]
+    if value is None:
+        return "–"
+    text, interval = shown(row.figure, value)
+    return f"{text} [{interval}]" if interval else text
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _of(run: RunRecord, protocol: str) -> Scores | None:
+    return next((scores for scores in run.scores if scores.protocol == protocol), None)
+
+
+def _check_settings(having: Sequence[tuple[RunRecord, Scores]]) -> None:
+    first_run, first = having[0]
+    for run, scores in having[1:]:
+        before, after = ({name: value for name, value in s.settings.items() if name not in _NO_MATTER} for s in (first, scores))
+        differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        if differing:
+            told = ", ".join(f"{name} {before.get(name)} and {after.get(name)}" for name in differing)
+            raise UsageError(
+                f"{first_run.name} and {run.name} were judged by {first.protocol} with different settings ({told}), so their scores cannot be "
+                f"compared; judge again: {_command(run, first)}"
+            )
+
+
+def _check_test_sets(having: Sequence[tuple[RunRecord, Scores]]) -> list[str]:
+    """Notes on the test sets.
+
+    Raises:
+        UsageError: they are not the same images.
+    """
+    first_run, first = having[0]
+    notes = []
+    for run, scores in having[1:]:
+        one, other = first.predictions, scores.predictions
+        paths = [(s.data.get("test") or {}).get("path") for s in (first, scores)]
+        same = one is None or other is None or (np.array_equal(one.sample_id, other.sample_id) and np.array_equal(one.labels, other.labels))
+        if not same or (paths[0] != paths[1] and (one is None or other is None)):
+            sizes = f" ({len(one.labels):,} and {len(other.labels):,} images)" if one is not None and other is not None else ""
+            raise UsageError(
+                f"{first_run.name} and {run.name} were judged by {first.protocol} on different test sets{sizes}: {paths[0]} and {paths[1]}. "
+                f"Judge both on the same one, and compare again: {_command(run, first)} 'evaluate.test={{path: {paths[0]}}}'"
+            )
+        if paths[0] != paths[1]:
+            notes.append(
+                f"The test images of {first.protocol} lie at {paths[0]} and at {paths[1]}; their ids and labels agree, so they are taken for the same."
+            )
+    return notes
+
+
+def _command(run: RunRecord, like: Scores) -> str:
+    """What judges the run as another was judged."""
+    name = str(like.settings.get("name", like.protocol))
+    words = [name]
+    if name in plugin_names(_PROTOCOLS):
+        defaults = load_plugin(_PROTOCOLS, name).Config().model_dump(mode="json")
+        words += [
+            f"{name}.{field}={json.dumps(value)}"
+            for field, value in like.settings.items()
+            if field in defaults and value != defaults[field]
+        ]
+    return f"ray-sassl evaluate {shlex.join([run.path, *words])}"
+
+
+def _row(protocol: str, figure: str, by_group: Sequence[Sequence[Scores]]) -> Row:
+    having = [[scores for scores in group if figure in scores.figures] for group in by_group]
+    values = tuple(_mean(figure, group) for group in having)
+    contrasts: list[Contrast | None] = [None]
+    contrasts += [_contrast(figure, having[0], group) if having[0] and group else None for group in having[1:]]
+    return Row(protocol, figure, values, tuple(len(group) for group in having), tuple(contrasts))
+
+
+def _mean(figure: str, group: Sequence[Scores]) -> Figure | None:
+    """Over the group's runs: of one run its own interval, of several one over images and seeds."""
+    if len(group) < 2:
+        return group[0].figures[figure] if group else None
+    if (units := _units(figure, group)) is not None:
+        found = mean_over_seeds(units, _labels(figure, group))
+    else:
+        found = score_over_draws([scores.figures[figure].value for scores in group])
+    return Figure(found.value, found.low, found.high)
+
+
+def _contrast(figure: str, first: Sequence[Scores], second: Sequence[Scores]) -> Contrast:
+    """By the best means that both sides allow: image by image, draw by draw, over seeds, or by their two intervals."""
+    units = _units(figure, [*first, *second])
+    one, other = (np.array([scores.figures[figure].value for scores in side]) for side in (first, second))
+    if units is not None:
+        what = "test images" if _is_of_predictions(figure, first[0]) else "draws"
+        found = paired_difference(units[: len(first)], units[len(first) :], _labels(figure, first))
+        return _called(found, f"paired over {what}" + (" and over seeds" if found.covers_seeds else ""))
+    if (over_seeds := difference_of_means(one, other)) is not None:
+        return _called(over_seeds, "over seeds")
+    value = float(other.mean() - one.mean())
+    a, b = first[0].figures[figure], second[0].figures[figure]
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Contrast(value, None, None, "no interval", "unknown")
+    down, up = float(np.hypot(b.value - b.low, a.high - a.value)), float(np.hypot(b.high - b.value, a.value - a.low))
+    return _called(Difference(value, value - down, value + up, covers_seeds=False), "from the two intervals, not paired")
+
+
+def _called(found: Difference, basis: str) -> Contrast:
+    verdict: Verdict = "noise" if found.is_noise else "higher" if found.value > 0 else "lower"
+    return Contrast(found.value, found.low, found.high, basis, verdict)
+
+
+def _units(figure: str, all_scores: Sequence[Scores]) -> np.ndarray | None:
+    """(S, N) figures of what can be paired, test images or draws, whose mean is the figure; None where nothing can."""
+    if all(_is_of_predictions(figure, scores) for scores in all_scores):
+        return np.stack([scores.predictions.correct for scores in all_scores if scores.predictions is not None])
+    draws = [_by_draw(figure, scores) for scores in all_scores]
+    lengths = {len(part) for part in draws}
+    return np.array(draws, np.float64) if len(lengths) == 1 and lengths != {0} else None
+
+
+def _is_of_predictions(figure: str, scores: Scores) -> bool:
+    """Whether the figure is what the predictions that were kept come to; a protocol may have others of which none were kept."""
+    if scores.predictions is None or not figure.endswith(_FROM_PREDICTIONS):
+        return False
+    correct, labels = scores.predictions.correct.astype(np.float64), scores.predictions.labels
+    if figure.endswith(_PER_CLASS):
+        correct = np.array([correct[labels == label].mean() for label in np.unique(labels)])
+    return abs(float(correct.mean()) - scores.figures[figure].value) < 1e-9
+
+
+def _by_draw(figure: str, scores: Scores) -> list[float]:
+    """`few_shot` keeps `5_shot_top1` as the mean of `details["5_shot"]["top1_by_draw"]`."""
+    part, _, name = figure.rpartition("_")
+    details = scores.details.get(part)
+    return list(details.get(f"{name}_by_draw") or []) if isinstance(details, dict) else []
+
+
+def _labels(figure: str, group: Sequence[Scores]) -> np.ndarray | None:
+    predictions = group[0].predictions
+    return predictions.labels if figure.endswith(_PER_CLASS) and predictions is not None else None
+
+
+def _general_notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
+    contrasts = [contrast for row in rows for contrast in row.contrasts if contrast is not None and contrast.low is not None]
+    notes = []
+    if contrasts and all(len(group.runs) == 1 for group in groups):
+        notes.append(
+            "One run each: the intervals say how far a difference would move on other test images. Another seed moves it too, which only runs with "
+            "other seeds can show."
+        )
+    if any("not paired" in contrast.basis for contrast in contrasts):
+        notes.append(
+            "Where no predictions were kept the two intervals were taken as independent, which is too careful on equal test images."
+        )
+    if len(contrasts) > 1:
+        notes.append(
+            f"Of {len(contrasts)} comparisons at 95 %, about {max(1, round(len(contrasts) / 20))} would be called a difference by chance alone."
+        )
+    return notes

@@ -1,0 +1,109 @@
+"""Runs side by side as one HTML page, beside the same as Markdown and JSON."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from ray_sassl import storage
+from ray_sassl.records import RunRecord, shown
+from ray_sassl.report.comparing import Comparison, Group, as_json, as_markdown, described
+from ray_sassl.report.curves import Line, run_curves
+from ray_sassl.report.page import Cell, page, picture, section, side_by_side, table
+from ray_sassl.report.run_page import facts, fate, flat
+
+_WIDTH_PX = 1500
+
+
+def write_comparison(comparison: Comparison, folder: str) -> list[str]:
+    """Write `comparison.html`, `comparison.md` and `comparison.json` into the folder; returns their paths."""
+    contents = {"html": comparison_page(comparison), "md": as_markdown(comparison), "json": as_json(comparison)}
+    paths = []
+    for ending, text in contents.items():
+        paths.append(storage.join(folder, f"comparison.{ending}"))
+        storage.write_text(paths[-1], text)
+    return paths
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """One HTML file that needs nothing else."""
+    groups = comparison.groups
+    runs = [(group, run) for group in groups for run in group.runs]
+    parts = [
+        f"<h1>{' against '.join(html.escape(group.name) for group in groups[::-1])}</h1>",
+        section("What was run", _runs_table(runs)),
+        section("What differs", _differences(groups)),
+        section("How good they are", _scores_table(comparison), f"95 % intervals. Differences are against {groups[0].name}."),
+        _said(comparison),
+        section(
+            "While they trained",
+            run_curves([Line(run, group.name) for group, run in runs]),
+            "Dashed: the loss of an encoder that tells no two images apart. Losses of different methods cannot be compared.",
+        ),
+        section("What the networks saw", _views(groups)),
+        section("What the protocols show", _pictures(groups)),
+    ]
+    return page("Runs compared", "\n".join(part for part in parts if part), _WIDTH_PX)
+
+
+def _runs_table(runs: Sequence[tuple[Group, RunRecord]]) -> str:
+    told = [{"ended": fate(run)[1], "run directory": run.path, **facts(run)} for _, run in runs]
+    names = list(dict.fromkeys(name for tree in told for name in tree))
+    return table(["", *(run.name for _, run in runs)], [[name, *(tree.get(name, "") for tree in told)] for name in names])
+
+
+def _differences(groups: Sequence[Group]) -> str:
+    trees = [flat(group.runs[0].config) for group in groups]
+    paths = list(dict.fromkeys(path for tree in trees for path in tree if path.partition(".")[0] not in ("scaling", "stream", "tracking")))
+    differing = [path for path in paths if len({repr(tree.get(path)) for tree in trees}) > 1]
+    if not differing:
+        return "<p>Nothing that shapes the weights.</p>"
+    rows = [[path, *(str(tree[path]) if path in tree else "–" for tree in trees)] for path in differing]
+    return table(["setting", *(group.name for group in groups)], rows)
+
+
+def _scores_table(comparison: Comparison) -> str:
+    groups = comparison.groups
+    heads: list[str | Cell] = ["protocol", "figure", groups[0].name]
+    for group in groups[1:]:
+        heads += [group.name, "difference"]
+    rows: list[list[str | Cell]] = []
+    before = None
+    for row in comparison.rows:
+        cells: list[str | Cell] = [row.protocol if row.protocol != before else "", row.figure]
+        before = row.protocol
+        for number, value in enumerate(row.values):
+            cells.append(Cell(*shown(row.figure, value)) if value else Cell("–"))
+            if number:
+                contrast = row.contrasts[number]
+                cells.append(Cell(described(row.figure, contrast), contrast.basis, contrast.verdict) if contrast else Cell(""))
+        rows.append(cells)
+    return table(heads, rows)
+
+
+def _said(comparison: Comparison) -> str:
+    """Notes, and the commands that make what is missing."""
+    lines = [html.escape(note) for note in comparison.notes]
+    lines += [
+        f"{html.escape(entry.run)} was not judged by {html.escape(entry.protocol)}: <code>{html.escape(entry.command)}</code>"
+        for entry in comparison.missing
+    ]
+    return f'<ul class="note">{"".join(f"<li>{line}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _views(groups: Sequence[Group]) -> str | None:
+    parts = [(group.name, picture(views, f"views of {group.name}")) for group in groups if (views := group.runs[0].views)]
+    return side_by_side(parts) if parts else None
+
+
+def _pictures(groups: Sequence[Group]) -> str | None:
+    """The same picture of each group in a row."""
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for group in groups:
+        for scores in group.runs[0].scores:
+            for name, png in scores.pictures.items():
+                found.setdefault((scores.protocol, name), []).append(
+                    (group.name, picture(png, f"{scores.protocol} {name} of {group.name}"))
+                )
+    parts = [f"<h3>{html.escape(f'{protocol}: {name}')}</h3>\n{side_by_side(shown_)}" for (protocol, name), shown_ in found.items()]
+    return "\n".join(parts) or None

@@ -306,19 +306,8 @@ def plain_render(networks: Networks, pixels: np.ndarray, codes: Tensor) -> Calla
 
 
 def as_table(name: str, cells: dict[str, dict[str, dict[str, float]]]) -> Table:
-    columns = (
-        "px",
-        "batch",
-        "embed",
-        "render",
-        "block",
-        "block, images/s",
-        "plain block",
-        "floor of the block",
-        "block / floor",
-        "block / plain",
-    )
-    table = Table(*columns, title=f"{name}: images/CPU-s on one thread (wall: of the block, images/s); block over floor and plain")
+    columns = ("px", "batch", "embed", "render", "block", "wall", "plain", "floor", "/ floor", "/ plain")
+    table = Table(*columns, title=f"{name}: images/CPU-s on one thread; wall, plain, floor: of the block")
     keys = ("embed_per_cpu_s", "render_per_cpu_s", "block_per_cpu_s", "block_per_s", "plain_block_per_cpu_s", "floor_block_per_cpu_s")
     for px, batches in cells.items():
         for batch, row in batches.items():

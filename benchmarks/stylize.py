@@ -34,7 +34,7 @@ from benchmarks.measuring import Goal, write_results
 from ray_sassl.nn.fused import convolution
 from ray_sassl.nn.style_network import StyleTransformer
 from ray_sassl.nn.weights import load_weights
-from ray_sassl.sassl import SasslConfig, blend, draw_styles, stylize_views, to_float, to_uint8
+from ray_sassl.sassl import Chunks, SasslConfig, blend, draw_styles, stylize_views, to_float, to_uint8
 from ray_sassl.stylize import Stylizer
 from ray_sassl.stylize.color_statistics import Config as ColorStatistics
 from ray_sassl.stylize.magenta import CODE_SIZE, WEIGHTS, build_networks
@@ -175,7 +175,7 @@ def measure_card(name: str, device: torch.device, batch: int, size_px: int, roun
     memory_s = sum(2 * conv.values() * count for conv, count in work) / bytes_per_s
     images = to_float(pixels, device)
     codes = stylizer.embed(images)
-    block_s = seconds_on(device, rounds, lambda: stylize_views(stylizer, [pixels], ids, epoch, 0, PAPER, device))
+    block_s = seconds_on(device, rounds, lambda: stylize_views(stylizer, [pixels], ids, epoch, 0, PAPER, device, chunks=Chunks(batch)))
     # The networks without the way of the pixels to the card and back.
     networks_s = seconds_on(
         device, rounds, lambda: (stylizer.embed(images[:embedded]), stylizer.render(images[:repainted], codes[:repainted]))

@@ -34,9 +34,9 @@ class QuickTransformer(nn.Module):
     def __init__(self, network: StyleTransformer) -> None:
         super().__init__()
         self._network = network
-        *growing, last = network.expand
-        self._phases = [_phase_weights(conv.weight.detach()) for conv in growing]  # pyright: ignore[reportArgumentType]
-        self._blocks = _block_weights(last.weight.detach())  # pyright: ignore[reportArgumentType]
+        *growing, last = [conv.weight.detach() for conv in network.expand if isinstance(conv, nn.Conv2d)]
+        self._phases = [_phase_weights(weight) for weight in growing]
+        self._blocks = _block_weights(last)
 
     @torch.inference_mode()
     def forward(self, images: Tensor, codes: Tensor) -> Tensor:

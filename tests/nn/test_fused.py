@@ -21,6 +21,7 @@ def _seeded() -> None:
 @pytest.mark.parametrize("batch", [1, 20])
 def test_a_fused_convolution_is_the_convolution_and_then_the_activation(activation, kernel, stride, groups, batch):
     conv = nn.Conv2d(16, 16, kernel, stride, kernel // 2, groups=groups).requires_grad_(False)
+    assert conv.bias is not None
     x = 10 * torch.randn(batch, 16, 24, 20).contiguous(memory_format=torch.channels_last)
     expected = PLAIN[activation](F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), stride, kernel // 2, 1, groups))
     with torch.inference_mode():

@@ -17,6 +17,7 @@ The published weights must be on this machine (`ray-sassl weights fetch magenta`
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -47,6 +48,9 @@ from ray_sassl.stylize.swift import read_student
 SIZES_PX = (32, 96, 128, 224)
 BATCHES = (1, 4, 16, 64)
 CARD_BATCH, CARD_PX = 256, 224
+TRAINER_RATES = (100, 1000, 10_000)
+"""Images that a trainer takes in a second, for the table of stylizers that keep up with it."""
+SPARE = 1.1
 PLAIN_IMAGES = 2
 CPU = torch.device("cpu")
 PAPER = SasslConfig()
@@ -101,6 +105,7 @@ def main() -> None:
         results[name] = {str(px): {str(batch): measure(name, px, batch, args.rounds) for batch in batches} for px in sizes}
         console.print(as_table(name, results[name]))
     largest = str(max(batches))
+    console.print(needed_table(results, largest))
     goals = [
         Goal(f"{name}, {px} px, batch {largest}: block over its floor", cells[largest]["block_over_floor"], "at most", 1.15)
         for name in ("swift", "magenta")
@@ -313,6 +318,16 @@ def as_table(name: str, cells: dict[str, dict[str, dict[str, float]]]) -> Table:
         for batch, row in batches.items():
             ratios = (f"{row[key]:.2f}" if key in row else "" for key in ("block_over_floor", "block_over_plain"))
             table.add_row(px, batch, *(f"{row[key]:,.0f}" if key in row else "" for key in keys), *ratios)
+    return table
+
+
+def needed_table(results: dict[str, dict[str, dict[str, dict[str, float]]]], batch: str) -> Table:
+    """Actors of one CPU that stylize as fast as a trainer trains, and a tenth more."""
+    table = Table("stylizer", "px", *(f"{rate:,} images/s" for rate in TRAINER_RATES), title="Stylizers of one CPU that a trainer needs")
+    for name, cells in results.items():
+        for px, batches in cells.items():
+            rate = batches[batch]["block_per_cpu_s"]
+            table.add_row(name, px, *(f"{math.ceil(SPARE * wanted / rate):,}" for wanted in TRAINER_RATES))
     return table
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measuring import RESULTS, Goal
 
-SCRIPTS = ("views", "stream", "train_step", "feature_augmentation", "pool", "start", "evaluation")
+SCRIPTS = ("views", "stream", "train_step", "feature_augmentation", "pool", "start", "stylize", "swift_fidelity", "evaluation")
 
 
 def main() -> None:

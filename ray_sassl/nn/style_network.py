@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_EPSILON = 1e-5
+from ray_sassl.nn.fused import Activation, convolved
+
+EPSILON = 1e-5
 
 
 class StyleTransformer(nn.Module):
@@ -66,7 +68,7 @@ def conditional_instance_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     one = x.reshape(1, batch * channels, height, width)
     # A batch norm over one sample of B * C channels is an instance norm whose scale and shift differ from sample to sample.
-    normed = F.batch_norm(one, None, None, gamma.reshape(-1), beta.reshape(-1), training=True, eps=_EPSILON)
+    normed = F.batch_norm(one, None, None, gamma.reshape(-1), beta.reshape(-1), training=True, eps=EPSILON)
     return normed.reshape(x.shape)
 
 
@@ -98,8 +100,8 @@ class MobileNetPredictor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Style codes (B, C) of (B, 3, H, W) images in [0, 1]; trained at 256 px."""
-        x = self.blocks(F.relu6(self.stem(images)))
-        return self.code(F.relu6(self.last(x)).mean(dim=(2, 3)))
+        x = self.blocks(self.stem(images, "relu6"))
+        return self.code(convolved(x, self.last, "relu6").mean(dim=(2, 3)))
 
 
 class _InvertedResidual(nn.Module):
@@ -112,8 +114,8 @@ class _InvertedResidual(nn.Module):
         self.is_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        y = self.project(F.relu6(self.depthwise(y), inplace=True))
+        y = x if self.expand is None else convolved(x, self.expand, "relu6")
+        y = convolved(self.depthwise(y, "relu6"), self.project)
         return x + y if self.is_residual else y
 
 
@@ -123,11 +125,11 @@ class _SameConv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         height, width = (self._pad(size, axis) for axis, size in enumerate(x.shape[2:]))
         if height[0] == height[1] and width[0] == width[1]:
-            return F.conv2d(x, self.weight, self.bias, self.stride, (height[0], width[0]), groups=self.groups)
-        return super().forward(F.pad(x, (*width, *height)))
+            return convolved(x, self, activation, (height[0], width[0]))
+        return convolved(F.pad(x, (*width, *height)), self, activation)
 
     def _pad(self, size: int, axis: int) -> tuple[int, int]:
         kernel, stride = self.kernel_size[axis], self.stride[axis]
@@ -157,15 +159,20 @@ class SmallPredictor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Style codes (B, C) of (B, 3, 64, 64) images in [0, 1]."""
-        x = F.relu(self.patches(images - 0.5))
+        x = convolved(images - 0.5, self.patches, "relu")
         early = x
         for conv in self.convs:
-            x = F.relu(conv(x))
+            assert isinstance(conv, nn.Conv2d)
+            x = convolved(x, conv, "relu")
         return self.code(torch.cat([_statistics(images), _statistics(early), _statistics(x)], dim=1))
 
 
 def _statistics(x: Tensor) -> Tensor:
     """(B, 2C): the mean and the standard deviation over H and W of (B, C, H, W)."""
-    mean = x.mean(dim=(2, 3), keepdim=True)
-    deviation = ((x - mean).square().mean(dim=(2, 3)) + _EPSILON).sqrt()
-    return torch.cat([mean.flatten(1), deviation], dim=1)
+    batch, channels, height, width = x.shape
+    # Rows as long vectors: sums over three channels, pixel by pixel, would leave most of a vector unit idle.
+    rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    mean = rows.mean(dim=1).view(batch, width, channels).mean(dim=1)
+    centred = rows - mean.repeat(1, width)[:, None]
+    variance = centred.square().mean(dim=1).view(batch, width, channels).mean(dim=1)
+    return torch.cat([mean, (variance + EPSILON).sqrt()], dim=1)

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ray_sassl.nn.quick_transformer import QuickTransformer
+from ray_sassl.nn.style_network import StyleTransformer
 from ray_sassl.plugins import UsageError
 from ray_sassl.stylize import Stylizer
 
 _STRIDE = 4
 """The transformer contracts twice by two."""
+_CPU_PIXELS = 1 << 18
+"""Pixels of the images that a network gets at once on a CPU: few enough for its feature maps to stay in the caches."""
 
 
 class NetworkPair(Stylizer):
@@ -18,7 +22,7 @@ class NetworkPair(Stylizer):
 
     Args:
         predictor: Images (B, 3, style_px, style_px) -> codes (B, C).
-        transformer: Images (B, 3, H, W) and codes (B, C) -> images, for H and W that are multiples of 4.
+        transformer: Images (B, 3, H, W) and codes (B, C) -> images, for H and W that are multiples of 4; in float32 on a CPU its quick form is used.
         style_px: Side to which images are resized for the predictor.
         dtype: Of the arithmetic.
     """
@@ -30,7 +34,7 @@ class NetworkPair(Stylizer):
         bundle_id: str,
         code_size: int,
         predictor: nn.Module,
-        transformer: nn.Module,
+        transformer: StyleTransformer,
         style_px: int,
         device: torch.device,
         dtype: torch.dtype,
@@ -39,12 +43,18 @@ class NetworkPair(Stylizer):
         self.style_px, self._dtype = style_px, dtype
         self._predictor = _frozen(predictor, device, dtype)
         self._transformer = _frozen(transformer, device, dtype)
+        if device.type == "cpu" and dtype == torch.float32:
+            self._transformer = QuickTransformer(transformer)
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
         """Style codes (B, C) float32 of images (B, 3, H, W), float in [0, 1], of any size."""
-        images = resized(images, self.style_px).to(self._dtype)
-        return self._predictor(images.contiguous(memory_format=torch.channels_last)).float()
+
+        def codes(part: Tensor) -> Tensor:
+            part = resized(part, self.style_px).to(self._dtype)
+            return self._predictor(part.contiguous(memory_format=torch.channels_last)).float()
+
+        return torch.cat([codes(part) for part in images.split(images_at_once(images, self.style_px**2))])
 
     @torch.inference_mode()
     def render(self, images: Tensor, codes: Tensor) -> Tensor:
@@ -57,9 +67,13 @@ class NetworkPair(Stylizer):
         if min(height, width) < self.min_px:
             raise UsageError(f"style transfer needs images of at least {self.min_px} px, not {width} x {height}")
         bottom, right = -height % _STRIDE, -width % _STRIDE
-        padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
-        painted = self._transformer(padded.to(self._dtype), codes.to(self._dtype))
-        return painted[:, :, :height, :width].float()
+
+        def painted(part: Tensor, codes: Tensor) -> Tensor:
+            padded = F.pad(part, (0, right, 0, bottom), mode="replicate") if bottom or right else part
+            return self._transformer(padded.to(self._dtype), codes.to(self._dtype))[:, :, :height, :width].float()
+
+        count = images_at_once(images, height * width)
+        return torch.cat([painted(*parts) for parts in zip(images.split(count), codes.split(count), strict=True)])
 
 
 def resized(images: Tensor, size_px: int) -> Tensor:
@@ -68,6 +82,11 @@ def resized(images: Tensor, size_px: int) -> Tensor:
         return images
     shrinks = max(images.shape[2:]) > size_px
     return F.interpolate(images, (size_px, size_px), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def images_at_once(images: Tensor, num_pixels: int) -> int:
+    """How many images of so many pixels a network gets at once."""
+    return max(1, _CPU_PIXELS // num_pixels) if images.device.type == "cpu" else len(images) or 1
 
 
 def _frozen(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -42,11 +42,18 @@ class Config(StylizerConfig):
 
     def build(self, device: torch.device) -> NetworkPair:
         state, facts = read_student(self.weights or SHIPPED)
-        code_size = len(state["predictor.code.bias"])
-        predictor, transformer = SmallPredictor(code_size), StyleTransformer(code_size)
-        for prefix, network in (("predictor.", predictor), ("transformer.", transformer)):
-            network.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+        predictor, transformer = build_networks(state)
+        code_size = predictor.code.out_features
         return NetworkPair(facts["code_space"], code_size, predictor, transformer, STYLE_PX, device, getattr(torch, self.precision))
+
+
+def build_networks(state: Mapping[str, Tensor]) -> tuple[SmallPredictor, StyleTransformer]:
+    """Predictor and transformer with the weights that `read_student` gives."""
+    code_size = len(state["predictor.code.bias"])
+    predictor, transformer = SmallPredictor(code_size), StyleTransformer(code_size)
+    for prefix, network in (("predictor.", predictor), ("transformer.", transformer)):
+        network.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+    return predictor, transformer
 
 
 def pack_student(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
@@ -59,7 +66,7 @@ def pack_student(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes
     return save({name: value.detach().cpu().half().contiguous() for name, value in state.items()}, {"format": _FORMAT, **facts})
 
 
-def read_student(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_student(path: str | Path = SHIPPED) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state of both networks in float32, and the facts that `pack_student` was given.
 
     Raises:

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ray_sassl.nn.style_network import MobileNetPredictor, SmallPredictor, StyleTransformer, conditional_instance_norm
+from ray_sassl.nn.style_network import (
+    MobileNetPredictor,
+    SmallPredictor,
+    StyleTransformer,
+    _statistics,
+    conditional_instance_norm,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +78,10 @@ def test_the_small_predictor_sees_colours_and_not_places():
     image = torch.rand(1, 3, 64, 64)
     assert network(image).shape == (1, 5)
     assert not torch.allclose(network(image), network(image.flip(1)), atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_statistics_are_those_of_each_channel(memory_format):
+    x = torch.randn(2, 3, 6, 8, dtype=torch.float64).contiguous(memory_format=memory_format)
+    deviation = (x.var((2, 3), correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(_statistics(x), torch.cat([x.mean((2, 3)), deviation], dim=1))

@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 
 from ray_sassl.extraction import Extract, Extracted, ExtractionJob, Extractor, joined
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, spread
+from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.progress import progress_bar
 
 
@@ -24,7 +25,7 @@ class FeatureWorker:
 
     def __init__(self, num_cpus: float, num_gpus: float) -> None:
         self._num_threads = max(1, int(num_cpus))
-        self._device = torch.device("cuda" if num_gpus else "cpu")
+        self._device = torch.device(device_type(num_gpus))
         self._held: ray.ObjectRef | None = None
         self._extractor: Extractor | None = None
         torch.set_num_threads(self._num_threads)

@@ -19,15 +19,18 @@ from ray.actor import ActorHandle
 from ray.train import DataConfig as RayDataConfig
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from ray_sassl import storage
+from ray_sassl.cluster.plan import read_prices
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.orchestrate.control import News, start_control
+from ray_sassl.orchestrate.definitions import read_definition
+from ray_sassl.orchestrate.devices import pretends_gpus
 from ray_sassl.orchestrate.session import offered, ray_session
 from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, stream_spec
 from ray_sassl.orchestrate.weights import keep_weights
@@ -177,7 +180,13 @@ def _pretrain_on_ray(
     with ray_session(address):
         use_gpu = uses_gpu(config)
         check_resources(config, use_gpu)
-        control = start_control(index.num_rows, config.data.max_bad_fraction, storage.join(run_dir, QUARANTINE))
+        control = start_control(
+            index.num_rows,
+            config.data.max_bad_fraction,
+            storage.join(run_dir, QUARANTINE),
+            run=storage.name_of(run_dir),
+            prices=_prices(config),
+        )
         if fatal := ray.get(control.add_bad.remote(list(index.problems))):
             raise UsageError(fatal)
 
@@ -200,6 +209,7 @@ def _pretrain_on_ray(
                 scaling_config=RayScalingConfig(
                     num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=_worker_bundle(config, use_gpu)
                 ),
+                torch_config=TorchConfig(backend="gloo" if pretends_gpus() else None),
                 run_config=RunConfig(
                     name="train",
                     storage_path=ray_storage if ray_is_local() else storage.join(run_dir, ".ray"),
@@ -212,6 +222,14 @@ def _pretrain_on_ray(
             raise RunFailedError(fatal)
         assert outcome is not None, "the workers ended without an outcome and without an error"
         return outcome
+
+
+def _prices(config: ExperimentConfig) -> dict[str, float] | None:
+    """USD an hour of a machine of each group, where the config names a file that says so."""
+    if config.tracking.prices is None:
+        return None
+    prices = read_prices(read_definition(config.tracking.prices), config.tracking.prices)
+    return {group: kind["usd_per_hour"] for group, kind in prices.model_dump().items() if kind["usd_per_hour"] is not None}
 
 
 def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, stop: threading.Event) -> None:

@@ -24,7 +24,10 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from ray_sassl import storage
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.devices import device_type
+from ray_sassl.orchestrate.metrics import count_images, set_queue
 from ray_sassl.orchestrate.reading import BadRowsReporter, ReadStage, block_of_row
 from ray_sassl.orchestrate.weights import receive_weights
 from ray_sassl.pipeline import Restyle, ViewSource, finish_block, windows, without
@@ -35,17 +38,37 @@ if TYPE_CHECKING:
 
 _MAX_TASKS = 20_000
 _STEP_PAUSE_S = 0.025
+_LOOK_EVERY_S = 1.0
+_RUN = "ray_sassl.run"
+"""Under this name the DataContext carries the run's name."""
 
 
 class Pace(ExecutionCallback):
-    """Keeps Ray Data's scheduling loop from spinning.
+    """Keeps Ray Data's scheduling loop from spinning, and looks at the stylizers' queue now and then.
 
     While finished blocks wait for a slower consumer, which is most of the time in training, Ray 2.60's loop waits for nothing: it took a
     quarter of a core here. Each step takes all blocks that are ready, so a short pause between steps delays them and loses none.
     """
 
-    def on_execution_step(self, executor: object) -> None:
+    def __init__(self) -> None:
+        self._looked_at = float("-inf")
+
+    def on_execution_step(self, executor: Any) -> None:
         time.sleep(_STEP_PAUSE_S)
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK_EVERY_S:
+            self._looked_at = now
+            _look_at_queue(executor)
+
+
+def _look_at_queue(executor: Any) -> None:
+    """Export how many blocks wait for stylizers, and how many stylizers there are."""
+    context: DataContext = executor._data_context
+    for operator, state in executor._topology.items():
+        if StyleActor.__name__ in operator.name:
+            actors = operator.get_actor_info()
+            counts = {"running": actors.running, "pending": actors.pending, "restarting": actors.restarting}
+            set_queue(str(context.get_config(_RUN, "")), state.total_enqueued_input_blocks(), counts)
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,7 @@ class StreamSpec:
         pool: Arguments of `ActorPoolStrategy`.
         actor_num_cpus, actor_num_gpus: What each member of the pool takes.
         config_json: The whole config, for the stages that stylize.
+        run: The run's name, for its metrics.
     """
 
     source: ViewSource
@@ -70,6 +94,7 @@ class StreamSpec:
     actor_num_cpus: float
     actor_num_gpus: float
     config_json: str
+    run: str
 
 
 def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
@@ -85,6 +110,7 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
         actor_num_cpus=pool.num_cpus,
         actor_num_gpus=pool.num_gpus,
         config_json=config.model_dump_json(),
+        run=storage.name_of(storage.parent(source.index_path)),
     )
 
 
@@ -112,6 +138,7 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: A
     """
     context = DataContext.get_current()
     context.execution_options = execution_options()
+    context.set_config(_RUN, spec.run)
     if Pace not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(Pace)
     # A block is cut when it is larger than this, so every block of views becomes one of Ray's, neither merged nor split.
@@ -119,7 +146,7 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: A
     order = np.array([(window.epoch, window.number) for window in windows(spec.source, spec.epochs, seen)], np.int32).reshape(-1, 2)
     shares = np.array_split(order, max(1, min(len(order), _MAX_TASKS)))
     plan = ray.data.range(len(shares), override_num_blocks=len(shares))
-    reading = ReadStage(spec.source, shares, seen, BadRowsReporter(control))
+    reading = ReadStage(spec.source, shares, seen, BadRowsReporter(control), spec.run)
     match spec.layout:
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)
@@ -129,7 +156,7 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: A
             crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
             return crops.map_batches(
                 StyleActor,
-                fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus, keeper),
+                fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run),
                 batch_size=None,
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
@@ -184,19 +211,24 @@ class FusedStage:
         restyle = _restyle(self.config_json, "cpu", 1, self.keeper)
         for block in self.reading.blocks(batch):
             yield finish_block(self.reading.source, block, restyle)
+            count_images(self.reading.run, "stylize", int(block.keep.sum()))
 
 
 class StyleActor:
     """One member of the pool: the stylizer with its weights, then the colour operations."""
 
-    def __init__(self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
-        self._source = source
-        self._device_type = "cuda" if num_gpus else "cpu"
+    def __init__(
+        self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None, run: str
+    ) -> None:
+        self._source, self._run = source, run
+        self._device_type = device_type(num_gpus)
         self._restyle = _restyle(config_json, self._device_type, int(num_cpus), keeper)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):
-            yield finish_block(self._source, block_of_row(batch, row), self._restyle, self._device_type)
+            block = block_of_row(batch, row)
+            yield finish_block(self._source, block, self._restyle, self._device_type)
+            count_images(self._run, "stylize", int(block.keep.sum()))
 
 
 @lru_cache(maxsize=1)

@@ -31,7 +31,7 @@ from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.definitions import read_definition
 from ray_sassl.orchestrate.devices import pretends_gpus
-from ray_sassl.orchestrate.session import offered, ray_session
+from ray_sassl.orchestrate.session import GROUP_LABEL, in_group, missing_groups, offered, ray_session
 from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, stream_spec
 from ray_sassl.orchestrate.weights import keep_weights
 from ray_sassl.orchestrate.worker import train_worker
@@ -207,7 +207,10 @@ def _pretrain_on_ray(
                 datasets={"train": stream},
                 dataset_config=RayDataConfig(execution_options=execution_options()),
                 scaling_config=RayScalingConfig(
-                    num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=_worker_bundle(config, use_gpu)
+                    num_workers=scaling.num_workers,
+                    use_gpu=use_gpu,
+                    resources_per_worker=_worker_bundle(config, use_gpu),
+                    label_selector=in_group(scaling.node_group),
                 ),
                 torch_config=TorchConfig(backend="gloo" if pretends_gpus() else None),
                 run_config=RunConfig(
@@ -325,6 +328,12 @@ def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
     Raises:
         ResourcesError: what the run holds at once does not fit in the cluster, also when it has grown as far as it may.
     """
+    groups = [group for group in (config.scaling.node_group, config.stream.pool.node_group) if group is not None]
+    if missing := missing_groups(groups):
+        raise ResourcesError(
+            f"the cluster has no node of the group {', '.join(missing)}, that is, with the label {GROUP_LABEL}; leave scaling.node_group and "
+            "stream.pool.node_group out where nodes have no groups"
+        )
     needs = resource_needs(config, use_gpu)
     for resource in ("CPU", "GPU"):
         wanted = sum(need.get(resource, 0.0) for _, need in needs)

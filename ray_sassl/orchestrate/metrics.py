@@ -15,9 +15,9 @@ from typing import Any, Literal
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from ray_sassl.orchestrate.session import GROUP_LABEL
+
 _LOOK_EVERY_S = 10.0
-NODE_GROUP = "ray.io/node-group"
-"""The label with which the autoscaler and KubeRay mark a node's group."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class CostMeter:
     def __call__(self, images_per_s: float) -> None:
         now = time.monotonic()
         if now - self._looked_at > _LOOK_EVERY_S:
-            groups = [node.get("Labels", {}).get(NODE_GROUP, "") for node in ray.nodes() if node["Alive"]]
+            groups = [node["Labels"].get(GROUP_LABEL, "") for node in ray.nodes() if node["Alive"]]
             self._usd_per_hour, self._looked_at = usd_per_hour(groups, self._prices), now
         if self._usd_per_hour is not None and images_per_s > 0:
             _instrument(COST).set(self._usd_per_hour / 3600 / images_per_s * 1e6, {"run": self._run})

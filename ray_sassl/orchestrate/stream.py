@@ -29,6 +29,7 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.metrics import count_images, set_queue
 from ray_sassl.orchestrate.reading import BadRowsReporter, ReadStage, block_of_row
+from ray_sassl.orchestrate.session import in_group
 from ray_sassl.orchestrate.weights import receive_weights
 from ray_sassl.pipeline import Restyle, ViewSource, finish_block, windows, without
 from ray_sassl.types import Arrays
@@ -82,6 +83,7 @@ class StreamSpec:
         num_cpus: CPUs of one task.
         pool: Arguments of `ActorPoolStrategy`.
         actor_num_cpus, actor_num_gpus: What each member of the pool takes.
+        actor_group: The group of nodes that the pool is on, or None.
         config_json: The whole config, for the stages that stylize.
         run: The run's name, for its metrics.
     """
@@ -93,6 +95,7 @@ class StreamSpec:
     pool: dict[str, int]
     actor_num_cpus: float
     actor_num_gpus: float
+    actor_group: str | None
     config_json: str
     run: str
 
@@ -109,6 +112,7 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
         pool={"size": pool.min} if pool.min == pool.max else sizes,
         actor_num_cpus=pool.num_cpus,
         actor_num_gpus=pool.num_gpus,
+        actor_group=pool.node_group,
         config_json=config.model_dump_json(),
         run=storage.name_of(storage.parent(source.index_path)),
     )
@@ -153,6 +157,7 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: A
         case "fused":
             return plan.map_batches(cast(Any, FusedStage(reading, spec.config_json, keeper)), batch_size=None, num_cpus=spec.num_cpus)
         case "pool":
+            group = in_group(spec.actor_group)
             crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
             return crops.map_batches(
                 StyleActor,
@@ -161,6 +166,7 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: A
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
                 compute=ActorPoolStrategy(**cast(Any, spec.pool)),
+                **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
     raise AssertionError(spec.layout)
 

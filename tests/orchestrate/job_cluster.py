@@ -95,29 +95,32 @@ class JobCluster:
 
     def stop(self) -> None:
         """End the head and all that came from it."""
-        pids = set(self._descendants()) | set(self._of_our_folder())
-        for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 2.0)):
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            until = time.monotonic() + patience_s
-            while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in pids):
-                self._head.poll()
-                time.sleep(0.1)
+        kill_tree(self._head, self._folder)
         self._log.close()
 
-    def _descendants(self) -> list[int]:
-        children: dict[int, list[int]] = {}
-        for pid, text in _proc("stat"):
-            children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(pid)
-        found, todo = [], [self._head.pid]
-        while todo:
-            found.append(todo.pop())
-            todo += children.get(found[-1], [])
-        return found
 
-    def _of_our_folder(self) -> Iterator[int]:
-        yield from (pid for pid, text in _proc("cmdline") if f"{self._folder}/" in text and pid != os.getpid())
+def kill_tree(process: subprocess.Popen, folder: Path) -> None:
+    """End the process, all that descend from it, and all whose command names a file in the folder."""
+    pids = {*_descendants(process.pid), *(pid for pid, text in _proc("cmdline") if f"{folder}/" in text and pid != os.getpid())}
+    for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 2.0)):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in pids):
+            process.poll()
+            time.sleep(0.1)
+
+
+def _descendants(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for pid, text in _proc("stat"):
+        children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(pid)
+    found, todo = [], [root]
+    while todo:
+        found.append(todo.pop())
+        todo += children.get(found[-1], [])
+    return found
 
 
 def ray_sassl(cluster: JobCluster, *words: str, cwd: Path = ROOT, token: str | None = TOKEN) -> tuple[int, str]:

@@ -164,11 +164,12 @@ def test_a_search_is_a_job(cluster: JobCluster, project: Path, tmp_path: Path):
 
 def _refusal(cluster: JobCluster, folder: Path, *words: str) -> str:
     """Why `job submit` refuses, in this process and so in a second."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError) as refused:
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("RAY_API_SERVER_ADDRESS", cluster.address)
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
-        CliRunner().invoke(app, ["job", "submit", *words], catch_exceptions=False)
+        with pytest.raises(UsageError) as refused:
+            CliRunner().invoke(app, ["job", "submit", *words], catch_exceptions=False)
     return str(refused.value)
 
 

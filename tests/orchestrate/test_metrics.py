@@ -58,7 +58,7 @@ def test_the_cost_is_known_where_every_node_has_a_price():
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobCluster]:
-    cluster = JobCluster(tmp_path_factory.mktemp("head"), labels={"ray.io/node-group": "train"})
+    cluster = JobCluster(tmp_path_factory.mktemp("head"), labels={"ray-sassl/group": "train"})
     try:
         cluster.wait_until_up()
         yield cluster

@@ -98,8 +98,8 @@ class GrowingCluster:
             },
             "available_node_types": types | head,
             "head_node_type": "ray.head.default",
-            **dict.fromkeys(("auth", "file_mounts", "docker"), {}),
-            **dict.fromkeys(_LISTS, []),
+            **{key: {} for key in ("auth", "file_mounts", "docker")},
+            **{key: [] for key in _LISTS},
             "file_mounts_sync_continuously": False,
         }
         (folder / "autoscaling.json").write_text(json.dumps(config))

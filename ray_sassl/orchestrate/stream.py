@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -132,13 +132,23 @@ def execution_options() -> ExecutionOptions:
     return ExecutionOptions(preserve_order=True)
 
 
-def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: ActorHandle | None = None) -> ray.data.Dataset:
+def make_stream(
+    spec: StreamSpec,
+    seen: SeenIds,
+    control: ActorHandle,
+    keeper: ActorHandle | None = None,
+    *,
+    read_stage: Callable[..., Any] = ReadStage,
+    style_actor: type | None = None,
+) -> ray.data.Dataset:
     """All epochs' views as rows of `view_0`, `view_1`, ..., `sample_id` and `epoch`, in blocks of about `data.block_rows`.
 
     Args:
         seen: Samples to leave out, because the run has seen them or knows that they are bad.
         control: Is told of rows that cannot be used.
         keeper: Has the stylizer's weights for nodes without them.
+        read_stage: Makes a `ReadStage`, or what stands for one in a simulation.
+        style_actor: Likewise for `StyleActor`.
     """
     context = DataContext.get_current()
     context.execution_options = execution_options()
@@ -150,7 +160,7 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: A
     order = np.array([(window.epoch, window.number) for window in windows(spec.source, spec.epochs, seen)], np.int32).reshape(-1, 2)
     shares = np.array_split(order, max(1, min(len(order), _MAX_TASKS)))
     plan = ray.data.range(len(shares), override_num_blocks=len(shares))
-    reading = ReadStage(spec.source, shares, seen, BadRowsReporter(control), spec.run)
+    reading = read_stage(spec.source, shares, seen, BadRowsReporter(control), spec.run)
     match spec.layout:
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)
@@ -160,7 +170,7 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: A
             group = in_group(spec.actor_group)
             crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
             return crops.map_batches(
-                StyleActor,
+                cast(Any, style_actor or StyleActor),
                 fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run),
                 batch_size=None,
                 num_cpus=spec.actor_num_cpus,

@@ -33,7 +33,7 @@ MEASURED = Measured(
 )
 """Of the order of what one core and one GPU do at 224 px; sleeps of these lengths stand for them."""
 MACHINES = Prices(
-    decode=NodeKind(cpus=8, network_gbit_s=1000),
+    decode=NodeKind(cpus=4, network_gbit_s=1000),
     stylize=NodeKind(cpus=1, gpus=1, network_gbit_s=1000),
     train=NodeKind(cpus=1, gpus=1, network_gbit_s=1000),
 )
@@ -114,7 +114,7 @@ def bytes_per_image() -> dict[str, dict[str, float]]:
     import ray
     from ray.data import DataContext
 
-    from benchmarks.sleeping import SleepingReads, sleeping_config, sleeping_style_actor
+    from benchmarks.sleeping import BytesOfStages, SleepingReads, sleeping_config, sleeping_style_actor
     from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.data.seen import SeenIds
     from ray_sassl.orchestrate.control import start_control
@@ -151,28 +151,6 @@ def bytes_per_image() -> dict[str, dict[str, float]]:
     return {name: {"moved": moved[name] / rows, "must": must, "ratio": moved[name] / rows / must} for name in moved}
 
 
-class BytesOfStages:
-    """An execution callback of Ray Data's that adds up what each stage has put into the object store."""
-
-    moved: dict[str, float] = {}  # noqa: RUF012 - Ray makes the object itself, so the figures stand in the class
-
-    def before_execution_starts(self, executor: Any) -> None:
-        pass
-
-    def on_execution_step(self, executor: Any) -> None:
-        pass
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        names = {"SleepingReads": "decode", "SleepingStyleActor": "stylize"}
-        for operator in executor._topology:
-            for part, stage in names.items():
-                if part in operator.name or (stage == "decode" and "crops" in operator.name):
-                    BytesOfStages.moved[stage] = float(operator.metrics.bytes_task_outputs_generated)
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        pass
-
-
 def planned_and_measured(trainers: int, *, seconds: float = 30.0) -> dict[str, Any]:
     """The plan's images a second for so many training nodes, what its cluster does with stages that sleep, and by which share it is off."""
     workload = Workload(
@@ -204,7 +182,7 @@ def measured_on(counts: Counts, *, steps: int) -> float:
     from tests.orchestrate.growing_cluster import Group, GrowingCluster
 
     groups = {
-        name: Group(getattr(counts, name), {"CPU": kind.cpus} | ({"GPU": kind.gpus} if kind.gpus else {}))
+        name: Group(getattr(counts, name), {"CPU": float(kind.cpus)} | ({"GPU": float(kind.gpus)} if kind.gpus else {}))
         for name, kind in (("decode", MACHINES.decode), ("stylize", MACHINES.stylize), ("train", MACHINES.train))
     }
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 from ray.actor import ActorHandle
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig as RayDataConfig
 from ray.train import RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
@@ -144,6 +145,18 @@ def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, 
     trainer.fit()
     times = [float(line) for line in out.read_text().splitlines()]
     return steps * config.train.global_batch / (times[-1] - times[warm_up - 1])
+
+
+class BytesOfStages(ExecutionCallback):
+    """Adds up what each stage has put into the object store; Ray Data makes the object itself, so the figures stand in the class."""
+
+    moved: ClassVar[dict[str, float]] = {}
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        for operator in executor._topology:
+            for part, stage in (("crops", "decode"), ("StyleActor", "stylize")):
+                if part in operator.name:
+                    self.moved[stage] = float(operator.metrics.bytes_task_outputs_generated)
 
 
 @dataclass

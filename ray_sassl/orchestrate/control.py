@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 
 from ray_sassl.data.quarantine import BadRow, Quarantine, TooManyBadRowsError
 from ray_sassl.orchestrate.metrics import CostMeter, set_bad_rows
+from ray_sassl.orchestrate.session import beside_the_driver
 from ray_sassl.types import Outcome
 
 _SAVE_EVERY_S = 2.0
@@ -118,7 +119,7 @@ def start_control(
     num_rows: int, max_bad_fraction: float, quarantine_path: str, *, run: str = "", prices: Mapping[str, float] | None = None
 ) -> ActorHandle:
     """The run's control actor, with the arguments of `RunControl`; it takes no CPU and ends with the driver."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=1)(RunControl)
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=beside_the_driver(), max_concurrency=1)(RunControl)
     return remote.remote(num_rows, max_bad_fraction, quarantine_path, run, prices)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_sassl.plugins import UsageError
 
@@ -56,6 +57,11 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
         yield
     finally:
         ray.shutdown()
+
+
+def beside_the_driver() -> NodeAffinitySchedulingStrategy:
+    """Where an actor belongs that must live as long as the run: it holds no resources, and an autoscaler takes a node for idle that has only such."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def in_group(group: str | None) -> dict[str, str] | None:

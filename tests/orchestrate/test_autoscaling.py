@@ -27,7 +27,8 @@ GROUPS = {
 _POOL = [
     "stylize=color_statistics", "stream.layout=pool", "stream.num_cpus=1", "stream.pool.num_gpus=1", "stream.pool.num_cpus=0.5",
     "stream.pool.min=1", "stream.pool.initial=2", "stream.pool.max=3", "stream.pool.node_group=stylize", "scaling.use_gpu=true",
-    "scaling.cpus_per_worker=1", "scaling.node_group=train", "train.log_every=1", "train.checkpoint_every=20",
+    "scaling.cpus_per_worker=1", "scaling.node_group=train", "train.log_every=1", "train.checkpoint_every=20", "evaluate.train=null",
+    "evaluate.test=null",
 ]  # fmt: skip
 
 

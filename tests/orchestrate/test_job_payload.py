@@ -46,6 +46,13 @@ def test_of_a_repository_what_git_ignores_stays_here(tmp_path: Path):
     assert payload.secrets == (".env",), "also where it is under version control"
 
 
+def test_a_package_in_an_ignored_environment_travels_nevertheless(tmp_path: Path):
+    _fill(tmp_path, "env/package/__init__.py", "env/package/code.py")
+    (tmp_path / ".gitignore").write_text("env/\n")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert select_files(tmp_path / "env" / "package").files == ("__init__.py", "code.py")
+
+
 def test_too_much_is_refused_with_the_largest_files(tmp_path: Path):
     (tmp_path / "large.bin").write_bytes(b"0" * 3_000_000)
     (tmp_path / "small.bin").write_bytes(b"0" * 1000)

@@ -25,6 +25,7 @@ from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.control import News
+from ray_sassl.orchestrate.session import beside_the_driver
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
 from ray_sassl.train.checkpoint import list_checkpoints
@@ -108,7 +109,7 @@ class StudyControl:
 
 def start_control() -> ActorHandle:
     """The study's control actor; it takes no CPU and ends with the driver."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0)(StudyControl)
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=beside_the_driver())(StudyControl)
     return remote.remote()
 
 

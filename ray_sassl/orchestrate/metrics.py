@@ -86,21 +86,18 @@ class TrainingMetrics:
     Args:
         run: The run's name.
         global_batch: Images of a step.
+        step: From which the loop goes on.
     """
 
-    def __init__(self, run: str, global_batch: int) -> None:
-        self._run, self._global_batch = run, global_batch
-        self._step: float | None = None
+    def __init__(self, run: str, global_batch: int, step: float) -> None:
+        self._run, self._global_batch, self._step = run, global_batch, step
 
     def __call__(self, report: Mapping[str, float]) -> None:
         for name, metric in _TRAINING.items():
             if name in report:
                 _instrument(metric).set(float(report[name]), {"run": self._run})
-        # What was trained on before the first report of this start was counted by the start before it, or is one step.
-        step = report["step"]
-        done = 1 if self._step is None else step - self._step
-        count_images(self._run, "train", round(done * self._global_batch))
-        self._step = step
+        count_images(self._run, "train", round((report["step"] - self._step) * self._global_batch))
+        self._step = report["step"]
 
 
 class CostMeter:

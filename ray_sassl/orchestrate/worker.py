@@ -64,9 +64,9 @@ def train_worker(spec: dict[str, Any]) -> None:
     logging.getLogger("ray_sassl").addHandler(NoteHandler(control))
     torch.set_num_threads(spec["num_threads"])
     where = ray.train.get_context()
-    metrics = TrainingMetrics(storage.name_of(spec["run_dir"]), config.train.global_batch)
-    context = RayContext(where.get_world_rank(), where.get_world_size(), _device(), control, metrics)
     resume = latest_checkpoint(spec["run_dir"])
+    metrics = TrainingMetrics(storage.name_of(spec["run_dir"]), config.train.global_batch, resume.step if resume else 0)
+    context = RayContext(where.get_world_rank(), where.get_world_size(), _device(), control, metrics)
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     stream = shard.iter_batches(

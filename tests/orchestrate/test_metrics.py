@@ -110,7 +110,7 @@ def test_exporting_takes_well_below_a_thousandth_of_a_step(cluster: JobCluster):
         "import time\n"
         "from ray_sassl.orchestrate.metrics import TrainingMetrics\n"
         "names = ('epoch', 'loss', 'chance_loss', 'learning_rate', 'embedding_std', 'effective_rank', 'data_wait')\n"
-        "export = TrainingMetrics('speed', 256)\n"
+        "export = TrainingMetrics('speed', 256, 0)\n"
         "export({'step': 0, **dict.fromkeys(names, 1.0)})\n"
         "began = time.perf_counter()\n"
         "for step in range(1, 1001):\n"

@@ -136,7 +136,7 @@ def python(cluster: JobCluster, code: str) -> tuple[int, str]:
 
 
 def _output(command: list[str], env: dict[str, str], cwd: Path) -> tuple[int, str]:
-    ended = subprocess.run(command, check=False, env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=400)
+    ended = subprocess.run(command, check=False, env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     return ended.returncode, ended.stdout
 
 

@@ -62,7 +62,7 @@ def test_a_run_brings_up_what_it_needs_and_everything_goes_after_it(cluster: Gro
     epochs = 40
     began = time.time()
     driver = cluster.start_driver("run", "pretrain", _config(tmp_path, epochs), "--run-dir", str(run_dir))
-    assert driver.wait(400) == 0, cluster.output("run")
+    assert driver.wait(600) == 0, cluster.output("run")
     ended = time.time()
     cluster.wait_for(lambda look: look.workers == 0, 90)
     during = [look for look in cluster.looks() if began <= look.time <= ended]
@@ -85,7 +85,7 @@ def test_everything_goes_after_a_driver_that_was_killed_and_the_next_one_loses_n
     run_dir = tmp_path / "run"
     config = _config(tmp_path, epochs=1000)
     driver = cluster.start_driver("killed", "pretrain", config, "--run-dir", str(run_dir))
-    until = time.monotonic() + 300
+    until = time.monotonic() + 500
     while latest_checkpoint(str(run_dir)) is None and time.monotonic() < until:
         assert driver.poll() is None, cluster.output("killed")
         time.sleep(0.5)
@@ -97,7 +97,7 @@ def test_everything_goes_after_a_driver_that_was_killed_and_the_next_one_loses_n
     epochs = checkpoint.step * 16 // NUM_ROWS + 2
     words = ("pretrain", config, f"train.epochs={epochs}", "--run-dir", str(run_dir), "--resume-if-begun")
     again = cluster.start_driver("again", *words)
-    assert again.wait(400) == 0, cluster.output("again")
+    assert again.wait(600) == 0, cluster.output("again")
     checkpoint = latest_checkpoint(str(run_dir))
     assert checkpoint is not None
     assert checkpoint.step == epochs * NUM_ROWS // 16

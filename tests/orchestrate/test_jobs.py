@@ -73,7 +73,7 @@ def test_a_job_is_stopped_with_a_checkpoint_and_the_same_submit_goes_on_from_the
     assert code == 2
     assert re.search(r"the job 'first' is (running|pending) \(as first\); wait for it, or stop it first", again)
 
-    until = time.monotonic() + 200
+    until = time.monotonic() + 400
     while len(_steps(run_dir)) < 5 and time.monotonic() < until:
         time.sleep(0.2)
     code, output = ray_sassl(cluster, "job", "stop", "first", cwd=project)

@@ -90,7 +90,10 @@ def first_steps() -> dict[str, float]:
             ]
             for name, command in (
                 ("pretrain --address", [*words, "--run-dir", f"{folder}/direct", "--address", cluster.gcs_address]),
-                ("job submit", ["job", "submit", "--wait", "--", *words, "--run-dir", f"{folder}/job"]),
+                (
+                    "job submit",
+                    ["job", "submit", "--env", f"RAY_ADDRESS={cluster.gcs_address}", "--wait", "--", *words, "--run-dir", f"{folder}/job"],
+                ),
             ):
                 settings = {"PYTHONPATH": str(ROOT), "RAY_API_SERVER_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": TOKEN}
                 metrics = Path(folder, "direct" if name.startswith("pretrain") else "job", "metrics.jsonl")

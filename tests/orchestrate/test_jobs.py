@@ -107,6 +107,7 @@ def test_a_job_is_stopped_with_a_checkpoint_and_the_same_submit_goes_on_from_the
         "RAY_JOB_STOP_SIGNAL",
         "RAY_JOB_STOP_WAIT_TIME_S",
         "PYTHONUNBUFFERED",
+        "RAY_ADDRESS",
     }
 
 

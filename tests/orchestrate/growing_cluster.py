@@ -117,6 +117,7 @@ class GrowingCluster:
             "RAY_NODE_TYPE_NAME": "ray.head.default",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_raylet_start_wait_time_s": "180",
+            "RAY_worker_niceness": "0",
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
             "OMP_NUM_THREADS": "1",
         }

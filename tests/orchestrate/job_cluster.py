@@ -56,6 +56,7 @@ class JobCluster:
         ]  # fmt: skip
         settings = {
             "RAY_raylet_start_wait_time_s": "180",
+            "RAY_worker_niceness": "0",
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
         }

@@ -161,8 +161,7 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
     there = storage.exists(config_path)
     if resume and not there:
         raise RunDirectoryError(f"{run_dir} holds no run to resume (no {CONFIG}); leave out --resume to start one there")
-    has_begun = storage.exists(storage.join(run_dir, METRICS)) or bool(list_checkpoints(run_dir))
-    if there and has_begun and not resume:
+    if has_begun(run_dir) and not resume:
         raise RunDirectoryError(f"{run_dir} already holds a run; add --resume to go on with it, or give another --run-dir")
     storage.makedirs(run_dir)
     index_path = storage.join(run_dir, INDEX)
@@ -194,6 +193,12 @@ def _check_checkpoints(run_dir: str) -> None:
             f"every checkpoint of {run_dir} is damaged (the log says how), so there is nothing to go on from. Restore one, or start a new run "
             "in another --run-dir."
         )
+
+
+def has_begun(run_dir: str) -> bool:
+    """Whether a run has begun there, so that there is something to go on with."""
+    there = storage.exists(storage.join(run_dir, CONFIG))
+    return there and (storage.exists(storage.join(run_dir, METRICS)) or bool(list_checkpoints(run_dir)))
 
 
 RESUME_MAY_CHANGE = ("scaling", "stream", "tracking", "evaluate", "name")

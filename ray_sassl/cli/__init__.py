@@ -14,7 +14,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ray_sassl import __version__
-from ray_sassl.cli import cluster, data, reporting, search, stylize, takeaway, weights
+from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, takeaway, weights
 from ray_sassl.plugins import UsageError
 
 _HELP = """Pretrain image encoders without labels, on Ray.
@@ -69,6 +69,7 @@ app = typer.Typer(
 app.add_typer(search.app, name="search")
 app.add_typer(data.app, name="data")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(jobs.app, name="job")
 app.add_typer(stylize.app, name="stylize")
 app.add_typer(weights.app, name="weights")
 app.add_typer(takeaway.app)
@@ -107,6 +108,7 @@ def pretrain(
     overrides: Overrides = None,
     run_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False,
+    resume_if_begun: Annotated[bool, typer.Option("--resume-if-begun", help="Go on with the run that is there, or start it.")] = False,
     address: Address = None,
 ) -> None:
     """Pretrain an encoder.
@@ -115,7 +117,8 @@ def pretrain(
     """
     from ray_sassl.cli import pretraining
 
-    raise typer.Exit(pretraining.pretrain(Console(), experiment, overrides or [], run_dir, resume=resume, address=address))
+    how: pretraining.Resume = "if begun" if resume_if_begun and not resume else resume
+    raise typer.Exit(pretraining.pretrain(Console(), experiment, overrides or [], run_dir, resume=how, address=address))
 
 
 @app.command(epilog="Example: ray-sassl views moco_cifar10_sassl sassl.alpha='[0.5, 1.0]' --out grid.png")

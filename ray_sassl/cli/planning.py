@@ -79,6 +79,8 @@ def plan(
         storage.write_text(path, text)
         console.print(f"Numbers of nodes: {path}", soft_wrap=True)
     console.print(f"Run it with: scaling.num_workers={chosen.counts.trainers} scaling.use_gpu=true", highlight=False)
+    pool = " stream.pool.node_group=stylize" if workload.has_pool else ""
+    console.print(f"and, where nodes are labelled as in cluster/: scaling.node_group=train{pool}", highlight=False)
 
 
 def _num_parameters(config: ExperimentConfig) -> int:

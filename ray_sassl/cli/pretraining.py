@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +23,9 @@ from ray_sassl.plugins import UsageError
 from ray_sassl.train.loop import Progress as RunProgress
 
 _PLAIN_EVERY_S = 10.0
+
+Resume = bool | Literal["if begun"]
+"""Whether to go on with the run in the run directory."""
 
 
 def load_config(experiment: str, overrides: list[str]) -> ExperimentConfig:
@@ -55,14 +59,31 @@ def experiments(console: Console, name: str | None) -> None:
     console.print("`ray-sassl experiments NAME` prints one as YAML; `ray-sassl pretrain NAME` runs it.")
 
 
-def pretrain(console: Console, experiment: str, overrides: list[str], run_dir: str | None, *, resume: bool, address: str | None) -> int:
+def split_run_dir(overrides: list[str], run_dir: str | None) -> tuple[list[str], str | None]:
+    """The overrides without `run_dir=PATH`, which is another way to write --run-dir, and the run directory.
+
+    Raises:
+        UsageError: it is given twice.
+    """
+    given = [text.removeprefix("run_dir=") for text in overrides if text.startswith("run_dir=")] + (
+        [run_dir] if run_dir is not None else []
+    )
+    if len(given) > 1:
+        raise UsageError(f"the run directory is given {len(given)} times: {', '.join(given)}")
+    return [text for text in overrides if not text.startswith("run_dir=")], next(iter(given), None)
+
+
+def pretrain(console: Console, experiment: str, overrides: list[str], run_dir: str | None, *, resume: Resume, address: str | None) -> int:
     """Run, show progress, and say where everything is; the exit code is 130 after Ctrl-C."""
     from ray_sassl.orchestrate import launch
-    from ray_sassl.run import CONFIG
+    from ray_sassl.run import CONFIG, has_begun
 
+    overrides, run_dir = split_run_dir(overrides, run_dir)
     config = load_config(experiment, overrides)
     if run_dir is None:
         run_dir = experiment if storage.exists(storage.join(experiment, CONFIG)) else f"runs/{config.name}"
+    if resume == "if begun":
+        resume = has_begun(run_dir)
     console.print(f"[bold]{config.name}[/] in {run_dir}", highlight=False)
     with _progress(console, config) as watch:
         result = launch.pretrain(config, run_dir, resume=resume, address=address, watch=watch)

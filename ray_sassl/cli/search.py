@@ -94,6 +94,7 @@ def run_command(
     retries: Annotated[int, typer.Option(min=0, help="How often a failed trial is started again from its checkpoint.")] = 1,
     study_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: studies/SPACE]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the study directory.")] = False,
+    resume_if_begun: Annotated[bool, typer.Option("--resume-if-begun", help="Go on with the study that is there, or start it.")] = False,
     address: Address = None,
 ) -> None:
     """Run a study.
@@ -102,6 +103,7 @@ def run_command(
     """
     from ray_sassl import storage
     from ray_sassl.orchestrate.search import search
+    from ray_sassl.study.record import STUDY
     from tune_spaces import load_space
 
     console = Console()
@@ -116,6 +118,7 @@ def run_command(
         update={"seed": seed, "retries": retries, "max_concurrent": max_concurrent, "time_budget_s": time_budget and seconds(time_budget)}
     )
     study_dir = study_dir or f"studies/{source.name}"
+    resume = resume or (resume_if_begun and storage.exists(storage.join(study_dir, STUDY)))
     console.print(f"[bold]{study.name}[/] in {study_dir}: {study.num_trials} trials, {study.searcher}, {study.scheduler}", highlight=False)
     with _live(console) as watch:
         state = search(study, study_dir, resume=resume, address=address, watch=watch)

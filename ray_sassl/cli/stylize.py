@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -22,6 +22,9 @@ from ray_sassl.cli.data import (
 )
 from ray_sassl.data import DataConfig
 from ray_sassl.plugins import UsageError
+
+if TYPE_CHECKING:
+    from ray_sassl.stylized import StyleJobConfig
 
 _STYLE_IMAGE_PX = 256
 """Side of the styles in a preview, which is enough to look at."""
@@ -218,8 +221,15 @@ def distill_command(
     console.print(f"Use it with: stylize=swift stylize.weights={out}", soft_wrap=True, highlight=False)
 
 
-def _job(console: Console, overrides: list[str] | None, bank: str | None, only: tuple[str, ...] = ()):
-    """The job with the overrides, said in a line.
+def _job(console: Console, overrides: list[str] | None, bank: str | None, only: tuple[str, ...] = ()) -> StyleJobConfig:
+    """`style_job`, said in a line."""
+    config, hint = style_job(overrides, bank, only)
+    console.print(f"stylizer: {config.stylize.name}{hint}", highlight=False, soft_wrap=True)
+    return config
+
+
+def style_job(overrides: list[str] | None, bank: str | None, only: tuple[str, ...] = ()) -> tuple[StyleJobConfig, str]:
+    """The job with the overrides, and a hint where another stylizer would be better.
 
     Args:
         bank: Of --bank.
@@ -241,9 +251,7 @@ def _job(console: Console, overrides: list[str] | None, bank: str | None, only: 
         if "sassl.style_source" not in names:
             given += ["sassl.style_source=bank"]
     chosen = neural_stylizer()
-    config = apply_overrides(StyleJobConfig(stylize=chosen), given)
     hint = ""
     if chosen == "swift" and "stylize" not in names:
         hint = " (our own small one, as the published one is not on this machine: `ray-sassl weights fetch magenta` gets it)"
-    console.print(f"stylizer: {config.stylize.name}{hint}", highlight=False, soft_wrap=True)
-    return config
+    return apply_overrides(StyleJobConfig(stylize=chosen), given), hint

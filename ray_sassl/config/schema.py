@@ -46,6 +46,8 @@ class PoolConfig(FrozenConfig):
     """CPUs of one actor; it uses as many threads, at least one."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs of one actor; a share such as 0.25 is allowed."""
+    node_group: str | None = None
+    """Only on nodes with the label `ray-sassl/group` of this value, as the definitions in `cluster/` give it; anywhere where not given."""
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> PoolConfig:
@@ -77,6 +79,8 @@ class ScalingConfig(FrozenConfig):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     threads_per_worker: int | None = Field(default=None, ge=1)
     """Threads of a worker's CPU arithmetic; not given: the node's CPUs shared by its workers."""
+    node_group: str | None = None
+    """As `stream.pool.node_group`. It keeps the workers off the small GPUs, which the autoscaler may find to suit them better."""
     max_failures: int = Field(default=3, ge=-1)
     """How often workers are started again from the last checkpoint after a crash or the loss of a node; -1 means always."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_sassl.data.quarantine import BadRow, Quarantine, TooManyBadRowsError
+from ray_sassl.orchestrate.metrics import CostMeter, set_bad_rows
+from ray_sassl.orchestrate.session import beside_the_driver
 from ray_sassl.types import Outcome
 
 _SAVE_EVERY_S = 2.0
@@ -34,9 +37,17 @@ class News:
 
 
 class RunControl:
-    """The actor's state. Its calls are short, and whoever reports to it does not wait for the answer."""
+    """The actor's state. Its calls are short, and whoever reports to it does not wait for the answer.
 
-    def __init__(self, num_rows: int, max_bad_fraction: float, quarantine_path: str) -> None:
+    Args:
+        num_rows: Of the data set.
+        max_bad_fraction: More bad rows than this end the run.
+        quarantine_path: Where the bad rows are kept; those that are there are read.
+        run: The run's name, for its metrics.
+        prices: USD an hour of a node of each group, where known.
+    """
+
+    def __init__(self, num_rows: int, max_bad_fraction: float, quarantine_path: str, run: str, prices: Mapping[str, float] | None) -> None:
         self._quarantine = Quarantine(num_rows, max_bad_fraction)
         self._path = quarantine_path
         self._quarantine.load_jsonl(quarantine_path)
@@ -45,6 +56,9 @@ class RunControl:
         self._stop = False
         self._fatal: str | None = None
         self._outcome: Outcome | None = None
+        self._run = run
+        self._cost = CostMeter(run, prices) if prices is not None else None
+        set_bad_rows(run, self._quarantine.num_bad)
 
     def add_bad(self, rows: list[BadRow]) -> str | None:
         """Take rows into quarantine; the answer is the reason to stop where there are now too many."""
@@ -52,6 +66,7 @@ class RunControl:
             self._quarantine.add(rows)
         except TooManyBadRowsError as error:
             self.fail(str(error))
+        set_bad_rows(self._run, self._quarantine.num_bad)
         if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
             self.save()
         return self._fatal
@@ -80,6 +95,8 @@ class RunControl:
 
     def report(self, metrics: dict[str, float]) -> None:
         self._news.reports.append(metrics)
+        if self._cost is not None and "images_per_s" in metrics:
+            self._cost(metrics["images_per_s"])
 
     def note(self, text: str) -> None:
         self._news.notes.append(text)
@@ -98,10 +115,12 @@ class RunControl:
         return news
 
 
-def start_control(num_rows: int, max_bad_fraction: float, quarantine_path: str) -> ActorHandle:
-    """The run's control actor; it takes no CPU and ends with the driver."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=1)(RunControl)
-    return remote.remote(num_rows, max_bad_fraction, quarantine_path)
+def start_control(
+    num_rows: int, max_bad_fraction: float, quarantine_path: str, *, run: str = "", prices: Mapping[str, float] | None = None
+) -> ActorHandle:
+    """The run's control actor, with the arguments of `RunControl`; it takes no CPU and ends with the driver."""
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=beside_the_driver(), max_concurrency=1)(RunControl)
+    return remote.remote(num_rows, max_bad_fraction, quarantine_path, run, prices)
 
 
 class NoteHandler(logging.Handler):

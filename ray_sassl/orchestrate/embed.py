@@ -19,6 +19,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index, build_index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, spread
+from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.orchestrate.weights import keep, kept
 from ray_sassl.plugins import UsageError
@@ -70,7 +71,7 @@ class EmbedWorker:
     """One actor: the encoder, and threads that decode."""
 
     def __init__(self, num_cpus: float, num_gpus: float) -> None:
-        self._device = torch.device("cuda" if num_gpus else "cpu")
+        self._device = torch.device(device_type(num_gpus))
         self._num_threads = max(1, int(num_cpus))
         self._embedder: Embedder | None = None
 

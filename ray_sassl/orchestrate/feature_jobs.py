@@ -21,6 +21,7 @@ from ray_sassl import storage
 from ray_sassl.evaluate import Evaluation
 from ray_sassl.extraction import Extracted, ExtractionJob, Extractor, extract_on, joined
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
+from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.scoring import JudgeJob, judge_one
 
@@ -30,7 +31,7 @@ class EvaluationWorker:
 
     def __init__(self, num_cpus: float, num_gpus: float) -> None:
         self._num_threads = max(1, int(num_cpus))
-        self._device = torch.device("cuda" if num_gpus else "cpu")
+        self._device = torch.device(device_type(num_gpus))
         self._held: ray.ObjectRef | None = None
         self._job: Any = None
         torch.set_num_threads(self._num_threads)

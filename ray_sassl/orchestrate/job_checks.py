@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 
 from ray_sassl import storage
@@ -42,13 +43,37 @@ def check_data(config: DataConfig, what: str, sent: frozenset[str] = frozenset()
         if storage.is_uri(path):
             find_sources(config.model_copy(update={"path": path}))
         elif not path.startswith("/"):
-            if path not in sent and not any(name.startswith(f"{path.rstrip('/')}/") for name in sent):
+            if not _travels(path, sent):
                 check_place(path, what)
+            find_sources(config.model_copy(update={"path": path}))
         elif storage.exists(path):
             find_sources(config.model_copy(update={"path": path}))
         else:
             notes.append(f"{what}: {path} is not on this machine, so only the cluster can tell whether it is there")
     return notes
+
+
+def check_file(path: str, what: str, sent: frozenset[str] = frozenset()) -> list[str]:
+    """That a file, or a run directory, is there, as far as can be seen from this machine; the notes say what could not be.
+
+    Args:
+        what: What names it.
+        sent: Files that travel with the job.
+
+    Raises:
+        UsageError: it is not there, or a relative path does not travel with the job.
+    """
+    if storage.is_uri(path):
+        if not storage.exists(path) and not storage.list_dir(path):
+            raise UsageError(f"{what} is {path!r}, and there is nothing")
+    elif not path.startswith("/"):
+        if not _travels(path, sent):
+            raise UsageError(
+                f"{what} is {path!r}, which does not travel with the job: it is not in --working-dir, or Git ignores it. Give a URI, or a file in there"
+            )
+    elif not storage.exists(path):
+        return [f"{what}: {path} is not on this machine, so only the cluster can tell whether it is there"]
+    return []
 
 
 def check_resources(config: ExperimentConfig, offered: Mapping[str, float], *, is_all: bool) -> None:
@@ -66,13 +91,35 @@ def check_resources(config: ExperimentConfig, offered: Mapping[str, float], *, i
     use_gpu = config.scaling.use_gpu
     if use_gpu is None:
         use_gpu = offered.get("GPU", 0.0) >= config.scaling.num_workers
-    needs = resource_needs(config, use_gpu)
+    _check(resource_needs(config, use_gpu), offered, is_all=is_all)
+
+
+def check_actors(actors: Mapping[str, float], offered: Mapping[str, float], *, is_all: bool) -> None:
+    """That the cluster has room for the actors or tasks of work that trains nothing.
+
+    Args:
+        actors: What they hold at once.
+        offered, is_all: As of `check_resources`.
+
+    Raises:
+        ResourcesError: they hold more than there is.
+    """
+    _check([("its actors or tasks", dict(actors))], offered, is_all=is_all)
+
+
+def _check(needs: list[tuple[str, dict[str, float]]], offered: Mapping[str, float], *, is_all: bool) -> None:
     for resource in ("CPU", "GPU"):
         wanted, there = sum(need.get(resource, 0.0) for _, need in needs), offered.get(resource, 0.0)
         if wanted > there:
             parts = "\n".join(f"  {need[resource]:g} for {what}" for what, need in needs if need.get(resource))
             more = "" if is_all else " If it grows by itself, say how far with --cluster FILE, its definition."
             raise ResourcesError(
-                f"the run needs {wanted:g} {resource}s and the cluster has {there:g}; {wanted - there:g} are missing:\n{parts}\n"
+                f"the job needs {wanted:g} {resource}s and the cluster has {there:g}; {wanted - there:g} are missing:\n{parts}\n"
                 f"Ask for less, or use a larger cluster.{more}"
             )
+
+
+def _travels(path: str, sent: frozenset[str]) -> bool:
+    """Whether a file of this relative path, a file below it, or one that matches it goes with the job."""
+    name = path.removeprefix("./").rstrip("/")
+    return name in sent or any(one.startswith(f"{name}/") or fnmatch.fnmatch(one, name) for one in sent)

@@ -87,7 +87,7 @@ def _candidates(folder: Path) -> list[str]:
     command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     if shutil.which("git"):
         found = subprocess.run(command, capture_output=True, check=False)
-        if found.returncode == 0:
+        if found.returncode == 0 and found.stdout:  # nothing at all: the folder itself is ignored, as a virtual environment is
             return [os.fsdecode(name) for name in found.stdout.split(b"\0") if name]
     names = []
     for root, folders, files in os.walk(folder):

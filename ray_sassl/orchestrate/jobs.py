@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +72,14 @@ class Jobs:
     """The jobs of one cluster.
 
     Args:
-        address: Of the job API, `http://HOST:8265`, or of the cluster, `HOST:6379`; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else
-            port 8265 of this machine.
+        address: Of the job API, `http://HOST:8265`; by default RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
 
     Raises:
         JobError: nobody answers there, or the token is missing or wrong.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self._asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
+        self._asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
         self._headers = _token_header()
         with self._clear_errors(), _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             self._client = JobSubmissionClient(self._asked, headers=dict(self._headers))
@@ -103,29 +102,24 @@ class Jobs:
         *,
         name: str,
         target: str | None,
-        working_dir: Path,
-        may_resume: bool,
-        max_bytes: int,
+        payload: Payload,
         env: Mapping[str, str] | None = None,
-    ) -> tuple[Job, Payload]:
+    ) -> Job:
         """Send the code and start `ray-sassl COMMAND` on the head node; it is the next try of the name's earlier jobs.
 
         Args:
             command: Words behind `ray-sassl`.
             name: The first try's id; later ones have `-2`, `-3` and so on behind it.
             target: Where the job writes to; an earlier try of the name must have written there too.
-            working_dir: What the job finds in its current folder.
-            may_resume: Whether there may be an earlier try.
-            max_bytes: Of the code, at most.
+            payload: What the job finds in its current folder.
             env: Environment variables of the job and of its workers.
 
         Raises:
-            UsageError: a name that is in use, a secret in what would be recorded, or too much code; nothing was sent.
+            UsageError: a name that is in use, or a secret in what would be recorded; nothing was sent.
             JobError: the cluster refuses.
         """
-        self._refuse_secrets(command, env or {})
-        job_id = self._next_id(name, target, may_resume=may_resume)
-        payload = select_files(working_dir, max_bytes)
+        refuse_secrets(command, env or {})
+        job_id = self._next_id(name, target)
         entrypoint = shlex.join(["python", "-m", "ray_sassl.cli", *command])
         with tempfile.TemporaryDirectory(prefix="ray-sassl-job-") as folder:
             runtime_env = {
@@ -143,7 +137,7 @@ class Jobs:
             with self._clear_errors():
                 # `exec`, so that the signal reaches the command alone and not a shell around it.
                 self._client.submit_job(entrypoint=f"exec {entrypoint}", submission_id=job_id, runtime_env=runtime_env, metadata=metadata)
-        return self.status(job_id), payload
+        return self.status(job_id)
 
     def list(self) -> list[Job]:
         """All jobs that were submitted, the newest first."""
@@ -202,7 +196,7 @@ class Jobs:
                 found = _job(self._client.get_job_info(found.id))
         return found
 
-    def _next_id(self, name: str, target: str | None, *, may_resume: bool) -> str:
+    def _next_id(self, name: str, target: str | None) -> str:
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a job; letters, digits, '.', '_' and '-' are, at most 80")
         all_jobs = self.list()
@@ -210,8 +204,6 @@ class Jobs:
         for job in tries:
             if not job.has_ended:
                 raise UsageError(f"the job {name!r} is {job.status} (as {job.id}); wait for it, or stop it first")
-            if not may_resume:
-                raise UsageError(f"there was a job {name!r} already; give another --name")
             if job.target != target:
                 raise UsageError(
                     f"the job {name!r} wrote to {job.target} and this one would write to {target}; under one name a job goes on where it was, so give "
@@ -222,16 +214,6 @@ class Jobs:
         while (job_id := name if number == 1 else f"{name}-{number}") in taken:
             number += 1
         return job_id
-
-    def _refuse_secrets(self, command: list[str], env: Mapping[str, str]) -> None:
-        """Ray keeps a job's command and environment, and shows them to everybody with the token."""
-        advice = "it would stand in the job's record; give the nodes a role that may read it, or a file that they find it in"
-        for word in command:
-            if what := secret_in(word):
-                raise UsageError(f"the command seems to hold {what}: {advice}")
-        for name, value in env.items():
-            if is_secret_name(name) or secret_in(value):
-                raise UsageError(f"the environment variable {name} seems to be a secret: {advice}")
 
     def _get(self, path: str) -> Any:
         request = urllib.request.Request(self.address + path, headers=self._headers)
@@ -256,6 +238,21 @@ class Jobs:
             ) from error
         except RuntimeError as error:
             raise JobError(f"the cluster at {self._asked} refuses: {error}") from error
+
+
+def refuse_secrets(command: Sequence[str], env: Mapping[str, str]) -> None:
+    """Ray keeps a job's command and environment, and shows them to everybody with the token.
+
+    Raises:
+        UsageError: something in them looks like a secret.
+    """
+    advice = "it would stand in the job's record; give the nodes a role that may read it, or a file that they find it in"
+    for word in command:
+        if what := secret_in(word):
+            raise UsageError(f"the command seems to hold {what}: {advice}")
+    for name, value in env.items():
+        if is_secret_name(name) or secret_in(value):
+            raise UsageError(f"the environment variable {name} seems to be a secret: {advice}")
 
 
 def exit_code(job: Job) -> int:

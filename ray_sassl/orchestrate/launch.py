@@ -19,16 +19,19 @@ from ray.actor import ActorHandle
 from ray.train import DataConfig as RayDataConfig
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from ray_sassl import storage
+from ray_sassl.cluster.plan import read_prices
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.orchestrate.control import News, start_control
-from ray_sassl.orchestrate.session import offered, ray_session
+from ray_sassl.orchestrate.definitions import read_definition
+from ray_sassl.orchestrate.devices import pretends_gpus
+from ray_sassl.orchestrate.session import GROUP_LABEL, in_group, missing_groups, offered, ray_session
 from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, stream_spec
 from ray_sassl.orchestrate.weights import keep_weights
 from ray_sassl.orchestrate.worker import train_worker
@@ -177,7 +180,13 @@ def _pretrain_on_ray(
     with ray_session(address):
         use_gpu = uses_gpu(config)
         check_resources(config, use_gpu)
-        control = start_control(index.num_rows, config.data.max_bad_fraction, storage.join(run_dir, QUARANTINE))
+        control = start_control(
+            index.num_rows,
+            config.data.max_bad_fraction,
+            storage.join(run_dir, QUARANTINE),
+            run=storage.name_of(run_dir),
+            prices=_prices(config),
+        )
         if fatal := ray.get(control.add_bad.remote(list(index.problems))):
             raise UsageError(fatal)
 
@@ -198,8 +207,12 @@ def _pretrain_on_ray(
                 datasets={"train": stream},
                 dataset_config=RayDataConfig(execution_options=execution_options()),
                 scaling_config=RayScalingConfig(
-                    num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=_worker_bundle(config, use_gpu)
+                    num_workers=scaling.num_workers,
+                    use_gpu=use_gpu,
+                    resources_per_worker=_worker_bundle(config, use_gpu),
+                    label_selector=in_group(scaling.node_group),
                 ),
+                torch_config=TorchConfig(backend="gloo" if pretends_gpus() else None),
                 run_config=RunConfig(
                     name="train",
                     storage_path=ray_storage if ray_is_local() else storage.join(run_dir, ".ray"),
@@ -212,6 +225,14 @@ def _pretrain_on_ray(
             raise RunFailedError(fatal)
         assert outcome is not None, "the workers ended without an outcome and without an error"
         return outcome
+
+
+def _prices(config: ExperimentConfig) -> dict[str, float] | None:
+    """USD an hour of a machine of each group, where the config names a file that says so."""
+    if config.tracking.prices is None:
+        return None
+    prices = read_prices(read_definition(config.tracking.prices), config.tracking.prices)
+    return {group: kind["usd_per_hour"] for group, kind in prices.model_dump().items() if kind["usd_per_hour"] is not None}
 
 
 def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, stop: threading.Event) -> None:
@@ -307,6 +328,12 @@ def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
     Raises:
         ResourcesError: what the run holds at once does not fit in the cluster, also when it has grown as far as it may.
     """
+    groups = [group for group in (config.scaling.node_group, config.stream.pool.node_group) if group is not None]
+    if missing := missing_groups(groups):
+        raise ResourcesError(
+            f"the cluster has no node of the group {', '.join(missing)}, that is, with the label {GROUP_LABEL}; leave scaling.node_group and "
+            "stream.pool.node_group out where nodes have no groups"
+        )
     needs = resource_needs(config, use_gpu)
     for resource in ("CPU", "GPU"):
         wanted = sum(need.get(resource, 0.0) for _, need in needs)

@@ -12,6 +12,7 @@ from ray.actor import ActorHandle
 from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.metrics import count_images
 from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
 from ray_sassl.types import Arrays, view_name, view_names
 
@@ -34,16 +35,19 @@ class ReadStage:
         shares: One (n, 2) int32 array a task: the windows' epochs and numbers.
         seen: Samples to leave out.
         on_bad: Is told of rows that cannot be used.
+        run: The run's name, for its metrics.
     """
 
-    def __init__(self, source: ViewSource, shares: list[np.ndarray], seen: SeenIds, on_bad: BadRowsReporter) -> None:
-        self.source, self.shares, self.seen, self.on_bad = source, shares, seen, on_bad
+    def __init__(self, source: ViewSource, shares: list[np.ndarray], seen: SeenIds, on_bad: BadRowsReporter, run: str) -> None:
+        self.source, self.shares, self.seen, self.on_bad, self.run = source, shares, seen, on_bad, run
 
     def blocks(self, batch: dict[str, np.ndarray]) -> Iterator[CropBlock]:
         """The blocks of the tasks with these numbers in the plan."""
         for row in batch["id"].tolist():
             for epoch, number in self.shares[row].tolist():
-                yield from crop_blocks(self.source, _windows_of(self.source, epoch)[number], self.seen, self.on_bad)
+                for block in crop_blocks(self.source, _windows_of(self.source, epoch)[number], self.seen, self.on_bad):
+                    count_images(self.run, "decode", len(block.sample_id))
+                    yield block
 
     def crops(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         """Each plan's block as one row."""

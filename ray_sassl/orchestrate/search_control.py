@@ -7,6 +7,8 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorHandle
 
+from ray_sassl.orchestrate.session import beside_the_driver
+
 
 class StudyControl:
     """The actor's state."""
@@ -32,5 +34,5 @@ class StudyControl:
 
 def start_control() -> ActorHandle:
     """The study's control actor; it takes no CPU and ends with the driver."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0)(StudyControl)
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=beside_the_driver())(StudyControl)
     return remote.remote()

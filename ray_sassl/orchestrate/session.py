@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_sassl.plugins import UsageError
 
+GROUP_LABEL = "ray-sassl/group"
+"""The label with which the definitions in `cluster/` mark a node's group."""
 _OWN_OBJECT_STORE_BYTES = 2 * 2**30
 _TUNED = {
     # Ray Data's bars would fight with ours.
@@ -54,6 +57,26 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
         yield
     finally:
         ray.shutdown()
+
+
+def beside_the_driver() -> NodeAffinitySchedulingStrategy:
+    """Where an actor belongs that must live as long as the run: it holds no resources, and an autoscaler takes a node for idle that has only such."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def in_group(group: str | None) -> dict[str, str] | None:
+    """What Ray asks of a node that is to be of the group."""
+    return None if group is None else {GROUP_LABEL: group}
+
+
+def missing_groups(groups: Iterable[str]) -> list[str]:
+    """Those of which there is no node; none where the cluster scales by itself, since then there may be one."""
+    from ray._private.state import state
+
+    if state.get_max_resources_from_cluster_config():
+        return []
+    there = {node["Labels"].get(GROUP_LABEL) for node in ray.nodes() if node["Alive"]}
+    return [group for group in groups if group not in there]
 
 
 def offered(name: str) -> float:

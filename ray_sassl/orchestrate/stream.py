@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -24,8 +24,12 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from ray_sassl import storage
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.devices import device_type
+from ray_sassl.orchestrate.metrics import count_images, set_queue
 from ray_sassl.orchestrate.reading import BadRowsReporter, ReadStage, block_of_row
+from ray_sassl.orchestrate.session import in_group
 from ray_sassl.orchestrate.weights import receive_weights
 from ray_sassl.pipeline import Restyle, ViewSource, finish_block, windows, without
 from ray_sassl.types import Arrays
@@ -35,17 +39,37 @@ if TYPE_CHECKING:
 
 _MAX_TASKS = 20_000
 _STEP_PAUSE_S = 0.025
+_LOOK_EVERY_S = 1.0
+_RUN = "ray_sassl.run"
+"""Under this name the DataContext carries the run's name."""
 
 
 class Pace(ExecutionCallback):
-    """Keeps Ray Data's scheduling loop from spinning.
+    """Keeps Ray Data's scheduling loop from spinning, and looks at the stylizers' queue now and then.
 
     While finished blocks wait for a slower consumer, which is most of the time in training, Ray 2.60's loop waits for nothing: it took a
     quarter of a core here. Each step takes all blocks that are ready, so a short pause between steps delays them and loses none.
     """
 
-    def on_execution_step(self, executor: object) -> None:
+    def __init__(self) -> None:
+        self._looked_at = float("-inf")
+
+    def on_execution_step(self, executor: Any) -> None:
         time.sleep(_STEP_PAUSE_S)
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK_EVERY_S:
+            self._looked_at = now
+            _look_at_queue(executor)
+
+
+def _look_at_queue(executor: Any) -> None:
+    """Export how many blocks wait for stylizers, and how many stylizers there are."""
+    context: DataContext = executor._data_context
+    for operator, state in executor._topology.items():
+        if StyleActor.__name__ in operator.name:
+            actors = operator.get_actor_info()
+            counts = {"running": actors.running, "pending": actors.pending, "restarting": actors.restarting}
+            set_queue(str(context.get_config(_RUN, "")), state.total_enqueued_input_blocks(), counts)
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,9 @@ class StreamSpec:
         num_cpus: CPUs of one task.
         pool: Arguments of `ActorPoolStrategy`.
         actor_num_cpus, actor_num_gpus: What each member of the pool takes.
+        actor_group: The group of nodes that the pool is on, or None.
         config_json: The whole config, for the stages that stylize.
+        run: The run's name, for its metrics.
     """
 
     source: ViewSource
@@ -69,7 +95,9 @@ class StreamSpec:
     pool: dict[str, int]
     actor_num_cpus: float
     actor_num_gpus: float
+    actor_group: str | None
     config_json: str
+    run: str
 
 
 def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
@@ -84,7 +112,9 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
         pool={"size": pool.min} if pool.min == pool.max else sizes,
         actor_num_cpus=pool.num_cpus,
         actor_num_gpus=pool.num_gpus,
+        actor_group=pool.node_group,
         config_json=config.model_dump_json(),
+        run=storage.name_of(storage.parent(source.index_path)),
     )
 
 
@@ -102,16 +132,27 @@ def execution_options() -> ExecutionOptions:
     return ExecutionOptions(preserve_order=True)
 
 
-def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: ActorHandle | None = None) -> ray.data.Dataset:
+def make_stream(
+    spec: StreamSpec,
+    seen: SeenIds,
+    control: ActorHandle,
+    keeper: ActorHandle | None = None,
+    *,
+    read_stage: Callable[..., Any] = ReadStage,
+    style_actor: type | None = None,
+) -> ray.data.Dataset:
     """All epochs' views as rows of `view_0`, `view_1`, ..., `sample_id` and `epoch`, in blocks of about `data.block_rows`.
 
     Args:
         seen: Samples to leave out, because the run has seen them or knows that they are bad.
         control: Is told of rows that cannot be used.
         keeper: Has the stylizer's weights for nodes without them.
+        read_stage: Makes a `ReadStage`, or what stands for one in a simulation.
+        style_actor: Likewise for `StyleActor`.
     """
     context = DataContext.get_current()
     context.execution_options = execution_options()
+    context.set_config(_RUN, spec.run)
     if Pace not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(Pace)
     # A block is cut when it is larger than this, so every block of views becomes one of Ray's, neither merged nor split.
@@ -119,21 +160,23 @@ def make_stream(spec: StreamSpec, seen: SeenIds, control: ActorHandle, keeper: A
     order = np.array([(window.epoch, window.number) for window in windows(spec.source, spec.epochs, seen)], np.int32).reshape(-1, 2)
     shares = np.array_split(order, max(1, min(len(order), _MAX_TASKS)))
     plan = ray.data.range(len(shares), override_num_blocks=len(shares))
-    reading = ReadStage(spec.source, shares, seen, BadRowsReporter(control))
+    reading = read_stage(spec.source, shares, seen, BadRowsReporter(control), spec.run)
     match spec.layout:
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)
         case "fused":
             return plan.map_batches(cast(Any, FusedStage(reading, spec.config_json, keeper)), batch_size=None, num_cpus=spec.num_cpus)
         case "pool":
+            group = in_group(spec.actor_group)
             crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
             return crops.map_batches(
-                StyleActor,
-                fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus, keeper),
+                cast(Any, style_actor or StyleActor),
+                fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run),
                 batch_size=None,
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
                 compute=ActorPoolStrategy(**cast(Any, spec.pool)),
+                **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
     raise AssertionError(spec.layout)
 
@@ -184,19 +227,24 @@ class FusedStage:
         restyle = _restyle(self.config_json, "cpu", 1, self.keeper)
         for block in self.reading.blocks(batch):
             yield finish_block(self.reading.source, block, restyle)
+            count_images(self.reading.run, "stylize", int(block.keep.sum()))
 
 
 class StyleActor:
     """One member of the pool: the stylizer with its weights, then the colour operations."""
 
-    def __init__(self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
-        self._source = source
-        self._device_type = "cuda" if num_gpus else "cpu"
+    def __init__(
+        self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None, run: str
+    ) -> None:
+        self._source, self._run = source, run
+        self._device_type = device_type(num_gpus)
         self._restyle = _restyle(config_json, self._device_type, int(num_cpus), keeper)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):
-            yield finish_block(self._source, block_of_row(batch, row), self._restyle, self._device_type)
+            block = block_of_row(batch, row)
+            yield finish_block(self._source, block, self._restyle, self._device_type)
+            count_images(self._run, "stylize", int(block.keep.sum()))
 
 
 @lru_cache(maxsize=1)

@@ -28,6 +28,7 @@ from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.styles import StyleBank
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, result_of, spread
 from ray_sassl.orchestrate.data_jobs import ConvertResult
+from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.orchestrate.session import ray_session
 from ray_sassl.orchestrate.weights import keep_weights, receive_weights
@@ -71,7 +72,7 @@ class StyleWorker:
     def __init__(self, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
         config = StyleJobConfig.model_validate_json(config_json)
         receive_weights(config.stylize, keeper)
-        self._restyler = Restyler.build(config, torch.device("cuda" if num_gpus else "cpu"), max(1, int(num_cpus)))
+        self._restyler = Restyler.build(config, torch.device(device_type(num_gpus)), max(1, int(num_cpus)))
 
     def bundle_id(self) -> str:
         return self._restyler.stylizer.bundle_id

@@ -14,8 +14,11 @@ import ray.train.torch
 import torch
 from ray.actor import ActorHandle
 
+from ray_sassl import storage
 from ray_sassl.config.files import from_yaml
 from ray_sassl.orchestrate.control import NoteHandler
+from ray_sassl.orchestrate.devices import device_type
+from ray_sassl.orchestrate.metrics import TrainingMetrics
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import train_process
 from ray_sassl.train.checkpoint import latest_checkpoint
@@ -31,12 +34,14 @@ class RayContext:
     world_size: int
     device: torch.device
     control: ActorHandle
+    metrics: TrainingMetrics
 
     def __post_init__(self) -> None:
         self._answer = self.control.stop_requested.remote()
         self._stop = False
 
     def report(self, metrics: dict[str, float]) -> None:
+        self.metrics(metrics)
         self.control.report.remote(metrics)
 
     def stop_requested(self) -> bool:
@@ -59,8 +64,9 @@ def train_worker(spec: dict[str, Any]) -> None:
     logging.getLogger("ray_sassl").addHandler(NoteHandler(control))
     torch.set_num_threads(spec["num_threads"])
     where = ray.train.get_context()
-    context = RayContext(where.get_world_rank(), where.get_world_size(), ray.train.torch.get_device(), control)
     resume = latest_checkpoint(spec["run_dir"])
+    metrics = TrainingMetrics(storage.name_of(spec["run_dir"]), config.train.global_batch, resume.step if resume else 0)
+    context = RayContext(where.get_world_rank(), where.get_world_size(), _device(), control, metrics)
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     stream = shard.iter_batches(
@@ -80,6 +86,11 @@ def train_worker(spec: dict[str, Any]) -> None:
         raise
     if context.rank == 0:
         ray.get(control.finish.remote(outcome))
+
+
+def _device() -> torch.device:
+    is_gpu = device_type(len(ray.get_gpu_ids())) == "cuda"
+    return ray.train.torch.get_device() if is_gpu else torch.device("cpu")
 
 
 def _arrays(stream: Any) -> Iterator[Arrays]:

@@ -21,6 +21,8 @@ class TrackingConfig(FrozenConfig):
     """A Weights & Biases project (needs `pip install ray-sassl[wandb]`)."""
     mlflow_experiment: str | None = None
     """An MLflow experiment (needs `pip install ray-sassl[mlflow]`); the server is MLFLOW_TRACKING_URI's."""
+    prices: str | None = None
+    """What each group's machines cost, as `cluster/prices.yaml` says it; with it a run on a cluster exports its cost per million images."""
 
 
 class Tracker(Protocol):

@@ -1,0 +1,214 @@
+"""What a command of ours would read, hold and write as a job on a cluster, found without running it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ray_sassl import storage
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data import DataConfig
+from ray_sassl.orchestrate.job_checks import check_place
+from ray_sassl.plugins import UsageError
+
+_GO_ON = "--resume-if-begun"
+
+
+@dataclass(frozen=True)
+class JobCommand:
+    """A command that can be a job.
+
+    Attributes:
+        verb: Such as `pretrain`.
+        words: To be run on the cluster; given twice, it goes on where it was.
+        target: Where it writes.
+        config: Of the run, or of a search's trials; None where nothing is trained.
+        data: The data sets that it reads, by what names them.
+        files: Other files that it reads, likewise.
+        actors: CPUs and GPUs that it holds at once where it trains nothing.
+        notes: What could not be looked at from this machine.
+    """
+
+    verb: str
+    words: list[str]
+    target: str
+    config: ExperimentConfig | None = None
+    data: dict[str, DataConfig] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    actors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_command(words: list[str]) -> JobCommand:
+    """What the words behind `ray-sassl` would do.
+
+    Raises:
+        UsageError: no command that runs as a job, or it is wrong: an unknown experiment, path or option, or a place that no other node has.
+    """
+    if not words:
+        raise UsageError(f"give the command behind `--`, as in: -- pretrain EXPERIMENT --run-dir s3://...; {_known()}")
+    verb, given = _parse(words)
+    if verb not in _READERS:
+        raise UsageError(f"{verb!r} does not run as a job; {_known()}")
+    if given.get("address") is not None:
+        raise UsageError("leave --address out of the command: a job runs on the cluster that it is sent to")
+    return _READERS[verb](words, given)
+
+
+def _known() -> str:
+    return f"what does: {', '.join(name.removesuffix(' run') for name in _READERS)}"
+
+
+def _parse(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The verb and its arguments as our own command line understands them."""
+    from ray_sassl.cli import app
+
+    command, names, left, context = typer.main.get_command(app), [], words, None
+    try:
+        while True:
+            context = command.make_context(names[-1] if names else "ray-sassl", list(left), parent=context)
+            if not hasattr(command, "resolve_command"):
+                return " ".join(names), context.params
+            group: Any = command
+            # What a group leaves for its commands; the names of the two parts have changed between versions of Click.
+            name, command, left = group.resolve_command(context, [*context._protected_args, *context.args])
+            names.append(name)
+    except typer.Exit:
+        raise UsageError(f"`{shlex.join(words)}` shows a help text; leave --help out of a job's command") from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Click's errors of usage have it, and Typer has a Click of its own
+            raise
+        raise UsageError(f"the command `{shlex.join(words)}` is wrong: {error.format_message()}") from error  # type: ignore[attr-defined]
+
+
+def _pretrain(words: list[str], given: dict[str, Any]) -> JobCommand:
+    from ray_sassl.cli.pretraining import load_config, split_run_dir
+    from ray_sassl.run import CONFIG
+    from ray_sassl.train.loop import micro_batch
+
+    experiment = given["experiment"]
+    overrides, run_dir = split_run_dir(given["overrides"] or [], given["run_dir"])
+    config = load_config(experiment, overrides)
+    micro_batch(config.train, max(1, config.scaling.num_workers))
+    if run_dir is None and storage.exists(storage.join(experiment, CONFIG)):
+        run_dir = experiment
+    if run_dir is None:
+        raise UsageError("a job's run directory must last longer than its node: give --run-dir s3://..., or a path that all nodes share")
+    check_place(run_dir, "--run-dir")
+    return JobCommand(
+        "pretrain",
+        words if given["resume"] or given["resume_if_begun"] else [*words, _GO_ON],
+        run_dir,
+        config=config,
+        data=_data_of(config),
+        files=_experiment_file(experiment) | _files_of(config),
+    )
+
+
+def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
+    from ray_sassl.cli.search import make_study
+    from tune_spaces import load_space
+
+    source = load_space(given["space"])
+    if given["study_dir"] is None:
+        raise UsageError(
+            "a job's study directory must last longer than its node: give --study-dir s3://..., or a path that all nodes share"
+        )
+    check_place(given["study_dir"], "--study-dir")
+    wishes = {
+        "searcher": given["searcher"],
+        "scheduler": given["scheduler"],
+        "objectives": tuple(given["objective"]) if given["objective"] else None,
+        "num_trials": given["trials"],
+    }
+    base = make_study(source, given["experiment"], given["overrides"] or [], wishes).base
+    space = {"the search space": given["space"]} if given["space"].endswith((".py", ".yaml", ".yml")) else {}
+    return JobCommand(
+        "search",
+        words if given["resume"] or given["resume_if_begun"] else [*words, _GO_ON],
+        given["study_dir"],
+        config=base,
+        data=_data_of(base),
+        files=_experiment_file(given["experiment"] or "") | space | _files_of(base),
+    )
+
+
+def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
+    from ray_sassl.cli.evaluation import parse_protocols
+    from ray_sassl.cli.pretraining import load_config
+    from ray_sassl.run import CONFIG
+
+    run = given["run"]
+    check_place(run, "the run to evaluate")
+    _, changes = parse_protocols(given["what"])
+    data: dict[str, DataConfig] = {}
+    notes = []
+    if storage.exists(storage.join(run, CONFIG)):
+        data = {name: one for name, one in _data_of(load_config(run, changes)).items() if name != "data"}
+    elif storage.is_uri(run):
+        raise UsageError(f"{run} holds no run and no checkpoint (no {CONFIG})")
+    else:
+        notes.append(f"{run} is not on this machine, so only the cluster can tell whether a run is there")
+    if given["out"] is not None:
+        check_place(given["out"], "--out")
+    actors = _actors(given["actors"] or 1, given["actor_cpus"], given["actor_gpus"] or 0.0)
+    return JobCommand("evaluate", words, given["out"] or run, data=data, actors=actors, notes=notes)
+
+
+def _stylize_dataset(words: list[str], given: dict[str, Any]) -> JobCommand:
+    from ray_sassl.cli.stylize import style_job
+
+    check_place(given["target"], "DST")
+    config, _ = style_job(given["overrides"], given["bank"])
+    location = config.stylize.weights_location()
+    bank = config.sassl.bank
+    files = ({"the style bank": bank} if bank is not None else {}) | ({"the stylizer's weights": location} if location is not None else {})
+    actors = _actors(given["actors"] or 1, given["actor_cpus"], given["actor_gpus"])
+    return JobCommand("stylize dataset", words, given["target"], data=_source(given), files=files, actors=actors)
+
+
+def _data_convert(words: list[str], given: dict[str, Any]) -> JobCommand:
+    check_place(given["target"], "DST")
+    return JobCommand("data convert", words, given["target"], data=_source(given), actors=_actors(1, 1.0, 0.0))
+
+
+_READERS: dict[str, Callable[[list[str], dict[str, Any]], JobCommand]] = {
+    "pretrain": _pretrain,
+    "search run": _search,
+    "evaluate": _evaluate,
+    "stylize dataset": _stylize_dataset,
+    "data convert": _data_convert,
+}
+
+
+def _source(given: dict[str, Any]) -> dict[str, DataConfig]:
+    column = None if given["label_column"].lower() in ("none", "null", "") else given["label_column"]
+    return {"the source": DataConfig(path=given["source"], format=given["from_"], image_column=given["image_column"], label_column=column)}
+
+
+def _data_of(config: ExperimentConfig) -> dict[str, DataConfig]:
+    named = {"data": config.data, "evaluate.train": config.evaluate.train, "evaluate.test": config.evaluate.test}
+    return {f"{name}.path": data for name, data in named.items() if data is not None}
+
+
+def _files_of(config: ExperimentConfig) -> dict[str, str]:
+    files = {
+        "sassl.bank": config.sassl.bank,
+        "stylize.weights": config.stylize.weights_location(),
+        "tracking.prices": config.tracking.prices,
+    }
+    return {name: path for name, path in files.items() if path is not None}
+
+
+def _experiment_file(experiment: str) -> dict[str, str]:
+    is_file = experiment.endswith((".yaml", ".yml")) or Path(experiment).is_dir()
+    return {"the experiment": experiment} if is_file else {}
+
+
+def _actors(count: int, cpus: float, gpus: float) -> dict[str, float]:
+    return {"CPU": count * cpus, "GPU": count * gpus}

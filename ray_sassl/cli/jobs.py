@@ -1,0 +1,236 @@
+"""`ray-sassl job`: pretrainings, searches and the like as jobs on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from ray_sassl import storage
+from ray_sassl.plugins import UsageError
+
+if TYPE_CHECKING:
+    from ray_sassl.orchestrate.jobs import Job, Jobs
+
+_HELP = """Run commands on a cluster, with this machine switched off if need be.
+
+\b
+  ray-sassl job submit --name first -- pretrain moco_imagenet_sassl data.path=s3://... --run-dir s3://...
+  ray-sassl job logs first --follow
+  ray-sassl job stop first          leaves a checkpoint; submitting it again goes on from there
+"""
+_STYLE = {"succeeded": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "pending": "blue"}
+
+app = typer.Typer(no_args_is_help=True, help=_HELP)
+
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of the cluster's job API. [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]"),
+]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, which stands for its newest try, or a try's id.")]
+
+
+@app.command(
+    "submit",
+    epilog="Example: ray-sassl job submit --name first -- pretrain moco_imagenet_sassl data.path='s3://bucket/train-*.tar' --run-dir "
+    "s3://bucket/runs/first",
+)
+def submit_command(
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="-- COMMAND...", help="What would stand behind ray-sassl: pretrain, search, evaluate, stylize dataset or data convert."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The same name again goes on with the job. [default: from the command and where it writes]")
+    ] = None,
+    working_dir: Annotated[str, typer.Option(help="Folder that travels with the job; what Git ignores stays here.")] = ".",
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the job's environment; no secrets.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="The definition (launcher or KubeRay) of a cluster that grows by itself: says how far it can.")
+    ] = None,
+    max_upload_mb: Annotated[float, typer.Option(min=0, help="Refuse to send more.")] = 100.0,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job's output to its end, and exit as it does.")] = False,
+    address: Address = None,
+) -> None:
+    """Send a command to a cluster, after a look at whether it can work there.
+
+    The experiment, its data and what the cluster can offer are checked before anything is sent. The nodes need our dependencies in the
+    versions of this machine; our own code travels with the job.
+    """
+    from ray_sassl.cli.job_command import read_command
+    from ray_sassl.orchestrate.job_checks import check_actors, check_data, check_file, check_resources
+    from ray_sassl.orchestrate.job_payload import select_files
+    from ray_sassl.orchestrate.jobs import Jobs, exit_code, refuse_secrets
+
+    console = Console()
+    variables = dict(_variable(text) for text in env or [])
+    refuse_secrets(command, variables)
+    payload = select_files(Path(working_dir), round(max_upload_mb * 1e6))
+    with contextlib.chdir(working_dir):
+        order = read_command(command)
+        sent = frozenset(payload.files)
+        notes = [*order.notes]
+        for what, path in order.files.items():
+            notes += check_file(path, what, sent)
+        for what, data in order.data.items():
+            notes += check_data(data, what, sent)
+    jobs = Jobs(address)
+    offered = _largest(cluster) if cluster is not None else jobs.resources()
+    if order.config is not None:
+        check_resources(order.config, offered, is_all=cluster is not None)
+    check_actors(order.actors, offered, is_all=cluster is not None)
+    for note in notes:
+        console.print(f"[yellow]Note:[/] {escape(note)}", soft_wrap=True, highlight=False)
+    if payload.secrets:
+        console.print(f"left here, as their names are those of secrets: {', '.join(payload.secrets)}", soft_wrap=True, highlight=False)
+    job = jobs.submit(order.words, name=name or default_name(order.verb, order.target), target=order.target, payload=payload, env=variables)
+    again = "" if job.id == job.name else f" (try {job.id.rpartition('-')[2]}; it goes on where the last one was)"
+    console.print(f"[bold]{job.name}[/]{again}: sent with {len(payload.files):,} files, {decimal(payload.num_bytes)}", highlight=False)
+    if wait:
+        raise typer.Exit(exit_code(_followed(console, jobs, job.id)))
+    where = f" --address {address}" if address else ""
+    console.print(f"Follow it with: ray-sassl job logs {job.name} --follow{where}", soft_wrap=True, highlight=False)
+
+
+@app.command("list", epilog="Example: ray-sassl job list --address http://127.0.0.1:8265")
+def list_command(address: Address = None) -> None:
+    """List the cluster's jobs, the newest first."""
+    from ray_sassl.orchestrate.jobs import Jobs
+
+    jobs = Jobs(address)
+    found = jobs.list()
+    console = Console()
+    if not found:
+        console.print(f"no jobs at {jobs.address}", highlight=False)
+        return
+    table = Table("job", "status", "started", "took", "command", title=f"Jobs at {jobs.address}", title_justify="left")
+    for job in found:
+        table.add_row(job.id, f"[{_STYLE[job.status]}]{job.status}[/]", _clock(job.started), _length(job), escape(job.command))
+    console.print(table)
+
+
+@app.command("status", epilog="Example: ray-sassl job status first")
+def status_command(job: JobName, address: Address = None) -> None:
+    """Show where a job stands."""
+    from ray_sassl.orchestrate.jobs import Jobs
+
+    _show(Console(), Jobs(address).status(job))
+
+
+@app.command("logs", epilog="Example: ray-sassl job logs first --follow")
+def logs_command(
+    job: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends; Ctrl-C leaves it running.")] = False,
+    address: Address = None,
+) -> None:
+    """Print what a job has printed."""
+    from ray_sassl.orchestrate.jobs import Jobs
+
+    jobs = Jobs(address)
+    if follow:
+        _followed(Console(), jobs, job)
+    else:
+        print(jobs.logs(job), end="")
+
+
+@app.command("stop", epilog="Example: ray-sassl job stop first")
+def stop_command(
+    job: JobName,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it has stopped.")] = False,
+    address: Address = None,
+) -> None:
+    """Stop a job as by Ctrl-C: a pretraining or a search leaves checkpoints first.
+
+    What has not stopped after five minutes is killed.
+    """
+    from ray_sassl.orchestrate.jobs import Jobs
+
+    console = Console()
+    jobs = Jobs(address)
+    found = jobs.status(job)
+    if not jobs.stop(found.id):
+        console.print(f"{found.id} had ended already: {found.status}", highlight=False)
+        return
+    console.print(f"{found.id} is asked to stop", highlight=False)
+    if not no_wait:
+        _show(console, jobs.wait(found.id))
+
+
+@app.command("wait", epilog="Example: ray-sassl job wait first && ray-sassl job submit -- evaluate s3://bucket/runs/first linear")
+def wait_command(job: JobName, address: Address = None) -> None:
+    """Wait until a job has ended; exits as the job did.
+
+    The exit code is the command's own; 130 for a job that was stopped, and 1 for one that failed before it began.
+    """
+    from ray_sassl.orchestrate.jobs import Jobs, exit_code
+
+    ended = Jobs(address).wait(job)
+    _show(Console(), ended)
+    raise typer.Exit(exit_code(ended))
+
+
+def default_name(verb: str, target: str) -> str:
+    """The same for the same command into the same place, such as `pretrain-first`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{verb}-{storage.name_of(target)}").strip("-")[:80]
+
+
+def _followed(console: Console, jobs: Jobs, job: str) -> Job:
+    ended = jobs.follow(job, lambda text: print(text, end="", flush=True))
+    _show(console, ended)
+    return ended
+
+
+def _show(console: Console, job: Job) -> None:
+    table = Table(show_header=False)
+    table.add_row("job", job.id if job.id == job.name else f"{job.id}, a try of {job.name}")
+    table.add_row("status", f"[{_STYLE[job.status]}]{job.status}[/]")
+    table.add_row("command", escape(job.command))
+    if job.target:
+        table.add_row("writes to", escape(job.target))
+    table.add_row("started", _clock(job.started))
+    if job.has_ended:
+        table.add_row("took", _length(job))
+    if job.exit_code is not None:
+        table.add_row("exit code", str(job.exit_code))
+    if job.status == "failed" and job.message:
+        table.add_row("Ray says", escape(job.message.strip()))
+    console.print(table)
+
+
+def _clock(time_s: float | None) -> str:
+    return f"{datetime.fromtimestamp(time_s):%Y-%m-%d %H:%M:%S}" if time_s else "not yet"
+
+
+def _length(job: Job) -> str:
+    if job.started is None:
+        return ""
+    return str(timedelta(seconds=round((job.ended or datetime.now().timestamp()) - job.started)))
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--env {text!r} is not of the form NAME=VALUE")
+    return name, value
+
+
+def _largest(path: str) -> dict[str, float]:
+    """CPUs and GPUs of the cluster that a file defines, at its largest."""
+    from ray_sassl.cluster.groups import groups_of, offered_by
+    from ray_sassl.orchestrate.definitions import read_definition
+    from ray_sassl.safe_yaml import load_documents
+
+    groups = [group for document in load_documents(read_definition(path), path) for group in groups_of(document)]
+    if not groups:
+        raise UsageError(f"{path} defines no cluster")
+    return offered_by(groups)

@@ -1,0 +1,89 @@
+"""What a command of ours would do as a job is found without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ray_sassl.cli.job_command import read_command
+from ray_sassl.cli.jobs import default_name
+from ray_sassl.config.files import to_yaml
+from ray_sassl.experiments import load_experiment
+from ray_sassl.plugins import UsageError
+
+
+def test_a_pretraining_goes_on_where_one_has_begun():
+    found = read_command(["pretrain", "demo", "train.epochs=3", "--run-dir", "s3://bucket/runs/first"])
+    assert found.words == ["pretrain", "demo", "train.epochs=3", "--run-dir", "s3://bucket/runs/first", "--resume-if-begun"]
+    assert found.target == "s3://bucket/runs/first"
+    assert found.config is not None
+    assert found.config.train.epochs == 3
+    assert "data.path" in found.data
+    assert read_command(["pretrain", "demo", "--run-dir", "/shared/x", "--resume"]).words[-1] == "--resume"
+
+
+def test_the_run_directory_may_be_written_like_a_setting():
+    found = read_command(["pretrain", "demo", "run_dir=s3://bucket/runs/first"])
+    assert found.target == "s3://bucket/runs/first"
+
+
+def test_a_config_of_ones_own_is_a_file_that_must_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.yaml").write_text(to_yaml(load_experiment("demo")))
+    monkeypatch.chdir(tmp_path)
+    assert read_command(["pretrain", "mine.yaml", "--run-dir", "/shared/x"]).files == {"the experiment": "mine.yaml"}
+
+
+def test_a_search_is_known_by_its_study_directory():
+    found = read_command(["search", "style_strength", "train.epochs=2", "--trials", "3", "--study-dir", "s3://bucket/studies/mine"])
+    assert found.words[-1] == "--resume-if-begun"
+    assert found.target == "s3://bucket/studies/mine"
+    assert found.config is not None
+    assert found.config.train.epochs == 2
+    with pytest.raises(UsageError, match="give --study-dir"):
+        read_command(["search", "style_strength"])
+
+
+def test_a_stylised_copy_and_a_conversion_are_known_by_their_targets():
+    styled = read_command(
+        ["stylize", "dataset", "s3://b/in", "s3://b/out", "stylize=color_statistics", "--actors", "4", "--actor-gpus", "0.5"]
+    )
+    assert (styled.target, styled.actors) == ("s3://b/out", {"CPU": 4.0, "GPU": 2.0})
+    assert styled.data["the source"].path == "s3://b/in"
+    banked = read_command(
+        ["stylize", "dataset", "s3://b/in", "s3://b/out", "stylize=color_statistics", "--bank", "s3://b/bank.safetensors"]
+    )
+    assert banked.files["the style bank"] == "s3://b/bank.safetensors"
+    converted = read_command(["data", "convert", "/shared/in", "/shared/out", "--format", "parquet", "--from", "folder"])
+    assert (converted.target, converted.data["the source"].format) == ("/shared/out", "folder")
+
+
+def test_an_evaluation_of_a_run_that_is_elsewhere_is_noted():
+    found = read_command(["evaluate", "/shared/runs/none", "knn", "k=20"])
+    assert found.target == "/shared/runs/none"
+    assert found.notes == ["/shared/runs/none is not on this machine, so only the cluster can tell whether a run is there"]
+    with pytest.raises(UsageError, match="did you mean 'knn'"):
+        read_command(["evaluate", "/shared/runs/none", "kn"])
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "give the command behind `--`"),
+        (["views", "demo"], "'views' does not run as a job"),
+        (["pretrain"], "Missing argument"),
+        (["pretrain", "demo", "--run-dir"], "requires an argument"),
+        (["pretrain", "demo", "--help"], "leave --help out"),
+        (["pretrian", "demo"], "No such command"),
+        (["data", "convert", "a", "/b", "--format", "zip"], "zip"),
+        (["pretrain", "demo", "train.global_batch=7", "scaling.num_workers=2", "--run-dir", "/x"], "does not divide"),
+    ],
+)
+def test_a_wrong_command_is_refused_with_the_reason(words: list[str], reason: str):
+    with pytest.raises(UsageError, match=reason):
+        read_command(words)
+
+
+def test_a_name_follows_from_the_command_and_where_it_writes():
+    assert default_name("pretrain", "s3://bucket/runs/first/") == "pretrain-first"
+    assert default_name("stylize dataset", "/shared/my copy") == "stylize-dataset-my-copy"

@@ -1,0 +1,106 @@
+"""A cluster that grows and shrinks by itself, from zero nodes: the right nodes come, never too many, all go, and no row is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_sassl.config.files import to_yaml
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.train.checkpoint import latest_checkpoint
+from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
+from tests.orchestrate.growing_cluster import Group, GrowingCluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+GROUPS = {
+    "decode": Group(2, {"CPU": 1}),
+    "stylize": Group(2, {"CPU": 1, "GPU": 1}),
+    "train": Group(1, {"CPU": 1, "GPU": 1}),
+}
+_POOL = [
+    "stylize=color_statistics", "stream.layout=pool", "stream.num_cpus=1", "stream.pool.num_gpus=1", "stream.pool.num_cpus=0.5",
+    "stream.pool.min=1", "stream.pool.initial=2", "stream.pool.max=3", "stream.pool.node_group=stylize", "scaling.use_gpu=true",
+    "scaling.cpus_per_worker=1", "scaling.node_group=train", "train.log_every=1", "train.checkpoint_every=20", "evaluate.train=null",
+    "evaluate.test=null",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[GrowingCluster]:
+    with tempfile.TemporaryDirectory(prefix="grow-") as folder:  # pytest's own folders are too deep for sockets
+        cluster = GrowingCluster(Path(folder), GROUPS)
+        try:
+            cluster.wait_until_up()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def _config(folder: Path, epochs: float) -> str:
+    """The file of a run that stylizes in a pool of pretended GPUs, and trains on another."""
+    config = apply_overrides(small_config(write_shards(folder), epochs=epochs), _POOL)
+    path = folder / "pool.yaml"
+    path.write_text(to_yaml(config))
+    return str(path)
+
+
+def _check_bounds(cluster: GrowingCluster) -> None:
+    for look in cluster.looks():
+        for name, group in GROUPS.items():
+            assert look.count(name) <= group.most, (name, look)
+
+
+def test_a_run_brings_up_what_it_needs_and_everything_goes_after_it(cluster: GrowingCluster, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    epochs = 40
+    began = time.time()
+    driver = cluster.start_driver("run", "pretrain", _config(tmp_path, epochs), "--run-dir", str(run_dir))
+    assert driver.wait(600) == 0, cluster.output("run")
+    ended = time.time()
+    cluster.wait_for(lambda look: look.workers == 0, 90)
+    during = [look for look in cluster.looks() if began <= look.time <= ended]
+    assert max(look.count("train") for look in during) == 1
+    assert max(look.count("stylize") for look in during) == 2, (
+        "both stylizers of the initial size, and no third node for the pool's maximum"
+    )
+    assert max(look.count("decode") for look in during) >= 1
+    _check_bounds(cluster)
+    first = {name: next(look.time for look in during if look.count(name) == count) for name, count in (("train", 1), ("stylize", 2))}
+    assert first["stylize"] - first["train"] < 30, "the second stylizer is asked for at once, and not after a minute of saturation"
+    checkpoint = latest_checkpoint(str(run_dir))
+    assert checkpoint is not None
+    assert checkpoint.step == epochs * NUM_ROWS // 16
+    assert checkpoint.state["seen"]["complete"] == list(range(epochs)), "so many steps, and every row of every epoch: none lost, none twice"
+    assert checkpoint.state["seen"]["open"] == {}
+
+
+def test_everything_goes_after_a_driver_that_was_killed_and_the_next_one_loses_no_row(cluster: GrowingCluster, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    config = _config(tmp_path, epochs=1000)
+    driver = cluster.start_driver("killed", "pretrain", config, "--run-dir", str(run_dir))
+    until = time.monotonic() + 500
+    while latest_checkpoint(str(run_dir)) is None and time.monotonic() < until:
+        assert driver.poll() is None, cluster.output("killed")
+        time.sleep(0.5)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait(30)
+    cluster.wait_for(lambda look: look.workers == 0, 120)
+    checkpoint = latest_checkpoint(str(run_dir))
+    assert checkpoint is not None
+    epochs = checkpoint.step * 16 // NUM_ROWS + 2
+    words = ("pretrain", config, f"train.epochs={epochs}", "--run-dir", str(run_dir), "--resume-if-begun")
+    again = cluster.start_driver("again", *words)
+    assert again.wait(600) == 0, cluster.output("again")
+    checkpoint = latest_checkpoint(str(run_dir))
+    assert checkpoint is not None
+    assert checkpoint.step == epochs * NUM_ROWS // 16
+    assert checkpoint.state["seen"]["complete"] == list(range(epochs))
+    cluster.wait_for(lambda look: look.workers == 0, 90)
+    _check_bounds(cluster)

@@ -28,20 +28,25 @@ from ray_sassl.types import Arrays
 
 @dataclass
 class RayContext:
-    """A Ray Train worker as the loop sees it."""
+    """A Ray Train worker as the loop sees it.
+
+    Attributes:
+        metrics: Exports what is reported, where that is wanted.
+    """
 
     rank: int
     world_size: int
     device: torch.device
     control: ActorHandle
-    metrics: TrainingMetrics
+    metrics: TrainingMetrics | None = None
 
     def __post_init__(self) -> None:
         self._answer = self.control.stop_requested.remote()
         self._stop = False
 
     def report(self, metrics: dict[str, float]) -> None:
-        self.metrics(metrics)
+        if self.metrics is not None:
+            self.metrics(metrics)
         self.control.report.remote(metrics)
 
     def stop_requested(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_sassl.data.quarantine import BadRow, Quarantine, TooManyBadRowsError
 from ray_sassl.types import Outcome
@@ -43,6 +44,7 @@ class RunControl:
         self._saved_at, self._num_saved = time.monotonic(), self._quarantine.num_bad
         self._news = News()
         self._stop = False
+        self._wants_checkpoint = False
         self._fatal: str | None = None
         self._outcome: Outcome | None = None
 
@@ -75,8 +77,12 @@ class RunControl:
     def request_stop(self) -> None:
         self._stop = True
 
-    def stop_requested(self) -> bool:
-        return self._stop
+    def requests(self) -> tuple[bool, bool]:
+        """Whether the run should stop, and whether a checkpoint is wanted before its workers are started anew."""
+        return self._stop, self._wants_checkpoint
+
+    def request_checkpoint(self, wanted: bool) -> None:
+        self._wants_checkpoint = wanted
 
     def report(self, metrics: dict[str, float]) -> None:
         self._news.reports.append(metrics)
@@ -99,9 +105,14 @@ class RunControl:
 
 
 def start_control(num_rows: int, max_bad_fraction: float, quarantine_path: str) -> ActorHandle:
-    """The run's control actor; it takes no CPU and ends with the driver."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=1)(RunControl)
+    """The run's control actor; it takes no CPU, is on the driver's node, which the run cannot lose anyway, and ends with the driver."""
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=1, scheduling_strategy=on_this_node())(RunControl)
     return remote.remote(num_rows, max_bad_fraction, quarantine_path)
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """For actors that must last as long as this process."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class NoteHandler(logging.Handler):

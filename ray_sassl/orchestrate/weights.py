@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import ray
 from ray.actor import ActorHandle
 
+from ray_sassl.orchestrate.control import on_this_node
+
 if TYPE_CHECKING:
     from ray_sassl.stylize import StylizerConfig
 
@@ -28,7 +30,7 @@ class WeightsKeeper:
 
 def keep(content: bytes) -> ActorHandle:
     """An actor that holds the content for as long as the handle is held; `kept` gives it back, on any node."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=4)(WeightsKeeper)
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, max_concurrency=4, scheduling_strategy=on_this_node())(WeightsKeeper)
     return remote.remote(content)
 
 

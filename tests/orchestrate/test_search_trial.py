@@ -11,7 +11,7 @@ import pytest
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.search_trial import ENDED, EVALUATION, TrialRun, copy_folder, evaluation_number, num_evaluations
-from ray_sassl.train.loop import DivergedError
+from ray_sassl.train.divergence import DivergedError
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
 
 NUM_ROWS = 5120

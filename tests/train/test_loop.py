@@ -16,7 +16,8 @@ from ray_sassl.methods import Method
 from ray_sassl.plugins import UsageError, load_plugin
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import DivergedError, Job, TrainConfig, micro_batch, to_device, train
+from ray_sassl.train.divergence import DivergedError
+from ray_sassl.train.loop import Job, TrainConfig, micro_batch, to_device, train
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.types import Arrays, Outcome, StepOutput
 

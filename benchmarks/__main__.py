@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measuring import RESULTS, Goal
 
-SCRIPTS = ("views", "stream", "train_step", "pool", "start")
+SCRIPTS = ("views", "stream", "train_step", "pool", "start", "checkpoint")
 
 
 def main() -> None:

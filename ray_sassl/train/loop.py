@@ -187,7 +187,7 @@ def train(job: Job) -> Outcome:
     if job.resume is not None:
         saver.go_on_from(job.resume)
     step = saver.saved_step
-    meter = _Meter(progress, step)
+    meter = _Meter(progress, step, context.world_size)
     watch = DivergenceWatch(context.device, every_step=context.device.type == "cpu")
     status, has_left = "finished", False
     try:
@@ -315,6 +315,7 @@ class _Meter:
 
     progress: Progress
     first_step: int
+    num_workers: int
     waited_s: float = 0.0
     saving_s: float = 0.0
 
@@ -339,6 +340,7 @@ class _Meter:
             "images_per_s": (step - self._step) * self.progress.global_batch / elapsed,
             "data_wait": self.waited_s / elapsed,
             "save_stall": self.saving_s / elapsed,
+            "num_workers": self.num_workers,
         }
         self._began, self._step, self.waited_s, self.saving_s = now, step, 0.0, 0.0
         return values

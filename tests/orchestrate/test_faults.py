@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.processes import DECODE_TASK, STYLIZER, TRAIN_WORKER, kill_all, kill_one
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
@@ -26,7 +27,6 @@ from ray_sassl.pipeline import local_batches
 from ray_sassl.run import build_restyle, prepare_run_dir, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
-from tests.orchestrate.processes import DECODE_TASK, STYLIZER, TRAIN_WORKER, kill_all, kill_one
 
 pytestmark = pytest.mark.ray
 
@@ -47,7 +47,9 @@ def assert_same_end(run_dir: str, other: str) -> None:
 def long_run(path: str, *overrides: str, num_workers: int = 1) -> ExperimentConfig:
     """Of enough steps that there is time to kill something; a checkpoint every `EVERY`."""
     config = small_config(path, epochs=12, num_workers=num_workers)
-    return apply_overrides(config, ["train.log_every=1", f"train.checkpoint_every={EVERY}", "evaluate={}", *overrides])
+    return apply_overrides(
+        config, ["train.log_every=1", f"train.checkpoint_every={EVERY}", "evaluate.train=null", "evaluate.test=null", *overrides]
+    )
 
 
 class KillAt:

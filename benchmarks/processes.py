@@ -1,4 +1,4 @@
-"""The processes of a Ray that a test has started, by what they do; for killing them as a machine's end would."""
+"""The processes of a Ray that a test or a benchmark has started, by what they do; for killing them as a machine's end would."""
 
 from __future__ import annotations
 

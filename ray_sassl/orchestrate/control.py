@@ -45,6 +45,7 @@ class RunControl:
         self._news = News()
         self._stop = False
         self._wants_checkpoint = False
+        self._start: str | None = None
         self._fatal: str | None = None
         self._outcome: Outcome | None = None
 
@@ -80,6 +81,13 @@ class RunControl:
     def requests(self) -> tuple[bool, bool]:
         """Whether the run should stop, and whether a checkpoint is wanted before its workers are started anew."""
         return self._stop, self._wants_checkpoint
+
+    def start_from(self, path: str | None) -> None:
+        """The checkpoint that the workers which start now go on from."""
+        self._start = path
+
+    def start(self) -> str | None:
+        return self._start
 
     def request_checkpoint(self, wanted: bool) -> None:
         self._wants_checkpoint = wanted

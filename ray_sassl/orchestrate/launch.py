@@ -30,7 +30,7 @@ from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.resizing import CheckpointBeforeResize
 from ray_sassl.orchestrate.session import offered, ray_session
-from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, stream_spec
+from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
 from ray_sassl.orchestrate.weights import keep_weights
 from ray_sassl.orchestrate.worker import train_worker
 from ray_sassl.pictures import views_picture
@@ -184,8 +184,8 @@ def _pretrain_on_ray(
         if fatal := ray.get(control.add_bad.remote(list(index.problems))):
             raise UsageError(fatal)
 
-        seen = seen_of(latest_checkpoint(run_dir), index.num_rows)
-        stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, seen, control, keep_weights(config.stylize))
+        start = start_of(latest_checkpoint(run_dir), index.num_rows)
+        stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, start, control, keep_weights(config.stylize))
         scaling = config.scaling
         spec = {
             "config_yaml": to_yaml(config),

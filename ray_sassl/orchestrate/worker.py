@@ -19,7 +19,7 @@ from ray_sassl.config.files import from_yaml
 from ray_sassl.orchestrate.control import NoteHandler
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import train_process
-from ray_sassl.train.checkpoint import latest_checkpoint
+from ray_sassl.train.checkpoint import read_checkpoint
 from ray_sassl.train.loop import share_of_batch
 from ray_sassl.types import Arrays
 
@@ -70,7 +70,8 @@ def train_worker(spec: dict[str, Any]) -> None:
     where = ray.train.get_context()
     context = RayContext(where.get_world_rank(), where.get_world_size(), ray.train.torch.get_device(), control)
     rows, parts = share_of_batch(config.train, config.scaling.num_workers, context.world_size)
-    resume = latest_checkpoint(spec["run_dir"])
+    path = cast(str | None, ray.get(control.start.remote()))
+    resume = read_checkpoint(path) if path is not None else None
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     stream = shard.iter_batches(

@@ -60,7 +60,7 @@ class Nodes:
     head: Node | None = None
 
     def __post_init__(self) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == "RAY_worker_niceness"}
         self.environment = kept | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),

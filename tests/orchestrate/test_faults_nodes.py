@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.nodes import Node, Nodes
-from benchmarks.processes import STYLIZER, TRAIN_WORKER, doing, kill_all
+from benchmarks.processes import STYLIZER, TRAIN_WORKER, doing
 from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
@@ -23,11 +22,10 @@ from ray_sassl.orchestrate.launch import pretrain
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
 from tests.flaky_store import flaky_store
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
-from tests.orchestrate.test_faults import EVERY, KillAt, assert_same_end, begin, long_run
+from tests.orchestrate.test_faults import EVERY, PATIENCE_S, KillAt, assert_same_end, begun, long_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
-PATIENCE_S = 300
 ONE_A_NODE = "scaling.cpus_per_worker=1.5"
 """Of a node's two CPUs, so that each node has one worker, and half a CPU is left for the stream."""
 
@@ -159,19 +157,16 @@ def test_a_killed_command_goes_on_from_an_object_store(tmp_path: Path):
     config = long_run(path)
     with flaky_store() as store:
         run_dir = storage.join(f"s3://bucket{store.options()}", "run")
-        first = begin(config, run_dir, tmp_path)
-        until = time.monotonic() + PATIENCE_S
-        while len(list_checkpoints(run_dir)) < 2 and time.monotonic() < until:
-            assert first.poll() is None, (tmp_path / "run.log").read_text()[-3000:]
-            time.sleep(0.2)
-        os.kill(first.pid, signal.SIGKILL)
-        kill_all(first.pid)
-        first.wait()
+        with begun(config, run_dir, tmp_path) as first:
+            until = time.monotonic() + PATIENCE_S
+            while len(list_checkpoints(run_dir)) < 2 and time.monotonic() < until:
+                assert first.poll() is None, (tmp_path / "run.log").read_text()[-3000:]
+                time.sleep(0.2)
         reached = latest_checkpoint(run_dir)
         assert reached is not None
         assert EVERY <= reached.step < 12 * NUM_ROWS // 16
-        second = begin(config, run_dir, tmp_path, "--resume")
-        assert second.wait(timeout=PATIENCE_S) == 0, (tmp_path / "run.log").read_text()[-3000:]
+        with begun(config, run_dir, tmp_path, "--resume") as second:
+            assert second.wait(timeout=PATIENCE_S) == 0, (tmp_path / "run.log").read_text()[-3000:]
         pretrain(long_run(path, num_workers=0), str(tmp_path / "here"))
         assert_same_end(run_dir, str(tmp_path / "here"))
 

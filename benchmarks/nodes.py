@@ -78,7 +78,7 @@ class Nodes:
             self.address = f"127.0.0.1:{port}"
             flags = ["--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=0", f"--temp-dir={self.folder}"]
             self.head = self._begin(flags, "head")
-            if self._answers(self.head, port) or number == _TRIES - 1:
+            if self._answers(self.head) or number == _TRIES - 1:
                 break
             kill_all(self.head.pid)
         for _ in range(num_workers):
@@ -139,11 +139,13 @@ class Nodes:
             )
         return Node(process, node_id)
 
-    def _answers(self, node: Node, port: int, patience_s: float = 120) -> bool:
+    def _answers(self, node: Node, patience_s: float = 180) -> bool:
         until = time.monotonic() + patience_s
         while time.monotonic() < until and node.process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                time.sleep(5)
-                return node.process.poll() is None
-            time.sleep(0.5)
+            asked = subprocess.run(
+                [_RAY, "health-check", "--address", self.address], env=self.environment, capture_output=True, check=False
+            )
+            if asked.returncode == 0:
+                return True
+            time.sleep(1)
         return False

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from benchmarks.nodes import Node, Nodes
-from benchmarks.processes import STYLIZER, TRAIN_WORKER, doing
+from benchmarks.processes import STYLIZER, TRAIN_WORKER, doing, kill_all
 from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
@@ -38,10 +39,15 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         yield nodes
     finally:
         nodes.stop()
+        for command in Command.all_of_them:
+            if command.process.poll() is None:
+                kill_all(command.process.pid)
 
 
 class Command:
-    """`ray-sassl pretrain` on the cluster, in a process of its own."""
+    """`ray-sassl pretrain` on the cluster, in a process of its own, which ends with the cluster at the latest."""
+
+    all_of_them: ClassVar[list[Command]] = []
 
     def __init__(self, config: ExperimentConfig, run_dir: Path, nodes: Nodes) -> None:
         self.run_dir, self._log = run_dir, run_dir.with_suffix(".log")
@@ -50,6 +56,7 @@ class Command:
         command = [sys.executable, "-m", "ray_sassl.cli", "pretrain", str(path), "--run-dir", str(run_dir), "--address", nodes.address]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, env=nodes.environment, stdout=log, stderr=subprocess.STDOUT)
+        self.all_of_them.append(self)
 
     def last(self) -> dict[str, float]:
         """The last logged metrics; step 0 where there are none."""

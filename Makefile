@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check format bench clean
+.PHONY: help demo test chaos quick check format bench clean
 
 help:  ## Show what there is to make.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,10 @@ demo: $(VENV)/run.stamp  ## Pretrain on the embedded data set, with and without 
 
 test: $(VENV)/dev.stamp  ## Run all tests.
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/dev.stamp  ## Kill nodes, workers and commands: the slow fault tests, then 30 minutes of chaos.
+	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 quick: $(VENV)/dev.stamp  ## Run the tests that need neither Ray nor patience.
 	$(BIN)/python -m pytest -q -m 'not slow and not ray'

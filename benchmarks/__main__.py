@@ -11,7 +11,18 @@ from rich.table import Table
 
 from benchmarks.measuring import RESULTS, Goal
 
-SCRIPTS = ("views", "stream", "train_step", "feature_augmentation", "pool", "start", "stylize", "swift_fidelity", "evaluation")
+SCRIPTS = (
+    "views",
+    "stream",
+    "train_step",
+    "feature_augmentation",
+    "pool",
+    "start",
+    "stylize",
+    "swift_fidelity",
+    "evaluation",
+    "checkpoint",
+)
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from ray_sassl import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+from ray_sassl.safe_yaml import load_document
 
 EVALUATION = "evaluation"
 """The folder in a run directory for `step-NUMBER/PROTOCOL.json` and what lies beside it: pictures, and predictions as `PROTOCOL.parquet`."""
@@ -159,7 +159,7 @@ def read_run(path: str) -> RunRecord:
     return RunRecord(
         path=path,
         name=storage.name_of(path),
-        config=yaml.safe_load(storage.read_text(storage.join(path, CONFIG))) or {},
+        config=load_document(storage.read_text(storage.join(path, CONFIG)), storage.join(path, CONFIG)) or {},
         summary=summary,
         environment=environment,
         metrics=sorted((line for line in _json_lines(storage.join(path, METRICS)) if "step" in line), key=lambda line: line["step"]),

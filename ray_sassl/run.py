@@ -1,6 +1,7 @@
 """What one training process does, given a config, a context and a stream of batches; and what a run directory holds.
 
-config.yaml  environment.json  index.arrow  metrics.jsonl  tensorboard/  views.png  quarantine.jsonl  checkpoints/  summary.json
+config.yaml  environment.json  index.arrow  metrics.jsonl  tensorboard/  views.png  quarantine.jsonl  checkpoints/  summary.json, and
+diverged.json where a loss was not a number
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ray_sassl.sassl import Chunks, stylize_views
 from ray_sassl.scoring import online_scores
 from ray_sassl.train.checkpoint import BadCheckpointError, Checkpoint, latest_checkpoint, list_checkpoints, read_checkpoint
 from ray_sassl.train.context import Context
+from ray_sassl.train.divergence import DIVERGED
 from ray_sassl.train.loop import Job, train
 from ray_sassl.train.metrics import MetricsLog
 from ray_sassl.types import Arrays, Outcome, RunResult
@@ -94,6 +96,7 @@ def train_process(
     num_rows: int,
     context: Context,
     resume: Checkpoint | None,
+    accumulate: int | None = None,
 ) -> Outcome:
     """Run this process's part of the training; rank 0 also keeps the record.
 
@@ -101,6 +104,7 @@ def train_process(
         batches: This rank's stream.
         num_rows: Rows of the data set.
         resume: The checkpoint to go on from.
+        accumulate: Parts of a batch, where they are more than the config says.
     """
     record = None
     if context.rank == 0:
@@ -122,6 +126,7 @@ def train_process(
                 evaluate=online_scores(config, context.device) if context.rank == 0 else None,
                 record=record,
                 extra_state={"num_rows": num_rows},
+                accumulate=accumulate,
             )
         )
     finally:
@@ -179,7 +184,8 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
         index = cached_index(config.data, index_path)
     storage.write_text(config_path, to_yaml(config))
     storage.write_text(storage.join(run_dir, ENVIRONMENT), json.dumps(environment(), indent=2))
-    storage.remove(storage.join(run_dir, SUMMARY))
+    for name in (SUMMARY, DIVERGED):
+        storage.remove(storage.join(run_dir, name))
     return index
 
 

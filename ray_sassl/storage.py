@@ -1,29 +1,42 @@
 """Files by local path or pyarrow filesystem URI (`s3://`, `gs://`, `file://`), with atomic writes.
 
 On a local disk a file is written aside, flushed to the disk and renamed; on an object store it is a single put, which readers see
-whole or not at all. A URI may carry the filesystem's options, as in `s3://bucket/key?endpoint_override=localhost:9000`; every function
+whole or not at all. What an object store refuses for a while (errors of the server, a connection that is cut) is tried again for about a
+minute, with longer and longer pauses. A URI may carry the filesystem's options, as in `s3://bucket/key?endpoint_override=localhost:9000`; every function
 here keeps them. This module imports neither torch nor Ray.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ray_sassl.plugins import UsageError
 
+log = logging.getLogger(__name__)
+
 _SPOOL_BYTES = 64 * 2**20
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE", "UNRECOGNIZED_CLIENT", "QuotaExceeded", "INVALID_")
+"""Words of errors that another try would not mend."""
+
+_TRANSPORT = ("aws error", "google::cloud", "azure", "curl", "time", "connect", "network", "http")
+"""Words of errors that come from the way to an object store, and not from what was read there."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,40 @@ class Entry:
     is_file: bool
     size_bytes: int
     mtime_ns: int
+
+
+class StorageError(UsageError):
+    """An object store did not do what was asked of it, although it was asked several times."""
+
+
+def retried(path: str | os.PathLike[str], work: Callable[[], _Result]) -> _Result:
+    """What `work` returns; where the path is on an object store, an error that may pass is waited out and the work done again.
+
+    Raises:
+        StorageError: it did not pass, or is one that lasts.
+        FileNotFoundError: nothing is there.
+        OSError: the path is local, and nothing is tried again.
+    """
+    if local_path(path) is not None:
+        return work()
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            return work()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if pause_s is None or isinstance(error, PermissionError) or any(word in str(error) for word in _LASTING):
+                raise StorageError(f"cannot reach {os.fspath(path)!r}: {error}") from error
+            log.warning("%s does not answer as it should (%s); trying again in %g s", os.fspath(path), error, pause_s)
+            time.sleep(pause_s)
+    raise AssertionError
+
+
+def is_of_transport(path: str | os.PathLike[str], error: OSError) -> bool:
+    """Whether a disk or a network is at fault, and not the content of the file."""
+    if local_path(path) is not None:
+        return error.errno is not None
+    return any(word in str(error).lower() for word in _TRANSPORT)
 
 
 def is_uri(path: str | os.PathLike[str]) -> bool:
@@ -98,8 +145,7 @@ def name_of(path: str | os.PathLike[str]) -> str:
 def stat(path: str | os.PathLike[str]) -> Entry | None:
     """The file or folder, or None where nothing is there."""
     filesystem, inner = filesystem_of(path)
-    with _clear_errors(path):
-        info = filesystem.get_file_info(inner)
+    info = cast(pafs.FileInfo, retried(path, lambda: filesystem.get_file_info(inner)))
     return None if info.type == pafs.FileType.NotFound else _entry(os.fspath(path), info)
 
 
@@ -111,8 +157,8 @@ def exists(path: str | os.PathLike[str]) -> bool:
 def list_dir(path: str | os.PathLike[str], *, recursive: bool = False) -> list[Entry]:
     """What the folder holds, sorted by path; nothing where there is no such folder."""
     filesystem, inner = filesystem_of(path)
-    with _clear_errors(path):
-        infos = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True, recursive=recursive))
+    selector = pafs.FileSelector(inner, allow_not_found=True, recursive=recursive)
+    infos = cast(list[pafs.FileInfo], retried(path, lambda: filesystem.get_file_info(selector)))
     skipped = len(inner.rstrip("/")) + 1
     return sorted((_entry(join(path, info.path[skipped:]), info) for info in infos), key=lambda entry: entry.path)
 
@@ -148,8 +194,12 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         FileNotFoundError: there is no such file.
     """
     filesystem, inner = filesystem_of(path)
-    with filesystem.open_input_stream(inner, compression=None) as stream:
-        return stream.read()
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(inner, compression=None) as stream:
+            return stream.read()
+
+    return retried(path, read)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -175,10 +225,14 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     if local is None:
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
             yield cast(IO[bytes], spool)
-            spool.seek(0)
             filesystem, inner = filesystem_of(path)
-            with filesystem.open_output_stream(inner, compression=None) as stream:
-                shutil.copyfileobj(spool, stream, 8 * 2**20)
+
+            def put() -> None:
+                spool.seek(0)
+                with filesystem.open_output_stream(inner, compression=None) as stream:
+                    shutil.copyfileobj(spool, stream, 8 * 2**20)
+
+            retried(path, put)
         return
     local.parent.mkdir(parents=True, exist_ok=True)
     aside = local.with_name(f".{local.name}.{uuid.uuid4().hex[:12]}.part")
@@ -210,6 +264,10 @@ def move(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
         os.replace(inner, target_inner)
         sync_dir(Path(target_inner).parent)
         return
+    retried(source, lambda: _move_remote(filesystem, inner, target_inner))
+
+
+def _move_remote(filesystem: pafs.FileSystem, inner: str, target_inner: str) -> None:
     if filesystem.get_file_info(inner).type == pafs.FileType.File:
         filesystem.move(inner, target_inner)
         return
@@ -222,11 +280,15 @@ def move(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
 def remove(path: str | os.PathLike[str]) -> None:
     """Delete the file, or the folder with all that it holds; nothing happens where nothing is there."""
     filesystem, inner = filesystem_of(path)
-    kind = filesystem.get_file_info(inner).type
-    if kind == pafs.FileType.Directory:
-        filesystem.delete_dir(inner)
-    elif kind != pafs.FileType.NotFound:
-        filesystem.delete_file(inner)
+
+    def delete() -> None:
+        kind = filesystem.get_file_info(inner).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(inner)
+        elif kind != pafs.FileType.NotFound:
+            filesystem.delete_file(inner)
+
+    retried(path, delete)
 
 
 @lru_cache(maxsize=1)
@@ -242,16 +304,6 @@ def _remote(root: str) -> tuple[pafs.FileSystem, str]:
         raise UsageError(
             f"cannot open {root!r}: {error}. Known are local paths and file://, s3://, gs://, abfs:// and hdfs:// URIs."
         ) from error
-
-
-@contextmanager
-def _clear_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if local_path(path) is not None:
-            raise
-        raise UsageError(f"cannot reach {os.fspath(path)!r}: {error}") from error
 
 
 def _split_uri(uri: str) -> tuple[str, str, str]:

@@ -20,12 +20,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-import yaml
 from pydantic import ValidationError
 
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.safe_yaml import load_document
 from ray_sassl.study.space import SearchSpace
 
 
@@ -89,10 +89,7 @@ def _of_python_file(path: Path) -> SpaceSource:
 
 
 def _of_yaml_file(path: Path) -> SpaceSource:
-    try:
-        tree: Any = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
+    tree: Any = load_document(path.read_text(), str(path))
     if not isinstance(tree, dict) or not isinstance(tree.get("experiment"), str):
         raise UsageError(f"{path} is no search space: it needs `experiment: NAME` and `parameters: [...]`")
     fields = dict(tree)

@@ -10,10 +10,10 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ray_sassl.plugins import PluginConfig, UsageError
+from ray_sassl.safe_yaml import load_document
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -57,8 +57,8 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not equals or not path:
         raise OverrideError(f"{override!r} is no override; write path=value, such as train.epochs=10")
     try:
-        return path, _number(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+        return path, _number(load_document(text, "the value"))
+    except UsageError as error:
         raise OverrideError(f"{override!r}: the value is not YAML ({error})") from error
 
 

@@ -74,6 +74,11 @@ class ScalingConfig(FrozenConfig):
 
     num_workers: int = Field(default=1, ge=0)
     """Ray Train workers. 0 runs everything in this process, without Ray: slow, and easy to debug."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """With it the run is elastic: where nodes are lost it goes on with fewer workers, down to so many, and with more once nodes are back, up to
+    `num_workers`. The global batch stays what it is, as each worker takes it in more parts. Not given: always `num_workers`."""
+    resize_every_s: float = Field(default=60.0, gt=0)
+    """How often an elastic run looks whether it could have more workers. Without effect unless `min_workers` is given."""
     use_gpu: bool | None = None
     """Whether each worker has a GPU; not given: where the cluster has one for each."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
@@ -82,7 +87,23 @@ class ScalingConfig(FrozenConfig):
     node_group: str | None = None
     """As `stream.pool.node_group`. It keeps the workers off the small GPUs, which the autoscaler may find to suit them better."""
     max_failures: int = Field(default=3, ge=-1)
-    """How often workers are started again from the last checkpoint after a crash or the loss of a node; -1 means always."""
+    """How often workers are started again from the last checkpoint after a crash or the loss of a node; -1 means always. A node that was
+    announced to go away (a spot machine's notice) does not count."""
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_workers is not None and self.min_workers < self.num_workers
+
+    @property
+    def worker_counts(self) -> range:
+        """How many workers the run may have."""
+        return range(self.min_workers or self.num_workers, self.num_workers + 1)
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> ScalingConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"scaling.min_workers={self.min_workers} is more than scaling.num_workers={self.num_workers}")
+        return self
 
 
 class ExperimentConfig(FrozenConfig):

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_sassl import storage
-from ray_sassl.data import DataConfig, Format, Reader, Rows
+from ray_sassl.data import NO_LABEL, DataConfig, Format, Reader, Rows
 from ray_sassl.data.folder import FolderReader
 from ray_sassl.data.parquet import ParquetReader
 from ray_sassl.data.quarantine import BadRow
@@ -54,6 +55,7 @@ class Index:
         class_names: The name of each label, where the format has names.
         problems: Damage to whole files; to be counted with the bad rows.
         ignored: What was left aside and how often, by file name extension.
+        built_ns: When the index was built, in nanoseconds since 1970.
     """
 
     config: DataConfig
@@ -65,6 +67,7 @@ class Index:
     class_names: tuple[str, ...] = ()
     problems: tuple[BadRow, ...] = ()
     ignored: dict[str, int] = field(default_factory=dict)
+    built_ns: int = 0
 
     @cached_property
     def group_rows(self) -> np.ndarray:
@@ -155,6 +158,7 @@ class Index:
             "class_names": self.class_names,
             "problems": [asdict(problem) for problem in self.problems],
             "ignored": self.ignored,
+            "built_ns": self.built_ns,
         }
         sink = io.BytesIO()
         tables = [
@@ -196,6 +200,7 @@ class Index:
             class_names=tuple(facts["class_names"]),
             problems=tuple(BadRow(**problem) for problem in facts["problems"]),
             ignored=facts["ignored"],
+            built_ns=facts.get("built_ns", 0),
         )
 
 
@@ -210,6 +215,7 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
     Raises:
         UsageError: nothing is there, or it is not what the config says; see the readers.
     """
+    built_ns = time.time_ns()
     format_, entries, sources = _entries(config)
 
     def parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
@@ -238,7 +244,7 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
     ]
     files = pa.table(columns, schema=_FILE_SCHEMA)
     ignored = {name: sources.ignored.get(name, 0) + scan.ignored.get(name, 0) for name in sorted(sources.ignored | scan.ignored)}
-    return Index(config, format_, root, files, scan.groups, scan.rows, scan.class_names, scan.problems, ignored)
+    return Index(config, format_, root, files, scan.groups, scan.rows, scan.class_names, scan.problems, ignored, built_ns)
 
 
 def cached_index(
@@ -270,10 +276,50 @@ def read_groups(index: Index, groups: Sequence[int]) -> Rows:
     Raises:
         UsageError: a file has changed since the index was built.
     """
-    if any(path.startswith("synthetic") for path in index.config.paths):
+    is_made_here = any(path.startswith("synthetic") for path in index.config.paths)
+    if is_made_here:
         ensure_synthetic()  # this may be another machine than the one that built the index
-    parts = [READERS[index.format].read(index, group) for group in groups]
+    parts = []
+    for group in groups:
+        try:
+            if not is_made_here:
+                _refuse_changed(index, group)
+            parts.append(READERS[index.format].read(index, group))
+        except FileNotFoundError:
+            parts.append(_gone(index, group))
     return parts[0] if len(parts) == 1 else Rows.joined(parts)
+
+
+def _refuse_changed(index: Index, group: int) -> None:
+    """See that the row group's file is the one that was indexed. A copy on another machine's disk may be older or newer than the original, but
+    not younger than the index.
+
+    Raises:
+        UsageError: it is another.
+        FileNotFoundError: it is gone.
+    """
+    if index.format == "folder":  # a file is a row, whose bytes are what they are
+        return
+    file = index.group_place(group)[0]
+    path = index.file_path(file)
+    then = (index.files["size_bytes"][file].as_py(), index.files["mtime_ns"][file].as_py())
+    now = storage.stat(path)
+    if now is None:
+        raise FileNotFoundError(path)
+    is_touched = now.mtime_ns != then[1] and (now.mtime_ns > index.built_ns or storage.local_path(path) is None)
+    if now.size_bytes != then[0] or is_touched:
+        raise UsageError(f"{path} has changed since the index was built; restore it, or start a new run")
+
+
+def _gone(index: Index, group: int) -> Rows:
+    """A row group whose file has vanished: each of its rows is bad."""
+    path = index.file_path(index.group_place(group)[0])
+    sample_id, place = index.sample_ids(group), index.rows_in_file(group)
+    rows: list[bytes | BadRow] = [
+        BadRow(path, int(row), int(id_), "the file is gone since the index was built") for row, id_ in zip(place, sample_id, strict=True)
+    ]
+    labels = np.full(len(rows), NO_LABEL, np.int64)
+    return Rows(sample_id, rows, labels, [f"{path}#{row}" for row in place], [path] * len(rows), place)
 
 
 def all_labels(index: Index) -> np.ndarray:

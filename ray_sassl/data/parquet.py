@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,12 +41,8 @@ class ParquetReader(Reader):
         place = index.rows_in_file(group)
         key = [f"{path}#{row}" for row in place]
         try:
-            table = _read_group(path, number, index.config)
-        except FileNotFoundError as error:
-            raise UsageError(f"{path} is gone since the index was built") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            if not _is_damage(path, error):
-                raise
+            table = storage.retried(path, lambda: _read_group(path, number, index.config))
+        except _DamagedError as error:
             reason = f"the row group cannot be read: {error}"
             bad: list[bytes | BadRow] = [BadRow(path, int(row), int(id_), reason) for row, id_ in zip(place, sample_id, strict=True)]
             return Rows(sample_id, bad, np.full(len(bad), NO_LABEL), key, [path] * len(bad), place)
@@ -65,8 +63,8 @@ class ParquetReader(Reader):
             return np.full(index.num_rows, NO_LABEL, np.int64)
         parts: list[np.ndarray] = []
         for file in range(index.num_files):
-            with _open(index.file_path(file)) as opened:
-                parts.append(_whole_numbers(opened.read(columns=[column], use_threads=False)[column]).to_numpy())
+            path = index.file_path(file)
+            parts.append(_whole_numbers(storage.retried(path, partial(_column, path, column))).to_numpy())
         return np.concatenate(parts)
 
     def names(self, index: Index) -> list[str] | None:
@@ -82,16 +80,34 @@ class ParquetReader(Reader):
 def _group_rows(path: str, config: DataConfig) -> list[int]:
     """Rows of each row group of the file, once its columns are found to be as the config says."""
     try:
-        with _open(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-    except (pa.ArrowInvalid, OSError) as error:
-        if not _is_damage(path, error):
-            raise
+        schema, metadata = storage.retried(path, lambda: _footer(path))
+    except _DamagedError as error:
         raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
     _check_column(path, schema, config.image_column, "image")
     if config.label_column is not None:
         _check_column(path, schema, config.label_column, "label")
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+class _DamagedError(Exception):
+    """The file itself is at fault, and not the disk or the network on the way to it."""
+
+
+@contextmanager
+def _damage_told_apart(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and storage.is_of_transport(path, error):
+            raise
+        raise _DamagedError(str(error)) from error
+
+
+def _footer(path: str) -> tuple[pa.Schema, pq.FileMetaData]:
+    with _damage_told_apart(path), _open(path) as file:
+        return file.schema_arrow, file.metadata
 
 
 def _check_column(path: str, schema: pa.Schema, name: str, role: str) -> None:
@@ -113,7 +129,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
     """Columns `image` (binary, null where there is none) and `label` (int64, `NO_LABEL` where there is none)."""
     columns = [config.image_column] if config.label_column is None else [config.image_column, config.label_column]
-    with _open(path) as file:
+    with _damage_told_apart(path), _open(path) as file:
         if number >= file.metadata.num_row_groups:
             raise UsageError(f"{path} has changed since the index was built: it has no row group {number}")
         table = file.read_row_group(number, columns=columns, use_threads=False)
@@ -127,6 +143,11 @@ def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
     return pa.table({"image": image, "label": label})
 
 
+def _column(path: str, name: str) -> pa.ChunkedArray:
+    with _open(path) as file:
+        return file.read(columns=[name], use_threads=False)[name]
+
+
 def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.fill_null(column.cast(pa.int64()), NO_LABEL)
 
@@ -135,9 +156,3 @@ def _open(path: str) -> pq.ParquetFile:
     filesystem, inner = storage.filesystem_of(path)
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
     return pq.ParquetFile(inner, filesystem=filesystem, memory_map=is_local, pre_buffer=not is_local)
-
-
-def _is_damage(path: str, error: Exception) -> bool:
-    """Whether the file itself is at fault, and not the disk or the network on the way to it."""
-    is_from_system = isinstance(error, OSError) and error.errno is not None
-    return isinstance(error, pa.ArrowInvalid) or (storage.local_path(path) is not None and not is_from_system)

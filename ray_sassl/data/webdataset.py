@@ -94,7 +94,10 @@ class WebDatasetReader(Reader):
     """Runs of up to `GROUP_ROWS` samples stand in for row groups. A cut-off shard keeps the samples that are whole."""
 
     def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
-        shards = parallel(lambda file: _scan_shard(file.entry.path, file.entry.size_bytes, config), files)
+        def scan(file: SourceFile) -> _Shard:
+            return storage.retried(file.entry.path, lambda: _scan_shard(file.entry.path, file.entry.size_bytes, config))
+
+        shards = parallel(scan, files)
         groups = [(number, *group) for number, shard in enumerate(shards) for group in shard.groups]
         columns = [list(column) for column in zip(*groups, strict=True)] or [[]] * len(GROUP_SCHEMA)
         return Scan(
@@ -141,11 +144,12 @@ def _what_is_wrong(offset: int, size: int, num_read: int) -> str | None:
 
 def _read_range(path: str, start: int, stop: int) -> bytes:
     filesystem, inner = storage.filesystem_of(path)
-    try:
+
+    def read() -> bytes:
         with filesystem.open_input_file(inner) as file:
             return file.read_at(stop - start, start)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} is gone since the index was built") from error
+
+    return storage.retried(path, read)
 
 
 def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> _Shard:

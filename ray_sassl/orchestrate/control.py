@@ -54,6 +54,8 @@ class RunControl:
         self._saved_at, self._num_saved = time.monotonic(), self._quarantine.num_bad
         self._news = News()
         self._stop = False
+        self._wants_checkpoint = False
+        self._start: str | None = None
         self._fatal: str | None = None
         self._outcome: Outcome | None = None
         self._run = run
@@ -90,8 +92,19 @@ class RunControl:
     def request_stop(self) -> None:
         self._stop = True
 
-    def stop_requested(self) -> bool:
-        return self._stop
+    def requests(self) -> tuple[bool, bool]:
+        """Whether the run should stop, and whether a checkpoint is wanted before its workers are started anew."""
+        return self._stop, self._wants_checkpoint
+
+    def start_from(self, path: str | None) -> None:
+        """The checkpoint that the workers which start now go on from."""
+        self._start = path
+
+    def start(self) -> str | None:
+        return self._start
+
+    def request_checkpoint(self, wanted: bool) -> None:
+        self._wants_checkpoint = wanted
 
     def report(self, metrics: dict[str, float]) -> None:
         self._news.reports.append(metrics)

@@ -31,8 +31,9 @@ from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.definitions import read_definition
 from ray_sassl.orchestrate.devices import pretends_gpus
+from ray_sassl.orchestrate.resizing import CheckpointBeforeResize
 from ray_sassl.orchestrate.session import GROUP_LABEL, in_group, missing_groups, offered, ray_session
-from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, stream_spec
+from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
 from ray_sassl.orchestrate.weights import keep_weights
 from ray_sassl.orchestrate.worker import train_worker
 from ray_sassl.pictures import views_picture
@@ -41,7 +42,7 @@ from ray_sassl.plugins import UsageError
 from ray_sassl.run import QUARANTINE, VIEWS, build_restyle, prepare_run_dir, seen_of, train_process, view_source, write_summary
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import micro_batch
+from ray_sassl.train.loop import check_shares, micro_batch
 from ray_sassl.types import Outcome, RunResult
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def pretrain(
     """
     run_dir = run_dir if storage.is_uri(run_dir) else os.path.abspath(run_dir)
     config = with_absolute_paths(config)
-    micro_batch(config.train, max(1, config.scaling.num_workers))
+    check_shares(config.train, config.scaling.worker_counts if config.scaling.num_workers else range(1, 2))
     index = prepare_run_dir(config, run_dir, resume=resume)
     if not resume:
         picture = views_picture(config, view_source(config, run_dir), build_restyle(config, "cpu", 1))
@@ -177,6 +178,8 @@ def _pretrain_on_ray(
     config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, stop: threading.Event, address: str | None
 ) -> Outcome:
     """The run as a TorchTrainer fed by a Ray Data stream."""
+    if config.scaling.is_elastic:  # else a lost node is waited for that long before the run goes on without it
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     with ray_session(address):
         use_gpu = uses_gpu(config)
         check_resources(config, use_gpu)
@@ -190,8 +193,8 @@ def _pretrain_on_ray(
         if fatal := ray.get(control.add_bad.remote(list(index.problems))):
             raise UsageError(fatal)
 
-        seen = seen_of(latest_checkpoint(run_dir), index.num_rows)
-        stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, seen, control, keep_weights(config.stylize))
+        start = start_of(latest_checkpoint(run_dir), index.num_rows)
+        stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, start, control, keep_weights(config.stylize))
         scaling = config.scaling
         spec = {
             "config_yaml": to_yaml(config),
@@ -207,16 +210,18 @@ def _pretrain_on_ray(
                 datasets={"train": stream},
                 dataset_config=RayDataConfig(execution_options=execution_options()),
                 scaling_config=RayScalingConfig(
-                    num_workers=scaling.num_workers,
+                    num_workers=(scaling.worker_counts[0], scaling.num_workers) if scaling.is_elastic else scaling.num_workers,
                     use_gpu=use_gpu,
                     resources_per_worker=_worker_bundle(config, use_gpu),
                     label_selector=in_group(scaling.node_group),
+                    elastic_resize_monitor_interval_s=scaling.resize_every_s,
                 ),
                 torch_config=TorchConfig(backend="gloo" if pretends_gpus() else None),
                 run_config=RunConfig(
                     name="train",
                     storage_path=ray_storage if ray_is_local() else storage.join(run_dir, ".ray"),
                     failure_config=FailureConfig(max_failures=scaling.max_failures),
+                    callbacks=cast(Any, [CheckpointBeforeResize(control, run_dir)]) if scaling.is_elastic else None,
                 ),
             )
             _fit(trainer, control, watch, stop)
@@ -295,7 +300,7 @@ def uses_gpu(config: ExperimentConfig) -> bool:
     """Whether the training workers get a GPU each: as configured, else where the cluster has enough."""
     if config.scaling.use_gpu is not None:
         return config.scaling.use_gpu
-    return offered("GPU") >= config.scaling.num_workers
+    return offered("GPU") >= config.scaling.worker_counts[0]
 
 
 def _worker_bundle(config: ExperimentConfig, use_gpu: bool) -> dict[str, float]:
@@ -312,8 +317,9 @@ def _threads_per_worker(num_workers: int) -> int:
 def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[tuple[str, dict[str, float]]]:
     """What a run on Ray holds at once, in words and by resource: the training workers, the smallest pool and one task of the stream."""
     scaling, stream = config.scaling, config.stream
+    fewest, name = scaling.worker_counts[0], "min_workers" if scaling.is_elastic else "num_workers"
     needs: list[tuple[str, dict[str, float]]] = [
-        (f"{scaling.num_workers} training workers (scaling.num_workers)", _times(scaling.num_workers, _worker_bundle(config, use_gpu))),
+        (f"{fewest} training workers (scaling.{name})", _times(fewest, _worker_bundle(config, use_gpu))),
         ("one task of the stream (stream.num_cpus)", {"CPU": stream.num_cpus}),
     ]
     if layout_of(config) == "pool":

@@ -20,6 +20,8 @@ _TUNED = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Workers are looked after every second instead of every two, which every start and end of a group waits for.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # How often it is looked whether a worker's machine was announced to go away; notices of clouds come from 30 s to 2 minutes ahead.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import ray
@@ -36,6 +36,7 @@ from ray_sassl.types import Arrays
 
 if TYPE_CHECKING:
     from ray_sassl.config.schema import ExperimentConfig
+    from ray_sassl.train.checkpoint import Checkpoint
 
 _MAX_TASKS = 20_000
 _STEP_PAUSE_S = 0.025
@@ -181,35 +182,50 @@ def make_stream(
     raise AssertionError(spec.layout)
 
 
+Start: TypeAlias = tuple[str | None, SeenIds]
+"""The path of the checkpoint that workers start from, None at the beginning, and what it has seen."""
+
+
 class StreamFactory:
     """Called by Ray Train at every start of its workers, so that they go on from the newest checkpoint.
 
+    It chooses the checkpoint for all of them and tells the control actor, so that no two workers take different ones, whatever a worker of before
+    is still writing.
+
     Args:
         run_dir: Where the checkpoints are.
-        seen: What the run has seen at its first start; later it is read from the newest checkpoint.
+        first: The checkpoint of the first start and what it has seen; later the newest is looked for.
         control: Is told of rows that cannot be used, and knows those of earlier starts.
         keeper: Has the stylizer's weights for nodes without them.
     """
 
-    def __init__(self, spec: StreamSpec, run_dir: str, seen: SeenIds, control: ActorHandle, keeper: ActorHandle | None = None) -> None:
+    def __init__(self, spec: StreamSpec, run_dir: str, first: Start, control: ActorHandle, keeper: ActorHandle | None = None) -> None:
         self._spec, self._run_dir, self._control, self._keeper = spec, run_dir, control, keeper
-        self._first: SeenIds | None = seen
+        self._first: Start | None = first
 
     def __call__(self) -> ray.data.Dataset:
-        seen, self._first = self._first, None
-        if seen is None:
-            seen = cast(SeenIds, ray.get(_read_seen.remote(self._run_dir, self._spec.source.index.num_rows)))
+        start, self._first = self._first, None
+        if start is None:
+            start = cast(Start, ray.get(_read_start.remote(self._run_dir, self._spec.source.index.num_rows)))
+        path, seen = start
+        ray.get(self._control.start_from.remote(path))
         known_bad = ray.get(self._control.bad_rows.remote())
         return make_stream(self._spec, without(seen, known_bad, range(math.ceil(self._spec.epochs))), self._control, self._keeper)
 
 
 @ray.remote(num_cpus=0)
-def _read_seen(run_dir: str, num_rows: int) -> SeenIds:
-    """What the newest checkpoint has seen; a task, because reading checkpoints takes torch."""
-    from ray_sassl.run import seen_of
+def _read_start(run_dir: str, num_rows: int) -> Start:
+    """The newest checkpoint and what it has seen; a task, because reading checkpoints takes torch."""
     from ray_sassl.train.checkpoint import latest_checkpoint
 
-    return seen_of(latest_checkpoint(run_dir), num_rows)
+    return start_of(latest_checkpoint(run_dir), num_rows)
+
+
+def start_of(checkpoint: Checkpoint | None, num_rows: int) -> Start:
+    """Where workers start."""
+    from ray_sassl.run import seen_of
+
+    return (checkpoint.path if checkpoint else None), seen_of(checkpoint, num_rows)
 
 
 def block_bytes(source: ViewSource) -> int:

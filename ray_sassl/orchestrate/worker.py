@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
+from ray.train.v2._internal.execution.context import get_train_context
 
 from ray_sassl import storage
 from ray_sassl.config.files import from_yaml
@@ -21,8 +22,8 @@ from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.metrics import TrainingMetrics
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import train_process
-from ray_sassl.train.checkpoint import latest_checkpoint
-from ray_sassl.train.loop import micro_batch
+from ray_sassl.train.checkpoint import read_checkpoint
+from ray_sassl.train.loop import share_of_batch
 from ray_sassl.types import Arrays
 
 
@@ -41,8 +42,8 @@ class RayContext:
     metrics: TrainingMetrics | None = None
 
     def __post_init__(self) -> None:
-        self._answer = self.control.stop_requested.remote()
-        self._stop = False
+        self._answer = self.control.requests.remote()
+        self._stop = self._wants_checkpoint = False
 
     def report(self, metrics: dict[str, float]) -> None:
         if self.metrics is not None:
@@ -53,9 +54,17 @@ class RayContext:
         """The control actor's last answer; the next one is asked for at once, and not waited for."""
         ready, _ = ray.wait([self._answer], timeout=0)
         if ready:
-            self._stop = self._stop or bool(ray.get(self._answer))
-            self._answer = self.control.stop_requested.remote()
+            stop, self._wants_checkpoint = cast(tuple[bool, bool], ray.get(self._answer))
+            self._stop = self._stop or stop
+            self._answer = self.control.requests.remote()
         return self._stop
+
+    def is_leaving(self) -> bool:
+        """Whether a node of the workers was announced to go away, or they are about to be started anew in another number.
+
+        Ray's own `get_preemption_info` makes all workers meet through an actor; this reads what this worker was told, and the loop agrees.
+        """
+        return self._wants_checkpoint or get_train_context().preemption_context.preemption_info is not None
 
 
 def train_worker(spec: dict[str, Any]) -> None:
@@ -69,19 +78,21 @@ def train_worker(spec: dict[str, Any]) -> None:
     logging.getLogger("ray_sassl").addHandler(NoteHandler(control))
     torch.set_num_threads(spec["num_threads"])
     where = ray.train.get_context()
-    resume = latest_checkpoint(spec["run_dir"])
+    rows, parts = share_of_batch(config.train, config.scaling.num_workers, where.get_world_size())
+    path = cast(str | None, ray.get(control.start.remote()))
+    resume = read_checkpoint(path) if path is not None else None
     metrics = TrainingMetrics(storage.name_of(spec["run_dir"]), config.train.global_batch, resume.step if resume else 0)
     context = RayContext(where.get_world_rank(), where.get_world_size(), _device(), control, metrics)
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     stream = shard.iter_batches(
-        batch_size=micro_batch(config.train, context.world_size),
+        batch_size=rows,
         batch_format="numpy",
         prefetch_batches=config.stream.prefetch_batches,
         drop_last=True,
     )
     try:
-        outcome = train_process(config, spec["run_dir"], _arrays(stream), spec["num_rows"], context, resume)
+        outcome = train_process(config, spec["run_dir"], _arrays(stream), spec["num_rows"], context, resume, parts)
     except UsageError as error:  # starting the workers again would end the same way
         ray.get(control.fail.remote(str(error)))
         return

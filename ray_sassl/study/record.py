@@ -26,6 +26,7 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.safe_yaml import load_document
 from ray_sassl.study.searcher import Known
 from ray_sassl.study.space import Objective, Point, SearchSpace
 
@@ -196,9 +197,9 @@ def read_study(study_dir: str) -> StudyConfig:
     if not storage.exists(path):
         raise StudyDirectoryError(f"{study_dir} holds no study (no {STUDY})")
     try:
-        return StudyConfig.model_validate(yaml.safe_load(storage.read_text(path)))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise StudyDirectoryError(f"{path}: {explain(error) if isinstance(error, ValidationError) else error}") from error
+        return StudyConfig.model_validate(load_document(storage.read_text(path), path))
+    except ValidationError as error:
+        raise StudyDirectoryError(f"{path}: {explain(error)}") from error
 
 
 def read_trials(study_dir: str) -> list[TrialRecord]:

@@ -63,6 +63,15 @@ class Checkpoint:
 
 
 def save_checkpoint(run_dir: str, step: int, method: nn.Module, state: dict[str, Any], config_yaml: str, keep: int) -> str:
+    """`write_checkpoint` of a method as it is now.
+
+    Args:
+        method: Its `backbone` goes to model.safetensors, the rest of its state dict to state.pt.
+    """
+    return write_checkpoint(run_dir, step, method.state_dict(), state, config_yaml, keep)
+
+
+def write_checkpoint(run_dir: str, step: int, weights: dict[str, Tensor], state: dict[str, Any], config_yaml: str, keep: int) -> str:
     """Write `checkpoints/step-...` and remove all but the newest `keep`; the folder appears whole or not at all.
 
     Checkpoints of later steps are removed too: this run has gone on from an earlier one because they were refused.
@@ -70,15 +79,18 @@ def save_checkpoint(run_dir: str, step: int, method: nn.Module, state: dict[str,
     Args:
         run_dir: Local path or URI.
         step: Optimiser updates done.
-        method: Its `backbone` goes to model.safetensors, the rest of its state dict to state.pt.
+        weights: A method's state dict; what begins with `backbone.` goes to model.safetensors, the rest to state.pt.
         state: Whatever else the run needs: tensors, numbers, strings, bytes, and dicts and lists of them.
         config_yaml: The resolved config.
         keep: How many checkpoints to keep, at least 1.
 
     Returns:
         The checkpoint's path.
+
+    Raises:
+        OSError, UsageError: there is no room, or no way there; earlier checkpoints are as they were.
     """
-    whole = {name: tensor.detach() for name, tensor in method.state_dict().items()}
+    whole = {name: tensor.detach() for name, tensor in weights.items()}
     backbone = {name.removeprefix(_BACKBONE): t.cpu().contiguous() for name, t in whole.items() if name.startswith(_BACKBONE)}
     rest = {name: tensor for name, tensor in whole.items() if not name.startswith(_BACKBONE)}
     buffer = io.BytesIO()
@@ -88,14 +100,18 @@ def save_checkpoint(run_dir: str, step: int, method: nn.Module, state: dict[str,
         "state.pt": buffer.getvalue(),
         "config.yaml": config_yaml.encode(),
     }
-    folder = storage.join(run_dir, "checkpoints", f"step-{step:08d}")
+    folder = checkpoint_path(run_dir, step)
     _write_folder(folder, files | {MANIFEST: _manifest(step, files)})
-    there = list_checkpoints(run_dir)
-    kept = [path for number, path in there if number <= step][-keep:]
-    for _, path in there:
+    kept = [path for number, path in whole_checkpoints(run_dir) if number <= step][-keep:]
+    for _, path in list_checkpoints(run_dir):
         if path not in kept:
             storage.remove(path)
     return folder
+
+
+def checkpoint_path(run_dir: str, step: int) -> str:
+    """Where the run's checkpoint of this step is, or will be."""
+    return storage.join(run_dir, "checkpoints", f"step-{step:08d}")
 
 
 def _manifest(step: int, files: dict[str, bytes]) -> bytes:
@@ -109,6 +125,14 @@ def list_checkpoints(run_dir: str) -> list[tuple[int, str]]:
     entries = storage.list_dir(storage.join(run_dir, "checkpoints"))
     matches = ((_FOLDER.fullmatch(storage.name_of(entry.path)), entry.path) for entry in entries if not entry.is_file)
     return sorted((int(match.group(1)), path) for match, path in matches if match)
+
+
+def whole_checkpoints(run_dir: str) -> list[tuple[int, str]]:
+    """Those of `list_checkpoints` that were written to their end; whether their bytes are sound is not looked at."""
+    there = list_checkpoints(run_dir)
+    if storage.local_path(run_dir) is not None:  # a local folder appears whole
+        return there
+    return [(step, path) for step, path in there if storage.exists(storage.join(path, MANIFEST))]
 
 
 def read_checkpoint(path: str) -> Checkpoint:

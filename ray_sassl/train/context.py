@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,10 @@ class Context(Protocol):
         """Whether the user asked this run to stop at the next step. Must not block."""
         ...
 
+    def is_leaving(self) -> bool:
+        """Whether a machine of the run is about to be taken away, so that a checkpoint is wanted now. Must not block."""
+        ...
+
 
 @dataclass
 class LocalContext:
@@ -40,21 +46,37 @@ class LocalContext:
     reports: list[dict[str, float]] = field(default_factory=list)
     stop_at_step: int | None = None
     """Asks for a stop once a report of this step has been made (for tests and debugging)."""
+    leave_at_step: int | None = None
+    """Announces the machine's end once a report of this step has been made (likewise)."""
 
     def report(self, metrics: dict[str, float]) -> None:
         self.reports.append(metrics)
 
     def stop_requested(self) -> bool:
-        return self.stop_at_step is not None and bool(self.reports) and self.reports[-1]["step"] >= self.stop_at_step
+        return self._has_reported(self.stop_at_step)
+
+    def is_leaving(self) -> bool:
+        return self._has_reported(self.leave_at_step)
+
+    def _has_reported(self, step: int | None) -> bool:
+        return step is not None and bool(self.reports) and self.reports[-1]["step"] >= step
 
 
-def any_rank(flag: bool, context: Context) -> bool:
-    """Whether the flag is set on any rank; every rank must call it at the same step."""
+def on_any_rank(flags: Sequence[bool], context: Context) -> list[bool]:
+    """Whether each flag is set on any rank; every rank must call it at the same step.
+
+    The ranks agree over the network of their CPUs, so no GPU is waited for.
+    """
     if context.world_size == 1:
-        return flag
-    count = torch.tensor([int(flag)], device=context.device)
-    dist.all_reduce(count)
-    return bool(count.item())
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(counts, group=_cpu_group())
+    return [bool(count) for count in counts]
+
+
+@lru_cache(maxsize=1)
+def _cpu_group() -> Any:
+    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def mean_over_ranks(value: float, context: Context) -> float:

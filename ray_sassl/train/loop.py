@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,21 +24,16 @@ from ray_sassl.methods import Method
 from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import FrozenConfig, UsageError
-from ray_sassl.train.checkpoint import Checkpoint, save_checkpoint
-from ray_sassl.train.context import Context, any_rank, mean_over_ranks
+from ray_sassl.train.checkpoint import Checkpoint
+from ray_sassl.train.context import Context, mean_over_ranks, on_any_rank
+from ray_sassl.train.divergence import DivergenceWatch, end_diverged
 from ray_sassl.train.metrics import MetricsLog
 from ray_sassl.train.optim import OptimConfig, build_optimizer
+from ray_sassl.train.saving import RunSaver
 from ray_sassl.train.schedule import scaled_lr, warmup_cosine
 from ray_sassl.types import Arrays, Batch, Outcome, StepOutput, view_names
 
 log = logging.getLogger(__name__)
-
-
-class DivergedError(UsageError):
-    """The loss, or a weight, is not a number any more."""
-
-
-_AGAINST_DIVERGENCE = "Lower optim.base_lr, lengthen optim.warmup_epochs, set train.clip_norm, or use train.precision=float32."
 
 
 class TrainConfig(FrozenConfig):
@@ -95,12 +89,13 @@ class Job:
 
     Attributes:
         method: The network and its loss, on the CPU, seeded and built the same on every rank.
-        batches: This rank's stream, in parts of `micro_batch` images.
+        batches: This rank's stream, in parts as `share_of_batch` says.
         num_rows: Rows of the data set, bad ones included.
         resume: The checkpoint to go on from.
         evaluate: Scores the backbone on labelled data; called on rank 0.
         record: Rank 0's metrics log; None on the others.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
+        accumulate: Parts of this worker's share of a batch, where there are more of them than the config says; see `share_of_batch`.
     """
 
     method: Method
@@ -116,6 +111,7 @@ class Job:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     record: MetricsLog | None = None
     extra_state: dict[str, Any] = field(default_factory=dict)
+    accumulate: int | None = None
 
 
 def micro_batch(config: TrainConfig, world_size: int) -> int:
@@ -135,8 +131,45 @@ def micro_batch(config: TrainConfig, world_size: int) -> int:
     return config.global_batch // parts
 
 
+def share_of_batch(config: TrainConfig, num_workers: int, world_size: int) -> tuple[int, int]:
+    """(rows of a part, parts) in which each of `world_size` workers takes its share of the global batch.
+
+    With the `num_workers` of the config these are its own. With fewer, parts are of the same size and more, so that memory suffices as before;
+    where that leaves a rest, they are a little smaller.
+
+    Raises:
+        UsageError: the global batch does not divide by the number of workers.
+    """
+    rows = micro_batch(config, num_workers)
+    share = micro_batch(config.model_copy(update={"accumulate": 1}), world_size)
+    parts = next(parts for parts in range(-(-share // rows), share + 1) if share % parts == 0)
+    return share // parts, parts
+
+
+def check_shares(config: TrainConfig, worker_counts: range) -> None:
+    """See that the global batch divides whatever the number of workers is.
+
+    Raises:
+        UsageError: it does not; the message names the nearest that do.
+    """
+    num_workers = worker_counts[-1]
+    micro_batch(config, num_workers)
+    if any(config.global_batch % count for count in worker_counts):
+        multiple = math.lcm(*worker_counts, num_workers * config.accumulate)
+        below, above = config.global_batch // multiple * multiple, -(-config.global_batch // multiple) * multiple
+        raise UsageError(
+            f"train.global_batch={config.global_batch} does not divide by every number of workers from scaling.min_workers={worker_counts[0]} to "
+            f"scaling.num_workers={num_workers}; the nearest that do: {f'{below} or {above}' if below else above}"
+        )
+
+
 def train(job: Job) -> Outcome:
-    """Run the job to its end, or to the step at which a stop was asked for; either way a checkpoint of that step is left."""
+    """Run the job to its end, or to the step at which a stop was asked for; either way a checkpoint of that step is left.
+
+    Raises:
+        DivergedError: a loss or a weight is not a finite number.
+        CheckpointNotWrittenError: there is no room for a checkpoint, or no way to where it belongs.
+    """
     config, context = job.config, job.context
     progress = Progress(job.num_rows, config.global_batch, config.epochs)
     if progress.total_steps == 0:
@@ -146,52 +179,58 @@ def train(job: Job) -> Outcome:
         )
     method, network = _place(job)
     optimizer = build_optimizer(method, job.optim)
-    seen = SeenIds(job.num_rows)
-    step = 0
+    saver = RunSaver(
+        context, job.run_dir, job.config_yaml, config.keep_checkpoints, method, optimizer, SeenIds(job.num_rows), job.extra_state
+    )
+    if job.record is not None:
+        saver.before = job.record.flush
     if job.resume is not None:
-        _load_optimizer(optimizer, job.resume.state["optimizer"])
-        seen = SeenIds.from_state_dict(job.resume.state["seen"])
-        step = job.resume.step
-    meter = _Meter(progress, step)
-    saved = job.resume.path if job.resume else ""
-    status = "finished"
-    while step < progress.total_steps:
-        parts = _take(job.batches, config.accumulate, meter)
-        if parts is None:  # quarantined rows make the stream a little shorter than the plan
-            break
-        lr = _set_learning_rate(optimizer, job.optim, progress, step)
-        output = _update(network, method, optimizer, parts, job, step)
-        step += 1
-        method.after_step(step / progress.total_steps)
-        for part in parts:
-            seen.add(part["epoch"], part["sample_id"])
-        is_last = step == progress.total_steps
-        logs_now = step % config.log_every == 0 or is_last or step == 1
-        if logs_now:
-            metrics = meter.read(step, output, lr)
-            metrics["loss"] = mean_over_ranks(metrics["loss"], context)
-            _record(job, step, metrics)
-            _refuse_divergence(metrics, step)
-        if (logs_now or context.world_size == 1) and any_rank(context.stop_requested(), context):
-            status = "interrupted"
-            break
-        if not is_last and _is_due(step, config.evaluate_every, progress):
+        saver.go_on_from(job.resume)
+    step = saver.saved_step
+    meter = _Meter(progress, step, context.world_size)
+    watch = DivergenceWatch(context.device, every_step=context.device.type == "cpu")
+    status, has_left = "finished", False
+    try:
+        while step < progress.total_steps:
+            parts = _take(job.batches, job.accumulate or config.accumulate, meter)
+            if parts is None:  # quarantined rows make the stream a little shorter than the plan
+                break
+            lr = _set_learning_rate(optimizer, job.optim, progress, step)
+            output = _update(network, method, optimizer, parts, job, step)
+            step += 1
+            method.after_step(step / progress.total_steps)
+            saver.has_trained_on(parts)
+            watch.note(step, [part.loss for part in output], parts)
+            is_last = step == progress.total_steps
+            saves_now = not is_last and _is_due(step, config.checkpoint_every, progress)
+            logs_now = step % config.log_every == 0 or is_last or step == 1
+            if logs_now:
+                metrics = meter.read(step, output, lr)
+                metrics["loss"] = mean_over_ranks(metrics["loss"], context)
+                _record(job, step, metrics)
+            signals = (watch.has_seen_one(logs_now or saves_now), saver.has_failed(), context.stop_requested(), context.is_leaving())
+            diverged, failed, stopped, leaving = on_any_rank(signals, context)
+            if diverged:
+                saver.finish()
+                raise end_diverged(watch.bad_step(context), job.run_dir, context, lr)
+            if failed:
+                saver.finish()
+            if stopped:
+                status = "interrupted"
+                break
+            if not is_last and _is_due(step, config.evaluate_every, progress):
+                _evaluate(job, method, step)
+            if saves_now or (leaving and not has_left):
+                meter.saving_s += saver.save(step, lr, watch)
+                has_left = has_left or leaving
+        if status == "finished":
             _evaluate(job, method, step)
-        if not is_last and _is_due(step, config.checkpoint_every, progress):
-            saved = _save(job, method, optimizer, seen, step)
-    if status == "finished":
-        _evaluate(job, method, step)
-    if job.resume is None or step > job.resume.step:
-        saved = _save(job, method, optimizer, seen, step)
-    return Outcome(status, step, saved)
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Its state from a checkpoint; decay and momentum stay the config's, which population based training changes between two checkpoints."""
-    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, setting in zip(optimizer.param_groups, settings, strict=True):
-        group.update(setting)
+        if not saver.saved or step > saver.saved_step:
+            saver.save(step, optimizer.param_groups[0]["lr"], watch)
+        saver.finish()
+    finally:
+        saver.close()
+    return Outcome(status, step, saver.saved)
 
 
 def _place(job: Job) -> tuple[Method, nn.Module]:
@@ -276,7 +315,9 @@ class _Meter:
 
     progress: Progress
     first_step: int
+    num_workers: int
     waited_s: float = 0.0
+    saving_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._began, self._step = time.perf_counter(), self.first_step
@@ -298,8 +339,10 @@ class _Meter:
             "learning_rate": lr,
             "images_per_s": (step - self._step) * self.progress.global_batch / elapsed,
             "data_wait": self.waited_s / elapsed,
+            "save_stall": self.saving_s / elapsed,
+            "num_workers": self.num_workers,
         }
-        self._began, self._step, self.waited_s = now, step, 0.0
+        self._began, self._step, self.waited_s, self.saving_s = now, step, 0.0, 0.0
         return values
 
 
@@ -308,13 +351,6 @@ def _record(job: Job, step: int, metrics: dict[str, float]) -> None:
         job.record.log(step, metrics)
     if job.context.rank == 0:
         job.context.report({"step": step, **metrics})
-
-
-def _refuse_divergence(metrics: dict[str, float], step: int) -> None:
-    if not math.isfinite(metrics["loss"]):
-        raise DivergedError(
-            f"the loss is {metrics['loss']} at step {step} (learning rate {metrics['learning_rate']:.3g}). {_AGAINST_DIVERGENCE}"
-        )
 
 
 def _is_due(step: int, every: int, progress: Progress) -> bool:
@@ -327,32 +363,6 @@ def _evaluate(job: Job, method: Method, step: int) -> None:
     """The scores by rank 0, which alone has the means to; the others go on, and meet it at the next step."""
     if job.evaluate is not None:
         _record(job, step, job.evaluate(method.backbone))
-
-
-def _save(job: Job, method: Method, optimizer: torch.optim.Optimizer, seen: SeenIds, step: int) -> str:
-    """A checkpoint by rank 0, with the samples that all ranks have seen; returns its path on every rank.
-
-    Raises:
-        DivergedError: a weight is not a finite number; the checkpoints from before that stay.
-    """
-    context = job.context
-    if not torch.isfinite(nn.utils.get_total_norm([parameter.detach() for parameter in method.parameters()])):
-        raise DivergedError(f"the weights are not finite at step {step}. {_AGAINST_DIVERGENCE}")
-    if context.world_size > 1:
-        everyone: list[Any] = [None] * context.world_size
-        dist.all_gather_object(everyone, seen.state_dict())
-        seen.merge(SeenIds.from_state_dict(state) for state in everyone)
-    path = ""
-    if context.rank == 0:
-        if job.record is not None:
-            job.record.flush()
-        state = {"optimizer": optimizer.state_dict(), "seen": seen.state_dict(), **job.extra_state}
-        path = save_checkpoint(job.run_dir, step, method, state, job.config_yaml, job.config.keep_checkpoints)
-    if context.world_size > 1:
-        shared = [path]
-        dist.broadcast_object_list(shared, src=0)
-        path = shared[0]
-    return path
 
 
 def _seed_of(*numbers: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -74,3 +74,11 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
         case "adamw":
             beta2 = 0.999 if config.beta2 is None else config.beta2
             return torch.optim.AdamW(groups, lr=config.base_lr, betas=(config.momentum, beta2))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Its state from a checkpoint; decay and momentum stay the config's, which population based training changes between two checkpoints."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)

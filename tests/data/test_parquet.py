@@ -72,6 +72,11 @@ def test_a_file_that_changed_under_the_index_is_an_error(tmp_path: Path):
     _write(tmp_path / "a.parquet", image=[b"1"] * 2, label=[1] * 2)
     with pytest.raises(UsageError, match="has changed since the index was built"):
         read_groups(index, [0])
+
+
+def test_the_rows_of_a_file_that_vanished_are_bad_rows(tmp_path: Path):
+    index = build_index(_write(tmp_path / "a.parquet", image=[b"1"] * 3, label=[1] * 3))
     (tmp_path / "a.parquet").unlink()
-    with pytest.raises(UsageError, match="is gone"):
-        read_groups(index, [0])
+    bad = read_groups(index, [0]).encoded
+    assert [row.sample_id for row in bad if isinstance(row, BadRow)] == [0, 1, 2]
+    assert all("gone" in row.reason for row in bad if isinstance(row, BadRow))

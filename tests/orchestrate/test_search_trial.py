@@ -19,7 +19,7 @@ from ray_sassl.orchestrate.search_trial import (
     num_evaluations,
     reason_of,
 )
-from ray_sassl.train.loop import DivergedError
+from ray_sassl.train.divergence import DivergedError
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
 
 NUM_ROWS = 5120

@@ -16,8 +16,9 @@ from ray_sassl.methods import Method
 from ray_sassl.plugins import UsageError, load_plugin
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import DivergedError, Job, TrainConfig, _load_optimizer, micro_batch, to_device, train
-from ray_sassl.train.optim import OptimConfig
+from ray_sassl.train.divergence import DivergedError
+from ray_sassl.train.loop import Job, TrainConfig, micro_batch, to_device, train
+from ray_sassl.train.optim import OptimConfig, load_optimizer
 from ray_sassl.types import Arrays, Outcome, StepOutput
 
 NUM_STEPS = 6
@@ -309,7 +310,7 @@ def test_a_checkpoint_brings_the_optimizers_state_and_the_config_its_settings():
     weight.sum().backward()
     before.step()
     after = torch.optim.SGD([weight], lr=0.2, momentum=0.5, weight_decay=0.0)
-    _load_optimizer(after, before.state_dict())
+    load_optimizer(after, before.state_dict())
     (group,) = after.param_groups
     assert (group["momentum"], group["weight_decay"]) == (0.5, 0.0)
     torch.testing.assert_close(after.state[weight]["momentum_buffer"], before.state[weight]["momentum_buffer"])

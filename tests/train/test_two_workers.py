@@ -30,6 +30,7 @@ RUNS = {
     "dino": ("dino", CALM),
     "accumulated": ("byol", CALM, "train.accumulate=2"),
     "stopped": ("simclr", CALM, "train.epochs=1.5"),
+    "unwritable": ("simclr", CALM, "train.checkpoint_every=2"),
     "diverging": ("simclr", "optim.base_lr=1e30", "optim.warmup_epochs=0", "method.projector_last_bn=false"),
 }
 
@@ -43,6 +44,9 @@ def folder(tmp_path_factory, tiny_config) -> Path:
         (folder / f"{name}.yaml").write_text(to_yaml(config))
         (folder / f"{name}-run").mkdir()
         cached_index(config.data, folder / f"{name}-run" / "index.arrow")
+    in_the_way = folder / "unwritable-run" / "checkpoints" / "step-00000004"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
     commands = [[sys.executable, str(SCRIPT), str(folder), str(rank)] for rank in range(2)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
@@ -110,6 +114,13 @@ def test_one_worker_goes_on_with_what_two_have_left(folder, tiny_config, run_her
 def test_a_diverging_run_ends_on_all_workers(folder):
     for rank in range(2):
         assert _result(folder, "diverging", rank)["error"].startswith("DivergedError"), rank
+
+
+def test_a_checkpoint_that_the_first_worker_cannot_write_ends_all_workers_with_its_error(folder):
+    errors = [_result(folder, "unwritable", rank)["error"] for rank in range(2)]
+    assert errors[0] == errors[1]
+    assert errors[0].startswith("CheckpointNotWrittenError: the checkpoint of step 4 could not be written")
+    assert "The last whole one is" in errors[0]
 
 
 def test_only_the_first_worker_reports(folder):

@@ -1,0 +1,114 @@
+"""Finds the step whose loss is not a number, and the samples that it was computed from, without waiting for the device at every step."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ray_sassl import storage
+from ray_sassl.plugins import UsageError
+from ray_sassl.train.checkpoint import whole_checkpoints
+from ray_sassl.train.context import Context
+from ray_sassl.types import Arrays
+
+DIVERGED = "diverged.json"
+_NAMED = 20
+_ADVICE = "Lower optim.base_lr, lengthen optim.warmup_epochs, set train.clip_norm, or use train.precision=float32."
+
+
+class DivergedError(UsageError):
+    """The loss, or a weight, is not a number any more."""
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """The first step whose loss was not a finite number.
+
+    Attributes:
+        step: Counted from 1.
+        loss: In words, `nan` or `inf`.
+        epochs, sample_ids: The rows of the step's global batch.
+    """
+
+    step: int
+    loss: str
+    epochs: list[int]
+    sample_ids: list[int]
+
+
+class DivergenceWatch:
+    """Remembers the first bad step. Losses stay on the device until somebody asks.
+
+    Args:
+        device: Where the losses are.
+        every_step: Whether looking costs nothing, as on a CPU.
+    """
+
+    def __init__(self, device: torch.device, every_step: bool) -> None:
+        self._every_step = every_step
+        self._first = torch.full((), -1, dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), device=device)
+        self._recent: deque[tuple[int, list[Arrays]]] = deque()
+
+    def note(self, step: int, losses: Sequence[Tensor], parts: list[Arrays]) -> None:
+        """Take in a step's losses and the rows that they were computed from."""
+        loss = torch.stack([loss.detach().float() for loss in losses]).mean()
+        is_first = (self._first < 0) & ~loss.isfinite()
+        self._loss = torch.where(is_first, loss, self._loss)
+        self._first = torch.where(is_first, step, self._first)
+        self._recent.append((step, [{"epoch": part["epoch"], "sample_id": part["sample_id"]} for part in parts]))
+
+    def has_seen_one(self, look: bool) -> bool:
+        """Whether this rank is known to have met a bad step; the device is waited for where `look` says so."""
+        if not (look or self._every_step):
+            return False
+        if int(self._first) >= 0:
+            return True
+        self._recent = deque(list(self._recent)[-1:])
+        return False
+
+    def bad_step(self, context: Context) -> BadStep:
+        """The first bad step over all ranks, with its whole global batch; every rank must call it. Without one it is the last step."""
+        mine = (int(self._first) if int(self._first) >= 0 else None, float(self._loss))
+        known = [first for first in _gathered(mine, context) if first[0] is not None]
+        step, loss = min(known, key=lambda first: first[0]) if known else (self._recent[-1][0], math.nan)
+        parts = next((parts for number, parts in self._recent if number == step), [])
+        rows = [(int(e), int(i)) for part in parts for e, i in zip(part["epoch"], part["sample_id"], strict=True)]
+        everyone = [row for rank in _gathered(rows, context) for row in rank]
+        return BadStep(step, str(loss), [epoch for epoch, _ in everyone], [sample for _, sample in everyone])
+
+
+def end_diverged(bad: BadStep, run_dir: str, context: Context, lr: float, what: str = "") -> DivergedError:
+    """Write `diverged.json`, on rank 0, and say what happened.
+
+    Args:
+        lr: Of the bad step.
+        what: In words, where it is not the loss.
+    """
+    checkpoints = whole_checkpoints(run_dir)
+    last = checkpoints[-1][1] if checkpoints else None
+    if context.rank == 0:
+        storage.write_text(storage.join(run_dir, DIVERGED), json.dumps({**asdict(bad), "checkpoint": last}, indent=2))
+    named = ", ".join(map(str, bad.sample_ids[:_NAMED]))
+    rest = f" and {len(bad.sample_ids) - _NAMED:,} more (all in {DIVERGED})" if len(bad.sample_ids) > _NAMED else ""
+    return DivergedError(
+        f"{what or f'the loss is {bad.loss}'} at step {bad.step} (learning rate {lr:.3g}), on samples {named}{rest} of epoch "
+        f"{' and '.join(map(str, sorted(set(bad.epochs))))}. "
+        f"{f'The last good checkpoint is {last}' if last else 'No checkpoint was written before it'}. {_ADVICE}"
+    )
+
+
+def _gathered(value: Any, context: Context) -> list[Any]:
+    if context.world_size == 1:
+        return [value]
+    everyone: list[Any] = [None] * context.world_size
+    dist.all_gather_object(everyone, value)
+    return everyone

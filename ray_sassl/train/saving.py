@@ -1,0 +1,207 @@
+"""Checkpoints beside the training: the state is copied in the loop, and a thread writes the copy while the next steps run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.plugins import UsageError
+from ray_sassl.train.checkpoint import Checkpoint, checkpoint_path, whole_checkpoints, write_checkpoint
+from ray_sassl.train.context import Context
+from ray_sassl.train.divergence import DivergenceWatch, end_diverged
+from ray_sassl.train.optim import load_optimizer
+from ray_sassl.types import Arrays
+
+
+class CheckpointNotWrittenError(UsageError):
+    """A checkpoint could not be written; those from before it are as they were."""
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints one at a time; rank 0 has one.
+
+    Args:
+        run_dir: Local path or URI.
+        config_yaml: The resolved config.
+        keep: How many checkpoints to keep.
+    """
+
+    def __init__(self, run_dir: str, config_yaml: str, keep: int) -> None:
+        self._run_dir, self._config_yaml, self._keep = run_dir, config_yaml, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, method: nn.Module, state: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
+        """Copy the state and have it written. Waits for the checkpoint before this one, so at most one copy is held.
+
+        Args:
+            before: Called in the thread before the checkpoint is written; brings the record up to date.
+
+        Raises:
+            CheckpointNotWrittenError: the checkpoint before this one could not be written.
+        """
+        self.wait()
+        weights, copy = copied((method.state_dict(), state))
+        ready = _when_copied()
+        self._pending = self._thread.submit(self._write, step, weights, copy, ready, before)
+
+    def has_failed(self) -> bool:
+        """Whether the checkpoint that was being written is known to have failed; does not wait."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+
+    def wait(self) -> None:
+        """Until all is written.
+
+        Raises:
+            CheckpointNotWrittenError: it could not be.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """End the thread, once it is done."""
+        self._thread.shutdown(wait=True)
+
+    def _write(self, step: int, weights: dict[str, Tensor], state: dict[str, Any], *first: Callable[[], None]) -> None:
+        try:
+            for action in first:
+                action()
+            write_checkpoint(self._run_dir, step, weights, state, self._config_yaml, self._keep)
+        except (OSError, UsageError) as error:
+            whole = [path for number, path in whole_checkpoints(self._run_dir) if number != step]
+            last = f"The last whole one is {whole[-1]}" if whole else "There is no earlier one"
+            raise CheckpointNotWrittenError(
+                f"the checkpoint of step {step} could not be written to {checkpoint_path(self._run_dir, step)}: {error}. {last}. "
+                "Mend the cause (free some space, say), then go on with --resume."
+            ) from error
+
+
+def copied(value: Any) -> Any:
+    """The same tree with a copy of every tensor on the CPU; from a GPU the copies are under way, see `_when_copied`."""
+    if isinstance(value, Tensor):
+        if value.device.type != "cuda":
+            return value.detach().to("cpu", copy=True)
+        host = torch.empty_like(value, device="cpu", pin_memory=True)
+        return host.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        return {name: copied(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+def _when_copied() -> Callable[[], None]:
+    """Waits for the copies that were begun before: later work of the GPU may change the originals, as it comes after them."""
+    if not torch.cuda.is_available():
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize
+
+
+@dataclass
+class RunSaver:
+    """What a run has seen, and its checkpoints: all ranks call it at the same steps, and rank 0 writes.
+
+    Attributes:
+        context, run_dir, config_yaml, keep, method, optimizer: The run's.
+        seen: What this rank has seen, and after a checkpoint all ranks up to it.
+        extra_state: Facts to keep in every checkpoint.
+        before: Brings the record up to date before a checkpoint is written.
+        saved: The path of the newest checkpoint; it is whole once `finish` has returned.
+        saved_step: Its step, 0 where there is none.
+    """
+
+    context: Context
+    run_dir: str
+    config_yaml: str
+    keep: int
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    seen: SeenIds
+    extra_state: dict[str, Any] = field(default_factory=dict)
+    before: Callable[[], None] = lambda: None
+    saved: str = ""
+    saved_step: int = 0
+
+    def __post_init__(self) -> None:
+        self._writer = CheckpointWriter(self.run_dir, self.config_yaml, self.keep)
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Take over the optimiser's state and what was seen."""
+        load_optimizer(self.optimizer, checkpoint.state["optimizer"])
+        self.seen = SeenIds.from_state_dict(checkpoint.state["seen"])
+        self.saved, self.saved_step = checkpoint.path, checkpoint.step
+
+    def has_trained_on(self, parts: list[Arrays]) -> None:
+        """Mark the rows as seen."""
+        for part in parts:
+            self.seen.add(part["epoch"], part["sample_id"])
+
+    def save(self, step: int, lr: float, watch: DivergenceWatch) -> float:
+        """A checkpoint of this step, with the samples that all ranks have seen; every rank must call it.
+
+        Returns:
+            The seconds for which training stood still.
+
+        Raises:
+            DivergedError: a weight is not a finite number; the checkpoints from before that stay.
+            CheckpointNotWrittenError: the checkpoint before this one could not be written.
+        """
+        began = time.perf_counter()
+        if not torch.isfinite(nn.utils.get_total_norm([parameter.detach() for parameter in self.method.parameters()])):
+            self.finish()
+            raise end_diverged(watch.bad_step(self.context), self.run_dir, self.context, lr, "the weights are not finite")
+        if self.context.world_size > 1:
+            everyone: list[Any] = [None] * self.context.world_size
+            dist.all_gather_object(everyone, self.seen.state_dict())
+            self.seen.merge(SeenIds.from_state_dict(state) for state in everyone)
+        error = None
+        if self.context.rank == 0:
+            state = {"optimizer": self.optimizer.state_dict(), "seen": self.seen.state_dict(), **self.extra_state}
+            try:
+                self._writer.save(step, self.method, state, self.before)
+            except CheckpointNotWrittenError as failed:
+                error = failed
+        self._raise_on_all(error)
+        self.saved, self.saved_step = checkpoint_path(self.run_dir, step), step
+        return time.perf_counter() - began
+
+    def has_failed(self) -> bool:
+        """Whether a checkpoint is known not to have been written; does not wait."""
+        return self._writer.has_failed()
+
+    def finish(self) -> None:
+        """Wait until all is written; every rank must call it.
+
+        Raises:
+            CheckpointNotWrittenError: it could not be.
+        """
+        error = None
+        try:
+            self._writer.wait()
+        except CheckpointNotWrittenError as failed:
+            error = failed
+        self._raise_on_all(error)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._writer.close()
+
+    def _raise_on_all(self, error: CheckpointNotWrittenError | None) -> None:
+        """Rank 0's error on every rank, so that none waits for one that has ended."""
+        if self.context.world_size > 1:
+            shared = [str(error) if error else ""]
+            dist.broadcast_object_list(shared, src=0)
+            error = error or (CheckpointNotWrittenError(shared[0]) if shared[0] else None)
+        if error:
+            raise error

@@ -67,13 +67,13 @@ SMALL = DetectConfig(
 )
 
 
-def small_job(folder: Path, checkpoint: Path, **changes) -> DetectionJob:
-    """A ResNet-20 on the data in the folder."""
+def small_job(folder: Path, checkpoint: Path, encoder: str = "resnet20", **changes) -> DetectionJob:
+    """An untrained ResNet on the data in the folder."""
     torch.manual_seed(0)
-    encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
+    network = build_backbone(BackboneConfig(name=encoder))[0]
     train, test = read_voc(str(folder), (), ())
     config = DetectConfig(**(SMALL.model_dump(exclude_unset=True) | changes))
-    return DetectionJob(encoder, (0.5,) * 3, (0.25,) * 3, train, test, config, str(checkpoint))
+    return DetectionJob(network, (0.5,) * 3, (0.25,) * 3, train, test, config, str(checkpoint))
 
 
 @pytest.fixture(scope="session")

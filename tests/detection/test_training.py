@@ -26,14 +26,14 @@ def _same(first: DetectionResult, second: DetectionResult) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["fpn", "c4"])
 def test_a_detector_learns_to_find_squares_and_discs(data, tmp_path, architecture):
-    changes = {"steps": 160, "evaluate_every": 160, "architecture": architecture}
+    changes = {"steps": 60, "evaluate_every": 30, "architecture": architecture}
     if architecture == "c4":
         changes |= {"fpn_channels": 256, "hidden_size": 1024}
-    job = small_job(data, tmp_path / "checkpoint.pt", **changes)
+    job = small_job(data, tmp_path / "checkpoint.pt", "resnet18", **changes)
     result = run_detection(job, LocalContext())
     evaluation = evaluation_of(job, result)
     assert evaluation.scores["AP50_at_first"].value < 0.1
-    assert evaluation.scores["AP50"].value > 0.5
+    assert evaluation.scores["AP50"].value > 0.4
     assert evaluation.scores["AP50"].value > evaluation.scores["AP"].value
     assert set(evaluation.scores) == {"AP", "AP50", "AP75", "disc_AP", "square_AP", "AP50_at_first"}
     assert set(evaluation.figures) == {"boxes", "losses", "AP"}

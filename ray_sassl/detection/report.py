@@ -26,7 +26,7 @@ def evaluation_of(job: DetectionJob, result: DetectionResult) -> Evaluation:
     if len(history.measured) > 1:
         figures["AP"] = history_picture(history.measured, "share")
         first = history.measured[0]
-        scores["AP50_at_first"] = Score(first["AP50"])
+        scores["start_AP50"] = Score(first["AP50"])
     details: dict[str, Any] = {
         "train": _facts(job, "train"),
         "test": _facts(job, "test"),

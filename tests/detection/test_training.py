@@ -32,10 +32,10 @@ def test_a_detector_learns_to_find_squares_and_discs(data, tmp_path, architectur
     job = small_job(data, tmp_path / "checkpoint.pt", "resnet18", **changes)
     result = run_detection(job, LocalContext())
     evaluation = evaluation_of(job, result)
-    assert evaluation.scores["AP50_at_first"].value < 0.1
+    assert evaluation.scores["start_AP50"].value < 0.1
     assert evaluation.scores["AP50"].value > 0.4
     assert evaluation.scores["AP50"].value > evaluation.scores["AP"].value
-    assert set(evaluation.scores) == {"AP", "AP50", "AP75", "disc_AP", "square_AP", "AP50_at_first"}
+    assert set(evaluation.scores) == {"AP", "AP50", "AP75", "disc_AP", "square_AP", "start_AP50"}
     assert set(evaluation.figures) == {"boxes", "losses", "AP"}
     assert all(np.asarray(Image.open(io.BytesIO(content))).std() > 5 for content in evaluation.figures.values())
     assert evaluation.details["test"] == {"images": 8, "boxes": job.test.num_boxes, "boxes_without_area_dropped": 0}

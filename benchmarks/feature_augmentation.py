@@ -66,7 +66,9 @@ def main(
     shards: Annotated[int, typer.Option(min=1, max=8, help="Of 6,250 training images each.")] = 1,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     scored: Annotated[int, typer.Option(min=100, help="Train images, and test images, to score on.")] = 2500,
-    cpus: Annotated[int | None, typer.Option(min=1, help="Runs of the table at a time; all CPUs where not given.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=0, help="Runs of the table at a time; all CPUs where not given; 0: in this process.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Results, also those of earlier calls.")] = None,
 ) -> None:
     if show_table:

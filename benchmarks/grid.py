@@ -88,7 +88,8 @@ class Cell:
 def run_grid(
     name: str, cells: Mapping[str, Cell], budget: Budget, seeds: int, data: Path, out: Path, console: Console, num_cpus: int | None = None
 ) -> Runs:
-    """The runs of all cells and seeds, and of the untrained encoder of each seed; `num_cpus` at a time, all where not given.
+    """The runs of all cells and seeds, and of the untrained encoder of each seed; `num_cpus` at a time, as many as there are where not given, and
+    with 0 one after the other in this process, without Ray.
 
     Raises:
         SystemExit: some runs failed; the others are in the results.
@@ -98,29 +99,40 @@ def run_grid(
     if out.exists() and (there := json.loads(out.read_text()))["budget"] == asdict(budget):
         runs = there["runs"]
     runs = {key: run for key, run in runs.items() if key in wanted and run.get("config") == _digest(key, wanted[key])}
+    todo = {key: config for key, config in wanted.items() if key not in runs}
     failed = []
+    console.print(f"{name}: {len(todo)} of {len(wanted)} runs to do")
+    for number, (key, scores) in enumerate(_done(todo, budget, num_cpus), 1):
+        if isinstance(scores, RayError):
+            failed.append(key)
+            console.print(f"{key} failed: {scores}", markup=False)
+            continue
+        runs[key] = scores | {"config": _digest(key, wanted[key])}
+        console.print(f"{key}: {runs[key]}; {len(todo) - number} left", markup=False)
+        write_results(name, [], {"budget": asdict(budget), "runs": dict(sorted(runs.items()))}, out)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}; call again to try them once more")
+    return runs
+
+
+def _done(todo: Mapping[str, ExperimentConfig], budget: Budget, num_cpus: int | None) -> Iterator[tuple[str, dict[str, float] | RayError]]:
+    """Each run's scores as it ends, or why it failed."""
+    arguments = {key: (to_yaml(config), not key.startswith(UNTRAINED), budget.scored_images) for key, config in todo.items()}
+    if num_cpus == 0:
+        for key, of_run in arguments.items():
+            yield key, scores_of(*of_run)
+        return
     with ray_session(num_cpus=num_cpus):
         task = ray.remote(num_cpus=1)(scores_of)
-        keys = {
-            task.remote(to_yaml(config), not key.startswith(UNTRAINED), budget.scored_images): key
-            for key, config in wanted.items()
-            if key not in runs
-        }
-        console.print(f"{name}: {len(keys)} of {len(wanted)} runs to do")
+        keys = {task.remote(*of_run): key for key, of_run in arguments.items()}
         while keys:
             (done,), _ = ray.wait(list(keys))
             key = keys.pop(done)
             try:
-                runs[key] = ray.get(done) | {"config": _digest(key, wanted[key])}
+                scores = ray.get(done)
             except RayError as error:
-                failed.append(key)
-                console.print(f"{key} failed: {error}", markup=False)
-                continue
-            console.print(f"{key}: {runs[key]}; {len(keys)} left", markup=False)
-            write_results(name, [], {"budget": asdict(budget), "runs": dict(sorted(runs.items()))}, out)
-    if failed:
-        raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}; call again to try them once more")
-    return runs
+                scores = error
+            yield key, scores
 
 
 def scores_of(config_yaml: str, is_trained: bool, scored_images: int | None) -> dict[str, float]:

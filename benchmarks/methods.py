@@ -41,7 +41,7 @@ def main(
     scored: Annotated[int, typer.Option(min=100, help="Train images, and test images, to score on.")] = 2500,
     gradients: Annotated[bool, typer.Option("--gradients", help="How long the first gradients are, not the scores.")] = False,
     method: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="Runs at a time; all CPUs where not given.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=0, help="Runs at a time; all CPUs where not given; 0: in this process.")] = None,
     out: Annotated[Path, typer.Option(help="Results, also those of earlier calls.")] = RESULTS / "methods.json",
 ) -> None:
     console, budget = Console(), Budget(epochs, shards, batch, scored)

@@ -31,6 +31,7 @@ from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.definitions import read_definition
 from ray_sassl.orchestrate.devices import pretends_gpus
+from ray_sassl.orchestrate.reservation import release_reservation
 from ray_sassl.orchestrate.resizing import CheckpointBeforeResize
 from ray_sassl.orchestrate.session import GROUP_LABEL, in_group, missing_groups, offered, ray_session
 from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
@@ -181,6 +182,7 @@ def _pretrain_on_ray(
     if config.scaling.is_elastic:  # else a lost node is waited for that long before the run goes on without it
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     with ray_session(address):
+        release_reservation(run_dir)
         use_gpu = uses_gpu(config)
         check_resources(config, use_gpu)
         control = start_control(
@@ -225,6 +227,7 @@ def _pretrain_on_ray(
                 ),
             )
             _fit(trainer, control, watch, stop)
+            release_reservation(run_dir)
         fatal, outcome = ray.get([control.fatal.remote(), control.outcome.remote()])
         if fatal:
             raise RunFailedError(fatal)

@@ -288,7 +288,10 @@ def copy_folder(source: str, target: str) -> None:
 def reason_of(error: BaseException | str | None) -> str:
     """The innermost message of what Tune says about a failed trial; the names of errors of ours are left out, their words are for the user."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^ray_sassl\.[\w.]+: ", "", lines[-1]) if lines else repr(error)
+    if not lines:
+        return repr(error)
+    said, is_guess, _ = lines[-1].partition(" Some common causes include:")  # a paragraph of Ray's, the first of them is memory
+    return re.sub(r"^ray_sassl\.[\w.]+: ", "", said) + (" Memory may have run out." if is_guess else "")
 
 
 def point_of(config: dict[str, Any]) -> Point:

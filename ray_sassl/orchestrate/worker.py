@@ -20,6 +20,7 @@ from ray_sassl.config.files import from_yaml
 from ray_sassl.orchestrate.control import NoteHandler
 from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.metrics import TrainingMetrics
+from ray_sassl.orchestrate.reservation import note_reservation
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import train_process
 from ray_sassl.train.checkpoint import read_checkpoint
@@ -78,6 +79,8 @@ def train_worker(spec: dict[str, Any]) -> None:
     logging.getLogger("ray_sassl").addHandler(NoteHandler(control))
     torch.set_num_threads(spec["num_threads"])
     where = ray.train.get_context()
+    if where.get_world_rank() == 0:
+        note_reservation(spec["run_dir"])
     rows, parts = share_of_batch(config.train, config.scaling.num_workers, where.get_world_size())
     path = cast(str | None, ray.get(control.start.remote()))
     resume = read_checkpoint(path) if path is not None else None

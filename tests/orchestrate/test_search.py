@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measuring import tree
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.search import StudyState, search
 from ray_sassl.plugins import UsageError
@@ -152,6 +154,42 @@ def test_trials_are_whole_pretraining_runs_also_with_workers_of_their_own(ray_cl
         assert (folder / "views.png").exists()
         assert json.loads((folder / "summary.json").read_text())["status"] == ("finished" if trial.state == "finished" else "interrupted")
         assert trial.value("images_per_s")
+
+
+@pytest.mark.slow
+def test_a_trial_with_workers_whose_launcher_is_killed_gives_their_cpus_back_to_the_next_attempt(ray_cluster: None, tmp_path: Path):
+    study = StudyConfig(
+        name="killed",
+        base=small_config(write_shards(tmp_path), epochs=4, num_workers=1),
+        space=SearchSpace(parameters=(Float(path="optim.base_lr", low=1e-3, high=0.1, log=True),)),
+        objectives=("knn_top1",),
+        searcher="random",
+        scheduler="fifo",
+        num_trials=1,
+        max_concurrent=1,
+    )
+    study = study.model_copy(update={"base": apply_overrides(study.base, ["scaling.cpus_per_worker=1"])})  # two attempts do not fit at once
+    killed: list[int] = []
+
+    def watch(state: StudyState) -> None:
+        if not killed and state.records and state.records[0].curve and (launcher := _process_named("ray::ResourceTrainable")):
+            killed.append(launcher)
+            os.kill(launcher, signal.SIGKILL)
+
+    state = search(study, str(tmp_path / "study"), watch=watch)
+    (trial,) = state.records
+    assert killed
+    assert (trial.state, trial.attempts) == ("finished", 2)
+    assert [evaluation.number for evaluation in trial.curve] == [1, 2, 3, 4]
+
+
+def _process_named(title: str) -> int | None:
+    """A process that descends from this one."""
+    for pid in tree(os.getpid()):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_text().startswith(title):
+                return pid
+    return None
 
 
 @pytest.mark.slow

@@ -60,7 +60,6 @@ class RunControl:
         self._outcome: Outcome | None = None
         self._run = run
         self._cost = CostMeter(run, prices) if prices is not None else None
-        set_bad_rows(run, self._quarantine.num_bad)
 
     def add_bad(self, rows: list[BadRow]) -> str | None:
         """Take rows into quarantine; the answer is the reason to stop where there are now too many."""
@@ -68,7 +67,6 @@ class RunControl:
             self._quarantine.add(rows)
         except TooManyBadRowsError as error:
             self.fail(str(error))
-        set_bad_rows(self._run, self._quarantine.num_bad)
         if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
             self.save()
         return self._fatal
@@ -123,6 +121,7 @@ class RunControl:
 
     def news(self) -> News:
         """What has happened since the last call."""
+        set_bad_rows(self._run, self._quarantine.num_bad)  # a gauge that is not set again is soon gone from the endpoint
         news, self._news = self._news, News()
         news.num_bad, news.fatal = self._quarantine.num_bad, self._fatal
         return news

@@ -33,7 +33,7 @@ from ray_sassl.orchestrate.definitions import read_definition
 from ray_sassl.orchestrate.devices import pretends_gpus
 from ray_sassl.orchestrate.reservation import release_reservation
 from ray_sassl.orchestrate.resizing import CheckpointBeforeResize
-from ray_sassl.orchestrate.session import GROUP_LABEL, in_group, missing_groups, offered, ray_session
+from ray_sassl.orchestrate.session import GROUP_LABEL, grows, in_group, missing_groups, offered, ray_session
 from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
 from ray_sassl.orchestrate.weights import keep_weights
 from ray_sassl.orchestrate.worker import train_worker
@@ -295,8 +295,8 @@ def on_interrupt(stop: Callable[[], Any]) -> Iterator[None]:
 
 
 def ray_is_local() -> bool:
-    """Whether the cluster is this machine alone."""
-    return len(ray.nodes()) == 1
+    """Whether the cluster is this machine alone, and stays so."""
+    return len(ray.nodes()) == 1 and not grows()
 
 
 def uses_gpu(config: ExperimentConfig) -> bool:

@@ -71,11 +71,16 @@ def in_group(group: str | None) -> dict[str, str] | None:
     return None if group is None else {GROUP_LABEL: group}
 
 
-def missing_groups(groups: Iterable[str]) -> list[str]:
-    """Those of which there is no node; none where the cluster scales by itself, since then there may be one."""
+def grows() -> bool:
+    """Whether the cluster may get more nodes by itself."""
     from ray._private.state import state
 
-    if state.get_max_resources_from_cluster_config():
+    return bool(state.get_max_resources_from_cluster_config())
+
+
+def missing_groups(groups: Iterable[str]) -> list[str]:
+    """Those of which there is no node; none where the cluster scales by itself, since then there may be one."""
+    if grows():
         return []
     there = {node["Labels"].get(GROUP_LABEL) for node in ray.nodes() if node["Alive"]}
     return [group for group in groups if group not in there]

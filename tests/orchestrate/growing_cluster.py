@@ -68,7 +68,7 @@ class GrowingCluster:
 
     def __init__(self, folder: Path, groups: dict[str, Group], idle_s: float = 8) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        gcs, client, agent, metrics, env_agent = free_ports(5)
+        gcs, client, agent, agent_grpc, metrics, env_agent = free_ports(6)
         self.address = f"{ray._private.services.get_node_ip_address()}:{gcs}"
         self.environment = environment() | {PRETEND: "1", "PYTHONPATH": str(ROOT)}
         self._folder = folder
@@ -107,7 +107,7 @@ class GrowingCluster:
             str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={gcs}", f"--temp-dir={folder}", "--num-cpus=0",
             "--num-gpus=0", f"--autoscaling-config={folder / 'autoscaling.json'}", "--include-dashboard=false", "--disable-usage-stats",
             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
-            f"--runtime-env-agent-port={env_agent}", "--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=150000000",
+            f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={env_agent}", "--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=150000000",
         ]  # fmt: skip
         settings = {
             "RAY_FAKE_CLUSTER": "1",
@@ -124,7 +124,7 @@ class GrowingCluster:
         self._head = self._start("head", command, self.environment | settings)
         self._watch: subprocess.Popen[bytes] | None = None
 
-    def wait_until_up(self, timeout_s: float = 120) -> None:
+    def wait_until_up(self, timeout_s: float = 240) -> None:
         """Until the head has registered."""
         self._watch = self._start("watch", [sys.executable, "-c", _WATCH, self.address], self.environment)
         self.wait_for(lambda look: look.count("head") == 1, timeout_s)

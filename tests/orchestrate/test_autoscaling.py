@@ -64,7 +64,7 @@ def test_a_run_brings_up_what_it_needs_and_everything_goes_after_it(cluster: Gro
     driver = cluster.start_driver("run", "pretrain", _config(tmp_path, epochs), "--run-dir", str(run_dir))
     assert driver.wait(600) == 0, cluster.output("run")
     ended = time.time()
-    cluster.wait_for(lambda look: look.workers == 0, 90)
+    cluster.wait_for(lambda look: look.workers == 0, 300)
     during = [look for look in cluster.looks() if began <= look.time <= ended]
     assert max(look.count("train") for look in during) == 1
     assert max(look.count("stylize") for look in during) == 2, (
@@ -91,7 +91,7 @@ def test_everything_goes_after_a_driver_that_was_killed_and_the_next_one_loses_n
         time.sleep(0.5)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait(30)
-    cluster.wait_for(lambda look: look.workers == 0, 120)
+    cluster.wait_for(lambda look: look.workers == 0, 300)
     checkpoint = latest_checkpoint(str(run_dir))
     assert checkpoint is not None
     epochs = checkpoint.step * 16 // NUM_ROWS + 2
@@ -102,5 +102,5 @@ def test_everything_goes_after_a_driver_that_was_killed_and_the_next_one_loses_n
     assert checkpoint is not None
     assert checkpoint.step == epochs * NUM_ROWS // 16
     assert checkpoint.state["seen"]["complete"] == list(range(epochs))
-    cluster.wait_for(lambda look: look.workers == 0, 90)
+    cluster.wait_for(lambda look: look.workers == 0, 300)
     _check_bounds(cluster)

@@ -65,7 +65,8 @@ class RayContext:
 
         Ray's own `get_preemption_info` makes all workers meet through an actor; this reads what this worker was told, and the loop agrees.
         """
-        return self._wants_checkpoint or get_train_context().preemption_context.preemption_info is not None
+        told = getattr(get_train_context(), "preemption_context", None)  # before Ray 2.60 there are no notices
+        return self._wants_checkpoint or getattr(told, "preemption_info", None) is not None
 
 
 def train_worker(spec: dict[str, Any]) -> None:

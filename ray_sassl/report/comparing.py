@@ -142,6 +142,9 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
         notes += _check_test_sets(having)
         missing += [Missing(run.name, name, _command(run, having[0][1])) for run in runs if _of(run, name) is None]
         rows += [_row(name, figure, by_group) for figure in dict.fromkeys(f for _, scores in having for f in scores.figures)]
+        steps = {run.name: scores.step for run, scores in having if scores.step is not None}
+        if len(set(steps.values())) > 1:
+            notes.append(f"{name} looked at different steps: {', '.join(f'{step:,} of {run}' for run, step in steps.items())}.")
         notes += [
             f"{name} of {run.name} is of step {scores.step:,}, and the run ended at step {run.summary['step']:,}."
             for run, scores in having
@@ -239,6 +242,11 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, Scores]]) -> list[str]:
     """
     first_run, first = having[0]
     notes = []
+    fitted = {str((scores.data.get("train") or {}).get("path")) for _, scores in having}
+    if len(fitted) > 1:
+        notes.append(
+            f"{first.protocol} was fitted on different train images ({' and '.join(sorted(fitted))}), which alone can make a difference."
+        )
     for run, scores in having[1:]:
         one, other = first.predictions, scores.predictions
         paths = [(s.data.get("test") or {}).get("path") for s in (first, scores)]
@@ -247,7 +255,7 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, Scores]]) -> list[str]:
             sizes = f" ({len(one.labels):,} and {len(other.labels):,} images)" if one is not None and other is not None else ""
             raise UsageError(
                 f"{first_run.name} and {run.name} were judged by {first.protocol} on different test sets{sizes}: {paths[0]} and {paths[1]}. "
-                f"Judge both on the same one, and compare again: {_command(run, first)} 'evaluate.test={{path: {paths[0]}}}'"
+                f"Judge both on the same one, and compare again: {_command(run, first)}"
             )
         if paths[0] != paths[1]:
             notes.append(
@@ -267,6 +275,10 @@ def _command(run: RunRecord, like: Scores) -> str:
             for field, value in like.settings.items()
             if field in defaults and value != defaults[field]
         ]
+    for split in ("train", "test"):
+        path, own = ((tree.get(split) or {}).get("path") for tree in (like.data, run.config.get("evaluate") or {}))
+        if path is not None and path != own:
+            words.append(f"evaluate.{split}.path={json.dumps(path) if not isinstance(path, str) else path}")
     return f"ray-sassl evaluate {shlex.join([run.path, *words])}"
 
 

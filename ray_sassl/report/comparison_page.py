@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ray_sassl import storage
 from ray_sassl.records import RunRecord, shown
-from ray_sassl.report.comparing import Comparison, Group, as_json, as_markdown, described
+from ray_sassl.report.comparing import Comparison, Contrast, Group, as_json, as_markdown, described
 from ray_sassl.report.curves import Line, run_curves
 from ray_sassl.report.page import Cell, page, picture, section, side_by_side, table
 from ray_sassl.report.run_page import facts, fate, flat
@@ -76,9 +76,13 @@ def _scores_table(comparison: Comparison) -> str:
             cells.append(Cell(*shown(row.figure, value)) if value else Cell("–"))
             if number:
                 contrast = row.contrasts[number]
-                cells.append(Cell(described(row.figure, contrast), contrast.basis, contrast.verdict) if contrast else Cell(""))
+                cells.append(_difference(row.figure, contrast) if contrast else Cell(""))
         rows.append(cells)
     return table(heads, rows)
+
+
+def _difference(figure: str, contrast: Contrast) -> Cell:
+    return Cell(described(figure, contrast), contrast.basis if contrast.low is not None else "", contrast.verdict)
 
 
 def _said(comparison: Comparison) -> str:

@@ -18,7 +18,7 @@ from tests.takeaway.conftest import MakeRun, make_run, write_images
 
 __all__ = ["make_run"]
 
-FROZEN = ("knn", "linear", "few_shot", "diagnose")
+FROZEN = ("knn", "linear", "few_shot", "diagnose", "robustness")
 
 
 def _run(*args: str, exit_code: int = 0) -> str:
@@ -46,7 +46,7 @@ def test_frozen_protocols_read_each_data_set_once(make_run: MakeRun, monkeypatch
 
     monkeypatch.setattr(pipeline, "decode_images", counting)
     run_dir = make_run("evaluate.size_px=32")
-    _run("evaluate", run_dir, *FROZEN, "num_draws=2", "shots=[1]", "--no-keep-features")
+    _run("evaluate", run_dir, *FROZEN, "num_draws=2", "shots=[1]", "corruptions=[contrast]", "severities=[1]", "--no-keep-features")
     assert sum(decoded) == 60 + 42
     decoded.clear()
     _run("evaluate", run_dir, "knn")
@@ -72,7 +72,7 @@ def test_a_protocol_that_fails_is_named_and_the_others_go_on(make_run: MakeRun, 
 def test_all_means_every_protocol_whose_images_are_there(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("RAY_SASSL_DATA", str(tmp_path / "nothing"))
     run_dir = make_run("evaluate.size_px=32")
-    output = _run("evaluate", run_dir, "all", "few_shot.num_draws=3", "style_copies=1")
+    output = _run("evaluate", run_dir, "all", "few_shot.num_draws=3", "style_copies=1", "severities=[1]", "finetune.epochs=1")
     assert "all protocols, 95 % intervals" in output
     done = {file.stem for file in (Path(run_dir) / "evaluation" / "step-00000007").glob("*.json")}
     left_out = {name for name in plugin_names("ray_sassl.evaluate") if f"{name} was left out: " in output}

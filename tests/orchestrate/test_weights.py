@@ -16,21 +16,20 @@ from ray_sassl.stylize.magenta import Config as Magenta
 from ray_sassl.stylize.swift import Config as Swift
 
 
-class Node:
-    """An actor with a cache of its own, as on another machine."""
-
-    def prepare(self, config: StylizerConfig, keeper: Any) -> tuple[str, bytes, int]:
-        """Where the weights are after they were received, their content, and the width of the stylizer's codes."""
-        import torch
-
-        receive_weights(config, keeper)
-        path = weights_path(WEIGHTS)
-        return str(path), path.read_bytes(), config.build(torch.device("cpu")).code_size
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_nodes_without_weights_get_the_drivers(ray_cluster: None, weights_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Node:
+        """An actor with a cache of its own, as on another machine."""
+
+        def prepare(self, config: StylizerConfig, keeper: Any) -> tuple[str, bytes, int]:
+            """Where the weights are after they were received, their content, and the width of the stylizer's codes."""
+            import torch
+
+            receive_weights(config, keeper)
+            path = weights_path(WEIGHTS)
+            return str(path), path.read_bytes(), config.build(torch.device("cpu")).code_size
+
     monkeypatch.setenv("RAY_SASSL_CACHE", str(weights_cache))
     content = weights_path(WEIGHTS).read_bytes()
     keeper = keep_weights(Magenta())

@@ -33,6 +33,8 @@ def _isolated_home(tmp_path_factory: pytest.TempPathFactory):
         "XDG_CACHE_HOME": str(home / ".cache"),
         "RAY_SASSL_CACHE": str(home / "cache"),
         "MPLCONFIGDIR": str(home / "mpl"),
+        # Ray gives its workers the lowest priority, and beside other work on the machine the tests would wait for minutes.
+        "RAY_worker_niceness": "0",
     }
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from ray_sassl.cli import app
 from ray_sassl.orchestrate.jobs import JobError, Jobs
 from ray_sassl.plugins import UsageError
+from ray_sassl.study.record import read_trials
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
 from tests.orchestrate.job_cluster import ROOT, TOKEN, JobCluster, ray_sassl
 
@@ -120,7 +121,8 @@ def test_wait_exits_as_the_job_did(cluster: JobCluster, project: Path, tmp_path:
     assert code == 0, output
     assert "data-convert-shards: sent" in output
     code, output = ray_sassl(cluster, "job", "wait", "data-convert-shards", cwd=project)
-    assert code == 0, output  # converting copies bytes, whatever they are
+    assert code == 2, output
+    assert "data.max_bad_fraction allows 1.00%" in " ".join(output.split())
     words = ("stylize", "dataset", paths, str(tmp_path / "styled"), "stylize=color_statistics", "--shard-rows", "80", "--actors", "1")
     code, output = ray_sassl(cluster, "job", "submit", "--name", "styled", "--wait", "--", *words, cwd=project)
     assert code == 2, output
@@ -149,18 +151,18 @@ def test_a_run_is_scored_by_a_job(cluster: JobCluster, project: Path, tmp_path: 
 
 
 def test_a_search_is_a_job(cluster: JobCluster, project: Path, tmp_path: Path):
-    data = "data/*.parquet"
+    data, study_dir = "data/*.parquet", str(tmp_path / "study")
     words = [
-        "search", "style_strength", f"data.path={data}", f"evaluate.train.path={data}", f"evaluate.test.path={data}", *_TINY, "train.epochs=0.3",
+        "search", "style_strength", f"data.path={data}", f"evaluate.train.path={data}", f"evaluate.test.path={data}", *_TINY, "train.epochs=0.3", "views.size_px=32",
         "scaling.num_workers=0", "--experiment", "moco_cifar10_cpu_sassl", "--trials", "2", "--searcher", "random", "--scheduler", "fifo",
-        "--study-dir", str(tmp_path / "study"),
+        "--study-dir", study_dir,
     ]  # fmt: skip
     code, output = ray_sassl(cluster, "job", "submit", "--name", "search", "--wait", "--", *words, cwd=project)
     assert code == 0, output
-    assert "2 finished" in output
+    assert [trial.state for trial in read_trials(study_dir)] == ["finished", "finished"]
     code, output = ray_sassl(cluster, "job", "submit", "--name", "search", "--wait", "--", *words, cwd=project)
     assert code == 0, output
-    assert "2 finished" in output
+    assert [trial.state for trial in read_trials(study_dir)] == ["finished", "finished"]
 
 
 def _refusal(cluster: JobCluster, folder: Path, *words: str) -> str:

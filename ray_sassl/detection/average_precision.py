@@ -96,6 +96,7 @@ def _torchmetrics(detections: Sequence[Detections], truths: Sequence[Truth], *, 
         rec_thresholds=_RECALLS.tolist(),  # its own are float32, which moves the figures where a recall is exactly one of them
         class_metrics=with_classes,
         backend="pycocotools",
+        sync_on_compute=False,  # the detections of all workers are here already, and the other workers do not come to a meeting
     )
     metric.warn_on_many_detections = False  # more of them than COCO counts are left out, as there
     predicted = [

@@ -129,6 +129,9 @@ def run_command(
     if any(trial.state == "interrupted" for trial in state.records) or (state.is_stopping and len(state.records) < study.num_trials):
         console.print("[yellow]Interrupted:[/] the same command with --resume goes on.")
         raise typer.Exit(130)
+    if state.records and all(trial.state == "failed" for trial in state.records):
+        console.print("[red]No trial came to its end:[/] the table has each one's reason.")
+        raise typer.Exit(1)
 
 
 @app.command("spaces", epilog="Example: ray-sassl search spaces")

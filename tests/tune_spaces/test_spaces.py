@@ -60,8 +60,8 @@ def test_spaces_follow_the_method_that_they_find(name, experiment):
 
 
 def test_a_method_without_feature_augmentation_is_refused_by_name():
-    base = apply_overrides(load_experiment("simclr_cifar10_cpu"), ["method=vicreg"])
-    with pytest.raises(UsageError, match="method=vicreg has no feature augmentation"):
+    base = apply_overrides(load_experiment("simclr_cifar10_cpu"), ["method=swav"])
+    with pytest.raises(UsageError, match="method=swav has no feature augmentation"):
         load_space("feature_augmentation").space(base)
 
 

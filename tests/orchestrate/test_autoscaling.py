@@ -17,7 +17,7 @@ from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 from tests.orchestrate.growing_cluster import Group, GrowingCluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 
 GROUPS = {
     "decode": Group(2, {"CPU": 1}),

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.cluster import TRAINERS, planned_and_measured
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.mark.parametrize("trainers", TRAINERS)

@@ -76,7 +76,7 @@ class StudyState:
         progress: The newest metrics of running trials, between evaluations.
         concurrent: Trials at once.
         evaluations: Of a whole trial.
-        num_earlier: Trials that were there when this session began.
+        num_earlier: Trials that were there when this search was started.
         is_stopping: No more trials are started.
     """
 
@@ -229,7 +229,7 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
 
 
 def hopeless(state: StudyState) -> str | None:
-    """The last reason, where the first trials of this session have all failed before their first evaluation: others would fare no better."""
+    """The last reason, where the first trials of this search have all failed before their first evaluation: others would fare no better."""
     first = state.records[state.num_earlier :][:_HOPELESS]
     if len(first) == _HOPELESS and all(trial.state == "failed" and not trial.curve for trial in first):
         return first[-1].reason

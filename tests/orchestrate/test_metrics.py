@@ -68,6 +68,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobCluster]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_small_run_shows_every_metric_on_the_nodes_endpoint(cluster: JobCluster, tmp_path: Path):
     paths = write_shards(tmp_path, bad=(3,))
     (tmp_path / "prices.yaml").write_text("train: {cpus: 2, usd_per_hour: 3.6}\n")

@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.control import News
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
+from ray_sassl.stylize import StylizerConfig
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.types import RunResult
 
@@ -73,6 +76,15 @@ class SimulatedRun:
             if self.is_killed:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise DivergedError(f"the loss is nan at step {step}")
+
+
+class PaintingRun(SimulatedRun):
+    """One that builds its stylizer first, as a real run does."""
+
+    def __call__(self, config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
+        assert isinstance(config.stylize, StylizerConfig)
+        config.stylize.build(torch.device("cpu"))
+        return super().__call__(config, run_dir, resume=resume, watch=watch, stop=stop)
 
 
 def _metrics(config: ExperimentConfig, step: int, score: float) -> dict[str, float]:

@@ -15,12 +15,14 @@ import pytest
 
 from benchmarks.measuring import tree
 from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.nn.weights import MissingWeightsError, weights_path
 from ray_sassl.orchestrate.search import StudyState, search
 from ray_sassl.plugins import UsageError
-from ray_sassl.study.record import StudyConfig, read_trials
-from ray_sassl.study.space import Float, SearchSpace
-from tests.orchestrate.conftest import small_config, write_shards
-from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
+from ray_sassl.study.record import read_trials
+from ray_sassl.study.space import Choice, Float, SearchSpace
+from ray_sassl.stylize.magenta import WEIGHTS
+from tests.orchestrate.conftest import small_study
+from tests.orchestrate.simulated import NUM_EVALUATIONS, PaintingRun, SimulatedRun, simulated_study
 
 pytestmark = pytest.mark.ray
 
@@ -133,19 +135,7 @@ def test_population_based_training_moves_bad_trials_to_the_checkpoints_of_good_o
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_trials_are_whole_pretraining_runs_also_with_workers_of_their_own(ray_cluster: None, tmp_path: Path, num_workers: int):
-    base = small_config(write_shards(tmp_path), epochs=4, num_workers=num_workers)
-    space = SearchSpace(parameters=(Float(path="optim.base_lr", low=1e-4, high=1, log=True),), reduction_factor=2)
-    study = StudyConfig(
-        name="real",
-        base=base,
-        space=space,
-        objectives=("knn_top1",),
-        searcher="random",
-        scheduler="asha",
-        num_trials=3,
-        seed=2,
-        max_concurrent=1,
-    )
+    study = small_study(tmp_path, num_workers=num_workers, reduction_factor=2, scheduler="asha", num_trials=3, seed=2)
     state = search(study, str(tmp_path / "study"))
     assert state.records[0].state == "finished"
     assert "stopped" in {trial.state for trial in state.records}
@@ -158,16 +148,7 @@ def test_trials_are_whole_pretraining_runs_also_with_workers_of_their_own(ray_cl
 
 @pytest.mark.slow
 def test_a_trial_with_workers_whose_launcher_is_killed_gives_their_cpus_back_to_the_next_attempt(ray_cluster: None, tmp_path: Path):
-    study = StudyConfig(
-        name="killed",
-        base=small_config(write_shards(tmp_path), epochs=4, num_workers=1),
-        space=SearchSpace(parameters=(Float(path="optim.base_lr", low=1e-3, high=0.1, log=True),)),
-        objectives=("knn_top1",),
-        searcher="random",
-        scheduler="fifo",
-        num_trials=1,
-        max_concurrent=1,
-    )
+    study = small_study(tmp_path, num_workers=1)
     study = study.model_copy(update={"base": apply_overrides(study.base, ["scaling.cpus_per_worker=1"])})  # two attempts do not fit at once
     killed: list[int] = []
 
@@ -181,6 +162,26 @@ def test_a_trial_with_workers_whose_launcher_is_killed_gives_their_cpus_back_to_
     assert killed
     assert (trial.state, trial.attempts) == ("finished", 2)
     assert [evaluation.number for evaluation in trial.curve] == [1, 2, 3, 4]
+
+
+def test_trials_on_nodes_without_a_stylizers_weights_get_them_from_the_driver(
+    ray_cluster: None, weights_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache_of_the_nodes = weights_path(WEIGHTS)
+    assert not cache_of_the_nodes.exists()
+    study = simulated_study(scheduler="fifo", num_trials=2, searcher="grid", max_concurrent=1)
+    space = SearchSpace(parameters=(Choice(path="stylize", choices=("swift", "magenta")),))
+    study = study.model_copy(update={"space": space})
+    with pytest.raises(MissingWeightsError, match="ray-sassl weights fetch magenta"):
+        search(study, str(tmp_path / "study"))
+    assert not (tmp_path / "study").exists()
+    monkeypatch.setenv("RAY_SASSL_CACHE", str(weights_cache))  # of this process alone: Ray's were started before
+    try:
+        state = search(study, str(tmp_path / "study"), run=PaintingRun())
+        assert [(trial.point["stylize"], trial.state) for trial in state.records] == [("swift", "finished"), ("magenta", "finished")]
+        assert cache_of_the_nodes.read_bytes() == weights_path(WEIGHTS).read_bytes()
+    finally:
+        cache_of_the_nodes.unlink(missing_ok=True)
 
 
 def _process_named(title: str) -> int | None:

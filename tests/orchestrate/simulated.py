@@ -34,7 +34,7 @@ class SimulatedRun:
 
     Args:
         seconds: Of one evaluation.
-        failing: (evaluation, how often) at which runs with p above 0.9 fail.
+        failing: (evaluation, how often) at which runs with p above 0.9 fail; those with p above 0.8 fail there once.
         is_killed: They do not raise an error; their process is killed, as by the system when memory runs out.
     """
 
@@ -67,11 +67,12 @@ class SimulatedRun:
         return RunResult("finished", step, run_dir, None, metrics)
 
     def _perhaps_fail(self, config: ExperimentConfig, folder: Path, step: int) -> None:
-        if self.failing is None or config.sassl.prob <= 0.9 or step != self.failing[0]:
+        if self.failing is None or config.sassl.prob <= 0.8 or step != self.failing[0]:
             return
+        often = self.failing[1] if config.sassl.prob > 0.9 else 1
         failures = folder / "failures"
         count = len(failures.read_text()) if failures.exists() else 0
-        if count < self.failing[1]:
+        if count < often:
             failures.write_text("x" * (count + 1))
             if self.is_killed:
                 os.kill(os.getpid(), signal.SIGKILL)

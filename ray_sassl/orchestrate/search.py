@@ -157,6 +157,8 @@ def search(
                     name="tune",
                     storage_path=folder if ray_is_local() else storage.join(study_dir, ".tune"),
                     failure_config=tune.FailureConfig(max_failures=study.retries),
+                    # Else a trial that is stopped would train on until its run's next checkpoint.
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     callbacks=[RecordKeeper(state)],
                     verbose=0,
                 ),

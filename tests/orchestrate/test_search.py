@@ -55,6 +55,8 @@ def test_a_study_runs_its_trials_and_stops_the_bad_ones_early(ray_cluster: None,
         assert (len(evaluations) == NUM_EVALUATIONS) == (trial.state == "finished")
         assert trial.cpu_s is not None
         assert trial.wall_s > 0
+        # Nothing waits for a checkpoint at a trial's end, during which it would train on.
+        assert not (tmp_path / "trials" / f"{trial.number:04d}" / "exchange").exists()
     assert {"trials.parquet", "trials.csv", "best.yaml", "study.yaml"} <= {path.name for path in tmp_path.iterdir()}
     again = search(simulated_study(num_trials=4, max_concurrent=1), str(tmp_path / "again"), run=SimulatedRun())
     assert [(trial.point, trial.state, len(trial.curve)) for trial in again.records] == [

@@ -194,6 +194,7 @@ def distill_command(
     from ray_sassl.distillation import DistillConfig
     from ray_sassl.orchestrate.distill import distill
     from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.train_job import Workers
     from ray_sassl.stylize.magenta import Config as TeacherConfig
 
     given = {"steps": steps, "num_crops": crops, "batch_size": batch_size, "seed": seed}
@@ -212,9 +213,7 @@ def distill_command(
             work_dir=work_dir or f"{out}.work",
             teacher=TeacherConfig(weights=weights),
             excluded=exclude or (),
-            num_workers=workers,
-            num_cpus=worker_cpus,
-            use_gpu=gpu,
+            workers=Workers(workers, worker_cpus, gpu),
         )
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"{result.steps:,} steps; code space {result.code_space}: {out}", soft_wrap=True)

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import ray
 import torch
-from ray.actor import ActorHandle
 from ray.train import DataConfig as RayDataConfig
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
@@ -35,6 +34,7 @@ from ray_sassl.orchestrate.reservation import release_reservation
 from ray_sassl.orchestrate.resizing import CheckpointBeforeResize
 from ray_sassl.orchestrate.session import GROUP_LABEL, grows, in_group, missing_groups, offered, ray_session
 from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
+from ray_sassl.orchestrate.train_job import RunFailedError, Watch, fit
 from ray_sassl.orchestrate.weights import keep_weights
 from ray_sassl.orchestrate.worker import train_worker
 from ray_sassl.pictures import views_picture
@@ -48,19 +48,9 @@ from ray_sassl.types import Outcome, RunResult
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 0.25
-
 
 class ResourcesError(UsageError):
     """The cluster can never offer what the run needs."""
-
-
-class RunFailedError(UsageError):
-    """The run ended by an error that only the user can mend; its `summary.json` says so too."""
-
-
-Watch = Callable[[News], None]
-"""Is shown a run's news several times a second, in the driver's process."""
 
 
 def pretrain(
@@ -226,7 +216,8 @@ def _pretrain_on_ray(
                     callbacks=cast(Any, [CheckpointBeforeResize(control, run_dir)]) if scaling.is_elastic else None,
                 ),
             )
-            _fit(trainer, control, watch, stop)
+            with on_interrupt(stop.set):
+                fit(trainer, control, watch, stop)
             release_reservation(run_dir)
         fatal, outcome = ray.get([control.fatal.remote(), control.outcome.remote()])
         if fatal:
@@ -241,35 +232,6 @@ def _prices(config: ExperimentConfig) -> dict[str, float] | None:
         return None
     prices = read_prices(read_definition(config.tracking.prices), config.tracking.prices)
     return {group: kind["usd_per_hour"] for group, kind in prices.model_dump().items() if kind["usd_per_hour"] is not None}
-
-
-def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, stop: threading.Event) -> None:
-    """Run the trainer in a thread, so that this one can show progress and take Ctrl-C; nothing waits for the thread after a second one."""
-    errors: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
-            errors.append(error)
-
-    run = threading.Thread(target=fit, name="trainer", daemon=True)
-    with on_interrupt(stop.set):
-        run.start()
-        while run.is_alive():
-            if stop.is_set():
-                control.request_stop.remote()
-            watch(cast(News, ray.get(control.news.remote())))
-            run.join(_LOOK_EVERY_S)
-        watch(cast(News, ray.get(control.news.remote())))
-    if errors and ray.get(control.fatal.remote()) is None:
-        raise RunFailedError(f"the training workers failed: {_root_cause(errors[0])}") from errors[0]
-
-
-def _root_cause(error: BaseException) -> str:
-    """The innermost message, since Ray wraps an error once for every process that it passes through."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
 
 
 @contextmanager

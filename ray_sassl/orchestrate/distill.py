@@ -35,7 +35,7 @@ from ray_sassl.orchestrate.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
 from ray_sassl.stylize.magenta import Config as TeacherConfig
 from ray_sassl.stylize.magenta import build_networks
-from ray_sassl.stylize.swift import pack_student
+from ray_sassl.stylize.swift import pack_student, read_student
 
 _LOG_EVERY = 50
 _JOB, _CHECKPOINT = "job.json", "checkpoint.pt"
@@ -66,6 +66,7 @@ def distill(
     *,
     work_dir: str,
     teacher: TeacherConfig | None = None,
+    start: str | None = None,
     excluded: Sequence[str] = (),
     workers: Workers | None = None,
     checkpoint_every: int = 500,
@@ -79,6 +80,7 @@ def distill(
         out: Path or URI of the student's safetensors file.
         work_dir: For the crops and the checkpoint; every worker must reach it. It may be deleted when the student is there.
         teacher: Where the published weights are.
+        start: Path or URI of an earlier student's file, whose training goes on with these data; random weights where not given.
         excluded: Endings of keys of rows (file names, for a folder) that are not trained on, so that they can be tested on.
         workers: Among which each step's batch is shared; one with one CPU where not given.
         checkpoint_every: Steps between checkpoints.
@@ -93,9 +95,10 @@ def distill(
     if config.batch_size % workers.count:
         raise UsageError(f"batches of {config.batch_size} cannot be shared evenly by {workers.count} workers")
     workers.check()
+    first = None if start is None else read_student(start)
     indexes = ([build_index(data) for data in contents], [build_index(data) for data in styles])
     work_dir = work_dir if (local := storage.local_path(work_dir)) is None else str(local)
-    _open_work_dir(work_dir, config, indexes, excluded, workers.count)
+    _open_work_dir(work_dir, config, indexes, excluded, workers.count, None if first is None else first[1]["code_space"])
     control = start_control(sum(index.num_rows for kind in indexes for index in kind), 1.0, storage.join(work_dir, "quarantine.jsonl"))
     spec = {
         "config": config.model_dump_json(),
@@ -104,6 +107,7 @@ def distill(
         "contents": indexes[0],
         "styles": indexes[1],
         "excluded": tuple(excluded),
+        "start": None if first is None else ray.put(first[0]),
         "work_dir": work_dir,
         "num_threads": workers.num_threads,
         "checkpoint_every": checkpoint_every,
@@ -131,7 +135,16 @@ def distill(
     assert state is not None, "the workers ended without a result and without an error"
     code_space = f"swift-{_digest(state['export'])}"
     storage.write_bytes(
-        out, pack_student(state["export"], {"code_space": code_space, "teacher": "magenta", "distillation": spec["config"]})
+        out,
+        pack_student(
+            state["export"],
+            {
+                "code_space": code_space,
+                "teacher": "magenta",
+                "distillation": spec["config"],
+                **({} if first is None else {"start": first[1]["code_space"]}),
+            },
+        ),
     )
     return DistillResult(config.steps, code_space, metrics, cast("list[BadRow]", ray.get(control.bad_rows.remote())))
 
@@ -156,7 +169,7 @@ def _worker(spec: dict[str, Any]) -> None:
     if _any_failed(reason is not None, world_size, device):
         return
     assert crops is not None
-    distiller = Distiller(teacher.transformer, crops.codes, config, device)  # pyright: ignore[reportArgumentType]
+    distiller = Distiller(teacher.transformer, crops.codes, config, device, spec["start"] and ray.get(spec["start"]))  # pyright: ignore[reportArgumentType]
     if (state := _load_checkpoint(spec["work_dir"])) is not None:
         distiller.load_state_dict(state)
     elif world_size > 1:  # each has seen codes of its own; the first one's statistics hold
@@ -225,7 +238,12 @@ def _share_gradients(network: nn.Module) -> None:
 
 
 def _open_work_dir(
-    work_dir: str, config: DistillConfig, indexes: tuple[list[Index], list[Index]], excluded: Sequence[str], num_workers: int
+    work_dir: str,
+    config: DistillConfig,
+    indexes: tuple[list[Index], list[Index]],
+    excluded: Sequence[str],
+    num_workers: int,
+    start: str | None,
 ) -> None:
     """Refuse the work directory of another job, or note in it which job this is."""
     job = {
@@ -234,6 +252,7 @@ def _open_work_dir(
         "styles": [index.fingerprint for index in indexes[1]],
         "excluded": sorted(excluded),
         "num_workers": num_workers,
+        "start": start,
     }
     path = storage.join(work_dir, _JOB)
     if not storage.exists(path):

@@ -97,3 +97,12 @@ def test_data_without_images_ends_the_job_with_the_reason(ray_cluster: None, tmp
 def test_more_workers_than_the_cluster_has_are_refused(ray_cluster: None, data, tmp_path: Path):
     with pytest.raises(UsageError, match="4 workers need 8 CPUs and the cluster can offer 2"):
         distill(data, data, str(tmp_path / "x"), CONFIG, work_dir=str(tmp_path / "w"), workers=Workers(4, 2), show_progress=False)
+
+
+def test_a_student_goes_on_from_an_earlier_one(ray_cluster: None, data, tmp_path: Path):
+    first = _distilled(data, tmp_path, "first")
+    options = {"muon_learning_rate": 1e-9, "learning_rate": 1e-9, "weight_decay": 0.0}
+    second = _distilled(data, tmp_path, "second", CONFIG.model_copy(update=options), start=str(tmp_path / "first.safetensors"))
+    assert all(torch.allclose(second[name], first[name], atol=1e-2) for name in first)
+    _, facts = read_student(tmp_path / "second.safetensors")
+    assert facts["start"] == read_student(tmp_path / "first.safetensors")[1]["code_space"]

@@ -106,12 +106,12 @@ def _place(
 
         return lambda job: run_detection(job, Context(device=device))
     from ray_sassl.orchestrate.detect import detect_on_ray
-    from ray_sassl.orchestrate.session import offered, ray_session
+    from ray_sassl.orchestrate.growth import offered, present
+    from ray_sassl.orchestrate.session import ray_session
 
     until_the_end.enter_context(ray_session(address))
-    gpus = int(offered("GPU"))
-    num_workers = workers or max(1, gpus)
-    use_gpu = gpus >= num_workers
+    num_workers = workers or max(1, int(present("GPU")))
+    use_gpu = offered("GPU") >= num_workers
     return lambda job: detect_on_ray(job, num_workers=num_workers, num_cpus=worker_cpus, use_gpu=use_gpu, watch=watch)
 
 

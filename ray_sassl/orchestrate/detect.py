@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray_sassl import storage
 from ray_sassl.detection.training import DetectionJob, DetectionResult, run_detection
 from ray_sassl.orchestrate.control import News, start_control
-from ray_sassl.orchestrate.session import offered
+from ray_sassl.orchestrate.growth import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
 from ray_sassl.orchestrate.worker import RayContext
 from ray_sassl.plugins import UsageError
 
@@ -63,9 +63,10 @@ def detect_on_ray(
     Raises:
         UsageError: the cluster is too small, or the job cannot be done as it is.
     """
-    for name, share in (("CPU", num_workers * num_cpus), ("GPU", float(num_workers * use_gpu))):
-        if share > offered(name):
-            raise UsageError(f"{num_workers} workers need {share:g} {name}s and the cluster can offer {offered(name):g}")
+    need = Need(f"{num_workers} workers", num_workers, {"CPU": num_cpus} | ({"GPU": 1.0} if use_gpu else {}))
+    for name in need.each:
+        if need.total(name) > offered(name):
+            raise ResourcesError(f"{num_workers} workers need {need.total(name):g} {name}s and the cluster can offer {offered(name):g}")
     folder = storage.parent(job.checkpoint)
     control = start_control(len(job.train), 1.0, storage.join(folder, "detect-quarantine.jsonl"))
     result = cast(Any, ray.remote)(num_cpus=0)(_Result).remote()
@@ -74,16 +75,14 @@ def detect_on_ray(
         trainer = TorchTrainer(
             _worker,
             train_loop_config=spec,
-            scaling_config=ScalingConfig(
-                num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": num_cpus} | ({"GPU": 1.0} if use_gpu else {})
-            ),
+            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=dict(need.each)),
             run_config=RunConfig(
                 name="detect",
-                storage_path=ray_storage if len(ray.nodes()) == 1 else storage.join(folder, ".ray"),
+                storage_path=ray_storage if is_one_machine() else storage.join(folder, ".ray"),
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )
-        _fit(trainer, control, watch)
+        _fit(trainer, control, watch, Waiting([need]))
     if fatal := cast("str | None", ray.get(control.fatal.remote())):
         raise UsageError(fatal)
     found = cast("DetectionResult | None", ray.get(result.get.remote()))
@@ -91,7 +90,7 @@ def detect_on_ray(
     return found
 
 
-def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Callable[[dict[str, float]], None]) -> None:
+def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Callable[[dict[str, float]], None], waiting: Waiting) -> None:
     """Run the trainer in a thread, so that this one can show how far it is."""
     errors: list[Exception] = []
 
@@ -103,11 +102,13 @@ def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Callable[[dict[str,
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
-    is_running = True
+    is_running, has_begun, announce = True, False, Announcer(say)
     while is_running:
         thread.join(_LOOK_EVERY_S)
         is_running = thread.is_alive()
+        announce(waiting.look(has_begun=has_begun))
         for report in cast(News, ray.get(control.news.remote())).reports:
+            has_begun = True
             watch(report)
     if errors and ray.get(control.fatal.remote()) is None:
         raise errors[0]

@@ -33,8 +33,8 @@ from ray_sassl.distillation.crops import Crops, Teacher, make_crops
 from ray_sassl.distillation.training import Distiller
 from ray_sassl.nn.weights import load_weights
 from ray_sassl.orchestrate.control import News, start_control
+from ray_sassl.orchestrate.growth import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
 from ray_sassl.orchestrate.progress import progress_bar
-from ray_sassl.orchestrate.session import offered
 from ray_sassl.orchestrate.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
 from ray_sassl.stylize.magenta import Config as TeacherConfig
@@ -100,9 +100,10 @@ def distill(
     keeper = keep_weights(teacher)
     if config.batch_size % num_workers:
         raise UsageError(f"batches of {config.batch_size} cannot be shared evenly by {num_workers} workers")
-    for name, share in (("CPU", num_workers * num_cpus), ("GPU", float(num_workers * use_gpu))):
-        if share > offered(name):
-            raise UsageError(f"{num_workers} workers need {share:g} {name}s and the cluster can offer {offered(name):g}")
+    need = Need(f"{num_workers} workers", num_workers, {"CPU": num_cpus} | ({"GPU": 1.0} if use_gpu else {}))
+    for name in need.each:
+        if need.total(name) > offered(name):
+            raise ResourcesError(f"{num_workers} workers need {need.total(name):g} {name}s and the cluster can offer {offered(name):g}")
     indexes = ([build_index(data) for data in contents], [build_index(data) for data in styles])
     work_dir = work_dir if (local := storage.local_path(work_dir)) is None else str(local)
     _open_work_dir(work_dir, config, indexes, excluded, num_workers)
@@ -124,16 +125,14 @@ def distill(
         trainer = TorchTrainer(
             _worker,
             train_loop_config=spec,
-            scaling_config=ScalingConfig(
-                num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": num_cpus} | ({"GPU": 1.0} if use_gpu else {})
-            ),
+            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=dict(need.each)),
             run_config=RunConfig(
                 name="distill",
-                storage_path=ray_storage if len(ray.nodes()) == 1 else storage.join(work_dir, ".ray"),
+                storage_path=ray_storage if is_one_machine() else storage.join(work_dir, ".ray"),
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )
-        _fit(trainer, control, config, metrics, show_progress)
+        _fit(trainer, control, config, metrics, show_progress, Waiting([need]))
     if fatal := cast("str | None", ray.get(control.fatal.remote())):
         raise UsageError(fatal)
     state = _load_checkpoint(work_dir)
@@ -145,7 +144,9 @@ def distill(
     return DistillResult(config.steps, code_space, metrics, cast("list[BadRow]", ray.get(control.bad_rows.remote())))
 
 
-def _fit(trainer: TorchTrainer, control: ActorHandle, config: DistillConfig, metrics: dict[str, float], is_shown: bool) -> None:
+def _fit(
+    trainer: TorchTrainer, control: ActorHandle, config: DistillConfig, metrics: dict[str, float], is_shown: bool, waiting: Waiting
+) -> None:
     """Run the trainer in a thread, so that this one can show how far it is."""
     errors: list[Exception] = []
 
@@ -162,11 +163,13 @@ def _fit(trainer: TorchTrainer, control: ActorHandle, config: DistillConfig, met
         progress_bar("the teacher's codes", config.num_crops, is_shown=is_shown) as advance_crops,
         progress_bar("distilling", config.steps, is_shown=is_shown) as advance_steps,
     ):
-        is_running = True
+        is_running, has_begun, announce = True, False, Announcer(say)
         while is_running:
             thread.join(_LOOK_EVERY_S)
             is_running = thread.is_alive()
+            announce(waiting.look(has_begun=has_begun))
             for report in cast(News, ray.get(control.news.remote())).reports:
+                has_begun = True
                 if "crops" in report:
                     advance_crops(int(report["crops"]))
                     made += int(report["crops"])

@@ -22,6 +22,7 @@ from ray_sassl.evaluate import Evaluation
 from ray_sassl.extraction import Extracted, ExtractionJob, Extractor, extract_on, joined
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
 from ray_sassl.orchestrate.devices import device_type
+from ray_sassl.orchestrate.growth import is_one_machine
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.scoring import JudgeJob, judge_one
 
@@ -77,7 +78,7 @@ class EvaluationPool:
         Raises:
             UsageError: the cluster can never offer the actors, or a task ends with one.
         """
-        if job.folder is not None and not storage.is_uri(job.folder) and len(ray.nodes()) > 1:
+        if job.folder is not None and not storage.is_uri(job.folder) and not is_one_machine():
             job = replace(job, folder=None)  # other nodes would keep features on disks of their own
         items, held = range(len(job.tasks)), ray.put(job)
         workers = self._workers_for(len(items))

@@ -106,7 +106,7 @@ def test_work_without_training_brings_up_a_node_too(cluster: GrowingCluster, tmp
 
 def test_everything_goes_after_a_driver_that_was_killed_and_the_next_one_loses_no_row(cluster: GrowingCluster, tmp_path: Path):
     run_dir = tmp_path / "run"
-    config = _config(tmp_path, epochs=1000)
+    config = _config(tmp_path, epochs=200)
     driver = cluster.start_driver("killed", "pretrain", config, "--run-dir", str(run_dir))
     until = time.monotonic() + 500
     while latest_checkpoint(str(run_dir)) is None and time.monotonic() < until:

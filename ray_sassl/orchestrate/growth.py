@@ -5,6 +5,8 @@ asked for, which could not be started, and which requests no node of its kinds h
 what for, and ends where that can never come.
 """
 
+# Ray's generated messages have no types.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import math
@@ -160,23 +162,24 @@ class Waiting:
         alive = [node for node in cluster.node_states if node.status not in (DEAD, DRAINING)]
         unmet = without_room(self._needs, [(node.total_resources, node.labels.get(GROUP_LABEL)) for node in alive])
         self._text = _in_words(unmet, state, _is_queued(self._needs, cluster))
-        if has_begun or _coming(state) or not _is_hopeless(unmet, state):
+        never = _hopeless(unmet, state)
+        if has_begun or _coming(state) or not never:
             self._hopeful = now
         if now - self._hopeful > PATIENCE_S:
-            raise ResourcesError(self._why(unmet, len(alive)))
+            raise ResourcesError(self._why(never, len(alive)))
         return self._text
 
-    def _why(self, unmet: list[tuple[Need, int]], num_nodes: int) -> str:
-        lines = [f"  {need.in_words(count)}" for need, count in unmet]
+    def _why(self, never: list[tuple[Need, int]], num_nodes: int) -> str:
+        lines = [f"  {need.in_words(count)}" for need, count in never]
         sums = []
         for name in ("CPU", "GPU"):
             wanted = sum(need.total(name) for need in self._needs)
             if wanted:
                 sums.append(f"In all it needs {wanted:g} {name}s, and {present(name):g} are there:\n{sum_of(self._needs, name)}")
-        gpus = any(need.each.get("GPU") for need, _ in unmet)
+        gpus = any(need.each.get("GPU") for need, _ in never)
         hint = " Where no group has GPUs, work on CPUs instead (scaling.use_gpu=false, or --gpus 0)." if gpus else ""
         return (
-            f"there is no room for\n{chr(10).join(lines)}\non the {num_nodes} nodes that are up, and no other will be started for it.\n"
+            f"there is no room for\n{chr(10).join(lines)}\non the nodes that are up ({num_nodes}), and no other will be started for it.\n"
             f"{chr(10).join(sums)}\nAsk for less (a share of a CPU is allowed), or let the cluster have more or larger nodes.{hint}"
         )
 
@@ -260,12 +263,12 @@ def _infeasible(state: AutoscalingState) -> list[ResourceRequest]:
     return found
 
 
-def _is_hopeless(unmet: list[tuple[Need, int]], state: AutoscalingState) -> bool:
-    """Whether there is something for which there will never be room: an autoscaler says so, or there is none."""
+def _hopeless(unmet: list[tuple[Need, int]], state: AutoscalingState) -> list[tuple[Need, int]]:
+    """For which of it there will never be room: an autoscaler says so, or there is none."""
     if state.autoscaler_state_version == 0:
-        return bool(unmet)
+        return unmet
     infeasible = {_shape_of_request(request) for request in _infeasible(state)}
-    return any(_shape(need) in infeasible for need, _ in unmet)
+    return [(need, count) for need, count in unmet if _shape(need) in infeasible]
 
 
 def _members(gang: GangResourceRequest) -> Sequence[ResourceRequest]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -105,6 +106,40 @@ def spread(
         item, actor = waiting.pop(ended)
         hand_out(actor)
         yield item, result
+
+
+def in_order(
+    actors: Sequence[ActorHandle],
+    start: Callable[[ActorHandle, _Item], ray.ObjectRef],
+    items: Iterable[_Item],
+    *,
+    in_flight: int = _IN_FLIGHT,
+) -> Iterator[tuple[_Item, Any]]:
+    """Each item with its result, in the items' order; `in_flight` items an actor are begun, or done and not yet asked for, at a time.
+
+    Raises:
+        UsageError: an item ended with one.
+    """
+    begun: deque[tuple[_Item, ray.ObjectRef, ActorHandle]] = deque()
+
+    def hand_out(item: _Item) -> None:
+        """To the actor that has the least to do."""
+        refs = [ref for _, ref, _ in begun]
+        unfinished = set(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1]) if refs else set()
+        load = Counter(id(actor) for _, ref, actor in begun if ref in unfinished)
+        actor = min(actors, key=lambda actor: load[id(actor)])
+        begun.append((item, start(actor, item), actor))
+
+    for item in items:
+        if len(begun) == in_flight * len(actors):
+            done, ref, _ = begun.popleft()
+            result = result_of(ref)
+            hand_out(item)
+            yield done, result
+        else:
+            hand_out(item)
+    for done, ref, _ in begun:
+        yield done, result_of(ref)
 
 
 def result_of(ref: ray.ObjectRef) -> Any:

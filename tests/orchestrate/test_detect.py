@@ -48,7 +48,7 @@ def test_what_the_user_must_mend_ends_the_job_with_its_reason(ray_cluster: None,
     folder = write_data(tmp_path / "voc", 4, 2)
     for image in (folder / "JPEGImages").glob("trainval*"):
         image.write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="Mend it, or take it out"):
+    with pytest.raises(UsageError, match=r"cannot be used; max_bad_fraction allows 1\.00%"):
         detect_on_ray(small_job(folder, tmp_path / "checkpoint.pt", steps=2), Workers(2, 0.5))
 
 

@@ -6,7 +6,7 @@ Parts that are not named keep their earlier results; without a name, `cost` and 
 
 cost: wall and CPU-seconds of a few trials of a minute or more through `search`, of every process of it, against the same runs one after the other
 in one process. Goal: at most 1.15 times the CPU-seconds. Run it on an idle machine.
-asha: a study first come, first served on the embedded data set (about 20 minutes of a core; kept in `--study-dir` and continued where it was
+asha: a study first come, first served on the embedded data set (about a quarter of an hour of a core; kept in `--study-dir` and continued where it was
 stopped), whose curves ASHA then sees in many orders: how much of the training it needs, and what the best trial loses by it.
 simulation: 200 trials whose evaluations are sleeps as long as those of `cost`, on a Ray that pretends to have 16 GPUs. Goal: 95 % of GPU time in use
 while there are trials to start.
@@ -51,8 +51,8 @@ from ray_sassl.study.space import Float, Interval, SearchSpace
 from ray_sassl.types import RunResult
 
 PARTS = ("cost", "asha", "simulation")
-COST_TRIALS, COST_EPOCHS = 3, 1.35
-ASHA_TRIALS, ASHA_EVALUATIONS, ASHA_ORDERS = 12, 9, 200
+COST_TRIALS, COST_EVALUATIONS, COST_EVALUATION_STEPS = 3, 3, 12
+ASHA_TRIALS, ASHA_EVALUATIONS, ASHA_EVALUATION_STEPS, ASHA_ORDERS = 12, 9, 6, 200
 SIMULATED_TRIALS, SIMULATED_EVALUATIONS, SIMULATED_GPUS = 200, 3, 16
 _LOOK_EVERY_S = 0.2
 
@@ -108,7 +108,8 @@ def cost_study(data: Path) -> StudyConfig:
             f"evaluate.train={{path: '{shards}'}}",
             f"evaluate.test={{path: {test}}}",
             "evaluate.online_rows=1000",
-            f"train.epochs={COST_EPOCHS}",
+            f"train.epochs={COST_EVALUATIONS * COST_EVALUATION_STEPS * 256 / 12500}",
+            f"train.evaluate_every={COST_EVALUATION_STEPS}",
             "stylize=color_statistics",
             "scaling.num_workers=0",
             "scaling.threads_per_worker=1",
@@ -172,13 +173,12 @@ def _measure(command: list[str]) -> dict[str, float]:
 
 def asha_study() -> StudyConfig:
     """The demo's shapes, on which the strength of style decides, searched at random and without early stopping."""
-    steps_per_evaluation = 12
     base = load_experiment("demo")
     base = apply_overrides(
         base,
         [
-            f"train.epochs={ASHA_EVALUATIONS * steps_per_evaluation * base.train.global_batch / 5120}",
-            f"train.evaluate_every={steps_per_evaluation}",
+            f"train.epochs={ASHA_EVALUATIONS * ASHA_EVALUATION_STEPS * base.train.global_batch / 5120}",
+            f"train.evaluate_every={ASHA_EVALUATION_STEPS}",
             "optim.warmup_epochs=0.2",
             "evaluate.online_rows=1000",
             "scaling.num_workers=0",

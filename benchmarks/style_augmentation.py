@@ -4,7 +4,8 @@
 
 Runs are tasks of one thread each on a Ray of their own, as many at a time as there are CPUs; what is finished is kept in the results, so that a
 stopped call goes on. The published weights must be on this machine (`ray-sassl weights fetch magenta`); its codes are computed at 96 px, which is
-ten times quicker than at 256 px. `--experiment best.yaml` adds the stylizer and the strengths that a search has found.
+ten times quicker than at 256 px. `--experiment best.yaml` adds the stylizer and the strengths that a search has found; `--cell NAME` leaves out
+the others.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ def main(
     shards: Annotated[int, typer.Option(min=1, help="Of 6,250 training images each.")] = 2,
     cpus: Annotated[int | None, typer.Option(min=1, help="Runs at a time; all CPUs where not given.")] = None,
     experiment: Annotated[Path | None, typer.Option(help="A YAML file whose `stylize` and `sassl` are compared too.")] = None,
+    cell: Annotated[list[str] | None, typer.Option(help="Only this one of the stylizers; may be given several times.")] = None,
     out: Annotated[Path, typer.Option(help="Results, also those of earlier calls.")] = RESULTS / "style_augmentation.json",
 ) -> None:
     console, budget = Console(), Budget(epochs, shards, 128)
-    cells = CELLS | (_cell_of(experiment) if experiment else {})
+    if unknown := set(cell or ()) - set(CELLS):
+        raise SystemExit(f"no cell is called {', '.join(sorted(unknown))}; there are {', '.join(CELLS)}")
+    cells = {name: CELLS[name] for name in cell or CELLS} | (_cell_of(experiment) if experiment else {})
     runs = run_grid("style_augmentation", cells, budget, seeds, data, out, console, cpus)
     console.print(table(f"Mean and standard deviation over {seeds} seeds", cells, runs, seeds))
 

@@ -34,7 +34,10 @@ def apply_overrides(config: ModelT, overrides: Iterable[str]) -> ModelT:
     first_error: OverrideError | None = None
     for override in overrides:
         path, value = parse_override(override)
-        _check_path(config, path)
+        try:
+            _check_path(config, path)
+        except OverrideError as error:  # a path may be missing because of a value that was refused before
+            raise first_error or error from None
         try:
             config = _set(config, [*waiting, (path, value)])
         except OverrideError as error:

@@ -17,7 +17,7 @@ from ray_sassl.train.metrics import TrackingConfig
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views.recipes import ViewsConfig
 
-_METHODS = "ray_sassl.methods"
+_METHODS, _STYLIZERS = "ray_sassl.methods", "ray_sassl.stylize"
 
 
 class EvaluateConfig(FrozenConfig):
@@ -113,7 +113,7 @@ class ExperimentConfig(FrozenConfig):
     seed: int = Field(default=0, ge=0)
     data: DataConfig
     views: ViewsConfig
-    stylize: plugin_field("ray_sassl.stylize", StylizerConfig) = "identity"  # type: ignore[valid-type]
+    stylize: plugin_field(_STYLIZERS, StylizerConfig) = "identity"  # type: ignore[valid-type]
     """The style-transfer network of SASSL; `identity` leaves style augmentation out."""
     sassl: SasslConfig = SasslConfig()
     backbone: BackboneConfig
@@ -136,4 +136,16 @@ class ExperimentConfig(FrozenConfig):
             )
         if self.sassl.views == "small" and not self.views.num_small:
             raise ValueError("sassl.views='small' repaints the small views, and views.num_small=0 makes none; set one or the other")
+        return self
+
+    @model_validator(mode="after")
+    def _repainted_views_are_large_enough(self) -> Self:
+        assert isinstance(self.stylize, StylizerConfig)
+        sizes_px = [size_px for number, size_px in enumerate(self.views.sizes_px) if self.sassl.repaints(number)]
+        if not self.stylize.is_identity and min(sizes_px) < self.stylize.min_px:
+            takers = [name for name in plugin_names(_STYLIZERS) if load_plugin(_STYLIZERS, name).Config.min_px <= min(sizes_px)]
+            raise ValueError(
+                f"stylize={self.stylize.name} repaints views of at least {self.stylize.min_px} px, not of {min(sizes_px)} px; take larger views, "
+                f"leave the small ones out of sassl.views, or take a stylizer for them: {', '.join(takers)}"
+            )
         return self

@@ -43,10 +43,12 @@ from ray_sassl.orchestrate.search_trial import (
     reason_of,
 )
 from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.orchestrate.weights import driver_weights, keep_weights
 from ray_sassl.plugins import UsageError, did_you_mean
 from ray_sassl.scoring import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
 from ray_sassl.study.searcher import suggest
+from ray_sassl.stylize import StylizerConfig
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ def search(
     """
     study_dir = study_dir if storage.is_uri(study_dir) else os.path.abspath(study_dir)
     study = study.model_copy(update={"base": with_absolute_paths(study.base)})
-    _check(study)
+    stylizers = _check(study)
     records = open_study(study, study_dir, resume=resume)
     index = cached_index(study.base.data, storage.join(study_dir, INDEX))
     state = StudyState(study, study_dir, {record.number: record for record in records})
@@ -145,7 +147,8 @@ def search(
     with ray_session(address):
         state.concurrent = num_concurrent(study)
         control = start_control()
-        spec = TrialSpec(study, study_dir, index.num_rows, control, run)
+        keepers = {config.name: keeper for config in stylizers if (keeper := keep_weights(config)) is not None}
+        spec = TrialSpec(study, study_dir, index.num_rows, control, run, keepers)
         with tempfile.TemporaryDirectory(prefix="ray-sassl-tune-") as folder:
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(PretrainTrial, spec=spec), actor_resources(study.base)),
@@ -154,6 +157,8 @@ def search(
                     name="tune",
                     storage_path=folder if ray_is_local() else storage.join(study_dir, ".tune"),
                     failure_config=tune.FailureConfig(max_failures=study.retries),
+                    # Else a trial that is stopped would train on until its run's next checkpoint.
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     callbacks=[RecordKeeper(state)],
                     verbose=0,
                 ),
@@ -169,13 +174,16 @@ def search(
     return state
 
 
-def _check(study: StudyConfig) -> None:
-    """See that the study can be run at all."""
+def _check(study: StudyConfig) -> list[StylizerConfig]:
+    """See that the study can be run at all; returns the stylizers that its trials may have, whose weights are here."""
     for goal in study.goals:
         _check_is_measured(goal.metric, study.base)
     if study.scheduler == "pbt" and study.searcher == "grid":
         raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
-    study.space.check(study.base)
+    stylizers = {config.stylize.name: config.stylize for config in study.space.check(study.base)}
+    for stylizer in stylizers.values():
+        driver_weights(stylizer)
+    return list(stylizers.values())
 
 
 def _check_is_measured(metric: str, config: ExperimentConfig) -> None:

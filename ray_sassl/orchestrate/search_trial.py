@@ -16,8 +16,8 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -28,6 +28,7 @@ from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.control import News
+from ray_sassl.orchestrate.weights import receive_weights
 from ray_sassl.scoring import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
@@ -55,6 +56,7 @@ class TrialSpec:
         num_rows: Of the data set.
         control: The study's `StudyControl`.
         pretrain: Runs one config.
+        keepers: By the stylizer's name, what has its weights for nodes without them.
     """
 
     study: StudyConfig
@@ -62,6 +64,7 @@ class TrialSpec:
     num_rows: int
     control: ActorHandle
     pretrain: Pretrain
+    keepers: Mapping[str, ActorHandle] = field(default_factory=dict)
 
     def config(self, point: Point) -> ExperimentConfig:
         """The trial's experiment. A run in the trial's process keeps to the CPUs that were reserved for it; population based training
@@ -229,9 +232,10 @@ class PretrainTrial(tune.Trainable):
         index, shared = storage.join(run_dir, INDEX), storage.join(spec.study_dir, INDEX)
         if not storage.exists(index) and storage.exists(shared):  # the data are listed and opened once for the whole study
             storage.write_bytes(index, storage.read_bytes(shared))
-        number = self._number
+        number, config = self._number, spec.config(self._point)
+        receive_weights(config.stylize, spec.keepers.get(config.stylize.name))
         return TrialRun(
-            spec.config(self._point),
+            config,
             run_dir,
             spec.num_rows,
             evaluating_metrics(spec.study),

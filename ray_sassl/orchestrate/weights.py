@@ -46,14 +46,21 @@ def keep_weights(config: StylizerConfig) -> ActorHandle | None:
         MissingWeightsError: the driver has none either.
         BadWeightsError: its file is damaged.
     """
+    content = driver_weights(config)
+    return None if content is None or config.weights_location() is not None else keep(content)
+
+
+def driver_weights(config: StylizerConfig) -> bytes | None:
+    """The content of the stylizer's published weights, as this process finds them; None where it needs none.
+
+    Raises:
+        MissingWeightsError: they are not there.
+        BadWeightsError: the file is damaged.
+    """
     from ray_sassl.nn.weights import read_weights
 
     weights = config.published_weights()
-    if weights is None:
-        return None
-    location = config.weights_location()
-    content = read_weights(weights, location)
-    return None if location is not None else keep(content)
+    return None if weights is None else read_weights(weights, config.weights_location())
 
 
 def receive_weights(config: StylizerConfig, keeper: ActorHandle | None) -> None:

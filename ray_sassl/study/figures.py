@@ -187,6 +187,9 @@ def pareto(study: StudyConfig, trials: Sequence[TrialRecord]) -> str | None:
         color="black",
         linewidth=1,
         linestyle="--",
+        marker="o",
+        markersize=9,
+        markerfacecolor="none",
         label="front of the finished trials",
     )
     axes.legend(fontsize=7, frameon=False)

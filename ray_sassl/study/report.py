@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import io
+import math
+import statistics
 from collections.abc import Sequence
 
 from PIL import Image
@@ -46,7 +48,7 @@ def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> s
         section(
             "Learning curves",
             figures.learning_curves(trials, goal) if values else None,
-            "A cross is where the scheduler stopped a trial. Numbers are trials.",
+            f"A cross is where the scheduler stopped a trial. Numbers are trials.{_noise(study, values)}",
         ),
         section("Strength of the style", figures.strength_map(study, trials, values, label), compared),
         section(
@@ -105,6 +107,16 @@ def figure(goal: Objective, trial: TrialRecord) -> str:
     if value is None:
         return "–"
     return f"{value:.2%}" if goal.metric.endswith(("top1", "top5")) else f"{value:.4g}"
+
+
+def _noise(study: StudyConfig, values: dict[int, float]) -> str:
+    """How exact a score is, of the images alone that it is measured on."""
+    metric, rows = study.goals[0].metric, study.base.evaluate.online_rows
+    if not values or not metric.endswith("_top1"):
+        return ""
+    share = statistics.mean(values.values())
+    error = math.sqrt(share * (1 - share) / rows)
+    return f" Scores are of at most {rows:,} test images, so each has a standard error of at least {error:.2%}."
 
 
 def _importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], compared: str) -> str:

@@ -11,12 +11,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_sassl.config.overrides import OverrideError, apply_overrides, field_paths
+from ray_sassl.config.overrides import OverrideError, apply_overrides, field_paths, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.plugins import FrozenConfig, PluginConfig, UsageError
 
@@ -226,21 +225,21 @@ class SearchSpace(FrozenConfig):
             raise ValueError(f"{', '.join(twice)} stand twice in the space; give one of them another name")
         return self
 
-    @cached_property
+    @property
     def dimensions(self) -> list[Dimension]:
         """All dimensions, conditional ones included, in the order of the parameters."""
         return [dimension for parameter in self.parameters for dimension in parameter.dimensions()]
 
     def without(self, overrides: Iterable[str]) -> SearchSpace:
-        """The space in which what the overrides set is fixed.
+        """The space in which what the overrides set is fixed; what a chosen plug-in has of its own is still searched.
 
         Raises:
             SpaceError: nothing would be left to search.
         """
-        fixed = [override.partition("=")[0] for override in overrides]
+        fixed = [path for override in overrides for path in _paths_set(*parse_override(override))]
 
         def is_fixed(parameter: Any) -> bool:
-            return any(path == given or path.startswith(f"{given}.") for path in parameter.paths for given in fixed)
+            return any(path in fixed for path in parameter.paths)
 
         left = tuple(parameter for parameter in self.parameters if not is_fixed(parameter))
         if not left:
@@ -293,16 +292,18 @@ class SearchSpace(FrozenConfig):
         except OverrideError as error:
             raise SpaceError(f"the search space does not fit {base.name}: {error}") from error
 
-    def check(self, base: ExperimentConfig, num_draws: int = 50) -> None:
-        """See that points spread over the space make valid configs, before the first trial is paid for.
+    def check(self, base: ExperimentConfig, num_draws: int = 50) -> list[ExperimentConfig]:
+        """See that points spread over the space make valid configs, before the first trial is paid for; returns these.
 
         Raises:
             SpaceError: one does not.
         """
+        configs = []
         for number in range(num_draws):
             # A Kronecker sequence: well spread in every dimension, and the same each time.
             shares = {d.name: (number * math.sqrt(prime) + 0.5) % 1 for d, prime in zip(self.dimensions, _primes(), strict=False)}
-            self.config(base, self.draw(base, lambda dimension, shares=shares: dimension.at(shares[dimension.name])))
+            configs.append(self.config(base, self.draw(base, lambda dimension, shares=shares: dimension.at(shares[dimension.name]))))
+        return configs
 
 
 @dataclass(frozen=True)
@@ -352,6 +353,17 @@ def has_path(config: ExperimentConfig, path: str) -> bool:
 
 def _holds(when: Mapping[str, tuple[Scalar, ...]], point: Point, base: ExperimentConfig) -> bool:
     return all((point[key] if key in point else value_at(base, key)) in allowed for key, allowed in when.items())
+
+
+def _paths_set(path: str, value: Any) -> Iterator[str]:
+    """Every path that an override gives a value; the name of a plug-in in a mapping is a value of the plug-in's path."""
+    if not isinstance(value, dict):
+        yield path
+        if path.endswith(".name"):
+            yield path.removesuffix(".name")
+        return
+    for name, part in value.items():
+        yield from _paths_set(f"{path}.{name}", part)
 
 
 def _label(value: Any) -> Scalar:

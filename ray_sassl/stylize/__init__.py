@@ -45,6 +45,8 @@ class StylizerConfig(PluginConfig, ABC):
 
     is_identity: ClassVar[bool] = False
     """True for the one stylizer that changes nothing; the pipeline then leaves the whole block out."""
+    min_px: ClassVar[int] = 1
+    """As the stylizer's, so that views which it cannot repaint are refused before it is built."""
 
     def published_weights(self) -> PublishedWeights | None:
         """The weights that have to be on a machine before the stylizer can be built there; None where it needs none but its own."""

@@ -5,7 +5,7 @@ The mobile form: a MobileNetV2 style predictor and a narrow transformer, Apache-
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ PREDICTOR, TRANSFORMER = "style_predict_quantized_256.tflite", "style_transfer_f
 class Config(StylizerConfig):
     """Magenta's arbitrary style transfer; a code is 100 numbers."""
 
+    min_px: ClassVar[int] = NetworkPair.min_px
     style_px: Annotated[int, Field(ge=32, le=1024)] = 256
     """Side to which images are resized to compute their codes: 256 as trained. Smaller is faster and other: the codes at 96 px have a cosine
     of 0.94 to 0.975 to those at 256 px."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +32,7 @@ _FORMAT = "ray-sassl student 1"
 class Config(StylizerConfig):
     """The small stylizer; it needs no download."""
 
+    min_px: ClassVar[int] = NetworkPair.min_px
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' arithmetic; codes and images come out as float32."""
     weights: str | None = None

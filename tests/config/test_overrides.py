@@ -178,3 +178,8 @@ def test_values_that_are_only_valid_together_may_follow_each_other():
 def test_a_value_whose_companion_never_comes_is_an_error_of_its_own():
     with pytest.raises(OverrideError, match=r"^sassl\.style_source=bank: .*set sassl\.bank"):
         apply_overrides(load_experiment("demo"), ["sassl.style_source=bank", "train.epochs=3"])
+
+
+def test_a_path_that_is_missing_because_a_value_was_refused_is_answered_with_why_it_was(config):
+    with pytest.raises(OverrideError, match=r"method=magenta: .*no"):
+        apply_overrides(config, ["method=magenta", "method.momentum=0.5"])

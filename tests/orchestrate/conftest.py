@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingCon
 from ray_sassl.data import DataConfig
 from ray_sassl.methods.moco import Config as MoCo
 from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.study.record import StudyConfig
+from ray_sassl.study.space import Float, SearchSpace
 from ray_sassl.train.loop import TrainConfig
 from ray_sassl.train.metrics import TrackingConfig
 from ray_sassl.train.optim import OptimConfig
@@ -55,6 +58,19 @@ def write_shards(folder: Path, num_rows: int = NUM_ROWS, bad: tuple[int, ...] = 
         table = pa.table({"image": part, "label": list(range(len(part)))})
         pq.write_table(table, folder / f"train-{number}.parquet", row_group_size=20)
     return str(folder / "*.parquet")
+
+
+def small_study(folder: Path, *, epochs: float = 4, num_workers: int = 0, reduction_factor: float = 3.0, **changes: Any) -> StudyConfig:
+    """A study of real runs of `small_config`, on shards that are written into the folder, over the learning rate; one trial at a time."""
+    rate = Float(path="optim.base_lr", low=1e-3, high=0.3, log=True)
+    fields: dict[str, Any] = {"searcher": "random", "scheduler": "fifo", "num_trials": 1, "max_concurrent": 1}
+    return StudyConfig(
+        name="small",
+        base=small_config(write_shards(folder), epochs=epochs, num_workers=num_workers),
+        space=SearchSpace(parameters=(rate,), reduction_factor=reduction_factor),
+        objectives=("knn_top1",),
+        **(fields | changes),
+    )
 
 
 def small_config(path: str, *, epochs: float = 2, num_workers: int = 1, max_bad_fraction: float = 0.05) -> ExperimentConfig:

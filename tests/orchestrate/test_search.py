@@ -15,12 +15,14 @@ import pytest
 
 from benchmarks.measuring import tree
 from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.nn.weights import MissingWeightsError, weights_path
 from ray_sassl.orchestrate.search import StudyState, search
 from ray_sassl.plugins import UsageError
-from ray_sassl.study.record import StudyConfig, read_trials
-from ray_sassl.study.space import Float, SearchSpace
-from tests.orchestrate.conftest import small_config, write_shards
-from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
+from ray_sassl.study.record import read_trials
+from ray_sassl.study.space import Choice, Float, SearchSpace
+from ray_sassl.stylize.magenta import WEIGHTS
+from tests.orchestrate.conftest import small_study
+from tests.orchestrate.simulated import NUM_EVALUATIONS, PaintingRun, SimulatedRun, simulated_study
 
 pytestmark = pytest.mark.ray
 
@@ -53,44 +55,27 @@ def test_a_study_runs_its_trials_and_stops_the_bad_ones_early(ray_cluster: None,
         assert (len(evaluations) == NUM_EVALUATIONS) == (trial.state == "finished")
         assert trial.cpu_s is not None
         assert trial.wall_s > 0
+        # Nothing waits for a checkpoint at a trial's end, during which it would train on.
+        assert not (tmp_path / "trials" / f"{trial.number:04d}" / "exchange").exists()
     assert {"trials.parquet", "trials.csv", "best.yaml", "study.yaml"} <= {path.name for path in tmp_path.iterdir()}
-    again = search(simulated_study(num_trials=8, max_concurrent=1), str(tmp_path / "again"), run=SimulatedRun())
+    again = search(simulated_study(num_trials=4, max_concurrent=1), str(tmp_path / "again"), run=SimulatedRun())
     assert [(trial.point, trial.state, len(trial.curve)) for trial in again.records] == [
-        (trial.point, trial.state, len(trial.curve)) for trial in state.records
+        (trial.point, trial.state, len(trial.curve)) for trial in state.records[:4]
     ]
 
 
-def test_a_trial_that_fails_is_retried_from_its_checkpoint_then_reported_and_the_others_finish(ray_cluster: None, tmp_path: Path):
-    high = SearchSpace(parameters=(Float(path="sassl.prob", low=0.8, high=1.0),))
-    study = simulated_study(scheduler="fifo", num_trials=4, retries=1).model_copy(update={"space": high})
-    once = search(study, str(tmp_path / "once"), run=SimulatedRun(failing=(4, 1)))
-    assert {trial.state for trial in once.records} == {"finished"}
-    retried = [trial for trial in once.records if trial.point["sassl.prob"] > 0.9]  # type: ignore[operator]
-    assert retried
-    assert {trial.attempts for trial in retried} == {2}
-    for trial in once.records:
-        assert _steps(tmp_path / "once", trial.number) == list(range(1, NUM_EVALUATIONS + 1))
-    twice = search(study, str(tmp_path / "twice"), run=SimulatedRun(failing=(4, 2)))
-    for trial in twice.records:
-        is_bad = trial.number in {bad.number for bad in retried}
-        assert trial.state == ("failed" if is_bad else "finished")
-        assert not is_bad or (trial.reason or "").endswith("the loss is nan at step 4")
-
-
-def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint_and_then_given_up(ray_cluster: None, tmp_path: Path):
-    high = SearchSpace(parameters=(Float(path="sassl.prob", low=0.89, high=0.92),))
-    study = simulated_study(scheduler="fifo", num_trials=3, retries=1).model_copy(update={"space": high})
-    once = search(study, str(tmp_path / "once"), run=SimulatedRun(failing=(4, 1), is_killed=True))
-    assert {trial.state for trial in once.records} == {"finished"}
-    killed = {trial.number for trial in once.records if trial.point["sassl.prob"] > 0.9}  # type: ignore[operator]
-    assert 0 < len(killed) < 3
-    assert {trial.number for trial in once.records if trial.attempts == 2} == killed
-    assert all(_steps(tmp_path / "once", number) == list(range(1, NUM_EVALUATIONS + 1)) for number in range(3))
-    twice = search(study, str(tmp_path / "twice"), run=SimulatedRun(failing=(4, 2), is_killed=True))
-    assert {trial.number for trial in twice.records if trial.state == "failed"} == killed
-    assert {trial.state for trial in twice.records} == {"finished", "failed"}
-    for number in killed:
-        assert "process" in (twice.records[number].reason or "")
+@pytest.mark.parametrize(("is_killed", "reason"), [(False, "the loss is nan at step 4"), (True, "process")])
+def test_a_trial_that_fails_is_retried_from_its_checkpoint_then_given_up_and_the_others_finish(
+    ray_cluster: None, tmp_path: Path, is_killed: bool, reason: str
+):
+    space = SearchSpace(parameters=(Float(path="sassl.prob", low=0.7, high=1.0),))
+    study = simulated_study(searcher="grid", scheduler="fifo", num_trials=3, retries=1).model_copy(update={"space": space})
+    state = search(study, str(tmp_path), run=SimulatedRun(failing=(4, 2), is_killed=is_killed))
+    assert [trial.point["sassl.prob"] for trial in state.records] == [0.7, 0.85, 1.0]  # which fail never, once and twice
+    assert [(trial.state, trial.attempts) for trial in state.records] == [("finished", 1), ("finished", 2), ("failed", 2)]
+    for number in (0, 1):
+        assert _steps(tmp_path, number) == list(range(1, NUM_EVALUATIONS + 1))
+    assert reason in (state.records[2].reason or "")
 
 
 def test_a_study_is_given_up_when_its_first_trials_all_fail_at_once(ray_cluster: None, tmp_path: Path):
@@ -133,19 +118,7 @@ def test_population_based_training_moves_bad_trials_to_the_checkpoints_of_good_o
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_trials_are_whole_pretraining_runs_also_with_workers_of_their_own(ray_cluster: None, tmp_path: Path, num_workers: int):
-    base = small_config(write_shards(tmp_path), epochs=4, num_workers=num_workers)
-    space = SearchSpace(parameters=(Float(path="optim.base_lr", low=1e-4, high=1, log=True),), reduction_factor=2)
-    study = StudyConfig(
-        name="real",
-        base=base,
-        space=space,
-        objectives=("knn_top1",),
-        searcher="random",
-        scheduler="asha",
-        num_trials=3,
-        seed=2,
-        max_concurrent=1,
-    )
+    study = small_study(tmp_path, num_workers=num_workers, reduction_factor=2, scheduler="asha", num_trials=3, seed=2)
     state = search(study, str(tmp_path / "study"))
     assert state.records[0].state == "finished"
     assert "stopped" in {trial.state for trial in state.records}
@@ -158,16 +131,7 @@ def test_trials_are_whole_pretraining_runs_also_with_workers_of_their_own(ray_cl
 
 @pytest.mark.slow
 def test_a_trial_with_workers_whose_launcher_is_killed_gives_their_cpus_back_to_the_next_attempt(ray_cluster: None, tmp_path: Path):
-    study = StudyConfig(
-        name="killed",
-        base=small_config(write_shards(tmp_path), epochs=4, num_workers=1),
-        space=SearchSpace(parameters=(Float(path="optim.base_lr", low=1e-3, high=0.1, log=True),)),
-        objectives=("knn_top1",),
-        searcher="random",
-        scheduler="fifo",
-        num_trials=1,
-        max_concurrent=1,
-    )
+    study = small_study(tmp_path, num_workers=1)
     study = study.model_copy(update={"base": apply_overrides(study.base, ["scaling.cpus_per_worker=1"])})  # two attempts do not fit at once
     killed: list[int] = []
 
@@ -181,6 +145,26 @@ def test_a_trial_with_workers_whose_launcher_is_killed_gives_their_cpus_back_to_
     assert killed
     assert (trial.state, trial.attempts) == ("finished", 2)
     assert [evaluation.number for evaluation in trial.curve] == [1, 2, 3, 4]
+
+
+def test_trials_on_nodes_without_a_stylizers_weights_get_them_from_the_driver(
+    ray_cluster: None, weights_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache_of_the_nodes = weights_path(WEIGHTS)
+    assert not cache_of_the_nodes.exists()
+    study = simulated_study(scheduler="fifo", num_trials=2, searcher="grid", max_concurrent=1)
+    space = SearchSpace(parameters=(Choice(path="stylize", choices=("swift", "magenta")),))
+    study = study.model_copy(update={"space": space})
+    with pytest.raises(MissingWeightsError, match="ray-sassl weights fetch magenta"):
+        search(study, str(tmp_path / "study"))
+    assert not (tmp_path / "study").exists()
+    monkeypatch.setenv("RAY_SASSL_CACHE", str(weights_cache))  # of this process alone: Ray's were started before
+    try:
+        state = search(study, str(tmp_path / "study"), run=PaintingRun())
+        assert [(trial.point["stylize"], trial.state) for trial in state.records] == [("swift", "finished"), ("magenta", "finished")]
+        assert cache_of_the_nodes.read_bytes() == weights_path(WEIGHTS).read_bytes()
+    finally:
+        cache_of_the_nodes.unlink(missing_ok=True)
 
 
 def _process_named(title: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import UsageError
@@ -39,6 +40,22 @@ def test_a_conditional_parameter_is_there_only_where_its_condition_holds(base):
     assert fixed.draw(base, lambda d: d.at(0.5)) == {"sassl.prob": 0.5}
     with pytest.raises(SpaceError, match="fix all"):
         space.without(["stylize=identity", "sassl.prob=1"])
+
+
+def test_what_a_chosen_plugin_has_of_its_own_is_still_searched():
+    kind = Choice(path="method.fa.augmentation", choices=("mask", "noise"))
+    mask = Float(path="method.fa.augmentation.mask_prob", low=0.1, high=0.9, when={"method.fa.augmentation": ("mask",)})
+    space = SearchSpace(parameters=(kind, mask, Float(path="sassl.prob", low=0, high=1), Float(path="optim.base_lr", low=0.1, high=1)))
+
+    def left(*overrides: str) -> list[str]:
+        return [dimension.name for dimension in space.without(overrides).dimensions]
+
+    assert left("method=vicreg") == [dimension.name for dimension in space.dimensions]
+    assert left("method.fa.augmentation=mask") == ["method.fa.augmentation.mask_prob", "sassl.prob", "optim.base_lr"]
+    assert left("method.fa.augmentation={name: mask, mask_prob: 0.5}", "sassl={prob: 1}") == ["optim.base_lr"]
+    assert left("sassl={alpha: [0, 1]}", "optim.base_lr=1")[-1] == "sassl.prob"
+    masked = apply_overrides(load_experiment("simclr_cifar10_cpu"), ["method.fa.augmentation=mask"])
+    assert set(space.without(["method.fa.augmentation=mask"]).draw(masked, lambda d: d.at(0.5))) == set(left("method.fa.augmentation=mask"))
 
 
 def test_a_grid_has_every_combination_once_and_keeps_conditions(base):

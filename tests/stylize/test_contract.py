@@ -65,3 +65,7 @@ def test_both_memory_formats_give_the_same(stylizer, photos):
     codes = stylizer.embed(photos.flip(0))
     torch.testing.assert_close(stylizer.embed(last), stylizer.embed(photos), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(stylizer.render(last, codes), stylizer.render(photos, codes), atol=2e-3, rtol=0)
+
+
+def test_the_config_knows_the_smallest_images_that_can_be_repainted(stylizer, request):
+    assert load_plugin(PACKAGE, request.node.callspec.params["stylizer"]).Config.min_px == stylizer.min_px

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from ray_sassl.cli.search import make_study
 from ray_sassl.config.overrides import apply_overrides, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.searcher import suggest
-from ray_sassl.study.space import has_path
+from ray_sassl.study.space import SpaceError, has_path
 from tune_spaces import SpaceSource, load_space, spaces
 
 each_space = pytest.mark.parametrize("source", spaces().values(), ids=lambda source: source.name)
@@ -57,6 +58,22 @@ def test_every_space_says_in_one_line_what_it_searches(source):
 def test_spaces_follow_the_method_that_they_find(name, experiment):
     base = load_experiment(experiment)
     load_space(name).space(base).check(base)
+
+
+@pytest.mark.parametrize("name", ["feature_augmentation", "joint"])
+def test_what_the_method_refuses_is_not_drawn(name):
+    source = load_space(name)
+    study = make_study(source, None, ["method=vicreg"], dict.fromkeys(("searcher", "scheduler", "objectives", "num_trials")))
+    drawn = {config.method.fa.augmentation.name for config in study.space.check(study.base)}  # type: ignore[attr-defined]
+    assert "nearest" not in drawn
+    assert {"identity", "mask", "swap"} <= drawn
+
+
+def test_an_augmentation_that_does_not_fit_a_fixed_architecture_is_refused_with_the_reason():
+    base = apply_overrides(load_experiment("simclr_cifar10_cpu"), ["method.fa.architecture=post_predictor"])
+    space = load_space("feature_augmentation").space(base).without(["method.fa.architecture=post_predictor"])
+    with pytest.raises(SpaceError, match="nearest, which lets no gradient through, would leave the predictor untrained"):
+        space.check(base)
 
 
 def test_a_method_without_feature_augmentation_is_refused_by_name():

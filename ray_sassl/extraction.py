@@ -1,13 +1,14 @@
 """Features of whole data sets, as plain functions: what one process does, and what Ray spreads over actors.
 
 The work is cut into portions of row groups. Each is read once, whatever the number of image changes that features are wanted of; while the
-encoder works on one batch, threads decode the next.
+encoder works on one batch, threads decode the next. Crops of train images, which are new in every epoch, are encoded likewise, in portions of an
+epoch's order.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluate import ImageChange, LabelledFeatures
 from ray_sassl.evaluate.features import features_of
-from ray_sassl.pipeline import EvaluationBatch, evaluation_images, portions
+from ray_sassl.pipeline import CropPortion, EvaluationBatch, OnBad, TrainingCrops, evaluation_images, labelled_batches, portions
 from ray_sassl.plugins import UsageError
 
 BATCH_SIZE = 64
@@ -171,6 +172,68 @@ def extract_on(
         if advance is not None:
             advance(int(job.index.group_rows[groups].sum()))
     return joined(job, done)
+
+
+@dataclass(frozen=True)
+class CropJob:
+    """Features are wanted of crops of train images, new in every epoch; see `pipeline.TrainingCrops`.
+
+    Attributes:
+        encoder: (B, 3, S, S) -> (B, F).
+        index: The images.
+        preprocessing: Of the crops, which have its size.
+        sample_id: (N,) int64, which images.
+    """
+
+    encoder: nn.Module
+    index: Index
+    preprocessing: Preprocessing
+    sample_id: np.ndarray
+    epochs: int
+    batch_size: int
+    seed: int
+
+    def crops(self) -> TrainingCrops:
+        """What makes them."""
+        return TrainingCrops(self.index, self.sample_id, self.preprocessing.size_px, self.batch_size, self.seed)
+
+
+EncodeCrops = Callable[[CropJob, OnBad], Iterator[tuple[np.ndarray, np.ndarray]]]
+"""Batches of features (B, F) float32 and labels (B,), epoch by epoch in the order of the crops: by this process, or by a pool of actors."""
+
+
+class CropEncoder:
+    """Does portions of one such job in this process; the encoder is copied, and in evaluation mode, so that its batch statistics are fixed."""
+
+    def __init__(self, job: CropJob, device: torch.device, num_threads: int) -> None:
+        self.crops = job.crops()
+        self._preprocessing, self._device, self._num_threads = job.preprocessing, device, num_threads
+        self._encoder = copy.deepcopy(job.encoder).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+
+    def pieces(self, portions: Iterable[CropPortion], on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Features and labels of some crops at a time."""
+        prep = self._preprocessing
+        for images, labels in self.crops.pieces(portions, self._num_threads, on_bad):
+            yield features_of(self._encoder, images, prep.pixel_mean, prep.pixel_std, self._device), labels
+
+    def portion(self, portion: CropPortion) -> tuple[np.ndarray, np.ndarray, list[BadRow]]:
+        """Features (n, F) and labels (n,) of a portion, and the rows that could not be decoded."""
+        bad: list[BadRow] = []
+        features, labels = (np.concatenate(column) for column in zip(*self.pieces([portion], bad.extend), strict=True))
+        return features, labels, bad
+
+
+def encode_crops_here(job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All of the job in this process, on its GPU where it has one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return encode_crops_on(device, max(1, torch.get_num_threads()), job, on_bad)
+
+
+def encode_crops_on(device: torch.device, num_threads: int, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All of the job in this process, on a device, with so many threads that decode."""
+    encoder = CropEncoder(job, device, num_threads)
+    for epoch in range(job.epochs):
+        yield from labelled_batches(encoder.pieces(encoder.crops.portions(epoch), on_bad), job.batch_size)
 
 
 def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:

@@ -25,7 +25,7 @@ from ray_sassl.evaluate.knn import Config as KnnConfig
 from ray_sassl.evaluate.linear import Config as LinearConfig
 from ray_sassl.evaluate.scores import check_classes
 from ray_sassl.evaluate.store import Provenance, encoder_digest, read_features, write_features
-from ray_sassl.extraction import Extract, ExtractionJob, Preprocessing, extract_here
+from ray_sassl.extraction import CropJob, EncodeCrops, Extract, ExtractionJob, Preprocessing, encode_crops_here, extract_here
 from ray_sassl.pipeline import decode_images, evaluation_view, labelled_images, training_crops
 from ray_sassl.plugins import UsageError
 
@@ -162,6 +162,7 @@ class EncoderSubject(Subject):
         folder: Where features are kept, a path or URI; None: nowhere.
         facts: What is to be known of the encoder beside its digest, such as its checkpoint; kept with the features.
         judge: Where it is judged by other images; not given: here, one set after the other, with `extract`.
+        encode_crops: Where crops of train images are encoded.
     """
 
     def __init__(
@@ -173,9 +174,11 @@ class EncoderSubject(Subject):
         folder: str | None = None,
         facts: dict[str, Any] | None = None,
         judge: Judge | None = None,
+        encode_crops: EncodeCrops = encode_crops_here,
     ) -> None:
         self._encoder, self._config, self._images_of_both = encoder, config, data
         self._extract, self._folder, self._facts, self._judge = extract, folder, facts or {}, judge
+        self._encode_crops = encode_crops
         self._known: dict[tuple[Split, str], LabelledFeatures] = {}
         self.size_px = config.evaluate.size_px
         self.pixel_mean, self.pixel_std = config.train.pixel_mean, config.train.pixel_std
@@ -269,6 +272,11 @@ class EncoderSubject(Subject):
         train = self._data.train
         return training_crops(train.index, sample_id, self.size_px, epochs, batch_size, seed, train.quarantine.add)
 
+    def training_features(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        train = self._data.train
+        job = CropJob(self._encoder, train.index, self._preprocessing, sample_id, epochs, batch_size, seed)
+        return self._encode_crops(job, train.quarantine.add)
+
     def outputs(self, network: nn.Module) -> LabelledFeatures:
         return self._outputs(network, (None,))[0]
 
@@ -282,14 +290,14 @@ class EncoderSubject(Subject):
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
         data = labelled_data(train, test, self.size_px)
-        return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts, self._judge)
+        return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts, self._judge, self._encode_crops)
 
     def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
         there = tuple(Task(task.protocol, _absolute(task.train), _absolute(task.test)) for task in tasks)
         job = JudgeJob(self._encoder, self._config, there, self._folder, self._facts)
         if self._judge is not None:
             return self._judge(job)
-        return [judge_one(job, number, self._extract) for number in range(len(tasks))]
+        return [judge_one(job, number, self._extract, self._encode_crops) for number in range(len(tasks))]
 
 
 @dataclass(frozen=True)
@@ -307,11 +315,11 @@ Judge = Callable[[JudgeJob], list[Evaluation]]
 """Does all tasks of such a job, side by side where it can."""
 
 
-def judge_one(job: JudgeJob, number: int, extract: Extract = extract_here) -> Evaluation:
+def judge_one(job: JudgeJob, number: int, extract: Extract = extract_here, encode_crops: EncodeCrops = encode_crops_here) -> Evaluation:
     """Does one of the job's tasks; how many images could not be decoded is the detail `bad_images`."""
     task = job.tasks[number]
     data = labelled_data(task.train, task.test, job.config.evaluate.size_px)
-    subject = EncoderSubject(job.encoder, job.config, data, extract, job.folder, job.facts)
+    subject = EncoderSubject(job.encoder, job.config, data, extract, job.folder, job.facts, encode_crops=encode_crops)
     found = task.protocol.build().evaluate(subject)
     return replace(found, details={**found.details, "bad_images": data.num_bad})
 

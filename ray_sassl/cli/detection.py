@@ -13,10 +13,12 @@ from dataclasses import asdict
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from ray_sassl import storage
 from ray_sassl.cli.evaluation import FOLDER, scores_table
 from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.data.quarantine import BadRow
 from ray_sassl.detection import DetectConfig
 from ray_sassl.detection.average_precision import check_installed
 from ray_sassl.detection.report import detections_table, evaluation_of
@@ -72,6 +74,7 @@ def detect(
             console.print(f"[yellow]{name}: {part.num_dropped:,} boxes without an area were dropped[/]", highlight=False)
     encoders = {f"step {checkpoint.step:,}": backbone} | ({"untrained encoder": untrained_backbone(config)} if baselines else {})
     evaluations: dict[str, Evaluation] = {}
+    bad: list[BadRow] = []
     with ExitStack() as until_the_end:
         run_job = _place(console, settings, workers, worker_cpus, address, until_the_end)
         for number, (name, encoder) in enumerate(encoders.items()):
@@ -80,13 +83,18 @@ def detect(
             job = DetectionJob(encoder, tuple(config.train.pixel_mean), tuple(config.train.pixel_std), train, test, settings, file)
             result = run_job(copy.deepcopy(job))
             evaluations[name] = evaluation_of(job, result)
+            bad += [row for rows in result.bad.values() for row in rows if row not in bad]
             if number == 0:
                 sink = io.BytesIO()
-                pq.write_table(detections_table(job, result.detections), sink)
+                pq.write_table(detections_table(result), sink)
                 storage.write_bytes(storage.join(out, f"{NAME}.parquet"), sink.getvalue())
             storage.remove(file)
     console.print(scores_table(NAME, {NAME: evaluations}, None))
-    console.print(f"Scores: {_write(out, settings, evaluations, checkpoint, data)}", soft_wrap=True, highlight=False)
+    console.print(f"Scores: {_write(out, settings, evaluations, checkpoint, data, len(bad))}", soft_wrap=True, highlight=False)
+    if bad:
+        console.print(
+            f"[yellow]{len(bad):,} images could not be decoded and were left out[/], such as {escape(str(bad[0]))}", soft_wrap=True
+        )
     return evaluations
 
 
@@ -106,13 +114,14 @@ def _place(
 
         return lambda job: run_detection(job, Context(device=device))
     from ray_sassl.orchestrate.detect import detect_on_ray
-    from ray_sassl.orchestrate.session import offered, ray_session
+    from ray_sassl.orchestrate.growth import offered, present
+    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.train_job import Workers
 
     until_the_end.enter_context(ray_session(address))
-    gpus = int(offered("GPU"))
-    num_workers = workers or max(1, gpus)
-    use_gpu = gpus >= num_workers
-    return lambda job: detect_on_ray(job, num_workers=num_workers, num_cpus=worker_cpus, use_gpu=use_gpu, watch=watch)
+    count = workers or max(1, int(present("GPU")))
+    group = Workers(count, worker_cpus, use_gpu=offered("GPU") >= count)
+    return lambda job: detect_on_ray(job, group, watch=watch)
 
 
 class _Watch:
@@ -137,7 +146,7 @@ class _Watch:
             self._console.print(f"step {report['step']:,.0f} of {self._steps:,}  {parts}", highlight=False)
 
 
-def _write(out: str, settings: DetectConfig, evaluations: dict[str, Evaluation], checkpoint: Checkpoint, data: str) -> str:
+def _write(out: str, settings: DetectConfig, evaluations: dict[str, Evaluation], checkpoint: Checkpoint, data: str, num_bad: int) -> str:
     """`detect.json` in the form of the protocols', and beside it the first encoder's pictures `detect-NAME.png`; returns the first."""
     files = {"detections": f"{NAME}.parquet"}
     for name, content in next(iter(evaluations.values())).figures.items():
@@ -148,7 +157,7 @@ def _write(out: str, settings: DetectConfig, evaluations: dict[str, Evaluation],
         "step": checkpoint.step,
         "protocol": {"name": NAME, **settings.model_dump(mode="json")},
         "data": {"path": data},
-        "bad_images": 0,
+        "bad_images": num_bad,
         "chance": None,
         "scores": {name: {key: asdict(score) for key, score in found.scores.items()} for name, found in evaluations.items()},
         "details": {name: found.details for name, found in evaluations.items()},

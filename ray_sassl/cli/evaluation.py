@@ -23,7 +23,7 @@ from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score, Task
 from ray_sassl.experiments import data_root
-from ray_sassl.extraction import Extract, Extracted, ExtractionJob, KeptImages, extract_here
+from ray_sassl.extraction import EncodeCrops, Extract, Extracted, ExtractionJob, KeptImages, encode_crops_here, extract_here
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
 from ray_sassl.records import read_scores
 from ray_sassl.scoring import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
@@ -78,14 +78,14 @@ def evaluate(
     found: dict[str, dict[str, Evaluation]] = {}
     failed: dict[str, str] = {}
     logging.getLogger(_PROTOCOLS).setLevel(logging.INFO)
-    with _workplace(actors, actor_cpus, actor_gpus, address) as (extract, judge):
+    with _workplace(actors, actor_cpus, actor_gpus, address) as (extract, judge, encode):
         facts = {"checkpoint": checkpoint.path, "step": checkpoint.step}
-        subjects = {f"step {checkpoint.step:,}": EncoderSubject(backbone, config, data, extract, folder, facts, judge)}
+        subjects = {f"step {checkpoint.step:,}": EncoderSubject(backbone, config, data, extract, folder, facts, judge, encode)}
         if baselines:
             untrained = untrained_backbone(config)
             facts = {"untrained, of seed": config.seed}
-            subjects["untrained encoder"] = EncoderSubject(untrained, config, data, extract, folder, facts, judge)
-            subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, extract, judge=judge)
+            subjects["untrained encoder"] = EncoderSubject(untrained, config, data, extract, folder, facts, judge, encode)
+            subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, extract, None, None, judge, encode)
         for protocol in protocols:
             own = None if protocol.brings_images else data
             try:
@@ -210,7 +210,7 @@ def _told(console: Console, name: str, error: Exception) -> str:
 
 
 def _evaluated(subject: EncoderSubject, protocol: ProtocolConfig, config: ExperimentConfig, *, has_pool: bool) -> Evaluation:
-    """What the protocol finds: in this process, or on one actor of a pool where it works on the encoder itself."""
+    """What the protocol finds: in this process, or on one actor of a pool where it trains the encoder itself."""
     train, test = config.evaluate.train, config.evaluate.test
     if has_pool and protocol.sees_encoder and train is not None and test is not None:
         return subject.judge([Task(protocol, train, test)])[0]
@@ -259,24 +259,27 @@ def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:
 
 
 @contextmanager
-def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str | None) -> Iterator[tuple[Extract, Judge | None]]:
-    """Where features are computed, and other data sets looked at: on actors where a cluster is named, actors are asked for, or this machine has
+def _workplace(
+    actors: int | None, cpus: float, gpus: float | None, address: str | None
+) -> Iterator[tuple[Extract, Judge | None, EncodeCrops]]:
+    """Where features are computed, other data sets looked at, and crops encoded: on actors where a cluster is named, actors are asked for, or this machine has
     several GPUs; else here."""
     import torch
 
     with ExitStack() as until_the_end:
         if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
-            yield _extract_here(), None
+            yield _extract_here(), None, encode_crops_here
             return
         from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
         from ray_sassl.orchestrate.feature_jobs import evaluation_pool
-        from ray_sassl.orchestrate.session import offered, ray_session
+        from ray_sassl.orchestrate.growth import offered
+        from ray_sassl.orchestrate.session import ray_session
 
         until_the_end.enter_context(ray_session(address))
         if gpus is None:
             gpus = 1.0 if offered("GPU") >= 1 else 0.0
         pool = until_the_end.enter_context(evaluation_pool(ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus)))
-        yield pool.extract, pool.judge
+        yield pool.extract, pool.judge, pool.encode_crops
 
 
 def _extract_here() -> Extract:

@@ -42,10 +42,12 @@ class Quarantine:
     Args:
         num_rows: Rows of the data set.
         max_bad_fraction: The share of them that may be bad.
+        option: What the user calls that share.
     """
 
-    def __init__(self, num_rows: int, max_bad_fraction: float) -> None:
+    def __init__(self, num_rows: int, max_bad_fraction: float, option: str = "data.max_bad_fraction") -> None:
         self.num_rows = num_rows
+        self._option = option
         self.max_bad_fraction = max_bad_fraction
         self._rows: dict[tuple[int, str], BadRow] = {}
 
@@ -91,6 +93,6 @@ class Quarantine:
         more = f"\n  ... and {left_out:,} more files" if left_out > 0 else ""
         share = self.num_bad / max(self.num_rows, 1)
         return (
-            f"{self.num_bad:,} of {self.num_rows:,} rows ({share:.2%}) cannot be used; data.max_bad_fraction allows "
+            f"{self.num_bad:,} of {self.num_rows:,} rows ({share:.2%}) cannot be used; {self._option} allows "
             f"{self.max_bad_fraction:.2%}. The first of each file:\n{named}{more}"
         )

@@ -46,6 +46,7 @@ class DetectConfig(FrozenConfig):
         rois_per_image: Regions of an image that the head learns from at each step.
         test_proposals: Regions of an image that the head looks at in a test.
         evaluate_every: Steps between measurements on the test set, the first before the training; 0: only at its end.
+        max_bad_fraction: Share of each split's images that may be damaged; they are left out and counted, and more of them end the job.
         checkpoint_every: Steps between checkpoints, from which a run that was stopped goes on.
         seed: Of the new layers and of all draws.
     """
@@ -70,6 +71,7 @@ class DetectConfig(FrozenConfig):
     test_proposals: int = Field(default=1000, ge=1)
     evaluate_every: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=1000, ge=1)
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl.detection.average_precision import Detections, average_precision_scores
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.detection.average_precision import average_precision_scores
 from ray_sassl.detection.pictures import boxes_picture, history_picture
 from ray_sassl.detection.training import DetectionJob, DetectionResult
+from ray_sassl.detection.voc import DetectionSet
 from ray_sassl.evaluate import Evaluation, Score
 from ray_sassl.storage import name_of
 
@@ -18,9 +21,9 @@ _NUM_SHOWN = 4
 
 def evaluation_of(job: DetectionJob, result: DetectionResult) -> Evaluation:
     """AP, AP50 and AP75 with intervals and AP by class; boxes on test images, and curves of the losses and of AP over the steps."""
-    scores = average_precision_scores(result.detections, job.test.truths, job.test.class_names)
+    scores = average_precision_scores(result.detections, result.tested.truths, result.tested.class_names)
     history = result.history
-    figures = {"boxes": boxes_picture(job.test, result.detections, _NUM_SHOWN, job.config.seed)}
+    figures = {"boxes": boxes_picture(result.tested, result.detections, _NUM_SHOWN, job.config.seed)}
     if len(history.losses) > 1:
         figures["losses"] = history_picture(history.losses, "loss")
     if len(history.measured) > 1:
@@ -28,8 +31,9 @@ def evaluation_of(job: DetectionJob, result: DetectionResult) -> Evaluation:
         first = history.measured[0]
         scores["start_AP50"] = Score(first["AP50"])
     details: dict[str, Any] = {
-        "train": _facts(job, "train"),
-        "test": _facts(job, "test"),
+        "train": _facts(job.train, result.bad["train"]),
+        "test": _facts(job.test, result.bad["test"]),
+        "bad_images": [{"split": split, "path": row.path, "reason": row.reason} for split, rows in result.bad.items() for row in rows],
         "classes": list(job.test.class_names),
         "losses": history.losses,
         "measured": history.measured,
@@ -37,15 +41,20 @@ def evaluation_of(job: DetectionJob, result: DetectionResult) -> Evaluation:
     return Evaluation(scores, figures, details)
 
 
-def _facts(job: DetectionJob, split: str) -> dict[str, int]:
-    part = getattr(job, split)
-    return {"images": len(part), "boxes": part.num_boxes, "boxes_without_area_dropped": part.num_dropped}
+def _facts(part: DetectionSet, bad: Sequence[BadRow]) -> dict[str, int]:
+    return {
+        "images": len(part),
+        "boxes": part.num_boxes,
+        "boxes_without_area_dropped": part.num_dropped,
+        "images_left_out": len(bad),
+    }
 
 
-def detections_table(job: DetectionJob, detections: list[Detections]) -> pa.Table:
+def detections_table(result: DetectionResult) -> pa.Table:
     """One row a detection: `image` (name), `label`, `score` and the box's edges in pixels."""
+    detections = result.detections
     counts = [len(one.labels) for one in detections]
-    images = [name_of(path) for path, count in zip(job.test.paths, counts, strict=True) for _ in range(count)]
+    images = [name_of(path) for path, count in zip(result.tested.paths, counts, strict=True) for _ in range(count)]
     boxes = np.concatenate([one.boxes for one in detections]).astype(np.float32)
     columns = {
         "image": pa.array(images, pa.string()),

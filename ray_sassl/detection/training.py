@@ -1,7 +1,8 @@
 """Training a detector and looking at the test set with it, as one of the processes that share the work.
 
 Which images a step sees, how they are mirrored and which regions are sampled follow from (seed, step, rank), so a run repeats, and one that was
-stopped goes on from its checkpoint as if it had not been.
+stopped goes on from its checkpoint as if it had not been. Damaged images are left out and counted: in a step the next one of the epoch takes the
+place of such an image, and a test is of those that can be decoded.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
+import itertools
 import json
 import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,10 +30,12 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 from ray_sassl import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, decode
+from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.detection import REFERENCE_BATCH, DetectConfig
 from ray_sassl.detection.average_precision import Detections, average_precision, check_installed
 from ray_sassl.detection.network import build_detector
 from ray_sassl.detection.voc import DetectionSet
+from ray_sassl.evaluate import Split
 from ray_sassl.evaluate.store import encoder_digest
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.context import Context
@@ -73,7 +77,7 @@ class DetectionJob:
     @property
     def key(self) -> str:
         """sha256 of all that the result follows from."""
-        facts = [self.config.model_dump(mode="json", exclude={"checkpoint_every"}), self.pixel_mean, self.pixel_std]
+        facts = [self.config.model_dump(mode="json", exclude={"checkpoint_every", "max_bad_fraction"}), self.pixel_mean, self.pixel_std]
         text = json.dumps([encoder_digest(self.encoder), self.train.fingerprint, self.test.fingerprint, *facts])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -93,10 +97,65 @@ class History:
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """What was found in each test image after the training, and what was logged on the way."""
+    """What was found after the training, and what was logged on the way.
 
+    Attributes:
+        tested: The test images that could be decoded.
+        detections: What was found in each of them.
+        bad: The images of each split that could not, of those that any process has met; a row's number is its place in the split.
+    """
+
+    tested: DetectionSet
     detections: list[Detections]
     history: History
+    bad: dict[Split, list[BadRow]]
+
+
+class _Images:
+    """Both splits as one process reads them, with its count of damaged images.
+
+    Raises:
+        TooManyBadRowsError: more of a split's images are damaged than the config allows.
+    """
+
+    def __init__(self, job: DetectionJob) -> None:
+        self._sets: dict[Split, DetectionSet] = {"train": job.train, "test": job.test}
+        self._quarantine = {
+            split: Quarantine(len(part), job.config.max_bad_fraction, "max_bad_fraction") for split, part in self._sets.items()
+        }
+
+    def pixels(self, split: Split, row: int) -> Tensor | None:
+        """(3, H, W) uint8, or None where the image cannot be decoded."""
+        path = self._sets[split].paths[row]
+        try:
+            return torch.from_numpy(np.array(decode(storage.read_bytes(path), _MAX_PIXELS))).permute(2, 0, 1)
+        except DecodeError as error:
+            self._quarantine[split].add([BadRow(path, -1, row, str(error))])
+            return None
+
+    @property
+    def bad(self) -> dict[Split, list[BadRow]]:
+        bad: dict[Split, list[BadRow]] = {split: quarantine.rows for split, quarantine in self._quarantine.items()}
+        return bad
+
+    def add(self, bad: dict[Split, list[BadRow]]) -> None:
+        """Take in what others have met."""
+        for split, rows in bad.items():
+            self._quarantine[split].add(rows)
+
+    def share(self, context: Context) -> None:
+        """Every process gets to know what each has met; all must call it."""
+        for part in _gathered(self.bad, context):
+            self.add(part)
+
+
+def _gathered(mine: Any, context: Context) -> list[Any]:
+    """What each process has, by rank; all must call it."""
+    if context.world_size == 1:
+        return [mine]
+    parts: list[Any] = [None] * context.world_size
+    dist.all_gather_object(parts, mine)
+    return parts
 
 
 def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
@@ -114,14 +173,15 @@ def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
         torch.manual_seed(config.seed)
         detector = build_detector(job.encoder, config, len(job.train.class_names), job.pixel_mean, job.pixel_std).to(context.device)
         optimizer = _optimizer(detector, config)
-        step, history = _resumed(job, key, detector, optimizer)
+        images = _Images(job)
+        step, history = _resumed(job, key, detector, optimizer, images)
         wrapped = _wrapped(detector, context)
         if step == 0 and config.evaluate_every:
-            _measure(job, detector, context, 0, history)
+            _measure(job, detector, context, 0, history, images)
         sums: dict[str, Tensor] = {}
         count = 0
-        for images, targets in _training_batches(job, context, step):
-            parts = _train_step(job, wrapped, optimizer, step, context, images, targets)
+        for batch, targets in _training_batches(job, context, step, images):
+            parts = _train_step(job, wrapped, optimizer, step, context, batch, targets)
             step, count = step + 1, count + 1
             sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
             is_last = step == config.steps
@@ -134,10 +194,12 @@ def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
                     context.report({"step": step} | entry)
                 sums, count = {}, 0
             if config.evaluate_every and step % config.evaluate_every == 0 and not is_last:
-                _measure(job, detector, context, step, history)
+                _measure(job, detector, context, step, history, images)
             if is_saved:
-                _save(job, key, detector, optimizer, step, history, context)
-        return DetectionResult(_measure(job, detector, context, config.steps, history), history)
+                images.share(context)
+                _save(job, key, detector, optimizer, step, history, images, context)
+        tested, detections = _measure(job, detector, context, config.steps, history, images)
+        return DetectionResult(tested, detections, history, images.bad)
 
 
 def _optimizer(detector: nn.Module, config: DetectConfig) -> torch.optim.SGD:
@@ -196,11 +258,13 @@ def _check_finite(entry: dict[str, float], step: int, config: DetectConfig) -> N
         raise UsageError(f"the detector has diverged by step {step:,} (loss {entry['loss']}); lower learning_rate={config.learning_rate:g}")
 
 
-def _training_batches(job: DetectionJob, context: Context, first: int) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
+def _training_batches(
+    job: DetectionJob, context: Context, first: int, images: _Images
+) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
     """This process's images and targets of each step from `first` on, decoded ahead by threads."""
     config, share = job.config, job.config.batch_size // context.world_size
     places = ((step, context.rank * share + place) for step in range(first, config.steps) for place in range(share))
-    samples = _ahead(places, lambda at: _training_sample(job, *at), threads=2, ahead=_AHEAD * share)
+    samples = _ahead(places, lambda at: _training_sample(job, at[0], at[1], images), threads=2, ahead=_AHEAD * share)
     batch: list[tuple[Tensor, dict[str, Tensor]]] = []
     for sample in samples:
         batch.append(sample)
@@ -209,11 +273,18 @@ def _training_batches(job: DetectionJob, context: Context, first: int) -> Iterat
             batch = []
 
 
-def _training_sample(job: DetectionJob, step: int, place: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Image number `place` of a step's batch, mirrored half of the time."""
-    epoch, row = divmod(step * job.config.batch_size + place, len(job.train))
-    row = int(_order(job.config.seed, epoch, len(job.train))[row])
-    image, truth = _pixels(job.train.paths[row]), job.train.truths[row]
+def _training_sample(job: DetectionJob, step: int, place: int, images: _Images) -> tuple[Tensor, dict[str, Tensor]]:
+    """Image number `place` of a step's batch, mirrored half of the time.
+
+    Raises:
+        UsageError: none of the train images can be decoded, or too many cannot.
+    """
+    epoch, at = divmod(step * job.config.batch_size + place, len(job.train))
+    order = np.roll(_order(job.config.seed, epoch, len(job.train)), -at).tolist()
+    row, image = next(((row, image) for row in order if (image := images.pixels("train", row)) is not None), (0, None))
+    if image is None:
+        raise UsageError(f"none of the {len(job.train):,} train images can be decoded")
+    truth = job.train.truths[row]
     boxes = torch.from_numpy(truth.boxes.astype(np.float32))
     if np.random.default_rng([job.config.seed, step, place]).random() < 0.5:
         image, boxes = mirrored(image, boxes)
@@ -230,18 +301,6 @@ def mirrored(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return image.flip(2), torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
 
 
-def _pixels(path: str) -> Tensor:
-    """(3, H, W) uint8.
-
-    Raises:
-        UsageError: it is no image that can be decoded.
-    """
-    try:
-        return torch.from_numpy(np.array(decode(storage.read_bytes(path), _MAX_PIXELS))).permute(2, 0, 1)
-    except DecodeError as error:
-        raise UsageError(f"{path}: {error}. Mend it, or take it out of its split.") from error
-
-
 def _ahead(items: Iterable[Any], work: Any, threads: int, ahead: int) -> Iterator[Any]:
     """The results in order, worked out ahead."""
     waiting: deque[Future[Any]] = deque()
@@ -254,36 +313,50 @@ def _ahead(items: Iterable[Any], work: Any, threads: int, ahead: int) -> Iterato
             yield waiting.popleft().result()
 
 
-def _measure(job: DetectionJob, detector: FasterRCNN, context: Context, step: int, history: History) -> list[Detections]:
-    """What all processes find in the test images; AP goes into the history."""
+def _measure(
+    job: DetectionJob, detector: FasterRCNN, context: Context, step: int, history: History, images: _Images
+) -> tuple[DetectionSet, list[Detections]]:
+    """The test images that can be decoded, and what all processes find in them; AP goes into the history.
+
+    Raises:
+        UsageError: none of them can, or too many cannot.
+    """
     mine = range(context.rank, len(job.test), context.world_size)
-    found = dict(zip(mine, detect_images(detector, [job.test.paths[row] for row in mine], job.config, context), strict=True))
-    if context.world_size > 1:
-        gathered: list[Any] = [None] * context.world_size
-        dist.all_gather_object(gathered, found)
-        found = {row: one for part in gathered for row, one in part.items()}
-    detections = [found[row] for row in range(len(job.test))]
+    found = {
+        row: one for part in _gathered(detect_images(detector, images, mine, job.config, context), context) for row, one in part.items()
+    }
+    images.share(context)
+    if not found:
+        raise UsageError(f"none of the {len(job.test):,} test images can be decoded")
+    rows = sorted(found)
+    tested, detections = job.test.take(rows), [found[row] for row in rows]
     if context.rank == 0:
-        entry = {"step": step} | average_precision(detections, job.test.truths)
+        entry = {"step": step} | average_precision(detections, tested.truths)
         history.measured.append(entry)
         context.report({"measured_step": float(step)} | {name: value for name, value in entry.items() if name != "step"})
-    return detections
+    return tested, detections
 
 
 @torch.inference_mode()
-def detect_images(detector: FasterRCNN, paths: Sequence[str], config: DetectConfig, context: Context) -> list[Detections]:
-    """What the detector finds in each image; its mode and the size of its images are as before afterwards."""
+def detect_images(
+    detector: FasterRCNN, images: _Images, rows: Sequence[int], config: DetectConfig, context: Context
+) -> dict[int, Detections]:
+    """What the detector finds in these test images, by their places, without those that cannot be decoded.
+
+    Its mode and the size of its images are as before afterwards.
+    """
     detector.eval()
     resize: Any = detector.transform
     train_px, resize.min_size = resize.min_size, (config.test_px,)
-    found: list[Detections] = []
+    found: dict[int, Detections] = {}
     try:
-        pixels = _ahead(paths, _pixels, threads=2, ahead=_AHEAD * _TEST_BATCH)
-        while batch := [image for _, image in zip(range(_TEST_BATCH), pixels, strict=False)]:
-            outputs = detector([image.to(context.device).float().div_(255) for image in batch])
-            for output in outputs:
+        pixels = _ahead(rows, lambda row: (row, images.pixels("test", row)), threads=2, ahead=_AHEAD * _TEST_BATCH)
+        readable = ((row, image) for row, image in pixels if image is not None)
+        while batch := list(itertools.islice(readable, _TEST_BATCH)):
+            outputs = detector([image.to(context.device).float().div_(255) for _, image in batch])
+            for (row, _), output in zip(batch, outputs, strict=True):
                 boxes, labels, scores = (output[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
-                found.append(Detections(boxes, labels - 1, scores))
+                found[row] = Detections(boxes, labels - 1, scores)
             context.report({"tested": float(len(batch))})
     finally:
         resize.min_size = train_px
@@ -292,16 +365,24 @@ def detect_images(detector: FasterRCNN, paths: Sequence[str], config: DetectConf
 
 
 def _save(
-    job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: History, context: Context
+    job: DetectionJob,
+    key: str,
+    detector: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    history: History,
+    images: _Images,
+    context: Context,
 ) -> None:
     if context.rank == 0:
         buffer = io.BytesIO()
         state = {"key": key, "step": step, "detector": detector.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(state | {"losses": history.losses, "measured": history.measured}, buffer)
+        bad = {split: [asdict(row) for row in rows] for split, rows in images.bad.items()}
+        torch.save(state | {"losses": history.losses, "measured": history.measured, "bad": bad}, buffer)
         storage.write_bytes(job.checkpoint, buffer.getvalue())
 
 
-def _resumed(job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, History]:
+def _resumed(job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.optim.Optimizer, images: _Images) -> tuple[int, History]:
     """The step to go on from with the state of its checkpoint, or 0 where there is none of this very job."""
     if not storage.exists(job.checkpoint):
         return 0, History()
@@ -311,4 +392,5 @@ def _resumed(job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.
         return 0, History()
     detector.load_state_dict(state["detector"])
     optimizer.load_state_dict(state["optimizer"])
+    images.add({split: [BadRow(**row) for row in rows] for split, rows in state["bad"].items()})
     return state["step"], History(state["losses"], state["measured"])

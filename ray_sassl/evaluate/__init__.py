@@ -169,6 +169,10 @@ class Subject(ABC):
         """
 
     @abstractmethod
+    def training_features(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The frozen encoder's features of those very crops: batches (B, F) float32 with labels (B,)."""
+
+    @abstractmethod
     def outputs(self, network: nn.Module) -> LabelledFeatures:
         """What a network that was made from the encoder, (B, 3, S, S) -> (B, C), puts out for all test images."""
 
@@ -205,7 +209,7 @@ class ProtocolConfig(PluginConfig, ABC):
 
     @property
     def sees_encoder(self) -> bool:
-        """Whether images go through the encoder, or a copy that is trained, in the protocol's own process: there a GPU is of use."""
+        """Whether a copy of the encoder is trained in the protocol's own process: there a GPU is of use."""
         return False
 
     def absent_images(self) -> str | None:
@@ -243,6 +247,9 @@ class FixedFeatures(Subject):
         raise _NO_IMAGES
 
     def training_views(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        raise _NO_IMAGES
+
+    def training_features(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         raise _NO_IMAGES
 
     def outputs(self, network: nn.Module) -> LabelledFeatures:

@@ -89,10 +89,6 @@ class Config(ProtocolConfig):
             raise ValueError("seed has no effect with solver='lbfgs' and a given l2: nothing is drawn")
         return self
 
-    @property
-    def sees_encoder(self) -> bool:
-        return self.augment
-
     def build(self) -> LinearProbe:
         return LinearProbe(self)
 

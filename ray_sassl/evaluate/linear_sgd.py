@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_sassl.evaluate import Subject
-from ray_sassl.evaluate.features import features_of
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +81,14 @@ def new_crops(
     seed: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features of crops of these train images, new in each epoch, by the encoder in evaluation mode: its batch statistics are fixed.
+    """Standardised features of crops of these train images, new in each epoch, by the frozen encoder.
 
     Args:
         moments: What the features are standardised by, mean and deviation (F,).
     """
-    encoder = subject.encoder()[0].to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     mean, deviation = moments
-    for images, labels in subject.training_views(sample_id, epochs, batch_size, seed):
-        x = (features_of(encoder, images, subject.pixel_mean, subject.pixel_std, device) - mean) / deviation
+    for features, labels in subject.training_features(sample_id, epochs, batch_size, seed):
+        x = (features - mean) / deviation
         yield torch.from_numpy(x.astype(np.float32)).to(device), torch.from_numpy(np.asarray(labels, np.int64)).to(device)
 
 

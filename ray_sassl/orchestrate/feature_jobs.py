@@ -1,7 +1,7 @@
 """Features of whole data sets, and whole judgements by other data sets, on a pool of Ray actors. Ray must have been initialised.
 
-Each actor holds the encoder. Of features it is handed portions of row groups, of judgements one data set at a time; what an actor was doing when it
-died is done again by its successor. A job travels as a reference that actors resolve once: an argument of their construction could not be had again
+Each actor holds the encoder. Of features it is handed portions of row groups, of crops portions of an epoch's order, of judgements one data set at a
+time; what an actor was doing when it died is done again by its successor. A job travels as a reference that actors resolve once: an argument of their construction could not be had again
 where a node is lost.
 """
 
@@ -11,18 +11,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any, cast
 
+import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
 
 from ray_sassl import storage
+from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluate import Evaluation
-from ray_sassl.extraction import Extracted, ExtractionJob, Extractor, extract_on, joined
-from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
+from ray_sassl.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, encode_crops_on, extract_on, joined
+from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
 from ray_sassl.orchestrate.devices import device_type
+from ray_sassl.orchestrate.growth import is_one_machine
 from ray_sassl.orchestrate.progress import progress_bar
+from ray_sassl.pipeline import CropPortion, OnBad, labelled_batches
 from ray_sassl.scoring import JudgeJob, judge_one
 
 
@@ -43,11 +48,19 @@ class EvaluationWorker:
             self._held = held[0]
         return self._job.portion(groups)
 
+    def crops(self, held: list[ray.ObjectRef], portion: CropPortion) -> tuple[np.ndarray, np.ndarray, list[BadRow]]:
+        """Features and labels of a portion of the job's crops, and the rows that could not be decoded."""
+        if self._held != held[0]:
+            self._job = CropEncoder(cast(CropJob, ray.get(held[0])), self._device, self._num_threads)
+            self._held = held[0]
+        return self._job.portion(portion)
+
     def judge(self, held: list[ray.ObjectRef], number: int) -> Evaluation:
         """What the job's task of this number finds."""
         if self._held != held[0]:
             self._job, self._held = ray.get(held[0]), held[0]
-        return judge_one(self._job, number, partial(extract_on, self._device, self._num_threads))
+        place = self._device, self._num_threads
+        return judge_one(self._job, number, partial(extract_on, *place), partial(encode_crops_on, *place))
 
 
 class EvaluationPool:
@@ -71,13 +84,33 @@ class EvaluationPool:
                 advance(int(job.index.group_rows[groups].sum()))
         return joined(job, done)
 
+    def encode_crops(self, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Features and labels of the job's crops in batches, in the order in which one process has them.
+
+        Raises:
+            UsageError: the cluster can never offer the actors.
+        """
+        held, crops = ray.put(job), job.crops()
+        workers = self._workers_for(len(list(crops.portions(0))))
+        every = (portion for epoch in range(job.epochs) for portion in crops.portions(epoch))
+        found = in_order(workers, lambda actor, portion: actor.crops.remote([held], portion), every)
+
+        def pieces(of_epoch: Iterator[tuple[CropPortion, Any]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for _, (features, labels, bad) in of_epoch:
+                if bad:
+                    on_bad(bad)
+                yield features, labels
+
+        for _, of_epoch in groupby(found, lambda pair: pair[0].epoch):
+            yield from labelled_batches(pieces(of_epoch), job.batch_size)
+
     def judge(self, job: JudgeJob) -> list[Evaluation]:
         """What the job's tasks find, each on one actor, begun in their order.
 
         Raises:
             UsageError: the cluster can never offer the actors, or a task ends with one.
         """
-        if job.folder is not None and not storage.is_uri(job.folder) and len(ray.nodes()) > 1:
+        if job.folder is not None and not storage.is_uri(job.folder) and not is_one_machine():
             job = replace(job, folder=None)  # other nodes would keep features on disks of their own
         items, held = range(len(job.tasks)), ray.put(job)
         workers = self._workers_for(len(items))

@@ -106,7 +106,7 @@ def facts(run: RunRecord) -> dict[str, str]:
         "style augmentation": style,
         "backbone": str((config.get("backbone") or {}).get("name")),
         "data": str(data.get("path")),
-        "length": f"{train.get('epochs'):g} epochs planned, {train.get('global_batch')} images a step",
+        "length": f"{train.get('epochs'):g} epoch{'' if train.get('epochs') == 1 else 's'} planned, {train.get('global_batch')} images a step",
     }
     if trained := training_s(run):
         found["time training"] = _ago(trained)

@@ -93,6 +93,10 @@ class SmallSubject(Subject):
             for start in range(0, len(rows), batch_size):
                 yield images[rows[start : start + batch_size]], labels[rows[start : start + batch_size]]
 
+    def training_features(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for images, labels in self.training_views(sample_id, epochs, batch_size, seed):
+            yield features_of(self.network.eval(), images, self.pixel_mean, self.pixel_std, "cpu"), labels
+
     def outputs(self, network: nn.Module) -> LabelledFeatures:
         return self._features(network, "test", self.data["test"][0])
 

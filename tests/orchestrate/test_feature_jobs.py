@@ -1,5 +1,6 @@
 """Features on a pool of actors."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import build_index
+from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluate import Task
 from ray_sassl.evaluate.finetune import Config as FineTune
 from ray_sassl.evaluate.knn import Config as Knn
-from ray_sassl.extraction import ExtractionJob, Preprocessing, extract_here
+from ray_sassl.extraction import CropJob, ExtractionJob, Preprocessing, encode_crops_here, extract_here
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-from ray_sassl.orchestrate.feature_jobs import evaluation_pool
+from ray_sassl.orchestrate.feature_jobs import EvaluationPool, evaluation_pool
 from ray_sassl.plugins import UsageError
 from ray_sassl.scoring import JudgeJob, judge_one
 from tests.orchestrate.conftest import small_config, write_shards
@@ -30,12 +32,39 @@ def job(tmp_path: Path) -> ExtractionJob:
     return ExtractionJob(encoder, index, Preprocessing(16, (0.5,) * 3, (0.25,) * 3))
 
 
-def test_actors_find_what_one_process_finds_and_serve_several_jobs(ray_cluster, job, monkeypatch):
+@pytest.fixture(scope="module")
+def pool(ray_cluster) -> Iterator[EvaluationPool]:
+    """Two actors for all tests: each imports torch, which takes longer than what they are asked for."""
+    with evaluation_pool(ActorPoolConfig(num_actors=2, num_cpus=0.5), show_progress=False) as pool:
+        yield pool
+
+
+def test_other_data_sets_are_judged_side_by_side_as_in_one_process(pool: EvaluationPool, tmp_path: Path):
+    data = DataConfig(path=write_shards(tmp_path, bad=(7,)), max_bad_fraction=1)
+    torch.manual_seed(0)
+    encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
+    protocols = (Knn(k=3), FineTune(epochs=1, batch_size=64), Knn(k=1))
+    job = JudgeJob(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols), None, {})
+    here = [judge_one(job, number) for number in range(3)]
+    assert not pool._workers  # this is the file's first test
+    pool.extract(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))
+    assert len(pool._workers) == 1  # one portion is work for one
+    there = pool.judge(job)
+    assert len(pool._workers) == 2
+    with pytest.raises(UsageError, match="nothing does not exist"):
+        pool.judge(JudgeJob(encoder, job.config, (Task(Knn(), data, DataConfig(path="nothing")),), None, {}))
+    for one, other in zip(here, there, strict=True):
+        assert one.scores["top1"].value == pytest.approx(other.scores["top1"].value, abs=0.02)
+        assert other.details["bad_images"] == 2
+    assert there[0].predictions is not None
+    assert there[0].predictions.sample_id.tolist() == [row for row in range(160) if row != 7]
+
+
+def test_actors_find_what_one_process_finds_and_serve_several_jobs(pool: EvaluationPool, job: ExtractionJob, monkeypatch):
     monkeypatch.setattr("ray_sassl.extraction.PORTION_ROWS", 40)
     here = extract_here(job)
-    with evaluation_pool(ActorPoolConfig(num_actors=2, num_cpus=0.5), show_progress=False) as pool:
-        there = pool.extract(job)
-        other = pool.extract(ExtractionJob(torch.nn.Flatten(), job.index, job.preprocessing))
+    there = pool.extract(job)
+    other = pool.extract(ExtractionJob(torch.nn.Flatten(), job.index, job.preprocessing))
     np.testing.assert_allclose(there.parts[0].features, here.parts[0].features, atol=1e-5)
     assert np.array_equal(there.parts[0].labels, here.parts[0].labels)
     assert np.array_equal(there.parts[0].sample_id, here.parts[0].sample_id)
@@ -43,22 +72,15 @@ def test_actors_find_what_one_process_finds_and_serve_several_jobs(ray_cluster, 
     assert other.parts[0].features.shape == (159, 3 * 16 * 16)
 
 
-def test_other_data_sets_are_judged_side_by_side_as_in_one_process(ray_cluster, tmp_path: Path):
-    data = DataConfig(path=write_shards(tmp_path, bad=(7,)), max_bad_fraction=1)
-    torch.manual_seed(0)
-    encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
-    protocols = (Knn(k=3), FineTune(epochs=1, batch_size=64), Knn(k=1))
-    job = JudgeJob(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols), None, {})
-    here = [judge_one(job, number) for number in range(3)]
-    with evaluation_pool(ActorPoolConfig(num_actors=2, num_cpus=0.5), show_progress=False) as pool:
-        pool.extract(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))  # one actor is enough for it
-        assert len(pool._workers) == 1
-        there = pool.judge(job)
-        assert len(pool._workers) == 2
-        with pytest.raises(UsageError, match="nothing does not exist"):
-            pool.judge(JudgeJob(encoder, job.config, (Task(Knn(), data, DataConfig(path="nothing")),), None, {}))
+def test_crops_encoded_by_actors_are_those_of_one_process_in_the_same_batches(pool: EvaluationPool, job: ExtractionJob, monkeypatch):
+    monkeypatch.setattr("ray_sassl.pipeline._PORTION_CROPS", 24)
+    sample_id = np.append(np.setdiff1d(np.arange(0, 160, 2), [8]), 7)  # 7 cannot be decoded
+    crops = CropJob(job.encoder, job.index, job.preprocessing, sample_id, epochs=2, batch_size=32, seed=3)
+    bad: list[BadRow] = []
+    here = list(encode_crops_here(crops, lambda rows: None))
+    there = list(pool.encode_crops(crops, bad.extend))
+    assert [len(labels) for _, labels in there] == [32, 32, 15] * 2
     for one, other in zip(here, there, strict=True):
-        assert one.scores["top1"].value == pytest.approx(other.scores["top1"].value, abs=0.02)
-        assert other.details["bad_images"] == 2
-    assert there[0].predictions is not None
-    assert there[0].predictions.sample_id.tolist() == [row for row in range(160) if row != 7]
+        np.testing.assert_allclose(one[0], other[0], atol=1e-5)
+        assert one[1].tolist() == other[1].tolist()
+    assert [row.sample_id for row in bad] == [7, 7]  # in each epoch; the data set's quarantine counts it once

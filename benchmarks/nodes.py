@@ -88,9 +88,9 @@ class Nodes:
             if self._answers(self.head) or number == _TRIES - 1:
                 break
             kill_all(self.head.pid)
-        for _ in range(num_workers):
+        for number in range(num_workers):
             self.add(num_cpus)
-        self.wait_for(1 + num_workers)
+            self.wait_for(2 + number)  # nodes of one folder that start at once take each other's sockets
 
     def wait_for(self, count: int, patience_s: float = 240) -> None:
         """Until Ray knows of so many nodes: what is begun before would find the cluster too small."""

@@ -67,11 +67,12 @@ class Nodes:
     head: Node | None = None
 
     def __post_init__(self) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == "RAY_worker_niceness"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = kept | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_raylet_start_wait_time_s": "180",
+            "RAY_worker_niceness": "0",  # else Ray's workers give way to all else on the machine
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",

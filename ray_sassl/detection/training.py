@@ -135,7 +135,7 @@ class _Images:
 
     @property
     def bad(self) -> dict[Split, list[BadRow]]:
-        return {split: quarantine.rows for split, quarantine in self._quarantine.items()}
+        return {"train": self._quarantine["train"].rows, "test": self._quarantine["test"].rows}
 
     def add(self, bad: dict[Split, list[BadRow]]) -> None:
         """Take in what others have met."""
@@ -263,7 +263,7 @@ def _training_batches(
     """This process's images and targets of each step from `first` on, decoded ahead by threads."""
     config, share = job.config, job.config.batch_size // context.world_size
     places = ((step, context.rank * share + place) for step in range(first, config.steps) for place in range(share))
-    samples = _ahead(places, lambda at: _training_sample(job, *at, images), threads=2, ahead=_AHEAD * share)
+    samples = _ahead(places, lambda at: _training_sample(job, at[0], at[1], images), threads=2, ahead=_AHEAD * share)
     batch: list[tuple[Tensor, dict[str, Tensor]]] = []
     for sample in samples:
         batch.append(sample)

@@ -37,12 +37,11 @@ chaos: $(VENV)/dev.stamp  ## Kill nodes, workers and commands: the slow fault te
 quick: $(VENV)/dev.stamp  ## Run the tests that need neither Ray nor patience.
 	$(BIN)/python -m pytest -q -m 'not slow and not ray'
 
-check: $(VENV)/dev.stamp  ## Format, lint, types, layers and the quick tests.
+check: $(VENV)/dev.stamp  ## Format, lint, types and layers.
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(MAKE) quick
 
 format: $(VENV)/dev.stamp  ## Format the code and mend what the linter can.
 	$(BIN)/ruff format

@@ -40,6 +40,7 @@ MACHINES = Prices(
 """One machine's memory is their network."""
 GLOBAL_BATCH = 512
 TRAINERS = (1, 2, 4)
+_FOUND = "images_per_s.txt"
 
 
 def main() -> None:
@@ -193,22 +194,21 @@ def measured_on(counts: Counts, *, steps: int) -> float:
         try:
             cluster.wait_until_up()
             order = {"folder": folder, "address": cluster.address, "counts": counts.__dict__, "steps": steps}
-            ended = subprocess.run(
+            subprocess.run(
                 [sys.executable, "-c", "from benchmarks.cluster import drive; drive()"],
                 input=json.dumps(order),
                 env=cluster.environment,
                 text=True,
-                stdout=subprocess.PIPE,
                 check=True,
                 timeout=400,
             )
         finally:
             cluster.stop()
-    return float(ended.stdout.splitlines()[-1])
+        return float((Path(folder) / _FOUND).read_text())
 
 
 def drive() -> None:
-    """In a process of its own: run on the cluster that standard input names, and print images a second."""
+    """In a process of its own: run on the cluster that standard input names, and write down images a second."""
     from benchmarks.sleeping import images_per_s, sleeping_config
     from ray_sassl.orchestrate.session import ray_session
 
@@ -217,7 +217,9 @@ def drive() -> None:
     folder = Path(order["folder"])
     config = sleeping_config(write_rows(folder), counts, GLOBAL_BATCH)
     with ray_session(order["address"]):
-        print(images_per_s(config, MEASURED, folder, warm_up=6, steps=order["steps"]))
+        cpus = sum(getattr(counts, name) * getattr(MACHINES, name).cpus for name in ("decode", "stylize", "train"))
+        found = images_per_s(config, MEASURED, folder, cpus=cpus, steps=order["steps"])
+    (folder / _FOUND).write_text(f"{found}")
 
 
 if __name__ == "__main__":

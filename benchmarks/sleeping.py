@@ -21,7 +21,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig as RayDataConfig
 from ray.train import RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
-from ray.train.collective import barrier
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from ray_sassl.data.seen import SeenIds
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 NUM_ROWS = 8192
 BLOCK_ROWS = 64
+_SETTLE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def sleeping_config(path: str, counts: Counts, global_batch: int) -> ExperimentC
     return apply_overrides(
         load_experiment("moco_cifar10_cpu"),
         [
-            f"data.path={path}", f"data.block_rows={BLOCK_ROWS}", "data.shuffle_window=512", "train.epochs=1000", f"train.global_batch={global_batch}",
+            f"data.path={path}", f"data.block_rows={BLOCK_ROWS}", "data.shuffle_window=512", "train.epochs=60", f"train.global_batch={global_batch}",
             "stylize=color_statistics", "stream.layout=pool", f"stream.pool.min={pool}", f"stream.pool.max={pool}", "stream.pool.num_gpus=1",
             "stream.pool.node_group=stylize", f"scaling.num_workers={counts.trainers}", "scaling.use_gpu=true", "scaling.node_group=train",
             "evaluate.train=null", "evaluate.test=null",
@@ -112,8 +113,12 @@ def sleeping_config(path: str, counts: Counts, global_batch: int) -> ExperimentC
     )  # fmt: skip
 
 
-def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, warm_up: int, steps: int) -> float:
-    """Images a second of a run whose every stage sleeps, after so many steps, over so many steps; Ray must have been initialised."""
+def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, cpus: float, steps: int) -> float:
+    """Images a second of a run whose every stage sleeps, over so many steps; Ray must have been initialised.
+
+    Args:
+        cpus: Of all nodes that are wanted. Steps count from `_SETTLE_S` after these are up, when what starts on them has started.
+    """
     from ray_sassl.run import prepare_run_dir, view_source
 
     assert measured.stylize_images_per_gpu_s is not None
@@ -131,7 +136,13 @@ def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, 
     share = config.train.global_batch // config.scaling.num_workers
     trainer = DataParallelTrainer(
         _sleeping_worker,
-        train_loop_config={"share": share, "step_s": share / measured.train_images_per_gpu_s, "steps": warm_up + steps, "out": str(out)},
+        train_loop_config={
+            "share": share,
+            "step_s": share / measured.train_images_per_gpu_s,
+            "cpus": cpus,
+            "steps": steps,
+            "out": str(out),
+        },
         datasets={"train": factory},
         dataset_config=RayDataConfig(execution_options=execution_options()),
         scaling_config=RayScalingConfig(
@@ -144,7 +155,7 @@ def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, 
     )
     trainer.fit()
     times = [float(line) for line in out.read_text().splitlines()]
-    return steps * config.train.global_batch / (times[-1] - times[warm_up - 1])
+    return steps * config.train.global_batch / (times[-1] - times[-1 - steps])
 
 
 class BytesOfStages(ExecutionCallback):
@@ -185,12 +196,16 @@ def _sleeping_worker(spec: dict[str, Any]) -> None:
     assert shard is not None
     is_first = ray.train.get_context().get_world_rank() == 0
     batches = iter(shard.iter_batches(batch_size=spec["share"], batch_format="numpy", prefetch_batches=2, drop_last=True))
-    times = []
-    for _ in range(spec["steps"]):
+    times: list[float] = []
+    counts_from: float | None = None
+    is_last = False
+    while not is_last:
         next(batches)
         began = time.perf_counter()
-        if ray.train.get_context().get_world_size() > 1:
-            barrier()
+        if is_first and counts_from is None and ray.cluster_resources().get("CPU", 0.0) >= spec["cpus"]:
+            counts_from = began + _SETTLE_S
+        is_last = counts_from is not None and sum(at >= counts_from for at in times) >= spec["steps"]
+        is_last = broadcast_from_rank_zero(is_last)
         time.sleep(max(0.0, spec["step_s"] - (time.perf_counter() - began)))
         times.append(time.perf_counter())
     if is_first:

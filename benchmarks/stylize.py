@@ -42,7 +42,7 @@ from ray_sassl.stylize import Stylizer
 from ray_sassl.stylize.color_statistics import Config as ColorStatistics
 from ray_sassl.stylize.magenta import CODE_SIZE, WEIGHTS, build_networks
 from ray_sassl.stylize.magenta import Config as Magenta
-from ray_sassl.stylize.network_pair import images_at_once, resized
+from ray_sassl.stylize.network_pair import CPU_EMBED_PIXELS, images_at_once, resized
 from ray_sassl.stylize.swift import Config as Swift
 from ray_sassl.stylize.swift import build_networks as build_swift
 from ray_sassl.stylize.swift import read_student
@@ -149,7 +149,7 @@ def measure(name: str, size_px: int, batch: int, rounds: int) -> dict[str, float
         networks = networks_of(name)
         to_embed, to_render = recorded(networks, stylizer.style_px, size_px)
         forms |= {
-            "floor_embed": (batch, floor(to_embed, batch, images_at_once(images, stylizer.style_px**2))),
+            "floor_embed": (batch, floor(to_embed, batch, images_at_once(images, stylizer.style_px**2, CPU_EMBED_PIXELS))),
             "floor_render": (batch, floor(to_render, batch, images_at_once(images, size_px**2))),
             "plain_embed": (min(batch, PLAIN_IMAGES), plain_embed(networks, pixels[:PLAIN_IMAGES], stylizer.style_px)),
             "plain_render": (min(batch, PLAIN_IMAGES), plain_render(networks, pixels[:PLAIN_IMAGES], codes[:PLAIN_IMAGES])),

@@ -9,6 +9,7 @@ block of images, from a bank of codes, or from the Gaussian of a bank (Jackson, 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, TypeVar
@@ -26,6 +27,8 @@ from ray_sassl.views.recipes import ordered
 
 log = logging.getLogger(__name__)
 
+_CPU_PIXELS = 1 << 19
+"""Pixels of the images that are handled at once on a CPU: more fall out of the caches between one step and the next."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Result = TypeVar("Result")
 ShareInterval = Annotated[tuple[Share, Share], AfterValidator(ordered)]
@@ -144,10 +147,13 @@ class Chunks:
         size: Rows at once; it stays halved.
     """
 
-    size: int = 32
+    size: int = 256
 
-    def map(self, work: Callable[[np.ndarray], Result], rows: np.ndarray) -> list[tuple[np.ndarray, Result]]:
+    def map(self, work: Callable[[np.ndarray], Result], rows: np.ndarray, most: int | None = None) -> list[tuple[np.ndarray, Result]]:
         """Each chunk of the rows (n,) with what `work` makes of it.
+
+        Args:
+            most: Rows of a chunk, however many memory would hold.
 
         Raises:
             torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not suffice for a single row.
@@ -155,7 +161,7 @@ class Chunks:
         results: list[tuple[np.ndarray, Result]] = []
         first = 0
         while first < len(rows):
-            chunk = rows[first : first + self.size]
+            chunk = rows[first : first + min(self.size, most or self.size)]
             try:
                 results.append((chunk, work(chunk)))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -214,7 +220,8 @@ def _stylize(stylizer: Stylizer, images: np.ndarray, params: StyleParams, device
         # One pass gives the codes both of the images that are repainted (z_c) and of those whose style they take (z_s).
         assert params.partner is not None
         needed = np.union1d(content, params.partner[content])
-    codes = torch.cat([codes for _, codes in chunks.map(lambda rows: stylizer.embed(to_float(images[rows], device)), needed)])
+    most = max(1, _CPU_PIXELS // math.prod(images.shape[1:3])) if device.type == "cpu" else None
+    codes = torch.cat([codes for _, codes in chunks.map(lambda rows: stylizer.embed(to_float(images[rows], device)), needed, most)])
     code_of = np.empty(len(images), np.int64)
     code_of[needed] = np.arange(len(needed))
 
@@ -229,7 +236,7 @@ def _stylize(stylizer: Stylizer, images: np.ndarray, params: StyleParams, device
         return to_uint8(blend(stylizer, to_float(images[rows], device), z_c, z_s, alpha, beta))
 
     styled = images.copy()
-    for rows, pixels in chunks.map(repainted, content):
+    for rows, pixels in chunks.map(repainted, content, most):
         styled[rows] = pixels
     return styled
 

@@ -217,3 +217,17 @@ def test_an_error_that_is_not_about_memory_is_not_tried_again(images):
     with pytest.raises(RuntimeError, match="a bug"):
         stylize_views(broken, [images], np.arange(12), 0, 0, SasslConfig(prob=1.0), CPU)
     assert broken.refused == 1
+
+
+def test_on_a_cpu_large_images_are_handled_few_at_a_time():
+    sizes: list[int] = []
+
+    class Watched(Crowded):
+        def _check(self, images: torch.Tensor) -> None:
+            sizes.append(len(images))
+
+    images = np.random.default_rng(0).integers(0, 256, (12, 512, 256, 3), dtype=np.uint8)
+    (whole,) = stylize_views(STYLIZER, [images], np.arange(12), 0, 0, SasslConfig(prob=1.0), CPU, chunks=Chunks(1))
+    (styled,) = stylize_views(Watched(0), [images], np.arange(12), 0, 0, SasslConfig(prob=1.0), CPU)
+    np.testing.assert_array_equal(styled, whole)
+    assert max(sizes) == 4

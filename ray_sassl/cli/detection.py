@@ -114,13 +114,14 @@ def _place(
 
         return lambda job: run_detection(job, Context(device=device))
     from ray_sassl.orchestrate.detect import detect_on_ray
-    from ray_sassl.orchestrate.session import offered, ray_session
+    from ray_sassl.orchestrate.growth import offered, present
+    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.train_job import Workers
 
     until_the_end.enter_context(ray_session(address))
-    gpus = int(offered("GPU"))
-    num_workers = workers or max(1, gpus)
-    use_gpu = gpus >= num_workers
-    return lambda job: detect_on_ray(job, num_workers=num_workers, num_cpus=worker_cpus, use_gpu=use_gpu, watch=watch)
+    count = workers or max(1, int(present("GPU")))
+    group = Workers(count, worker_cpus, use_gpu=offered("GPU") >= count)
+    return lambda job: detect_on_ray(job, group, watch=watch)
 
 
 class _Watch:

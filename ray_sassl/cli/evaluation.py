@@ -272,7 +272,8 @@ def _workplace(
             return
         from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
         from ray_sassl.orchestrate.feature_jobs import evaluation_pool
-        from ray_sassl.orchestrate.session import offered, ray_session
+        from ray_sassl.orchestrate.growth import offered
+        from ray_sassl.orchestrate.session import ray_session
 
         until_the_end.enter_context(ray_session(address))
         if gpus is None:

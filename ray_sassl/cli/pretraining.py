@@ -114,6 +114,7 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
 def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     """A bar with what matters beside it on a terminal; a line now and then elsewhere."""
     from ray_sassl.orchestrate.control import News
+    from ray_sassl.orchestrate.growth import Announcer
 
     columns = (
         TextColumn("{task.description}"),
@@ -128,9 +129,11 @@ def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     latest: dict[str, float] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4) as bar:
         task = bar.add_task("starting", total=None, metrics="")
+        announce = Announcer(lambda line: bar.console.print(escape(line), highlight=False, soft_wrap=True))
 
         def watch(news: News) -> None:
             nonlocal last_printed, last_bad
+            announce(news.waiting)
             for note in news.notes:
                 bar.console.print(f"[yellow]Warning:[/] {escape(note)}", soft_wrap=True)
             if news.num_bad > last_bad:

@@ -288,6 +288,8 @@ def status(state: StudyState) -> Group:
         line += f", about {_clock(left)} to go"
     if best is not None:
         line += f"\nbest so far: trial {best.number}, {goal.metric} {_figure(goal.metric, best.value(goal.metric))}: {_point(best)}"
+    if state.waiting:
+        line += f"\nwaiting: {state.waiting}"
     return Group(table, Text(line))
 
 
@@ -311,11 +313,15 @@ def _clock(seconds_: float) -> str:
 @contextmanager
 def _live(console: Console) -> Iterator[Any]:
     """A table that is kept up to date on a terminal; a line for each fate elsewhere."""
+    from ray_sassl.orchestrate.growth import Announcer
+
     told: set[int] = set()
     last_s = 0.0
+    announce = Announcer(lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False))
 
     def tell(state: StudyState) -> None:
         nonlocal last_s
+        announce(state.waiting)
         for trial in state.records:
             if not trial.is_open and trial.number not in told:
                 told.add(trial.number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -176,6 +176,13 @@ def distill_command(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. [default: those of the shipped weights]")] = None,
     crops: Annotated[int | None, typer.Option(min=8, help="Crops whose codes the teacher computes first. [default: likewise]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures of a step, of all workers together. [default: likewise]")] = None,
+    size_px: Annotated[
+        list[int] | None, typer.Option(help="Side of the contents; several are taken in turns. [default: 32, 64, 32, 96]")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|swift", help="Go on from this student, or from the shipped one, at a quarter of the rates."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     exclude: Annotated[
         list[str] | None, typer.Option(help="An image not to train on, by the end of its name; may be given several times.")
@@ -191,12 +198,18 @@ def distill_command(
     address: Address = None,
 ) -> None:
     """Train a small stylizer to paint as the published one does, for stylize=swift."""
-    from ray_sassl.distillation import DistillConfig
+    from ray_sassl.distillation import FINE_TUNING, DistillConfig
     from ray_sassl.orchestrate.distill import distill
     from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.train_job import Workers
     from ray_sassl.stylize.magenta import Config as TeacherConfig
+    from ray_sassl.stylize.swift import SHIPPED
 
-    given = {"steps": steps, "num_crops": crops, "batch_size": batch_size, "seed": seed}
+    given: dict[str, Any] = {"steps": steps, "num_crops": crops, "batch_size": batch_size, "seed": seed}
+    if size_px:
+        given["sizes_px"] = tuple(size_px)
+    if start is not None:
+        given |= FINE_TUNING
     config = DistillConfig(**{name: value for name, value in given.items() if value is not None})
 
     def data(paths: list[str]) -> list[DataConfig]:
@@ -211,10 +224,9 @@ def distill_command(
             config,
             work_dir=work_dir or f"{out}.work",
             teacher=TeacherConfig(weights=weights),
+            start=str(SHIPPED) if start == "swift" else start,
             excluded=exclude or (),
-            num_workers=workers,
-            num_cpus=worker_cpus,
-            use_gpu=gpu,
+            workers=Workers(workers, worker_cpus, gpu),
         )
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"{result.steps:,} steps; code space {result.code_space}: {out}", soft_wrap=True)

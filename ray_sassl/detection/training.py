@@ -135,7 +135,8 @@ class _Images:
 
     @property
     def bad(self) -> dict[Split, list[BadRow]]:
-        return {"train": self._quarantine["train"].rows, "test": self._quarantine["test"].rows}
+        bad: dict[Split, list[BadRow]] = {split: quarantine.rows for split, quarantine in self._quarantine.items()}
+        return bad
 
     def add(self, bad: dict[Split, list[BadRow]]) -> None:
         """Take in what others have met."""

@@ -1,6 +1,6 @@
 """Distilling a small stylizer from a large one: what `ray-sassl stylize distill` does, without Ray.
 
-The teacher is frozen and the student starts from random weights. `crops` are images with the teacher's style codes, computed once; `training`
+The teacher is frozen; the student starts from random weights, or from an earlier student's. `crops` are images with the teacher's style codes, computed once; `training`
 teaches the student's transformer to paint the teacher's pictures from mixtures of codes, and its predictor to tell the codes; `fidelity` measures
 how near the two come.
 """
@@ -59,3 +59,7 @@ class DistillConfig(FrozenConfig):
         if not self.sizes_px or any(size % 4 or not 32 <= size <= CONTENT_PX for size in self.sizes_px):
             raise ValueError(f"sizes_px are multiples of 4 from 32 to {CONTENT_PX}, not {self.sizes_px}")
         return self
+
+
+FINE_TUNING = {"muon_learning_rate": 0.005, "learning_rate": 1.5e-3, "own_codes_from": 0.0}
+"""Settings for a student that starts from an earlier one: a quarter of the rates, and both networks at once from the first step on."""

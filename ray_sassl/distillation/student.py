@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ _LEAST_VARIANCE = 3e-3
 
 
 class Student(nn.Module):
-    """Predictor and transformer with random weights; both work with whitened codes, which `export` folds into their weights.
+    """Predictor and transformer, at first with random weights; both work with whitened codes, which `export` folds into their weights.
 
     Args:
         codes: (N, C) float32, the teacher's, for their mean and covariance.
@@ -48,6 +50,23 @@ class Student(nn.Module):
     def stages(self, images: Tensor, codes: Tensor) -> tuple[Tensor, list[Tensor]]:
         """As the function `stages`, for codes (B, C) of the teacher's space."""
         return stages(self.transformer, images, (codes - self.mean) @ self.whiten)
+
+    @torch.no_grad()
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the weights that an earlier student's `export` gave; the linear maps of the hints stay random.
+
+        Raises:
+            ValueError: they are of networks of another shape.
+        """
+        inner = {name: value.clone() for name, value in state.items()}
+        inner["predictor.code.weight"] = self.whiten.T @ state["predictor.code.weight"]
+        inner["predictor.code.bias"] = (state["predictor.code.bias"] - self.mean) @ self.whiten
+        for name in ("gamma", "beta"):
+            weight = state[f"transformer.{name}.weight"]
+            inner[f"transformer.{name}.weight"] = weight @ self.unwhiten.T
+            inner[f"transformer.{name}.bias"] = state[f"transformer.{name}.bias"] + weight @ self.mean
+        for prefix, network in (("predictor.", self.predictor), ("transformer.", self.transformer)):
+            network.load_state_dict({name.removeprefix(prefix): value for name, value in inner.items() if name.startswith(prefix)})
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -110,13 +110,24 @@ class Distiller:
     Args:
         teacher: The transformer, frozen.
         codes: (N, C), the teacher's.
+        start: Weights of an earlier student, as `read_student` gives them, in the place of random ones.
     """
 
-    def __init__(self, teacher: StyleTransformer, codes: np.ndarray, config: DistillConfig, device: torch.device = _CPU) -> None:
+    def __init__(
+        self,
+        teacher: StyleTransformer,
+        codes: np.ndarray,
+        config: DistillConfig,
+        device: torch.device = _CPU,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
         self.teacher = teacher.to(device)
-        self.student = Student(codes, teacher).to(device)
+        self.student = Student(codes, teacher)
+        if start is not None:
+            self.student.start_from(start)
+        self.student.to(device)
         self.average = Student(codes, teacher).to(device).requires_grad_(False)
         self.average.load_state_dict(self.student.state_dict())
         matrices, others = [], []

@@ -173,6 +173,6 @@ def _statistics(x: Tensor) -> Tensor:
     # Rows as long vectors: sums over three channels, pixel by pixel, would leave most of a vector unit idle.
     rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
     mean = rows.mean(dim=1).view(batch, width, channels).mean(dim=1)
-    centred = rows - mean.repeat(1, width)[:, None]
-    variance = centred.square().mean(dim=1).view(batch, width, channels).mean(dim=1)
+    square = rows.square().mean(dim=1).view(batch, width, channels).mean(dim=1)
+    variance = torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
     return torch.cat([mean, (variance + EPSILON).sqrt()], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import ray.exceptions
 from pydantic import Field
 from ray.actor import ActorHandle
 
-from ray_sassl.orchestrate.session import offered
+from ray_sassl.orchestrate.growth import Need, first_ended, offered, present
 from ray_sassl.plugins import FrozenConfig, UsageError
 
 _IN_FLIGHT = 2
@@ -24,7 +25,7 @@ class ActorPoolConfig(FrozenConfig):
     """How many actors, and what each takes."""
 
     num_actors: int | None = Field(default=None, ge=1)
-    """Not given: as many as the cluster's CPUs and GPUs allow."""
+    """Not given: as many as the cluster's CPUs and GPUs allow; of a cluster that may grow nobody knows how far, those that are there."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one actor; it uses as many threads, at least one."""
     num_gpus: float = Field(default=0.0, ge=0)
@@ -37,8 +38,10 @@ def num_wanted(config: ActorPoolConfig) -> int:
     Raises:
         UsageError: the cluster can never offer them.
     """
-    most = min(int(offered(name) / share + 1e-9) for name, share in (("CPU", config.num_cpus), ("GPU", config.num_gpus)) if share)
-    wanted = config.num_actors or max(1, most)
+    shares = [(name, share) for name, share in (("CPU", config.num_cpus), ("GPU", config.num_gpus)) if share]
+    most = min(offered(name) / share + 1e-9 for name, share in shares)
+    there = most if most < math.inf else min(present(name) / share + 1e-9 for name, share in shares)
+    wanted = config.num_actors or max(1, int(there))
     if wanted > most:
         raise UsageError(
             f"{wanted} actors of {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs do not fit: the cluster can offer {offered('CPU'):g} CPUs "
@@ -49,20 +52,23 @@ def num_wanted(config: ActorPoolConfig) -> int:
 
 @contextmanager
 def actor_pool(actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig, num_items: int) -> Iterator[list[ActorHandle]]:
-    """The actors within the block; they are ended after it.
+    """The actors within the block, of which one at least is there; they are ended after it.
 
     Args:
         args: Of the actors' class.
         num_items: No more actors than items are started.
 
     Raises:
-        UsageError: the cluster can never offer the actors, or an actor cannot be built for a reason that the user can mend.
+        ResourcesError: the cluster can never offer an actor.
+        UsageError: nor as many, or an actor cannot be built for a reason that the user can mend.
     """
     wanted = num_wanted(config)
     options = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
     remote: Any = cast(Any, ray.remote)(**options)(actor_class)
     actors = [remote.remote(*args) for _ in range(max(1, min(wanted, num_items)))]
     try:
+        need = Need("an actor", 1, {"CPU": config.num_cpus, "GPU": config.num_gpus})
+        result_of(first_ended([actor.__ray_ready__.remote() for actor in actors], [need]))
         yield actors
     finally:
         for actor in actors:

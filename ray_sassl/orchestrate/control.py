@@ -28,12 +28,14 @@ class News:
         notes: Warnings of the workers.
         num_bad: Rows in quarantine.
         fatal: Why the run cannot go on, in words for the user, or None.
+        waiting: What the run cannot go on without and the cluster does not have free, in words; empty where nothing is waited for.
     """
 
     reports: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     num_bad: int = 0
     fatal: str | None = None
+    waiting: str = ""
 
 
 class RunControl:

@@ -21,6 +21,7 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.orchestrate.actor_pool import result_of
+from ray_sassl.orchestrate.growth import Need, first_ended
 from ray_sassl.orchestrate.progress import progress_bar
 
 _CHECK_ROWS = 1024
@@ -141,9 +142,9 @@ def _run(task: Any, held: ray.ObjectRef, items: Sequence[_Item]) -> Iterator[tup
                 waiting[task.remote(held, item)] = item
             if not waiting:
                 return
-            ended, _ = ray.wait(list(waiting), num_returns=1)
-            result = result_of(ended[0])
-            yield waiting.pop(ended[0]), result
+            ended = first_ended(list(waiting), [Need("a task", 1, {"CPU": 1})])
+            result = result_of(ended)
+            yield waiting.pop(ended), result
     finally:
         for ref in waiting:
             with suppress(ray.exceptions.RayError):

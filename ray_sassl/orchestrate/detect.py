@@ -6,8 +6,6 @@ go on from the job's last checkpoint.
 
 from __future__ import annotations
 
-import tempfile
-import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,18 +14,13 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from ray_sassl import storage
 from ray_sassl.detection.training import DetectionJob, DetectionResult, run_detection
 from ray_sassl.orchestrate.control import News, start_control
-from ray_sassl.orchestrate.session import offered
+from ray_sassl.orchestrate.train_job import Workers
 from ray_sassl.orchestrate.worker import RayContext
 from ray_sassl.plugins import UsageError
-
-_LOOK_EVERY_S = 0.25
-_MAX_FAILURES = 3
 
 
 class _Result:
@@ -45,72 +38,34 @@ class _Result:
 
 def detect_on_ray(
     job: DetectionJob,
+    workers: Workers,
     *,
-    num_workers: int,
-    num_cpus: float = 1.0,
-    use_gpu: bool = False,
     watch: Callable[[dict[str, float]], None] = lambda report: None,
 ) -> DetectionResult:
     """What the detector finds in the test images after its training on the workers.
 
     Args:
         job: Its checkpoint must be reached by all workers.
-        num_workers: Among which each step's batch is shared.
-        num_cpus: CPUs of one worker, and its threads.
-        use_gpu: Whether each has a GPU.
+        workers: Among which each step's batch is shared.
         watch: Is shown what the workers report.
 
     Raises:
         UsageError: the cluster is too small, or the job cannot be done as it is.
     """
-    for name, share in (("CPU", num_workers * num_cpus), ("GPU", float(num_workers * use_gpu))):
-        if share > offered(name):
-            raise UsageError(f"{num_workers} workers need {share:g} {name}s and the cluster can offer {offered(name):g}")
+    workers.check()
     folder = storage.parent(job.checkpoint)
     control = start_control(len(job.train), 1.0, storage.join(folder, "detect-quarantine.jsonl"))
     result = cast(Any, ray.remote)(num_cpus=0)(_Result).remote()
-    spec = {"job": [ray.put(job)], "control": control, "result": result, "num_threads": max(1, int(num_cpus))}
-    with tempfile.TemporaryDirectory(prefix="ray-sassl-") as ray_storage:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config=spec,
-            scaling_config=ScalingConfig(
-                num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": num_cpus} | ({"GPU": 1.0} if use_gpu else {})
-            ),
-            run_config=RunConfig(
-                name="detect",
-                storage_path=ray_storage if len(ray.nodes()) == 1 else storage.join(folder, ".ray"),
-                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-            ),
-        )
-        _fit(trainer, control, watch)
-    if fatal := cast("str | None", ray.get(control.fatal.remote())):
-        raise UsageError(fatal)
+    spec = {"job": [ray.put(job)], "control": control, "result": result, "num_threads": workers.num_threads}
+
+    def show(news: News) -> None:
+        for report in news.reports:
+            watch(report)
+
+    workers.run(_worker, spec, name="detect", folder=folder, control=control, watch=show)
     found = cast("DetectionResult | None", ray.get(result.get.remote()))
     assert found is not None, "the workers ended without a result and without an error"
     return found
-
-
-def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Callable[[dict[str, float]], None]) -> None:
-    """Run the trainer in a thread, so that this one can show how far it is."""
-    errors: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
-            errors.append(error)
-
-    thread = threading.Thread(target=fit, name="trainer", daemon=True)
-    thread.start()
-    is_running = True
-    while is_running:
-        thread.join(_LOOK_EVERY_S)
-        is_running = thread.is_alive()
-        for report in cast(News, ray.get(control.news.remote())).reports:
-            watch(report)
-    if errors and ray.get(control.fatal.remote()) is None:
-        raise errors[0]
 
 
 def _worker(spec: dict[str, Any]) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,8 +18,6 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from torch import nn
 
 from ray_sassl import storage
@@ -34,16 +30,14 @@ from ray_sassl.distillation.training import Distiller
 from ray_sassl.nn.weights import load_weights
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.progress import progress_bar
-from ray_sassl.orchestrate.session import offered
+from ray_sassl.orchestrate.train_job import Workers
 from ray_sassl.orchestrate.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
 from ray_sassl.stylize.magenta import Config as TeacherConfig
 from ray_sassl.stylize.magenta import build_networks
-from ray_sassl.stylize.swift import pack_student
+from ray_sassl.stylize.swift import pack_student, read_student
 
-_LOOK_EVERY_S = 0.25
 _LOG_EVERY = 50
-_MAX_FAILURES = 3
 _JOB, _CHECKPOINT = "job.json", "checkpoint.pt"
 
 
@@ -72,10 +66,9 @@ def distill(
     *,
     work_dir: str,
     teacher: TeacherConfig | None = None,
+    start: str | None = None,
     excluded: Sequence[str] = (),
-    num_workers: int = 1,
-    num_cpus: float = 1.0,
-    use_gpu: bool = False,
+    workers: Workers | None = None,
     checkpoint_every: int = 500,
     show_progress: bool = True,
 ) -> DistillResult:
@@ -87,9 +80,9 @@ def distill(
         out: Path or URI of the student's safetensors file.
         work_dir: For the crops and the checkpoint; every worker must reach it. It may be deleted when the student is there.
         teacher: Where the published weights are.
+        start: Path or URI of an earlier student's file, whose training goes on with these data; random weights where not given.
         excluded: Endings of keys of rows (file names, for a folder) that are not trained on, so that they can be tested on.
-        num_workers: Among which each step's batch is shared.
-        num_cpus: CPUs of one worker, and its threads.
+        workers: Among which each step's batch is shared; one with one CPU where not given.
         checkpoint_every: Steps between checkpoints.
 
     Raises:
@@ -97,15 +90,15 @@ def distill(
         UsageError: a data set cannot be used, the work directory is another job's, or the cluster is too small.
     """
     teacher = teacher or TeacherConfig()
+    workers = workers or Workers()
     keeper = keep_weights(teacher)
-    if config.batch_size % num_workers:
-        raise UsageError(f"batches of {config.batch_size} cannot be shared evenly by {num_workers} workers")
-    for name, share in (("CPU", num_workers * num_cpus), ("GPU", float(num_workers * use_gpu))):
-        if share > offered(name):
-            raise UsageError(f"{num_workers} workers need {share:g} {name}s and the cluster can offer {offered(name):g}")
+    if config.batch_size % workers.count:
+        raise UsageError(f"batches of {config.batch_size} cannot be shared evenly by {workers.count} workers")
+    workers.check()
+    first = None if start is None else read_student(start)
     indexes = ([build_index(data) for data in contents], [build_index(data) for data in styles])
     work_dir = work_dir if (local := storage.local_path(work_dir)) is None else str(local)
-    _open_work_dir(work_dir, config, indexes, excluded, num_workers)
+    _open_work_dir(work_dir, config, indexes, excluded, workers.count, None if first is None else first[1]["code_space"])
     control = start_control(sum(index.num_rows for kind in indexes for index in kind), 1.0, storage.join(work_dir, "quarantine.jsonl"))
     spec = {
         "config": config.model_dump_json(),
@@ -114,68 +107,46 @@ def distill(
         "contents": indexes[0],
         "styles": indexes[1],
         "excluded": tuple(excluded),
+        "start": None if first is None else ray.put(first[0]),
         "work_dir": work_dir,
-        "num_threads": max(1, int(num_cpus)),
+        "num_threads": workers.num_threads,
         "checkpoint_every": checkpoint_every,
         "control": control,
     }
     metrics: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="ray-sassl-") as ray_storage:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config=spec,
-            scaling_config=ScalingConfig(
-                num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": num_cpus} | ({"GPU": 1.0} if use_gpu else {})
-            ),
-            run_config=RunConfig(
-                name="distill",
-                storage_path=ray_storage if len(ray.nodes()) == 1 else storage.join(work_dir, ".ray"),
-                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-            ),
-        )
-        _fit(trainer, control, config, metrics, show_progress)
-    if fatal := cast("str | None", ray.get(control.fatal.remote())):
-        raise UsageError(fatal)
-    state = _load_checkpoint(work_dir)
-    assert state is not None, "the workers ended without a result and without an error"
-    code_space = f"swift-{_digest(state['export'])}"
-    storage.write_bytes(
-        out, pack_student(state["export"], {"code_space": code_space, "teacher": "magenta", "distillation": spec["config"]})
-    )
-    return DistillResult(config.steps, code_space, metrics, cast("list[BadRow]", ray.get(control.bad_rows.remote())))
-
-
-def _fit(trainer: TorchTrainer, control: ActorHandle, config: DistillConfig, metrics: dict[str, float], is_shown: bool) -> None:
-    """Run the trainer in a thread, so that this one can show how far it is."""
-    errors: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
-            errors.append(error)
-
-    thread = threading.Thread(target=fit, name="trainer", daemon=True)
-    thread.start()
-    made, step = 0, 0
+    step = 0
     with (
-        progress_bar("the teacher's codes", config.num_crops, is_shown=is_shown) as advance_crops,
-        progress_bar("distilling", config.steps, is_shown=is_shown) as advance_steps,
+        progress_bar("the teacher's codes", config.num_crops, is_shown=show_progress) as advance_crops,
+        progress_bar("distilling", config.steps, is_shown=show_progress) as advance_steps,
     ):
-        is_running = True
-        while is_running:
-            thread.join(_LOOK_EVERY_S)
-            is_running = thread.is_alive()
-            for report in cast(News, ray.get(control.news.remote())).reports:
+
+        def show(news: News) -> None:
+            nonlocal step
+            for report in news.reports:
                 if "crops" in report:
                     advance_crops(int(report["crops"]))
-                    made += int(report["crops"])
                 else:
                     metrics.update(report)
                     advance_steps(int(report["step"]) - step)
                     step = int(report["step"])
-    if errors and ray.get(control.fatal.remote()) is None:
-        raise errors[0]
+
+        workers.run(_worker, spec, name="distill", folder=work_dir, control=control, watch=show)
+    state = _load_checkpoint(work_dir)
+    assert state is not None, "the workers ended without a result and without an error"
+    code_space = f"swift-{_digest(state['export'])}"
+    storage.write_bytes(
+        out,
+        pack_student(
+            state["export"],
+            {
+                "code_space": code_space,
+                "teacher": "magenta",
+                "distillation": spec["config"],
+                **({} if first is None else {"start": first[1]["code_space"]}),
+            },
+        ),
+    )
+    return DistillResult(config.steps, code_space, metrics, cast("list[BadRow]", ray.get(control.bad_rows.remote())))
 
 
 def _worker(spec: dict[str, Any]) -> None:
@@ -198,7 +169,7 @@ def _worker(spec: dict[str, Any]) -> None:
     if _any_failed(reason is not None, world_size, device):
         return
     assert crops is not None
-    distiller = Distiller(teacher.transformer, crops.codes, config, device)  # pyright: ignore[reportArgumentType]
+    distiller = Distiller(teacher.transformer, crops.codes, config, device, spec["start"] and ray.get(spec["start"]))  # pyright: ignore[reportArgumentType]
     if (state := _load_checkpoint(spec["work_dir"])) is not None:
         distiller.load_state_dict(state)
     elif world_size > 1:  # each has seen codes of its own; the first one's statistics hold
@@ -267,7 +238,12 @@ def _share_gradients(network: nn.Module) -> None:
 
 
 def _open_work_dir(
-    work_dir: str, config: DistillConfig, indexes: tuple[list[Index], list[Index]], excluded: Sequence[str], num_workers: int
+    work_dir: str,
+    config: DistillConfig,
+    indexes: tuple[list[Index], list[Index]],
+    excluded: Sequence[str],
+    num_workers: int,
+    start: str | None,
 ) -> None:
     """Refuse the work directory of another job, or note in it which job this is."""
     job = {
@@ -276,6 +252,7 @@ def _open_work_dir(
         "styles": [index.fingerprint for index in indexes[1]],
         "excluded": sorted(excluded),
         "num_workers": num_workers,
+        "start": start,
     }
     path = storage.join(work_dir, _JOB)
     if not storage.exists(path):

@@ -25,6 +25,7 @@ from ray_sassl.evaluate import Evaluation
 from ray_sassl.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, encode_crops_on, extract_on, joined
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
 from ray_sassl.orchestrate.devices import device_type
+from ray_sassl.orchestrate.growth import is_one_machine
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.pipeline import CropPortion, OnBad, labelled_batches
 from ray_sassl.scoring import JudgeJob, judge_one
@@ -109,7 +110,7 @@ class EvaluationPool:
         Raises:
             UsageError: the cluster can never offer the actors, or a task ends with one.
         """
-        if job.folder is not None and not storage.is_uri(job.folder) and len(ray.nodes()) > 1:
+        if job.folder is not None and not storage.is_uri(job.folder) and not is_one_machine():
             job = replace(job, folder=None)  # other nodes would keep features on disks of their own
         items, held = range(len(job.tasks)), ray.put(job)
         workers = self._workers_for(len(items))

@@ -9,7 +9,8 @@ from ray_sassl import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.sources import find_sources
-from ray_sassl.orchestrate.launch import ResourcesError, resource_needs
+from ray_sassl.orchestrate.growth import Need, ResourcesError, sum_of
+from ray_sassl.orchestrate.launch import resource_needs
 from ray_sassl.plugins import UsageError
 
 
@@ -104,18 +105,17 @@ def check_actors(actors: Mapping[str, float], offered: Mapping[str, float], *, i
     Raises:
         ResourcesError: they hold more than there is.
     """
-    _check([("its actors or tasks", dict(actors))], offered, is_all=is_all)
+    _check([Need("its actors or tasks", 1, actors)], offered, is_all=is_all)
 
 
-def _check(needs: list[tuple[str, dict[str, float]]], offered: Mapping[str, float], *, is_all: bool) -> None:
+def _check(needs: list[Need], offered: Mapping[str, float], *, is_all: bool) -> None:
     for resource in ("CPU", "GPU"):
-        wanted, there = sum(need.get(resource, 0.0) for _, need in needs), offered.get(resource, 0.0)
+        wanted, there = sum(need.total(resource) for need in needs), offered.get(resource, 0.0)
         if wanted > there:
-            parts = "\n".join(f"  {need[resource]:g} for {what}" for what, need in needs if need.get(resource))
             more = "" if is_all else " If it grows by itself, say how far with --cluster FILE, its definition."
             raise ResourcesError(
-                f"the job needs {wanted:g} {resource}s and the cluster has {there:g}; {wanted - there:g} are missing:\n{parts}\n"
-                f"Ask for less, or use a larger cluster.{more}"
+                f"the job needs {wanted:g} {resource}s and the cluster has {there:g}; {wanted - there:g} are missing:\n"
+                f"{sum_of(needs, resource)}\nAsk for less, or use a larger cluster.{more}"
             )
 
 

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import ray
 import torch
-from ray.actor import ActorHandle
 from ray.train import DataConfig as RayDataConfig
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
@@ -31,10 +30,12 @@ from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.definitions import read_definition
 from ray_sassl.orchestrate.devices import pretends_gpus
+from ray_sassl.orchestrate.growth import Need, ResourcesError, is_one_machine, missing_groups, offered, sum_of
 from ray_sassl.orchestrate.reservation import release_reservation
 from ray_sassl.orchestrate.resizing import CheckpointBeforeResize
-from ray_sassl.orchestrate.session import GROUP_LABEL, grows, in_group, missing_groups, offered, ray_session
+from ray_sassl.orchestrate.session import GROUP_LABEL, in_group, ray_session
 from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
+from ray_sassl.orchestrate.train_job import RunFailedError, Watch, fit
 from ray_sassl.orchestrate.weights import keep_weights
 from ray_sassl.orchestrate.worker import train_worker
 from ray_sassl.pictures import views_picture
@@ -47,20 +48,6 @@ from ray_sassl.train.loop import check_shares, micro_batch
 from ray_sassl.types import Outcome, RunResult
 
 log = logging.getLogger(__name__)
-
-_LOOK_EVERY_S = 0.25
-
-
-class ResourcesError(UsageError):
-    """The cluster can never offer what the run needs."""
-
-
-class RunFailedError(UsageError):
-    """The run ended by an error that only the user can mend; its `summary.json` says so too."""
-
-
-Watch = Callable[[News], None]
-"""Is shown a run's news several times a second, in the driver's process."""
 
 
 def pretrain(
@@ -202,7 +189,7 @@ def _pretrain_on_ray(
             "config_yaml": to_yaml(config),
             "run_dir": run_dir,
             "num_rows": index.num_rows,
-            "num_threads": scaling.threads_per_worker or _threads_per_worker(scaling.num_workers),
+            "num_threads": scaling.threads_per_worker,
             "control": control,
         }
         with tempfile.TemporaryDirectory(prefix="ray-sassl-") as ray_storage:
@@ -221,12 +208,13 @@ def _pretrain_on_ray(
                 torch_config=TorchConfig(backend="gloo" if pretends_gpus() else None),
                 run_config=RunConfig(
                     name="train",
-                    storage_path=ray_storage if ray_is_local() else storage.join(run_dir, ".ray"),
+                    storage_path=ray_storage if is_one_machine() else storage.join(run_dir, ".ray"),
                     failure_config=FailureConfig(max_failures=scaling.max_failures),
                     callbacks=cast(Any, [CheckpointBeforeResize(control, run_dir)]) if scaling.is_elastic else None,
                 ),
             )
-            _fit(trainer, control, watch, stop)
+            with on_interrupt(stop.set):
+                fit(trainer, control, watch, resource_needs(config, use_gpu), stop)
             release_reservation(run_dir)
         fatal, outcome = ray.get([control.fatal.remote(), control.outcome.remote()])
         if fatal:
@@ -241,35 +229,6 @@ def _prices(config: ExperimentConfig) -> dict[str, float] | None:
         return None
     prices = read_prices(read_definition(config.tracking.prices), config.tracking.prices)
     return {group: kind["usd_per_hour"] for group, kind in prices.model_dump().items() if kind["usd_per_hour"] is not None}
-
-
-def _fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, stop: threading.Event) -> None:
-    """Run the trainer in a thread, so that this one can show progress and take Ctrl-C; nothing waits for the thread after a second one."""
-    errors: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
-            errors.append(error)
-
-    run = threading.Thread(target=fit, name="trainer", daemon=True)
-    with on_interrupt(stop.set):
-        run.start()
-        while run.is_alive():
-            if stop.is_set():
-                control.request_stop.remote()
-            watch(cast(News, ray.get(control.news.remote())))
-            run.join(_LOOK_EVERY_S)
-        watch(cast(News, ray.get(control.news.remote())))
-    if errors and ray.get(control.fatal.remote()) is None:
-        raise RunFailedError(f"the training workers failed: {_root_cause(errors[0])}") from errors[0]
-
-
-def _root_cause(error: BaseException) -> str:
-    """The innermost message, since Ray wraps an error once for every process that it passes through."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
 
 
 @contextmanager
@@ -294,13 +253,8 @@ def on_interrupt(stop: Callable[[], Any]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def ray_is_local() -> bool:
-    """Whether the cluster is this machine alone, and stays so."""
-    return len(ray.nodes()) == 1 and not grows()
-
-
 def uses_gpu(config: ExperimentConfig) -> bool:
-    """Whether the training workers get a GPU each: as configured, else where the cluster has enough."""
+    """Whether the training workers get a GPU each: as configured, else where the cluster has enough, or may grow to have them."""
     if config.scaling.use_gpu is not None:
         return config.scaling.use_gpu
     return offered("GPU") >= config.scaling.worker_counts[0]
@@ -310,29 +264,23 @@ def _worker_bundle(config: ExperimentConfig, use_gpu: bool) -> dict[str, float]:
     return {"CPU": config.scaling.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
 
 
-def _threads_per_worker(num_workers: int) -> int:
-    """All CPUs of a node, shared by the workers that it would get if they were spread evenly; the stream's tasks fit in between."""
-    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    workers_per_node = math.ceil(num_workers / max(1, len(cpus)))
-    return max(1, int(max(cpus, default=1.0)) // workers_per_node)
-
-
-def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[tuple[str, dict[str, float]]]:
-    """What a run on Ray holds at once, in words and by resource: the training workers, the smallest pool and one task of the stream."""
+def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[Need]:
+    """What a run on Ray holds at once: the training workers, the smallest pool and one task of the stream."""
     scaling, stream = config.scaling, config.stream
     fewest, name = scaling.worker_counts[0], "min_workers" if scaling.is_elastic else "num_workers"
-    needs: list[tuple[str, dict[str, float]]] = [
-        (f"{fewest} training workers (scaling.{name})", _times(fewest, _worker_bundle(config, use_gpu))),
-        ("one task of the stream (stream.num_cpus)", {"CPU": stream.num_cpus}),
+    needs = [
+        Need(f"{fewest} training workers (scaling.{name})", fewest, _worker_bundle(config, use_gpu), scaling.node_group),
+        Need("one task of the stream (stream.num_cpus)", 1, {"CPU": stream.num_cpus}),
     ]
     if layout_of(config) == "pool":
-        pool = {"CPU": stream.pool.num_cpus, "GPU": stream.pool.num_gpus}
-        needs.append((f"{stream.pool.min} stylizers (stream.pool.min)", _times(stream.pool.min, pool)))
+        pool = stream.pool
+        each = {"CPU": pool.num_cpus, "GPU": pool.num_gpus}
+        needs.append(Need(f"{pool.min} stylizers (stream.pool.min)", pool.min, each, pool.node_group))
     return needs
 
 
 def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
-    """Refuse a run that would wait for ever.
+    """Refuse a run that would wait for ever; where nobody knows how far the cluster may grow, that is found out while it waits.
 
     Raises:
         ResourcesError: what the run holds at once does not fit in the cluster, also when it has grown as far as it may.
@@ -345,15 +293,10 @@ def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
         )
     needs = resource_needs(config, use_gpu)
     for resource in ("CPU", "GPU"):
-        wanted = sum(need.get(resource, 0.0) for _, need in needs)
+        wanted = sum(need.total(resource) for need in needs)
         there = offered(resource)
         if wanted > there:
-            parts = "\n".join(f"  {need[resource]:g} for {what}" for what, need in needs if need.get(resource))
             raise ResourcesError(
-                f"the run needs {wanted:g} {resource}s and the cluster can offer {there:g}; {wanted - there:g} are missing:\n{parts}\n"
-                "Ask for less (a share of a CPU is allowed), or use a larger cluster."
+                f"the run needs {wanted:g} {resource}s and the cluster can offer {there:g}; {wanted - there:g} are missing:\n"
+                f"{sum_of(needs, resource)}\nAsk for less (a share of a CPU is allowed), or use a larger cluster."
             )
-
-
-def _times(count: int, bundle: dict[str, float]) -> dict[str, float]:
-    return {name: count * amount for name, amount in bundle.items()}

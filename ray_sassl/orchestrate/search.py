@@ -28,9 +28,10 @@ from ray.tune.search import Searcher
 from ray_sassl import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import cached_index
-from ray_sassl.orchestrate.launch import on_interrupt, pretrain, ray_is_local, with_absolute_paths
+from ray_sassl.orchestrate.growth import Waiting, is_one_machine
+from ray_sassl.orchestrate.launch import on_interrupt, pretrain, with_absolute_paths
 from ray_sassl.orchestrate.search_control import start_control
-from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent
+from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent, trial_needs
 from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay
 from ray_sassl.orchestrate.search_trial import (
     ENDED,
@@ -80,6 +81,7 @@ class StudyState:
         evaluations: Of a whole trial.
         num_earlier: Trials that were there when this search was started.
         is_stopping: No more trials are started.
+        waiting: What the first trial cannot begin without and the cluster does not have free, in words.
     """
 
     study: StudyConfig
@@ -90,6 +92,7 @@ class StudyState:
     num_earlier: int = 0
     progress: dict[int, dict[str, float]] = field(default_factory=dict)
     is_stopping: bool = False
+    waiting: str = ""
     began: float = field(default_factory=time.monotonic)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -155,7 +158,7 @@ def search(
                 tune_config=tune.TuneConfig(num_samples=-1, search_alg=RecordSearcher(state), scheduler=scheduler, reuse_actors=True),
                 run_config=tune.RunConfig(
                     name="tune",
-                    storage_path=folder if ray_is_local() else storage.join(study_dir, ".tune"),
+                    storage_path=folder if is_one_machine() else storage.join(study_dir, ".tune"),
                     failure_config=tune.FailureConfig(max_failures=study.retries),
                     # Else a trial that is stopped would train on until its run's next checkpoint.
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -164,7 +167,7 @@ def search(
                 ),
             )
             try:
-                _fit(tuner, state, control, watch)
+                _fit(tuner, state, control, watch, Waiting(trial_needs(study.base, is_alone=True)))
             finally:
                 write_tables(study, study_dir, state.records)
     if reason := hopeless(state):
@@ -204,7 +207,7 @@ def _check_is_measured(metric: str, config: ExperimentConfig) -> None:
         raise UsageError(f"no run reports {metric!r}{did_you_mean(metric, known)}; objectives are {', '.join(known)}")
 
 
-def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watch) -> None:
+def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watch, waiting: Waiting) -> None:
     """Run Tune in a thread, so that this one can show progress and take Ctrl-C."""
     errors: list[Exception] = []
 
@@ -229,6 +232,8 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
             progress = cast(dict[int, dict[str, float]], ray.get(control.progress.remote()))
             with state.lock:
                 state.progress.update({number: metrics for number, metrics in progress.items() if state.trials[number].is_open})
+            has_begun = bool(state.progress) or not all(trial.is_open for trial in state.records)
+            state.waiting = waiting.look(has_begun=has_begun)
             watch(state)
             thread.join(_LOOK_EVERY_S)
     watch(state)

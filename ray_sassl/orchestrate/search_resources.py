@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.orchestrate.launch import ResourcesError, resource_needs, uses_gpu
-from ray_sassl.orchestrate.session import offered
+from ray_sassl.orchestrate.growth import Need, ResourcesError, offered, present
+from ray_sassl.orchestrate.launch import resource_needs, uses_gpu
 from ray_sassl.orchestrate.stream import layout_of
 from ray_sassl.study.record import StudyConfig
 
@@ -15,7 +16,7 @@ _OF_A_LAUNCHER = {"memory": 64.0 * 2**20}
 """What the actor of a trial holds whose run has workers of its own: it must hold something, and CPUs are for the workers."""
 
 
-def trial_needs(config: ExperimentConfig, *, is_alone: bool) -> list[tuple[str, dict[str, float]]]:
+def trial_needs(config: ExperimentConfig, *, is_alone: bool) -> list[Need]:
     """What a trial holds at once, in words and by resource. The actor that launches the run takes nothing.
 
     Args:
@@ -24,23 +25,27 @@ def trial_needs(config: ExperimentConfig, *, is_alone: bool) -> list[tuple[str, 
     use_gpu = uses_gpu(config) if config.scaling.num_workers else bool(config.scaling.use_gpu is not False and offered("GPU") >= 1)
     if config.scaling.num_workers == 0:
         bundle = {"CPU": config.scaling.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-        return [("the whole run in the trial's process (scaling.cpus_per_worker)", bundle)]
+        return [Need("the whole run in the trial's process (scaling.cpus_per_worker)", 1, bundle)]
     needs = resource_needs(config, use_gpu)
     pool = config.stream.pool
     if not is_alone and layout_of(config) == "pool" and pool.max > pool.min:
         more = pool.max - pool.min
-        needs.append((f"{more} more stylizers (stream.pool.max)", {"CPU": more * pool.num_cpus, "GPU": more * pool.num_gpus}))
+        each = {"CPU": pool.num_cpus, "GPU": pool.num_gpus}
+        needs.append(Need(f"{more} more stylizers (stream.pool.max)", more, each, pool.node_group))
     return needs
 
 
 def num_concurrent(study: StudyConfig) -> int:
     """How many trials run at once: as many as the cluster has room for, or fewer where the study says so.
 
+    Where the cluster grows and nobody knows how far, it is as many as the nodes have room for that are up, at least one, or as many as the study says:
+    trials that start and find no stylizers would wait for one another.
+
     Raises:
         ResourcesError: not one trial fits, or not as many as are asked for or as the scheduler needs; trials would wait for one another for
             ever. The message has the sum.
     """
-    room = _room(study.base, is_alone=False) or (1 if _room(study.base, is_alone=True) else 0)
+    room = _room(study.base, offered, is_alone=False) or (1 if _room(study.base, offered, is_alone=True) else 0)
     if room == 0:
         raise ResourcesError(_sum(study.base, 1, is_alone=True))
     population = study.scheduler == "pbt" and study.base.scaling.num_workers > 0
@@ -48,32 +53,34 @@ def num_concurrent(study: StudyConfig) -> int:
     if wanted > room:
         why = f"population based training keeps all {wanted} trials going at once. " if population else ""
         raise ResourcesError(why + _sum(study.base, wanted, is_alone=False))
-    return min(study.max_concurrent or room, study.num_trials)
+    if room == math.inf:
+        room = study.num_trials if population else max(1, _room(study.base, present, is_alone=False))
+    return min(study.max_concurrent or int(room), study.num_trials)
 
 
 def actor_resources(config: ExperimentConfig) -> dict[str, float]:
     """What the trial's actor holds itself: everything where the run takes place in it."""
     if config.scaling.num_workers:
         return _OF_A_LAUNCHER
-    (_, bundle), *_ = trial_needs(config, is_alone=True)
-    return bundle
+    need, *_ = trial_needs(config, is_alone=True)
+    return dict(need.each)
 
 
-def _room(config: ExperimentConfig, *, is_alone: bool) -> int:
+def _room(config: ExperimentConfig, amount_of: Callable[[str], float], *, is_alone: bool) -> float:
+    """For how many trials such amounts of each resource suffice, maybe for any number."""
     needs = trial_needs(config, is_alone=is_alone)
-    totals = {name: sum(need.get(name, 0.0) for _, need in needs) for name in _RESOURCES}
-    return min(math.floor(offered(name) / total + 1e-9) for name, total in totals.items() if total)
+    totals = {name: sum(need.total(name) for need in needs) for name in _RESOURCES}
+    room = min(amount_of(name) / total for name, total in totals.items() if total)
+    return room if room == math.inf else math.floor(room + 1e-9)
 
 
 def _sum(config: ExperimentConfig, count: int, *, is_alone: bool) -> str:
     needs = trial_needs(config, is_alone=is_alone)
     lines = []
     for name in _RESOURCES:
-        parts = [(what, need[name]) for what, need in needs if need.get(name)]
-        if parts:
-            total = sum(amount for _, amount in parts)
+        if total := sum(need.total(name) for need in needs):
             lines.append(f"  {count} x {total:g} = {count * total:g} {name}s of {offered(name):g}:")
-            lines += [f"    {amount:g} for {what}" for what, amount in parts]
+            lines += [f"    {need.total(name):g} for {need.what}" for need in needs if need.total(name)]
     trials = "trial needs" if count == 1 else "trials at once need"
     return (
         f"{count} {trials} more than the cluster can offer, so the search would wait for ever:\n" + "\n".join(lines) + "\n"

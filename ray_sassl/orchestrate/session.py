@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
@@ -69,27 +69,3 @@ def beside_the_driver() -> NodeAffinitySchedulingStrategy:
 def in_group(group: str | None) -> dict[str, str] | None:
     """What Ray asks of a node that is to be of the group."""
     return None if group is None else {GROUP_LABEL: group}
-
-
-def grows() -> bool:
-    """Whether the cluster may get more nodes by itself."""
-    from ray._private.state import state
-
-    return bool(state.get_max_resources_from_cluster_config())
-
-
-def missing_groups(groups: Iterable[str]) -> list[str]:
-    """Those of which there is no node; none where the cluster scales by itself, since then there may be one."""
-    if grows():
-        return []
-    there = {node["Labels"].get(GROUP_LABEL) for node in ray.nodes() if node["Alive"]}
-    return [group for group in groups if group not in there]
-
-
-def offered(name: str) -> float:
-    """How much of a resource the cluster has, or could have where it scales by itself."""
-    from ray._private.state import state
-
-    now = ray.cluster_resources().get(name, 0.0)
-    most = state.get_max_resources_from_cluster_config() or {}
-    return max(now, float(most.get(name, 0.0)))

@@ -173,7 +173,7 @@ def make_stream(
             return crops.map_batches(
                 cast(Any, style_actor or StyleActor),
                 fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run),
-                batch_size=None,
+                batch_size=1 if spec.actor_num_gpus else None,  # a block is one row, and Ray wants a number where there are GPUs
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
                 compute=ActorPoolStrategy(**cast(Any, spec.pool)),

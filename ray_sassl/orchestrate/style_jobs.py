@@ -26,7 +26,7 @@ from ray_sassl.data.convert import MANIFEST, Conversion, ShardFormat, convert_sh
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.styles import StyleBank
-from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, result_of, spread
+from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
 from ray_sassl.orchestrate.data_jobs import ConvertResult
 from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.progress import progress_bar
@@ -73,9 +73,6 @@ class StyleWorker:
         config = StyleJobConfig.model_validate_json(config_json)
         receive_weights(config.stylize, keeper)
         self._restyler = Restyler.build(config, torch.device(device_type(num_gpus)), max(1, int(num_cpus)))
-
-    def bundle_id(self) -> str:
-        return self._restyler.stylizer.bundle_id
 
     def codes(self, index: Index, group: int) -> tuple[np.ndarray, list[str], list[BadRow], list[str]]:
         """The codes of a row group's images, their names, the bad rows and what is to be noted."""
@@ -242,11 +239,11 @@ def _is_of_copies(name: str) -> bool:
 def _style_workers(config: StyleJobConfig, pool: ActorPoolConfig, num_items: int, show_progress: bool) -> Iterator[list[ActorHandle]]:
     """The actors within the block, of which one at least is ready for work, so that rates do not count the time that starting takes."""
     args = (config.model_dump_json(), pool.num_cpus, pool.num_gpus, keep_weights(config.stylize))
+    if show_progress:
+        count = max(1, min(num_wanted(pool), num_items))
+        share = f"{pool.num_cpus:g} CPU" + (f" and {pool.num_gpus:g} GPU" if pool.num_gpus else "")
+        Console().print(f"starting {count} actor{'s' * (count > 1)} of {share} ...", highlight=False)
     with actor_pool(StyleWorker, args, pool, num_items) as workers:
-        if show_progress:
-            share = f"{pool.num_cpus:g} CPU" + (f" and {pool.num_gpus:g} GPU" if pool.num_gpus else "")
-            Console().print(f"starting {len(workers)} actor{'s' * (len(workers) > 1)} of {share} ...", highlight=False)
-        result_of(workers[0].bundle_id.remote())
         yield workers
 
 

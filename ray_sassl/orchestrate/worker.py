@@ -73,13 +73,13 @@ def train_worker(spec: dict[str, Any]) -> None:
     """The function that Ray Train runs on every worker.
 
     Args:
-        spec: `config_yaml`, `run_dir`, `num_rows`, `num_threads` and the `control` actor.
+        spec: `config_yaml`, `run_dir`, `num_rows`, `num_threads` (None for a share of the node's CPUs) and the `control` actor.
     """
     config = from_yaml(spec["config_yaml"])
     control = spec["control"]
     logging.getLogger("ray_sassl").addHandler(NoteHandler(control))
-    torch.set_num_threads(spec["num_threads"])
     where = ray.train.get_context()
+    torch.set_num_threads(spec["num_threads"] or _share_of_node(where.get_local_world_size()))
     if where.get_world_rank() == 0:
         note_reservation(spec["run_dir"])
     rows, parts = share_of_batch(config.train, config.scaling.num_workers, where.get_world_size())
@@ -106,6 +106,13 @@ def train_worker(spec: dict[str, Any]) -> None:
         raise
     if context.rank == 0:
         ray.get(control.finish.remote(outcome))
+
+
+def _share_of_node(num_workers: int) -> int:
+    """All CPUs of this node, shared by its training workers; the stream's tasks fit in between."""
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, int(cpus) // num_workers)
 
 
 def _device() -> torch.device:

@@ -48,3 +48,15 @@ def test_nothing_is_taken_from_the_teachers_weights(teacher, crops):
     torch.manual_seed(5)
     again = Student(crops.codes, teacher.transformer).export()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_student_that_starts_from_another_paints_as_that_one_does(teacher, crops):
+    torch.manual_seed(0)
+    first = Student(crops.codes, teacher.transformer)
+    other_codes = crops.codes[:9] * 0.8 + 0.1  # whitened otherwise
+    second = Student(other_codes, teacher.transformer)
+    second.start_from(first.export())
+    images, codes = torch.rand(2, 3, 32, 32), torch.from_numpy(crops.codes[:2])
+    torch.testing.assert_close(second.stages(images, codes)[0], first.stages(images, codes)[0], atol=1e-4, rtol=0)
+    thumbnails = torch.rand(3, 3, 64, 64)
+    torch.testing.assert_close(second.codes(thumbnails), first.codes(thumbnails), atol=1e-4, rtol=0)

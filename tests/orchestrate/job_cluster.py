@@ -59,6 +59,7 @@ class JobCluster:
             "RAY_worker_niceness": "0",
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+            "RAY_metrics_report_interval_ms": "2000",
         }
         self._head = subprocess.Popen(
             command,

@@ -64,6 +64,9 @@ def test_a_run_brings_up_what_it_needs_and_everything_goes_after_it(cluster: Gro
     driver = cluster.start_driver("run", "pretrain", _config(tmp_path, epochs), "--run-dir", str(run_dir))
     assert driver.wait(600) == 0, cluster.output("run")
     ended = time.time()
+    said = cluster.output("run")
+    assert "waiting: no room yet for 1 x 1 CPU, 1 GPU on the group train" in said
+    assert "1 of train" in said, "the node that is on its way is named"
     cluster.wait_for(lambda look: look.workers == 0, 300)
     during = [look for look in cluster.looks() if began <= look.time <= ended]
     assert max(look.count("train") for look in during) == 1
@@ -72,8 +75,8 @@ def test_a_run_brings_up_what_it_needs_and_everything_goes_after_it(cluster: Gro
     )
     assert max(look.count("decode") for look in during) >= 1
     _check_bounds(cluster)
-    first = {name: next(look.time for look in during if look.count(name) == count) for name, count in (("train", 1), ("stylize", 2))}
-    assert first["stylize"] - first["train"] < 30, "the second stylizer is asked for at once, and not after a minute of saturation"
+    one, two = (next(look.time for look in during if look.count("stylize") == count) for count in (1, 2))
+    assert two - one < 30, "the second stylizer is asked for at once, and not after a minute of saturation"
     checkpoint = latest_checkpoint(str(run_dir))
     assert checkpoint is not None
     assert checkpoint.step == epochs * NUM_ROWS // 16
@@ -81,9 +84,29 @@ def test_a_run_brings_up_what_it_needs_and_everything_goes_after_it(cluster: Gro
     assert checkpoint.state["seen"]["open"] == {}
 
 
+def test_a_run_that_no_group_has_room_for_says_what_it_waits_for_and_ends_with_the_sum(cluster: GrowingCluster, tmp_path: Path):
+    driver = cluster.start_driver("hopeless", "pretrain", _config(tmp_path, 1), "scaling.num_workers=2", "--run-dir", str(tmp_path / "run"))
+    assert driver.wait(240) == 2, cluster.output("hopeless")
+    said = cluster.output("hopeless")
+    assert "waiting: no room yet for 2 x 1 CPU, 1 GPU on the group train for 2 training workers (scaling.num_workers)" in said
+    assert "there is no room for" in said
+    assert "In all it needs 3 GPUs, and" in said
+    assert "  2 for 2 training workers (scaling.num_workers)" in said
+    cluster.wait_for(lambda look: look.workers == 0, 120)
+    _check_bounds(cluster)
+
+
+def test_work_without_training_brings_up_a_node_too(cluster: GrowingCluster, tmp_path: Path):
+    check = cluster.start_driver("check", "data", "check", write_shards(tmp_path))
+    assert check.wait(240) == 0, cluster.output("check")
+    assert "waiting: no room yet for 1 x 1 CPU for a task" in cluster.output("check")
+    cluster.wait_for(lambda look: look.workers == 0, 120)
+    _check_bounds(cluster)
+
+
 def test_everything_goes_after_a_driver_that_was_killed_and_the_next_one_loses_no_row(cluster: GrowingCluster, tmp_path: Path):
     run_dir = tmp_path / "run"
-    config = _config(tmp_path, epochs=1000)
+    config = _config(tmp_path, epochs=200)
     driver = cluster.start_driver("killed", "pretrain", config, "--run-dir", str(run_dir))
     until = time.monotonic() + 500
     while latest_checkpoint(str(run_dir)) is None and time.monotonic() < until:

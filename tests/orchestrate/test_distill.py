@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from ray_sassl.data import DataConfig
 from ray_sassl.distillation import DistillConfig
 from ray_sassl.orchestrate.distill import distill
+from ray_sassl.orchestrate.train_job import Workers
 from ray_sassl.plugins import UsageError
 from ray_sassl.stylize.swift import Config, read_student
 from tests.orchestrate.conftest import write_shards
@@ -31,9 +32,12 @@ def data(tmp_path: Path) -> list[DataConfig]:
     return [DataConfig(path=write_shards(tmp_path, num_rows=20), label_column=None)]
 
 
-def _distilled(data: list[DataConfig], tmp_path: Path, name: str, config: DistillConfig = CONFIG, **options) -> dict[str, torch.Tensor]:
+def _distilled(
+    data: list[DataConfig], tmp_path: Path, name: str, config: DistillConfig = CONFIG, *, num_workers: int = 1, **options
+) -> dict[str, torch.Tensor]:
     out = tmp_path / f"{name}.safetensors"
-    result = distill(data, data, str(out), config, work_dir=str(tmp_path / f"{name}.work"), num_cpus=0.5, show_progress=False, **options)
+    workers = Workers(num_workers, 0.5)
+    result = distill(data, data, str(out), config, work_dir=str(tmp_path / f"{name}.work"), workers=workers, show_progress=False, **options)
     assert result.steps == config.steps
     assert result.metrics["step"] == config.steps
     assert result.metrics["loss"] > 0
@@ -92,4 +96,13 @@ def test_data_without_images_ends_the_job_with_the_reason(ray_cluster: None, tmp
 
 def test_more_workers_than_the_cluster_has_are_refused(ray_cluster: None, data, tmp_path: Path):
     with pytest.raises(UsageError, match="4 workers need 8 CPUs and the cluster can offer 2"):
-        distill(data, data, str(tmp_path / "x"), CONFIG, work_dir=str(tmp_path / "w"), num_workers=4, num_cpus=2, show_progress=False)
+        distill(data, data, str(tmp_path / "x"), CONFIG, work_dir=str(tmp_path / "w"), workers=Workers(4, 2), show_progress=False)
+
+
+def test_a_student_goes_on_from_an_earlier_one(ray_cluster: None, data, tmp_path: Path):
+    first = _distilled(data, tmp_path, "first")
+    options = {"muon_learning_rate": 1e-9, "learning_rate": 1e-9, "weight_decay": 0.0}
+    second = _distilled(data, tmp_path, "second", CONFIG.model_copy(update=options), start=str(tmp_path / "first.safetensors"))
+    assert all(torch.allclose(second[name], first[name], atol=1e-2) for name in first)
+    _, facts = read_student(tmp_path / "second.safetensors")
+    assert facts["start"] == read_student(tmp_path / "first.safetensors")[1]["code_space"]

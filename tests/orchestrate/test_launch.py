@@ -10,7 +10,8 @@ import torch
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.control import News
-from ray_sassl.orchestrate.launch import ResourcesError, RunFailedError, pretrain
+from ray_sassl.orchestrate.launch import ResourcesError, pretrain
+from ray_sassl.orchestrate.train_job import RunFailedError
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 

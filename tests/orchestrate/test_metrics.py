@@ -99,7 +99,7 @@ def test_a_small_run_shows_every_metric_on_the_nodes_endpoint(cluster: JobCluste
     assert values["ray_sassl_chance_loss"] > 1
     assert values["ray_sassl_usd_per_million_images"] > 0
     log = [json.loads(line) for line in (tmp_path / "shown" / "metrics.jsonl").read_text().splitlines()]
-    assert values["ray_sassl_loss"] in {pytest.approx(line["loss"]) for line in log if "loss" in line}
+    assert values["ray_sassl_loss"] in [pytest.approx(line["loss"]) for line in log if "loss" in line]
 
 
 def _stages(found: dict[str, list[tuple[dict[str, str], float]]]) -> set[str]:

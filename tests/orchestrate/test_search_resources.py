@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from tests.orchestrate.simulated import simulated_study
 def cluster(monkeypatch: pytest.MonkeyPatch):
     """Sets what the cluster offers."""
 
-    def offer(**resources: float) -> None:
+    def offer(*, grows: bool = False, **resources: float) -> None:
         for module in (launch, search_resources):
-            monkeypatch.setattr(module, "offered", lambda name: resources.get(name, 0.0))
+            monkeypatch.setattr(module, "offered", lambda name: math.inf if grows else resources.get(name, 0.0))
+        monkeypatch.setattr(search_resources, "present", lambda name: resources.get(name, 0.0))
 
     return offer
 
@@ -67,3 +69,12 @@ def test_a_search_that_would_wait_for_ever_is_refused_with_the_sum(cluster):
         num_concurrent(_study("scaling.num_workers=1", max_concurrent=3))
     with pytest.raises(ResourcesError, match="keeps all 20 trials going at once"):
         num_concurrent(_study("scaling.num_workers=1", scheduler="pbt"))
+
+
+def test_on_a_cluster_that_grows_trials_begin_where_there_is_room_and_one_begins_from_zero(cluster):
+    cluster(grows=True)
+    assert num_concurrent(_study("scaling.num_workers=1", "scaling.use_gpu=false")) == 1
+    cluster(grows=True, CPU=6)
+    assert num_concurrent(_study("scaling.num_workers=1", "scaling.use_gpu=false")) == 3
+    assert num_concurrent(_study("scaling.num_workers=1", "scaling.use_gpu=false", max_concurrent=7)) == 7
+    assert num_concurrent(_study("scaling.num_workers=1", "scaling.use_gpu=false", scheduler="pbt")) == 20

@@ -49,6 +49,17 @@ def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: N
             np.testing.assert_array_equal(mine[name], array, err_msg=name)
 
 
+def test_a_pool_may_be_on_gpus(ray_cluster: None, tmp_path: Path):
+    overrides = ["stylize=color_statistics", "stream.pool.num_gpus=0.25", "stream.pool.node_group=stylize"]
+    config = apply_overrides(small_config(write_shards(tmp_path)), overrides)
+    run_dir = str(tmp_path / "run")
+    index = prepare_run_dir(config, run_dir, resume=False)
+    control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
+    spec = stream_spec(config, view_source(config, run_dir))
+    assert spec.layout == "pool"
+    make_stream(spec, SeenIds(NUM_ROWS), control)  # Ray looks at the stages as they are put together; `test_autoscaling.py` runs them
+
+
 def _expected(config: ExperimentConfig, run_dir: str, seen: SeenIds) -> list[Arrays]:
     restyle = build_restyle(config, "cpu", 1)
     source = view_source(config, run_dir)

@@ -1,0 +1,312 @@
+"""Clusters that get nodes by themselves: whether this is one, what is being waited for, and what will never come.
+
+Open-source Ray does not tell a driver how far its cluster may grow. But its autoscaler (version 2) reports every few seconds which nodes it has
+asked for, which could not be started, and which requests no node of its kinds has room for. So on a cluster that grows a run begins to wait, says
+what for, and ends where that can never come.
+"""
+
+# Ray's generated messages have no types.
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+import ray.exceptions
+from ray.core.generated.autoscaler_pb2 import (
+    DEAD,
+    DRAINING,
+    AutoscalingState,
+    ClusterResourceState,
+    GangResourceRequest,
+    GetClusterStatusReply,
+    ResourceRequest,
+)
+from rich.console import Console
+
+from ray_sassl.orchestrate.session import GROUP_LABEL
+from ray_sassl.plugins import UsageError
+
+LOOK_EVERY_S = 2.0
+PATIENCE_S = 60.0
+"""So long nothing may be on its way before what the autoscaler cannot start is given up: an idle node of another kind may have to go first."""
+_SAY_EVERY_S = 60.0
+_RPC_TIMEOUT_S = 20.0
+_HEAD = "node:__internal_head__"
+
+
+class ResourcesError(UsageError):
+    """The cluster can never offer what the run needs."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that a run holds as long as it goes on.
+
+    Attributes:
+        what: In words.
+        count: How many.
+        each: CPUs and GPUs of one, all of one node.
+        group: The group of nodes that they must be on, where it matters.
+    """
+
+    what: str
+    count: int
+    each: Mapping[str, float]
+    group: str | None = None
+
+    def total(self, resource: str) -> float:
+        return self.count * self.each.get(resource, 0.0)
+
+    def in_words(self, count: int) -> str:
+        bundle = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items() if amount)
+        group = f" on the group {self.group}" if self.group is not None else ""
+        return f"{count} x {bundle}{group} for {self.what}"
+
+
+def sum_of(needs: Iterable[Need], resource: str) -> str:
+    """A line for each need that has some of the resource."""
+    return "\n".join(f"  {need.total(resource):g} for {need.what}" for need in needs if need.total(resource))
+
+
+def grows() -> bool:
+    """Whether the cluster may get more nodes by itself."""
+    if _known_limits():
+        return True
+    reply = _ask()
+    heads = [node for node in reply.cluster_resource_state.node_states if _HEAD in node.total_resources]
+    # An autoscaler that starts nodes knows each by the kind that it started; nodes of a plain `ray start` have none.
+    return reply.autoscaling_state.autoscaler_state_version > 0 and any(node.ray_node_type_name for node in heads)
+
+
+def is_one_machine() -> bool:
+    """Whether the cluster is this machine alone, and stays so."""
+    return sum(node["Alive"] for node in ray.nodes()) == 1 and not grows()
+
+
+def present(name: str) -> float:
+    """How much of a resource the nodes have that are up."""
+    return float(ray.cluster_resources().get(name, 0.0))
+
+
+def offered(name: str) -> float:
+    """How much of a resource the cluster has, or could have where it grows; infinity where nobody knows how far."""
+    if limits := _known_limits():
+        return max(present(name), float(limits.get(name, 0.0)))
+    return math.inf if grows() else present(name)
+
+
+def missing_groups(groups: Iterable[str]) -> list[str]:
+    """Those of which there is no node; none where the cluster grows, since then there may be one."""
+    there = {node["Labels"].get(GROUP_LABEL) for node in ray.nodes() if node["Alive"]}
+    missing = [group for group in groups if group not in there]
+    return [] if missing and grows() else missing
+
+
+def without_room(needs: Sequence[Need], nodes: Iterable[tuple[Mapping[str, float], str | None]]) -> list[tuple[Need, int]]:
+    """Of which needs how many would not fit on the nodes, if these were free.
+
+    Args:
+        nodes: Resources and group of each.
+    """
+    free = [(dict(resources), group) for resources, group in nodes]
+    unmet = []
+    for need in sorted(needs, key=lambda need: (need.group is None, -sum(need.each.values()))):
+        left = need.count
+        for resources, group in free:
+            if need.group is not None and group != need.group:
+                continue
+            while left and all(resources.get(name, 0.0) >= amount - 1e-9 for name, amount in need.each.items()):
+                for name, amount in need.each.items():
+                    resources[name] = resources.get(name, 0.0) - amount
+                left -= 1
+        if left:
+            unmet.append((need, left))
+    return unmet
+
+
+class Waiting:
+    """Looks, now and then, at what the run still waits for.
+
+    Args:
+        needs: What it holds at once.
+    """
+
+    def __init__(self, needs: Sequence[Need]) -> None:
+        self._needs = needs
+        self._looked = self._hopeful = time.monotonic()
+        self._text = ""
+
+    def look(self, *, has_begun: bool) -> str:
+        """What is waited for, in words; empty where nothing is. The last answer where that is of less than two seconds ago.
+
+        Args:
+            has_begun: All that is needed was there once, so that it may come again, and the wait for it is not given up.
+
+        Raises:
+            ResourcesError: it has no room on any node, nor on one that the autoscaler may start.
+        """
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_S:
+            return self._text
+        self._looked = now
+        try:
+            reply = _ask()
+        except ray.exceptions.RpcError:  # the head is busy, or gone, which others find out
+            return self._text
+        state, cluster = reply.autoscaling_state, reply.cluster_resource_state
+        alive = [node for node in cluster.node_states if node.status not in (DEAD, DRAINING)]
+        unmet = without_room(self._needs, [(node.total_resources, node.labels.get(GROUP_LABEL)) for node in alive])
+        self._text = _in_words(unmet, state, _is_queued(self._needs, cluster))
+        never = _hopeless(unmet, state)
+        if has_begun or _coming(state) or not never:
+            self._hopeful = now
+        if now - self._hopeful > PATIENCE_S:
+            raise ResourcesError(self._why(never, len(alive)))
+        return self._text
+
+    def _why(self, never: list[tuple[Need, int]], num_nodes: int) -> str:
+        lines = [f"  {need.in_words(count)}" for need, count in never]
+        sums = []
+        for name in ("CPU", "GPU"):
+            wanted = sum(need.total(name) for need in self._needs)
+            if wanted:
+                sums.append(f"In all it needs {wanted:g} {name}s, and {present(name):g} are there:\n{sum_of(self._needs, name)}")
+        gpus = any(need.each.get("GPU") for need, _ in never)
+        hint = " Where no group has GPUs, work on CPUs instead (scaling.use_gpu=false, or --gpus 0)." if gpus else ""
+        return (
+            f"there is no room for\n{chr(10).join(lines)}\non the nodes that are up ({num_nodes}), and no other will be started for it.\n"
+            f"{chr(10).join(sums)}\nAsk for less (a share of a CPU is allowed), or let the cluster have more or larger nodes.{hint}"
+        )
+
+
+def first_ended(refs: Sequence[ray.ObjectRef], needs: Sequence[Need]) -> ray.ObjectRef:
+    """The first reference that is ready. While that takes long, what is waited for is printed.
+
+    Args:
+        needs: What has to have room for it.
+
+    Raises:
+        ResourcesError: there will never be room.
+    """
+    waiting, announce = Waiting(needs), Announcer(say)
+    while True:
+        ended, _ = ray.wait(list(refs), num_returns=1, timeout=LOOK_EVERY_S)
+        if ended:
+            return ended[0]
+        announce(waiting.look(has_begun=False))
+
+
+class Announcer:
+    """Says what is waited for once it has changed, and again every minute.
+
+    Args:
+        say: Prints a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said, self._said_at, self._since = "", -math.inf, 0.0
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if not self._said:
+            self._since = now
+        if text and (text != self._said or now - self._said_at > _SAY_EVERY_S):
+            passed = f" ({now - self._since:.0f} s so far)" if now - self._since >= 1 else ""
+            self._say(f"waiting: {text}{passed}")
+            self._said_at = now
+        self._said = text
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _known_limits() -> dict[str, int] | None:
+    """What the cluster may grow to, where somebody has told Ray, as no open-source autoscaler does."""
+    from ray._private.state import state
+
+    return state.get_max_resources_from_cluster_config()
+
+
+def _ask() -> GetClusterStatusReply:
+    from ray._private.worker import global_worker
+
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=_RPC_TIMEOUT_S))
+    return reply
+
+
+def _coming(state: AutoscalingState) -> Counter[str]:
+    """How many nodes of each kind were asked for and are not up yet."""
+    coming = Counter[str]()
+    for request in state.pending_instance_requests:
+        coming[request.ray_node_type_name] += request.count
+    for node in state.pending_instances:
+        coming[node.ray_node_type_name] += 1
+    return coming
+
+
+def _infeasible(state: AutoscalingState) -> list[ResourceRequest]:
+    """All that no node has room for, neither one that is there nor one that may be started."""
+    found = list(state.infeasible_resource_requests)
+    for gang in state.infeasible_gang_resource_requests:
+        found += _members(gang)
+    for constraint in state.infeasible_cluster_resource_constraints:
+        found += [counted.request for counted in constraint.resource_requests]
+    return found
+
+
+def _hopeless(unmet: list[tuple[Need, int]], state: AutoscalingState) -> list[tuple[Need, int]]:
+    """For which of it there will never be room: an autoscaler says so, or there is none."""
+    if state.autoscaler_state_version == 0:
+        return unmet
+    infeasible = {_shape_of_request(request) for request in _infeasible(state)}
+    return [(need, count) for need, count in unmet if _shape(need) in infeasible]
+
+
+def _members(gang: GangResourceRequest) -> Sequence[ResourceRequest]:
+    """What is asked for together; Ray has two ways to write it down."""
+    return gang.bundle_selectors[0].resource_requests if gang.bundle_selectors else gang.requests
+
+
+def _is_queued(needs: Sequence[Need], cluster: ClusterResourceState) -> bool:
+    """Whether something like what is needed waits for room."""
+    shapes = {_shape(need) for need in needs}
+    waiting = [request for gang in cluster.pending_gang_resource_requests for request in _members(gang)]
+    return any(_shape_of_request(request) in shapes for request in waiting)
+
+
+def _in_words(unmet: list[tuple[Need, int]], state: AutoscalingState, is_queued: bool) -> str:
+    if not unmet:
+        return "others hold what the run needs" if is_queued else ""
+    coming = ", ".join(f"{count} of {kind}" for kind, count in sorted(_coming(state).items()))
+    failed = "; ".join(f"{one.ray_node_type_name}: {one.reason}" for one in state.failed_instance_requests)
+    parts = ["no room yet for " + " and ".join(need.in_words(count) for need, count in unmet)]
+    parts.append(f"nodes on their way: {coming}" if coming else "no node is on its way")
+    return "; ".join([*parts, *([f"could not be started: {failed}"] if failed else [])])
+
+
+_Shape = tuple[frozenset[tuple[str, float]], str | None]
+
+
+def _shape(need: Need) -> _Shape:
+    return frozenset((name, round(amount, 4)) for name, amount in need.each.items() if amount), need.group
+
+
+def _shape_of_request(request: ResourceRequest) -> _Shape:
+    bundle = frozenset((name, round(amount, 4)) for name, amount in request.resources_bundle.items() if amount)
+    groups = [
+        value
+        for selector in request.label_selectors
+        for constraint in selector.label_constraints
+        if constraint.label_key == GROUP_LABEL
+        for value in constraint.label_values
+    ]
+    return bundle, groups[0] if groups else None

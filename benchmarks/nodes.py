@@ -22,6 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 _RAY = str(Path(sys.executable).with_name("ray"))
 _OBJECT_STORE_BYTES = 150_000_000
 _TRIES = 3
+_WAIT = """
+import sys, time
+from ray._raylet import GcsClient
+client = GcsClient(address=sys.argv[1])
+while sum(node.state == 0 for node in client.get_all_node_info().values()) < int(sys.argv[2]):
+    time.sleep(0.25)
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -83,6 +90,12 @@ class Nodes:
             kill_all(self.head.pid)
         for _ in range(num_workers):
             self.add(num_cpus)
+        self.wait_for(1 + num_workers)
+
+    def wait_for(self, count: int, patience_s: float = 240) -> None:
+        """Until Ray knows of so many nodes: what is begun before would find the cluster too small."""
+        command = [sys.executable, "-c", _WAIT, self.address, str(count)]
+        subprocess.run(command, env=self.environment, check=True, timeout=patience_s)
 
     def add(self, num_cpus: int = 2) -> Node:
         """One more node; Ray knows of it a few seconds later."""

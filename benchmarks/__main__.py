@@ -22,7 +22,6 @@ SCRIPTS = (
     "swift_fidelity",
     "evaluation",
     "checkpoint",
-    "search",
 )
 
 

@@ -149,6 +149,8 @@ def search(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with ray_session(address):
         state.concurrent = num_concurrent(study)
+        # Tune would start one actor after the other; how many there may be is for `RecordSearcher` to say.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(state.concurrent)
         control = start_control()
         keepers = {config.name: keeper for config in stylizers if (keeper := keep_weights(config)) is not None}
         spec = TrialSpec(study, study_dir, index.num_rows, control, run, keepers)

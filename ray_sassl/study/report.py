@@ -41,7 +41,8 @@ def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> s
     goal = study.goals[0]
     evaluation, values = figures.fair_evaluation(trials, goal.metric)
     label = f"{goal.metric} at evaluation {evaluation}"
-    compared = f"All trials at evaluation {evaluation}, which {len(values)} of {len(trials)} reached; those that were stopped earlier are left out."
+    compared = f"All trials at evaluation {evaluation}, which {len(values)} of {len(trials)} reached"
+    compared += "; the others are left out." if len(values) < len(trials) else "."
     parts = [
         _heading(study, trials),
         section("Best trials", _table(study, trials)),
@@ -131,7 +132,7 @@ def _importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[
 def _cost_note(study: StudyConfig) -> str:
     if len(study.goals) > 1:
         return "The last value of each trial. The front is what no other trial beats in all objectives."
-    return "images_per_s is the median speed of the trial's training; trials that ran side by side slowed one another."
+    return "images_per_s is the median speed of the trial's training; trials that ran side by side, and other work, slowed it."
 
 
 def _views(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord], values: dict[int, float]) -> str:

@@ -70,7 +70,13 @@ def test_a_trial_that_fails_is_retried_from_its_checkpoint_then_given_up_and_the
 ):
     space = SearchSpace(parameters=(Float(path="sassl.prob", low=0.7, high=1.0),))
     study = simulated_study(searcher="grid", scheduler="fifo", num_trials=3, retries=1).model_copy(update={"space": space})
-    state = search(study, str(tmp_path), run=SimulatedRun(failing=(4, 2), is_killed=is_killed))
+    waiting: list[int] = []
+
+    def watch(state: StudyState) -> None:
+        waiting.append(sum(trial.is_open and not trial.attempts for trial in state.records))
+
+    state = search(study, str(tmp_path), run=SimulatedRun(failing=(4, 2), is_killed=is_killed), watch=watch)
+    assert max(waiting) == 2  # the actors of trials that there is room for are started together
     assert [trial.point["sassl.prob"] for trial in state.records] == [0.7, 0.85, 1.0]  # which fail never, once and twice
     assert [(trial.state, trial.attempts) for trial in state.records] == [("finished", 1), ("finished", 2), ("failed", 2)]
     for number in (0, 1):

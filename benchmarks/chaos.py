@@ -153,7 +153,7 @@ def begin(nodes: Nodes, run_dir: Path, steps: int) -> Watched:
 
 def undisturbed_rate(nodes: Nodes, run_dir: Path, minutes: float) -> float:
     """Steps a second from the first step on."""
-    run = begin(nodes, run_dir, 1_000_000)
+    run = begin(nodes, run_dir, 20_000)
     while run.look() < 5:
         _refuse_end(run)
         time.sleep(_LOOK_EVERY_S)

@@ -22,6 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 _RAY = str(Path(sys.executable).with_name("ray"))
 _OBJECT_STORE_BYTES = 150_000_000
 _TRIES = 3
+_WAIT = """
+import sys, time
+from ray._raylet import GcsClient
+client = GcsClient(address=sys.argv[1])
+while sum(node.state == 0 for node in client.get_all_node_info().values()) < int(sys.argv[2]):
+    time.sleep(0.25)
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -60,11 +67,12 @@ class Nodes:
     head: Node | None = None
 
     def __post_init__(self) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == "RAY_worker_niceness"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = kept | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_raylet_start_wait_time_s": "180",
+            "RAY_worker_niceness": "0",  # else Ray's workers give way to all else on the machine
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
@@ -81,8 +89,14 @@ class Nodes:
             if self._answers(self.head) or number == _TRIES - 1:
                 break
             kill_all(self.head.pid)
-        for _ in range(num_workers):
+        for number in range(num_workers):
             self.add(num_cpus)
+            self.wait_for(2 + number)  # nodes of one folder that start at once take each other's sockets
+
+    def wait_for(self, count: int, patience_s: float = 240) -> None:
+        """Until Ray knows of so many nodes: what is begun before would find the cluster too small."""
+        command = [sys.executable, "-c", _WAIT, self.address, str(count)]
+        subprocess.run(command, env=self.environment, check=True, timeout=patience_s)
 
     def add(self, num_cpus: int = 2) -> Node:
         """One more node; Ray knows of it a few seconds later."""

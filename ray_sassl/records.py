@@ -210,6 +210,17 @@ def read_predictions(path: str) -> Predictions:
     return Predictions(ids[order], table["label"].to_numpy()[order], table["predicted"].to_numpy()[order])
 
 
+def _chance(chance: Any, figures: dict[str, Figure], details: dict[str, Any]) -> dict[str, Figure]:
+    """Top-1 by guessing, for each top-1 of test images: of the evaluation data, or of the data set that the figure is named after."""
+    found = {}
+    for name in figures:
+        of_target = details.get(name.removesuffix("_top1"))
+        value = of_target.get("chance", chance) if isinstance(of_target, dict) else chance
+        if name.endswith("top1") and not name.startswith("train") and isinstance(value, int | float):
+            found[name] = Figure(float(value))
+    return found
+
+
 def _scores(stem: str, tree: dict[str, Any], path: str) -> Scores:
     """From a file of scores: those of one encoder, or `{encoder: scores}` of several, the run's own first."""
     folder = storage.parent(path)
@@ -226,19 +237,21 @@ def _scores(stem: str, tree: dict[str, Any], path: str) -> Scores:
     }
     own = next((name for name in figures if name not in _BASELINES), None)
     baselines = {name: values for name, values in figures.items() if name != own}
-    if isinstance(chance := tree.get("chance"), int | float):
-        baselines["chance"] = {"top1": Figure(float(chance))}
-    settings, data = (value if isinstance(value := tree.get(name), dict) else {} for name in ("protocol", "data"))
+    own_figures = figures.get(own, {}) if own is not None else {}
     details = tree.get("details")
+    details = (details.get(own) or {}) if isinstance(details, dict) and own is not None else {}
+    if chance := _chance(tree.get("chance"), own_figures, details):
+        baselines["chance"] = chance
+    settings, data = (value if isinstance(value := tree.get(name), dict) else {} for name in ("protocol", "data"))
     return Scores(
         protocol=stem,
-        figures=figures.get(own, {}) if own is not None else {},
+        figures=own_figures,
         baselines=baselines,
         predictions=kept,
         step=tree.get("step"),
         settings=settings,
         data=data,
-        details=(details.get(own) or {}) if isinstance(details, dict) and own is not None else {},
+        details=details,
         pictures=pictures,
         path=path,
     )

@@ -312,7 +312,7 @@ def scores_table(title: str, found: dict[str, dict[str, Evaluation]], chance: fl
             figures = (_figure(name, evaluations[encoder].scores.get(name) if encoder in evaluations else None) for encoder in encoders)
             note = [notes.get(name, "")] if has_notes else []
             table.add_row(*([protocol if number == 0 else ""] if several else []), name, *figures, *note)
-    if chance is not None and len(encoders) > 1 and has_top1:
+    if chance is not None and has_top1:
         table.add_row(*([""] if several else []), "chance (top1)", *[f"{chance:.1%}"] * len(encoders))
     return table
 

@@ -45,14 +45,15 @@ def boxes_picture(test: DetectionSet, detections: Sequence[Detections], num_show
 
 
 def _drawn(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """(S, S, 3) uint8: the image fitted into a white square with its boxes."""
+    """(S, S, 3) uint8: the image fitted into a white square, at its lower edge and so beside its caption, with its boxes."""
     scale = _CELL_PX / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     canvas = Image.new("RGB", (_CELL_PX, _CELL_PX), (255, 255, 255))
-    canvas.paste(picture.resize((width, height), Image.Resampling.LANCZOS))
+    top = _CELL_PX - height
+    canvas.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (0, top))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(9)
-    for box, label, text in zip(boxes * scale, labels.tolist(), texts, strict=True):
+    for box, label, text in zip(boxes * scale + [0, top, 0, top], labels.tolist(), texts, strict=True):
         colour = _COLOURS[label % len(_COLOURS)]
         draw.rectangle(box.tolist(), outline=colour, width=2)
         draw.text((box[0] + 3, box[1] + 1), text, colour, font)

@@ -135,8 +135,7 @@ class _Images:
 
     @property
     def bad(self) -> dict[Split, list[BadRow]]:
-        bad: dict[Split, list[BadRow]] = {split: quarantine.rows for split, quarantine in self._quarantine.items()}
-        return bad
+        return {"train": self._quarantine["train"].rows, "test": self._quarantine["test"].rows}
 
     def add(self, bad: dict[Split, list[BadRow]]) -> None:
         """Take in what others have met."""

@@ -31,9 +31,10 @@ class Config(ProtocolConfig):
         num_queries: Test images whose neighbours are shown.
         num_neighbours: Train images shown for each, and counted for `same_class_share`.
         num_shown: Images that are shown of the most and of the least style-sensitive ones.
-        stylize: The stylizer of the repainted copies; its smallest image must not be larger than `evaluate.size_px`.
+        stylize: The stylizer of the repainted copies.
         style_copies: Repainted copies of each test image.
         styles_per_class: Train images of each class whose styles are drawn from.
+        render_px: As in `robustness`: smaller images are enlarged to it, repainted and reduced again, since at 32 px little but a blur is left.
         max_images: Images on the map, and rows of which uniformity and effective rank are computed; a sample where there are more.
         seed: Of all draws.
     """
@@ -42,8 +43,9 @@ class Config(ProtocolConfig):
     num_neighbours: int = Field(default=8, ge=1)
     num_shown: int = Field(default=6, ge=1)
     stylize: plugin_field("ray_sassl.stylize", StylizerConfig) = "swift"  # type: ignore[valid-type]
-    style_copies: int = Field(default=4, ge=1)
+    style_copies: int = Field(default=2, ge=1)
     styles_per_class: int = Field(default=8, ge=1)
+    render_px: int = Field(default=128, ge=0)
     max_images: int = Field(default=10_000, ge=2)
     seed: int = Field(default=0, ge=0)
 
@@ -63,7 +65,9 @@ class Diagnosis(Protocol):
         check_features(train, test)
         textures = textures_of(subject, train, config.stylize, config.styles_per_class, config.seed, None)
         changes = [Augmented(config.seed, number) for number in range(2)]
-        copies = [Stylized(config.stylize, textures, config.seed, number) for number in range(config.style_copies)]
+        copies = [
+            Stylized(config.stylize, textures, config.seed, number, render_px=config.render_px) for number in range(config.style_copies)
+        ]
         first, second, *restyled = (torch.from_numpy(part.features) for part in subject.changed_features([*changes, *copies]))
 
         z = torch.from_numpy(test.features)

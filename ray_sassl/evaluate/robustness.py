@@ -135,6 +135,7 @@ class Robustness(Protocol):
                     [0, *config.severities], [100 * clean, *(100 * row)], marker="o", markersize=3, linewidth=1, color=colour, label=name
                 )
             axes.plot([0, *config.severities], [100 * clean, *(100 * by_severity.mean(0))], color="black", linewidth=2.5, label="mean")
+            axes.set_xticks([0, *config.severities])
             axes.set_xlabel("severity (0: clean)")
             axes.set_ylabel("top-1 / %")
             axes.grid(alpha=0.25)

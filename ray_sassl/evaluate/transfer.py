@@ -127,7 +127,12 @@ class Transfer(Protocol):
         ready = [self._ready(subject, target) for target in self._targets()]
         # The largest begin first, so that none is left to work alone at the end.
         ordered = sorted(ready, key=lambda target: -(target.num_train + target.num_test))
-        log.info("%d targets, %s images", len(ready), f"{sum(target.num_train + target.num_test for target in ready):,}")
+        log.info(
+            "%d data set%s, %s images",
+            len(ready),
+            "" if len(ready) == 1 else "s",
+            f"{sum(target.num_train + target.num_test for target in ready):,}",
+        )
         found = dict(zip([target.name for target in ordered], subject.judge([target.task for target in ordered]), strict=True))
         scores: dict[str, Score] = {}
         notes: dict[str, str] = {}

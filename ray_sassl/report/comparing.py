@@ -13,12 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ray_sassl.detection import DetectConfig
 from ray_sassl.evaluate.intervals import score_over_draws
 from ray_sassl.evaluate.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
 from ray_sassl.plugins import UsageError, load_plugin, plugin_names
 from ray_sassl.records import Figure, RunRecord, Scores, is_share, shown
 
 _PROTOCOLS = "ray_sassl.evaluate"
+_DETECT = "detect"
+"""Detection, which has a verb of its own."""
 _PER_CLASS, _FROM_PREDICTIONS = "mean_per_class", ("top1", "mean_per_class")
 """How figures end that may follow from the predicted classes, and so can be compared image by image."""
 _NO_MATTER = ("name", "device", "num_workers", "num_threads")
@@ -267,6 +270,12 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, Scores]]) -> list[str]:
 def _command(run: RunRecord, like: Scores) -> str:
     """What judges the run as another was judged."""
     name = str(like.settings.get("name", like.protocol))
+    if name == _DETECT:
+        defaults = DetectConfig().model_dump(mode="json")
+        changed = [
+            f"{field}={json.dumps(value)}" for field, value in like.settings.items() if field in defaults and value != defaults[field]
+        ]
+        return f"ray-sassl detect {shlex.join([run.path, str(like.data.get('path', 'DATA')), *changed])}"
     words = [name]
     if name in plugin_names(_PROTOCOLS):
         defaults = load_plugin(_PROTOCOLS, name).Config().model_dump(mode="json")

@@ -46,7 +46,9 @@ def test_a_detector_learns_to_find_squares_and_discs(data, tmp_path, encoder, ch
 def test_boxes_that_belong_to_other_images_teach_nothing(data, tmp_path):
     job = small_job(data, tmp_path / "checkpoint.pt", "resnet18", steps=60)
     job = replace(job, train=_shuffled(job.train, 0), test=_shuffled(job.test, 1))
-    assert run_detection(job, LocalContext()).history.measured[-1]["AP"] < 0.05
+    measured = run_detection(job, LocalContext()).history.measured[-1]
+    # Not 0: all objects are of about the same size, and one stands in the left half of every image.
+    assert measured["AP"] < 0.12
 
 
 def _shuffled(part: DetectionSet, seed: int) -> DetectionSet:

@@ -83,7 +83,7 @@ def test_a_small_run_shows_every_metric_on_the_nodes_endpoint(cluster: JobCluste
     assert code == 0, output
     try:
         wanted = {metric.exported_name for metric in ALL}
-        until = time.monotonic() + 240
+        until = time.monotonic() + 480
         found: dict[str, list[tuple[dict[str, str], float]]] = {}
         while time.monotonic() < until and not (wanted <= found.keys() and _stages(found) == {"decode", "stylize", "train"}):
             time.sleep(2)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ray_sassl.detection import DetectConfig
 from ray_sassl.plugins import UsageError
 from ray_sassl.records import Figure, Predictions, RunRecord, Scores
 from ray_sassl.report.comparing import as_json, as_markdown, compare, described, group_runs
@@ -131,6 +132,13 @@ def test_what_was_not_judged_is_named_with_the_command_that_does_it():
     assert found.rows[1].values[1] is None
     command = compare([_run("a", _scores(0.6, k=20)), _run("b", base_lr=0.2)]).missing[0].command
     assert command == "ray-sassl evaluate runs/b knn knn.k=20 evaluate.test.path=test/"  # where the other was judged
+
+
+def test_detection_is_made_by_its_own_verb():
+    settings = {"name": "detect", **DetectConfig(steps=90, train_px=(64,)).model_dump(mode="json")}
+    scores = Scores("detect", {"AP": Figure(0.2, 0.1, 0.3)}, settings=settings, data={"path": "cells"})
+    (entry,) = compare([_run("a", scores), _run("b", base_lr=0.2)]).missing
+    assert entry.command == "ray-sassl detect runs/b cells steps=90 'train_px=[64]'"
 
 
 def test_other_train_images_are_noted():

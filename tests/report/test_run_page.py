@@ -54,6 +54,22 @@ def test_a_finished_run_is_told_whole_in_one_file(make_run: MakeRun):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched from elsewhere
 
 
+def test_chance_stands_beside_every_top1_of_test_images(make_run: MakeRun):
+    run_dir = make_run()
+    folder = Path(run_dir) / "evaluation" / "step-00000007"
+    folder.mkdir(parents=True)
+    for name, chance, figures, details in (
+        ("few_shot", 0.3, ("1_shot_top1", "train_top1", "shape_share"), {"1_shot": {"top1_by_draw": []}}),
+        ("transfer", None, ("mine_top1",), {"mine": {"chance": 0.125}}),
+    ):
+        scores = {"step 7": {figure: {"value": 0.5, "low": None, "high": None} for figure in figures}}
+        record = {"step": 7, "protocol": {"name": name}, "chance": chance, "scores": scores, "details": {"step 7": details}, "files": {}}
+        (folder / f"{name}.json").write_text(json.dumps(record))
+    page = _page(run_dir)
+    for figure, chance in (("1_shot_top1", "30.00%"), ("train_top1", ""), ("shape_share", ""), ("mine_top1", "12.50%")):
+        assert f"<td>{figure}</td><td>50.00%</td><td>{chance}</td>" in page
+
+
 def test_what_differs_from_the_experiment_is_listed_and_nothing_else(make_run: MakeRun):
     run_dir = make_run("name=demo_plain", "train.epochs=3")
     page = _page(run_dir)

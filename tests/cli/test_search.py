@@ -80,7 +80,9 @@ def test_times_are_read_with_their_unit():
 
 def test_the_live_table_shows_trials_the_best_so_far_and_the_time_to_go():
     trials = [make_trial(0, [0.1, 0.3]), make_trial(1, [0.2], "stopped"), TrialRecord(2, {"sassl.prob": 0.5}, wall_s=1.0, attempts=2)]
-    state: Any = SimpleNamespace(study=small_study(num_trials=5), records=trials, progress={2: {"epoch": 0.25}}, concurrent=1, began=0.0)
+    state: Any = SimpleNamespace(
+        study=small_study(num_trials=5), records=trials, progress={2: {"epoch": 0.25}}, concurrent=1, began=0.0, waiting="1 x 2 CPU"
+    )
     # Two trials took 10 s and 5 s, one is a second into its 7.5 s, two more wait.
     assert remaining_s(state) == pytest.approx(7.5 - 1 + 2 * 7.5)
     out = io.StringIO()
@@ -91,6 +93,7 @@ def test_the_live_table_shows_trials_the_best_so_far_and_the_time_to_go():
     assert "best so far: trial 0, knn_top1 30.00%" in text
     assert "0.25" in text
     assert "running (2. attempt)" in text
+    assert "waiting: 1 x 2 CPU" in text
     state.records = []
     assert remaining_s(state) is None
 

@@ -38,8 +38,10 @@ def test_fine_tuning_beats_the_frozen_probe_and_more_labels_beat_fewer(cifar):
 
 @pytest.mark.slow
 def test_the_probe_of_crops_learns_from_real_images_what_the_probe_of_features_does(cifar):
+    before = {name: value.clone() for name, value in cifar._encoder.state_dict().items()}
     fixed = Linear(l2=1e-2).build().evaluate(cifar).scores["top1"]
     crops = Linear(solver="sgd", augment=True, l2=0, epochs=10, batch_size=64, learning_rate=[0.1, 0.5]).build().evaluate(cifar)
     assert crops.scores["top1"].value > fixed.value - 0.03
     assert crops.scores["top1"].low > 0.15
     assert crops.details["num_held_out"] == 400
+    assert all(torch.equal(value, before[name]) for name, value in cifar._encoder.state_dict().items())

@@ -90,26 +90,26 @@ def test_a_killed_train_worker_changes_nothing_of_the_end_and_costs_at_most_two_
 
 def test_a_killed_stylizer_and_a_killed_decode_task_lose_and_repeat_no_row(ray_cluster: None, tmp_path: Path):
     overrides = ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5", "stream.num_cpus=0.5"]
-    config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90)), epochs=30), overrides)
+    config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90)), epochs=15), overrides)
     run_dir = str(tmp_path / "run")
     index = prepare_run_dir(config, run_dir, resume=False)
     control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
     stream = make_stream(stream_spec(config, view_source(config, run_dir)), SeenIds(NUM_ROWS), control)
     expected = local_batches(
-        view_source(config, run_dir), epochs=30, batch_size=16, on_bad=lambda rows: None, restyle=build_restyle(config, "cpu", 1)
+        view_source(config, run_dir), epochs=15, batch_size=16, on_bad=lambda rows: None, restyle=build_restyle(config, "cpu", 1)
     )
     killer = threading.Thread(target=kill_one, args=(DECODE_TASK,))
     num_batches = 0
     for number, batch in enumerate(stream.iter_batches(batch_size=16, drop_last=True)):
-        if number in (20, 120):
+        if number in (20, 80):
             kill_one(STYLIZER)
-        if number == 60:
+        if number == 50:
             killer.start()
         for name, array in next(expected).items():
             np.testing.assert_array_equal(np.asarray(batch[name]), array, err_msg=f"{name} of batch {number}")
         num_batches += 1
     killer.join()
-    assert num_batches == 30 * (NUM_ROWS - 2) // 16
+    assert num_batches == 15 * (NUM_ROWS - 2) // 16
 
 
 @contextmanager

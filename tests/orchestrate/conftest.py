@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ import ray
 from PIL import Image
 
 from ray_sassl.backbones import BackboneConfig
+from ray_sassl.cache import cache_dir
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods.moco import Config as MoCo
@@ -42,6 +44,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                     raise
                 ray.shutdown()
         yield
+    shutil.rmtree(cache_dir() / "weights", ignore_errors=True)  # what the nodes were given; it is the tests' own cache
 
 
 def write_shards(folder: Path, num_rows: int = NUM_ROWS, bad: tuple[int, ...] = ()) -> str:

@@ -56,7 +56,7 @@ class Student(nn.Module):
         """Take over the weights that an earlier student's `export` gave; the linear maps of the hints stay random.
 
         Raises:
-            ValueError: they are of networks of another shape.
+            RuntimeError: they are of networks of another shape.
         """
         inner = {name: value.clone() for name, value in state.items()}
         inner["predictor.code.weight"] = self.whiten.T @ state["predictor.code.weight"]

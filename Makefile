@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test modules that run at once.
+TEST_JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -28,7 +30,7 @@ demo: $(VENV)/run.stamp  ## Pretrain on the embedded data set, with and without 
 	$(BIN)/ray-sassl demo
 
 test: $(VENV)/dev.stamp  ## Run all tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 chaos: $(VENV)/dev.stamp  ## Kill nodes, workers and commands: the slow fault tests, then 30 minutes of chaos.
 	$(BIN)/python -m pytest -m chaos

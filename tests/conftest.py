@@ -11,6 +11,12 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with Ray first: they take longest, and where two modules run at once none of them should be left for the end."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in with_ray)
+
+
 def _shared() -> Path:
     return Path(os.environ.get("RAY_SASSL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -44,6 +44,7 @@ from ray_sassl.orchestrate.search_trial import (
     reason_of,
 )
 from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.orchestrate.watched import run_watched
 from ray_sassl.orchestrate.weights import driver_weights, keep_weights
 from ray_sassl.plugins import UsageError, did_you_mean
 from ray_sassl.scoring import ONLINE_SCORES
@@ -210,24 +211,15 @@ def _check_is_measured(metric: str, config: ExperimentConfig) -> None:
 
 
 def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watch, waiting: Waiting) -> None:
-    """Run Tune in a thread, so that this one can show progress and take Ctrl-C."""
-    errors: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            tuner.fit()
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
-            errors.append(error)
+    """Run Tune, show its progress and stop it by Ctrl-C or when the time is up."""
+    budget = state.study.time_budget_s
 
     def stop() -> None:
         state.is_stopping = True
         control.request_stop.remote()
 
-    budget = state.study.time_budget_s
-    thread = threading.Thread(target=fit, name="tune", daemon=True)
-    with on_interrupt(stop):
-        thread.start()
-        while thread.is_alive():
+    def look(is_running: bool) -> None:
+        if is_running:
             if budget is not None and not state.is_stopping and time.monotonic() - state.began > budget:
                 log.warning("The time budget is used up: stopping the running trials, with a checkpoint each.")
                 stop()
@@ -236,11 +228,12 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
                 state.progress.update({number: metrics for number, metrics in progress.items() if state.trials[number].is_open})
             has_begun = bool(state.progress) or not all(trial.is_open for trial in state.records)
             state.waiting = waiting.look(has_begun=has_begun)
-            watch(state)
-            thread.join(_LOOK_EVERY_S)
-    watch(state)
-    if errors:
-        raise UsageError(f"the search ended by an error of Ray Tune: {reason_of(errors[0])}") from errors[0]
+        watch(state)
+
+    with on_interrupt(stop):
+        error = run_watched(tuner.fit, look, every_s=_LOOK_EVERY_S)
+    if error is not None:
+        raise UsageError(f"the search ended by an error of Ray Tune: {reason_of(error)}") from error
 
 
 def hopeless(state: StudyState) -> str | None:

@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray_sassl import storage
 from ray_sassl.orchestrate.control import News
 from ray_sassl.orchestrate.growth import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
+from ray_sassl.orchestrate.watched import run_watched
 from ray_sassl.plugins import UsageError
 
 LOOK_EVERY_S = 0.25
@@ -30,7 +31,7 @@ class RunFailedError(UsageError):
 
 
 def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequence[Need], stop: threading.Event | None = None) -> None:
-    """Run the trainer in a thread, so that this one can show progress and take Ctrl-C; nothing waits for the thread after an exception here.
+    """Run the trainer and show its progress meanwhile.
 
     Args:
         control: The job's control actor; an error that it knows of is left to the caller, who finds it there.
@@ -41,28 +42,20 @@ def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequen
         ResourcesError: what it needs will never be there.
         RunFailedError: the workers ended by an error, and not because the job was told to end.
     """
-    errors: list[Exception] = []
+    has_begun, waiting = False, Waiting(needs)
 
-    def run() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread that can tell the user
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="trainer", daemon=True)
-    thread.start()
-    is_running, has_begun, waiting = True, False, Waiting(needs)
-    while is_running:
-        thread.join(LOOK_EVERY_S)
-        is_running = thread.is_alive()
+    def look(is_running: bool) -> None:
+        nonlocal has_begun
         if stop is not None and stop.is_set():
             control.request_stop.remote()
         news = cast(News, ray.get(control.news.remote()))
         has_begun = has_begun or bool(news.reports)
         news.waiting = waiting.look(has_begun=has_begun) if is_running else ""
         watch(news)
-    if errors and ray.get(control.fatal.remote()) is None:
-        raise RunFailedError(f"the training workers failed: {_root_cause(errors[0])}") from errors[0]
+
+    error = run_watched(trainer.fit, look, every_s=LOOK_EVERY_S)
+    if error is not None and ray.get(control.fatal.remote()) is None:
+        raise RunFailedError(f"the training workers failed: {_root_cause(error)}") from error
 
 
 def _root_cause(error: BaseException) -> str:

@@ -6,7 +6,8 @@ A cluster of a head and three nodes runs on this machine; an elastic run of one 
 set, with a pool of stylizers. First it runs undisturbed for its rate. Then, every 20 to 60 s by a seeded draw, a training worker, a stylizer
 or a whole node is killed (SIGKILL); a node is replaced 10 s later. When the time is up the run is left to finish.
 
-*Goodput* is the time that the steps of the run would have taken undisturbed, over the time that they took, start and restarts included.
+*Goodput* is the time that the steps which were reached when the time was up would have taken undisturbed, over that time, start and restarts
+included.
 *Pause* is the longest time without a new logged step between a kill and the next one.
 Goal: every sample of every epoch exactly once.
 """
@@ -43,6 +44,8 @@ EVERY_S = (20.0, 60.0)
 NODE_BACK_S = 10.0
 KINDS = ("worker", "stylizer", "node")
 BATCH = 32
+SHARE = 0.8
+"""Of the steps that an undisturbed run makes in the time: the run should be at its end when the time is up, not long before."""
 _LOOK_EVERY_S = 0.2
 
 
@@ -97,28 +100,30 @@ def main() -> None:
         try:
             nodes.start(3)
             calm = undisturbed_rate(nodes, Path(folder) / "calm", args.calm_minutes)
-            steps = round(calm * args.minutes * 60 * 0.5)
-            kills, wall_s, seen = under_fire(nodes, Path(folder) / "chaos", steps, args.minutes * 60, args.seed)
+            steps = round(calm * args.minutes * 60 * SHARE)
+            run, kills, seen = under_fire(nodes, Path(folder) / "chaos", steps, args.minutes * 60, args.seed)
         finally:
             nodes.stop()
-    goodput = steps / calm / wall_s
-    table = Table(
-        "killed", "times", "median pause, s", "longest, s", title=f"{steps:,} steps in {wall_s / 60:.1f} min: goodput {goodput:.0%}"
-    )
+    wall_s = run.steps[-1][0]
+    under_fire_s = min(wall_s, args.minutes * 60)
+    reached = next(step for at, step in reversed(run.steps) if at <= under_fire_s)
+    goodput = reached / calm / under_fire_s
+    title = f"{reached:,} of {steps:,} steps in {under_fire_s / 60:.1f} min under fire: goodput {goodput:.0%}"
+    table = Table("killed", "times", "median pause, s", "longest, s", title=title)
     for kind in KINDS:
         if pauses := [kill.pause_s for kill in kills if kill.kind == kind]:
             table.add_row(kind, str(len(pauses)), f"{statistics.median(pauses):.0f}", f"{max(pauses):.0f}")
     Console().print(table)
-    goals = [
-        Goal("samples that were not seen exactly once an epoch", float(seen["wrong"]), "at most", 0.0),
-        Goal("goodput under a kill every 20 to 60 s", goodput, "at least", 0.0),
-    ]
+    goals = [Goal("samples that were not seen exactly once an epoch", float(seen["wrong"]), "at most", 0.0)]
     details = {
         "minutes": args.minutes,
         "seed": args.seed,
         "steps": steps,
         "calm_steps_per_s": calm,
         "wall_s": wall_s,
+        "under_fire_s": under_fire_s,
+        "steps_under_fire": reached,
+        "goodput": goodput,
         "kills": [asdict(kill) for kill in kills],
         "seen": seen,
     }
@@ -167,8 +172,8 @@ def undisturbed_rate(nodes: Nodes, run_dir: Path, minutes: float) -> float:
     return (last - first) / (last_s - first_s)
 
 
-def under_fire(nodes: Nodes, run_dir: Path, steps: int, seconds: float, seed: int) -> tuple[list[Kill], float, dict[str, int]]:
-    """The kills, the time from the command to its end, and the count of what was seen."""
+def under_fire(nodes: Nodes, run_dir: Path, steps: int, seconds: float, seed: int) -> tuple[Watched, list[Kill], dict[str, int]]:
+    """The run with the time of its end, the kills, and the count of what was seen."""
     draws = random.Random(seed)
     run = begin(nodes, run_dir, steps)
     while run.look() < 5:
@@ -191,12 +196,14 @@ def under_fire(nodes: Nodes, run_dir: Path, steps: int, seconds: float, seed: in
                 node_back = kills[-1].at_s + NODE_BACK_S if kind == "node" else node_back
             next_kill = time.monotonic() - run.began + draws.uniform(*EVERY_S)
         time.sleep(_LOOK_EVERY_S)
+    run.look()
     wall_s = time.monotonic() - run.began
+    run.steps.append((wall_s, run.steps[-1][1]))
     if run.process.returncode:
         raise SystemExit(f"the run failed:\n{run_dir.with_suffix('.log').read_text()[-3000:]}")
     for kill, after in zip(kills, [*(kill.at_s for kill in kills[1:]), wall_s], strict=True):
         kill.pause_s = run.longest_pause(kill.at_s, after)
-    return kills, wall_s, count(run_dir)
+    return run, kills, count(run_dir)
 
 
 def strike(nodes: Nodes, kind: str, draws: random.Random) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC
-from typing import Annotated, Literal, Self
+from abc import ABC, abstractmethod
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ray_sassl.feature_aug import FeatureAugConfig
+from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation, repeated
 from ray_sassl.feature_aug.draws import ShareInterval, beta, integers, some_of
 from ray_sassl.feature_aug.support import SupportSet, neighbours_per_sample, unit_vectors
 from ray_sassl.nn.gather import all_gather, rank
@@ -132,3 +132,28 @@ class Partners(nn.Module):
             return integers(0, support.size, self.num_samples, directions, generator)
         nearest = support.nearest(directions, self.top_k, sample_id if self.config.exclude_own else None)
         return some_of(nearest, self.num_samples, generator)
+
+
+C = TypeVar("C", bound=PartnerConfig)
+
+
+class PartnerAugmentation(FeatureAugmentation, ABC, Generic[C]):
+    """Mixes each embedding with the one of its partner; `mix` says how."""
+
+    def __init__(self, config: C, embedding_size: int, num_samples: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_samples = num_samples
+        self.partners = Partners(config, embedding_size, num_samples)
+
+    @abstractmethod
+    def mix(self, embeddings: Tensor, partners: Tensor, generator: torch.Generator) -> Tensor:
+        """The features (K, B, D) of embeddings (B, D) and their partners (K, B, D), which are constants."""
+
+    def forward(self, embeddings: Tensor, generator: torch.Generator, sample_id: Tensor | None = None) -> Tensor:
+        if not self.training:
+            return repeated(embeddings, self.num_samples)
+        return self.mix(embeddings, self.partners(embeddings, generator, sample_id), generator)
+
+    def remember(self, embeddings: Tensor, sample_id: Tensor | None = None) -> None:
+        self.partners.remember(embeddings, sample_id)

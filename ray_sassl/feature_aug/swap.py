@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ray_sassl.feature_aug import FeatureAugmentation, repeated
 from ray_sassl.feature_aug.draws import ShareInterval, uniform
-from ray_sassl.feature_aug.partners import PartnerConfig, Partners
+from ray_sassl.feature_aug.partners import PartnerAugmentation, PartnerConfig
 
 
 class Config(PartnerConfig):
@@ -30,23 +29,11 @@ class Config(PartnerConfig):
         return self.model_copy(update={"share": (0.0, 0.0)})
 
 
-class Swap(FeatureAugmentation):
+class Swap(PartnerAugmentation[Config]):
     """Some dimensions of z are those of its partner, which has z's length; the gradient passes to z through the others."""
 
-    def __init__(self, config: Config, embedding_size: int, num_samples: int) -> None:
-        super().__init__()
-        self.config = config
-        self.num_samples = num_samples
-        self.partners = Partners(config, embedding_size, num_samples)
-
-    def forward(self, embeddings: Tensor, generator: torch.Generator, sample_id: Tensor | None = None) -> Tensor:
-        if not self.training:
-            return repeated(embeddings, self.num_samples)
-        partners = self.partners(embeddings, generator, sample_id)  # (K, B, D)
+    def mix(self, embeddings: Tensor, partners: Tensor, generator: torch.Generator) -> Tensor:
         least, most = self.config.share
         share = least + (most - least) * uniform(self.num_samples, embeddings, generator)  # (K, B)
         is_swapped = uniform(self.num_samples, embeddings, generator, embeddings.shape[1:]) < share[:, :, None]
         return torch.where(is_swapped, partners, embeddings)
-
-    def remember(self, embeddings: Tensor, sample_id: Tensor | None = None) -> None:
-        self.partners.remember(embeddings, sample_id)

@@ -22,6 +22,7 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from ray_sassl import storage
@@ -160,7 +161,8 @@ def make_stream(
     context.target_max_block_size = max(1, int(0.8 * block_bytes(spec.source)))
     order = np.array([(window.epoch, window.number) for window in windows(spec.source, spec.epochs, seen)], np.int32).reshape(-1, 2)
     shares = np.array_split(order, max(1, min(len(order), _MAX_TASKS)))
-    plan = ray.data.range(len(shares), override_num_blocks=len(shares))
+    # As `ray.data.range`, which would take a whole CPU beside stages that take less, and never start where no node has one left.
+    plan = ray.data.read_datasource(RangeDatasource(len(shares), column_name="id"), num_cpus=spec.num_cpus, override_num_blocks=len(shares))
     reading = read_stage(spec.source, shares, seen, BadRowsReporter(control), spec.run)
     match spec.layout:
         case "light":

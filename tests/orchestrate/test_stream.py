@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
@@ -47,6 +49,27 @@ def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: N
         assert mine.keys() == theirs.keys()
         for name, array in theirs.items():
             np.testing.assert_array_equal(mine[name], array, err_msg=name)
+
+
+def test_a_stream_of_half_a_cpu_runs_where_no_more_is_free(ray_cluster: None, tmp_path: Path):
+    @ray.remote(num_cpus=1.5)
+    class Holder:
+        def is_there(self) -> bool:
+            return True
+
+    holder = Holder.remote()
+    assert ray.get(holder.is_there.remote())
+    config = apply_overrides(small_config(write_shards(tmp_path)), ["stream.num_cpus=0.5"])
+    run_dir = str(tmp_path / "run")
+    index = prepare_run_dir(config, run_dir, resume=False)
+    control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
+    stream = make_stream(stream_spec(config, view_source(config, run_dir)), SeenIds(NUM_ROWS), control)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(lambda: next(iter(stream.iter_batches(batch_size=16))))
+        try:
+            assert len(first.result(timeout=90)["sample_id"]) == 16
+        finally:
+            ray.kill(holder)  # with which a stream that waits for it goes on
 
 
 def test_a_pool_may_be_on_gpus(ray_cluster: None, tmp_path: Path):

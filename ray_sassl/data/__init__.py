@@ -57,6 +57,10 @@ class DataConfig(FrozenConfig):
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """A run stops where more than this share of the data set's rows cannot be read or decoded."""
 
+    cache_gb: float = Field(default=0, ge=0)
+    """Of images in an object store, each node keeps up to so many GB (10^9 bytes) as they are, encoded, in its cache folder (`RAY_SASSL_CACHE`), so that
+    later epochs and the other trials of a search read them from its own disk. What has no room is read from the store each time."""
+
     @field_validator("path")
     @classmethod
     def _path_is_given(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ import pyarrow as pa
 from ray_sassl import storage
 from ray_sassl.data import NO_LABEL, DataConfig, Format, Reader, Rows
 from ray_sassl.data.folder import FolderReader
+from ray_sassl.data.kept import read_kept
 from ray_sassl.data.parquet import ParquetReader
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.sources import absolute, find_sources
@@ -284,7 +285,7 @@ def read_groups(index: Index, groups: Sequence[int]) -> Rows:
         try:
             if not is_made_here:
                 _refuse_changed(index, group)
-            parts.append(READERS[index.format].read(index, group))
+            parts.append(read_kept(index, group, partial(READERS[index.format].read, index, group)))
         except FileNotFoundError:
             parts.append(_gone(index, group))
     return parts[0] if len(parts) == 1 else Rows.joined(parts)

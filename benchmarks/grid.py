@@ -186,8 +186,9 @@ def _runs(cells: Mapping[str, Cell], budget: Budget, seeds: int, data: Path) -> 
 
 
 def _digest(key: str, config: ExperimentConfig) -> str:
-    """Of what decides a run's scores; in which folder the data lie does not, and how an encoder would be trained only where it is."""
+    """Of what decides a run's scores; where the data lie, or are kept, does not, and how an encoder would be trained only where it is."""
     tree = config.model_dump(mode="json", exclude={"evaluate", "name"})
+    tree["data"] = {name: value for name, value in tree["data"].items() if name != "cache_gb"}
     tree["data"]["path"] = [Path(path).name for path in config.data.paths]
     if key.startswith(UNTRAINED):
         tree = {name: tree[name] for name in ("backbone", "seed", "data")}

@@ -179,6 +179,9 @@ def make_stream(
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
                 compute=ActorPoolStrategy(**cast(Any, spec.pool)),
+                # Ray Data's own default. Said here, it keeps Ray from making one stage of both where they take the same share of a CPU: then only
+                # the actors would decode.
+                max_restarts=-1,
                 **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
     raise AssertionError(spec.layout)

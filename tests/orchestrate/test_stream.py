@@ -43,6 +43,7 @@ def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: N
     control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
     stream = make_stream(stream_spec(config, view_source(config, run_dir)), seen, control)
     ours = [{name: np.asarray(a) for name, a in batch.items()} for batch in stream.iter_batches(batch_size=16, drop_last=True)]
+    assert "->MapBatches(StyleActor" not in stream.stats()  # decoding is a stage of its own
     expected = list(_expected(config, run_dir, seen))
     assert len(ours) == len(expected) == (2 * (NUM_ROWS - 2) - 49) // 16
     for mine, theirs in zip(ours, expected, strict=True):

@@ -30,6 +30,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import cached_index
 from ray_sassl.orchestrate.growth import Waiting, is_one_machine
 from ray_sassl.orchestrate.launch import on_interrupt, pretrain, with_absolute_paths
+from ray_sassl.orchestrate.reasons import reason_of
 from ray_sassl.orchestrate.search_control import start_control
 from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent, trial_needs
 from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay
@@ -41,7 +42,6 @@ from ray_sassl.orchestrate.search_trial import (
     TrialSpec,
     num_evaluations,
     point_of,
-    reason_of,
 )
 from ray_sassl.orchestrate.session import ray_session
 from ray_sassl.orchestrate.watched import run_watched

@@ -12,7 +12,6 @@ import gc
 import json
 import math
 import queue
-import re
 import statistics
 import threading
 import time
@@ -287,15 +286,6 @@ def copy_folder(source: str, target: str) -> None:
     entries = sorted(storage.list_dir(source), key=lambda entry: storage.name_of(entry.path) == "manifest.json")
     for entry in entries:
         storage.write_bytes(storage.join(target, storage.name_of(entry.path)), storage.read_bytes(entry.path))
-
-
-def reason_of(error: BaseException | str | None) -> str:
-    """The innermost message of what Tune says about a failed trial; the names of errors of ours are left out, their words are for the user."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return repr(error)
-    said, is_guess, _ = lines[-1].partition(" Some common causes include:")  # a paragraph of Ray's, the first of them is memory
-    return re.sub(r"^ray_sassl\.[\w.]+: ", "", said) + (" Memory may have run out." if is_guess else "")
 
 
 def point_of(config: dict[str, Any]) -> Point:

@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray_sassl import storage
 from ray_sassl.orchestrate.control import News
 from ray_sassl.orchestrate.growth import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
+from ray_sassl.orchestrate.reasons import reason_of
 from ray_sassl.orchestrate.watched import run_watched
 from ray_sassl.plugins import UsageError
 
@@ -55,13 +56,7 @@ def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequen
 
     error = run_watched(trainer.fit, look, every_s=LOOK_EVERY_S)
     if error is not None and ray.get(control.fatal.remote()) is None:
-        raise RunFailedError(f"the training workers failed: {_root_cause(error)}") from error
-
-
-def _root_cause(error: BaseException) -> str:
-    """The innermost message, since Ray wraps an error once for every process that it passes through."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
+        raise RunFailedError(f"the training workers failed: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True)

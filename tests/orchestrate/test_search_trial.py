@@ -17,7 +17,6 @@ from ray_sassl.orchestrate.search_trial import (
     copy_folder,
     evaluation_number,
     num_evaluations,
-    reason_of,
 )
 from ray_sassl.train.divergence import DivergedError
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
@@ -80,15 +79,6 @@ def test_evaluations_are_counted_by_epochs_or_by_steps_and_the_last_one_counts()
     assert [evaluation_number(by_step, 1030, step) for step in (10, 20, 25)] == [1, 2, 3]
     assert num_evaluations(apply_overrides(by_step, ["train.evaluate_every=1000"]), 1030) == 1
     assert num_evaluations(apply_overrides(by_epoch, ["train.epochs=10"]), 50_000) == 10
-
-
-def test_a_reason_is_the_last_line_of_an_error_without_our_names_for_it():
-    trace = "Failure # 1\nTraceback\n  File x\nray_sassl.train.loop.DivergedError: the loss is nan at step 4\n"
-    assert reason_of(trace) == "the loss is nan at step 4"
-    assert reason_of("Traceback\nValueError: no") == "ValueError: no"
-    died = "The actor is dead because its worker process has died. End of file. Some common causes include: (1) the process was killed"
-    assert reason_of(died) == "The actor is dead because its worker process has died. End of file. Memory may have run out."
-    assert reason_of(None) == "None"
 
 
 def test_a_copy_of_a_checkpoint_has_all_its_files(tmp_path: Path):

@@ -60,7 +60,7 @@ class SleepingReads:
         """Each plan's block as one row."""
         assert self.source is not None
         for row in batch["id"].tolist():
-            for epoch, number in self.shares[row].tolist():
+            for epoch, number, _ in self.shares[row].tolist():
                 for block in self.source.plan.blocks(self.source.plan.windows(epoch)[number]):
                     began = time.perf_counter()
                     count = len(block.sample_id)

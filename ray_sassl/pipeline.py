@@ -91,9 +91,10 @@ def _load_index(path: str, mtime_ns: int) -> Index:
     return Index.load(path)
 
 
-def crop_blocks(source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad) -> Iterator[CropBlock]:
-    """The window's blocks, decoded and cropped; blocks that the run has seen whole are left out."""
-    blocks = [block for block in source.plan.blocks(window) if seen.unseen(window.epoch, block.sample_id).any()]
+def crop_blocks(source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad, only: int | None = None) -> Iterator[CropBlock]:
+    """The window's blocks, or the one with the number `only`, decoded and cropped; blocks that the run has seen whole are left out."""
+    blocks = [block for block in source.plan.blocks(window) if only in (None, block.number)]
+    blocks = [block for block in blocks if seen.unseen(window.epoch, block.sample_id).any()]
     if not blocks:
         return
     rows = read_groups(source.index, window.groups)
@@ -158,7 +159,7 @@ def windows(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Window
         if seen.count(epoch) == source.index.num_rows:
             continue
         for window in plan.windows(epoch):
-            if not seen.is_touched(epoch) or seen.unseen(epoch, _ids_of(source.index, window)).any():
+            if not seen.is_touched(epoch) or seen.unseen(epoch, ids_of(source.index, window)).any():
                 yield window
 
 
@@ -439,7 +440,8 @@ def _spread(index: Index, limit: int | None) -> tuple[list[int], int]:
     return groups.tolist(), max(1, limit // len(groups))
 
 
-def _ids_of(index: Index, window: Window) -> np.ndarray:
+def ids_of(index: Index, window: Window) -> np.ndarray:
+    """(n,) int64: the ids of the window's rows, before they are shuffled."""
     return np.concatenate([index.sample_ids(group) for group in window.groups])
 
 

@@ -16,6 +16,9 @@ from ray_sassl.orchestrate.metrics import count_images
 from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
 from ray_sassl.types import Arrays, view_name, view_names
 
+WHOLE = -1
+"""In the place of a block's number: all blocks of the window."""
+
 
 class BadRowsReporter:
     """Hands bad rows to the run's control actor, and stops the work where there are too many."""
@@ -32,7 +35,7 @@ class ReadStage:
     """What a task does with its share of the plan.
 
     Args:
-        shares: One (n, 2) int32 array a task: the windows' epochs and numbers.
+        shares: One (n, 3) int32 array a task: the windows' epochs and numbers, and the number of the block that is meant, or `WHOLE`.
         seen: Samples to leave out.
         on_bad: Is told of rows that cannot be used.
         run: The run's name, for its metrics.
@@ -44,8 +47,9 @@ class ReadStage:
     def blocks(self, batch: dict[str, np.ndarray]) -> Iterator[CropBlock]:
         """The blocks of the tasks with these numbers in the plan."""
         for row in batch["id"].tolist():
-            for epoch, number in self.shares[row].tolist():
-                for block in crop_blocks(self.source, _windows_of(self.source, epoch)[number], self.seen, self.on_bad):
+            for epoch, number, block_number in self.shares[row].tolist():
+                only = None if block_number == WHOLE else block_number
+                for block in crop_blocks(self.source, _windows_of(self.source, epoch)[number], self.seen, self.on_bad, only):
                     count_images(self.run, "decode", len(block.sample_id))
                     yield block
 

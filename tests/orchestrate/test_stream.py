@@ -13,7 +13,8 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.control import start_control
-from ray_sassl.orchestrate.stream import make_stream, stream_spec
+from ray_sassl.orchestrate.reading import WHOLE
+from ray_sassl.orchestrate.stream import _shares, make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
 from ray_sassl.run import build_restyle, prepare_run_dir, view_source
 from ray_sassl.types import Arrays
@@ -50,6 +51,34 @@ def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: N
         assert mine.keys() == theirs.keys()
         for name, array in theirs.items():
             np.testing.assert_array_equal(mine[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5"]], ids=["plain", "pool"]
+)
+def test_rests_of_blocks_stay_apart(ray_cluster: None, tmp_path: Path, overrides: list[str]):
+    overrides = [*overrides, "stream.num_cpus=0.5", "data.shuffle_window=40", "data.block_rows=20"]
+    config = apply_overrides(small_config(write_shards(tmp_path)), overrides)
+    run_dir = str(tmp_path / "run")
+    index = prepare_run_dir(config, run_dir, resume=False)
+    plan = view_source(config, run_dir).plan
+    seen = SeenIds(NUM_ROWS)
+    for block in plan.blocks(plan.windows(0)[0]):
+        seen.add(np.zeros(12, np.int64), block.sample_id[:12])
+    control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
+    stream = make_stream(stream_spec(config, view_source(config, run_dir)), seen, control)
+    blocks = [len(block["sample_id"]) for block in stream.iter_batches(batch_size=None)]
+    assert blocks == [8, 8, *[20] * 14]
+
+
+def test_a_few_bad_rows_part_no_window(tmp_path: Path):
+    config = apply_overrides(small_config(write_shards(tmp_path)), ["data.shuffle_window=40", "data.block_rows=20"])
+    run_dir = str(tmp_path / "run")
+    prepare_run_dir(config, run_dir, resume=False)
+    seen = SeenIds(NUM_ROWS)
+    seen.add(np.zeros(3, np.int64), np.array([1, 2, 3]))
+    shares = _shares(stream_spec(config, view_source(config, run_dir)), seen)
+    assert np.concatenate(shares).tolist() == [[epoch, number, WHOLE] for epoch in range(2) for number in range(4)]
 
 
 def test_a_stream_of_half_a_cpu_runs_where_no_more_is_free(ray_cluster: None, tmp_path: Path):

@@ -6,8 +6,8 @@ Parts that are not named keep their earlier results; without a name, `cost` and 
 
 cost: wall and CPU-seconds of a few trials of a minute or more through `search`, of every process of it, against the same runs one after the other
 in one process. Goal: at most 1.15 times the CPU-seconds. Run it on an idle machine.
-asha: a study first come, first served on the embedded data set (about a quarter of an hour of a core; kept in `--study-dir` and continued where it was
-stopped), whose curves ASHA then sees in many orders: how much of the training it needs, and what the best trial loses by it.
+asha: a study first come, first served of learning rates and temperatures on a part of CIFAR-10 (about 20 minutes of a core; kept in `--study-dir` and
+continued where it was stopped), whose curves ASHA then sees in many orders: how much of the training it needs, and what the best trial loses by it.
 simulation: 200 trials whose evaluations are sleeps as long as those of `cost`, on a Ray that pretends to have 16 GPUs. Goal: 95 % of GPU time in use
 while there are trials to start.
 """
@@ -52,7 +52,7 @@ from ray_sassl.types import RunResult
 
 PARTS = ("cost", "asha", "simulation")
 COST_TRIALS, COST_EVALUATIONS, COST_EVALUATION_STEPS = 3, 3, 12
-ASHA_TRIALS, ASHA_EVALUATIONS, ASHA_EVALUATION_STEPS, ASHA_ORDERS = 12, 9, 6, 200
+ASHA_TRIALS, ASHA_EVALUATIONS, ASHA_EVALUATION_STEPS, ASHA_ORDERS = 12, 9, 11, 200
 SIMULATED_TRIALS, SIMULATED_EVALUATIONS, SIMULATED_GPUS = 200, 3, 16
 _LOOK_EVERY_S = 0.2
 
@@ -78,7 +78,7 @@ def main(
             if part == "cost":
                 results[part] = cost(data)
             elif part == "asha":
-                results[part] = asha(study_dir)
+                results[part] = asha(data, study_dir)
             else:
                 results[part] = simulation(evaluation_s or results["cost"]["evaluation_s"])
             print(f"written to {write_results('search', goals(results), results, out)}")
@@ -171,31 +171,36 @@ def _measure(command: list[str]) -> dict[str, float]:
 # What stopping early saves
 
 
-def asha_study() -> StudyConfig:
-    """The demo's shapes, on which the strength of style decides, searched at random and without early stopping."""
-    base = load_experiment("demo")
+def asha_study(data: Path) -> StudyConfig:
+    """SimCLR's first epoch on a part of CIFAR-10, which the learning rate decides; searched at random and without early stopping."""
+    shard, test = f"{data.resolve()}/cifar10/train-00000.parquet", f"{data.resolve()}/cifar10/test-00000.parquet"
     base = apply_overrides(
-        base,
+        load_experiment("simclr_cifar10_cpu"),
         [
-            f"train.epochs={ASHA_EVALUATIONS * ASHA_EVALUATION_STEPS * base.train.global_batch / 5120}",
-            f"train.evaluate_every={ASHA_EVALUATION_STEPS}",
-            "optim.warmup_epochs=0.2",
+            f"data.path={shard}",
+            f"evaluate.train={{path: '{shard}'}}",
+            f"evaluate.test={{path: {test}}}",
             "evaluate.online_rows=1000",
+            "train.global_batch=64",
+            f"train.epochs={ASHA_EVALUATIONS * ASHA_EVALUATION_STEPS * 64 / 6250}",
+            f"train.evaluate_every={ASHA_EVALUATION_STEPS}",
+            "optim.warmup_epochs=0.1",
             "scaling.num_workers=0",
             "scaling.threads_per_worker=1",
         ],
     )
-    strengths = (
-        Float(path="sassl.prob", low=0.0, high=1.0),
-        Interval(path="sassl.alpha", low=(0.0, 0.7), width=(0.0, 0.3)),
-        Interval(path="sassl.beta", low=(0.0, 0.7), width=(0.0, 0.3)),
+    space = SearchSpace(
+        parameters=(
+            Float(path="optim.base_lr", low=1e-3, high=2.0, log=True),
+            Float(path="method.temperature", low=0.05, high=2.0, log=True),
+        )
     )
-    return _study("asha", base, SearchSpace(parameters=strengths), ASHA_TRIALS)
+    return _study("asha", base, space, ASHA_TRIALS)
 
 
-def asha(study_dir: Path) -> dict[str, Any]:
+def asha(data: Path, study_dir: Path) -> dict[str, Any]:
     """The study, and its trials as ASHA would have run them one after the other, in many orders."""
-    study = asha_study()
+    study = asha_study(data)
     search(study, str(study_dir), resume=(study_dir / "study.yaml").exists())
     curves = [[evaluation.metrics["knn_top1"] for evaluation in trial.curve] for trial in read_trials(str(study_dir))]
     best = max(curve[-1] for curve in curves)

@@ -47,7 +47,7 @@ from ray_sassl.orchestrate.search_scheduler import build_scheduler
 from ray_sassl.orchestrate.search_trial import EVALUATION
 from ray_sassl.study.record import StudyConfig, TrialRecord, read_trials
 from ray_sassl.study.searcher import suggest
-from ray_sassl.study.space import Float, Interval, SearchSpace
+from ray_sassl.study.space import Float, SearchSpace
 from ray_sassl.types import RunResult
 
 PARTS = ("cost", "asha", "simulation")

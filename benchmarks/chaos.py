@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import Goal, write_results
-from benchmarks.nodes import Nodes
+from benchmarks.nodes import Nodes, running_nodes
 from benchmarks.processes import STYLIZER, TRAIN_WORKER, kill_one
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
@@ -95,15 +95,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="rs-") as folder:
-        nodes = Nodes(Path(folder) / "ray")
-        try:
-            nodes.start(3)
-            calm = undisturbed_rate(nodes, Path(folder) / "calm", args.calm_minutes)
-            steps = round(calm * args.minutes * 60 * SHARE)
-            run, kills, seen = under_fire(nodes, Path(folder) / "chaos", steps, args.minutes * 60, args.seed)
-        finally:
-            nodes.stop()
+    with tempfile.TemporaryDirectory() as folder, running_nodes(3) as nodes:
+        calm = undisturbed_rate(nodes, Path(folder) / "calm", args.calm_minutes)
+        steps = round(calm * args.minutes * 60 * SHARE)
+        run, kills, seen = under_fire(nodes, Path(folder) / "chaos", steps, args.minutes * 60, args.seed)
     wall_s = run.steps[-1][0]
     under_fire_s = min(wall_s, args.minutes * 60)
     reached = next(step for at, step in reversed(run.steps) if at <= under_fire_s)

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import Goal, write_results
+from benchmarks.nodes import ROOT
 from benchmarks.sleeping import NUM_ROWS, write_rows
 from benchmarks.start import has_a_step
 from ray_sassl.cluster.plan import Counts, Measured, NodeKind, Prices, Workload, plan, predict
@@ -73,43 +74,31 @@ def main() -> None:
 
 def first_steps() -> dict[str, float]:
     """Seconds from the command to the first step on a cluster that is up, of both ways to start a run."""
-    from tests.orchestrate.job_cluster import ROOT, TOKEN, JobCluster, environment
+    from tests.orchestrate.job_cluster import TOKEN, environment, job_cluster
 
+    overrides = [
+        "scaling.cpus_per_worker=0.5", "stream.num_cpus=0.5", "stylize=identity", "train.log_every=1", "train.epochs=0.2",
+    ]  # fmt: skip
     found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="start-") as folder:
-        cluster = JobCluster(Path(folder) / "head")
-        try:
-            cluster.wait_until_up()
-            words = [
-                "pretrain",
-                "demo",
-                "scaling.cpus_per_worker=0.5",
-                "stream.num_cpus=0.5",
-                "stylize=identity",
-                "train.log_every=1",
-                "train.epochs=0.2",
-            ]
-            for name, command in (
-                ("pretrain --address", [*words, "--run-dir", f"{folder}/direct", "--address", cluster.gcs_address]),
-                (
-                    "job submit",
-                    ["job", "submit", "--env", f"RAY_ADDRESS={cluster.gcs_address}", "--wait", "--", *words, "--run-dir", f"{folder}/job"],
-                ),
-            ):
-                settings = {"PYTHONPATH": str(ROOT), "RAY_API_SERVER_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": TOKEN}
-                metrics = Path(folder, "direct" if name.startswith("pretrain") else "job", "metrics.jsonl")
-                began = time.perf_counter()
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "ray_sassl.cli", *command], env=environment() | settings, cwd=folder, stdout=subprocess.DEVNULL
-                )
-                while not has_a_step(metrics):
-                    if process.poll() is not None:
-                        raise SystemExit(f"{name} ended with exit code {process.returncode} before its first step")
-                    time.sleep(0.05)
-                found[name] = time.perf_counter() - began
-                process.wait()
-        finally:
-            cluster.stop()
+    with tempfile.TemporaryDirectory() as folder, job_cluster() as cluster:
+        settings = {"PYTHONPATH": str(ROOT), "RAY_API_SERVER_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": TOKEN}
+        words = ["pretrain", "demo", *overrides, "--run-dir"]
+        ways = {
+            "pretrain --address": [*words, f"{folder}/direct", "--address", cluster.gcs_address],
+            "job submit": ["job", "submit", "--env", f"RAY_ADDRESS={cluster.gcs_address}", "--wait", "--", *words, f"{folder}/job"],
+        }
+        for name, command in ways.items():
+            metrics = Path(folder, "direct" if name.startswith("pretrain") else "job", "metrics.jsonl")
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ray_sassl.cli", *command], env=environment() | settings, cwd=folder, stdout=subprocess.DEVNULL
+            )
+            while not has_a_step(metrics):
+                if process.poll() is not None:
+                    raise SystemExit(f"{name} ended with exit code {process.returncode} before its first step")
+                time.sleep(0.05)
+            found[name] = time.perf_counter() - began
+            process.wait()
     return found
 
 

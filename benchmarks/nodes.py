@@ -12,7 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,3 +165,15 @@ class Nodes:
                 return True
             time.sleep(1)
         return False
+
+
+@contextlib.contextmanager
+def running_nodes(num_workers: int) -> Iterator[Nodes]:
+    """A head and so many nodes that are up, in a folder whose path is short enough for sockets; all of it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="rs-", ignore_cleanup_errors=True) as folder:
+        nodes = Nodes(Path(folder))
+        try:
+            nodes.start(num_workers)
+            yield nodes
+        finally:
+            nodes.stop()

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import ray._private.services
 
+from benchmarks.nodes import ROOT, free_ports
 from ray_sassl.orchestrate.devices import PRETEND
 from ray_sassl.orchestrate.session import GROUP_LABEL
-from tests.orchestrate.job_cluster import ROOT, environment, free_ports, kill_tree
+from tests.orchestrate.job_cluster import environment, kill_tree
 
 _HEAD_NODE = "f" * 51 + "00000"
 _WATCH = f"""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,17 +16,9 @@ from pathlib import Path
 
 import ray._private.services
 
+from benchmarks.nodes import ROOT, free_ports
+
 TOKEN = "a-token-of-the-tests"
-ROOT = Path(__file__).parents[2]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all are held until the last is found."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def environment(token: str | None = TOKEN) -> dict[str, str]:
@@ -101,6 +93,18 @@ class JobCluster:
         """End the head and all that came from it."""
         kill_tree(self._head, self._folder)
         self._log.close()
+
+
+@contextlib.contextmanager
+def job_cluster(labels: dict[str, str] | None = None) -> Iterator[JobCluster]:
+    """A head node that is up; its files are in a folder of its own, since pytest's are too deep for sockets."""
+    with tempfile.TemporaryDirectory(prefix="head-", ignore_cleanup_errors=True) as folder:
+        cluster = JobCluster(Path(folder), labels=labels)
+        try:
+            cluster.wait_until_up()
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 def kill_tree(process: subprocess.Popen, folder: Path) -> None:

@@ -18,7 +18,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from tests.orchestrate.job_cluster import free_ports
+from benchmarks.nodes import free_ports
 
 
 class PretendedNodes(FakeMultiNodeProvider):

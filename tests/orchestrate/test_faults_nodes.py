@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 
-from benchmarks.nodes import Node, Nodes
+from benchmarks.nodes import Node, Nodes, running_nodes
 from benchmarks.processes import STYLIZER, TRAIN_WORKER, doing, kill_all
 from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
@@ -32,16 +32,12 @@ ONE_A_NODE = "scaling.cpus_per_worker=1.5"
 
 
 @pytest.fixture
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    nodes = Nodes(tmp_path_factory.mktemp("r"))
-    try:
-        nodes.start(2)
+def nodes() -> Iterator[Nodes]:
+    with running_nodes(2) as nodes:
         yield nodes
-    finally:
-        nodes.stop()
-        for command in Command.all_of_them:
-            if command.process.poll() is None:
-                kill_all(command.process.pid)
+    for command in Command.all_of_them:
+        if command.process.poll() is None:
+            kill_all(command.process.pid)
 
 
 class Command:

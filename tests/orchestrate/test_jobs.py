@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.nodes import ROOT
 from ray_sassl.cli import app
 from ray_sassl.orchestrate.jobs import JobError, Jobs
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import read_trials
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
-from tests.orchestrate.job_cluster import ROOT, TOKEN, JobCluster, ray_sassl
+from tests.orchestrate.job_cluster import TOKEN, JobCluster, job_cluster, ray_sassl
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,13 +29,9 @@ _TINY = [
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobCluster]:
-    cluster = JobCluster(tmp_path_factory.mktemp("head"))
-    try:
-        cluster.wait_until_up()
+def cluster() -> Iterator[JobCluster]:
+    with job_cluster() as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from ray_sassl.orchestrate.metrics import ALL, usd_per_hour
 from tests.orchestrate.conftest import write_shards
-from tests.orchestrate.job_cluster import JobCluster, ray_sassl
+from tests.orchestrate.job_cluster import JobCluster, job_cluster, ray_sassl
 
 _DASHBOARD = json.loads((Path(__file__).parents[2] / "cluster" / "grafana.json").read_text())
 
@@ -57,13 +57,9 @@ def test_the_cost_is_known_where_every_node_has_a_price():
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobCluster]:
-    cluster = JobCluster(tmp_path_factory.mktemp("head"), labels={"ray-sassl/group": "train"})
-    try:
-        cluster.wait_until_up()
+def cluster() -> Iterator[JobCluster]:
+    with job_cluster(labels={"ray-sassl/group": "train"}) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.mark.ray

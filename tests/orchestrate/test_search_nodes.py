@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.nodes import Nodes
+from benchmarks.nodes import Nodes, running_nodes
 from benchmarks.processes import descendants, kill_all
 from ray_sassl.config.files import from_yaml
 from ray_sassl.study.record import TrialRecord, read_trials
@@ -39,13 +39,9 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    nodes = Nodes(tmp_path_factory.mktemp("r"))
-    try:
-        nodes.start(2)
+def nodes() -> Iterator[Nodes]:
+    with running_nodes(2) as nodes:
         yield nodes
-    finally:
-        nodes.stop()
 
 
 def _trials(folder: Path) -> list[TrialRecord]:

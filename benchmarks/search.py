@@ -6,7 +6,7 @@ Parts that are not named keep their earlier results; without a name, `cost` and 
 
 cost: wall and CPU-seconds of a few trials of a minute or more through `search`, of every process of it, against the same runs one after the other
 in one process. Goal: at most 1.15 times the CPU-seconds. Run it on an idle machine.
-asha: a study first come, first served of learning rates and temperatures on a part of CIFAR-10 (about 20 minutes of a core; kept in `--study-dir` and
+asha: a study first come, first served of learning rates and temperatures on a part of CIFAR-10 (about a quarter of an hour of a core; kept in `--study-dir` and
 continued where it was stopped), whose curves ASHA then sees in many orders: how much of the training it needs, and what the best trial loses by it.
 simulation: 200 trials whose evaluations are sleeps as long as those of `cost`, on a Ray that pretends to have 16 GPUs. Goal: 95 % of GPU time in use
 once each has its actor (16 processes that import torch, one after the other where the machine has few cores), and while there are trials to start.
@@ -52,7 +52,7 @@ from ray_sassl.types import RunResult
 
 PARTS = ("cost", "asha", "simulation")
 COST_TRIALS, COST_EVALUATIONS, COST_EVALUATION_STEPS = 3, 3, 12
-ASHA_TRIALS, ASHA_EVALUATIONS, ASHA_EVALUATION_STEPS, ASHA_ORDERS = 12, 9, 11, 200
+ASHA_TRIALS, ASHA_EVALUATIONS, ASHA_EVALUATION_STEPS, ASHA_ORDERS = 9, 9, 11, 200
 SIMULATED_TRIALS, SIMULATED_EVALUATIONS, SIMULATED_GPUS = 200, 3, 16
 _LOOK_EVERY_S = 0.2
 

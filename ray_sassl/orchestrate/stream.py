@@ -181,9 +181,9 @@ def make_stream(
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
                 compute=ActorPoolStrategy(**cast(Any, spec.pool)),
-                # Ray Data's own default. Said here, it keeps Ray from making one stage of both where they take the same share of a CPU: then only
-                # the actors would decode.
-                max_restarts=-1,
+                # Changes nothing, but Ray makes no one stage of both where there is such a function, as it would where they take the same share of a
+                # CPU: then only the actors would decode.
+                ray_remote_args_fn=dict,
                 **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
     raise AssertionError(spec.layout)

@@ -93,7 +93,8 @@ class KeptGroups:
         except (OSError, pa.ArrowInvalid):
             table = None
         if table is None or table.schema != _SCHEMA or table.num_rows != len(sample_id):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process was quicker, or the folder may only be read
+                file.unlink()
             return None
         _touch(file.parent)
         encoded, label, key, paths, row = (table[name] for name in _SCHEMA.names)
@@ -142,18 +143,19 @@ class KeptGroups:
 def _size_bytes(folder: Path) -> int:
     try:
         return sum(entry.stat().st_size for entry in os.scandir(folder))
-    except FileNotFoundError:  # another process makes room, or renames a file
+    except OSError:  # another process makes room or renames a file, or it is no folder of ours
         return 0
 
 
 def _last_use(folder: Path) -> float:
     try:
         return folder.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return 0.0
 
 
 def _touch(folder: Path) -> None:
-    """Say that the data set is in use, now and then."""
+    """Say that the data set is in use, now and then. An error here must not be taken for one of the data's own files."""
     if time.time() - _last_use(folder) > 60:
-        os.utime(folder)
+        with contextlib.suppress(OSError):
+            os.utime(folder)

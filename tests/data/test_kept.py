@@ -144,3 +144,23 @@ def test_two_processes_that_keep_the_same_leave_one_file(tmp_path: Path, store: 
     found = two.read(Path("data", "0.arrow"), rows.sample_id)
     assert found is not None
     assert _same(found, rows)
+
+
+def test_a_folder_that_goes_while_it_is_read_makes_no_row_bad(store: FlakyStore, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    index = _index(store, 1)
+    whole = read_groups(index, [0])
+    monkeypatch.setattr("ray_sassl.data.kept._last_use", lambda folder: 0.0)
+
+    def gone(folder: Path) -> None:
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr("ray_sassl.data.kept.os.utime", gone)
+    assert _same(read_groups(index, [0]), whole)
+
+
+def test_what_is_no_folder_of_ours_is_left_alone(store: FlakyStore, cache: Path):
+    cache.mkdir()
+    (cache / "stray").write_text("x")
+    index = _index(store, 1)
+    read_groups(index, [0])
+    assert _requests(store, index, 0) == 0

@@ -37,7 +37,7 @@ class FlakyStore(ThreadingHTTPServer):
 
     def options(self) -> str:
         """What a URI has behind its path."""
-        return f"?scheme=http&endpoint_override=127.0.0.1:{self.server_address[1]}&region=us-east-1"
+        return s3_options(("127.0.0.1", self.server_address[1]))
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Connections that were cut are what is wanted here."""
@@ -97,30 +97,53 @@ class _Proxy(BaseHTTPRequestHandler):
         """The tests look at `FlakyStore.log`."""
 
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @contextmanager
-def flaky_store() -> Iterator[FlakyStore]:
-    """The store with an empty bucket `bucket`; its credentials are in the environment meanwhile."""
+def s3_server() -> Iterator[tuple[str, int]]:
+    """Host and port of moto's S3 server with an empty bucket `bucket`; its credentials are in the environment meanwhile."""
     from moto.server import ThreadedMotoServer
 
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     moto.start()
     host, port = moto.get_host_and_port()
-    before = {name: os.environ.get(name) for name in CREDENTIALS}
-    os.environ.update(CREDENTIALS)
-    store = FlakyStore((host, port))
-    threading.Thread(target=store.serve_forever, daemon=True).start()
-    endpoint = f"127.0.0.1:{store.server_address[1]}"
+    before = {name: os.environ.get(name) for name in _CREDENTIALS}
+    os.environ.update(_CREDENTIALS)
+    _forget_earlier_servers(host, port)
+    endpoint = f"{host}:{port}"
     pafs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1", allow_bucket_creation=True).create_dir("bucket")
     try:
-        yield store
+        yield host, port
     finally:
-        store.shutdown()
         moto.stop()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+
+
+def _forget_earlier_servers(host: str, port: int) -> None:
+    """All of moto's servers in a process share what they hold, also with those that were stopped."""
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    connection.request("POST", "/moto-api/reset")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+@contextmanager
+def flaky_store() -> Iterator[FlakyStore]:
+    """The store before a server of its own."""
+    with s3_server() as target:
+        store = FlakyStore(target)
+        threading.Thread(target=store.serve_forever, daemon=True).start()
+        try:
+            yield store
+        finally:
+            store.shutdown()
+
+
+def s3_options(address: tuple[str, int]) -> str:
+    """What a URI of the server at the address has behind its path."""
+    return f"?scheme=http&endpoint_override={address[0]}:{address[1]}&region=us-east-1"

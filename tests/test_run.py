@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from ray_sassl.scoring import untrained_backbone
 from ray_sassl.train.checkpoint import BadCheckpointError, latest_checkpoint, save_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.types import RunResult
+from tests.flaky_store import s3_options, s3_server
 
 NUM_ROWS = 120
 
@@ -225,19 +227,10 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path, config, run_dir):
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch):
+def bucket() -> Iterator[str]:
     """The URI of a bucket of moto's S3 server on this machine."""
-    import pyarrow.fs as pafs
-
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}.items():
-        monkeypatch.setenv(name, value)
-    options = {"endpoint_override": f"{host}:{port}", "scheme": "http", "region": "us-east-1"}
-    pafs.S3FileSystem(allow_bucket_creation=True, **options).create_dir("runs")
-    yield "s3://runs?" + "&".join(f"{name}={value}" for name, value in options.items())
-    server.stop()
+    with s3_server() as address:
+        yield f"s3://bucket{s3_options(address)}"
 
 
 @pytest.mark.slow

@@ -1,10 +1,8 @@
 """The same readers and writers on an object store, here moto's S3 server on this machine."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.fs as pafs
 import pytest
 
 from ray_sassl import storage
@@ -12,6 +10,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import convert_shard, open_target, plan_conversion
 from ray_sassl.data.index import build_index, cached_index, read_groups
 from ray_sassl.plugins import UsageError
+from tests.flaky_store import s3_options, s3_server
 
 pytestmark = pytest.mark.slow
 
@@ -20,21 +19,8 @@ JPEG = b"\xff\xd8\xff"
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    options = f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    pafs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True).create_dir(
-        "bucket"
-    )
-    yield f"s3://bucket{options}"
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-    server.stop()
+    with s3_server() as address:
+        yield f"s3://bucket{s3_options(address)}"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from ray_sassl.evaluate import Score
 
@@ -58,7 +58,7 @@ def score_over_draws(values: Sequence[float]) -> Score:
     mean, num = float(np.mean(values)), len(values)
     if num < 2:
         return Score(mean)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, num - 1) * np.std(values, ddof=1) / np.sqrt(num))
+    half = float(stdtrit(num - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / np.sqrt(num))
     return Score(mean, mean - half, mean + half)
 
 

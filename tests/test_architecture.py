@@ -53,6 +53,11 @@ def test_a_run_in_one_process_never_reaches_ray():
     assert _loaded_after(statement, "ray", "torch") == {"torch"}
 
 
+@pytest.mark.slow
+def test_a_runs_processes_load_nothing_slow_that_they_may_not_need():
+    assert _loaded_after("import ray_sassl.orchestrate.launch", "torch", "torchvision", "sklearn", "timm", "torch._dynamo") == {"torch"}
+
+
 @each_plugin
 def test_a_plugins_config_keeps_to_the_contract_and_builds_one_final_class(package, name):
     module, (config_contract, contract) = load_plugin(package, name), CONTRACTS[package]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torchvision
 from torch import nn
 
 from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS, cifar_resnet
@@ -51,6 +50,8 @@ def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
 
 
 def _torchvision_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
+    import torchvision  # slow to import, and most processes of a run build no encoder
+
     known = torchvision.models.list_models(module=torchvision.models)
     if config.name not in known:
         near = did_you_mean(config.name, [*known, *CIFAR_RESNETS])

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.linear_model import Ridge
 
 from ray_sassl.evaluate import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Subject
 from ray_sassl.evaluate.intervals import score_over_draws
@@ -82,6 +81,8 @@ def centred_to_unit_length(train: LabelledFeatures, test: LabelledFeatures) -> t
 
 def fit_ridge(x: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights (C, F) and biases (C,) of least squares onto -1 and 1, from x (N, F) and labels (N,); a class without images is never chosen."""
+    from sklearn.linear_model import Ridge  # slow to import
+
     classes, places = np.unique(labels, return_inverse=True)
     targets = 2.0 * np.eye(len(classes))[places] - 1
     model = Ridge(alpha=l2).fit(x.astype(np.float64), targets)

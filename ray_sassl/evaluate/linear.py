@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from sklearn.linear_model import LogisticRegression
 
 from ray_sassl.evaluate import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Score, Subject
 from ray_sassl.evaluate.figures import curves
@@ -168,6 +167,8 @@ class LinearProbe(Protocol):
 
     def _choose_l2(self, x: np.ndarray, labels: np.ndarray) -> tuple[float, list[float], list[float]]:
         """The l2 that does best on held-out images (of several the largest), the grid from large to small, and the top-1 of each value."""
+        from sklearn.linear_model import LogisticRegression  # slow to import, and most processes of a run fit nothing
+
         config = self.config
         aside = held_out(labels, config.validation_share, config.seed)
         grid = np.geomspace(config.l2_range[1], config.l2_range[0], config.num_l2).tolist()

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 TOLERANCE = 1e-6
 """Of the gradient's largest entry, where L-BFGS stops; scikit-learn's own 1e-4 leaves weights that differ in the second digit."""
@@ -22,6 +20,8 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Weights (C, F) and biases (C,) that minimise the objective on x (N, F), labels (N,), by scikit-learn's L-BFGS; and its iterations."""
+    from sklearn.linear_model import LogisticRegression  # slow to import, and most processes of a run fit nothing
+
     model = LogisticRegression(C=1 / (l2 * len(x)) if l2 > 0 else np.inf, max_iter=max_iterations, tol=TOLERANCE)
     with unconverged_is_fine():
         model.fit(x, labels)
@@ -37,6 +37,8 @@ def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int)
 @contextmanager
 def unconverged_is_fine() -> Iterator[None]:
     """Without scikit-learn's warning of fits that were cut short; the result's details tell of it."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield

@@ -6,7 +6,6 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
-from timm.optim import Lars
 from torch import nn
 
 from ray_sassl.methods import Method
@@ -68,6 +67,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
         case "sgd":
             return torch.optim.SGD(groups, lr=config.base_lr, momentum=config.momentum)
         case "lars":
+            from timm.optim import Lars  # slow to import, and most runs do not need it
+
             for group in groups[::2]:
                 group["always_adapt"] = True  # timm's adapts only what is decayed, so a weight decay of 0 would switch LARS off
             return Lars(groups, lr=config.base_lr, momentum=cast(int, config.momentum), trust_coeff=config.trust_coefficient or 0.001)

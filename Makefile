@@ -30,7 +30,7 @@ demo: $(VENV)/run.stamp  ## Pretrain on the embedded data set, with and without 
 	$(BIN)/ray-sassl demo
 
 test: $(VENV)/dev.stamp  ## Run all tests.
-	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations 20
 
 chaos: $(VENV)/dev.stamp  ## Kill nodes, workers and commands: the slow fault tests, then 30 minutes of chaos.
 	$(BIN)/python -m pytest -m chaos

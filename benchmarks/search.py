@@ -8,7 +8,8 @@ cost: wall and CPU-seconds of a few trials of a minute or more through `search`,
 in one process. Goal: at most 1.15 times the CPU-seconds. Run it on an idle machine.
 asha: a study first come, first served of learning rates and temperatures on a part of CIFAR-10 (about a quarter of an hour of a core; kept in `--study-dir` and
 continued where it was stopped), whose curves ASHA then sees in many orders: how much of the training it needs, what the best trial loses by it, and
-what both ways need for an equally good trial. ASHA looks after a third of a trial, as the first scores are still those of the untrained encoder.
+what both ways need until an equally good trial; once where it may stop a trial after its first evaluation, whose score is still that of the untrained
+encoder, and once after a third of them.
 simulation: 200 trials whose evaluations are sleeps as long as those of `cost`, on a Ray that pretends to have 16 GPUs. Goal: 95 % of GPU time in use
 while there are trials to start. Each GPU's actor is a process that imports torch: two cores start 16 of them slowly, and a free actor that
 takes over a trial ends the one that was still starting for it.
@@ -26,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +56,7 @@ from ray_sassl.types import RunResult
 
 PARTS = ("cost", "asha", "simulation")
 COST_TRIALS, COST_EVALUATIONS, COST_EVALUATION_STEPS = 3, 3, 12
-ASHA_TRIALS, ASHA_EVALUATIONS, ASHA_GRACE, ASHA_EVALUATION_STEPS, ASHA_ORDERS = 27, 9, 3, 11, 200
+ASHA_TRIALS, ASHA_EVALUATIONS, ASHA_EVALUATION_STEPS, ASHA_ORDERS, ASHA_GRACES = 27, 9, 11, 200, (1, 3)
 SIMULATED_TRIALS, SIMULATED_EVALUATIONS, SIMULATED_GPUS = 200, 3, 16
 _LOOK_EVERY_S = 0.2
 
@@ -195,8 +197,7 @@ def asha_study(data: Path) -> StudyConfig:
         parameters=(
             Float(path="optim.base_lr", low=1e-3, high=2.0, log=True),
             Float(path="method.temperature", low=0.05, high=2.0, log=True),
-        ),
-        grace=ASHA_GRACE,
+        )
     )
     return _study("asha", base, space, ASHA_TRIALS)
 
@@ -206,11 +207,22 @@ def asha(data: Path, study_dir: Path) -> dict[str, Any]:
     study = asha_study(data)
     search(study, str(study_dir), resume=(study_dir / "study.yaml").exists())
     curves = [[evaluation.metrics["knn_top1"] for evaluation in trial.curve] for trial in read_trials(str(study_dir))]
+    return {
+        "trials": len(curves),
+        "evaluations": ASHA_EVALUATIONS,
+        "last": [round(curve[-1], 4) for curve in curves],
+        "orders": ASHA_ORDERS,
+        "by_grace": {grace: _saving(study, curves, grace) for grace in ASHA_GRACES},
+    }
+
+
+def _saving(study: StudyConfig, curves: list[list[float]], grace: int) -> dict[str, float]:
+    """What ASHA needs and loses, on the mean over many orders of the trials."""
     best = max(curve[-1] for curve in curves)
     rng = np.random.default_rng(0)
     spent, lost, until_best, until_as_good = [], [], [], []
     for _ in range(ASHA_ORDERS):
-        trials = _stopped_by_asha(study, [curves[number] for number in rng.permutation(len(curves))])
+        trials = _stopped_by_asha(study, grace, [curves[number] for number in rng.permutation(len(curves))])
         lengths = [length for length, _ in trials]
         lasts = [curve[-1] if length == len(curve) else -1.0 for length, curve in trials]
         found = int(np.argmax(lasts))
@@ -220,10 +232,6 @@ def asha(data: Path, study_dir: Path) -> dict[str, Any]:
         until_best.append(sum(lengths[: found + 1]))
         until_as_good.append((as_good + 1) * ASHA_EVALUATIONS)
     return {
-        "trials": len(curves),
-        "evaluations": ASHA_EVALUATIONS,
-        "last": [round(curve[-1], 4) for curve in curves],
-        "orders": ASHA_ORDERS,
         "share_of_training": statistics.mean(spent),
         "same_best": statistics.mean(loss == 0 for loss in lost),
         "mean_loss": statistics.mean(lost),
@@ -233,9 +241,10 @@ def asha(data: Path, study_dir: Path) -> dict[str, Any]:
     }
 
 
-def _stopped_by_asha(study: StudyConfig, curves: list[list[float]]) -> list[tuple[int, list[float]]]:
+def _stopped_by_asha(study: StudyConfig, grace: int, curves: list[list[float]]) -> list[tuple[int, list[float]]]:
     """How many evaluations each trial gets, and its curve."""
-    scheduler = build_scheduler(study.model_copy(update={"scheduler": "asha"}), ASHA_EVALUATIONS)
+    space = study.space.model_copy(update={"grace": grace})
+    scheduler = build_scheduler(study.model_copy(update={"scheduler": "asha", "space": space}), ASHA_EVALUATIONS)
     lengths = []
     for number, curve in enumerate(curves):
         trial: Any = TrialOfCurve(f"trial-{number}")
@@ -365,9 +374,17 @@ def _study(
 def _table(results: dict[str, Any]) -> Table:
     table = Table("part", "what", "measured", title="Search")
     for part in PARTS:
-        for name, value in results.get(part, {}).items():
+        for name, value in _flat(results.get(part, {})):
             table.add_row(part, name, f"{value:.4g}" if isinstance(value, float) else str(value))
     return table
+
+
+def _flat(results: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in results.items():
+        if isinstance(value, dict):
+            yield from ((f"{name} {inner}", found) for inner, found in _flat(value))
+        else:
+            yield str(name), value
 
 
 if __name__ == "__main__":

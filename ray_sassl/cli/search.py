@@ -87,6 +87,7 @@ def run_command(
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once. [default: as many as there is room for]")] = None,
     searcher: Annotated[Searcher | None, typer.Option(help="What suggests trials. [default: the space's]")] = None,
     scheduler: Annotated[Scheduler | None, typer.Option(help="What stops trials early. [default: the space's]")] = None,
+    grace: Annotated[int | None, typer.Option(min=1, help="Evaluations that a trial gets before it may be stopped. [default: the space's]")] = None,
     objective: Annotated[
         list[str] | None, typer.Option(help="A metric, or METRIC:min; several give a Pareto front, the first one decides on stops.")
     ] = None,
@@ -113,6 +114,7 @@ def run_command(
         "scheduler": scheduler.value if scheduler else None,
         "objectives": tuple(objective) if objective else None,
         "num_trials": trials,
+        "grace": grace,
     }
     study = make_study(source, experiment, overrides or [], given).model_copy(
         update={"seed": seed, "retries": retries, "max_concurrent": max_concurrent, "time_budget_s": time_budget and seconds(time_budget)}
@@ -183,7 +185,7 @@ def make_study(source: Any, experiment: str | None, overrides: list[str], given:
 
     Args:
         source: A `tune_spaces.SpaceSource`.
-        given: `searcher`, `scheduler`, `objectives` and `num_trials` where the user says; else None, and the space's hold.
+        given: `searcher`, `scheduler`, `objectives`, `num_trials` and `grace` where the user says; else None, and the space's hold.
     """
     from ray_sassl.cli.pretraining import load_config
     from ray_sassl.config.overrides import apply_overrides
@@ -196,6 +198,8 @@ def make_study(source: Any, experiment: str | None, overrides: list[str], given:
         base = load_config(experiment or source.experiment, [*space.overrides, *overrides])
         space = source.space(base)
     space = space.without(overrides) if overrides else space
+    if given["grace"]:
+        space = space.model_copy(update={"grace": given["grace"]})
     objectives = given["objectives"] or space.objectives
     goals = [Objective.parse(text) for text in objectives]
     if len({goal.metric for goal in goals}) < len(goals):

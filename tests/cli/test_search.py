@@ -21,7 +21,7 @@ from tune_spaces import load_space, spaces
 
 
 def _study(space: str, *overrides: str, experiment: str | None = None, **given: Any) -> StudyConfig:
-    wishes = {"searcher": None, "scheduler": None, "objectives": None, "num_trials": None} | given
+    wishes = {"searcher": None, "scheduler": None, "objectives": None, "num_trials": None, "grace": None} | given
     return make_study(load_space(space), experiment, list(overrides), wishes)
 
 
@@ -42,8 +42,10 @@ def _written(folder: Path, **changes: Any) -> str:
 def test_what_the_user_does_not_say_is_the_spaces_choice():
     study = _study("style_strength")
     assert (study.searcher, study.scheduler, study.num_trials, study.objectives) == ("optuna", "asha", 20, ("knn_top1",))
-    study = _study("style_strength", searcher="random", scheduler="median", objectives=("loss", "images_per_s"), num_trials=3)
+    assert study.space.grace == 1
+    study = _study("style_strength", searcher="random", scheduler="median", objectives=("loss", "images_per_s"), num_trials=3, grace=2)
     assert (study.searcher, study.scheduler, study.num_trials, study.objectives) == ("random", "median", 3, ("loss", "images_per_s"))
+    assert study.space.grace == 2
 
 
 def test_overrides_change_the_base_experiment_and_fix_what_they_set():

@@ -8,6 +8,7 @@ the end: the partners of in-batch style transfer are its rows, whatever batch th
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +39,7 @@ Restyle = Callable[[list[np.ndarray], np.ndarray, int], list[np.ndarray]]
 
 _WHOLE_IMAGE_PX = 64
 _BATCHES_AHEAD = 1
+_SPREAD_GROUPS = 64
 _CROPS_AT_ONCE, _PORTION_CROPS = 64, 1024
 _KEPT_ENCODED_BYTES = 2 * 2**30
 _TRAINING_CROP = ViewConfig(interpolation="bilinear")
@@ -230,7 +232,7 @@ def labelled_images(
     """Images (B, size_px, size_px, 3) uint8 as encoders are evaluated on, with their labels (B,); rows without a label are left out.
 
     Args:
-        limit: At most so many rows: some of each of up to 64 row groups that are spread over the data set.
+        limit: At most so many rows: some of each of 64 row groups that are spread over the data set, or of more where those are small.
     """
     groups, rows_per_group = _spread(index, limit)
 
@@ -436,7 +438,8 @@ def _spread(index: Index, limit: int | None) -> tuple[list[int], int]:
     every = np.flatnonzero(index.group_rows > 0)
     if limit is None or limit >= index.num_rows:
         return every.tolist(), int(index.group_rows.max())
-    groups = every[np.unique(np.linspace(0, len(every) - 1, min(64, len(every))).round().astype(int))]
+    num = min(len(every), max(_SPREAD_GROUPS, math.ceil(limit * len(every) / index.num_rows)))
+    groups = every[np.unique(np.linspace(0, len(every) - 1, num).round().astype(int))]
     return groups.tolist(), max(1, limit // len(groups))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ from ray_sassl.extraction import CropJob, EncodeCrops, Extract, ExtractionJob, P
 from ray_sassl.pipeline import decode_images, evaluation_view, labelled_images, training_crops
 from ray_sassl.plugins import UsageError
 
+log = logging.getLogger(__name__)
+
 _KEPT_BYTES = 2**30
+_UNMET = 0.02
 
 
 class LabelledImages:
@@ -145,10 +149,28 @@ def online_scores(config: ExperimentConfig, device: torch.device) -> Callable[[n
     names = list(ONLINE_SCORES) if config.evaluate.online == "both" else [config.evaluate.online]
 
     def scores(backbone: nn.Module) -> dict[str, float]:
-        subject = FixedFeatures(*(extract_features(backbone, images, mean, std, device) for images in splits))
+        train, test = (extract_features(backbone, images, mean, std, device) for images in splits)
+        warn_of_unmet_classes(train.labels, test.labels)
+        subject = FixedFeatures(train, test)
         return {f"{name}_top1": ONLINE_SCORES[name].build().evaluate(subject).scores["top1"].value for name in names}
 
     return scores
+
+
+@lru_cache(maxsize=1)
+def _warn_once(text: str) -> None:
+    log.warning(text)
+
+
+def warn_of_unmet_classes(train: np.ndarray, test: np.ndarray) -> None:
+    """Say so, once, where of labels (N,) and (M,) more than one test image in fifty has a class that no train image has."""
+    unmet = float(np.isin(test, train, invert=True).mean())
+    if unmet > _UNMET:
+        _warn_once(
+            f"{unmet:.0%} of the test images taken for the scores during the run have a class that none of the train images taken has, and can only be "
+            "wrong: the row groups of evaluate.train or evaluate.test are ordered by class. Raise evaluate.online_rows, or write shards in which "
+            "classes are mixed."
+        )
 
 
 class EncoderSubject(Subject):

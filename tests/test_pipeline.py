@@ -383,6 +383,14 @@ def test_a_limit_takes_some_images_of_each_row_group(data):
     assert len(np.concatenate(few)) == 13  # two of each, and one of them is no image
 
 
+def test_a_limit_is_reached_also_where_row_groups_are_small(tmp_path):
+    images = [_png(np.full((8, 8, 3), row, np.uint8)) for row in range(100)]
+    pq.write_table(pa.table({"image": images, "label": range(100)}), tmp_path / "train-0.parquet", row_group_size=1)
+    data = DataConfig(path=str(tmp_path))
+    few = [labels for _, labels in labelled_images(data, build_index(data), 8, _ignore, limit=80)]
+    assert len(np.concatenate(few)) == 80
+
+
 def test_evaluation_images_are_resized_and_above_64_px_cropped_at_the_centre():
     wide = np.zeros((100, 300, 3), np.uint8)
     wide[:, 100:200] = 255

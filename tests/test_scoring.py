@@ -24,7 +24,16 @@ from ray_sassl.evaluate.robustness import Config as Robustness
 from ray_sassl.experiments import load_experiment
 from ray_sassl.extraction import extract_here
 from ray_sassl.plugins import UsageError
-from ray_sassl.scoring import EncoderSubject, LabelledImages, RawPixels, load_evaluation_data, online_scores, score, untrained_backbone
+from ray_sassl.scoring import (
+    EncoderSubject,
+    LabelledImages,
+    RawPixels,
+    load_evaluation_data,
+    online_scores,
+    score,
+    untrained_backbone,
+    warn_of_unmet_classes,
+)
 from ray_sassl.stylize.color_statistics import Config as ColorStatistics
 
 CPU = torch.device("cpu")
@@ -90,6 +99,14 @@ def test_scoring_leaves_the_encoder_in_training_mode(config):
     scorer(backbone)
     assert backbone.training
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_classes_that_the_images_scored_on_during_a_run_cannot_tell_are_named(caplog: pytest.LogCaptureFixture):
+    warn_of_unmet_classes(np.arange(100), np.arange(102))
+    assert not caplog.text
+    for _ in range(2):
+        warn_of_unmet_classes(np.arange(10), np.arange(40))
+    assert caplog.text.count("75% of the test images") == 1
 
 
 def test_without_labelled_data_there_is_no_online_score(config):

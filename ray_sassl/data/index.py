@@ -44,7 +44,7 @@ _FILE_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("m
 
 @dataclass(frozen=True)
 class Index:
-    """Every row of a data set, numbered from 0 in the order of the sorted files; that number is its `sample_id`.
+    """Every row of a data set, numbered from 0 in the order of the files (see `Sources.files`); that number is its `sample_id`.
 
     Attributes:
         config: What it was built from.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -28,7 +29,8 @@ class Sources:
 
     Attributes:
         format: As given, or told from the file names.
-        files: Sorted by path, each once.
+        files: Each once. Shards sorted by path; images of a folder, which are rows themselves, mixed: by a hash of the name, so that the classes of
+            a folder do not come one after the other, and a copy of it elsewhere has the same order.
         ignored: Files that were left aside, counted by extension; hidden ones under `hidden`.
     """
 
@@ -57,7 +59,29 @@ def find_sources(config: DataConfig) -> Sources:
     for format_, files in kinds.items():
         if format_ != chosen:
             ignored.update(_extension(file) for file in files)
-    return Sources(chosen, kinds[chosen], {name: count for name, count in sorted(ignored.items()) if count})
+    files = sorted(kinds[chosen], key=_mixed) if chosen == "folder" else kinds[chosen]
+    return Sources(chosen, files, {name: count for name, count in sorted(ignored.items()) if count})
+
+
+def check_there(config: DataConfig) -> None:
+    """See that something is at each path that `config.path` means; folders are not listed.
+
+    Raises:
+        UsageError: nothing is.
+    """
+    for path in config.paths:
+        if path.startswith("synthetic"):
+            continue
+        for concrete in _expand_numbers(path if storage.is_uri(path) else os.path.expanduser(path)):
+            if not _has_options_only(concrete) and storage.stat(concrete) is not None:
+                continue
+            if not _WILDCARD.search(_without_options(concrete)):
+                raise UsageError(f"{concrete} does not exist{_nearest(concrete)}")
+            next(_matches(concrete))
+
+
+def _mixed(file: SourceFile) -> bytes:
+    return hashlib.blake2b(file.relative.encode(), digest_size=16).digest()
 
 
 def _choose(config: DataConfig, kinds: dict[Format, list[SourceFile]], ignored: Counter[str]) -> Format:

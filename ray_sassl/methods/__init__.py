@@ -40,6 +40,14 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """Called once after every optimiser update, with the share of the run that is done in [0, 1]; momentum encoders move here."""
 
+    def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
+        """The parameters that the update leaves as they are when a share `progress` of the run is done; none for most methods.
+
+        Their gradients are dropped before the optimiser's step, so that it neither decays them nor counts the step: the second moments of AdamW
+        begin with the first gradient that is used.
+        """
+        return []
+
     def constant_lr_parameters(self) -> list[nn.Parameter]:
         """The parameters whose learning rate stays at its peak through the whole run, without warm-up or decay; none for most methods."""
         return []
@@ -53,6 +61,13 @@ class MethodConfig(PluginConfig, ABC):
     """
 
     takes_small_views: ClassVar[bool] = False
+
+    def check_workers(self, num_workers: int) -> None:
+        """Called before a run with the smallest number of workers that it may have.
+
+        Raises:
+            UsageError: the method cannot work with so few.
+        """
 
     @abstractmethod
     def build(self, backbone: nn.Module, num_features: int) -> Method:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.ema import cosine_momentum, momentum_copy, update_momentum_copy
-from ray_sassl.nn.freezing import freezable
 from ray_sassl.nn.gather import all_reduce, world_size
 from ray_sassl.nn.multi_crop import encode_by_size
 from ray_sassl.nn.precision import at_least_float32, no_autocast
@@ -85,7 +84,6 @@ class DINO(Method):
     center: Tensor
     teacher_temperature: Tensor
     momentum: Tensor
-    last_layer_trains: Tensor
 
     def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
@@ -99,12 +97,11 @@ class DINO(Method):
         self.register_buffer("center", torch.zeros(config.num_outputs))
         self.register_buffer("teacher_temperature", torch.tensor(config.teacher_temperature_at(0.0)))
         self.register_buffer("momentum", torch.tensor(config.base_momentum))
-        self.register_buffer("last_layer_trains", torch.tensor(float(config.last_layer_frozen == 0)))
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
-        embeddings, student = self.head(encode_by_size(self.backbone, views), self.last_layer_trains)  # (V * B, D), (V * B, K)
+        embeddings, student = self.head(encode_by_size(self.backbone, views))  # (V * B, D), (V * B, K)
         with torch.no_grad():
-            _, teacher = self.teacher_head(encode_by_size(self.teacher_backbone, views[:2]), self.last_layer_trains)  # (2B, K)
+            _, teacher = self.teacher_head(encode_by_size(self.teacher_backbone, views[:2]))  # (2B, K)
         with no_autocast(student):
             outputs, targets = at_least_float32(student).chunk(len(views)), at_least_float32(teacher).chunk(2)
             loss = dino_loss(outputs, targets, self.center, self.config.student_temperature, self.teacher_temperature)
@@ -119,7 +116,9 @@ class DINO(Method):
         update_momentum_copy(self.teacher_head, self.head, momentum)
         self.momentum.fill_(momentum)
         self.teacher_temperature.fill_(self.config.teacher_temperature_at(progress))
-        self.last_layer_trains.fill_(float(progress >= self.config.last_layer_frozen))
+
+    def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
+        return self.head.last_layer_parameters() if progress < self.config.last_layer_frozen else []
 
     @torch.no_grad()
     def _move_center(self, teacher: Tensor) -> None:
@@ -153,18 +152,18 @@ class Head(nn.Module):
             if isinstance(layer, nn.Linear):  # as in the official code
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.directions = nn.Linear(config.embedding_size, config.num_outputs, bias=False).weight
+        self.directions = nn.Parameter(nn.Linear(config.embedding_size, config.num_outputs, bias=False).weight.detach())
         self.lengths = None if config.norm_last_layer else nn.Parameter(torch.ones(config.num_outputs))
 
-    def forward(self, features: Tensor, last_layer_trains: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings (B, D), of any length, and the outputs (B, K) of features (B, F).
+    def last_layer_parameters(self) -> list[nn.Parameter]:
+        """The directions, and the lengths where they are trained."""
+        return [self.directions, *([] if self.lengths is None else [self.lengths])]
 
-        Args:
-            last_layer_trains: Scalar, 0 or 1, by which the gradients of the last layer are multiplied.
-        """
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings (B, D), of any length, and the outputs (B, K) of features (B, F)."""
         embeddings = self.projector(features)
-        outputs = F.normalize(embeddings, dim=1) @ F.normalize(freezable(self.directions, last_layer_trains), dim=1).T
-        return embeddings, outputs if self.lengths is None else outputs * freezable(self.lengths, last_layer_trains)
+        outputs = F.normalize(embeddings, dim=1) @ F.normalize(self.directions, dim=1).T
+        return embeddings, outputs if self.lengths is None else outputs * self.lengths
 
 
 def dino_loss(

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.nn import sync_batchnorm
-from ray_sassl.nn.freezing import freezable
 from ray_sassl.nn.gather import all_gather, all_reduce, rank, world_size
 from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.multi_crop import encode_by_size
@@ -77,7 +76,6 @@ class SwAV(Method):
     embeddings of all sizes through the projector as one, as in the official code. Prototypes have length 1 after every update.
     """
 
-    prototypes_train: Tensor
     queue_is_open: Tensor
     num_queued: Tensor
 
@@ -93,24 +91,25 @@ class SwAV(Method):
         self.queues = nn.ModuleList(EmbeddingQueue(config.queue_size, config.embedding_size) for _ in range(num_queues))
         self.register_buffer("num_queued", torch.zeros((), dtype=torch.int64))
         self.register_buffer("queue_is_open", torch.tensor(config.queue_start == 0))
-        self.register_buffer("prototypes_train", torch.tensor(float(config.prototypes_frozen == 0)))
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
         config = self.config
         projected = self.projector(encode_by_size(self.backbone, views))  # (V * B, D)
         with no_autocast(projected):
             z = F.normalize(at_least_float32(projected), dim=1)
-            scores = (z @ freezable(self.prototypes, self.prototypes_train).T).chunk(len(views))  # V x (B, K)
+            scores = (z @ self.prototypes.T).chunk(len(views))  # V x (B, K)
             codes = self._codes(scores[:2], z.chunk(len(views))[:2])
             loss = swav_loss(scores, codes, config.temperature)
         first = projected.chunk(len(views))[0].detach()
         return StepOutput(loss, first, math.log(config.num_prototypes), self._metrics(scores[0].detach()))
 
+    def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
+        return [self.prototypes] if progress < self.config.prototypes_frozen else []
+
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Differs from the official code: that brings the prototypes back to length 1 before a step, not after it, which is the same."""
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-        self.prototypes_train.fill_(float(progress >= self.config.prototypes_frozen))
         self.queue_is_open.fill_(progress >= self.config.queue_start)
 
     @torch.no_grad()

@@ -196,7 +196,7 @@ def train(job: Job) -> Outcome:
             if parts is None:  # quarantined rows make the stream a little shorter than the plan
                 break
             lr = _set_learning_rate(optimizer, job.optim, progress, step)
-            output = _update(network, method, optimizer, parts, job, step)
+            output = _update(network, method, optimizer, parts, job, step, progress)
             step += 1
             method.after_step(step / progress.total_steps)
             saver.has_trained_on(parts)
@@ -272,7 +272,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, pro
 
 
 def _update(
-    network: nn.Module, method: Method, optimizer: torch.optim.Optimizer, parts: list[Arrays], job: Job, step: int
+    network: nn.Module, method: Method, optimizer: torch.optim.Optimizer, parts: list[Arrays], job: Job, step: int, progress: Progress
 ) -> list[StepOutput]:
     """One optimiser update. Random draws depend on the seed, the step and the rank alone, so that a resumed run repeats them."""
     config, context = job.config, job.context
@@ -290,6 +290,8 @@ def _update(
                 output: StepOutput = network(views, generator, batch.sample_id)
             (output.loss / len(parts)).backward()
         outputs.append(output)
+    for parameter in method.frozen_parameters(step / progress.total_steps):
+        parameter.grad = None
     if config.clip_norm:
         nn.utils.clip_grad_norm_([p for p in method.parameters() if p.grad is not None], config.clip_norm)
     optimizer.step()

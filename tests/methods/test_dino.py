@@ -111,7 +111,7 @@ def test_the_centre_moves_after_the_loss_towards_the_mean_of_the_teachers_output
         method.center.copy_(torch.tensor([0.1, -0.2, 0.0, 0.3, 0.05]))
     before = method.center.clone()
     teacher = _teacher_outputs(method, views)
-    student = [method.head(method.backbone(torch.cat(views)), method.last_layer_trains)[1].detach().chunk(2)[view] for view in range(2)]
+    student = [method.head(method.backbone(torch.cat(views)))[1].detach().chunk(2)[view] for view in range(2)]
     output = method(views, torch.Generator())
     assert output.loss.item() == pytest.approx(_loss_by_loops(student, teacher, before, 0.1, method.teacher_temperature.item()), abs=1e-9)
     expected = 0.75 * before + 0.25 * torch.cat(teacher).mean(0)
@@ -153,12 +153,8 @@ def test_the_last_layer_is_frozen_at_the_start_of_the_run_and_only_then(norm_las
     last_layer = [p for name, p in method.head.named_parameters() if not name.startswith("projector")]
     assert len(last_layer) == (1 if norm_last_layer else 2)
     for progress in (0.0, 0.2, 0.25, 1.0):
-        method.zero_grad()
-        method.after_step(progress)
-        method(_views(), torch.Generator()).loss.backward()
-        for parameter in last_layer:
-            assert (parameter.grad.abs().max() > 0).item() == (progress >= 0.25)
-        assert method.head.projector[0].weight.grad.abs().max() > 0
+        frozen = {id(parameter) for parameter in method.frozen_parameters(progress)}
+        assert frozen == ({id(parameter) for parameter in last_layer} if progress < 0.25 else set())
 
 
 def test_the_weights_of_an_output_have_the_length_that_is_trained_or_one():
@@ -169,7 +165,7 @@ def test_the_weights_of_an_output_have_the_length_that_is_trained_or_one():
             head.directions.mul_(5)
             if head.lengths is not None:
                 head.lengths.fill_(3)
-        embeddings, outputs = head(features, torch.ones(()))
+        embeddings, outputs = head(features)
         cosines = F.normalize(embeddings, dim=1) @ F.normalize(head.directions, dim=1).T
         torch.testing.assert_close(outputs, length * cosines, rtol=0, atol=1e-12)
 

@@ -197,6 +197,26 @@ def test_parameters_of_constant_learning_rate_stay_at_the_peak_also_after_a_resu
         assert all(group["lr"] < 0.5 for group in groups[:2])
 
 
+@pytest.mark.parametrize(("method", "frozen"), [("dino", "last_layer_frozen"), ("swav", "prototypes_frozen")])
+def test_adamw_begins_to_count_when_frozen_weights_are_let_go(tiny_config, run_here, tmp_path, method, frozen):
+    """Its first steps would be far too long where it had taken zeros for gradients meanwhile, and weight decay would have moved them."""
+    config = tiny_config(method, "optim.name=adamw", "optim.weight_decay=0.1", f"method.{frozen}=0.5")
+    run_here(config, str(tmp_path))
+    checkpoint = latest_checkpoint(str(tmp_path))
+    steps = {int(state["step"]) for state in checkpoint.state["optimizer"]["state"].values()}
+    assert steps == {3, 6}
+
+
+def test_frozen_weights_stay_as_they_were_drawn_also_under_weight_decay(tiny_config, run_here, tmp_path):
+    config = tiny_config("dino", "optim.weight_decay=0.1", "method.last_layer_frozen=1")
+    weights = []
+    for stop_at_step in (1, None):
+        run_here(config, str(tmp_path), LocalContext(stop_at_step=stop_at_step))
+        checkpoint = latest_checkpoint(str(tmp_path))
+        weights.append(checkpoint.state["method"]["head.directions"])
+    assert torch.equal(*weights)
+
+
 def test_a_checkpoint_is_left_at_the_end_of_every_epoch(tmp_path):
     _train(tmp_path, epochs=2.5, keep_checkpoints=9)
     assert [step for step, _ in list_checkpoints(str(tmp_path))] == [3, 6, 7]

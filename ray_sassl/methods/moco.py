@@ -68,6 +68,13 @@ class Config(MethodConfig):
         check(self, self.fa, _PLAIN, symmetric=self.symmetric)
         return self
 
+    def check_workers(self, num_workers: int) -> None:
+        if self.bn == "shuffle" and num_workers < 2:
+            raise UsageError(
+                "method.bn=shuffle moves keys between workers, and there would be only one; set method.bn=split to do so within it, or method.bn=plain, "
+                "or take two workers at least (scaling.num_workers, scaling.min_workers)"
+            )
+
     def build(self, backbone: nn.Module, num_features: int) -> MoCo:
         return MoCo(self, backbone, num_features)
 
@@ -136,10 +143,7 @@ class MoCo(Method):
         return all_gather(self._encode_keys(view[order])[order.argsort()])
 
     def _shuffled_keys(self, view: Tensor, generator: torch.Generator) -> Tensor:
-        if world_size() == 1:
-            raise UsageError(
-                "bn='shuffle' moves keys between workers, and there is only one; set bn='split' to do so within it, or bn='plain'"
-            )
+        self.config.check_workers(world_size())
         everyone = all_gather(view.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # contiguous on the way, so channels_last stays
         order = torch.randperm(len(everyone), generator=generator).to(view.device)
         return all_gather(self._encode_keys(everyone[_own_rows(order, len(view))]))[order.argsort()]

@@ -10,7 +10,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.sources import find_sources
 from ray_sassl.orchestrate.growth import Need, ResourcesError, sum_of
-from ray_sassl.orchestrate.launch import resource_needs
+from ray_sassl.orchestrate.launch import check_workers, resource_needs
 from ray_sassl.plugins import UsageError
 
 
@@ -86,7 +86,9 @@ def check_resources(config: ExperimentConfig, offered: Mapping[str, float], *, i
 
     Raises:
         ResourcesError: what the run holds at once is more than there is.
+        UsageError: the batch or the method does not allow so many workers.
     """
+    check_workers(config)
     if config.scaling.num_workers == 0:
         return
     use_gpu = config.scaling.use_gpu

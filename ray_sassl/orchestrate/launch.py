@@ -27,6 +27,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.data.sources import check_there
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.definitions import read_definition
 from ray_sassl.orchestrate.devices import pretends_gpus
@@ -77,7 +78,8 @@ def pretrain(
     """
     run_dir = run_dir if storage.is_uri(run_dir) else os.path.abspath(run_dir)
     config = with_absolute_paths(config)
-    check_shares(config.train, config.scaling.worker_counts if config.scaling.num_workers else range(1, 2))
+    check_workers(config)
+    check_evaluation(config)
     index = prepare_run_dir(config, run_dir, resume=resume)
     if not resume:
         picture = views_picture(config, view_source(config, run_dir), build_restyle(config, "cpu", 1))
@@ -125,6 +127,35 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     if sassl.bank is not None and not storage.is_uri(sassl.bank):
         sassl = sassl.model_copy(update={"bank": os.path.abspath(sassl.bank)})
     return config.model_copy(update={"data": absolute(config.data), "evaluate": evaluate, "sassl": sassl})
+
+
+def check_evaluation(config: ExperimentConfig) -> None:
+    """See that the images which the run is scored on are there, before it has trained for an epoch.
+
+    Raises:
+        UsageError: they are not.
+    """
+    for split in ("train", "test"):
+        data = getattr(config.evaluate, split)
+        try:
+            if data is not None:
+                check_there(data)
+        except UsageError as error:
+            raise UsageError(
+                f"evaluate.{split}: {error}. The run is scored on these images as it goes; give your own labelled ones "
+                f"(evaluate.train.path=..., evaluate.test.path=...), or none: evaluate.train=null evaluate.test=null"
+            ) from error
+
+
+def check_workers(config: ExperimentConfig) -> None:
+    """See that the batch and the method allow every number of workers that the run may have.
+
+    Raises:
+        UsageError: they do not.
+    """
+    counts = config.scaling.worker_counts if config.scaling.num_workers else range(1, 2)
+    check_shares(config.train, counts)
+    config.method.check_workers(counts[0])
 
 
 def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, stop: threading.Event) -> Outcome:

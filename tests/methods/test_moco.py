@@ -103,7 +103,7 @@ def test_split_batch_normalisation_groups_queries_and_keys_differently():
 
 
 def test_shuffling_with_one_worker_is_refused_with_the_way_out():
-    with pytest.raises(UsageError, match="only one; set bn='split'"):
+    with pytest.raises(UsageError, match="only one; set method\\.bn=split"):
         _small(bn="shuffle")(_views(), torch.Generator())
 
 

@@ -10,8 +10,9 @@ import torch
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.control import News
-from ray_sassl.orchestrate.launch import ResourcesError, pretrain
+from ray_sassl.orchestrate.launch import ResourcesError, check_workers, pretrain
 from ray_sassl.orchestrate.train_job import RunFailedError
+from ray_sassl.plugins import UsageError
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 
@@ -83,3 +84,21 @@ def test_what_the_cluster_can_never_offer_is_refused_at_once(ray_cluster: None, 
         pretrain(config, str(tmp_path / "run"))
     with pytest.raises(ResourcesError, match="GPU"):
         pretrain(apply_overrides(config, ["scaling.num_workers=1", "scaling.use_gpu=true"]), str(tmp_path / "other"))
+
+
+def test_a_run_that_could_not_be_scored_at_its_first_evaluation_is_refused_before_it_trains(tmp_path: Path):
+    config = apply_overrides(
+        small_config(write_shards(tmp_path)), ["evaluate.train={path: nowhere/train}", "evaluate.test={path: nowhere/test}"]
+    )
+    with pytest.raises(UsageError, match=r"evaluate\.train: .*nowhere/train does not exist.*evaluate\.train=null"):
+        pretrain(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_needs_several_workers_is_refused_where_one_may_be_left(tmp_path: Path):
+    moco = ["method=moco", "method.bn=shuffle", "method.queue_size=64"]
+    base = apply_overrides(small_config(write_shards(tmp_path)), moco)
+    for scaling in ("{num_workers: 1}", "{num_workers: 0}", "{num_workers: 2, min_workers: 1}"):
+        with pytest.raises(UsageError, match=r"method\.bn=split"):
+            pretrain(apply_overrides(base, [f"scaling={scaling}"]), str(tmp_path / "run"))
+    check_workers(apply_overrides(base, ["scaling={num_workers: 2}"]))

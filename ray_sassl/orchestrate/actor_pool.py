@@ -1,4 +1,7 @@
-"""A pool of Ray actors that share a list of independent items; what an actor was doing when it died is done again."""
+"""A pool of Ray actors that share a list of independent items; what an actor was doing when it died is done again.
+
+The actors that are up do the work, and others join them as they come: for one that the cluster has no room for, now or ever, nothing waits.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +54,15 @@ def num_wanted(config: ActorPoolConfig) -> int:
 
 
 @contextmanager
-def actor_pool(actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig, num_items: int) -> Iterator[list[ActorHandle]]:
+def actor_pool(
+    actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig, num_items: int, *, waits: bool = True
+) -> Iterator[list[ActorHandle]]:
     """The actors within the block, of which one at least is there; they are ended after it.
 
     Args:
         args: Of the actors' class.
         num_items: No more actors than items are started.
+        waits: Not where others are there already that do the work as well: then none of these needs to be there.
 
     Raises:
         ResourcesError: the cluster can never offer an actor.
@@ -67,6 +73,9 @@ def actor_pool(actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig
     remote: Any = cast(Any, ray.remote)(**options)(actor_class)
     actors = [remote.remote(*args) for _ in range(max(1, min(wanted, num_items)))]
     try:
+        if not waits:
+            yield actors
+            return
         need = Need("an actor", 1, {"CPU": config.num_cpus, "GPU": config.num_gpus})
         result_of(first_ended([actor.__ray_ready__.remote() for actor in actors], [need]))
         yield actors
@@ -90,22 +99,34 @@ def spread(
     Raises:
         UsageError: an item ended with one.
     """
-    left = iter(items)
+    left = deque(items)
+    coming = _coming(actors)
     waiting: dict[ray.ObjectRef, tuple[_Item, ActorHandle]] = {}
 
-    def hand_out(actor: ActorHandle) -> None:
-        for item in left:
-            waiting[start(actor, item)] = item, actor
-            return
+    load = Counter[int]()
 
-    for actor in list(actors) * in_flight:
-        hand_out(actor)
-    while waiting:
-        (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
+    def hand_out(actor: ActorHandle) -> None:
+        """One item; and more to work on next, where enough are left for those that are still to come."""
+        while left and load[id(actor)] < in_flight and (load[id(actor)] == 0 or len(left) > len(coming)):
+            item = left.popleft()
+            waiting[start(actor, item)] = item, actor
+            load[id(actor)] += 1
+
+    while waiting or left:
+        (ended, *_), _ = ray.wait([*waiting, *(coming if left else ())], num_returns=1)
         result = result_of(ended)
+        if ended in coming:
+            hand_out(coming.pop(ended))
+            continue
         item, actor = waiting.pop(ended)
+        load[id(actor)] -= 1
         hand_out(actor)
         yield item, result
+
+
+def _coming(actors: Sequence[ActorHandle]) -> dict[ray.ObjectRef, ActorHandle]:
+    """The actors by what is ready once they are up."""
+    return {cast(Any, actor).__ray_ready__.remote(): actor for actor in actors}
 
 
 def in_order(
@@ -121,17 +142,28 @@ def in_order(
         UsageError: an item ended with one.
     """
     begun: deque[tuple[_Item, ray.ObjectRef, ActorHandle]] = deque()
+    coming, up = _coming(actors), []
+
+    def look_who_came() -> None:
+        """Waits for the first one only."""
+        while coming:
+            came, _ = ray.wait(list(coming), num_returns=1, timeout=0 if up else None)
+            if not came:
+                return
+            result_of(came[0])
+            up.append(coming.pop(came[0]))
 
     def hand_out(item: _Item) -> None:
         """To the actor that has the least to do."""
         refs = [ref for _, ref, _ in begun]
         unfinished = set(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1]) if refs else set()
         load = Counter(id(actor) for _, ref, actor in begun if ref in unfinished)
-        actor = min(actors, key=lambda actor: load[id(actor)])
+        actor = min(up, key=lambda actor: load[id(actor)])
         begun.append((item, start(actor, item), actor))
 
     for item in items:
-        if len(begun) == in_flight * len(actors):
+        look_who_came()
+        if len(begun) >= in_flight * len(up):
             done, ref, _ = begun.popleft()
             result = result_of(ref)
             hand_out(item)

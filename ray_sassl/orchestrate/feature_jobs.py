@@ -126,7 +126,7 @@ class EvaluationPool:
         missing = min(num_wanted(self._config), num_items) - len(self._workers)
         if missing > 0:
             config = self._config.model_copy(update={"num_actors": missing})
-            pool = actor_pool(EvaluationWorker, (config.num_cpus, config.num_gpus), config, missing)
+            pool = actor_pool(EvaluationWorker, (config.num_cpus, config.num_gpus), config, missing, waits=not self._workers)
             self._workers += self._until_the_end.enter_context(pool)
         return self._workers
 

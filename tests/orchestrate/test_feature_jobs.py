@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
@@ -15,7 +16,7 @@ from ray_sassl.evaluate import Task
 from ray_sassl.evaluate.finetune import Config as FineTune
 from ray_sassl.evaluate.knn import Config as Knn
 from ray_sassl.extraction import CropJob, ExtractionJob, Preprocessing, encode_crops_here, extract_here
-from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
+from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
 from ray_sassl.orchestrate.feature_jobs import EvaluationPool, evaluation_pool
 from ray_sassl.plugins import UsageError
 from ray_sassl.scoring import JudgeJob, judge_one
@@ -84,3 +85,17 @@ def test_crops_encoded_by_actors_are_those_of_one_process_in_the_same_batches(po
         np.testing.assert_allclose(one[0], other[0], atol=1e-5)
         assert one[1].tolist() == other[1].tolist()
     assert [row.sample_id for row in bad] == [7, 7]  # in each epoch; the data set's quarantine counts it once
+
+
+def test_actors_that_the_cluster_has_no_room_for_are_not_waited_for(pool: EvaluationPool):
+    class Echo:
+        def echo(self, item: int) -> int:
+            return item
+
+    ray.get([worker.__ray_ready__.remote() for worker in pool._workers_for(2)])  # half of the cluster's two CPUs
+    with actor_pool(Echo, (), ActorPoolConfig(num_actors=2, num_cpus=0.6), 8) as actors:
+        assert len(actors) == 2
+        found = spread(actors, lambda actor, item: actor.echo.remote(item), range(8))
+        assert sorted(result for _, result in found) == list(range(8))
+        found = in_order(actors, lambda actor, item: actor.echo.remote(item), range(8))
+        assert [result for _, result in found] == list(range(8))

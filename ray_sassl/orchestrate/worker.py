@@ -75,8 +75,10 @@ def train_worker(spec: dict[str, Any]) -> None:
     Args:
         spec: `config_yaml`, `run_dir`, `num_rows`, `num_threads` (None for a share of the node's CPUs) and the `control` actor.
     """
-    config = from_yaml(spec["config_yaml"])
     control = spec["control"]
+    if ray.get(control.fatal.remote()):  # the workers were started again after an error that they would only meet again
+        return
+    config = from_yaml(spec["config_yaml"])
     logging.getLogger("ray_sassl").addHandler(NoteHandler(control))
     where = ray.train.get_context()
     torch.set_num_threads(spec["num_threads"] or _share_of_node(where.get_local_world_size()))
@@ -97,9 +99,11 @@ def train_worker(spec: dict[str, Any]) -> None:
     )
     try:
         outcome = train_process(config, spec["run_dir"], _arrays(stream), spec["num_rows"], context, resume, parts)
-    except UsageError as error:  # starting the workers again would end the same way
+    except UsageError as error:
         ray.get(control.fail.remote(str(error)))
-        return
+        if context.world_size == 1:
+            return
+        raise  # so that the others, which may wait for this one, are ended too
     except Exception:
         if ray.get(control.fatal.remote()):  # this is the echo of what the driver knows already
             return

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from ray_sassl.evaluate import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Score, Subject
 from ray_sassl.evaluate.figures import curves
 from ray_sassl.evaluate.linear_sgd import fit_sgd, fixed_rows, new_crops, steps_of
-from ray_sassl.evaluate.logistic import fit_lbfgs, moments, unconverged_is_fine
+from ray_sassl.evaluate.logistic import fit_lbfgs, inverse_penalty, moments, unconverged_is_fine
 from ray_sassl.evaluate.scores import check_features, classification_scores, evaluation_device, top_k_accuracy
 from ray_sassl.evaluate.splits import held_out
 from ray_sassl.plugins import UsageError
@@ -175,7 +175,7 @@ class LinearProbe(Protocol):
         top1: list[float] = []
         model = LogisticRegression(max_iter=config.max_iterations, tol=_PATH_TOLERANCE, warm_start=True)
         for l2 in grid:  # each fit starts where the one before ended
-            model.set_params(C=1 / (l2 * int((~aside).sum())))
+            model.set_params(C=inverse_penalty(l2, labels[~aside]))
             with unconverged_is_fine():
                 model.fit(x[~aside], labels[~aside])
             top1.append(float(np.mean(model.predict(x[aside]) == labels[aside])))

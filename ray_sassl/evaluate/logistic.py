@@ -22,7 +22,7 @@ def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int)
     """Weights (C, F) and biases (C,) that minimise the objective on x (N, F), labels (N,), by scikit-learn's L-BFGS; and its iterations."""
     from sklearn.linear_model import LogisticRegression  # slow to import, and most processes of a run fit nothing
 
-    model = LogisticRegression(C=1 / (l2 * len(x)) if l2 > 0 else np.inf, max_iter=max_iterations, tol=TOLERANCE)
+    model = LogisticRegression(C=inverse_penalty(l2, labels), max_iter=max_iterations, tol=TOLERANCE)
     with unconverged_is_fine():
         model.fit(x, labels)
     num_classes = int(labels.max()) + 1
@@ -32,6 +32,13 @@ def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int)
     else:
         weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
     return weight, bias, int(np.max(model.n_iter_))
+
+
+def inverse_penalty(l2: float, labels: np.ndarray) -> float:
+    """scikit-learn's `C` on labels (N,). Of two classes it penalises one row of weights, the difference of our two, which counts for twice as much."""
+    if l2 <= 0:
+        return np.inf
+    return (2 if len(np.unique(labels)) == 2 else 1) / (l2 * len(labels))
 
 
 @contextmanager

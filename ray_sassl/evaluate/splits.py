@@ -18,7 +18,7 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: about this share of each class's images, for choosing a setting; a class's only image stays with those to fit on.
+    """(N,) bool: about this share of each class's images, for choosing a setting; one image of each class at least stays with those to fit on.
 
     Raises:
         UsageError: no class has two images.
@@ -28,7 +28,7 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         if len(rows) > 1:
-            chosen[rows[: max(1, round(share * len(rows)))]] = True
+            chosen[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
     if not chosen.any():
         raise UsageError("no class has two train images, so none can be held out to choose a setting with; give the setting instead")
     return chosen

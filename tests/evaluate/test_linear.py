@@ -57,6 +57,24 @@ def test_both_solvers_find_the_minimum_of_the_same_objective():
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
+def test_the_penalty_of_two_classes_is_that_of_many():
+    train = _data(200, 0, 2)
+    x, labels = train.features.astype(np.float64), train.labels
+    weight, _, _ = linear.fit_lbfgs(x, labels, 0.3, 500)
+    w = torch.zeros(2, x.shape[1], dtype=torch.float64, requires_grad=True)
+    b = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w, b], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(torch.from_numpy(x) @ w.T + b, torch.from_numpy(labels)) + 0.15 * w.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    np.testing.assert_allclose(weight[1] - weight[0], (w[1] - w[0]).detach(), atol=5e-3)
+
+
 @pytest.mark.parametrize("options", [{}, SGD])
 def test_the_units_of_the_features_do_not_matter(options):
     train, test = _data(300, 0), _data(200, 1)

@@ -168,11 +168,11 @@ class SmallPredictor(nn.Module):
 
 
 def _statistics(x: Tensor) -> Tensor:
-    """(B, 2C): the mean and the standard deviation over H and W of (B, C, H, W)."""
+    """(B, 2C): the mean and the standard deviation over H and W of (B, C, H, W), computed in float32: the variance is a difference of squares."""
     batch, channels, height, width = x.shape
     # Rows as long vectors: sums over three channels, pixel by pixel, would leave most of a vector unit idle.
-    rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
     mean = rows.mean(dim=1).view(batch, width, channels).mean(dim=1)
     square = rows.square().mean(dim=1).view(batch, width, channels).mean(dim=1)
     variance = torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
-    return torch.cat([mean, (variance + EPSILON).sqrt()], dim=1)
+    return torch.cat([mean, (variance + EPSILON).sqrt()], dim=1).to(x.dtype)

@@ -85,3 +85,10 @@ def test_statistics_are_those_of_each_channel(memory_format):
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64).contiguous(memory_format=memory_format)
     deviation = (x.var((2, 3), correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(_statistics(x), torch.cat([x.mean((2, 3)), deviation], dim=1))
+
+
+def test_statistics_of_a_low_contrast_are_exact_in_bfloat16_too():
+    draws = torch.Generator().manual_seed(0)
+    images = 0.5 + 0.05 * torch.randn(4, 3, 64, 64, generator=draws)
+    for found, expected in zip(_statistics(images.bfloat16()).chunk(2, dim=1), _statistics(images).chunk(2, dim=1), strict=True):
+        torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0)

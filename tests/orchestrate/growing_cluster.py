@@ -150,6 +150,16 @@ class GrowingCluster:
             f"not within {timeout_s:g} s; last: {self.looks()[-1:]}; head: {(self._folder / 'head.log').read_text()[-1000:]}"
         )
 
+    def wait_until_quiet(self, quiet_s: float, timeout_s: float) -> None:
+        """Until there has been no node but the head for so long: one that was asked for may still come after the work is done."""
+        began = time.time()
+        while time.time() < began + timeout_s:
+            latest = [look for look in self.looks() if look.time >= time.time() - quiet_s]
+            if time.time() >= began + quiet_s and latest and all(look.workers == 0 for look in latest):
+                return
+            time.sleep(0.25)
+        raise TimeoutError(f"nodes came and went for {timeout_s:g} s; last: {self.looks()[-1:]}")
+
     def start_driver(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         """`ray-sassl WORDS` on the cluster; its output is in `NAME.log`."""
         return self._start(name, [sys.executable, "-m", "ray_sassl.cli", *words, "--address", self.address], self.environment)

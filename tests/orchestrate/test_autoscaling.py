@@ -97,6 +97,7 @@ def test_a_run_that_no_group_has_room_for_says_what_it_waits_for_and_ends_with_t
 
 
 def test_work_without_training_brings_up_a_node_too(cluster: GrowingCluster, tmp_path: Path):
+    cluster.wait_until_quiet(20, 120)
     check = cluster.start_driver("check", "data", "check", write_shards(tmp_path))
     assert check.wait(240) == 0, cluster.output("check")
     assert "waiting: no room yet for 1 x 1 CPU for a task" in cluster.output("check")

@@ -144,7 +144,7 @@ def test_a_notice_that_a_node_will_go_gives_a_checkpoint_at_once_and_is_no_failu
 def test_a_lost_node_of_stylizers_and_decoders_changes_nothing_of_the_end(nodes: Nodes, tmp_path: Path):
     path = write_shards(tmp_path, bad=(3,))
     layout = ["stylize=color_statistics", "stream.layout=pool", "stream.num_cpus=0.5"]
-    pool = ["stream.pool={min: 2, max: 2, num_cpus: 0.5}", "scaling.cpus_per_worker=1"]
+    pool = ["stream.pool={min: 2, max: 2, num_cpus: 0.25}", "scaling.cpus_per_worker=1"]  # one node has room for all of it
     run = Command(long_run(path, "train.epochs=40", *layout, *pool), tmp_path / "run", nodes)
     run.wait_for_step(2 * EVERY + 3)
     others = [node for node in nodes.workers if node is not _with_the_worker(nodes)]

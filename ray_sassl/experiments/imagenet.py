@@ -1,7 +1,8 @@
 """ImageNet-1k with the settings of the papers, for eight GPUs; the `_sassl` forms change nothing else, as in SASSL's section 4.
 
 The data are WebDataset or Parquet shards or class folders under `RAY_SASSL_DATA` (default `data`): `imagenet/train` and `imagenet/val`.
-SASSL's paper trains for 1,000 epochs; `train.epochs` sets it.
+SASSL's paper trains for 1,000 epochs; `train.epochs` sets it. BYOL's official code has other settings then: `optim.base_lr=0.2
+optim.weight_decay=1.5e-6 method.base_momentum=0.996`.
 """
 
 from __future__ import annotations

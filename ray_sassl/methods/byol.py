@@ -28,8 +28,8 @@ class Config(MethodConfig):
     """BYOL.
 
     Attributes:
-        base_momentum: Of the target network at the start; it rises to 1 along a cosine (section 3.2: 0.996 for 1,000 epochs; appendix of
-            the official code: 0.99 for 300, 0.97 for 100).
+        base_momentum: Of the target network at the start; it rises to 1 along a cosine (section 3.2: 0.996 for 1,000 epochs; presets of
+            the official code: 0.99 for 100 and 300 epochs, 0.97 for 40).
         projector_hidden_size: Width of the projector's hidden layer (section 3.2).
         embedding_size: Width of the embeddings and of the predictions (section 3.2).
         projector_layers: Linear layers of the projector (section 3.2).

@@ -27,6 +27,7 @@ def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
         *_numbers(config),
         *_node_types(config),
         *_versions(config, ray_version),
+        *_images(config),
         *_authentication(config),
         *_doors(config),
         *secrets_in(config),
@@ -117,6 +118,21 @@ def _versions(config: dict[str, Any], ray_version: str) -> Iterator[Finding]:
         )
     for version in sorted(versions - {ray_version}):
         yield Finding("setup_commands", f"Ray {version} is installed on the nodes, and Ray {ray_version} here; all must be the same")
+
+
+def _images(config: dict[str, Any]) -> Iterator[Finding]:
+    """Ray's autoscaler looks `image` up wherever `head_image` or `worker_image` is set (`AutoscalingConfig.get_docker_config`)."""
+    lacking = []
+    for name, node_type in mapping(config.get("available_node_types")).items():
+        docker = {**mapping(config.get("docker")), **mapping(at(node_type, "docker"))}
+        own = "head_image" if name == config.get("head_node_type") else "worker_image"
+        if own in docker and "image" not in docker:
+            lacking.append(str(name))
+    if lacking:
+        yield Finding(
+            "docker.image",
+            f"is missing beside head_image or worker_image, so Ray's autoscaler starts Ray on no node of {', '.join(lacking)}; add an image",
+        )
 
 
 _COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")

@@ -110,6 +110,7 @@ BROKEN_LAUNCHER_TEXTS = {
         "holds Ray 2.9.3",
         1,
     ),
+    "no image beside the others": ("  image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-gpu\n", "", "no node of head, decode, stylize, train", 1),
     "token by value": (
         "    - --env RAY_AUTH_MODE=token\n",
         "    - --env RAY_AUTH_MODE=token --env RAY_AUTH_TOKEN=abc\n",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from typer.testing import CliRunner
 
 from ray_sassl.cli.cluster import app
@@ -19,6 +21,14 @@ CLUSTER = Path(__file__).parents[2] / "cluster"
 def test_ray_reads_every_launcher_file_that_is_shipped(name: str):
     path = str(CLUSTER / name)
     assert check_files([path], None) == {path: []}
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_rays_autoscaler_finds_the_image_of_every_group(name: str):
+    config = yaml.safe_load((CLUSTER / name).read_text())
+    found = AutoscalingConfig(prepare_config(config), skip_content_hash=True)
+    images = {group: found.get_docker_config(group)["image"].rpartition("-")[2] for group in config["available_node_types"]}
+    assert images == {"head": "cpu", "decode": "cpu", "stylize": "gpu", "train": "gpu"}
 
 
 BROKEN = {

@@ -87,7 +87,9 @@ def run_command(
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once. [default: as many as there is room for]")] = None,
     searcher: Annotated[Searcher | None, typer.Option(help="What suggests trials. [default: the space's]")] = None,
     scheduler: Annotated[Scheduler | None, typer.Option(help="What stops trials early. [default: the space's]")] = None,
-    grace: Annotated[int | None, typer.Option(min=1, help="Evaluations that a trial gets before it may be stopped. [default: the space's]")] = None,
+    grace: Annotated[
+        int | None, typer.Option(min=1, help="Evaluations that a trial gets before it may be stopped. [default: the space's]")
+    ] = None,
     objective: Annotated[
         list[str] | None, typer.Option(help="A metric, or METRIC:min; several give a Pareto front, the first one decides on stops.")
     ] = None,

@@ -13,7 +13,7 @@ from ray_sassl import storage
 from ray_sassl.cli.pretraining import load_config
 from ray_sassl.cluster.counts import write_counts
 from ray_sassl.cluster.curve import curve_picture
-from ray_sassl.cluster.plan import Prediction, Prices, Target, curve, read_measured, read_prices, workload_of
+from ray_sassl.cluster.plan import Prediction, Prices, Target, curve, num_stylizers, read_measured, read_prices, workload_of
 from ray_sassl.cluster.plan import plan as make_plan
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.definitions import read_definition
@@ -78,9 +78,12 @@ def plan(
     for path, text in written.items():
         storage.write_text(path, text)
         console.print(f"Numbers of nodes: {path}", soft_wrap=True)
-    console.print(f"Run it with: scaling.num_workers={chosen.counts.trainers} scaling.use_gpu=true", highlight=False)
-    pool = " stream.pool.node_group=stylize" if workload.has_pool else ""
-    console.print(f"and, where nodes are labelled as in cluster/: scaling.node_group=train{pool}", highlight=False)
+    size = num_stylizers(workload, kinds, chosen.counts)
+    pool = f" stream.pool.min={size} stream.pool.initial={size} stream.pool.max={size} stream.pool.num_gpus={workload.actor_gpus:g}"
+    settings = f"scaling.num_workers={chosen.counts.trainers} scaling.use_gpu=true{pool if workload.has_pool else ''}"
+    console.print(f"Run it with: {settings}", soft_wrap=True, highlight=False)
+    groups = f"scaling.node_group=train{' stream.pool.node_group=stylize' if workload.has_pool else ''}"
+    console.print(f"and, where nodes are labelled as in cluster/: {groups}", soft_wrap=True, highlight=False)
 
 
 def _num_parameters(config: ExperimentConfig) -> int:

@@ -198,13 +198,18 @@ def workload_of(config: ExperimentConfig, measured: Measured, *, has_pool: bool)
     """What the experiment asks for.
 
     Raises:
-        UsageError: the measurements lack the number of images, or the stylizer's rate.
+        UsageError: the measurements lack the number of images, or the stylizer's rate; or the pool's stylizers have no GPUs.
     """
     if measured.num_images is None:
         raise UsageError("nothing says how many images the data set has; give --images, or num_images among the measurements")
     if has_pool and measured.stylize_images_per_gpu_s is None:
         raise UsageError(
             "the experiment stylizes in a pool of actors, and nothing says how fast; give stylize_images_per_gpu_s among the measurements"
+        )
+    if has_pool and not config.stream.pool.num_gpus:
+        raise UsageError(
+            "stream.pool.num_gpus is 0, and a plan is for stylizers on GPUs; give the share of one that each takes, such as 0.25, or take "
+            "stream.layout=fused, whose tasks both decode and stylize"
         )
     return Workload(
         num_images=measured.num_images,
@@ -253,11 +258,16 @@ def plan(
             a better day; 0.15 is our choice.
 
     Raises:
-        PlanError: no number of GPUs reaches the target; the message says how near one comes.
+        PlanError: no number of GPUs reaches the target, and the message says how near one comes; the batch cannot be shared among the
+            trainers; or the machines have no room for what runs on them.
     """
     if target == Target():
+        _check_machines(workload, prices)
+        _check_shares(workload, trainers)
         return _around(workload, measured, prices, trainers, headroom)
     tried = list(curve(workload, measured, prices, headroom=headroom))
+    if not tried:
+        _check_shares(workload, 1)
     if target.usd is not None:
         return _within_budget(tried, target.usd)
     for prediction in tried:
@@ -283,7 +293,12 @@ def _within_budget(tried: list[Prediction], usd: float) -> Prediction:
 
 
 def curve(workload: Workload, measured: Measured, prices: Prices, *, headroom: float = 0.15) -> Iterator[Prediction]:
-    """Plans for every number of GPUs that the batch can be shared among, up to where more of them help no more."""
+    """Plans for every number of GPUs that the batch can be shared among, up to where more of them help no more.
+
+    Raises:
+        PlanError: the machines have no room for what runs on them.
+    """
+    _check_machines(workload, prices)
     fastest = 0.0
     for trainers in _possible_trainers(workload, prices):
         prediction = _around(workload, measured, prices, trainers, headroom)
@@ -297,14 +312,49 @@ def _possible_trainers(workload: Workload, prices: Prices) -> Iterator[int]:
     """Parts of one node, then whole nodes, as the global batch divides."""
     per_node = prices.train.gpus
     for trainers in range(1, _MOST_TRAINERS + 1):
-        if (trainers <= per_node or trainers % per_node == 0) and workload.global_batch % (trainers * workload.accumulate) == 0:
+        if (trainers <= per_node or trainers % per_node == 0) and _can_share(workload, trainers):
             yield trainers
+
+
+def _can_share(workload: Workload, trainers: int) -> bool:
+    return workload.global_batch % (trainers * workload.accumulate) == 0
+
+
+def _check_shares(workload: Workload, trainers: int) -> None:
+    if _can_share(workload, trainers):
+        return
+    allowed = [count for count in range(1, _MOST_TRAINERS + 1) if _can_share(workload, count)]
+    near = [*[count for count in allowed if count < trainers][-1:], *[count for count in allowed if count > trainers][:1]]
+    advice = f"take {' or '.join(map(str, near))} workers" if near else "no number of workers will do; change one of the two"
+    raise PlanError(
+        f"train.global_batch={workload.global_batch} does not divide by {trainers} workers x train.accumulate={workload.accumulate}; {advice}"
+    )
+
+
+def _check_machines(workload: Workload, prices: Prices) -> None:
+    if prices.train.gpus == 0 or (workload.has_pool and prices.stylize.gpus == 0):
+        raise PlanError("the nodes that train or stylize have no GPUs; give gpus of each in --prices")
+    if workload.has_pool and not _stylizers_per_node(workload, prices.stylize):
+        raise PlanError(
+            f"a stylizer takes {workload.actor_gpus:g} GPUs (stream.pool.num_gpus) and {workload.actor_cpus:g} CPUs (stream.pool.num_cpus), and a "
+            f"node that stylizes has {prices.stylize.gpus} and {prices.stylize.cpus}; ask for less, or give larger machines in --prices"
+        )
+
+
+def num_stylizers(workload: Workload, prices: Prices, counts: Counts) -> int:
+    """The size of the pool for which the plan is: as many stylizers as its nodes have room for."""
+    return counts.stylize * _stylizers_per_node(workload, prices.stylize) if workload.has_pool else 0
+
+
+def _stylizers_per_node(workload: Workload, machine: NodeKind) -> int:
+    """A share of a GPU lies on one card."""
+    share = workload.actor_gpus
+    on_gpus = machine.gpus * math.floor(1 / share + 1e-9) if share < 1 else math.floor(machine.gpus / share)
+    return min(on_gpus, math.floor(machine.cpus / workload.actor_cpus + 1e-9)) if workload.actor_cpus else on_gpus
 
 
 def _around(workload: Workload, measured: Measured, prices: Prices, trainers: int, headroom: float) -> Prediction:
     """The plan around so many trainers: enough of the other groups to keep them busy."""
-    if prices.train.gpus == 0 or (workload.has_pool and prices.stylize.gpus == 0):
-        raise PlanError("the nodes that train or stylize have no GPUs; give gpus of each in --prices")
     train = math.ceil(trainers / prices.train.gpus)
     wanted = (1 + headroom) * _train_capacity(workload, measured, trainers)
     stylize = 0
@@ -325,10 +375,7 @@ def _around(workload: Workload, measured: Measured, prices: Prices, trainers: in
 
 def _decode_cores(workload: Workload, prices: Prices, counts: Counts) -> dict[str, float]:
     """Cores for tasks of the stream in each group: all of `decode`, and what the others' own work leaves."""
-    gpus = counts.stylize * prices.stylize.gpus
-    taken = (
-        math.floor(1 / workload.actor_gpus + 1e-9) * gpus * workload.actor_cpus if workload.actor_gpus < 1 else gpus * workload.actor_cpus
-    )
+    taken = num_stylizers(workload, prices, counts) * workload.actor_cpus
     return {
         "decode": float(counts.decode * prices.decode.cpus),
         "stylize": max(0.0, counts.stylize * prices.stylize.cpus - taken),

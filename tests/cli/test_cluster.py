@@ -34,6 +34,8 @@ def test_a_plan_is_printed_drawn_and_written(measured: str, tmp_path: Path):
     assert run.exit_code == 0, run.output
     assert "on 4 GPUs that train" in run.output
     assert "The bottleneck is train" in run.output
+    pool = "stream.pool.min=10 stream.pool.initial=10 stream.pool.max=10 stream.pool.num_gpus=0.5"
+    assert f"Run it with: scaling.num_workers=4 scaling.use_gpu=true {pool}\n" in run.output
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     types = yaml.safe_load(launcher.read_text())["available_node_types"]
     # 4 GPUs at 1,000 images/s, less 2 % of waiting for the slowest, and 15 % beyond: 4,507 / 950 stylizers.

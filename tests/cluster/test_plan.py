@@ -21,12 +21,14 @@ from ray_sassl.cluster.plan import (
     Workload,
     curve,
     expected_largest,
+    num_stylizers,
     plan,
     predict,
     read_measured,
     read_prices,
     workload_of,
 )
+from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import UsageError
 from tests.cluster.simulation import Line, simulate
@@ -167,6 +169,32 @@ def test_what_cannot_be_had_is_refused_with_what_can():
         plan(WORKLOAD, MEASURED, Prices(), Target(usd=100))
     with pytest.raises(PlanError, match="have no GPUs"):
         plan(WORKLOAD, MEASURED, WIDE.model_copy(update={"train": NodeKind(cpus=8)}))
+    with pytest.raises(PlanError, match="have no GPUs"):
+        plan(WORKLOAD, MEASURED, WIDE.model_copy(update={"train": NodeKind(cpus=8)}), Target(hours=24))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest_workers():
+    with pytest.raises(PlanError, match=r"global_batch=4096 does not divide by 3 workers x train.accumulate=1; take 2 or 4 workers"):
+        plan(WORKLOAD, MEASURED, WIDE, trainers=3)
+    for target in (Target(), Target(hours=24), Target(usd=100)):
+        with pytest.raises(PlanError, match=r"x train.accumulate=3; no number of workers will do"):
+            plan(replace(WORKLOAD, global_batch=256, accumulate=3), MEASURED, WIDE, target)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "fit"), [(1.0, 1.0, 2), (0.5, 1.0, 4), (0.3, 1.0, 6), (2.0, 1.0, 1), (0.25, 2.0, 4), (0.25, 0.0, 8)]
+)
+def test_the_pool_is_as_large_as_its_nodes_have_room_for(gpus: float, cpus: float, fit: int):
+    prices = WIDE.model_copy(update={"stylize": NodeKind(cpus=8, gpus=2)})
+    workload = replace(WORKLOAD, actor_gpus=gpus, actor_cpus=cpus)
+    assert num_stylizers(workload, prices, Counts(decode=0, stylize=3, train=1, trainers=8)) == 3 * fit
+    assert num_stylizers(replace(workload, has_pool=False), prices, Counts(0, 3, 1, 8)) == 0
+
+
+@pytest.mark.parametrize("wanted", [{"actor_gpus": 2.0}, {"actor_cpus": 5.0}])
+def test_a_stylizer_larger_than_its_node_is_refused(wanted: dict[str, float]):
+    with pytest.raises(PlanError, match="a node that stylizes has 1 and 4; ask for less"):
+        plan(replace(WORKLOAD, **wanted), MEASURED, WIDE)
 
 
 def test_unknown_prices_leave_the_cost_open():
@@ -202,6 +230,9 @@ def test_a_workload_follows_from_the_experiment():
         workload_of(config, MEASURED, has_pool=True)
     with pytest.raises(UsageError, match="stylize_images_per_gpu_s"):
         workload_of(config, Measured(decode_images_per_core_s=1, train_images_per_gpu_s=1, num_images=7), has_pool=True)
+    on_cpus = apply_overrides(config, ["stream.pool.num_gpus=0"])
+    with pytest.raises(UsageError, match="a plan is for stylizers on GPUs"):
+        workload_of(on_cpus, MEASURED.model_copy(update={"num_images": 7}), has_pool=True)
 
 
 def test_the_curve_is_a_picture_with_and_without_prices():

@@ -11,6 +11,8 @@ from ray_sassl.cluster.groups import is_launcher, ray_cluster_spec
 from ray_sassl.plugins import UsageError
 from ray_sassl.safe_yaml import load_documents
 
+_NULL = "tag:yaml.org,2002:null"
+
 
 def write_counts(text: str, source: str, counts: dict[str, int]) -> str:
     """The definition with at most so many nodes of each group; where a group does not grow by itself, exactly so many.
@@ -31,7 +33,8 @@ def write_counts(text: str, source: str, counts: dict[str, int]) -> str:
             changes += [((number, *path), value) for path, value in _kuberay_changes(document, source, counts)]
     if not changes:
         raise UsageError(f"{source} defines no cluster whose groups are called {', '.join(counts)}")
-    nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+    # As `load_documents`, which leaves out documents that are empty or null.
+    nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None and node.tag != _NULL]
     edits = []
     for (number, *path), value in changes:
         scalar = _scalar(nodes[number], path, source)
@@ -88,5 +91,12 @@ def _scalar(node: yaml.Node, path: list[Any], source: str) -> yaml.ScalarNode:
             if not found:
                 raise UsageError(f"{source} does not set {'.'.join(map(str, path))}; add it, so that it can be written")
             node = found[0]
-    assert isinstance(node, yaml.ScalarNode)
+        else:
+            raise _no_place(path, source)
+    if not isinstance(node, yaml.ScalarNode):
+        raise _no_place(path, source)
     return node
+
+
+def _no_place(path: list[Any], source: str) -> UsageError:
+    return UsageError(f"{source}: there is no number at {'.'.join(map(str, path))} that another could be written over")

@@ -40,6 +40,12 @@ def test_a_group_of_fixed_size_gets_exactly_so_many():
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (7, 7, 7)
 
 
+def test_empty_documents_before_the_cluster_are_passed_over():
+    job = (CLUSTER / "kuberay/rayjob.yaml").read_text()
+    before = "---\n# Source: chart/templates/nothing.yaml\n---\n# nor here\n---\n"
+    assert write_counts(before + job, "job", COUNTS) == before + write_counts(job, "job", COUNTS)
+
+
 def test_a_minimum_above_the_new_number_comes_down_with_it():
     text = (CLUSTER / "aws.yaml").read_text().replace("min_workers: 0\n    max_workers: 16", "min_workers: 9\n    max_workers: 16")
     assert yaml.safe_load(write_counts(text, "aws", {"decode": 5}))["available_node_types"]["decode"]["min_workers"] == 5
@@ -51,6 +57,8 @@ def test_files_that_have_no_place_for_the_numbers_are_refused():
         write_counts(text, "aws", {"decoders": 1})
     with pytest.raises(UsageError, match=r"does not set available_node_types.decode.max_workers"):
         write_counts(text.replace("    max_workers: 16\n", ""), "aws", {"decode": 1})
+    with pytest.raises(UsageError, match="there is no number at max_workers"):
+        write_counts(text.replace("\nmax_workers: 28\n", "\nmax_workers: [28]\n"), "aws", {"decode": 1})
     with pytest.raises(UsageError, match="defines no cluster"):
         write_counts("a: 1", "it", {"decode": 1})
 

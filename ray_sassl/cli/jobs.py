@@ -97,7 +97,7 @@ def submit_command(
     again = "" if job.id == job.name else f" (try {job.id.rpartition('-')[2]}; it goes on where the last one was)"
     console.print(f"[bold]{job.name}[/]{again}: sent with {len(payload.files):,} files, {decimal(payload.num_bytes)}", highlight=False)
     if wait:
-        raise typer.Exit(exit_code(_followed(console, jobs, job.id)))
+        raise typer.Exit(exit_code(_followed(console, jobs, job)))
     where = f" --address {address}" if address else ""
     console.print(f"Follow it with: ray-sassl job logs {job.name} --follow{where}", soft_wrap=True, highlight=False)
 
@@ -137,10 +137,11 @@ def logs_command(
     from ray_sassl.orchestrate.jobs import Jobs
 
     jobs = Jobs(address)
+    found = jobs.status(job)
     if follow:
-        _followed(Console(), jobs, job)
+        _followed(Console(), jobs, found)
     else:
-        print(jobs.logs(job), end="")
+        print(jobs.logs(found), end="")
 
 
 @app.command("stop", epilog="Example: ray-sassl job stop first")
@@ -158,12 +159,12 @@ def stop_command(
     console = Console()
     jobs = Jobs(address)
     found = jobs.status(job)
-    if not jobs.stop(found.id):
+    if not jobs.stop(found):
         console.print(f"{found.id} had ended already: {found.status}", highlight=False)
         return
     console.print(f"{found.id} is asked to stop", highlight=False)
     if not no_wait:
-        _show(console, jobs.wait(found.id))
+        _show(console, jobs.wait(found))
 
 
 @app.command("wait", epilog="Example: ray-sassl job wait first && ray-sassl job submit -- evaluate s3://bucket/runs/first linear")
@@ -174,7 +175,8 @@ def wait_command(job: JobName, address: Address = None) -> None:
     """
     from ray_sassl.orchestrate.jobs import Jobs, exit_code
 
-    ended = Jobs(address).wait(job)
+    jobs = Jobs(address)
+    ended = jobs.wait(jobs.status(job))
     _show(Console(), ended)
     raise typer.Exit(exit_code(ended))
 
@@ -184,7 +186,7 @@ def default_name(verb: str, target: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{verb}-{storage.name_of(target)}").strip("-")[:80]
 
 
-def _followed(console: Console, jobs: Jobs, job: str) -> Job:
+def _followed(console: Console, jobs: Jobs, job: Job) -> Job:
     ended = jobs.follow(job, lambda text: print(text, end="", flush=True))
     _show(console, ended)
     return ended

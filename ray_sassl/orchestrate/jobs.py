@@ -115,7 +115,7 @@ class Jobs:
             env: Environment variables of the job and of its workers.
 
         Raises:
-            UsageError: a name that is in use, or a secret in what would be recorded; nothing was sent.
+            UsageError: a name that is in use, or is another job's try's id, or a secret in what would be recorded; nothing was sent.
             JobError: the cluster refuses.
         """
         refuse_secrets(command, env or {})
@@ -137,7 +137,7 @@ class Jobs:
             with self._clear_errors():
                 # `exec`, so that the signal reaches the command alone and not a shell around it.
                 self._client.submit_job(entrypoint=f"exec {entrypoint}", submission_id=job_id, runtime_env=runtime_env, metadata=metadata)
-        return self.status(job_id)
+        return self._now(job_id)
 
     def list(self) -> list[Job]:
         """All jobs that were submitted, the newest first."""
@@ -161,46 +161,49 @@ class Jobs:
             )
         return found
 
-    def logs(self, job: str) -> str:
+    def logs(self, job: Job) -> str:
         """What the command has printed so far."""
         with self._clear_errors():
-            return self._client.get_job_logs(self.status(job).id)
+            return self._client.get_job_logs(job.id)
 
-    def follow(self, job: str, write: Callable[[str], object]) -> Job:
+    def follow(self, job: Job, write: Callable[[str], object]) -> Job:
         """Hand over what the command prints until it ends; returns the job then."""
-        job_id = self.status(job).id
 
         async def tail() -> None:
-            async for text in self._client.tail_job_logs(job_id):
+            async for text in self._client.tail_job_logs(job.id):
                 write(text)
 
         with self._clear_errors():
             asyncio.run(tail())
-        return self.wait(job_id)
+        return self.wait(self._now(job.id))
 
-    def stop(self, job: str) -> bool:
+    def stop(self, job: Job) -> bool:
         """Ask the command to stop as by Ctrl-C: a pretraining leaves a checkpoint first. False where it had ended already."""
-        found = self.status(job)
-        if found.has_ended:
+        if job.has_ended:
             return False
         with self._clear_errors():
-            return self._client.stop_job(found.id)
+            return self._client.stop_job(job.id)
 
-    def wait(self, job: str, timeout_s: float | None = None, every_s: float = 1.0) -> Job:
+    def wait(self, job: Job, timeout_s: float | None = None, every_s: float = 1.0) -> Job:
         """The job when it has ended, or after the time as it is then."""
-        found = self.status(job)
         until = None if timeout_s is None else time.monotonic() + timeout_s
-        while not found.has_ended and (until is None or time.monotonic() < until):
+        while not job.has_ended and (until is None or time.monotonic() < until):
             time.sleep(every_s)
-            with self._clear_errors():
-                found = _job(self._client.get_job_info(found.id))
-        return found
+            job = self._now(job.id)
+        return job
+
+    def _now(self, job_id: str) -> Job:
+        with self._clear_errors():
+            return _job(self._client.get_job_info(job_id))
 
     def _next_id(self, name: str, target: str | None) -> str:
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a job; letters, digits, '.', '_' and '-' are, at most 80")
         all_jobs = self.list()
         tries = [job for job in all_jobs if job.name == name]
+        for job in all_jobs:
+            if job.id == name != job.name:
+                raise UsageError(f"{name!r} is the id of a try of the job {job.name!r}; give another --name")
         for job in tries:
             if not job.has_ended:
                 raise UsageError(f"the job {name!r} is {job.status} (as {job.id}); wait for it, or stop it first")
@@ -209,7 +212,7 @@ class Jobs:
                     f"the job {name!r} wrote to {job.target} and this one would write to {target}; under one name a job goes on where it was, so give "
                     "the same place, or another --name"
                 )
-        taken = {job.id for job in all_jobs}
+        taken = {job.id for job in all_jobs} | {job.name for job in all_jobs if job.name != name}
         number = len(tries) + 1
         while (job_id := name if number == 1 else f"{name}-{number}") in taken:
             number += 1

@@ -59,7 +59,9 @@ def test_every_overlay_builds_into_manifests_that_pass(cloud: str, schemas: Sche
     built = subprocess.run(["kubectl", "kustomize", str(CLUSTER / "kuberay" / cloud)], capture_output=True, text=True, check=True).stdout
     assert _check(built, schemas) == []
     by_kind = {document["kind"]: document for document in yaml.safe_load_all(built)}
-    assert {"RayCluster", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"} == by_kind.keys()
+    assert {"Namespace", "RayCluster", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"} == by_kind.keys()
+    places = {document["metadata"].get("namespace") for document in by_kind.values() if document["kind"] != "Namespace"}
+    assert places == {by_kind["Namespace"]["metadata"]["name"]}
     assert by_kind["ServiceAccount"]["metadata"]["annotations"]
     assert all("nodeSelector" in group["template"]["spec"] for group in by_kind["RayCluster"]["spec"]["workerGroupSpecs"])
 

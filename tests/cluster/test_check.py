@@ -56,14 +56,31 @@ def test_the_shipped_files_name_the_ray_that_is_installed():
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
 @pytest.mark.parametrize("cloud", ["eks", "gke"])
 def test_every_overlay_builds_into_manifests_that_pass(cloud: str, schemas: Schemas):
-    built = subprocess.run(["kubectl", "kustomize", str(CLUSTER / "kuberay" / cloud)], capture_output=True, text=True, check=True).stdout
-    assert _check(built, schemas) == []
-    by_kind = {document["kind"]: document for document in yaml.safe_load_all(built)}
+    assert _check(_built(cloud), schemas) == []
+    by_kind = _overlay(cloud)
     assert {"Namespace", "RayCluster", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"} == by_kind.keys()
     places = {document["metadata"].get("namespace") for document in by_kind.values() if document["kind"] != "Namespace"}
     assert places == {by_kind["Namespace"]["metadata"]["name"]}
     assert by_kind["ServiceAccount"]["metadata"]["annotations"]
     assert all("nodeSelector" in group["template"]["spec"] for group in by_kind["RayCluster"]["spec"]["workerGroupSpecs"])
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+def test_pods_on_google_cloud_may_look_up_names_on_their_node():
+    policy = _overlay("gke")["NetworkPolicy"]
+    peers = [peer for rule in policy["spec"]["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", []) for peer in rule["to"]]
+    assert {peer["ipBlock"]["cidr"] for peer in peers if "ipBlock" in peer} == {"169.254.20.10/32", "169.254.169.254/32"}
+    labels = [peer["podSelector"]["matchLabels"] for peer in peers if "podSelector" in peer]
+    assert labels == [{"k8s-app": "kube-dns"}, {"k8s-app": "node-local-dns"}]
+
+
+def _overlay(cloud: str) -> dict[str, Any]:
+    """Its manifests by kind, as `kubectl apply -k` makes them."""
+    return {document["kind"]: document for document in yaml.safe_load_all(_built(cloud))}
+
+
+def _built(cloud: str) -> str:
+    return subprocess.run(["kubectl", "kustomize", str(CLUSTER / "kuberay" / cloud)], capture_output=True, text=True, check=True).stdout
 
 
 def test_the_image_is_pinned_and_not_roots():

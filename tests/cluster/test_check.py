@@ -66,6 +66,17 @@ def test_every_overlay_builds_into_manifests_that_pass(cloud: str, schemas: Sche
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+@pytest.mark.parametrize(("cloud", "machine_gb"), [("eks", 1152), ("gke", 680)])
+def test_a_training_pod_fits_on_its_clouds_machine(cloud: str, machine_gb: int):
+    pod = _overlay(cloud)["RayCluster"]["spec"]["workerGroupSpecs"][2]["template"]["spec"]
+    resources, (shm,) = pod["containers"][0]["resources"], pod["volumes"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+    memory, in_memory = (int(text.removesuffix("Gi")) for text in (resources["limits"]["memory"], shm["emptyDir"]["sizeLimit"]))
+    assert memory < 0.95 * machine_gb
+    assert in_memory < memory / 2
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
 def test_pods_on_google_cloud_may_look_up_names_on_their_node():
     policy = _overlay("gke")["NetworkPolicy"]
     peers = [peer for rule in policy["spec"]["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", []) for peer in rule["to"]]

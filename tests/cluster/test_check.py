@@ -45,6 +45,13 @@ def test_every_manifest_that_is_shipped_passes(path: Path, schemas: Schemas):
     assert _check(path.read_text(), schemas) == []
 
 
+def test_every_disk_on_google_cloud_is_of_a_type_that_its_machine_takes():
+    config = yaml.safe_load((CLUSTER / "gcp.yaml").read_text())
+    disks = [disk for node_type in config["available_node_types"].values() for disk in node_type["node_config"]["disks"]]
+    zone = config["provider"]["availability_zone"]
+    assert {disk["initializeParams"]["diskType"] for disk in disks} == {f"zones/{zone}/diskTypes/pd-balanced"}
+
+
 def test_the_shipped_files_name_the_ray_that_is_installed():
     import ray
 

@@ -31,6 +31,12 @@ def test_rays_autoscaler_finds_the_image_of_every_group(name: str):
     assert images == {"head": "cpu", "decode": "cpu", "stylize": "gpu", "train": "gpu"}
 
 
+def test_groups_with_gpus_on_google_cloud_wait_for_their_driver():
+    config = AutoscalingConfig(prepare_config(yaml.safe_load((CLUSTER / "gcp.yaml").read_text())), skip_content_hash=True)
+    waits = {group: "nvidia-smi" in " ".join(config.get_initialization_commands(group)) for group in ("head", "decode", "stylize", "train")}
+    assert waits == {"head": False, "decode": False, "stylize": True, "train": True}
+
+
 BROKEN = {
     "misspelt field": ({"max_worker": 3}, "Additional properties are not allowed"),
     "no provider": ({"provider": {}}, "KeyError: 'type'"),

@@ -10,6 +10,8 @@ from typing import Any
 from ray_sassl.cluster.findings import at, is_whole, mapping, sequence
 
 _GPU = "nvidia.com/gpu"
+_GPU_GROUPS = ("stylize", "train")
+_GPU_NAMES = re.compile(rf"(^|[^a-z])(gpu|{'|'.join(_GPU_GROUPS)})([^a-z]|$)", re.IGNORECASE)
 _SUFFIXES = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 
 
@@ -46,6 +48,16 @@ def groups_of(document: Any) -> list[NodeGroup]:
     if is_launcher(document):
         return launcher_groups(document)
     return cluster_groups(ray_cluster_spec(document))
+
+
+def is_labelled_for_gpus(group: Any) -> bool:
+    """Whether the group's label is that of stylizers or of training workers on GPUs."""
+    return mapping(mapping(group).get("labels")).get("ray-sassl/group") in _GPU_GROUPS
+
+
+def is_named_for_gpus(name: str) -> bool:
+    """Whether a word of the name says that the group has GPUs."""
+    return _GPU_NAMES.search(name) is not None
 
 
 def is_launcher(document: Any) -> bool:

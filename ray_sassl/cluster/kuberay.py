@@ -7,12 +7,12 @@ from typing import Any
 
 from ray_sassl.cluster.crds import Schemas, schema_findings
 from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
-from ray_sassl.cluster.groups import ray_cluster_spec, ray_containers
+from ray_sassl.cluster.groups import is_labelled_for_gpus, is_named_for_gpus, ray_cluster_spec, ray_containers
 from ray_sassl.cluster.images import check_image
 from ray_sassl.cluster.secrets import secrets_in
 
 _GPU = "nvidia.com/gpu"
-_GPU_NAMES = ("gpu", "stylize", "train")
+_OUTSIDE = ("LoadBalancer", "NodePort")
 _FIRST_WITH_TOKENS = (2, 52)
 _KUEUE, _ELASTIC = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/elastic-job"
 _SPECS = {
@@ -70,7 +70,7 @@ def _other_kinds(manifest: dict[str, Any]) -> Iterator[Finding]:
                 elif any(at(peer, "ipBlock.cidr") in ("0.0.0.0/0", "::/0") for peer in sequence(rule["from"])):
                     yield Finding(f"spec.ingress[{number}]", "lets every address in")
         case "Service":
-            if at(manifest, "spec.type") in ("LoadBalancer", "NodePort"):
+            if at(manifest, "spec.type") in _OUTSIDE:
                 yield Finding("spec.type", "opens the service to outside the cluster; use kubectl port-forward")
 
 
@@ -138,8 +138,9 @@ def _groups(spec: dict[str, Any], prefix: str, ray_version: str) -> Iterator[Fin
         yield Finding(
             where, 'the head takes work, which may starve or kill it, and the cluster with it; give it num-cpus: "0"', is_note=True
         )
-    if head.get("serviceType") in ("LoadBalancer", "NodePort"):
-        yield Finding(f"{prefix}.headGroupSpec.serviceType", f"{head['serviceType']} opens the head to outside the cluster; use ClusterIP")
+    for where in ("serviceType", "headService.spec.type"):
+        if at(head, where) in _OUTSIDE:
+            yield Finding(f"{prefix}.headGroupSpec.{where}", f"{at(head, where)} opens the head to outside the cluster; use ClusterIP")
 
 
 def _replicas(where: str, group: dict[str, Any], is_growing: bool) -> Iterator[Finding]:
@@ -161,9 +162,11 @@ def _gpus(where: str, name: str, group: dict[str, Any]) -> Iterator[Finding]:
     for container in ray_containers(group):
         limit = mapping(at(container, "resources.limits")).get(_GPU)
         tolerates = any(mapping(item).get("key") == _GPU for item in sequence(at(group, "template.spec.tolerations")))
-        expects = tolerates or started not in (None, "0", 0) or any(part in name.lower() for part in _GPU_NAMES)
-        if expects and not limit:
-            yield Finding(f"{where}.template.spec.containers[0].resources.limits", f"the group is for GPUs and asks for none; add {_GPU}")
+        expects = tolerates or started not in (None, "0", 0) or is_labelled_for_gpus(group)
+        if not limit and (expects or is_named_for_gpus(name)):
+            why = "the group is for GPUs" if expects else "the group's name says that it is for GPUs"
+            limits = f"{where}.template.spec.containers[0].resources.limits"
+            yield Finding(limits, f"{why} and asks for none; add {_GPU}", is_note=not expects)
         elif limit and started is not None and str(started) != str(limit):
             yield Finding(f"{where}.rayStartParams.num-gpus", f"is {started}, and the pod has {limit} GPUs")
 

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
+from ray_sassl.cluster.groups import is_labelled_for_gpus, is_named_for_gpus
 from ray_sassl.cluster.images import check_image
 from ray_sassl.cluster.secrets import secrets_in
 
 _AWS_GPU = re.compile(r"^(p\d|g\d|gr\d)", re.IGNORECASE)
 _GCP_GPU = re.compile(r"^(a2|a3|a4|a4x|g2|g4)-")
 _AWS_CPU = re.compile(r"^(t\d|m\d|c\d|r\d|x\d|i\d)", re.IGNORECASE)
-_GPU_NAMES = re.compile(r"(^|[^a-z])(gpu|stylize|train)([^a-z]|$)")
+_ALL_INTERFACES = re.compile(r"""--dashboard-host[=\s]+['"]?(0\.0\.0\.0|\[?::)""")
+_OPEN_BY_DEFAULT = ("aws", "azure", "gcp", "vsphere")
+_ANYBODY = ("0.0.0.0/0", "::/0")
 _SSH_PORT = 22
 
 
@@ -74,10 +77,13 @@ def _node_types(config: dict[str, Any]) -> Iterator[Finding]:
         gpus = resources.get("GPU", 0)
         if name == head:
             yield from _head(where, node_type, resources, node)
-        elif not gpus and (has_gpu or _GPU_NAMES.search(str(name))):
-            why = f"its machines ({machine}) have GPUs" if has_gpu else "its name says that it has GPUs"
+        elif not gpus and (has_gpu or is_labelled_for_gpus(node_type) or is_named_for_gpus(str(name))):
+            is_sure = has_gpu or is_labelled_for_gpus(node_type)
+            why = f"its machines ({machine}) have GPUs" if has_gpu else f"its {'label' if is_sure else 'name'} says that it has GPUs"
             yield Finding(
-                f"{where}.resources", f"{why}, and its resources name none, so nothing that asks for a GPU would bring it up; add GPU"
+                f"{where}.resources",
+                f"{why}, and its resources name none, so nothing that asks for a GPU would bring it up; add GPU",
+                is_note=not is_sure,
             )
         elif gpus and _AWS_CPU.match(machine) and "InstanceType" in node:
             yield Finding(f"{where}.resources.GPU", f"{gpus} GPUs are promised, and {machine} has none")
@@ -158,15 +164,21 @@ def _authentication(config: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _doors(config: dict[str, Any]) -> Iterator[Finding]:
+    if config.get("head_start_ray_commands") is None and at(config, "provider.type") in _OPEN_BY_DEFAULT:
+        yield Finding(
+            "head_start_ray_commands",
+            "is missing, and by Ray's own the dashboard and the job API listen on every interface; start Ray with --dashboard-host=127.0.0.1",
+        )
     for number, command in enumerate(sequence(config.get("head_start_ray_commands"))):
-        if re.search(r"--dashboard-host[= ](0\.0\.0\.0|::)", str(command)):
+        if _ALL_INTERFACES.search(str(command)):
             yield Finding(
                 f"head_start_ray_commands[{number}]",
                 "the dashboard and the job API listen on every interface; leave them on 127.0.0.1 and reach them by `ray dashboard FILE`",
             )
     for number, rule in enumerate(sequence(at(config, "provider.security_group.IpPermissions"))):
         low, high = mapping(rule).get("FromPort"), mapping(rule).get("ToPort")
-        is_open = any(mapping(part).get("CidrIp") == "0.0.0.0/0" for part in sequence(mapping(rule).get("IpRanges")))
+        ranges = [mapping(part) for name in ("IpRanges", "Ipv6Ranges") for part in sequence(mapping(rule).get(name))]
+        is_open = any(part.get("CidrIp") in _ANYBODY or part.get("CidrIpv6") in _ANYBODY for part in ranges)
         if is_open and (low, high) != (_SSH_PORT, _SSH_PORT):
             where = f"provider.security_group.IpPermissions[{number}]"
             yield Finding(where, f"ports {low} to {high} are open to the whole Internet; open none but SSH, and that to known addresses")

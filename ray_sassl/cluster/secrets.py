@@ -15,7 +15,7 @@ _PATTERNS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"), "a Hugging Face token"),
     (re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@"), "a URL with a password"),
     (re.compile(r"(?:access_key|secret_key|session_token)=[^&\s]+"), "a URI with a key among its options"),
-    (re.compile(rf"(?<![A-Za-z0-9_]){_NAME}(?<!_PATH)=(?![\s'\"]*(?:\$|$))\S+", re.IGNORECASE), "a secret given by value"),
+    (re.compile(rf"(?<![A-Za-z0-9_]){_NAME}(?<!_PATH)(?<!_FILE)=(?![\s'\"]*(?:\$|$))\S+", re.IGNORECASE), "a secret given by value"),
 )
 _SECRET_NAME = re.compile(rf"^{_NAME}$", re.IGNORECASE)
 

@@ -134,6 +134,9 @@ BROKEN_LAUNCHER_TEXTS = {
     "no token mode": ("    - --env RAY_AUTH_MODE=token\n", "", "starts without token authentication", 2),
     "no token": ("  /ray-sassl/auth_token: ~/.ray/auth_token\n", "  /a: /b\n", "no token is brought to the nodes", 1),
     "open dashboard": ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "listen on every interface", 1),
+    "open dashboard in quotes": ("--dashboard-host=127.0.0.1", '--dashboard-host="0.0.0.0"', "listen on every interface", 1),
+    "open dashboard by IPv6": ("--dashboard-host=127.0.0.1", "--dashboard-host  '[::]'", "listen on every interface", 1),
+    "Ray's own start of the head": ("head_start_ray_commands:", "head_setup_commands:", "is missing, and by Ray's own", 1),
     "latest image": (
         "head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu",
         "head_image: rayproject/ray:latest",
@@ -194,9 +197,41 @@ def test_a_launcher_file_without_images_must_pin_ray_in_its_commands():
 
 def test_ports_that_are_open_to_the_internet_are_refused_but_for_ssh():
     config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
-    rules = [{"FromPort": port, "ToPort": port, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]} for port in (22, 8265)]
-    config["provider"]["security_group"] = {"IpPermissions": rules}
-    _one_problem(_problems(yaml.safe_dump(config)), r"IpPermissions\[1\]: ports 8265 to 8265 are open to the whole Internet")
+    for everybody in ({"IpRanges": [{"CidrIp": "0.0.0.0/0"}]}, {"Ipv6Ranges": [{"CidrIpv6": "::/0"}]}):
+        rules = [{"FromPort": port, "ToPort": port, **everybody} for port in (22, 8265)]
+        config["provider"]["security_group"] = {"IpPermissions": rules}
+        _one_problem(_problems(yaml.safe_dump(config)), r"IpPermissions\[1\]: ports 8265 to 8265 are open to the whole Internet")
+
+
+def test_a_group_without_gpus_is_refused_by_its_label_and_noted_by_its_name():
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    types = config["available_node_types"]
+    types["train"] = types["decode"] | {"labels": {"ray-sassl/group": "train"}}
+    _one_problem(_problems(yaml.safe_dump(config)), "its label says that it has GPUs, and its resources name none")
+    types["train"] = types["constrained-cpu"] = types["decode"]
+    (finding,) = _check(yaml.safe_dump(config))
+    assert finding.is_note
+    assert finding.where == "available_node_types.train.resources"
+    assert "its name says that it has GPUs" in finding.text
+
+
+def test_a_group_of_pods_without_gpus_is_refused_by_its_label_and_noted_by_its_name(schemas: Schemas):
+    manifest = yaml.safe_load((CLUSTER / "kuberay/base/raycluster.yaml").read_text())
+    groups = manifest["spec"]["workerGroupSpecs"]
+    groups[2] = groups[0] | {"groupName": "constrained-cpu"}
+    assert _check(yaml.safe_dump(manifest), schemas) == []
+    groups[2] = groups[0] | {"groupName": "train"}
+    (finding,) = _check(yaml.safe_dump(manifest), schemas)
+    assert finding.is_note
+    assert "the group's name says that it is for GPUs and asks for none" in finding.text
+    groups[2] = groups[0] | {"groupName": "gradients", "labels": {"ray-sassl/group": "train"}}
+    _one_problem(_problems(yaml.safe_dump(manifest), schemas), "the group is for GPUs and asks for none")
+
+
+def test_the_path_of_a_file_with_a_token_is_no_secret():
+    text = (CLUSTER / "aws.yaml").read_text()
+    mode = "    - --env RAY_AUTH_MODE=token\n"
+    assert _check(text.replace(mode, f"{mode}    - --env AWS_WEB_IDENTITY_TOKEN_FILE=/var/run/token\n", 1)) == []
 
 
 def test_a_head_that_takes_work_or_may_vanish_is_a_note():
@@ -231,6 +266,11 @@ BROKEN_MANIFESTS: dict[str, tuple[Path_, Any, str]] = {
     "gpus that differ": ((*STYLIZE, "rayStartParams"), {"num-gpus": "4"}, "is 4, and the pod has 1 GPUs"),
     "name twice": ((*STYLIZE, "groupName"), "decode", "two groups called 'decode'"),
     "open head": ((*HEAD, "serviceType"), "LoadBalancer", "opens the head to outside"),
+    "open head by its own service": (
+        (*HEAD, "headService"),
+        {"spec": {"type": "LoadBalancer"}},
+        "headService.spec.type: LoadBalancer opens",
+    ),
     "pods that restart": ((*DECODE, "template", "spec", "restartPolicy"), "Always", "must be Never under autoscaler v2"),
     "old autoscaler": (("spec", "autoscalerOptions", "version"), "v1", "idleTimeoutSeconds: has no effect"),
     "kueue beside autoscaling": (("metadata", "labels", "kueue.x-k8s.io/queue-name"), "q", "admits clusters of a fixed size"),

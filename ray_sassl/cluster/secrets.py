@@ -7,14 +7,16 @@ from typing import Any
 
 from ray_sassl.cluster.findings import Finding
 
-_NAME = r"(?:[A-Z0-9_]*(?:SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|AUTH_TOKEN|_TOKEN)[A-Z0-9_]*)"
+_ANYWHERE = r"[A-Z0-9_]*(?:SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|AUTH_TOKEN)[A-Z0-9_]*"
+_AS_A_WORD = r"(?:[A-Z0-9_]*_)?(?:TOKEN|KEY|PWD|PASS|APIKEY)(?:_[A-Z0-9_]*)?"
+_NAME = rf"(?:{_ANYWHERE}|{_AS_A_WORD})"
 _PATTERNS = (
     (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), "an AWS access key"),
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"), "a private key"),
-    (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}\b"), "a GitHub token"),
+    (re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})\b"), "a GitHub token"),
     (re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"), "a Hugging Face token"),
     (re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@"), "a URL with a password"),
-    (re.compile(r"(?:access_key|secret_key|session_token)=[^&\s]+"), "a URI with a key among its options"),
+    (re.compile(r"(?:access_key|secret_key|session_token|[?&]token)=(?!\$)[^&\s]+"), "a URI with a key among its options"),
     (re.compile(rf"(?<![A-Za-z0-9_]){_NAME}(?<!_PATH)(?<!_FILE)=(?![\s'\"]*(?:\$|$))\S+", re.IGNORECASE), "a secret given by value"),
 )
 _SECRET_NAME = re.compile(rf"^{_NAME}$", re.IGNORECASE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ LEFT_OUT = (
 )  # fmt: skip
 """Names of files and folders that a job does not need."""
 SECRET = (
-    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", ".netrc", ".pypirc", ".aws", ".azure", ".ssh", ".ray", ".kube",
-    ".gnupg", ".docker", ".config", "credentials", "credentials.json", "auth_token", "*service-account*.json", "*service_account*.json",
+    ".env", ".env.*", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", ".pypirc", ".npmrc",
+    ".git-credentials", ".vault-token", ".aws", ".azure", ".ssh", ".ray", ".kube", "kubeconfig", "kubeconfig.*", "*.kubeconfig", ".huggingface",
+    ".gnupg", ".docker", ".config", "credentials", "credentials.json", "application_default_credentials.json", "auth_token",
+    "*service-account*.json", "*service_account*.json",
 )  # fmt: skip
-"""Names under which secrets are kept; they stay here also where they are under version control."""
+"""Names under which secrets are kept, in letters of either case; they stay here also where they are under version control."""
+_KEY_OF_ONES_OWN = re.compile(r"id_[^.]+")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def select_files(folder: Path, max_bytes: int = MAX_BYTES) -> Payload:
     total = 0
     for name in _candidates(folder):
         parts = Path(name).parts
-        if any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in SECRET):
+        if _is_secret(name):
             secrets.append(name)
         elif not any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in LEFT_OUT):
             path = folder / name
@@ -81,6 +85,15 @@ def stage(payload: Payload, target: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(payload.folder / name, path)
     return target
+
+
+def _is_secret(name: str) -> bool:
+    """Whether the file's name, or that of a folder above it, is one of secrets; a public key is none, and `id_work` is a private one."""
+    *folders, file = Path(name.lower()).parts
+    if _KEY_OF_ONES_OWN.fullmatch(file):
+        return True
+    parts = folders if file.endswith(".pub") else [*folders, file]
+    return any(fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in SECRET)
 
 
 def _candidates(folder: Path) -> list[str]:

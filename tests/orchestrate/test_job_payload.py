@@ -36,6 +36,18 @@ def test_files_with_names_of_secrets_stay_here_and_are_named(tmp_path: Path):
     assert payload.secrets == secrets
 
 
+def test_names_of_secrets_are_known_in_either_case_and_without_their_folders(tmp_path: Path):
+    secrets = (
+        ".ENV", ".envrc", ".git-credentials", ".huggingface/token", ".npmrc", ".vault-token", "application_default_credentials.json", "id_ecdsa",
+        "id_ed25519_sk", "id_work", "key.PEM", "keys/ID_DSA.bak", "kubeconfig", "prod.kubeconfig",
+    )  # fmt: skip
+    kept = ("id_ecdsa.pub", "id_table.csv", "id_tables/code.py", "kubeconfig_reader.py", "tokens.py")
+    _fill(tmp_path, *secrets, *kept)
+    payload = select_files(tmp_path)
+    assert payload.secrets == secrets
+    assert payload.files == kept
+
+
 def test_of_a_repository_what_git_ignores_stays_here(tmp_path: Path):
     _fill(tmp_path, "code.py", "new.py", "big/data.bin", ".env")
     (tmp_path / ".gitignore").write_text("big/\n")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _HELP = """Run commands on a cluster, with this machine switched off if need be.
 
 \b
-  ray-sassl job submit --name first -- pretrain moco_imagenet_sassl data.path=s3://... --run-dir s3://...
+  ray-sassl job submit --name first -- pretrain moco_imagenet_sassl data.path=s3://... evaluate.train.path=s3://...
+      evaluate.test.path=s3://... --run-dir s3://...
   ray-sassl job logs first --follow
   ray-sassl job stop first          leaves a checkpoint; submitting it again goes on from there
 """
@@ -40,8 +41,8 @@ JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, which
 
 @app.command(
     "submit",
-    epilog="Example: ray-sassl job submit --name first -- pretrain moco_imagenet_sassl data.path='s3://bucket/train-*.tar' --run-dir "
-    "s3://bucket/runs/first",
+    epilog="Example: ray-sassl job submit --name first -- pretrain moco_imagenet_sassl data.path='s3://bucket/train-*.tar' "
+    "evaluate.train.path='s3://bucket/train-*.tar' evaluate.test.path='s3://bucket/val-*.tar' --run-dir s3://bucket/runs/first",
 )
 def submit_command(
     command: Annotated[

@@ -31,10 +31,8 @@ class PretendedCluster:
 
     def add(self, job_id: str, name: str, target: str, status: JobStatus) -> None:
         metadata = {"ray_sassl": "1", "name": name, "command": "pretrain", "target": target}
-        start = 1000 * (len(self.jobs) + 1)
-        self.jobs[job_id] = JobDetails(
-            type=JobType.SUBMISSION, submission_id=job_id, status=status, entrypoint="x", metadata=metadata, start_time=start
-        )
+        details = {"submission_id": job_id, "status": status, "metadata": metadata, "start_time": 1000 * (len(self.jobs) + 1)}
+        self.jobs[job_id] = JobDetails.model_validate({"type": JobType.SUBMISSION, "entrypoint": "x", **details})
 
     def list_jobs(self) -> list[JobDetails]:
         return list(self.jobs.values())

@@ -65,7 +65,7 @@ def evaluate(
     checkpoint = find_checkpoint(run)
     wants_all = ALL in words
     words, boxes, changes = _detection(words)
-    protocols, rest = parse_protocols(_with_all_named(words))
+    protocols, rest = parse_protocols(with_all_named(words))
     config, backbone = load_backbone(checkpoint)
     config = apply_overrides(config, rest)
     skipped: dict[str, str] = {}
@@ -120,18 +120,28 @@ def evaluate(
 
 
 def _detection(words: list[str]) -> tuple[list[str], str | None, list[str]]:
-    """The words without those that begin with `detect.`, the data set to detect on where `all` is wanted and one is there, and its settings."""
+    """As of `split_detection`, with the usual data set where `all` is wanted, none is named and that one is there."""
+    left, boxes, settings = split_detection(words)
+    usual = storage.join(data_root(), "VOCdevkit")
+    if boxes is None and ALL in words and storage.exists(usual):
+        boxes = usual
+    if settings and boxes is None:
+        raise UsageError(f"{DETECT}.{settings[0]} has no effect: there is no {usual}, and detect.data=FOLDER is not given")
+    return left, boxes, settings
+
+
+def split_detection(words: list[str]) -> tuple[list[str], str | None, list[str]]:
+    """The words without those that begin with `detect.`, the data set to detect on where they name one, and its settings.
+
+    Raises:
+        UsageError: there are such words, and not every protocol is wanted.
+    """
     own = [word.removeprefix(f"{DETECT}.") for word in words if word.startswith(f"{DETECT}.")]
     if own and ALL not in words:
         raise UsageError(
             f"{DETECT}.{own[0]} belongs to `evaluate RUN all`; detection by itself is `ray-sassl detect RUN DATA [PATH=VALUE]...`"
         )
     boxes = next((word.removeprefix("data=") for word in own if word.startswith("data=")), None)
-    usual = storage.join(data_root(), "VOCdevkit")
-    if boxes is None and ALL in words and storage.exists(usual):
-        boxes = usual
-    if own and boxes is None:
-        raise UsageError(f"{DETECT}.{own[0]} has no effect: there is no {usual}, and detect.data=FOLDER is not given")
     return [word for word in words if not word.startswith(f"{DETECT}.")], boxes, [word for word in own if not word.startswith("data=")]
 
 
@@ -141,7 +151,7 @@ def evaluate_what_is_missing(console: Console, run: str, words: list[str]) -> li
     Args:
         words: As for `evaluate`.
     """
-    named = parse_protocols(_with_all_named(words))[0]
+    named = parse_protocols(with_all_named(words))[0]
     known = {scores.protocol: scores.settings for scores in read_scores(run)}
     missing = [protocol for protocol in named if not _is_known(protocol, known.get(protocol.name))]
     if missing:
@@ -163,7 +173,12 @@ def _is_known(protocol: ProtocolConfig, settings: dict[str, Any] | None) -> bool
     return protocol == type(protocol)() or settings == {"name": protocol.name, **protocol.model_dump(mode="json")}
 
 
-def _with_all_named(words: list[str]) -> list[str]:
+def with_all_named(words: list[str]) -> list[str]:
+    """The words with every protocol's name in the place of `all`.
+
+    Raises:
+        UsageError: a protocol is named beside it.
+    """
     if ALL not in words:
         return words
     if named := [word for word in words if "=" not in word and word != ALL]:

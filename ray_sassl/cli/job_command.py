@@ -125,6 +125,7 @@ def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
         "scheduler": given["scheduler"],
         "objectives": tuple(given["objective"]) if given["objective"] else None,
         "num_trials": given["trials"],
+        "grace": given["grace"],
     }
     base = make_study(source, given["experiment"], given["overrides"] or [], wishes).base
     space = {"the search space": given["space"]} if given["space"].endswith((".py", ".yaml", ".yml")) else {}
@@ -139,13 +140,17 @@ def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
 
 
 def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
-    from ray_sassl.cli.evaluation import parse_protocols
+    from ray_sassl.cli.evaluation import parse_protocols, split_detection, with_all_named
     from ray_sassl.cli.pretraining import load_config
+    from ray_sassl.config.overrides import apply_overrides
+    from ray_sassl.detection import DetectConfig
     from ray_sassl.run import CONFIG
 
     run = given["run"]
     check_place(run, "the run to evaluate")
-    _, changes = parse_protocols(given["what"])
+    what, boxes, settings = split_detection(given["what"])
+    _, changes = parse_protocols(with_all_named(what))
+    apply_overrides(DetectConfig(), settings)
     data: dict[str, DataConfig] = {}
     notes = []
     if storage.exists(storage.join(run, CONFIG)):
@@ -157,7 +162,8 @@ def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
     if given["out"] is not None:
         check_place(given["out"], "--out")
     actors = _actors(given["actors"] or 1, given["actor_cpus"], given["actor_gpus"] or 0.0)
-    return JobCommand("evaluate", words, given["out"] or run, data=data, actors=actors, notes=notes)
+    files = {"detect.data": boxes} if boxes is not None else {}
+    return JobCommand("evaluate", words, given["out"] or run, data=data, files=files, actors=actors, notes=notes)
 
 
 def _stylize_dataset(words: list[str], given: dict[str, Any]) -> JobCommand:

@@ -35,6 +35,7 @@ def test_a_config_of_ones_own_is_a_file_that_must_travel(tmp_path: Path, monkeyp
 
 
 def test_a_search_is_known_by_its_study_directory():
+    assert read_command(["search", "style_strength", "--grace", "2", "--study-dir", "s3://bucket/studies/mine"]).config is not None
     found = read_command(["search", "style_strength", "train.epochs=2", "--trials", "3", "--study-dir", "s3://bucket/studies/mine"])
     assert found.words[-1] == "--resume-if-begun"
     assert found.target == "s3://bucket/studies/mine"
@@ -64,6 +65,19 @@ def test_an_evaluation_of_a_run_that_is_elsewhere_is_noted():
     assert found.notes == ["/shared/runs/none is not on this machine, so only the cluster can tell whether a run is there"]
     with pytest.raises(UsageError, match="did you mean 'knn'"):
         read_command(["evaluate", "/shared/runs/none", "kn"])
+
+
+def test_an_evaluation_by_every_protocol_reads_the_boxes_that_are_named():
+    found = read_command(["evaluate", "/shared/runs/none", "all", "knn.k=20", "detect.data=s3://b/VOCdevkit", "detect.steps=500"])
+    assert found.files == {"detect.data": "s3://b/VOCdevkit"}
+    assert read_command(["evaluate", "/shared/runs/none", "all"]).files == {}
+    for words, reason in (
+        (["all", "knn"], "leave out knn"),
+        (["knn", "detect.steps=5"], "belongs to"),
+        (["all", "detect.step=5"], "steps"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            read_command(["evaluate", "/shared/runs/none", *words])
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def build_scheduler(study: StudyConfig, evaluations: int) -> TrialScheduler:
                 **seen, max_t=evaluations, grace_period=grace, reduction_factor=space.reduction_factor, brackets=brackets
             )
         case "median":
-            return MedianStoppingRule(**seen, grace_period=grace, min_samples_required=3)
+            return _Median(**seen, grace_period=grace, min_samples_required=3)
         case "pbt":
             return _population(study, seen, grace)
     return FIFOScheduler()
@@ -68,6 +68,14 @@ def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> Tria
         custom_explore_fn=keep_in_range,
         log_config=False,
     )
+
+
+class _Median(MedianStoppingRule):
+    """Tune's, except that the last that a trial reports need not be an evaluation: the end of a run that was interrupted is none."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        if self._time_attr in result and self._metric in result:
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 class _Population(PopulationBasedTraining):
@@ -102,14 +110,25 @@ def replay(scheduler: TrialScheduler, trials: Sequence[TrialRecord]) -> None:
 
     Population based training is left as it is: it compares trials that are there.
     """
-    if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
-        return
-    controller = cast(Any, _NoController())
     for record in trials:
         trial = cast(Any, _EarlierTrial(f"earlier-{record.number}"))
-        scheduler.on_trial_add(controller, trial)
-        for evaluation in record.curve:
-            scheduler.on_trial_result(controller, trial, evaluation.metrics | {EVALUATION: evaluation.number})
+        if isinstance(scheduler, AsyncHyperBandScheduler):
+            _replay_rungs(scheduler, trial, record)
+        elif isinstance(scheduler, MedianStoppingRule) and record.curve:
+            # Told one by one, it would judge these trials, and it takes nothing of one that it has once stopped.
+            scheduler._results[trial] += _results(record)
+
+
+def _replay_rungs(scheduler: AsyncHyperBandScheduler, trial: Trial, record: TrialRecord) -> None:
+    controller = cast(Any, _NoController())
+    scheduler.on_trial_add(controller, trial)
+    for result in _results(record):
+        scheduler.on_trial_result(controller, trial, result)
+
+
+def _results(record: TrialRecord) -> list[dict[str, float]]:
+    """The trial's curve as it was reported to Tune."""
+    return [evaluation.metrics | {EVALUATION: evaluation.number} for evaluation in record.curve]
 
 
 class _NoController:

@@ -21,12 +21,12 @@ class _Trial:
     trial_id: str
 
 
-def _judge(scheduler: TrialScheduler, value: float, evaluation: int = 1) -> str:
+def _judge(scheduler: TrialScheduler, value: float, evaluation: int = 1, trial_id: str = "new") -> str:
     class _Controller:
         def get_live_trials(self) -> list[Any]:
             return []
 
-    trial = cast(Any, _Trial("new"))
+    trial = cast(Any, _Trial(trial_id))
     scheduler.on_trial_add(cast(Any, _Controller()), trial)
     return scheduler.on_trial_result(cast(Any, _Controller()), trial, {EVALUATION: evaluation, "knn_top1": value})
 
@@ -39,6 +39,22 @@ def test_a_scheduler_that_has_seen_earlier_trials_stops_a_bad_one_and_keeps_a_go
         replay(scheduler, earlier)
         assert _judge(scheduler, value) == decision
     assert _judge(build_scheduler(simulated_study(scheduler=name), evaluations=9), 0.1) == TrialScheduler.CONTINUE
+
+
+def test_a_median_goes_on_from_trials_that_it_would_have_stopped_itself_and_from_one_without_an_evaluation():
+    curves = [[0.5, 0.6], [0.5, 0.6], [0.5, 0.6], [0.1, 0.1, 0.1], []]
+    scheduler = build_scheduler(simulated_study(scheduler="median"), evaluations=9)
+    replay(scheduler, [make_trial(number, curve) for number, curve in enumerate(curves)])
+    assert _judge(scheduler, 0.1) == TrialScheduler.STOP
+    assert _judge(scheduler, 0.9, evaluation=2, trial_id="better") == TrialScheduler.CONTINUE
+
+
+def test_a_median_takes_no_notice_of_an_end_that_is_no_evaluation():
+    scheduler = build_scheduler(simulated_study(scheduler="median"), evaluations=9)
+    replay(scheduler, [make_trial(number, [0.5]) for number in range(3)])
+    for end in ({"done": True, "ended": "interrupted"}, {EVALUATION: 1, "done": True}):
+        scheduler.on_trial_complete(cast(Any, None), cast(Any, _Trial("interrupted")), end)
+    assert _judge(scheduler, 0.1) == TrialScheduler.STOP
 
 
 def test_nothing_is_stopped_first_come_first_served():

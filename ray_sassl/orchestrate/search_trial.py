@@ -125,6 +125,7 @@ class TrialRun:
         self._latest: dict[str, float] = {}
         self._speeds: list[float] = []
         self._evaluated = 0
+        self._scored_step = 0
         self.evaluated_step = 0
         self._began, self._cpu_began = time.monotonic(), time.process_time()
         self._thread = threading.Thread(target=self._run, name="pretrain", daemon=True)
@@ -144,8 +145,10 @@ class TrialRun:
                 self._speeds.append(report["images_per_s"])
             self._on_progress(dict(self._latest))
             step = int(self._latest.get("step", 0))
-            number = evaluation_number(self.config, self.num_rows, step)
-            if number > self._evaluated and any(metric in report for metric in self.metrics):
+            if not any(metric in report for metric in self.metrics):
+                continue
+            self._scored_step = step
+            if (number := evaluation_number(self.config, self.num_rows, step)) > self._evaluated:
                 self._evaluated = number
                 self._news.put(self._evaluation(number, step))
 
@@ -168,13 +171,17 @@ class TrialRun:
         item = self._wait()
         if isinstance(item, dict):
             self.evaluated_step = int(item.get("step", 0))
-        if isinstance(item, dict) and item[EVALUATION] >= num_evaluations(self.config, self.num_rows):
+        total = num_evaluations(self.config, self.num_rows)
+        if isinstance(item, dict) and item[EVALUATION] >= total:
             last, item = item, self._wait()
         else:
             last = {}
         if isinstance(item, BaseException):
             raise item
         if isinstance(item, RunResult):
+            if item.status == "finished" and not last and self._scored_step:
+                # Images that could not be decoded have made the run shorter than its number of steps, and its end part of a period.
+                last = self._evaluation(total, self._scored_step)
             return last | self._cost() | {"done": True, ENDED: item.status}
         return item
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
+from ray_sassl.orchestrate.control import News
 from ray_sassl.orchestrate.search_trial import (
     ENDED,
     EVALUATION,
@@ -19,6 +22,7 @@ from ray_sassl.orchestrate.search_trial import (
     num_evaluations,
 )
 from ray_sassl.train.divergence import DivergedError
+from ray_sassl.types import RunResult
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
 
 NUM_ROWS = 5120
@@ -39,6 +43,21 @@ def test_a_run_is_a_sequence_of_evaluations_that_ends_by_itself(tmp_path: Path):
     assert results[-1][ENDED] == "finished"
     assert results[-1]["knn_top1"] == pytest.approx(1.0)
     assert results[-1]["attempt_wall_s"] >= NUM_EVALUATIONS * 0.02
+
+
+@pytest.mark.parametrize(("epochs", "scored"), [(3, (10, 20, 29)), (1, (9,))])
+def test_the_end_of_a_run_that_bad_images_made_shorter_is_its_last_evaluation(tmp_path: Path, epochs: int, scored: tuple[int, ...]):
+    def pretrain(config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
+        for step in scored:
+            watch(News([{"step": step, "loss": 1.0}, {"step": step, "knn_top1": step / 100}]))
+        return RunResult("finished", scored[-1], run_dir, None, {})
+
+    config = apply_overrides(load_experiment("demo"), [f"train.epochs={epochs}", "train.global_batch=100", "train.evaluate_every=0"])
+    run = TrialRun(config, str(tmp_path), 1000, ("knn_top1",), pretrain, lambda: False, lambda metrics: None)
+    results = [run.next() for _ in range(epochs)]
+    assert [(result[EVALUATION], result["knn_top1"]) for result in results] == [(n, step / 100) for n, step in enumerate(scored, 1)]
+    assert results[-1]["done"]
+    assert results[-1][ENDED] == "finished"
 
 
 def test_a_run_that_is_ended_goes_on_from_its_checkpoint_next_time(tmp_path: Path):

@@ -23,6 +23,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ray_sassl import storage
@@ -33,7 +34,7 @@ from ray_sassl.orchestrate.launch import on_interrupt, pretrain, with_absolute_p
 from ray_sassl.orchestrate.reasons import reason_of
 from ray_sassl.orchestrate.search_control import start_control
 from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent, trial_needs
-from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay
+from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay, replay_open
 from ray_sassl.orchestrate.search_trial import (
     ENDED,
     EVALUATION,
@@ -158,7 +159,9 @@ def search(
         with tempfile.TemporaryDirectory(prefix="ray-sassl-tune-") as folder:
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(PretrainTrial, spec=spec), actor_resources(study.base)),
-                tune_config=tune.TuneConfig(num_samples=-1, search_alg=RecordSearcher(state), scheduler=scheduler, reuse_actors=True),
+                tune_config=tune.TuneConfig(
+                    num_samples=-1, search_alg=RecordSearcher(state, scheduler), scheduler=scheduler, reuse_actors=True
+                ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=folder if is_one_machine() else storage.join(study_dir, ".tune"),
@@ -245,11 +248,11 @@ def hopeless(state: StudyState) -> str | None:
 
 
 class RecordSearcher(Searcher):
-    """Hands Tune the open trials of an earlier session first, then new ones as `study.searcher` suggests them."""
+    """Hands Tune the open trials of an earlier session first, whose curves it shows the scheduler, then new ones as `study.searcher` suggests them."""
 
-    def __init__(self, state: StudyState) -> None:
+    def __init__(self, state: StudyState, scheduler: TrialScheduler) -> None:
         super().__init__()
-        self._state = state
+        self._state, self._scheduler = state, scheduler
         self._open = [record.number for record in state.records if record.is_open]
         self._live: dict[str, int] = {}
 
@@ -267,6 +270,7 @@ class RecordSearcher(Searcher):
             if self._open:
                 record = state.trials[self._open.pop(0)]
                 record.state, record.reason = "running", None
+                replay_open(self._scheduler, trial_id, record)
             else:
                 number = len(state.trials)
                 known = [found for record in state.records if (found := record.known(study.goals)) is not None]

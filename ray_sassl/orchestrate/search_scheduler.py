@@ -33,9 +33,7 @@ def build_scheduler(study: StudyConfig, evaluations: int) -> TrialScheduler:
     match study.scheduler:
         case "asha":
             brackets = _HYPERBAND_BRACKETS if study.searcher == "hyperband-bayes" else 1
-            return AsyncHyperBandScheduler(
-                **seen, max_t=evaluations, grace_period=grace, reduction_factor=space.reduction_factor, brackets=brackets
-            )
+            return _Halving(**seen, max_t=evaluations, grace_period=grace, reduction_factor=space.reduction_factor, brackets=brackets)
         case "median":
             return _Median(**seen, grace_period=grace, min_samples_required=3)
         case "pbt":
@@ -68,6 +66,14 @@ def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> Tria
         custom_explore_fn=keep_in_range,
         log_config=False,
     )
+
+
+class _Halving(AsyncHyperBandScheduler):
+    """Tune's, except that a trial keeps the bracket that it is in when it is added again: by a retry, or after `replay_open`."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if trial.trial_id not in self._trial_info:
+            super().on_trial_add(tune_controller, trial)
 
 
 class _Median(MedianStoppingRule):
@@ -117,6 +123,13 @@ def replay(scheduler: TrialScheduler, trials: Sequence[TrialRecord]) -> None:
         elif isinstance(scheduler, MedianStoppingRule) and record.curve:
             # Told one by one, it would judge these trials, and it takes nothing of one that it has once stopped.
             scheduler._results[trial] += _results(record)
+
+
+def replay_open(scheduler: TrialScheduler, trial_id: str, record: TrialRecord) -> None:
+    """Let successive halving see the earlier curve of a trial that goes on, under the id that it has now, so that it stands at the rungs that it has
+    passed. Its next evaluation would be filed under the last of them else, among values of fewer steps."""
+    if isinstance(scheduler, AsyncHyperBandScheduler):
+        _replay_rungs(scheduler, cast(Any, _EarlierTrial(trial_id)), record)
 
 
 def _replay_rungs(scheduler: AsyncHyperBandScheduler, trial: Trial, record: TrialRecord) -> None:

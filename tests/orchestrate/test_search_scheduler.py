@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from ray_sassl.orchestrate import search
+from ray_sassl.orchestrate.search import StudyState
 from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay
 from ray_sassl.orchestrate.search_trial import EVALUATION
 from ray_sassl.plugins import UsageError
@@ -55,6 +58,26 @@ def test_a_median_takes_no_notice_of_an_end_that_is_no_evaluation():
     for end in ({"done": True, "ended": "interrupted"}, {EVALUATION: 1, "done": True}):
         scheduler.on_trial_complete(cast(Any, None), cast(Any, _Trial("interrupted")), end)
     assert _judge(scheduler, 0.1) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize("searcher", ["optuna", "hyperband-bayes"])  # one bracket, and several
+def test_a_trial_that_goes_on_stands_at_the_rungs_that_it_has_passed(searcher: str):
+    def cutoffs(scheduler: Any) -> list[dict[float, float]]:
+        return [{milestone: bracket.cutoff(recorded) for milestone, recorded in bracket._rungs} for bracket in scheduler._brackets]
+
+    for seed in range(10):
+        np.random.seed(seed)
+        study = simulated_study(searcher=searcher)
+        state = StudyState(study, "unused", {0: make_trial(0, [n / 100 for n in range(1, 21)], "interrupted")})
+        scheduler = build_scheduler(study, evaluations=27)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(search, "write_trial", lambda study_dir, record: None)
+            suggestion = search.RecordSearcher(state, scheduler).suggest("new")
+        assert cast(Any, suggestion)["number"] == 0
+        before = cutoffs(scheduler)
+        assert _judge(scheduler, 0.21, evaluation=21) == TrialScheduler.CONTINUE
+        assert cutoffs(scheduler) == before
+        assert sum(rungs.get(9) == pytest.approx(0.09) for rungs in before) == 1
 
 
 def test_nothing_is_stopped_first_come_first_served():

@@ -189,6 +189,11 @@ def _check(study: StudyConfig) -> list[StylizerConfig]:
         _check_is_measured(goal.metric, study.base)
     if study.scheduler == "pbt" and study.searcher == "grid":
         raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
+    if study.searcher == "hyperband-bayes" and len(study.goals) > 1:
+        raise UsageError(
+            f"searcher hyperband-bayes learns from one objective, at several budgets, and {len(study.goals)} are given; leave one --objective, "
+            "or take --searcher optuna for several"
+        )
     stylizers = {config.stylize.name: config.stylize for config in study.space.check(study.base)}
     for stylizer in stylizers.values():
         driver_weights(stylizer)

@@ -249,4 +249,6 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(tmp_path:
         search(wrong, str(tmp_path / "study"))
     with pytest.raises(UsageError, match="pbt moves its population"):
         search(simulated_study(scheduler="pbt", searcher="grid"), str(tmp_path / "study"))
+    with pytest.raises(UsageError, match="--searcher optuna for several"):
+        search(simulated_study(searcher="hyperband-bayes", objectives=("knn_top1", "images_per_s")), str(tmp_path / "study"))
     assert not (tmp_path / "study").exists()

@@ -245,9 +245,11 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
 
 
 def hopeless(state: StudyState) -> str | None:
-    """The last reason, where the first trials of this search have all failed before their first evaluation: others would fare no better."""
-    first = state.records[state.num_earlier :][:_HOPELESS]
-    if len(first) == _HOPELESS and all(trial.state == "failed" and not trial.curve for trial in first):
+    """The last reason, where the first trials of this search have all failed before their first evaluation, and no other one has come to its own:
+    more would fare no better."""
+    trials = state.records[state.num_earlier :]
+    first = trials[:_HOPELESS]
+    if len(first) == _HOPELESS and all(trial.state == "failed" for trial in first) and not any(trial.curve for trial in trials):
         return first[-1].reason
     return None
 
@@ -267,8 +269,10 @@ class RecordSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         state, study = self._state, self._state.study
         with state.lock:
-            if state.is_stopping or hopeless(state):
+            if state.is_stopping:
                 return Searcher.FINISHED
+            if hopeless(state):  # for good, unless one that is running does better
+                return None if self._live else Searcher.FINISHED
             # A population is there as a whole; Tune lets its members take turns.
             if study.scheduler != "pbt" and len(self._live) >= state.concurrent:
                 return None

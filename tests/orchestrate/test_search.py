@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.tune.search import Searcher
 
 from benchmarks.measuring import tree
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.nn.weights import MissingWeightsError, weights_path
-from ray_sassl.orchestrate.search import StudyState, search
+from ray_sassl.orchestrate.search import RecordSearcher, StudyState, hopeless, search
+from ray_sassl.orchestrate.search_scheduler import build_scheduler
 from ray_sassl.plugins import UsageError
-from ray_sassl.study.record import read_trials
+from ray_sassl.study.record import Evaluation, read_trials
 from ray_sassl.study.space import Choice, Float, SearchSpace
 from ray_sassl.stylize.magenta import WEIGHTS
 from tests.orchestrate.conftest import small_study
@@ -90,6 +92,26 @@ def test_a_study_is_given_up_when_its_first_trials_all_fail_at_once(ray_cluster:
     with pytest.raises(UsageError, match=r"the first 3 trials failed before their first evaluation.*the loss is nan at step 1"):
         search(study, str(tmp_path), run=SimulatedRun(failing=(1, 9)))
     assert [trial.state for trial in read_trials(str(tmp_path))] == ["failed"] * 3
+
+
+def test_a_study_whose_first_trials_fail_waits_for_those_that_run_before_it_is_given_up(tmp_path: Path):
+    study = simulated_study(scheduler="fifo", num_trials=9)
+    state = StudyState(study, str(tmp_path), {}, concurrent=5)
+    searcher = RecordSearcher(state, build_scheduler(study, NUM_EVALUATIONS))
+    for number in range(4):
+        assert isinstance(searcher.suggest(str(number)), dict)
+    for number in range(3):
+        state.trials[number].state, state.trials[number].reason = "failed", "no room"
+        searcher.on_trial_complete(str(number), error=True)
+    assert hopeless(state) == "no room"
+    assert searcher.suggest("more") is None
+    state.trials[3].curve.append(Evaluation(1, {"knn_top1": 0.5}, 1.0))
+    assert hopeless(state) is None
+    assert isinstance(searcher.suggest("more"), dict)
+    state.trials[3].curve.clear()
+    for trial_id in ("3", "more"):
+        searcher.on_trial_complete(trial_id, error=True)
+    assert searcher.suggest("more") == Searcher.FINISHED
 
 
 def test_a_study_whose_time_is_up_goes_on_where_it_was(ray_cluster: None, tmp_path: Path):

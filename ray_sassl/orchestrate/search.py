@@ -189,6 +189,11 @@ def _check(study: StudyConfig) -> list[StylizerConfig]:
         _check_is_measured(goal.metric, study.base)
     if study.scheduler == "pbt" and study.searcher == "grid":
         raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
+    if study.scheduler == "pbt" and study.max_concurrent is not None and study.max_concurrent < study.num_trials:
+        raise UsageError(
+            f"population based training keeps all {study.num_trials} trials going, not {study.max_concurrent} at once; lower --trials, or leave "
+            "--max-concurrent away"
+        )
     if study.searcher == "hyperband-bayes" and len(study.goals) > 1:
         raise UsageError(
             f"searcher hyperband-bayes learns from one objective, at several budgets, and {len(study.goals)} are given; leave one --objective, "

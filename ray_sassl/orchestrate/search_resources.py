@@ -52,7 +52,7 @@ def num_concurrent(study: StudyConfig) -> int:
     wanted = study.num_trials if population else study.max_concurrent or 1
     if wanted > room:
         why = f"population based training keeps all {wanted} trials going at once. " if population else ""
-        raise ResourcesError(why + _sum(study.base, wanted, is_alone=False))
+        raise ResourcesError(why + _sum(study.base, wanted, is_alone=False, option="--trials" if population else "--max-concurrent"))
     if room == math.inf:
         room = study.num_trials if population else max(1, _room(study.base, present, is_alone=False))
     return min(study.max_concurrent or int(room), study.num_trials)
@@ -74,7 +74,7 @@ def _room(config: ExperimentConfig, amount_of: Callable[[str], float], *, is_alo
     return room if room == math.inf else math.floor(room + 1e-9)
 
 
-def _sum(config: ExperimentConfig, count: int, *, is_alone: bool) -> str:
+def _sum(config: ExperimentConfig, count: int, *, is_alone: bool, option: str = "--max-concurrent") -> str:
     needs = trial_needs(config, is_alone=is_alone)
     lines = []
     for name in _RESOURCES:
@@ -84,5 +84,5 @@ def _sum(config: ExperimentConfig, count: int, *, is_alone: bool) -> str:
     trials = "trial needs" if count == 1 else "trials at once need"
     return (
         f"{count} {trials} more than the cluster can offer, so the search would wait for ever:\n" + "\n".join(lines) + "\n"
-        "Lower --max-concurrent, ask for less in scaling and stream (a share of a CPU is allowed), or use a larger cluster."
+        f"Lower {option}, ask for less in scaling and stream (a share of a CPU is allowed), or use a larger cluster."
     )

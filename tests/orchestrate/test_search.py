@@ -271,6 +271,8 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(tmp_path:
         search(wrong, str(tmp_path / "study"))
     with pytest.raises(UsageError, match="pbt moves its population"):
         search(simulated_study(scheduler="pbt", searcher="grid"), str(tmp_path / "study"))
+    with pytest.raises(UsageError, match="keeps all 6 trials going, not 2 at once; lower --trials"):
+        search(simulated_study(scheduler="pbt", max_concurrent=2), str(tmp_path / "study"))
     with pytest.raises(UsageError, match="--searcher optuna for several"):
         search(simulated_study(searcher="hyperband-bayes", objectives=("knn_top1", "images_per_s")), str(tmp_path / "study"))
     assert not (tmp_path / "study").exists()

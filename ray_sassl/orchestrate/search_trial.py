@@ -31,7 +31,7 @@ from ray_sassl.orchestrate.weights import receive_weights
 from ray_sassl.scoring import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
-from ray_sassl.train.checkpoint import list_checkpoints
+from ray_sassl.train.checkpoint import MANIFEST, whole_checkpoints
 from ray_sassl.train.loop import Progress
 from ray_sassl.types import RunResult
 
@@ -195,7 +195,7 @@ class TrialRun:
 
     def has_checkpoint(self) -> bool:
         """Whether the checkpoint of the last evaluation is there, or never will be."""
-        return not self._thread.is_alive() or any(step >= self.evaluated_step for step, _ in list_checkpoints(self.run_dir))
+        return not self._thread.is_alive() or any(step >= self.evaluated_step for step, _ in whole_checkpoints(self.run_dir))
 
     def end(self) -> None:
         """Stop the run at its next step, with a checkpoint, and wait for it."""
@@ -257,7 +257,7 @@ class PretrainTrial(tune.Trainable):
             deadline = time.monotonic() + _SAVE_TIMEOUT_S
             while time.monotonic() < deadline and not self._run.has_checkpoint():
                 time.sleep(0.1)  # the checkpoint of an evaluation is written right after it
-        checkpoints = list_checkpoints(run_dir)
+        checkpoints = whole_checkpoints(run_dir)
         if not checkpoints:
             return {"number": self._number, "checkpoint": None}
         _, newest = checkpoints[-1]
@@ -273,7 +273,7 @@ class PretrainTrial(tune.Trainable):
         self.cleanup()
         if not checkpoint or checkpoint["number"] == self._number or not checkpoint["checkpoint"]:
             return
-        if not storage.exists(storage.join(checkpoint["checkpoint"], "manifest.json")):
+        if not storage.exists(storage.join(checkpoint["checkpoint"], MANIFEST)):
             return  # a retry, long after the exchange: the trial has newer ones of its own
         run_dir = trial_dir(self._spec.study_dir, self._number)
         storage.remove(storage.join(run_dir, "checkpoints"))
@@ -290,7 +290,7 @@ def _give_back_memory() -> None:
 
 def copy_folder(source: str, target: str) -> None:
     """Copy a checkpoint's files, its manifest last, so that it is whole once that is there."""
-    entries = sorted(storage.list_dir(source), key=lambda entry: storage.name_of(entry.path) == "manifest.json")
+    entries = sorted(storage.list_dir(source), key=lambda entry: storage.name_of(entry.path) == MANIFEST)
     for entry in entries:
         storage.write_bytes(storage.join(target, storage.name_of(entry.path)), storage.read_bytes(entry.path))
 

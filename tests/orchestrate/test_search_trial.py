@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from ray_sassl import storage
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
@@ -16,13 +17,17 @@ from ray_sassl.orchestrate.control import News
 from ray_sassl.orchestrate.search_trial import (
     ENDED,
     EVALUATION,
+    PretrainTrial,
     TrialRun,
+    TrialSpec,
     copy_folder,
     evaluation_number,
     num_evaluations,
 )
+from ray_sassl.study.record import StudyConfig, trial_dir
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.types import RunResult
+from tests.data.test_object_store import bucket  # noqa: F401 - a fixture
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
 
 NUM_ROWS = 5120
@@ -109,3 +114,36 @@ def test_a_copy_of_a_checkpoint_has_all_its_files(tmp_path: Path):
     assert {path.name: path.read_text() for path in (tmp_path / "copy").iterdir()} == {
         name: name for name in ("manifest.json", "state.pt", "config.yaml")
     }
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_being_written_to_an_object_store_is_not_handed_on(bucket: str):  # noqa: F811 - the fixture
+    study_dir = storage.join(bucket, "studies", "pbt")
+    run_dir = trial_dir(study_dir, 0)
+    whole, half = (storage.join(run_dir, "checkpoints", f"step-{step:08d}") for step in (1, 2))
+    for path in (storage.join(whole, "state.pt"), storage.join(whole, "manifest.json"), storage.join(half, "state.pt")):
+        storage.write_text(path, "content")
+    assert _trial(study_dir).save_checkpoint("unused")["checkpoint"] == storage.join(run_dir, "exchange", "step-00000001")
+
+    def pretrain(config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
+        watch(News([{"step": 2, "knn_top1": 0.5}]))
+        stop.wait()
+        return RunResult("interrupted", 2, run_dir, None, {})
+
+    run = TrialRun(simulated_study().base, run_dir, NUM_ROWS, ("knn_top1",), pretrain, lambda: False, lambda metrics: None)
+    assert run.next()[EVALUATION] == 2
+    assert not run.has_checkpoint()
+    storage.write_text(storage.join(half, "manifest.json"), "content")
+    assert run.has_checkpoint()
+    run.end()
+
+
+def _trial(study_dir: str, pretrain: Any = None, prob: float = 0.7) -> PretrainTrial:
+    """The actor's state for trial 0 of a population."""
+    trial = object.__new__(PretrainTrial)
+    trial.setup({"number": 0, "point": {"sassl.prob": prob}}, TrialSpec(_population(), study_dir, NUM_ROWS, cast(Any, None), pretrain))
+    return trial
+
+
+def _population() -> StudyConfig:
+    return simulated_study(scheduler="pbt")

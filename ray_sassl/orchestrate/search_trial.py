@@ -28,6 +28,7 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.control import News
 from ray_sassl.orchestrate.weights import receive_weights
+from ray_sassl.run import CONFIG
 from ray_sassl.scoring import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
@@ -133,7 +134,7 @@ class TrialRun:
 
     def _run(self) -> None:
         try:
-            resume = storage.exists(storage.join(self.run_dir, "config.yaml"))
+            resume = storage.exists(storage.join(self.run_dir, CONFIG))
             self._news.put(self._pretrain(self.config, self.run_dir, resume=resume, watch=self._watch, stop=self._stop))
         except BaseException as error:  # noqa: BLE001 - raised by `next`, in the thread that Tune looks at
             self._news.put(error)
@@ -239,6 +240,10 @@ class PretrainTrial(tune.Trainable):
         if not storage.exists(index) and storage.exists(shared):  # the data are listed and opened once for the whole study
             storage.write_bytes(index, storage.read_bytes(shared))
         number, config = self._number, spec.config(self._point)
+        config_file = storage.join(run_dir, CONFIG)
+        if spec.study.scheduler == "pbt" and storage.exists(config_file):
+            # A move may have been cut off on either side: its checkpoint is gone, or the record has not heard of its point.
+            storage.write_text(config_file, to_yaml(config))
         receive_weights(config.stylize, spec.keepers.get(config.stylize.name))
         return TrialRun(
             config,
@@ -278,7 +283,7 @@ class PretrainTrial(tune.Trainable):
         run_dir = trial_dir(self._spec.study_dir, self._number)
         storage.remove(storage.join(run_dir, "checkpoints"))
         copy_folder(checkpoint["checkpoint"], storage.join(run_dir, "checkpoints", storage.name_of(checkpoint["checkpoint"])))
-        storage.write_text(storage.join(run_dir, "config.yaml"), to_yaml(self._spec.config(self._point)))
+        storage.write_text(storage.join(run_dir, CONFIG), to_yaml(self._spec.config(self._point)))
 
 
 def _give_back_memory() -> None:

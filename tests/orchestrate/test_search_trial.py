@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from ray_sassl import storage
+from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
@@ -24,7 +25,7 @@ from ray_sassl.orchestrate.search_trial import (
     evaluation_number,
     num_evaluations,
 )
-from ray_sassl.study.record import StudyConfig, trial_dir
+from ray_sassl.study.record import trial_dir
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.types import RunResult
 from tests.data.test_object_store import bucket  # noqa: F401 - a fixture
@@ -138,12 +139,29 @@ def test_a_checkpoint_that_is_being_written_to_an_object_store_is_not_handed_on(
     run.end()
 
 
+@pytest.mark.parametrize("exchange", ["gone", None])
+def test_a_member_of_a_population_goes_on_at_its_point_after_a_move_that_was_cut_off(tmp_path: Path, exchange: str | None):
+    run_dir = Path(trial_dir(str(tmp_path), 0))
+    study = simulated_study(scheduler="pbt")
+    seen: list[float] = []
+
+    def pretrain(config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
+        seen.extend([config.sassl.prob, from_yaml(storage.read_text(storage.join(run_dir, "config.yaml"))).sassl.prob])
+        return RunResult("finished", 9, run_dir, None, {})
+
+    storage.write_text(run_dir / "config.yaml", to_yaml(study.space.config(study.base, {"sassl.prob": 0.2})))
+    trial = _trial(str(tmp_path), pretrain)
+    if exchange:
+        trial.load_checkpoint({"number": 1, "checkpoint": str(tmp_path / exchange)})
+    assert trial.step()[ENDED] == "finished"
+    assert seen == [0.7, 0.7]
+
+
 def _trial(study_dir: str, pretrain: Any = None, prob: float = 0.7) -> PretrainTrial:
     """The actor's state for trial 0 of a population."""
     trial = object.__new__(PretrainTrial)
-    trial.setup({"number": 0, "point": {"sassl.prob": prob}}, TrialSpec(_population(), study_dir, NUM_ROWS, cast(Any, None), pretrain))
+    trial.setup(
+        {"number": 0, "point": {"sassl.prob": prob}},
+        TrialSpec(simulated_study(scheduler="pbt"), study_dir, NUM_ROWS, cast(Any, None), pretrain),
+    )
     return trial
-
-
-def _population() -> StudyConfig:
-    return simulated_study(scheduler="pbt")

@@ -1,4 +1,5 @@
-"""One small actor a study, whose process never imports torch: carries the stop request to the trials, and their progress to the terminal."""
+"""One small actor a study, whose process never imports torch: carries the stop request to the trials, their progress to the terminal, and knows
+whose folder each trial's is."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ class StudyControl:
     def __init__(self) -> None:
         self._stop = False
         self._progress: dict[int, dict[str, float]] = {}
+        self._owners: dict[int, ActorHandle] = {}
 
     def request_stop(self) -> None:
         self._stop = True
@@ -30,6 +32,16 @@ class StudyControl:
         """The newest metrics of each trial since the last call."""
         progress, self._progress = self._progress, {}
         return progress
+
+    def take(self, number: int, actor: ActorHandle) -> ActorHandle | None:
+        """Make the actor the owner of the trial's folder; where another one is, nothing is changed, and it is returned."""
+        owner = self._owners.setdefault(number, actor)
+        return None if owner == actor else owner
+
+    def leave(self, number: int, actor: ActorHandle) -> None:
+        """The actor is the owner no more. Its handle is not kept, since Ray ends an actor when nobody holds one."""
+        if self._owners.get(number) == actor:
+            del self._owners[number]
 
 
 def start_control() -> ActorHandle:

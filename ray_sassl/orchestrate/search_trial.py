@@ -17,11 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import tune
 from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from ray_sassl import storage
 from ray_sassl.config.files import to_yaml
@@ -216,6 +217,7 @@ class PretrainTrial(tune.Trainable):
         self._number: int = config["number"]
         self._point: Point = dict(config["point"])
         self._run: TrialRun | None = None
+        self._is_owner = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -232,9 +234,38 @@ class PretrainTrial(tune.Trainable):
             self._run.end()
             self._run = None
             _give_back_memory()
+        if self._is_owner:
+            ray.get(self._spec.control.leave.remote(self._number, _this_actor()))
+            self._is_owner = False
+
+    def give_way(self, number: int) -> None:
+        """End the trial's run if it is here: another actor is to go on with it."""
+        if number == self._number:
+            self.cleanup()
+
+    def _own(self) -> None:
+        """Wait until no other actor has a run in the trial's folder: when a member of a population is moved, Tune starts an actor for it beside the
+        one that is stopping.
+
+        Raises:
+            GetTimeoutError: the other one does not end.
+        """
+        control, deadline = self._spec.control, time.monotonic() + _SAVE_TIMEOUT_S
+        while (owner := cast(Any, ray.get(control.take.remote(self._number, _this_actor())))) is not None:
+            try:
+                ray.get(owner.give_way.remote(self._number), timeout=max(0.0, deadline - time.monotonic()))
+            except ActorDiedError:
+                ray.get(control.leave.remote(self._number, owner))
+            except ActorUnavailableError:  # dead or not, which Ray does not know yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_EVERY_S)
+        self._is_owner = True
 
     def _start(self) -> TrialRun:
         spec = self._spec
+        if spec.study.scheduler == "pbt":
+            self._own()
         run_dir = trial_dir(spec.study_dir, self._number)
         index, shared = storage.join(run_dir, INDEX), storage.join(spec.study_dir, INDEX)
         if not storage.exists(index) and storage.exists(shared):  # the data are listed and opened once for the whole study
@@ -280,10 +311,15 @@ class PretrainTrial(tune.Trainable):
             return
         if not storage.exists(storage.join(checkpoint["checkpoint"], MANIFEST)):
             return  # a retry, long after the exchange: the trial has newer ones of its own
+        self._own()
         run_dir = trial_dir(self._spec.study_dir, self._number)
         storage.remove(storage.join(run_dir, "checkpoints"))
         copy_folder(checkpoint["checkpoint"], storage.join(run_dir, "checkpoints", storage.name_of(checkpoint["checkpoint"])))
         storage.write_text(storage.join(run_dir, CONFIG), to_yaml(self._spec.config(self._point)))
+
+
+def _this_actor() -> ActorHandle:
+    return ray.get_runtime_context().current_actor
 
 
 def _give_back_memory() -> None:

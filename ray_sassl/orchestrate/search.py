@@ -30,7 +30,7 @@ from ray_sassl import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import cached_index
 from ray_sassl.orchestrate.growth import Waiting, is_one_machine
-from ray_sassl.orchestrate.launch import on_interrupt, pretrain, with_absolute_paths
+from ray_sassl.orchestrate.launch import check_evaluation, on_interrupt, pretrain, with_absolute_paths
 from ray_sassl.orchestrate.reasons import reason_of
 from ray_sassl.orchestrate.search_control import start_control
 from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent, trial_needs
@@ -187,6 +187,7 @@ def _check(study: StudyConfig) -> list[StylizerConfig]:
     """See that the study can be run at all; returns the stylizers that its trials may have, whose weights are here."""
     for goal in study.goals:
         _check_is_measured(goal.metric, study.base)
+    check_evaluation(study.base)
     if study.scheduler == "pbt" and study.searcher == "grid":
         raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
     if study.scheduler == "pbt" and study.max_concurrent is not None and study.max_concurrent < study.num_trials:

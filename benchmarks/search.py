@@ -351,7 +351,7 @@ def _use(times: list[dict[str, float]]) -> dict[str, float]:
         "share_in_use_with_start_and_end": share(starts[0], max(t["ended"] for t in times)),
         "gpu_waits_s_per_trial": statistics.mean(gaps),
         "gpu_waits_s_median": statistics.median(gaps),
-        "all_gpus_busy_after_s": starts[SIMULATED_GPUS - 1] - starts[0],
+        "all_actors_up_after_s": max(its[0]["began"] for its in by_actor.values()) - starts[0],
     }
 
 

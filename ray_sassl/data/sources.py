@@ -18,6 +18,7 @@ from ray_sassl.storage import Entry
 
 EXTENSIONS: dict[Format, tuple[str, ...]] = {"parquet": ("parquet", "pq"), "webdataset": ("tar",), "folder": IMAGE_EXTENSIONS}
 
+_SYNTHETIC = ("synthetic", "synthetic:train", "synthetic:test")
 _NOUN: dict[Format, str] = {"parquet": "Parquet files", "webdataset": "tar shards", "folder": "images"}
 _WILDCARD = re.compile(r"[*?\[]")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -70,14 +71,9 @@ def check_there(config: DataConfig) -> None:
         UsageError: nothing is.
     """
     for path in config.paths:
-        if path.startswith("synthetic"):
-            continue
-        for concrete in _expand_numbers(path if storage.is_uri(path) else os.path.expanduser(path)):
-            if not _has_options_only(concrete) and storage.stat(concrete) is not None:
-                continue
-            if not _WILDCARD.search(_without_options(concrete)):
-                raise UsageError(f"{concrete} does not exist{_nearest(concrete)}")
-            next(_matches(concrete))
+        for concrete, entry in _places(path) if path not in _SYNTHETIC else ():
+            if entry is None:
+                next(_matches(concrete))
 
 
 def _mixed(file: SourceFile) -> bytes:
@@ -122,21 +118,30 @@ def _is_hidden(file: SourceFile) -> bool:
 
 
 def _files_of(given: str) -> Iterator[SourceFile]:
-    if given in ("synthetic", "synthetic:train", "synthetic:test"):
+    if given in _SYNTHETIC:
         folder = str(ensure_synthetic() / (given.partition(":")[2] or "train"))
         yield from _files_below(folder)
         return
-    path = given if storage.is_uri(given) else os.path.expanduser(given)
-    for concrete in _expand_numbers(path):
-        entry = None if _has_options_only(concrete) else storage.stat(concrete)
-        if entry is None and _WILDCARD.search(_without_options(concrete)):
+    for concrete, entry in _places(given):
+        if entry is None:
             yield from _matches(concrete)
-        elif entry is None:
-            raise UsageError(f"{concrete} does not exist{_nearest(concrete)}")
         elif entry.is_file:
             yield SourceFile(entry, storage.parent(concrete))
         else:
             yield from _files_below(concrete)
+
+
+def _places(given: str) -> Iterator[tuple[str, Entry | None]]:
+    """Each path that is meant, with the file or folder there, or None where it is a glob.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    for concrete in _expand_numbers(given if storage.is_uri(given) else os.path.expanduser(given)):
+        entry = None if _has_options_only(concrete) else storage.stat(concrete)
+        if entry is None and not _WILDCARD.search(_without_options(concrete)):
+            raise UsageError(f"{concrete} does not exist{_nearest(concrete)}")
+        yield concrete, entry
 
 
 def _files_below(folder: str) -> Iterator[SourceFile]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.index import build_index, read_groups
 from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.evaluate.logistic import fit_lbfgs, moments
 from ray_sassl.plugins import UsageError
 from ray_sassl.takeaway.embedding import Embedder
 
@@ -62,13 +62,8 @@ def fit_head(embedder: Embedder, train: DataConfig, test: DataConfig | None, l2:
 
 def fit_layer(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int) -> nn.Linear:
     """The layer for features (N, F) and labels (N,) in 0 to C - 1, each of which occurs."""
-    mean, deviation = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    deviation = np.where(deviation > 1e-6 * np.abs(mean) + 1e-12, deviation, 1.0)
-    model = LogisticRegression(C=1 / (l2 * len(x)), max_iter=max_iterations)
-    model.fit(((x - mean) / deviation).astype(np.float32), labels)
-    weight, bias = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
-    if len(model.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
-        weight, bias = np.vstack([0 * weight, weight]), np.append(0, bias)
+    mean, deviation = moments(x)
+    weight, bias, _ = fit_lbfgs(((x - mean) / deviation).astype(np.float32), labels, l2, max_iterations)
     weight = weight / deviation
     bias = bias - weight @ mean
     layer = nn.Linear(x.shape[1], len(bias))

@@ -9,7 +9,7 @@ import torch
 from PIL import ImageFont
 from torch import Tensor
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.pipeline import Restyle, ViewSource, crop_blocks, finish_block, windows

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
-from ray_sassl.safe_yaml import load_document
+from ray_sassl.files.safe_yaml import load_document
 
 EVALUATION = "evaluation"
 """The folder in a run directory for `step-NUMBER/PROTOCOL.json` and what lies beside it: pictures, and predictions as `PROTOCOL.parquet`."""

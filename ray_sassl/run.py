@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig

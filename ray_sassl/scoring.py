@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig

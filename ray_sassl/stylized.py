@@ -20,7 +20,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ray_sassl import __version__, storage
+from ray_sassl import __version__
+from ray_sassl.files import storage
 from ray_sassl.data import Rows
 from ray_sassl.data.decode import decode_rows, image_format
 from ray_sassl.data.index import Index

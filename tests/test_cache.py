@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl.cache import DownloadError, cache_dir, download, locked
+from ray_sassl.files.cache import DownloadError, cache_dir, download, locked
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.plugins import UsageError

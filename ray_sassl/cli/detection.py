@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.cli.evaluation import FOLDER, scores_table
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data.quarantine import BadRow

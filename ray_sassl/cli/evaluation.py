@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score, Task

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.orchestrate.job_checks import check_place

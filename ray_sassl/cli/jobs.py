@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _largest(path: str) -> dict[str, float]:
     """CPUs and GPUs of the cluster that a file defines, at its largest."""
     from ray_sassl.cluster.groups import groups_of, offered_by
     from ray_sassl.orchestrate.definitions import read_definition
-    from ray_sassl.safe_yaml import load_documents
+    from ray_sassl.files.safe_yaml import load_documents
 
     groups = [group for document in load_documents(read_definition(path), path) for group in groups_of(document)]
     if not groups:

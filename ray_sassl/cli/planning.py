@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.cli.pretraining import load_config
 from ray_sassl.cluster.counts import write_counts
 from ray_sassl.cluster.curve import curve_picture

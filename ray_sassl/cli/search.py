@@ -104,7 +104,7 @@ def run_command(
 
     Each trial is a whole pretraining run. Ctrl-C stops the running ones with a checkpoint; the same command with --resume goes on.
     """
-    from ray_sassl import storage
+    from ray_sassl.files import storage
     from ray_sassl.orchestrate.search import search
     from ray_sassl.study.record import STUDY
     from tune_spaces import load_space
@@ -168,7 +168,7 @@ def compare_command(
     out: Annotated[str, typer.Option(help="Where to write the comparison (HTML).")] = "compare.html",
 ) -> None:
     """Put two studies side by side."""
-    from ray_sassl import storage
+    from ray_sassl.files import storage
     from ray_sassl.study.compare import comparison, comparison_html
     from ray_sassl.study.record import read_study, read_trials
 

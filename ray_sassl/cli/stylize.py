@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.cli.data import (
     Address,
     Format,

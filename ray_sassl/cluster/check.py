@@ -11,7 +11,7 @@ from ray_sassl.cluster.findings import Finding
 from ray_sassl.cluster.groups import is_launcher
 from ray_sassl.cluster.kuberay import check_manifest
 from ray_sassl.cluster.launcher import check_launcher
-from ray_sassl.safe_yaml import load_documents
+from ray_sassl.files.safe_yaml import load_documents
 
 LauncherSchema = Callable[[dict[str, Any]], list[Finding]]
 """Ray's own check of a launcher file."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, DataConfig, Format, Reader, Rows
 from ray_sassl.data.folder import FolderReader
 from ray_sassl.data.kept import read_kept
@@ -30,7 +30,7 @@ from ray_sassl.data.sources import absolute, find_sources
 from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.data.webdataset import WebDatasetReader
 from ray_sassl.plugins import UsageError
-from ray_sassl.storage import Entry
+from ray_sassl.files.storage import Entry
 
 READERS: dict[Format, Reader] = {"parquet": ParquetReader(), "webdataset": WebDatasetReader(), "folder": FolderReader()}
 

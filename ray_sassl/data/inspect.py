@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, Rows
 from ray_sassl.data.decode import DecodeError, decode_rows, image_size
 from ray_sassl.data.index import Index, all_labels, read_groups

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl import storage
-from ray_sassl.cache import cache_dir
+from ray_sassl.files import storage
+from ray_sassl.files.cache import cache_dir
 from ray_sassl.data import Rows
 from ray_sassl.data.quarantine import BadRow
 

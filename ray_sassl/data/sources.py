@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import IMAGE_EXTENSIONS, DataConfig, Format, SourceFile
 from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.plugins import UsageError, did_you_mean
-from ray_sassl.storage import Entry
+from ray_sassl.files.storage import Entry
 
 EXTENSIONS: dict[Format, tuple[str, ...]] = {"parquet": ("parquet", "pq"), "webdataset": ("tar",), "folder": IMAGE_EXTENSIONS}
 

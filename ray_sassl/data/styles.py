@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 _FORMAT = "ray-sassl style bank 1"

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ray_sassl.cache import cache_dir
+from ray_sassl.files.cache import cache_dir
 
 CLASSES = ("arrow", "bar", "corner", "crescent", "cross", "disc", "heart", "ring", "star", "triangle")
 TEXTURES = ("flat", "stripes", "checks", "blobs", "grain", "dots")

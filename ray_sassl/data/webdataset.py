@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import (
     GROUP_ROWS,
     GROUP_SCHEMA,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import decode
 from ray_sassl.detection.average_precision import Detections

@@ -14,7 +14,7 @@ from ray_sassl.detection.pictures import boxes_picture, history_picture
 from ray_sassl.detection.training import DetectionJob, DetectionResult
 from ray_sassl.detection.voc import DetectionSet
 from ray_sassl.evaluate import Evaluation, Score
-from ray_sassl.storage import name_of
+from ray_sassl.files.storage import name_of
 
 _NUM_SHOWN = 4
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, decode
 from ray_sassl.data.quarantine import BadRow, Quarantine

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError, did_you_mean
 
 _THREADS = 16

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import IMAGE_EXTENSIONS
 from ray_sassl.evaluate import Evaluation, Protocol, Subject
 from ray_sassl.evaluate.splits import stratified

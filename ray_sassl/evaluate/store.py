@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.evaluate import LabelledFeatures
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ray_sassl import storage
-from ray_sassl.cache import cache_dir, download, locked, mismatch
+from ray_sassl.files import storage
+from ray_sassl.files.cache import cache_dir, download, locked, mismatch
 from ray_sassl.plugins import UsageError
 
 _FORMAT = "ray-sassl weights 1"

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 import ray.exceptions
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.decode import decode_rows

@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 from ray.actor import ActorHandle
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.detection.training import DetectionJob, DetectionResult, run_detection
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.train_job import Workers

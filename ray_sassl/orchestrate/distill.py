@@ -20,7 +20,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch import nn
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index, build_index
 from ray_sassl.data.quarantine import BadRow

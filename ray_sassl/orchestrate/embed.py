@@ -14,7 +14,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index, build_index
 from ray_sassl.data.quarantine import BadRow, Quarantine

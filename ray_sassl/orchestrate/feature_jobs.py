@@ -19,7 +19,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluate import Evaluation
 from ray_sassl.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, encode_crops_on, extract_on, joined

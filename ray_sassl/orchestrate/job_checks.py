@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.sources import find_sources

@@ -20,7 +20,7 @@ from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.cluster.plan import read_prices
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig

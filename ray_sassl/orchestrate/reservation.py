@@ -10,7 +10,7 @@ import ray
 from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 
 _NOTE = "placement_group"
 

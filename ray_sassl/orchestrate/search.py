@@ -26,7 +26,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import cached_index
 from ray_sassl.orchestrate.growth import Waiting, is_one_machine

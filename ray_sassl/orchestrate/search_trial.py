@@ -24,7 +24,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.control import News

@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data.plan import Window
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.devices import device_type

@@ -20,7 +20,7 @@ import torch
 from ray.actor import ActorHandle
 from rich.console import Console
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.convert import MANIFEST, Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.index import Index, build_index, read_groups

@@ -15,7 +15,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.train.v2._internal.execution.context import get_train_context
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.files import from_yaml
 from ray_sassl.orchestrate.control import NoteHandler
 from ray_sassl.orchestrate.devices import device_type

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.records import RunRecord, shown
 from ray_sassl.report.comparing import Comparison, Contrast, Group, as_json, as_markdown, described
 from ray_sassl.report.curves import Line, run_curves

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.records import RunRecord, Scores, read_run, shown
 from ray_sassl.report.curves import Line, run_curves

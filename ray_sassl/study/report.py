@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.report.page import page, picture, section
 from ray_sassl.study import figures

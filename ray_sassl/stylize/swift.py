@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.nn.style_network import SmallPredictor, StyleTransformer
 from ray_sassl.nn.weights import BadWeightsError, MissingWeightsError
 from ray_sassl.stylize import StylizerConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.records import RunRecord, shown

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, Rows
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index, all_labels, read_groups

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.config.files import from_yaml
 from ray_sassl.config.schema import ExperimentConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.plugins import UsageError

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ray_sassl import storage
-from ray_sassl.cache import cache_dir, locked
+from ray_sassl.files import storage
+from ray_sassl.files.cache import cache_dir, locked
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, image_format
 from ray_sassl.plugins import UsageError

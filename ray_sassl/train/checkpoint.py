@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.checkpoint import whole_checkpoints
 from ray_sassl.train.context import Context

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.plugins import FrozenConfig, UsageError
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.kept import KeptGroups, _kept

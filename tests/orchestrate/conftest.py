@@ -17,7 +17,7 @@ import ray
 from PIL import Image
 
 from ray_sassl.backbones import BackboneConfig
-from ray_sassl.cache import cache_dir
+from ray_sassl.files.cache import cache_dir
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods.moco import Config as MoCo

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.files import from_yaml
 from ray_sassl.orchestrate.search import search
 from ray_sassl.orchestrate.session import ray_session

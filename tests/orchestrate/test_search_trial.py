@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.records import read_run
 from ray_sassl.report.run_page import flat, training_s, write_run_report
 from ray_sassl.run import METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sassl import storage
+from ray_sassl.files import storage
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig

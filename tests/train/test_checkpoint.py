@@ -142,7 +142,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*paths: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ray_sassl.storage.move", fail)
+    monkeypatch.setattr("ray_sassl.files.storage.move", fail)
     with pytest.raises(OSError, match="no space"):
         _save(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]

@@ -1,0 +1,1 @@
+"""Where bytes are: local and object storage, the cache folder, safe YAML and JSON lines."""

@@ -22,13 +22,13 @@ import pyarrow as pa
 
 from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, DataConfig, Format, Reader, Rows
-from ray_sassl.data.folder import FolderReader
-from ray_sassl.data.kept import read_kept
-from ray_sassl.data.parquet import ParquetReader
+from ray_sassl.data.readers.folder import FolderReader
+from ray_sassl.data.disk_cache import read_kept
+from ray_sassl.data.readers.parquet import ParquetReader
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.sources import absolute, find_sources
 from ray_sassl.data.synthetic import ensure_synthetic
-from ray_sassl.data.webdataset import WebDatasetReader
+from ray_sassl.data.readers.webdataset import WebDatasetReader
 from ray_sassl.plugins import UsageError
 from ray_sassl.files.storage import Entry
 

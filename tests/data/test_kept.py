@@ -15,7 +15,7 @@ import pytest
 from ray_sassl.files import storage
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.index import Index, build_index, read_groups
-from ray_sassl.data.kept import KeptGroups, _kept
+from ray_sassl.data.disk_cache import KeptGroups, _kept
 from ray_sassl.data.quarantine import BadRow
 from tests.flaky_store import FlakyStore, flaky_store
 
@@ -149,12 +149,12 @@ def test_two_processes_that_keep_the_same_leave_one_file(tmp_path: Path, store: 
 def test_a_folder_that_goes_while_it_is_read_makes_no_row_bad(store: FlakyStore, cache: Path, monkeypatch: pytest.MonkeyPatch):
     index = _index(store, 1)
     whole = read_groups(index, [0])
-    monkeypatch.setattr("ray_sassl.data.kept._last_use", lambda folder: 0.0)
+    monkeypatch.setattr("ray_sassl.data.disk_cache._last_use", lambda folder: 0.0)
 
     def gone(folder: Path) -> None:
         raise FileNotFoundError(folder)
 
-    monkeypatch.setattr("ray_sassl.data.kept.os.utime", gone)
+    monkeypatch.setattr("ray_sassl.data.disk_cache.os.utime", gone)
     assert _same(read_groups(index, [0]), whole)
 
 

@@ -34,18 +34,18 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.measuring import RESULTS, Goal, write_results
-from ray_sassl.nn.fused import convolution
-from ray_sassl.nn.style_network import StyleTransformer
-from ray_sassl.nn.weights import load_weights
-from ray_sassl.sassl import Chunks, SasslConfig, blend, draw_styles, stylize_views, to_float, to_uint8
-from ray_sassl.stylize import Stylizer
-from ray_sassl.stylize.color_statistics import Config as ColorStatistics
-from ray_sassl.stylize.magenta import CODE_SIZE, WEIGHTS, build_networks
-from ray_sassl.stylize.magenta import Config as Magenta
-from ray_sassl.stylize.network_pair import CPU_EMBED_PIXELS, images_at_once, resized
-from ray_sassl.stylize.swift import Config as Swift
-from ray_sassl.stylize.swift import build_networks as build_swift
-from ray_sassl.stylize.swift import read_student
+from ray_sassl.style.networks.fused import convolution
+from ray_sassl.style.networks.style_network import StyleTransformer
+from ray_sassl.style.weights import load_weights
+from ray_sassl.style.augment import Chunks, SasslConfig, blend, draw_styles, stylize_views, to_float, to_uint8
+from ray_sassl.style.stylizers import Stylizer
+from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
+from ray_sassl.style.stylizers.magenta import CODE_SIZE, WEIGHTS, build_networks
+from ray_sassl.style.stylizers.magenta import Config as Magenta
+from ray_sassl.style.stylizers.network_pair import CPU_EMBED_PIXELS, images_at_once, resized
+from ray_sassl.style.stylizers.swift import Config as Swift
+from ray_sassl.style.stylizers.swift import build_networks as build_swift
+from ray_sassl.style.stylizers.swift import read_student
 
 SIZES_PX = (32, 96, 128, 224)
 BATCHES = (1, 4, 16, 64)
@@ -271,7 +271,7 @@ def _calls(call: Callable[[], object]) -> list[Conv]:
 
 def plain() -> mock._patch:  # pyright: ignore[reportPrivateUsage]
     """A context in which the networks' operations are PyTorch's ordinary ones, one after the other."""
-    return mock.patch("ray_sassl.nn.fused.can_fuse", return_value=False)
+    return mock.patch("ray_sassl.style.networks.fused.can_fuse", return_value=False)
 
 
 def floor(convs: list[Conv], batch: int, at_once: int) -> Callable[[], None]:

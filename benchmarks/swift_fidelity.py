@@ -34,14 +34,14 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import decode, decode_rows
 from ray_sassl.data.index import build_index, read_groups
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.distillation.fidelity import Fidelity, fidelity
+from ray_sassl.style.distillation.fidelity import Fidelity, fidelity
 from ray_sassl.pictures import image_grid
-from ray_sassl.sassl import blend, to_float, to_uint8
-from ray_sassl.stylize import Stylizer
-from ray_sassl.stylize.magenta import Config as Magenta
-from ray_sassl.stylize.network_pair import resized
-from ray_sassl.stylize.swift import Config as Swift
-from ray_sassl.stylized import square
+from ray_sassl.style.augment import blend, to_float, to_uint8
+from ray_sassl.style.stylizers import Stylizer
+from ray_sassl.style.stylizers.magenta import Config as Magenta
+from ray_sassl.style.stylizers.network_pair import resized
+from ray_sassl.style.stylizers.swift import Config as Swift
+from ray_sassl.style.datasets import square
 
 HELD_OUT_STYLES = (
     "gordicaleksa-okeffe_red_canna",

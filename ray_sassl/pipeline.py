@@ -147,7 +147,7 @@ def finish_block(source: ViewSource, block: CropBlock, restyle: Restyle | None, 
 def _colour_in_torch(view: np.ndarray, params: ViewParams, device_type: str) -> np.ndarray:
     import torch  # which the light workers go without
 
-    from ray_sassl.sassl import to_float, to_uint8
+    from ray_sassl.style.augment import to_float, to_uint8
     from ray_sassl.views import ops
 
     with torch.inference_mode():

@@ -12,12 +12,12 @@ from ray_sassl.evaluate import Protocol, ProtocolConfig
 from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
-from ray_sassl.stylize import Stylizer, StylizerConfig
+from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = {
     "ray_sassl.methods": (MethodConfig, Method),
-    "ray_sassl.stylize": (StylizerConfig, Stylizer),
+    "ray_sassl.style.stylizers": (StylizerConfig, Stylizer),
     "ray_sassl.evaluate": (ProtocolConfig, Protocol),
     "ray_sassl.feature_aug": (FeatureAugConfig, FeatureAugmentation),
 }

@@ -32,8 +32,8 @@ from ray_sassl.pipeline import (
     windows,
     without,
 )
-from ray_sassl.sassl import SasslConfig, stylize_views
-from ray_sassl.stylize.color_statistics import Config as ColorStatistics
+from ray_sassl.style.augment import SasslConfig, stylize_views
+from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.types import Arrays, view_names
 from ray_sassl.views.recipes import simclr
 

@@ -34,7 +34,7 @@ from ray_sassl.scoring import (
     untrained_backbone,
     warn_of_unmet_classes,
 )
-from ray_sassl.stylize.color_statistics import Config as ColorStatistics
+from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 
 CPU = torch.device("cpu")
 COLOURS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])

@@ -24,7 +24,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
-    from ray_sassl.stylized import StyleJobConfig
+    from ray_sassl.style.datasets import StyleJobConfig
 
 _STYLE_IMAGE_PX = 256
 """Side of the styles in a preview, which is enough to look at."""
@@ -146,7 +146,7 @@ def preview_command(
 
     from ray_sassl.data.index import build_index
     from ray_sassl.pictures import styles_picture
-    from ray_sassl.stylized import sample_squares
+    from ray_sassl.style.datasets import sample_squares
 
     console = Console()
     config = _job(console, overrides, None, only=("stylize", "seed"))
@@ -198,12 +198,12 @@ def distill_command(
     address: Address = None,
 ) -> None:
     """Train a small stylizer to paint as the published one does, for stylize=swift."""
-    from ray_sassl.distillation import FINE_TUNING, DistillConfig
+    from ray_sassl.style.distillation import FINE_TUNING, DistillConfig
     from ray_sassl.orchestrate.distill import distill
     from ray_sassl.orchestrate.session import ray_session
     from ray_sassl.orchestrate.train_job import Workers
-    from ray_sassl.stylize.magenta import Config as TeacherConfig
-    from ray_sassl.stylize.swift import SHIPPED
+    from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
+    from ray_sassl.style.stylizers.swift import SHIPPED
 
     given: dict[str, Any] = {"steps": steps, "num_crops": crops, "batch_size": batch_size, "seed": seed}
     if size_px:
@@ -248,8 +248,8 @@ def style_job(overrides: list[str] | None, bank: str | None, only: tuple[str, ..
         only: What alone has an effect on the verb; everything where empty.
     """
     from ray_sassl.config.overrides import apply_overrides, parse_override
-    from ray_sassl.stylize import neural_stylizer
-    from ray_sassl.stylized import StyleJobConfig
+    from ray_sassl.style.stylizers import neural_stylizer
+    from ray_sassl.style.datasets import StyleJobConfig
 
     given = list(overrides or [])
     names = [parse_override(text)[0] for text in given]

@@ -20,8 +20,8 @@ Name = Annotated[str, typer.Argument(help="The weights' name, such as magenta.")
 @app.command("list", epilog="Example: ray-sassl weights list")
 def list_command() -> None:
     """What there is, and what of it is on this machine."""
-    from ray_sassl.nn.weights import missing_files, weights_path
-    from ray_sassl.stylize import all_published_weights
+    from ray_sassl.style.weights import missing_files, weights_path
+    from ray_sassl.style.stylizers import all_published_weights
 
     table = Table("name", "here", "download", "licence", "what it is", title="Weights", title_justify="left")
     for name, weights in all_published_weights().items():
@@ -35,7 +35,7 @@ def list_command() -> None:
 @app.command(epilog="Example: ray-sassl weights fetch magenta")
 def fetch(name: Name) -> None:
     """Download, check and convert weights. A download that was cut off goes on where it was."""
-    from ray_sassl.nn.weights import fetch_weights
+    from ray_sassl.style.weights import fetch_weights
 
     weights = _named(name)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -48,8 +48,8 @@ def fetch(name: Name) -> None:
 @app.command(epilog="Example: ray-sassl weights add style_predict_quantized_256.tflite style_transfer_f16_384.tflite")
 def add(files: Annotated[list[str], typer.Argument(help="Published files, recognised by their content.")]) -> None:
     """Take published files from disk, for machines without a network."""
-    from ray_sassl.nn.weights import add_weights, missing_files, weights_path
-    from ray_sassl.stylize import all_published_weights
+    from ray_sassl.style.weights import add_weights, missing_files, weights_path
+    from ray_sassl.style.stylizers import all_published_weights
 
     console = Console()
     added = add_weights(all_published_weights().values(), files)
@@ -65,8 +65,8 @@ def add(files: Annotated[list[str], typer.Argument(help="Published files, recogn
 @app.command(epilog="Example: ray-sassl weights verify")
 def verify(name: Annotated[str | None, typer.Argument(help="[default: all that are here]")] = None) -> None:
     """Check the weights on this machine, tensor by tensor."""
-    from ray_sassl.nn.weights import verify_weights, weights_path
-    from ray_sassl.stylize import all_published_weights
+    from ray_sassl.style.weights import verify_weights, weights_path
+    from ray_sassl.style.stylizers import all_published_weights
 
     chosen = [_named(name)] if name else [weights for weights in all_published_weights().values() if weights_path(weights).exists()]
     console = Console()
@@ -80,7 +80,7 @@ def verify(name: Annotated[str | None, typer.Argument(help="[default: all that a
 @app.command(epilog="Example: aws s3 cp $(ray-sassl weights path magenta) s3://bucket/magenta.safetensors")
 def path(name: Name) -> None:
     """Print where the converted weights are, to copy them to a shared path for stylize.weights."""
-    from ray_sassl.nn.weights import load_weights, weights_path
+    from ray_sassl.style.weights import load_weights, weights_path
 
     weights = _named(name)
     load_weights(weights)
@@ -88,7 +88,7 @@ def path(name: Name) -> None:
 
 
 def _named(name: str):
-    from ray_sassl.stylize import all_published_weights
+    from ray_sassl.style.stylizers import all_published_weights
 
     known = all_published_weights()
     if name not in known:

@@ -10,14 +10,14 @@ from ray_sassl.backbones import BackboneConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods import MethodConfig
 from ray_sassl.plugins import FrozenConfig, load_plugin, plugin_field, plugin_names
-from ray_sassl.sassl import SasslConfig
-from ray_sassl.stylize import StylizerConfig
+from ray_sassl.style.augment import SasslConfig
+from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.train.loop import TrainConfig
 from ray_sassl.train.metrics import TrackingConfig
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views.recipes import ViewsConfig
 
-_METHODS, _STYLIZERS = "ray_sassl.methods", "ray_sassl.stylize"
+_METHODS, _STYLIZERS = "ray_sassl.methods", "ray_sassl.style.stylizers"
 
 
 class EvaluateConfig(FrozenConfig):

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from ray_sassl.data.styles import StyleBank
+from ray_sassl.style.bank import StyleBank
 from ray_sassl.evaluate import ImageChange, LabelledFeatures, Subject
 from ray_sassl.evaluate.splits import up_to_n_of_each
 from ray_sassl.keyed import Stream, uniform
 from ray_sassl.plugins import UsageError, load_plugin
-from ray_sassl.stylize import Stylizer, StylizerConfig
+from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import draw
@@ -164,4 +164,4 @@ def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:
 def _stylizer(name: str, config_json: str) -> tuple[Stylizer, torch.device]:
     """The stylizer, built once a process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_plugin("ray_sassl.stylize", name).Config.model_validate_json(config_json).build(device), device
+    return load_plugin("ray_sassl.style.stylizers", name).Config.model_validate_json(config_json).build(device), device

@@ -20,7 +20,7 @@ from ray_sassl.evaluate.intervals import mean_score
 from ray_sassl.evaluate.scores import check_features
 from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.plugins import plugin_field
-from ray_sassl.stylize import StylizerConfig
+from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.views.grid import image_grid
 
 
@@ -42,7 +42,7 @@ class Config(ProtocolConfig):
     num_queries: int = Field(default=10, ge=1)
     num_neighbours: int = Field(default=8, ge=1)
     num_shown: int = Field(default=6, ge=1)
-    stylize: plugin_field("ray_sassl.stylize", StylizerConfig) = "swift"  # type: ignore[valid-type]
+    stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) = "swift"  # type: ignore[valid-type]
     style_copies: int = Field(default=2, ge=1)
     styles_per_class: int = Field(default=8, ge=1)
     render_px: int = Field(default=128, ge=0)

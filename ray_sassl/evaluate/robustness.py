@@ -25,7 +25,7 @@ from ray_sassl.evaluate.intervals import bootstrap, mean_score
 from ray_sassl.evaluate.logistic import fit_lbfgs, moments
 from ray_sassl.evaluate.scores import check_features
 from ray_sassl.plugins import UsageError, did_you_mean, plugin_field
-from ray_sassl.stylize import StylizerConfig
+from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.views.grid import image_grid
 
 
@@ -49,7 +49,7 @@ class Config(ProtocolConfig):
 
     corruptions: tuple[str, ...] = CORRUPTIONS
     severities: tuple[Annotated[int, Field(ge=1, le=MAX_SEVERITY)], ...] = tuple(range(1, MAX_SEVERITY + 1))
-    stylize: plugin_field("ray_sassl.stylize", StylizerConfig) = "swift"  # type: ignore[valid-type]
+    stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) = "swift"  # type: ignore[valid-type]
     styles_per_class: int = Field(default=8, ge=1)
     bank: str | None = None
     render_px: int = Field(default=128, ge=0)

@@ -23,7 +23,7 @@ from ray_sassl.methods.simclr import Config as SimCLR
 from ray_sassl.methods.simsiam import Config as SimSiam
 from ray_sassl.methods.swav import Config as SwAV
 from ray_sassl.methods.vicreg import Config as VICReg
-from ray_sassl.stylize.swift import Config as Swift
+from ray_sassl.style.stylizers.swift import Config as Swift
 from ray_sassl.train.loop import TrainConfig
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views import recipes

@@ -15,7 +15,7 @@ from ray_sassl.methods.byol import Config as BYOL
 from ray_sassl.methods.moco import Config as MoCo
 from ray_sassl.methods.simclr import Config as SimCLR
 from ray_sassl.plugins import load_plugin
-from ray_sassl.stylize import neural_stylizer
+from ray_sassl.style.stylizers import neural_stylizer
 from ray_sassl.train.loop import TrainConfig
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views import recipes
@@ -97,6 +97,6 @@ def _common(*, zero_init_residual: bool = False) -> dict:
 def _with_style(config: ExperimentConfig) -> ExperimentConfig:
     """Four stylizers at first, at half a GPU each, beside the trainers' eight GPUs; the pool may grow to eight. They take the published network
     where this machine has its weights, else `swift`."""
-    stylizer = load_plugin("ray_sassl.stylize", neural_stylizer()).Config()
+    stylizer = load_plugin("ray_sassl.style.stylizers", neural_stylizer()).Config()
     pool = StreamConfig(pool=PoolConfig(min=2, max=8, initial=4, num_gpus=0.5))
     return config.model_copy(update={"name": f"{config.name}_sassl", "stylize": stylizer, "stream": pool})

@@ -24,18 +24,18 @@ from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index, build_index
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.distillation import DistillConfig
-from ray_sassl.distillation.crops import Crops, Teacher, make_crops
-from ray_sassl.distillation.training import Distiller
-from ray_sassl.nn.weights import load_weights
+from ray_sassl.style.distillation import DistillConfig
+from ray_sassl.style.distillation.crops import Crops, Teacher, make_crops
+from ray_sassl.style.distillation.training import Distiller
+from ray_sassl.style.weights import load_weights
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.orchestrate.train_job import Workers
 from ray_sassl.orchestrate.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
-from ray_sassl.stylize.magenta import Config as TeacherConfig
-from ray_sassl.stylize.magenta import build_networks
-from ray_sassl.stylize.swift import pack_student, read_student
+from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
+from ray_sassl.style.stylizers.magenta import build_networks
+from ray_sassl.style.stylizers.swift import pack_student, read_student
 
 _LOG_EVERY = 50
 _JOB, _CHECKPOINT = "job.json", "checkpoint.pt"

@@ -51,7 +51,7 @@ from ray_sassl.plugins import UsageError, did_you_mean
 from ray_sassl.scoring import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
 from ray_sassl.study.searcher import suggest
-from ray_sassl.stylize import StylizerConfig
+from ray_sassl.style.stylizers import StylizerConfig
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.convert import MANIFEST, Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.data.styles import StyleBank
+from ray_sassl.style.bank import StyleBank
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
 from ray_sassl.orchestrate.data_jobs import ConvertResult
 from ray_sassl.orchestrate.devices import device_type
@@ -33,7 +33,7 @@ from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.orchestrate.session import ray_session
 from ray_sassl.orchestrate.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
-from ray_sassl.stylized import Restyler, StyleJobConfig, change_of, check_job, with_absolute_paths
+from ray_sassl.style.datasets import Restyler, StyleJobConfig, change_of, check_job, with_absolute_paths
 
 log = logging.getLogger(__name__)
 

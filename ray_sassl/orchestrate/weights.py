@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from ray_sassl.orchestrate.session import beside_the_driver
 
 if TYPE_CHECKING:
-    from ray_sassl.stylize import StylizerConfig
+    from ray_sassl.style.stylizers import StylizerConfig
 
 
 class WeightsKeeper:
@@ -57,7 +57,7 @@ def driver_weights(config: StylizerConfig) -> bytes | None:
         MissingWeightsError: they are not there.
         BadWeightsError: the file is damaged.
     """
-    from ray_sassl.nn.weights import read_weights
+    from ray_sassl.style.weights import read_weights
 
     weights = config.published_weights()
     return None if weights is None else read_weights(weights, config.weights_location())
@@ -65,7 +65,7 @@ def driver_weights(config: StylizerConfig) -> bytes | None:
 
 def receive_weights(config: StylizerConfig, keeper: ActorHandle | None) -> None:
     """Put the stylizer's weights into this node's cache, where they are needed and not there yet."""
-    from ray_sassl.nn.weights import install_weights, weights_path
+    from ray_sassl.style.weights import install_weights, weights_path
 
     weights = config.published_weights()
     if weights is not None and keeper is not None and not weights_path(weights).exists():

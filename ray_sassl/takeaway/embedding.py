@@ -23,7 +23,7 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index, all_labels, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.plugins import UsageError
-from ray_sassl.sassl import Chunks
+from ray_sassl.style.augment import Chunks
 from ray_sassl.takeaway.encoder import Encoder, EncoderFacts
 
 MANIFEST = "embedding.json"

@@ -42,10 +42,10 @@ def test_repainting_small_views_that_are_not_there_is_refused():
     assert apply_overrides(config, ["sassl.views=all"]).sassl.views == "all"
 
 
-@pytest.mark.parametrize("name", plugin_names("ray_sassl.stylize"))
+@pytest.mark.parametrize("name", plugin_names("ray_sassl.style.stylizers"))
 def test_views_too_small_for_the_stylizer_are_refused_before_it_is_built(name):
     changes = [f"stylize={name}", "views=dino_32", "method=dino", "sassl.views=all"]  # small views of 16 px
-    if load_plugin("ray_sassl.stylize", name).Config.min_px <= 16:
+    if load_plugin("ray_sassl.style.stylizers", name).Config.min_px <= 16:
         assert apply_overrides(load_experiment("demo_plain"), changes).stylize.name == name
         return
     with pytest.raises(OverrideError, match=r"at least 32 px, not of 16 px; .*a stylizer for them: color_statistics, identity"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ray_sassl.data.styles import BadBankError, StyleBank
+from ray_sassl.style.bank import BadBankError, StyleBank
 
 
 @pytest.fixture

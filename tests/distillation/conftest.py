@@ -14,8 +14,8 @@ from torch import nn
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index, build_index
-from ray_sassl.distillation.crops import Crops, Teacher
-from ray_sassl.nn.style_network import StyleTransformer
+from ray_sassl.style.distillation.crops import Crops, Teacher
+from ray_sassl.style.networks.style_network import StyleTransformer
 
 CODE_SIZE = 5
 

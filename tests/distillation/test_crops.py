@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
-from ray_sassl.distillation import DistillConfig
-from ray_sassl.distillation.crops import Crops, make_crops
+from ray_sassl.style.distillation import DistillConfig
+from ray_sassl.style.distillation.crops import Crops, make_crops
 from ray_sassl.plugins import UsageError
 from tests.distillation.conftest import write_images
 

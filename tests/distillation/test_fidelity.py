@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sassl.distillation.fidelity import fidelity, luminance, ssim
-from ray_sassl.stylize.color_statistics import Config as ColorStatistics
-from ray_sassl.stylize.identity import Config as Identity
+from ray_sassl.style.distillation.fidelity import fidelity, luminance, ssim
+from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
+from ray_sassl.style.stylizers.identity import Config as Identity
 
 CPU = torch.device("cpu")
 

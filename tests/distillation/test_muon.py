@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sassl.distillation.muon import Muon, orthogonalised
+from ray_sassl.style.distillation.muon import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from ray_sassl.distillation.student import Student, stages
-from ray_sassl.nn.style_network import SmallPredictor, StyleTransformer
+from ray_sassl.style.distillation.student import Student, stages
+from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer
 from tests.distillation.conftest import CODE_SIZE
 
 

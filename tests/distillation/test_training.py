@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sassl.distillation import DistillConfig
-from ray_sassl.distillation.training import Distiller, draw_batch, schedule
+from ray_sassl.style.distillation import DistillConfig
+from ray_sassl.style.distillation.training import Distiller, draw_batch, schedule
 
 CONFIG = DistillConfig(num_crops=24, steps=30, batch_size=4, warmup_steps=5, sizes_px=(32,), precision="float32")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sassl.data.styles import StyleBank
+from ray_sassl.style.bank import StyleBank
 from ray_sassl.evaluate.changes import Augmented, Stylized, Textures, textures_of
 from ray_sassl.plugins import UsageError
-from ray_sassl.stylize.color_statistics import Config as ColorStatistics
-from ray_sassl.stylize.swift import Config as Swift
+from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
+from ray_sassl.style.stylizers.swift import Config as Swift
 
 COLOURS = ColorStatistics()
 

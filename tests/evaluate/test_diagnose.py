@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ray_sassl.evaluate import diagnose
-from ray_sassl.stylize.color_statistics import Config as ColorStatistics
+from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from tests.evaluate.conftest import SmallSubject
 
 OPTIONS = {"num_queries": 6, "num_neighbours": 4, "num_shown": 3, "style_copies": 2}

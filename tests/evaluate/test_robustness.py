@@ -12,7 +12,7 @@ from ray_sassl.evaluate import FixedFeatures, LabelledFeatures, robustness
 from ray_sassl.evaluate.changes import Stylized, Textures
 from ray_sassl.evaluate.logistic import fit_lbfgs, moments
 from ray_sassl.plugins import UsageError
-from ray_sassl.stylize.color_statistics import Config as ColorStatistics
+from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from tests.evaluate.conftest import SmallSubject
 
 OPTIONS = {"corruptions": ("gaussian_noise", "contrast"), "severities": (1, 3, 5), "num_shown": 3, "stylize": ColorStatistics()}

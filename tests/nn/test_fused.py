@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ray_sassl.nn import fused
-from ray_sassl.nn.fused import convolution, convolved
+from ray_sassl.style.networks import fused
+from ray_sassl.style.networks.fused import convolution, convolved
 
 PLAIN = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 

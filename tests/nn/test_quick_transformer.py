@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ray_sassl.nn.quick_transformer import QuickTransformer, norm_
-from ray_sassl.nn.style_network import StyleTransformer
+from ray_sassl.style.networks.quick_transformer import QuickTransformer, norm_
+from ray_sassl.style.networks.style_network import StyleTransformer
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ray_sassl.nn.style_network import (
+from ray_sassl.style.networks.style_network import (
     MobileNetPredictor,
     SmallPredictor,
     StyleTransformer,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ray_sassl.nn.tflite import BadTfliteError, read_constants
+from ray_sassl.style.networks.tflite import BadTfliteError, read_constants
 
 
 @pytest.fixture(scope="module")

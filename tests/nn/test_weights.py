@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_sassl.nn.weights import (
+from ray_sassl.style.weights import (
     BadWeightsError,
     MissingWeightsError,
     PublishedWeights,

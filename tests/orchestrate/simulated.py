@@ -17,7 +17,7 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.control import News
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
-from ray_sassl.stylize import StylizerConfig
+from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.types import RunResult
 

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from ray_sassl.stylize.color_statistics import Config, monge_kantorovich
+from ray_sassl.style.stylizers.color_statistics import Config, monge_kantorovich
 
 STYLIZER = Config(regularization=1e-6).build(torch.device("cpu"))
 

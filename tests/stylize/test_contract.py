@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from ray_sassl.plugins import load_plugin, plugin_names
-from ray_sassl.stylize import Stylizer
+from ray_sassl.style.stylizers import Stylizer
 
-PACKAGE = "ray_sassl.stylize"
+PACKAGE = "ray_sassl.style.stylizers"
 CPU = torch.device("cpu")
 
 

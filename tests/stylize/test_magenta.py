@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sassl.nn.tflite import BadTfliteError
+from ray_sassl.style.networks.tflite import BadTfliteError
 from ray_sassl.plugins import UsageError
-from ray_sassl.stylize.magenta import PREDICTOR, TRANSFORMER, WEIGHTS, Config, convert
+from ray_sassl.style.stylizers.magenta import PREDICTOR, TRANSFORMER, WEIGHTS, Config, convert
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sassl.distillation.fidelity import fidelity
-from ray_sassl.nn.style_network import SmallPredictor, StyleTransformer
-from ray_sassl.nn.weights import BadWeightsError, MissingWeightsError
-from ray_sassl.stylize.magenta import Config as Magenta
-from ray_sassl.stylize.swift import CODE_SPACE, SHIPPED, Config, pack_student, read_student
+from ray_sassl.style.distillation.fidelity import fidelity
+from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer
+from ray_sassl.style.weights import BadWeightsError, MissingWeightsError
+from ray_sassl.style.stylizers.magenta import Config as Magenta
+from ray_sassl.style.stylizers.swift import CODE_SPACE, SHIPPED, Config, pack_student, read_student
 
 CPU = torch.device("cpu")
 

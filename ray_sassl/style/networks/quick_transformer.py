@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.nn.fused import convolution, convolved
-from ray_sassl.nn.style_network import EPSILON, StyleTransformer
+from ray_sassl.style.networks.fused import convolution, convolved
+from ray_sassl.style.networks.style_network import EPSILON, StyleTransformer
 
 _TAPS = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 """(phase, tap of the small image, tap of the large image): which of three neighbours of the upsampled image lie in which pixel."""

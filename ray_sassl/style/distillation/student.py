@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.nn.style_network import SmallPredictor, StyleTransformer, conditional_instance_norm
+from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer, conditional_instance_norm
 
 _LEAST_VARIANCE = 3e-3
 """Added to the codes' variances: the directions in which they hardly vary are not blown up."""

@@ -19,10 +19,10 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from ray_sassl.data.styles import StyleBank
+from ray_sassl.style.bank import StyleBank
 from ray_sassl.keyed import Stream, normal, uniform
 from ray_sassl.plugins import FrozenConfig
-from ray_sassl.stylize import Stylizer
+from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.views.recipes import ordered
 
 log = logging.getLogger(__name__)

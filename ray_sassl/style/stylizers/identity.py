@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ray_sassl.stylize import Stylizer, StylizerConfig
+from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
 
 class Config(StylizerConfig):

@@ -27,10 +27,10 @@ from ray_sassl.data.decode import decode_rows, image_format
 from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.styles import StyleBank
+from ray_sassl.style.bank import StyleBank
 from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
-from ray_sassl.sassl import Chunks, SasslConfig, StyleParams, blend, draw_styles, is_out_of_memory, to_float, to_uint8
-from ray_sassl.stylize import Stylizer, StylizerConfig
+from ray_sassl.style.augment import Chunks, SasslConfig, StyleParams, blend, draw_styles, is_out_of_memory, to_float, to_uint8
+from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
 BLOCK_ROWS = 256
 """Rows, at most, that are decoded, stylised and encoded together."""
@@ -40,7 +40,7 @@ _PIXELS_AT_ONCE = 32 * 256 * 256
 class StyleJobConfig(FrozenConfig):
     """What is done to every image of a data set."""
 
-    stylize: plugin_field("ray_sassl.stylize", StylizerConfig) = "color_statistics"  # type: ignore[valid-type]
+    stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) = "color_statistics"  # type: ignore[valid-type]
     """The stylizer."""
     sassl: SasslConfig = SasslConfig(prob=1.0, alpha=(1.0, 1.0), beta=(1.0, 1.0))
     """Strength and source of styles; by default every image is repainted at full strength in the style of another one."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.nn.quick_transformer import QuickTransformer
-from ray_sassl.nn.style_network import StyleTransformer
+from ray_sassl.style.networks.quick_transformer import QuickTransformer
+from ray_sassl.style.networks.style_network import StyleTransformer
 from ray_sassl.plugins import UsageError
-from ray_sassl.stylize import Stylizer
+from ray_sassl.style.stylizers import Stylizer
 
 _STRIDE = 4
 """The transformer contracts twice by two."""

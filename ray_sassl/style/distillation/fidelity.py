@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ray_sassl.stylize import Stylizer
+from ray_sassl.style.stylizers import Stylizer
 
 _LUMINANCE = (0.299, 0.587, 0.114)
 _AT_ONCE_PIXELS = 32 * 224 * 224

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.nn.fused import Activation, convolved
+from ray_sassl.style.networks.fused import Activation, convolved
 
 EPSILON = 1e-5
 

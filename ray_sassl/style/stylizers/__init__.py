@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ray_sassl.nn.weights import PublishedWeights, weights_path
+from ray_sassl.style.weights import PublishedWeights, weights_path
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
 
 

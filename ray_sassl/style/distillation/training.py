@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.distillation import DistillConfig
-from ray_sassl.distillation.crops import Crops
-from ray_sassl.distillation.muon import Muon
-from ray_sassl.distillation.student import Student, stages
-from ray_sassl.nn.style_network import StyleTransformer
-from ray_sassl.stylize.network_pair import resized
+from ray_sassl.style.distillation import DistillConfig
+from ray_sassl.style.distillation.crops import Crops
+from ray_sassl.style.distillation.muon import Muon
+from ray_sassl.style.distillation.student import Student, stages
+from ray_sassl.style.networks.style_network import StyleTransformer
+from ray_sassl.style.stylizers.network_pair import resized
 
 _CPU = torch.device("cpu")
 

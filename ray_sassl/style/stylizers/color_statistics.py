@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ray_sassl.stylize import Stylizer, StylizerConfig
+from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
 _UPPER = torch.triu_indices(3, 3)
 

@@ -29,7 +29,7 @@ from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.pipeline import Restyle, ViewSource
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.augment import Chunks, stylize_views
-from ray_sassl.scoring import online_scores
+from ray_sassl.evaluation.subject import online_scores
 from ray_sassl.train.checkpoint import BadCheckpointError, Checkpoint, latest_checkpoint, list_checkpoints, read_checkpoint
 from ray_sassl.train.context import Context
 from ray_sassl.train.divergence import DIVERGED

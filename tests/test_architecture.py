@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl.evaluate import Protocol, ProtocolConfig
+from ray_sassl.evaluation import Protocol, ProtocolConfig
 from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = {
     "ray_sassl.methods": (MethodConfig, Method),
     "ray_sassl.style.stylizers": (StylizerConfig, Stylizer),
-    "ray_sassl.evaluate": (ProtocolConfig, Protocol),
+    "ray_sassl.evaluation": (ProtocolConfig, Protocol),
     "ray_sassl.feature_aug": (FeatureAugConfig, FeatureAugmentation),
 }
 PLUGINS = [(package, name) for package in CONTRACTS for name in plugin_names(package)]

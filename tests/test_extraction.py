@@ -9,8 +9,8 @@ from torch import nn
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import build_index
-from ray_sassl.evaluate import ImageChange
-from ray_sassl.extraction import ExtractionJob, Extractor, Preprocessing, extract_here, joined
+from ray_sassl.evaluation import ImageChange
+from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing, extract_here, joined
 from ray_sassl.pipeline import labelled_images
 from ray_sassl.plugins import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
@@ -73,7 +73,7 @@ def test_changed_images_are_read_in_the_same_pass(tmp_path: Path, monkeypatch: p
 
 
 def test_portions_may_come_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ray_sassl.extraction.PORTION_ROWS", 40)
+    monkeypatch.setattr("ray_sassl.evaluation.extraction.PORTION_ROWS", 40)
     job = _job(tmp_path)
     extractor = Extractor(job, torch.device("cpu"), 2)
     assert len(job.items) == 4

@@ -36,7 +36,7 @@ from ray_sassl.run import (
     view_source,
     write_summary,
 )
-from ray_sassl.scoring import untrained_backbone
+from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.train.checkpoint import BadCheckpointError, latest_checkpoint, save_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.types import RunResult

@@ -17,14 +17,14 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
-from ray_sassl.evaluate import Task
-from ray_sassl.evaluate.corruptions import Corrupted
-from ray_sassl.evaluate.knn import Config as Knn
-from ray_sassl.evaluate.robustness import Config as Robustness
+from ray_sassl.evaluation import Task
+from ray_sassl.evaluation.corruptions import Corrupted
+from ray_sassl.evaluation.protocols.knn import Config as Knn
+from ray_sassl.evaluation.protocols.robustness import Config as Robustness
 from ray_sassl.experiments import load_experiment
-from ray_sassl.extraction import extract_here
+from ray_sassl.evaluation.extraction import extract_here
 from ray_sassl.plugins import UsageError
-from ray_sassl.scoring import (
+from ray_sassl.evaluation.subject import (
     EncoderSubject,
     LabelledImages,
     RawPixels,
@@ -74,7 +74,7 @@ def test_the_online_score_decodes_its_images_once(config, monkeypatch: pytest.Mo
     assert scorer is not None
     first = scorer(RawPixels())
     assert first["knn_top1"] == 1.0
-    monkeypatch.setattr("ray_sassl.scoring.labelled_images", _refuse)
+    monkeypatch.setattr("ray_sassl.evaluation.subject.labelled_images", _refuse)
     assert scorer(RawPixels()) == first
 
 
@@ -136,7 +136,7 @@ def test_too_many_bad_evaluation_images_are_refused(config, tmp_path):
 
 def test_what_is_small_is_decoded_once_and_what_is_large_at_each_pass(config, tmp_path, monkeypatch: pytest.MonkeyPatch):
     for limit_bytes, is_same in ((2**20, True), (100, False)):
-        monkeypatch.setattr("ray_sassl.scoring._KEPT_BYTES", limit_bytes)
+        monkeypatch.setattr("ray_sassl.evaluation.subject._KEPT_BYTES", limit_bytes)
         images = LabelledImages(DataConfig(path=f"{tmp_path}/test.parquet"), 8)
         first, second = list(images), list(images)
         assert (first[0][0] is second[0][0]) is is_same

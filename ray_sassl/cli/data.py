@@ -150,8 +150,8 @@ def cards_command(
     root: Annotated[str | None, typer.Option(help="Where fetched data sets are. [default: the cache]")] = None,
 ) -> None:
     """List the data sets of the papers' transfer tables, and which of them are here."""
-    from ray_sassl.targets.cards import CARDS, card_of
-    from ray_sassl.targets.prepare import default_root, is_prepared
+    from ray_sassl.evaluation.targets.cards import CARDS, card_of
+    from ray_sassl.evaluation.targets.prepare import default_root, is_prepared
 
     console, root = Console(), root or default_root()
     if name is not None:
@@ -184,8 +184,8 @@ def fetch_command(
     Downloads are checked by their published md5. Each data set has terms of its own: `data cards NAME` prints them.
     """
     from ray_sassl.orchestrate.progress import progress_bar
-    from ray_sassl.targets.cards import card_of
-    from ray_sassl.targets.prepare import default_root, fetch, is_prepared, prepare
+    from ray_sassl.evaluation.targets.cards import card_of
+    from ray_sassl.evaluation.targets.prepare import default_root, fetch, is_prepared, prepare
 
     console, card, root = Console(), card_of(name), out or default_root()
     if keep_files and folder is not None:

@@ -19,14 +19,14 @@ from ray_sassl.files import storage
 from ray_sassl.cli.evaluation import FOLDER, scores_table
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.detection import DetectConfig
-from ray_sassl.detection.average_precision import check_installed
-from ray_sassl.detection.report import detections_table, evaluation_of
-from ray_sassl.detection.training import DetectionJob, DetectionResult, run_detection
-from ray_sassl.detection.voc import read_voc
-from ray_sassl.evaluate import Evaluation
+from ray_sassl.evaluation.detection import DetectConfig
+from ray_sassl.evaluation.detection.average_precision import check_installed
+from ray_sassl.evaluation.detection.report import detections_table, evaluation_of
+from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult, run_detection
+from ray_sassl.evaluation.detection.voc import read_voc
+from ray_sassl.evaluation import Evaluation
 from ray_sassl.run import find_checkpoint, load_backbone
-from ray_sassl.scoring import untrained_backbone
+from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import LocalContext
 

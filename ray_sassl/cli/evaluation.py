@@ -21,15 +21,15 @@ from rich.table import Table
 from ray_sassl.files import storage
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.evaluate import Evaluation, Predictions, ProtocolConfig, Score, Task
+from ray_sassl.evaluation import Evaluation, Predictions, ProtocolConfig, Score, Task
 from ray_sassl.experiments import data_root
-from ray_sassl.extraction import EncodeCrops, Extract, Extracted, ExtractionJob, KeptImages, encode_crops_here, extract_here
+from ray_sassl.evaluation.extraction import EncodeCrops, Extract, Extracted, ExtractionJob, KeptImages, encode_crops_here, extract_here
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
 from ray_sassl.records import read_scores
-from ray_sassl.scoring import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
+from ray_sassl.evaluation.subject import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 
-_PROTOCOLS = "ray_sassl.evaluate"
+_PROTOCOLS = "ray_sassl.evaluation"
 _SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
 FOLDER, FEATURES, DETECT = "evaluation", "features", "detect"
 ALL = "all"

@@ -143,7 +143,7 @@ def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
     from ray_sassl.cli.evaluation import parse_protocols, split_detection, with_all_named
     from ray_sassl.cli.pretraining import load_config
     from ray_sassl.config.overrides import apply_overrides
-    from ray_sassl.detection import DetectConfig
+    from ray_sassl.evaluation.detection import DetectConfig
     from ray_sassl.run import CONFIG
 
     run = given["run"]

@@ -182,13 +182,13 @@ def views(console: Console, experiment: str, overrides: list[str], out: str, row
 
 def demo(console: Console, run_dir: str | None, address: str | None) -> None:
     """Both demo runs, then one table of what they learned."""
-    from ray_sassl.evaluate.knn import Config as Knn
-    from ray_sassl.evaluate.linear import Config as Linear
+    from ray_sassl.evaluation.protocols.knn import Config as Knn
+    from ray_sassl.evaluation.protocols.linear import Config as Linear
     from ray_sassl.experiments import load_experiment
     from ray_sassl.orchestrate import launch
     from ray_sassl.orchestrate.session import ray_session
     from ray_sassl.run import find_checkpoint, load_backbone
-    from ray_sassl.scoring import load_evaluation_data, score, untrained_backbone
+    from ray_sassl.evaluation.subject import load_evaluation_data, score, untrained_backbone
 
     began = time.monotonic()
     folder = run_dir or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}"

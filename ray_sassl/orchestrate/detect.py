@@ -16,7 +16,7 @@ import torch
 from ray.actor import ActorHandle
 
 from ray_sassl.files import storage
-from ray_sassl.detection.training import DetectionJob, DetectionResult, run_detection
+from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult, run_detection
 from ray_sassl.orchestrate.control import News, start_control
 from ray_sassl.orchestrate.train_job import Workers
 from ray_sassl.orchestrate.worker import RayContext

@@ -48,7 +48,7 @@ from ray_sassl.orchestrate.session import ray_session
 from ray_sassl.orchestrate.watched import run_watched
 from ray_sassl.orchestrate.weights import driver_weights, keep_weights
 from ray_sassl.plugins import UsageError, did_you_mean
-from ray_sassl.scoring import ONLINE_SCORES
+from ray_sassl.evaluation.subject import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
 from ray_sassl.study.searcher import suggest
 from ray_sassl.style.stylizers import StylizerConfig

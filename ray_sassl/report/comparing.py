@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ray_sassl.detection import DetectConfig
-from ray_sassl.evaluate.intervals import score_over_draws
-from ray_sassl.evaluate.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
+from ray_sassl.evaluation.detection import DetectConfig
+from ray_sassl.evaluation.intervals import score_over_draws
+from ray_sassl.evaluation.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
 from ray_sassl.plugins import UsageError, load_plugin, plugin_names
 from ray_sassl.records import Figure, RunRecord, Scores, is_share, shown
 
-_PROTOCOLS = "ray_sassl.evaluate"
+_PROTOCOLS = "ray_sassl.evaluation"
 _DETECT = "detect"
 """Detection, which has a verb of its own."""
 _PER_CLASS, _FROM_PREDICTIONS = "mean_per_class", ("top1", "mean_per_class")

@@ -11,7 +11,7 @@ from torch import nn
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.index import build_index, read_groups
 from ray_sassl.data.quarantine import Quarantine
-from ray_sassl.evaluate.logistic import fit_lbfgs, moments
+from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.plugins import UsageError
 from ray_sassl.takeaway.embedding import Embedder
 

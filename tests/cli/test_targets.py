@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_sassl.plugins import UsageError
-from ray_sassl.targets import cards
+from ray_sassl.evaluation.targets import cards
 from tests.cli.test_cli import TINY, _data, _run
 from tests.targets.conftest import Written, dtd
 
@@ -20,7 +20,7 @@ def small_dtd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Written:
     folder.mkdir()
     written = dtd(folder, monkeypatch)
     monkeypatch.setitem(cards._BY_NAME, "dtd", written.card)
-    monkeypatch.setattr("ray_sassl.targets.prepare.CARDS", (written.card,))
+    monkeypatch.setattr("ray_sassl.evaluation.targets.prepare.CARDS", (written.card,))
     monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path / "cache"))
     return written
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.detection import DetectConfig
-from ray_sassl.detection.training import DetectionJob
-from ray_sassl.detection.voc import read_voc
+from ray_sassl.evaluation.detection import DetectConfig
+from ray_sassl.evaluation.detection.training import DetectionJob
+from ray_sassl.evaluation.detection.voc import read_voc
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
 <bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""

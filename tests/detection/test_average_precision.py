@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from ray_sassl.detection.average_precision import (
+from ray_sassl.evaluation.detection.average_precision import (
     FIGURES,
     Detections,
     _Matched,
@@ -14,7 +14,7 @@ from ray_sassl.detection.average_precision import (
     average_precision,
     average_precision_scores,
 )
-from ray_sassl.detection.voc import Truth
+from ray_sassl.evaluation.detection.voc import Truth
 
 CLASSES = ("cat", "dog", "owl")
 Case = tuple[list[Detections], list[Truth]]

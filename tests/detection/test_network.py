@@ -8,8 +8,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.detection import DetectConfig
-from ray_sassl.detection.network import build_detector, stages_of
+from ray_sassl.evaluation.detection import DetectConfig
+from ray_sassl.evaluation.detection.network import build_detector, stages_of
 from ray_sassl.plugins import UsageError
 
 ENCODERS = [

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_sassl.detection.voc import read_voc
+from ray_sassl.evaluation.detection.voc import read_voc
 from ray_sassl.plugins import UsageError
 from tests.detection.conftest import write_data, write_example
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sassl.evaluate import Evaluation, ImageChange, LabelledFeatures, Split, Subject, Task
-from ray_sassl.evaluate.features import features_of
+from ray_sassl.evaluation import Evaluation, ImageChange, LabelledFeatures, Split, Subject, Task
+from ray_sassl.evaluation.features import features_of
 from ray_sassl.plugins import UsageError
 
 CLASSES = ("red", "green", "blue")

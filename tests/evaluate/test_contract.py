@@ -20,12 +20,12 @@ from pydantic import ValidationError
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
-from ray_sassl.evaluate import Evaluation, ProtocolConfig
+from ray_sassl.evaluation import Evaluation, ProtocolConfig
 from ray_sassl.experiments import load_experiment
-from ray_sassl.extraction import KeptImages, extract_here
+from ray_sassl.evaluation.extraction import KeptImages, extract_here
 from ray_sassl.plugins import load_plugin, plugin_names
 from ray_sassl.records import is_share
-from ray_sassl.scoring import EncoderSubject, labelled_data
+from ray_sassl.evaluation.subject import EncoderSubject, labelled_data
 
 NUM_IMAGES, NUM_CLASSES, SIZE_PX = 270, 3, 32
 QUICK = {"epochs": 1, "num_draws": 10, "shots": (5,), "style_copies": 1, "severities": (3,), "corruptions": ("contrast", "gaussian_noise")}
@@ -67,7 +67,7 @@ def subject(splits: tuple[DataConfig, DataConfig]) -> EncoderSubject:
 _known: dict[str, Evaluation] = {}
 
 
-@pytest.fixture(params=plugin_names("ray_sassl.evaluate"))
+@pytest.fixture(params=plugin_names("ray_sassl.evaluation"))
 def found(request: pytest.FixtureRequest, subject: EncoderSubject, splits: tuple[DataConfig, DataConfig]) -> Evaluation:
     name: str = request.param
     if name not in _known:
@@ -76,7 +76,7 @@ def found(request: pytest.FixtureRequest, subject: EncoderSubject, splits: tuple
 
 
 def _config(name: str, train: DataConfig, test: DataConfig) -> ProtocolConfig:
-    config = load_plugin("ray_sassl.evaluate", name).Config
+    config = load_plugin("ray_sassl.evaluation", name).Config
     fields: dict[str, Any] = {"targets": [{"name": "mine", "train": train, "test": test}]} if config.brings_images else {}
     for field, value in QUICK.items():
         if field in config.model_fields:

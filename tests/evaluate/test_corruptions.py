@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_sassl.evaluate.corruptions import CORRUPTIONS, Corrupted, _plasma
+from ray_sassl.evaluation.corruptions import CORRUPTIONS, Corrupted, _plasma
 
 each_corruption = pytest.mark.parametrize("name", CORRUPTIONS)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_sassl.evaluate import diagnose
+from ray_sassl.evaluation.protocols import diagnose
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from tests.evaluate.conftest import SmallSubject
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sassl.evaluate.features import extract_features
+from ray_sassl.evaluation.features import extract_features
 from ray_sassl.plugins import UsageError
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -5,7 +5,8 @@ import pytest
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import NearestCentroid
 
-from ray_sassl.evaluate import Evaluation, FixedFeatures, LabelledFeatures, few_shot
+from ray_sassl.evaluation import Evaluation, FixedFeatures, LabelledFeatures
+from ray_sassl.evaluation.protocols import few_shot
 from ray_sassl.plugins import UsageError
 
 LABELS = np.array([1, 2, 4])

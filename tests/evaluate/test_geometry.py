@@ -8,7 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from ray_sassl.evaluate.geometry import alignment, nearest, principal_components, uniformity
+from ray_sassl.evaluation.geometry import alignment, nearest, principal_components, uniformity
 
 
 def _rows(num: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -22,7 +22,7 @@ def test_alignment_is_the_squared_distance_on_the_sphere():
 
 @pytest.mark.parametrize("rows_at_once", [3, 1024])
 def test_uniformity_equals_the_equation_pair_by_pair(rows_at_once, monkeypatch):
-    monkeypatch.setattr("ray_sassl.evaluate.geometry._ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("ray_sassl.evaluation.geometry._ROWS_AT_ONCE", rows_at_once)
     z = _rows(20, 4)
     x = (z / z.norm(dim=1, keepdim=True)).double().numpy()
     pairs = [math.exp(-2 * float(((a - b) ** 2).sum())) for i, a in enumerate(x) for b in x[:i]]

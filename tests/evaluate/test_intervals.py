@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ray_sassl.evaluate import Score
-from ray_sassl.evaluate.intervals import bootstrap, mean_score, per_class_score, score_over_draws
+from ray_sassl.evaluation import Score
+from ray_sassl.evaluation.intervals import bootstrap, mean_score, per_class_score, score_over_draws
 
 
 def _bounds(score: Score) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ray_sassl.evaluate.paired import difference_of_means, paired_difference
+from ray_sassl.evaluation.paired import difference_of_means, paired_difference
 
 
 def _hits(rng: np.random.Generator, difficulty: np.ndarray, ability: np.ndarray) -> np.ndarray:

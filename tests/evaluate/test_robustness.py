@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from ray_sassl.evaluate import FixedFeatures, LabelledFeatures, robustness
-from ray_sassl.evaluate.changes import Stylized, Textures
-from ray_sassl.evaluate.logistic import fit_lbfgs, moments
+from ray_sassl.evaluation import FixedFeatures, LabelledFeatures
+from ray_sassl.evaluation.protocols import robustness
+from ray_sassl.evaluation.changes import Stylized, Textures
+from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from tests.evaluate.conftest import SmallSubject

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sassl.evaluate import LabelledFeatures
-from ray_sassl.evaluate.scores import check_classes, classification_scores
+from ray_sassl.evaluation import LabelledFeatures
+from ray_sassl.evaluation.scores import check_classes, classification_scores
 from ray_sassl.plugins import UsageError
 
 

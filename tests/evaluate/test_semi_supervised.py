@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ray_sassl.evaluate import semi_supervised
-from ray_sassl.evaluate.semi_supervised import rows_of_split_file, subset_name
+from ray_sassl.evaluation.protocols import semi_supervised
+from ray_sassl.evaluation.protocols.semi_supervised import rows_of_split_file, subset_name
 from ray_sassl.plugins import UsageError
 from tests.evaluate.conftest import Normalised, SmallSubject
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ray_sassl.evaluate import LabelledFeatures
-from ray_sassl.evaluate.store import encoder_digest, file_name, read_features, write_features
+from ray_sassl.evaluation import LabelledFeatures
+from ray_sassl.evaluation.store import encoder_digest, file_name, read_features, write_features
 
 PROVENANCE = {"encoder": "a", "data": "b", "preprocessing": "c", "change": "none"}
 

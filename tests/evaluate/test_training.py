@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sassl.evaluate import Evaluation, finetune
-from ray_sassl.evaluate.training import Classifier, DivergedError, train_classifier
+from ray_sassl.evaluation import Evaluation
+from ray_sassl.evaluation.protocols import finetune
+from ray_sassl.evaluation.training import Classifier, DivergedError, train_classifier
 from ray_sassl.plugins import UsageError
 from tests.evaluate.conftest import Normalised, SmallSubject
 
@@ -119,7 +120,7 @@ def test_a_class_with_test_images_only_and_a_single_class_are_refused(normalised
 
 def test_running_statistics_move_slowly_where_an_epoch_is_long():
     network = Classifier(Normalised(), 24, 3)
-    from ray_sassl.evaluate.training import _set_modes
+    from ray_sassl.evaluation.training import _set_modes
 
     for steps, momentum in ((5, 0.1), (1000, 0.01)):
         _set_modes(network, "train", steps)
@@ -129,7 +130,7 @@ def test_running_statistics_move_slowly_where_an_epoch_is_long():
 
 
 def test_raw_pixels_are_a_baseline_that_has_nothing_to_train_but_the_classifier():
-    from ray_sassl.scoring import RawPixels
+    from ray_sassl.evaluation.subject import RawPixels
 
     subject = SmallSubject(network=RawPixels())
     subject.encoder = lambda: (RawPixels(), 3 * 32 * 32)  # pyright: ignore[reportAttributeAccessIssue]

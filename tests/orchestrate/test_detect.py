@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_sassl.detection.training import run_detection
+from ray_sassl.evaluation.detection.training import run_detection
 from ray_sassl.orchestrate.detect import detect_on_ray
 from ray_sassl.orchestrate.train_job import Workers
 from ray_sassl.plugins import UsageError

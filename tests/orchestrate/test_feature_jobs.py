@@ -12,14 +12,14 @@ from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import build_index
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.evaluate import Task
-from ray_sassl.evaluate.finetune import Config as FineTune
-from ray_sassl.evaluate.knn import Config as Knn
-from ray_sassl.extraction import CropJob, ExtractionJob, Preprocessing, encode_crops_here, extract_here
+from ray_sassl.evaluation import Task
+from ray_sassl.evaluation.protocols.finetune import Config as FineTune
+from ray_sassl.evaluation.protocols.knn import Config as Knn
+from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing, encode_crops_here, extract_here
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
 from ray_sassl.orchestrate.feature_jobs import EvaluationPool, evaluation_pool
 from ray_sassl.plugins import UsageError
-from ray_sassl.scoring import JudgeJob, judge_one
+from ray_sassl.evaluation.subject import JudgeJob, judge_one
 from tests.orchestrate.conftest import small_config, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -62,7 +62,7 @@ def test_other_data_sets_are_judged_side_by_side_as_in_one_process(pool: Evaluat
 
 
 def test_actors_find_what_one_process_finds_and_serve_several_jobs(pool: EvaluationPool, job: ExtractionJob, monkeypatch):
-    monkeypatch.setattr("ray_sassl.extraction.PORTION_ROWS", 40)
+    monkeypatch.setattr("ray_sassl.evaluation.extraction.PORTION_ROWS", 40)
     here = extract_here(job)
     there = pool.extract(job)
     other = pool.extract(ExtractionJob(torch.nn.Flatten(), job.index, job.preprocessing))

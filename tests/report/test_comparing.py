@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_sassl.detection import DetectConfig
+from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.plugins import UsageError
 from ray_sassl.records import Figure, Predictions, RunRecord, Scores
 from ray_sassl.report.comparing import as_json, as_markdown, compare, described, group_runs

@@ -18,8 +18,8 @@ import torchvision.datasets as tv
 from PIL import Image
 from scipy.io import savemat
 
-from ray_sassl.targets import Card
-from ray_sassl.targets.cards import card_of
+from ray_sassl.evaluation.targets import Card
+from ray_sassl.evaluation.targets.cards import card_of
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from ray_sassl.plugins import UsageError
-from ray_sassl.targets import layouts
+from ray_sassl.evaluation.targets import layouts
 from tests.targets.conftest import WRITERS, Written, dtd, put_image
 
 
 def test_every_card_has_a_layout_that_the_tests_write():
-    from ray_sassl.targets.cards import CARDS
+    from ray_sassl.evaluation.targets.cards import CARDS
 
     assert sorted(card.name for card in CARDS) == sorted(WRITERS)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ray_sassl.detection.voc import Truth
-from ray_sassl.evaluate import Score
-from ray_sassl.evaluate.intervals import LEVEL, NUM_RESAMPLES
+from ray_sassl.evaluation.detection.voc import Truth
+from ray_sassl.evaluation import Score
+from ray_sassl.evaluation.intervals import LEVEL, NUM_RESAMPLES
 from ray_sassl.plugins import UsageError
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

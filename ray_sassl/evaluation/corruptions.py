@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ray_sassl.evaluate import ImageChange
+from ray_sassl.evaluation import ImageChange
 
 MAX_SEVERITY = 5
 _SMALL_PX = 64

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.evaluate import Subject
+from ray_sassl.evaluation import Subject
 
 log = logging.getLogger(__name__)
 

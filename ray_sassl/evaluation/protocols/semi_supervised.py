@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 
 from ray_sassl.files import storage
 from ray_sassl.data import IMAGE_EXTENSIONS
-from ray_sassl.evaluate import Evaluation, Protocol, Subject
-from ray_sassl.evaluate.splits import stratified
-from ray_sassl.evaluate.training import TrainingConfig, judge_by_training
+from ray_sassl.evaluation import Evaluation, Protocol, Subject
+from ray_sassl.evaluation.splits import stratified
+from ray_sassl.evaluation.training import TrainingConfig, judge_by_training
 from ray_sassl.plugins import UsageError
 
 _SHOWN = 3

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from ray_sassl.evaluate import Score
+from ray_sassl.evaluation import Score
 
 LEVEL = 0.95
 NUM_RESAMPLES = 1000

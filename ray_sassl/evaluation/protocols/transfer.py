@@ -1,6 +1,6 @@
 """Transfer: the same frozen or fine-tuned encoder judged on other data sets, each by its own split and figure.
 
-The data sets of the papers are named by their cards (`ray_sassl/targets/cards.py`) and come from the cache, where `ray-sassl data fetch NAME` puts them;
+The data sets of the papers are named by their cards (`ray_sassl/evaluation/targets/cards.py`) and come from the cache, where `ray-sassl data fetch NAME` puts them;
 any other labelled data set is given by its train and test images. As Kornblith, Shlens and Le 2019 (arXiv 1805.08974) do, and SimCLR, BYOL and SASSL
 after them, each is judged by logistic regression on frozen features, with the penalty chosen on held-out train images; any protocol can take its
 place.
@@ -16,12 +16,12 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from ray_sassl.data import DataConfig
-from ray_sassl.evaluate import Evaluation, Predictions, Protocol, ProtocolConfig, Score, Subject, Task
-from ray_sassl.evaluate.intervals import bootstrap
+from ray_sassl.evaluation import Evaluation, Predictions, Protocol, ProtocolConfig, Score, Subject, Task
+from ray_sassl.evaluation.intervals import bootstrap
 from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
-from ray_sassl.targets import Card, Half, Metric
-from ray_sassl.targets.cards import card_of, find_card
-from ray_sassl.targets.prepare import check_card, default_root, prepared_cards, prepared_data
+from ray_sassl.evaluation.targets import Card, Half, Metric
+from ray_sassl.evaluation.targets.cards import card_of, find_card
+from ray_sassl.evaluation.targets.prepare import check_card, default_root, prepared_cards, prepared_data
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Config(ProtocolConfig):
     brings_images: ClassVar[bool] = True
 
     targets: tuple[Annotated[Target, BeforeValidator(_named)], ...] = ()
-    protocol: plugin_field("ray_sassl.evaluate", ProtocolConfig) = _KORNBLITH  # type: ignore[valid-type, assignment]
+    protocol: plugin_field("ray_sassl.evaluation", ProtocolConfig) = _KORNBLITH  # type: ignore[valid-type, assignment]
     root: str | None = None
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_sassl.evaluate import LabelledFeatures
+from ray_sassl.evaluation import LabelledFeatures
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import UsageError
 

@@ -20,13 +20,13 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.index import Index, all_labels, all_names, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.evaluate import Evaluation, FixedFeatures, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject, Task
-from ray_sassl.evaluate.features import evaluation_mode, extract_features
-from ray_sassl.evaluate.knn import Config as KnnConfig
-from ray_sassl.evaluate.linear import Config as LinearConfig
-from ray_sassl.evaluate.scores import check_classes
-from ray_sassl.evaluate.store import Provenance, encoder_digest, read_features, write_features
-from ray_sassl.extraction import CropJob, EncodeCrops, Extract, ExtractionJob, Preprocessing, encode_crops_here, extract_here
+from ray_sassl.evaluation import Evaluation, FixedFeatures, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject, Task
+from ray_sassl.evaluation.features import evaluation_mode, extract_features
+from ray_sassl.evaluation.protocols.knn import Config as KnnConfig
+from ray_sassl.evaluation.protocols.linear import Config as LinearConfig
+from ray_sassl.evaluation.scores import check_classes
+from ray_sassl.evaluation.store import Provenance, encoder_digest, read_features, write_features
+from ray_sassl.evaluation.extraction import CropJob, EncodeCrops, Extract, ExtractionJob, Preprocessing, encode_crops_here, extract_here
 from ray_sassl.pipeline import decode_images, evaluation_view, labelled_images, training_crops
 from ray_sassl.plugins import UsageError
 

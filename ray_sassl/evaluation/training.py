@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ray_sassl.evaluate import Evaluation, ProtocolConfig, Score, Subject
-from ray_sassl.evaluate.features import evaluation_mode, features_of
-from ray_sassl.evaluate.figures import curves
-from ray_sassl.evaluate.scores import check_classes, classification_scores, evaluation_device
-from ray_sassl.evaluate.splits import held_out
+from ray_sassl.evaluation import Evaluation, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation.features import evaluation_mode, features_of
+from ray_sassl.evaluation.figures import curves
+from ray_sassl.evaluation.scores import check_classes, classification_scores, evaluation_device
+from ray_sassl.evaluation.splits import held_out
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import UsageError
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_sassl.evaluate import LabelledFeatures, Predictions, Score
-from ray_sassl.evaluate.intervals import mean_score, per_class_score
+from ray_sassl.evaluation import LabelledFeatures, Predictions, Score
+from ray_sassl.evaluation.intervals import mean_score, per_class_score
 from ray_sassl.plugins import UsageError
 
 MAX_CLASSES = 2**17

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ray_sassl.evaluate import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Subject
-from ray_sassl.evaluate.intervals import score_over_draws
-from ray_sassl.evaluate.scores import check_features, top_k_accuracy
-from ray_sassl.evaluate.splits import n_of_each
+from ray_sassl.evaluation import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Subject
+from ray_sassl.evaluation.intervals import score_over_draws
+from ray_sassl.evaluation.scores import check_features, top_k_accuracy
+from ray_sassl.evaluation.splits import n_of_each
 from ray_sassl.plugins import UsageError
 
 

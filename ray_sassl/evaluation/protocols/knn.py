@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ray_sassl.evaluate import Evaluation, Protocol, ProtocolConfig, Subject
-from ray_sassl.evaluate.geometry import nearest
-from ray_sassl.evaluate.scores import check_features, classification_scores, evaluation_device
+from ray_sassl.evaluation import Evaluation, Protocol, ProtocolConfig, Subject
+from ray_sassl.evaluation.geometry import nearest
+from ray_sassl.evaluation.scores import check_features, classification_scores, evaluation_device
 
 
 class Config(ProtocolConfig):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ray_sassl.files import storage
-from ray_sassl.evaluate import LabelledFeatures
+from ray_sassl.evaluation import LabelledFeatures
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from ray_sassl.files.cache import cache_dir, locked
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, image_format
 from ray_sassl.plugins import UsageError
-from ray_sassl.targets import Card, Half, Samples
-from ray_sassl.targets.cards import CARDS
+from ray_sassl.evaluation.targets import Card, Half, Samples
+from ray_sassl.evaluation.targets.cards import CARDS
 
 HALVES: tuple[Half, ...] = get_args(Half)
 _MARK = "card.json"

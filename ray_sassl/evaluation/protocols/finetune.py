@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ray_sassl.evaluate import Evaluation, Protocol, Subject
-from ray_sassl.evaluate.training import TrainingConfig, judge_by_training
+from ray_sassl.evaluation import Evaluation, Protocol, Subject
+from ray_sassl.evaluation.training import TrainingConfig, judge_by_training
 
 
 class Config(TrainingConfig):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_sassl.evaluate import Score
-from ray_sassl.evaluate.intervals import LEVEL
+from ray_sassl.evaluation import Score
+from ray_sassl.evaluation.intervals import LEVEL
 
 NUM_RESAMPLES = 2000
 _SEED = 0

@@ -17,8 +17,8 @@ from torch import nn
 
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.evaluate import ImageChange, LabelledFeatures
-from ray_sassl.evaluate.features import features_of
+from ray_sassl.evaluation import ImageChange, LabelledFeatures
+from ray_sassl.evaluation.features import features_of
 from ray_sassl.pipeline import CropPortion, EvaluationBatch, OnBad, TrainingCrops, evaluation_images, labelled_batches, portions
 from ray_sassl.plugins import UsageError
 

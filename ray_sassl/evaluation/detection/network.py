@@ -15,7 +15,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ray_sassl.backbones.resnet_cifar import CifarResNet
-from ray_sassl.detection import DetectConfig
+from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.nn.sync_batchnorm import convert
 from ray_sassl.plugins import UsageError
 

@@ -17,13 +17,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ray_sassl.evaluate import Evaluation, ImageChange, LabelledFeatures, Predictions, Protocol, ProtocolConfig, Score, Subject
-from ray_sassl.evaluate.changes import Stylized, Textures, textures_of
-from ray_sassl.evaluate.corruptions import CORRUPTIONS, MAX_SEVERITY, Corrupted
-from ray_sassl.evaluate.figures import draw
-from ray_sassl.evaluate.intervals import bootstrap, mean_score
-from ray_sassl.evaluate.logistic import fit_lbfgs, moments
-from ray_sassl.evaluate.scores import check_features
+from ray_sassl.evaluation import Evaluation, ImageChange, LabelledFeatures, Predictions, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation.changes import Stylized, Textures, textures_of
+from ray_sassl.evaluation.corruptions import CORRUPTIONS, MAX_SEVERITY, Corrupted
+from ray_sassl.evaluation.figures import draw
+from ray_sassl.evaluation.intervals import bootstrap, mean_score
+from ray_sassl.evaluation.logistic import fit_lbfgs, moments
+from ray_sassl.evaluation.scores import check_features
 from ray_sassl.plugins import UsageError, did_you_mean, plugin_field
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.views.grid import image_grid

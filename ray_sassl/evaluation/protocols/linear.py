@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from ray_sassl.evaluate import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Score, Subject
-from ray_sassl.evaluate.figures import curves
-from ray_sassl.evaluate.linear_sgd import fit_sgd, fixed_rows, new_crops, steps_of
-from ray_sassl.evaluate.logistic import fit_lbfgs, inverse_penalty, moments, unconverged_is_fine
-from ray_sassl.evaluate.scores import check_features, classification_scores, evaluation_device, top_k_accuracy
-from ray_sassl.evaluate.splits import held_out
+from ray_sassl.evaluation import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation.figures import curves
+from ray_sassl.evaluation.linear_sgd import fit_sgd, fixed_rows, new_crops, steps_of
+from ray_sassl.evaluation.logistic import fit_lbfgs, inverse_penalty, moments, unconverged_is_fine
+from ray_sassl.evaluation.scores import check_features, classification_scores, evaluation_device, top_k_accuracy
+from ray_sassl.evaluation.splits import held_out
 from ray_sassl.plugins import UsageError
 from ray_sassl.views.recipes import PositiveInterval
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ray_sassl.takeaway.encoder import Encoder
+    from ray_sassl.export.encoder import Encoder
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder"]
@@ -27,4 +27,4 @@ def load_encoder(path: str | os.PathLike[str], *, size_px: int | None = None) ->
         UsageError: nothing is there, it holds no encoder, or it is damaged.
     """
     # By name and only now: torch takes seconds to import, and whoever asks this package for its version must not reach it.
-    return importlib.import_module("ray_sassl.takeaway.encoder").load_encoder(path, size_px=size_px)
+    return importlib.import_module("ray_sassl.export.encoder").load_encoder(path, size_px=size_px)

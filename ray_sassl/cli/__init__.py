@@ -14,7 +14,8 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ray_sassl import __version__
-from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, takeaway, weights
+from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weights
+from ray_sassl.cli import export as takeaway
 from ray_sassl.plugins import UsageError
 
 _HELP = """Pretrain image encoders without labels, on Ray.

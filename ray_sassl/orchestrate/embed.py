@@ -23,7 +23,7 @@ from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.orchestrate.weights import keep, kept
 from ray_sassl.plugins import UsageError
-from ray_sassl.takeaway.embedding import (
+from ray_sassl.export.embedding import (
     PART_ROWS,
     Embedder,
     EmbeddingPlan,
@@ -35,7 +35,7 @@ from ray_sassl.takeaway.embedding import (
     plan_of,
     write_part,
 )
-from ray_sassl.takeaway.encoder import Encoder, encoder_bytes, encoder_from_bytes
+from ray_sassl.export.encoder import Encoder, encoder_bytes, encoder_from_bytes
 
 _FILE_EXTENSIONS = (".parquet", ".pq")
 

@@ -20,8 +20,8 @@ from ray_sassl.orchestrate import embed
 from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
 from ray_sassl.orchestrate.embed import embed_dataset
 from ray_sassl.plugins import UsageError
-from ray_sassl.takeaway.embedding import Embedder, EmbeddingPlan
-from ray_sassl.takeaway.encoder import Encoder, EncoderFacts, encoder_bytes, weights_sha256
+from ray_sassl.export.embedding import Embedder, EmbeddingPlan
+from ray_sassl.export.encoder import Encoder, EncoderFacts, encoder_bytes, weights_sha256
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

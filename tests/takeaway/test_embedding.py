@@ -14,8 +14,8 @@ import torch
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.plugins import UsageError
-from ray_sassl.takeaway import embedding
-from ray_sassl.takeaway.embedding import (
+from ray_sassl.export import embedding
+from ray_sassl.export.embedding import (
     MANIFEST,
     Embedder,
     EmbeddingPlan,
@@ -28,7 +28,7 @@ from ray_sassl.takeaway.embedding import (
     plan_of,
     write_part,
 )
-from ray_sassl.takeaway.encoder import load_encoder
+from ray_sassl.export.encoder import load_encoder
 from tests.takeaway.conftest import MakeRun, write_images
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from ray_sassl.nn.normalize import normalize
 from ray_sassl.pipeline import evaluation_view
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import find_checkpoint, load_backbone
-from ray_sassl.takeaway.encoder import encoder_bytes, encoder_from_bytes, load_encoder, weights_sha256
+from ray_sassl.export.encoder import encoder_bytes, encoder_from_bytes, load_encoder, weights_sha256
 from tests.takeaway.conftest import MakeRun
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)

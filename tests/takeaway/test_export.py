@@ -16,7 +16,7 @@ import ray_sassl
 from ray_sassl.config.files import read_config
 from ray_sassl.plugins import UsageError
 from ray_sassl.run import find_checkpoint
-from ray_sassl.takeaway.export import export_encoder
+from ray_sassl.export.export import export_encoder
 from tests.takeaway.conftest import MakeRun
 
 

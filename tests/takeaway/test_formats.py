@@ -12,8 +12,8 @@ import torchvision
 from torch import nn
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.takeaway.encoder import Encoder, EncoderFacts, weights_sha256
-from ray_sassl.takeaway.formats import FormatError, Library, example_images, largest_difference, library_model, library_state
+from ray_sassl.export.encoder import Encoder, EncoderFacts, weights_sha256
+from ray_sassl.export.formats import FormatError, Library, example_images, largest_difference, library_model, library_state
 from tests.takeaway.conftest import drawn_backbone
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ray_sassl.plugins import UsageError
-from ray_sassl.takeaway.formats import FormatError, example_images
-from ray_sassl.takeaway.onnx_file import onnx_bytes
+from ray_sassl.export.formats import FormatError, example_images
+from ray_sassl.export.onnx_file import onnx_bytes
 from tests.takeaway.test_formats import encoder_named
 
 

@@ -12,12 +12,12 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.plugins import UsageError
 from ray_sassl.records import RunRecord, read_run
 from ray_sassl.run import CONFIG, find_checkpoint
-from ray_sassl.takeaway.card import CardFacts, card
-from ray_sassl.takeaway.embedding import Embedder
-from ray_sassl.takeaway.encoder import MODEL, Encoder, encoder_bytes, encoder_of
-from ray_sassl.takeaway.formats import Format, library_model
-from ray_sassl.takeaway.head import LinearHead, fit_head
-from ray_sassl.takeaway.onnx_file import onnx_bytes
+from ray_sassl.export.card import CardFacts, card
+from ray_sassl.export.embedding import Embedder
+from ray_sassl.export.encoder import MODEL, Encoder, encoder_bytes, encoder_of
+from ray_sassl.export.formats import Format, library_model
+from ray_sassl.export.head import LinearHead, fit_head
+from ray_sassl.export.onnx_file import onnx_bytes
 
 CARD = "README.md"
 _ONNX_MODEL = "model.onnx"

@@ -12,9 +12,9 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.records import RunRecord, shown
 from ray_sassl.run import INDEX
-from ray_sassl.takeaway.encoder import EncoderFacts
-from ray_sassl.takeaway.formats import Format
-from ray_sassl.takeaway.head import LinearHead
+from ray_sassl.export.encoder import EncoderFacts
+from ray_sassl.export.formats import Format
+from ray_sassl.export.head import LinearHead
 
 _LIBRARY: dict[Format, str] = {"torchvision": "torchvision", "timm": "timm", "onnx": "onnx", "safetensors": "ray-sassl"}
 _WHOLE_IMAGE_PX = 64

@@ -13,7 +13,7 @@ from ray_sassl.data.index import build_index, read_groups
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.plugins import UsageError
-from ray_sassl.takeaway.embedding import Embedder
+from ray_sassl.export.embedding import Embedder
 
 
 @dataclass(frozen=True)

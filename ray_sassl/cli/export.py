@@ -59,7 +59,7 @@ def export(
 
     The file is tried first: a fresh model of the library must take it with strict=True and give the same features, as must onnxruntime.
     """
-    from ray_sassl.takeaway.export import export_encoder
+    from ray_sassl.export.export import export_encoder
 
     console = Console()
     with console.status("exporting"):
@@ -102,7 +102,7 @@ def embed(
     from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
     from ray_sassl.orchestrate.embed import embed_dataset
     from ray_sassl.orchestrate.session import ray_session
-    from ray_sassl.takeaway.encoder import load_encoder
+    from ray_sassl.export.encoder import load_encoder
 
     console = Console()
     config = data_config(data, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)

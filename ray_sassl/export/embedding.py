@@ -24,7 +24,7 @@ from ray_sassl.data.index import Index, all_labels, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.augment import Chunks
-from ray_sassl.takeaway.encoder import Encoder, EncoderFacts
+from ray_sassl.export.encoder import Encoder, EncoderFacts
 
 MANIFEST = "embedding.json"
 PROVENANCE = b"ray_sassl"

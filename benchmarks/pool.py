@@ -26,7 +26,7 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.control import start_control
 from ray_sassl.orchestrate.session import ray_session
 from ray_sassl.orchestrate.stream import make_stream, stream_spec
-from ray_sassl.run import build_method, prepare_run_dir, view_source
+from ray_sassl.runs.directory import build_method, prepare_run_dir, view_source
 
 WARM_UP_STEPS, STEPS = 3, 25
 

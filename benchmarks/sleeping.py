@@ -119,7 +119,7 @@ def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, 
     Args:
         cpus: Of all nodes that are wanted. Steps count from `_SETTLE_S` after these are up, when what starts on them has started.
     """
-    from ray_sassl.run import prepare_run_dir, view_source
+    from ray_sassl.runs.directory import prepare_run_dir, view_source
 
     assert measured.stylize_images_per_gpu_s is not None
     run_dir = str(folder / "run")

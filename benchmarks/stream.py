@@ -36,7 +36,7 @@ from ray_sassl.orchestrate.control import start_control
 from ray_sassl.orchestrate.session import ray_session
 from ray_sassl.orchestrate.stream import make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
-from ray_sassl.run import prepare_run_dir, view_source
+from ray_sassl.runs.directory import prepare_run_dir, view_source
 from ray_sassl.views import opencv
 
 CASES = {

@@ -35,7 +35,7 @@ from ray_sassl.data.decode import decode, decode_rows
 from ray_sassl.data.index import build_index, read_groups
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.style.distillation.fidelity import Fidelity, fidelity
-from ray_sassl.pictures import image_grid
+from ray_sassl.runs.pictures import image_grid
 from ray_sassl.style.augment import blend, to_float, to_uint8
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.magenta import Config as Magenta

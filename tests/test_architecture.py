@@ -49,7 +49,7 @@ def test_the_flow_up_to_the_crops_never_reaches_torch_or_ray():
 
 @pytest.mark.slow
 def test_a_run_in_one_process_never_reaches_ray():
-    statement = "import ray_sassl.run, ray_sassl.pictures; from ray_sassl.experiments import experiments; experiments()"
+    statement = "import ray_sassl.runs.directory, ray_sassl.runs.pictures; from ray_sassl.experiments import experiments; experiments()"
     assert _loaded_after(statement, "ray", "torch") == {"torch"}
 
 

@@ -20,7 +20,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.pipeline import local_batches
-from ray_sassl.run import (
+from ray_sassl.runs.directory import (
     CONFIG,
     ENVIRONMENT,
     INDEX,

@@ -25,7 +25,7 @@ from ray_sassl.evaluation.detection.report import detections_table, evaluation_o
 from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult, run_detection
 from ray_sassl.evaluation.detection.voc import read_voc
 from ray_sassl.evaluation import Evaluation
-from ray_sassl.run import find_checkpoint, load_backbone
+from ray_sassl.runs.directory import find_checkpoint, load_backbone
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import LocalContext

@@ -25,7 +25,7 @@ from ray_sassl.evaluation import Evaluation, Predictions, ProtocolConfig, Score,
 from ray_sassl.experiments import data_root
 from ray_sassl.evaluation.extraction import EncodeCrops, Extract, Extracted, ExtractionJob, KeptImages, encode_crops_here, extract_here
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
-from ray_sassl.records import read_scores
+from ray_sassl.runs.record import read_scores
 from ray_sassl.evaluation.subject import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 
@@ -60,7 +60,7 @@ def evaluate(
         keep_features: Whether to keep features beside the run, and use those that are there.
         actors: How many, if the work is to be done on a pool of them.
     """
-    from ray_sassl.run import find_checkpoint, load_backbone
+    from ray_sassl.runs.directory import find_checkpoint, load_backbone
 
     checkpoint = find_checkpoint(run)
     wants_all = ALL in words

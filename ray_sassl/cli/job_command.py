@@ -88,7 +88,7 @@ def _parse(words: list[str]) -> tuple[str, dict[str, Any]]:
 
 def _pretrain(words: list[str], given: dict[str, Any]) -> JobCommand:
     from ray_sassl.cli.pretraining import load_config, split_run_dir
-    from ray_sassl.run import CONFIG
+    from ray_sassl.runs.directory import CONFIG
     from ray_sassl.train.loop import micro_batch
 
     experiment = given["experiment"]
@@ -144,7 +144,7 @@ def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
     from ray_sassl.cli.pretraining import load_config
     from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.evaluation.detection import DetectConfig
-    from ray_sassl.run import CONFIG
+    from ray_sassl.runs.directory import CONFIG
 
     run = given["run"]
     check_place(run, "the run to evaluate")

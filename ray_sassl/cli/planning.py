@@ -19,7 +19,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.definitions import read_definition
 from ray_sassl.orchestrate.stream import layout_of
 from ray_sassl.plugins import UsageError
-from ray_sassl.run import build_method
+from ray_sassl.runs.directory import build_method
 
 _HOURS = {"m": 1 / 60, "h": 1.0, "d": 24.0}
 

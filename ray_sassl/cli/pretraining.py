@@ -31,7 +31,7 @@ Resume = bool | Literal["if begun"]
 def load_config(experiment: str, overrides: list[str]) -> ExperimentConfig:
     """The config that a name, a YAML file or a run directory stands for, with the overrides applied."""
     from ray_sassl.experiments import load_experiment
-    from ray_sassl.run import CONFIG
+    from ray_sassl.runs.directory import CONFIG
 
     if experiment.endswith((".yaml", ".yml")):
         if not storage.exists(experiment):
@@ -76,7 +76,7 @@ def split_run_dir(overrides: list[str], run_dir: str | None) -> tuple[list[str],
 def pretrain(console: Console, experiment: str, overrides: list[str], run_dir: str | None, *, resume: Resume, address: str | None) -> int:
     """Run, show progress, and say where everything is; the exit code is 130 after Ctrl-C."""
     from ray_sassl.orchestrate import launch
-    from ray_sassl.run import CONFIG, has_begun
+    from ray_sassl.runs.directory import CONFIG, has_begun
 
     overrides, run_dir = split_run_dir(overrides, run_dir)
     config = load_config(experiment, overrides)
@@ -169,8 +169,8 @@ def _short(report: dict[str, float]) -> str:
 def views(console: Console, experiment: str, overrides: list[str], out: str, rows: int) -> None:
     """Draw the views of some images of the experiment's data."""
     from ray_sassl.data.index import build_index
-    from ray_sassl.pictures import views_picture
-    from ray_sassl.run import INDEX, build_restyle, view_source
+    from ray_sassl.runs.pictures import views_picture
+    from ray_sassl.runs.directory import INDEX, build_restyle, view_source
 
     config = load_config(experiment, overrides)
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +187,7 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> None:
     from ray_sassl.experiments import load_experiment
     from ray_sassl.orchestrate import launch
     from ray_sassl.orchestrate.session import ray_session
-    from ray_sassl.run import find_checkpoint, load_backbone
+    from ray_sassl.runs.directory import find_checkpoint, load_backbone
     from ray_sassl.evaluation.subject import load_evaluation_data, score, untrained_backbone
 
     began = time.monotonic()

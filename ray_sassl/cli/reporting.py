@@ -20,7 +20,7 @@ def report(
 
     What was run, how it ended, curves, views, scores with their intervals and pictures; one HTML file that needs nothing else.
     """
-    from ray_sassl.report.run_page import write_run_report
+    from ray_sassl.runs.pages.run_page import write_run_report
 
     Console().print(f"Report: {write_run_report(run, out)}", soft_wrap=True, highlight=False)
 
@@ -46,10 +46,10 @@ def compare(
     Runs that differ only in their seed are taken together.
     """
     from ray_sassl.cli import evaluation
-    from ray_sassl.records import read_run
-    from ray_sassl.report.comparing import as_markdown
-    from ray_sassl.report.comparing import compare as compare_runs
-    from ray_sassl.report.comparison_page import write_comparison
+    from ray_sassl.runs.record import read_run
+    from ray_sassl.runs.pages.comparing import as_markdown
+    from ray_sassl.runs.pages.comparing import compare as compare_runs
+    from ray_sassl.runs.pages.comparison_page import write_comparison
 
     console = Console()
     words = [word for given in on or [] for part in shlex.split(given) for word in ([part] if "=" in part else part.split(",")) if word]

@@ -145,7 +145,7 @@ def preview_command(
     import torch
 
     from ray_sassl.data.index import build_index
-    from ray_sassl.pictures import styles_picture
+    from ray_sassl.runs.pictures import styles_picture
     from ray_sassl.style.datasets import sample_squares
 
     console = Console()

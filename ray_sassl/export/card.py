@@ -10,8 +10,8 @@ import yaml
 from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
-from ray_sassl.records import RunRecord, shown
-from ray_sassl.run import INDEX
+from ray_sassl.runs.record import RunRecord, shown
+from ray_sassl.runs.directory import INDEX
 from ray_sassl.export.encoder import EncoderFacts
 from ray_sassl.export.formats import Format
 from ray_sassl.export.head import LinearHead

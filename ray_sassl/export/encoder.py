@@ -28,7 +28,7 @@ from ray_sassl.data.decode import DecodeError, decode
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.pipeline import evaluation_view
 from ray_sassl.plugins import FrozenConfig, UsageError
-from ray_sassl.run import CONFIG, find_checkpoint
+from ray_sassl.runs.directory import CONFIG, find_checkpoint
 from ray_sassl.train.checkpoint import MANIFEST, Checkpoint
 
 MODEL = "model.safetensors"

@@ -10,8 +10,8 @@ from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.plugins import UsageError
-from ray_sassl.records import RunRecord, read_run
-from ray_sassl.run import CONFIG, find_checkpoint
+from ray_sassl.runs.record import RunRecord, read_run
+from ray_sassl.runs.directory import CONFIG, find_checkpoint
 from ray_sassl.export.card import CardFacts, card
 from ray_sassl.export.embedding import Embedder
 from ray_sassl.export.encoder import MODEL, Encoder, encoder_bytes, encoder_of

@@ -39,10 +39,10 @@ from ray_sassl.orchestrate.stream import StreamFactory, execution_options, layou
 from ray_sassl.orchestrate.train_job import RunFailedError, Watch, fit
 from ray_sassl.orchestrate.weights import keep_weights
 from ray_sassl.orchestrate.worker import train_worker
-from ray_sassl.pictures import views_picture
+from ray_sassl.runs.pictures import views_picture
 from ray_sassl.pipeline import local_batches, without
 from ray_sassl.plugins import UsageError
-from ray_sassl.run import QUARANTINE, VIEWS, build_restyle, prepare_run_dir, seen_of, train_process, view_source, write_summary
+from ray_sassl.runs.directory import QUARANTINE, VIEWS, build_restyle, prepare_run_dir, seen_of, train_process, view_source, write_summary
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import check_shares, micro_batch

@@ -45,7 +45,7 @@ _CUT_AT = 0.8
 """Ray ends a block when it holds more than this share of a plan's."""
 _STEP_PAUSE_S = 0.025
 _LOOK_EVERY_S = 1.0
-_RUN = "ray_sassl.run"
+_RUN = "ray_sassl.runs.directory"
 """Under this name the DataContext carries the run's name."""
 
 
@@ -263,7 +263,7 @@ def _read_start(run_dir: str, num_rows: int) -> Start:
 
 def start_of(checkpoint: Checkpoint | None, num_rows: int) -> Start:
     """Where workers start."""
-    from ray_sassl.run import seen_of
+    from ray_sassl.runs.directory import seen_of
 
     return (checkpoint.path if checkpoint else None), seen_of(checkpoint, num_rows)
 
@@ -307,7 +307,7 @@ class StyleActor:
 def _restyle(config_json: str, device_type: str, num_threads: int, keeper: ActorHandle | None) -> Restyle | None:
     """The config's style augmentation, built once a process."""
     from ray_sassl.config.schema import ExperimentConfig
-    from ray_sassl.run import build_restyle
+    from ray_sassl.runs.directory import build_restyle
 
     config = ExperimentConfig.model_validate_json(config_json)
     receive_weights(config.stylize, keeper)

@@ -22,7 +22,7 @@ from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.metrics import TrainingMetrics
 from ray_sassl.orchestrate.reservation import note_reservation
 from ray_sassl.plugins import UsageError
-from ray_sassl.run import train_process
+from ray_sassl.runs.directory import train_process
 from ray_sassl.train.checkpoint import read_checkpoint
 from ray_sassl.train.loop import share_of_batch
 from ray_sassl.types import Arrays

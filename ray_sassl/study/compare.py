@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from ray_sassl.report.page import page
+from ray_sassl.runs.pages.page import page
 from ray_sassl.study import figures
 from ray_sassl.study.record import StudyConfig, TrialRecord, best_trial
 from ray_sassl.study.report import body, figure

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from ray_sassl.report.curves import svg
+from ray_sassl.runs.pages.curves import svg
 from ray_sassl.study.record import StudyConfig, TrialRecord, pareto_front
 from ray_sassl.study.searcher import Known, optuna_study
 from ray_sassl.study.space import Dimension, Objective

@@ -24,7 +24,7 @@ from ray_sassl.evaluation import Evaluation, ProtocolConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.evaluation.extraction import KeptImages, extract_here
 from ray_sassl.plugins import load_plugin, plugin_names
-from ray_sassl.records import is_share
+from ray_sassl.runs.record import is_share
 from ray_sassl.evaluation.subject import EncoderSubject, labelled_data
 
 NUM_IMAGES, NUM_CLASSES, SIZE_PX = 270, 3, 32

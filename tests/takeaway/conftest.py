@@ -21,7 +21,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import build_index
 from ray_sassl.experiments import load_experiment
-from ray_sassl.run import CONFIG, ENVIRONMENT, INDEX, METRICS, SUMMARY
+from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, METRICS, SUMMARY
 from ray_sassl.train.checkpoint import save_checkpoint
 from ray_sassl.types import RunResult
 

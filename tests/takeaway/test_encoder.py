@@ -16,7 +16,7 @@ import ray_sassl
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.pipeline import evaluation_view
 from ray_sassl.plugins import UsageError
-from ray_sassl.run import find_checkpoint, load_backbone
+from ray_sassl.runs.directory import find_checkpoint, load_backbone
 from ray_sassl.export.encoder import encoder_bytes, encoder_from_bytes, load_encoder, weights_sha256
 from tests.takeaway.conftest import MakeRun
 

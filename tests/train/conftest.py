@@ -24,7 +24,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.experiments import load_experiment
 from ray_sassl.pipeline import local_batches
 from ray_sassl.plugins import load_plugin
-from ray_sassl.run import INDEX, build_restyle, seen_of, train_process, view_source
+from ray_sassl.runs.directory import INDEX, build_restyle, seen_of, train_process, view_source
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import micro_batch

@@ -6,11 +6,11 @@ import html
 from collections.abc import Sequence
 
 from ray_sassl.files import storage
-from ray_sassl.records import RunRecord, shown
-from ray_sassl.report.comparing import Comparison, Contrast, Group, as_json, as_markdown, described
-from ray_sassl.report.curves import Line, run_curves
-from ray_sassl.report.page import Cell, page, picture, section, side_by_side, table
-from ray_sassl.report.run_page import facts, fate, flat
+from ray_sassl.runs.record import RunRecord, shown
+from ray_sassl.runs.pages.comparing import Comparison, Contrast, Group, as_json, as_markdown, described
+from ray_sassl.runs.pages.curves import Line, run_curves
+from ray_sassl.runs.pages.page import Cell, page, picture, section, side_by_side, table
+from ray_sassl.runs.pages.run_page import facts, fate, flat
 
 _WIDTH_PX = 1500
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ray_sassl.records import RunRecord
+from ray_sassl.runs.record import RunRecord
 
 PANELS = {
     "loss": "loss",

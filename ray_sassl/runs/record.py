@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
-from ray_sassl.run import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
 from ray_sassl.files.safe_yaml import load_document
 
 EVALUATION = "evaluation"

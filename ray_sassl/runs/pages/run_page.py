@@ -11,10 +11,10 @@ import yaml
 
 from ray_sassl.files import storage
 from ray_sassl.experiments import experiments, load_experiment
-from ray_sassl.records import RunRecord, Scores, read_run, shown
-from ray_sassl.report.curves import Line, run_curves
-from ray_sassl.report.page import Cell, folded, page, picture, section, table
-from ray_sassl.run import METRICS
+from ray_sassl.runs.record import RunRecord, Scores, read_run, shown
+from ray_sassl.runs.pages.curves import Line, run_curves
+from ray_sassl.runs.pages.page import Cell, folded, page, picture, section, table
+from ray_sassl.runs.directory import METRICS
 
 REPORT = "report.html"
 

@@ -109,9 +109,9 @@ def bytes_per_image() -> dict[str, dict[str, float]]:
     from benchmarks.sleeping import BytesOfStages, SleepingReads, sleeping_config, sleeping_style_actor
     from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.data.seen import SeenIds
-    from ray_sassl.orchestrate.control import start_control
+    from ray_sassl.orchestrate.pretraining.control import start_control
     from ray_sassl.orchestrate.session import ray_session
-    from ray_sassl.orchestrate.stream import make_stream, stream_spec
+    from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
     from ray_sassl.runs.directory import prepare_run_dir, view_source
 
     with tempfile.TemporaryDirectory() as folder, ray_session("local", num_cpus=2):

@@ -44,8 +44,8 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
-from ray_sassl.orchestrate.control import News
-from ray_sassl.orchestrate.launch import pretrain
+from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.search import search
 from ray_sassl.orchestrate.search_scheduler import build_scheduler
 from ray_sassl.orchestrate.search_trial import EVALUATION

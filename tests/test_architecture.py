@@ -40,7 +40,7 @@ def test_imports_keep_to_the_contracts():
 
 @pytest.mark.slow
 def test_reading_tasks_reach_ray_and_never_torch():
-    assert _loaded_after("import ray_sassl.orchestrate.reading", "ray", "torch") == {"ray"}
+    assert _loaded_after("import ray_sassl.orchestrate.pretraining.reading", "ray", "torch") == {"ray"}
 
 
 def test_the_flow_up_to_the_crops_never_reaches_torch_or_ray():
@@ -55,7 +55,7 @@ def test_a_run_in_one_process_never_reaches_ray():
 
 @pytest.mark.slow
 def test_a_runs_processes_load_nothing_slow_that_they_may_not_need():
-    assert _loaded_after("import ray_sassl.orchestrate.launch", "torch", "torchvision", "sklearn", "timm", "torch._dynamo") == {"torch"}
+    assert _loaded_after("import ray_sassl.orchestrate.pretraining.launch", "torch", "torchvision", "sklearn", "timm", "torch._dynamo") == {"torch"}
 
 
 @each_plugin

@@ -116,7 +116,7 @@ def _place(
     from ray_sassl.orchestrate.detect import detect_on_ray
     from ray_sassl.orchestrate.growth import offered, present
     from ray_sassl.orchestrate.session import ray_session
-    from ray_sassl.orchestrate.train_job import Workers
+    from ray_sassl.orchestrate.pretraining.train_job import Workers
 
     until_the_end.enter_context(ray_session(address))
     count = workers or max(1, int(present("GPU")))

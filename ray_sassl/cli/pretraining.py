@@ -75,7 +75,7 @@ def split_run_dir(overrides: list[str], run_dir: str | None) -> tuple[list[str],
 
 def pretrain(console: Console, experiment: str, overrides: list[str], run_dir: str | None, *, resume: Resume, address: str | None) -> int:
     """Run, show progress, and say where everything is; the exit code is 130 after Ctrl-C."""
-    from ray_sassl.orchestrate import launch
+    from ray_sassl.orchestrate.pretraining import launch
     from ray_sassl.runs.directory import CONFIG, has_begun
 
     overrides, run_dir = split_run_dir(overrides, run_dir)
@@ -113,7 +113,7 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
 @contextmanager
 def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     """A bar with what matters beside it on a terminal; a line now and then elsewhere."""
-    from ray_sassl.orchestrate.control import News
+    from ray_sassl.orchestrate.pretraining.control import News
     from ray_sassl.orchestrate.growth import Announcer
 
     columns = (
@@ -185,7 +185,7 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> None:
     from ray_sassl.evaluation.protocols.knn import Config as Knn
     from ray_sassl.evaluation.protocols.linear import Config as Linear
     from ray_sassl.experiments import load_experiment
-    from ray_sassl.orchestrate import launch
+    from ray_sassl.orchestrate.pretraining import launch
     from ray_sassl.orchestrate.session import ray_session
     from ray_sassl.runs.directory import find_checkpoint, load_backbone
     from ray_sassl.evaluation.subject import load_evaluation_data, score, untrained_backbone

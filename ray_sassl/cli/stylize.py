@@ -201,7 +201,7 @@ def distill_command(
     from ray_sassl.style.distillation import FINE_TUNING, DistillConfig
     from ray_sassl.orchestrate.distill import distill
     from ray_sassl.orchestrate.session import ray_session
-    from ray_sassl.orchestrate.train_job import Workers
+    from ray_sassl.orchestrate.pretraining.train_job import Workers
     from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
     from ray_sassl.style.stylizers.swift import SHIPPED
 

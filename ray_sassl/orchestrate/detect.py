@@ -17,9 +17,9 @@ from ray.actor import ActorHandle
 
 from ray_sassl.files import storage
 from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult, run_detection
-from ray_sassl.orchestrate.control import News, start_control
-from ray_sassl.orchestrate.train_job import Workers
-from ray_sassl.orchestrate.worker import RayContext
+from ray_sassl.orchestrate.pretraining.control import News, start_control
+from ray_sassl.orchestrate.pretraining.train_job import Workers
+from ray_sassl.orchestrate.pretraining.worker import RayContext
 from ray_sassl.plugins import UsageError
 
 

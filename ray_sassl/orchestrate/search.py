@@ -30,7 +30,7 @@ from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import cached_index
 from ray_sassl.orchestrate.growth import Waiting, is_one_machine
-from ray_sassl.orchestrate.launch import check_evaluation, on_interrupt, pretrain, with_absolute_paths
+from ray_sassl.orchestrate.pretraining.launch import check_evaluation, on_interrupt, pretrain, with_absolute_paths
 from ray_sassl.orchestrate.reasons import reason_of
 from ray_sassl.orchestrate.search_control import start_control
 from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent, trial_needs

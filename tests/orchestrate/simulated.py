@@ -14,7 +14,7 @@ import torch
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
-from ray_sassl.orchestrate.control import News
+from ray_sassl.orchestrate.pretraining.control import News
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
 from ray_sassl.style.stylizers import StylizerConfig

@@ -21,9 +21,9 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.orchestrate.control import News, start_control
-from ray_sassl.orchestrate.launch import pretrain
-from ray_sassl.orchestrate.stream import make_stream, stream_spec
+from ray_sassl.orchestrate.pretraining.control import News, start_control
+from ray_sassl.orchestrate.pretraining.launch import pretrain
+from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import build_restyle, prepare_run_dir, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint

@@ -14,8 +14,8 @@ from PIL import Image
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
-from ray_sassl.orchestrate.control import News
-from ray_sassl.orchestrate.launch import pretrain
+from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.plugins import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 

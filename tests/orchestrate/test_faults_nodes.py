@@ -19,7 +19,7 @@ from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.orchestrate.launch import pretrain
+from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
 from tests.flaky_store import flaky_store
 from tests.orchestrate.conftest import NUM_ROWS, write_shards

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.orchestrate.control import News
-from ray_sassl.orchestrate.launch import ResourcesError, check_workers, pretrain
-from ray_sassl.orchestrate.train_job import RunFailedError
+from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.launch import ResourcesError, check_workers, pretrain
+from ray_sassl.orchestrate.pretraining.train_job import RunFailedError
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards

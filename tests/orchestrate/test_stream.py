@@ -12,9 +12,9 @@ import ray
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.orchestrate.control import start_control
-from ray_sassl.orchestrate.reading import WHOLE
-from ray_sassl.orchestrate.stream import _shares, make_stream, stream_spec
+from ray_sassl.orchestrate.pretraining.control import start_control
+from ray_sassl.orchestrate.pretraining.reading import WHOLE
+from ray_sassl.orchestrate.pretraining.stream import _shares, make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import build_restyle, prepare_run_dir, view_source
 from ray_sassl.types import Arrays

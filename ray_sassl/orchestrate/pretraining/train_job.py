@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.control import News
+from ray_sassl.orchestrate.pretraining.control import News
 from ray_sassl.orchestrate.growth import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
 from ray_sassl.orchestrate.reasons import reason_of
 from ray_sassl.orchestrate.watched import run_watched

@@ -30,7 +30,7 @@ from ray_sassl.data.plan import Window
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.metrics import count_images, set_queue
-from ray_sassl.orchestrate.reading import WHOLE, BadRowsReporter, ReadStage, block_of_row
+from ray_sassl.orchestrate.pretraining.reading import WHOLE, BadRowsReporter, ReadStage, block_of_row
 from ray_sassl.orchestrate.session import in_group
 from ray_sassl.orchestrate.weights import receive_weights
 from ray_sassl.pipeline import Restyle, ViewSource, finish_block, ids_of, windows, without

@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from ray_sassl.files import storage
 from ray_sassl.config.files import from_yaml
-from ray_sassl.orchestrate.control import NoteHandler
+from ray_sassl.orchestrate.pretraining.control import NoteHandler
 from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.metrics import TrainingMetrics
 from ray_sassl.orchestrate.reservation import note_reservation

@@ -1,0 +1,1 @@
+"""One pretraining run on Ray: checks before the start, the stream, the workers."""

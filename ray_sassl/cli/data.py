@@ -94,7 +94,7 @@ def check_command(
     address: Address = None,
 ) -> None:
     """Decode every image, on Ray, and list those that cannot be used. Exits with 1 where there are any."""
-    from ray_sassl.orchestrate.data_jobs import check
+    from ray_sassl.orchestrate.batch.data import check
     from ray_sassl.orchestrate.session import ray_session
 
     config = data_config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
@@ -127,7 +127,7 @@ def convert_command(
     address: Address = None,
 ) -> None:
     """Rewrite a data set as Parquet files, WebDataset shards or a folder of images, on Ray; the images' bytes stay as they are."""
-    from ray_sassl.orchestrate.data_jobs import convert
+    from ray_sassl.orchestrate.batch.data import convert
     from ray_sassl.orchestrate.session import ray_session
 
     if format_ is not ShardFormat.parquet and group_rows != 256:

@@ -113,7 +113,7 @@ def _place(
                 watch(metrics)
 
         return lambda job: run_detection(job, Context(device=device))
-    from ray_sassl.orchestrate.detect import detect_on_ray
+    from ray_sassl.orchestrate.batch.detect import detect_on_ray
     from ray_sassl.orchestrate.growth import offered, present
     from ray_sassl.orchestrate.session import ray_session
     from ray_sassl.orchestrate.pretraining.train_job import Workers

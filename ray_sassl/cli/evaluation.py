@@ -285,8 +285,8 @@ def _workplace(
         if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
             yield _extract_here(), None, encode_crops_here
             return
-        from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-        from ray_sassl.orchestrate.feature_jobs import evaluation_pool
+        from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
+        from ray_sassl.orchestrate.batch.features import evaluation_pool
         from ray_sassl.orchestrate.growth import offered
         from ray_sassl.orchestrate.session import ray_session
 

@@ -99,8 +99,8 @@ def embed(
     A row has its sample_id, key, label (where the data have labels) and features. A job that was stopped goes on where it was; images that cannot
     be decoded are left out and listed.
     """
-    from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.embed import embed_dataset
+    from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
+    from ray_sassl.orchestrate.batch.embed import embed_dataset
     from ray_sassl.orchestrate.session import ray_session
     from ray_sassl.export.encoder import load_encoder
 

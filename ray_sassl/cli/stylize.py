@@ -66,8 +66,8 @@ def bank_command(
     address: Address = None,
 ) -> None:
     """Compute the style codes of a data set, for sassl.style_source=bank or gaussian."""
-    from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.style_jobs import make_bank
+    from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
+    from ray_sassl.orchestrate.batch.styles import make_bank
 
     console = Console()
     data = data_config(style_data, from_, image_column, "none", max_bad_fraction=max_bad_fraction)
@@ -103,8 +103,8 @@ def dataset_command(
     Every image is repainted at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently: images
     that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
     """
-    from ray_sassl.orchestrate.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.style_jobs import stylize_dataset
+    from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
+    from ray_sassl.orchestrate.batch.styles import stylize_dataset
 
     console = Console()
     data = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
@@ -199,7 +199,7 @@ def distill_command(
 ) -> None:
     """Train a small stylizer to paint as the published one does, for stylize=swift."""
     from ray_sassl.style.distillation import FINE_TUNING, DistillConfig
-    from ray_sassl.orchestrate.distill import distill
+    from ray_sassl.orchestrate.batch.distill import distill
     from ray_sassl.orchestrate.session import ray_session
     from ray_sassl.orchestrate.pretraining.train_job import Workers
     from ray_sassl.style.stylizers.magenta import Config as TeacherConfig

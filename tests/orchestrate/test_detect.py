@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_sassl.evaluation.detection.training import run_detection
-from ray_sassl.orchestrate.detect import detect_on_ray
+from ray_sassl.orchestrate.batch.detect import detect_on_ray
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.context import LocalContext

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ray_sassl.data import DataConfig
 from ray_sassl.style.distillation import DistillConfig
-from ray_sassl.orchestrate.distill import distill
+from ray_sassl.orchestrate.batch.distill import distill
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.stylizers.swift import Config, read_student
@@ -62,7 +62,7 @@ def test_a_job_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(ray_cluster:
     from ray_sassl.style.distillation.crops import Crops
     from ray_sassl.style.distillation.training import Distiller
     from ray_sassl.style.weights import load_weights
-    from ray_sassl.orchestrate.distill import _save_checkpoint
+    from ray_sassl.orchestrate.batch.distill import _save_checkpoint
     from ray_sassl.style.stylizers.magenta import WEIGHTS, build_networks
 
     work = tmp_path / "again.work"

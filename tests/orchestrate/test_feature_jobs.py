@@ -16,8 +16,8 @@ from ray_sassl.evaluation import Task
 from ray_sassl.evaluation.protocols.finetune import Config as FineTune
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing, encode_crops_here, extract_here
-from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
-from ray_sassl.orchestrate.feature_jobs import EvaluationPool, evaluation_pool
+from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
+from ray_sassl.orchestrate.batch.features import EvaluationPool, evaluation_pool
 from ray_sassl.plugins import UsageError
 from ray_sassl.evaluation.subject import JudgeJob, judge_one
 from tests.orchestrate.conftest import small_config, write_shards

@@ -20,7 +20,7 @@ from ray_sassl.data.convert import Conversion, ShardFormat, convert_shard, load_
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.orchestrate.actor_pool import result_of
+from ray_sassl.orchestrate.batch.actor_pool import result_of
 from ray_sassl.orchestrate.growth import Need, first_ended
 from ray_sassl.orchestrate.progress import progress_bar
 

@@ -23,7 +23,7 @@ from ray_sassl.files import storage
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, encode_crops_on, extract_on, joined
-from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
+from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
 from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.growth import is_one_machine
 from ray_sassl.orchestrate.progress import progress_bar

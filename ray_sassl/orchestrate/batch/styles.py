@@ -26,8 +26,8 @@ from ray_sassl.data.convert import MANIFEST, Conversion, ShardFormat, convert_sh
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.style.bank import StyleBank
-from ray_sassl.orchestrate.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
-from ray_sassl.orchestrate.data_jobs import ConvertResult
+from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
+from ray_sassl.orchestrate.batch.data import ConvertResult
 from ray_sassl.orchestrate.devices import device_type
 from ray_sassl.orchestrate.progress import progress_bar
 from ray_sassl.orchestrate.session import ray_session

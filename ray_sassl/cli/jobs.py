@@ -18,7 +18,7 @@ from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
-    from ray_sassl.orchestrate.jobs import Job, Jobs
+    from ray_sassl.orchestrate.jobs.submission import Job, Jobs
 
 _HELP = """Run commands on a cluster, with this machine switched off if need be.
 
@@ -69,9 +69,9 @@ def submit_command(
     versions of this machine; our own code travels with the job.
     """
     from ray_sassl.cli.job_command import read_command
-    from ray_sassl.orchestrate.job_checks import check_actors, check_data, check_file, check_resources
-    from ray_sassl.orchestrate.job_payload import select_files
-    from ray_sassl.orchestrate.jobs import Jobs, exit_code, refuse_secrets
+    from ray_sassl.orchestrate.jobs.checks import check_actors, check_data, check_file, check_resources
+    from ray_sassl.orchestrate.jobs.payload import select_files
+    from ray_sassl.orchestrate.jobs.submission import Jobs, exit_code, refuse_secrets
 
     console = Console()
     variables = dict(_variable(text) for text in env or [])
@@ -106,7 +106,7 @@ def submit_command(
 @app.command("list", epilog="Example: ray-sassl job list --address http://127.0.0.1:8265")
 def list_command(address: Address = None) -> None:
     """List the cluster's jobs, the newest first."""
-    from ray_sassl.orchestrate.jobs import Jobs
+    from ray_sassl.orchestrate.jobs.submission import Jobs
 
     jobs = Jobs(address)
     found = jobs.list()
@@ -123,7 +123,7 @@ def list_command(address: Address = None) -> None:
 @app.command("status", epilog="Example: ray-sassl job status first")
 def status_command(job: JobName, address: Address = None) -> None:
     """Show where a job stands."""
-    from ray_sassl.orchestrate.jobs import Jobs
+    from ray_sassl.orchestrate.jobs.submission import Jobs
 
     _show(Console(), Jobs(address).status(job))
 
@@ -135,7 +135,7 @@ def logs_command(
     address: Address = None,
 ) -> None:
     """Print what a job has printed."""
-    from ray_sassl.orchestrate.jobs import Jobs
+    from ray_sassl.orchestrate.jobs.submission import Jobs
 
     jobs = Jobs(address)
     found = jobs.status(job)
@@ -155,7 +155,7 @@ def stop_command(
 
     What has not stopped after five minutes is killed.
     """
-    from ray_sassl.orchestrate.jobs import Jobs
+    from ray_sassl.orchestrate.jobs.submission import Jobs
 
     console = Console()
     jobs = Jobs(address)
@@ -174,7 +174,7 @@ def wait_command(job: JobName, address: Address = None) -> None:
 
     The exit code is the command's own; 130 for a job that was stopped, and 1 for one that failed before it began.
     """
-    from ray_sassl.orchestrate.jobs import Jobs, exit_code
+    from ray_sassl.orchestrate.jobs.submission import Jobs, exit_code
 
     jobs = Jobs(address)
     ended = jobs.wait(jobs.status(job))

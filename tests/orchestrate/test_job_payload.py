@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl.orchestrate.job_payload import select_files, stage
+from ray_sassl.orchestrate.jobs.payload import select_files, stage
 from ray_sassl.plugins import UsageError
 
 

@@ -22,7 +22,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import ray_sassl
 from ray_sassl.cluster.secrets import is_secret_name, secret_in
-from ray_sassl.orchestrate.job_payload import Payload, select_files, stage
+from ray_sassl.orchestrate.jobs.payload import Payload, select_files, stage
 from ray_sassl.plugins import UsageError, did_you_mean
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"

@@ -110,7 +110,7 @@ def bytes_per_image() -> dict[str, dict[str, float]]:
     from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.data.seen import SeenIds
     from ray_sassl.orchestrate.pretraining.control import start_control
-    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.runtime.session import ray_session
     from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
     from ray_sassl.runs.directory import prepare_run_dir, view_source
 
@@ -198,7 +198,7 @@ def measured_on(counts: Counts, *, steps: int) -> float:
 def drive() -> None:
     """In a process of its own: run on the cluster that standard input names, and write down images a second."""
     from benchmarks.sleeping import images_per_s, sleeping_config
-    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.runtime.session import ray_session
 
     order = json.load(sys.stdin)
     counts = Counts(**order["counts"])

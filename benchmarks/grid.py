@@ -32,7 +32,7 @@ from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.pretraining.launch import pretrain, with_absolute_paths
-from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.runs.directory import find_checkpoint, load_backbone
 from ray_sassl.evaluation.subject import LabelledImages, load_evaluation_data, untrained_backbone
 

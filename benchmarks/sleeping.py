@@ -27,7 +27,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
 from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, block_of_row, row_of_block
-from ray_sassl.orchestrate.session import in_group
+from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.pretraining.stream import StreamSpec, execution_options, make_stream, stream_spec
 from ray_sassl.pipeline import CropBlock, ViewSource
 from ray_sassl.types import Arrays, view_name

@@ -22,7 +22,7 @@ def check(
 
     Exits with 1 where anything is; notes alone do not count.
     """
-    from ray_sassl.orchestrate.definitions import check_files
+    from ray_sassl.orchestrate.runtime.definitions import check_files
 
     console = Console()
     has_problems = False

@@ -95,7 +95,7 @@ def check_command(
 ) -> None:
     """Decode every image, on Ray, and list those that cannot be used. Exits with 1 where there are any."""
     from ray_sassl.orchestrate.batch.data import check
-    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.runtime.session import ray_session
 
     config = data_config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
     with ray_session(address):
@@ -128,7 +128,7 @@ def convert_command(
 ) -> None:
     """Rewrite a data set as Parquet files, WebDataset shards or a folder of images, on Ray; the images' bytes stay as they are."""
     from ray_sassl.orchestrate.batch.data import convert
-    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.runtime.session import ray_session
 
     if format_ is not ShardFormat.parquet and group_rows != 256:
         raise UsageError("--group-rows is for Parquet; other formats have no row groups, so leave it out")
@@ -183,7 +183,7 @@ def fetch_command(
 
     Downloads are checked by their published md5. Each data set has terms of its own: `data cards NAME` prints them.
     """
-    from ray_sassl.orchestrate.progress import progress_bar
+    from ray_sassl.orchestrate.runtime.progress import progress_bar
     from ray_sassl.evaluation.targets.cards import card_of
     from ray_sassl.evaluation.targets.prepare import default_root, fetch, is_prepared, prepare
 

@@ -114,8 +114,8 @@ def _place(
 
         return lambda job: run_detection(job, Context(device=device))
     from ray_sassl.orchestrate.batch.detect import detect_on_ray
-    from ray_sassl.orchestrate.growth import offered, present
-    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.runtime.autoscaler import offered, present
+    from ray_sassl.orchestrate.runtime.session import ray_session
     from ray_sassl.orchestrate.pretraining.train_job import Workers
 
     until_the_end.enter_context(ray_session(address))

@@ -287,8 +287,8 @@ def _workplace(
             return
         from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
         from ray_sassl.orchestrate.batch.features import evaluation_pool
-        from ray_sassl.orchestrate.growth import offered
-        from ray_sassl.orchestrate.session import ray_session
+        from ray_sassl.orchestrate.runtime.autoscaler import offered
+        from ray_sassl.orchestrate.runtime.session import ray_session
 
         until_the_end.enter_context(ray_session(address))
         if gpus is None:
@@ -299,7 +299,7 @@ def _workplace(
 
 def _extract_here() -> Extract:
     """In this process; what was decoded for one job is not decoded again for the next, up to 1 GiB."""
-    from ray_sassl.orchestrate.progress import progress_bar
+    from ray_sassl.orchestrate.runtime.progress import progress_bar
 
     kept = KeptImages()
 

@@ -101,7 +101,7 @@ def embed(
     """
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
     from ray_sassl.orchestrate.batch.embed import embed_dataset
-    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.runtime.session import ray_session
     from ray_sassl.export.encoder import load_encoder
 
     console = Console()

@@ -16,7 +16,7 @@ from ray_sassl.cluster.curve import curve_picture
 from ray_sassl.cluster.plan import Prediction, Prices, Target, curve, num_stylizers, read_measured, read_prices, workload_of
 from ray_sassl.cluster.plan import plan as make_plan
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.orchestrate.definitions import read_definition
+from ray_sassl.orchestrate.runtime.definitions import read_definition
 from ray_sassl.orchestrate.pretraining.stream import layout_of
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import build_method

@@ -114,7 +114,7 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
 def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     """A bar with what matters beside it on a terminal; a line now and then elsewhere."""
     from ray_sassl.orchestrate.pretraining.control import News
-    from ray_sassl.orchestrate.growth import Announcer
+    from ray_sassl.orchestrate.runtime.autoscaler import Announcer
 
     columns = (
         TextColumn("{task.description}"),
@@ -186,7 +186,7 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> None:
     from ray_sassl.evaluation.protocols.linear import Config as Linear
     from ray_sassl.experiments import load_experiment
     from ray_sassl.orchestrate.pretraining import launch
-    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.runtime.session import ray_session
     from ray_sassl.runs.directory import find_checkpoint, load_backbone
     from ray_sassl.evaluation.subject import load_evaluation_data, score, untrained_backbone
 

@@ -319,7 +319,7 @@ def _clock(seconds_: float) -> str:
 @contextmanager
 def _live(console: Console) -> Iterator[Any]:
     """A table that is kept up to date on a terminal; a line for each fate elsewhere."""
-    from ray_sassl.orchestrate.growth import Announcer
+    from ray_sassl.orchestrate.runtime.autoscaler import Announcer
 
     told: set[int] = set()
     last_s = 0.0

@@ -200,7 +200,7 @@ def distill_command(
     """Train a small stylizer to paint as the published one does, for stylize=swift."""
     from ray_sassl.style.distillation import FINE_TUNING, DistillConfig
     from ray_sassl.orchestrate.batch.distill import distill
-    from ray_sassl.orchestrate.session import ray_session
+    from ray_sassl.orchestrate.runtime.session import ray_session
     from ray_sassl.orchestrate.pretraining.train_job import Workers
     from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
     from ray_sassl.style.stylizers.swift import SHIPPED

@@ -8,7 +8,7 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorHandle
 
-from ray_sassl.orchestrate.session import beside_the_driver
+from ray_sassl.orchestrate.runtime.session import beside_the_driver
 
 
 class StudyControl:

@@ -21,7 +21,7 @@ from ray_sassl.files.cache import cache_dir
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods.moco import Config as MoCo
-from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
 from ray_sassl.train.loop import TrainConfig

@@ -13,8 +13,8 @@ from pathlib import Path
 import ray._private.services
 
 from benchmarks.nodes import ROOT, free_ports
-from ray_sassl.orchestrate.devices import PRETEND
-from ray_sassl.orchestrate.session import GROUP_LABEL
+from ray_sassl.orchestrate.runtime.devices import PRETEND
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 from tests.orchestrate.job_cluster import environment, kill_tree
 
 _HEAD_NODE = "f" * 51 + "00000"

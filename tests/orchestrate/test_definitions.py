@@ -11,7 +11,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from typer.testing import CliRunner
 
 from ray_sassl.cli.cluster import app
-from ray_sassl.orchestrate.definitions import check_files, read_definition
+from ray_sassl.orchestrate.runtime.definitions import check_files, read_definition
 from ray_sassl.plugins import UsageError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 from ray.core.generated.autoscaler_pb2 import DEAD, AutoscalingState, GangResourceRequest, GetClusterStatusReply, PendingInstanceRequest
 
-from ray_sassl.orchestrate import growth
-from ray_sassl.orchestrate.growth import PATIENCE_S, Announcer, Need, ResourcesError, Waiting, without_room
-from ray_sassl.orchestrate.session import GROUP_LABEL
+from ray_sassl.orchestrate.runtime import autoscaler as growth
+from ray_sassl.orchestrate.runtime.autoscaler import PATIENCE_S, Announcer, Need, ResourcesError, Waiting, without_room
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 
 TRAIN = Need("2 training workers", 2, {"CPU": 1.0, "GPU": 1.0}, "train")
 TASK = Need("one task", 1, {"CPU": 1.0})

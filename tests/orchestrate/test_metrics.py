@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl.orchestrate.metrics import ALL, usd_per_hour
+from ray_sassl.orchestrate.runtime.metrics import ALL, usd_per_hour
 from tests.orchestrate.conftest import write_shards
 from tests.orchestrate.job_cluster import JobCluster, job_cluster, ray_sassl
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ray_sassl.orchestrate.reasons import reason_of
+from ray_sassl.orchestrate.runtime.reasons import reason_of
 
 
 def test_a_reason_is_the_last_line_of_an_error_without_our_names_for_it():

@@ -9,7 +9,7 @@ import pytest
 from ray_sassl.files import storage
 from ray_sassl.config.files import from_yaml
 from ray_sassl.orchestrate.search import search
-from ray_sassl.orchestrate.session import ray_session
+from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.study.record import read_trials
 from ray_sassl.study.report import write_report
 from tests.data.test_object_store import bucket  # noqa: F401 - a fixture

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ray_sassl.orchestrate.watched import run_watched
+from ray_sassl.orchestrate.runtime.watched import run_watched
 
 
 def test_looks_while_the_work_goes_on_and_once_after_its_end():

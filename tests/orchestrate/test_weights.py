@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from ray_sassl.style.weights import MissingWeightsError, install_weights, weights_path
-from ray_sassl.orchestrate.weights import keep_weights, receive_weights
+from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.stylizers.magenta import WEIGHTS
 from ray_sassl.style.stylizers.magenta import Config as Magenta

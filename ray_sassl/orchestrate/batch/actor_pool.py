@@ -16,7 +16,7 @@ import ray.exceptions
 from pydantic import Field
 from ray.actor import ActorHandle
 
-from ray_sassl.orchestrate.growth import Need, first_ended, offered, present
+from ray_sassl.orchestrate.runtime.autoscaler import Need, first_ended, offered, present
 from ray_sassl.plugins import FrozenConfig, UsageError
 
 _IN_FLIGHT = 2

@@ -21,8 +21,8 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.orchestrate.batch.actor_pool import result_of
-from ray_sassl.orchestrate.growth import Need, first_ended
-from ray_sassl.orchestrate.progress import progress_bar
+from ray_sassl.orchestrate.runtime.autoscaler import Need, first_ended
+from ray_sassl.orchestrate.runtime.progress import progress_bar
 
 _CHECK_ROWS = 1024
 _WAITING_TASKS_PER_CPU = 2

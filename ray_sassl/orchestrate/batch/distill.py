@@ -29,9 +29,9 @@ from ray_sassl.style.distillation.crops import Crops, Teacher, make_crops
 from ray_sassl.style.distillation.training import Distiller
 from ray_sassl.style.weights import load_weights
 from ray_sassl.orchestrate.pretraining.control import News, start_control
-from ray_sassl.orchestrate.progress import progress_bar
+from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.pretraining.train_job import Workers
-from ray_sassl.orchestrate.weights import keep_weights, receive_weights
+from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
 from ray_sassl.style.stylizers.magenta import build_networks

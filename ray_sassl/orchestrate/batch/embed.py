@@ -19,9 +19,9 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index, build_index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, spread
-from ray_sassl.orchestrate.devices import device_type
-from ray_sassl.orchestrate.progress import progress_bar
-from ray_sassl.orchestrate.weights import keep, kept
+from ray_sassl.orchestrate.runtime.devices import device_type
+from ray_sassl.orchestrate.runtime.progress import progress_bar
+from ray_sassl.orchestrate.runtime.weights import keep, kept
 from ray_sassl.plugins import UsageError
 from ray_sassl.export.embedding import (
     PART_ROWS,

@@ -28,10 +28,10 @@ from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
 from ray_sassl.orchestrate.batch.data import ConvertResult
-from ray_sassl.orchestrate.devices import device_type
-from ray_sassl.orchestrate.progress import progress_bar
-from ray_sassl.orchestrate.session import ray_session
-from ray_sassl.orchestrate.weights import keep_weights, receive_weights
+from ray_sassl.orchestrate.runtime.devices import device_type
+from ray_sassl.orchestrate.runtime.progress import progress_bar
+from ray_sassl.orchestrate.runtime.session import ray_session
+from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.datasets import Restyler, StyleJobConfig, change_of, check_job, with_absolute_paths
 

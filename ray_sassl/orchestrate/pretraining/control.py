@@ -12,8 +12,8 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_sassl.data.quarantine import BadRow, Quarantine, TooManyBadRowsError
-from ray_sassl.orchestrate.metrics import CostMeter, set_bad_rows
-from ray_sassl.orchestrate.session import beside_the_driver
+from ray_sassl.orchestrate.runtime.metrics import CostMeter, set_bad_rows
+from ray_sassl.orchestrate.runtime.session import beside_the_driver
 from ray_sassl.types import Outcome
 
 _SAVE_EVERY_S = 2.0

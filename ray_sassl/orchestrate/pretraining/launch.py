@@ -29,15 +29,15 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.sources import check_there
 from ray_sassl.orchestrate.pretraining.control import News, start_control
-from ray_sassl.orchestrate.definitions import read_definition
-from ray_sassl.orchestrate.devices import pretends_gpus
-from ray_sassl.orchestrate.growth import Need, ResourcesError, is_one_machine, missing_groups, offered, sum_of
-from ray_sassl.orchestrate.reservation import release_reservation
+from ray_sassl.orchestrate.runtime.definitions import read_definition
+from ray_sassl.orchestrate.runtime.devices import pretends_gpus
+from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, is_one_machine, missing_groups, offered, sum_of
+from ray_sassl.orchestrate.runtime.reservation import release_reservation
 from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
-from ray_sassl.orchestrate.session import GROUP_LABEL, in_group, ray_session
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL, in_group, ray_session
 from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, fit
-from ray_sassl.orchestrate.weights import keep_weights
+from ray_sassl.orchestrate.runtime.weights import keep_weights
 from ray_sassl.orchestrate.pretraining.worker import train_worker
 from ray_sassl.runs.pictures import views_picture
 from ray_sassl.pipeline import local_batches, without

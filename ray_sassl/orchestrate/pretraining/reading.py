@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.orchestrate.metrics import count_images
+from ray_sassl.orchestrate.runtime.metrics import count_images
 from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
 from ray_sassl.types import Arrays, view_name, view_names
 

@@ -28,11 +28,11 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray_sassl.files import storage
 from ray_sassl.data.plan import Window
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.orchestrate.devices import device_type
-from ray_sassl.orchestrate.metrics import count_images, set_queue
+from ray_sassl.orchestrate.runtime.devices import device_type
+from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
 from ray_sassl.orchestrate.pretraining.reading import WHOLE, BadRowsReporter, ReadStage, block_of_row
-from ray_sassl.orchestrate.session import in_group
-from ray_sassl.orchestrate.weights import receive_weights
+from ray_sassl.orchestrate.runtime.session import in_group
+from ray_sassl.orchestrate.runtime.weights import receive_weights
 from ray_sassl.pipeline import Restyle, ViewSource, finish_block, ids_of, windows, without
 from ray_sassl.types import Arrays
 

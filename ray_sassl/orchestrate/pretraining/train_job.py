@@ -15,9 +15,9 @@ from ray.train.torch import TorchTrainer
 
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import News
-from ray_sassl.orchestrate.growth import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
-from ray_sassl.orchestrate.reasons import reason_of
-from ray_sassl.orchestrate.watched import run_watched
+from ray_sassl.orchestrate.runtime.autoscaler import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
+from ray_sassl.orchestrate.runtime.reasons import reason_of
+from ray_sassl.orchestrate.runtime.watched import run_watched
 from ray_sassl.plugins import UsageError
 
 LOOK_EVERY_S = 0.25

@@ -28,7 +28,7 @@ from ray.core.generated.autoscaler_pb2 import (
 )
 from rich.console import Console
 
-from ray_sassl.orchestrate.session import GROUP_LABEL
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 from ray_sassl.plugins import UsageError
 
 LOOK_EVERY_S = 2.0

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from ray_sassl.orchestrate.session import GROUP_LABEL
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 
 _LOOK_EVERY_S = 10.0
 

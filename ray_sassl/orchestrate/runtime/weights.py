@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import ray
 from ray.actor import ActorHandle
 
-from ray_sassl.orchestrate.session import beside_the_driver
+from ray_sassl.orchestrate.runtime.session import beside_the_driver
 
 if TYPE_CHECKING:
     from ray_sassl.style.stylizers import StylizerConfig

@@ -21,7 +21,7 @@ from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.config.schema import ExperimentConfig
-    from ray_sassl.orchestrate.search import StudyState
+    from ray_sassl.orchestrate.tune.search import StudyState
     from ray_sassl.study.record import StudyConfig, TrialRecord
 
 _PLAIN_EVERY_S = 30.0
@@ -105,7 +105,7 @@ def run_command(
     Each trial is a whole pretraining run. Ctrl-C stops the running ones with a checkpoint; the same command with --resume goes on.
     """
     from ray_sassl.files import storage
-    from ray_sassl.orchestrate.search import search
+    from ray_sassl.orchestrate.tune.search import search
     from ray_sassl.study.record import STUDY
     from tune_spaces import load_space
 

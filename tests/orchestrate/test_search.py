@@ -17,8 +17,8 @@ from ray.tune.search import Searcher
 from benchmarks.measuring import tree
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.style.weights import MissingWeightsError, weights_path
-from ray_sassl.orchestrate.search import RecordSearcher, StudyState, hopeless, search
-from ray_sassl.orchestrate.search_scheduler import build_scheduler
+from ray_sassl.orchestrate.tune.search import RecordSearcher, StudyState, hopeless, search
+from ray_sassl.orchestrate.tune.scheduler import build_scheduler
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import Evaluation, read_trials
 from ray_sassl.study.space import Choice, Float, SearchSpace
@@ -213,7 +213,7 @@ def test_no_finished_trial_is_lost_or_run_again_when_the_driver_is_killed(tmp_pa
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n"
         "from tests.orchestrate.simulated import SimulatedRun, simulated_study\n"
-        "from ray_sassl.orchestrate.search import search\n"
+        "from ray_sassl.orchestrate.tune.search import search\n"
         "if __name__ == '__main__':\n"
         "    search(simulated_study(scheduler='fifo', num_trials=4, max_concurrent=1), sys.argv[1], resume=len(sys.argv) > 2,\n"
         "           run=SimulatedRun(seconds=0.4))\n"

@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 import ray
 
-from ray_sassl.orchestrate.search_control import start_control
-from ray_sassl.orchestrate.search_trial import EVALUATION, PretrainTrial, TrialSpec
+from ray_sassl.orchestrate.tune.control import start_control
+from ray_sassl.orchestrate.tune.trial import EVALUATION, PretrainTrial, TrialSpec
 from ray_sassl.study.record import trial_dir
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
 

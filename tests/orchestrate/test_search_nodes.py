@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.orchestrate.search import search
+from ray_sassl.orchestrate.tune.search import search
 from ray_sassl.study.record import read_study
 from tests.orchestrate.conftest import small_study
 

@@ -8,7 +8,7 @@ import pytest
 
 from ray_sassl.files import storage
 from ray_sassl.config.files import from_yaml
-from ray_sassl.orchestrate.search import search
+from ray_sassl.orchestrate.tune.search import search
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.study.record import read_trials
 from ray_sassl.study.report import write_report

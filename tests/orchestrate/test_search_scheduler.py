@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from ray_sassl.orchestrate import search
-from ray_sassl.orchestrate.search import StudyState
-from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay
-from ray_sassl.orchestrate.search_trial import EVALUATION
+from ray_sassl.orchestrate.tune import search
+from ray_sassl.orchestrate.tune.search import StudyState
+from ray_sassl.orchestrate.tune.scheduler import build_scheduler, replay
+from ray_sassl.orchestrate.tune.trial import EVALUATION
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.space import Choice, SearchSpace
 from tests.orchestrate.simulated import simulated_study

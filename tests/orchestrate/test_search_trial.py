@@ -15,7 +15,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.pretraining.control import News
-from ray_sassl.orchestrate.search_trial import (
+from ray_sassl.orchestrate.tune.trial import (
     ENDED,
     EVALUATION,
     PretrainTrial,

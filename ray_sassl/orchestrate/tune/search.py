@@ -32,10 +32,10 @@ from ray_sassl.data.index import cached_index
 from ray_sassl.orchestrate.runtime.autoscaler import Waiting, is_one_machine
 from ray_sassl.orchestrate.pretraining.launch import check_evaluation, on_interrupt, pretrain, with_absolute_paths
 from ray_sassl.orchestrate.runtime.reasons import reason_of
-from ray_sassl.orchestrate.search_control import start_control
-from ray_sassl.orchestrate.search_resources import actor_resources, num_concurrent, trial_needs
-from ray_sassl.orchestrate.search_scheduler import build_scheduler, replay, replay_open
-from ray_sassl.orchestrate.search_trial import (
+from ray_sassl.orchestrate.tune.control import start_control
+from ray_sassl.orchestrate.tune.resources import actor_resources, num_concurrent, trial_needs
+from ray_sassl.orchestrate.tune.scheduler import build_scheduler, replay, replay_open
+from ray_sassl.orchestrate.tune.trial import (
     ENDED,
     EVALUATION,
     Pretrain,

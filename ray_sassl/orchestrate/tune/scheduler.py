@@ -10,7 +10,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 
-from ray_sassl.orchestrate.search_trial import EVALUATION
+from ray_sassl.orchestrate.tune.trial import EVALUATION
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import StudyConfig, TrialRecord
 from ray_sassl.study.space import Dimension

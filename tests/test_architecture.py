@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = {
     "ray_sassl.methods": (MethodConfig, Method),
     "ray_sassl.style.stylizers": (StylizerConfig, Stylizer),
-    "ray_sassl.evaluation": (ProtocolConfig, Protocol),
+    "ray_sassl.evaluation.protocols": (ProtocolConfig, Protocol),
     "ray_sassl.feature_aug": (FeatureAugConfig, FeatureAugmentation),
 }
 PLUGINS = [(package, name) for package in CONTRACTS for name in plugin_names(package)]

@@ -29,7 +29,7 @@ from ray_sassl.runs.record import read_scores
 from ray_sassl.evaluation.subject import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 
-_PROTOCOLS = "ray_sassl.evaluation"
+_PROTOCOLS = "ray_sassl.evaluation.protocols"
 _SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
 FOLDER, FEATURES, DETECT = "evaluation", "features", "detect"
 ALL = "all"

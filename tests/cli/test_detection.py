@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from ray_sassl.cli import app
 from ray_sassl.plugins import UsageError
-from tests.detection.conftest import write_data, write_example
-from tests.takeaway.conftest import MakeRun, make_run
+from tests.evaluation.detection.conftest import write_data, write_example
+from tests.export.conftest import MakeRun, make_run
 
 __all__ = ["make_run"]
 

@@ -9,7 +9,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from typer.testing import CliRunner
 
 from ray_sassl.cli.jobs import app
-from ray_sassl.orchestrate.jobs.submission import submission as jobs
+from ray_sassl.orchestrate.jobs import submission as jobs
 from ray_sassl.orchestrate.jobs.payload import Payload
 from ray_sassl.plugins import UsageError
 

@@ -14,7 +14,7 @@ from ray_sassl.cli import app, evaluation
 from ray_sassl.evaluation import Evaluation, Subject
 from ray_sassl.evaluation.protocols.knn import WeightedKNN
 from ray_sassl.plugins import UsageError, plugin_names
-from tests.takeaway.conftest import MakeRun, make_run, write_images
+from tests.export.conftest import MakeRun, make_run, write_images
 
 __all__ = ["make_run"]
 
@@ -75,8 +75,8 @@ def test_all_means_every_protocol_whose_images_are_there(make_run: MakeRun, monk
     output = _run("evaluate", run_dir, "all", "few_shot.num_draws=3", "style_copies=1", "severities=[1]", "finetune.epochs=1")
     assert "all protocols, 95 % intervals" in output
     done = {file.stem for file in (Path(run_dir) / "evaluation" / "step-00000007").glob("*.json")}
-    left_out = {name for name in plugin_names("ray_sassl.evaluation") if f"{name} was left out: " in output}
-    assert done | left_out >= set(plugin_names("ray_sassl.evaluation"))
+    left_out = {name for name in plugin_names("ray_sassl.evaluation.protocols") if f"{name} was left out: " in output}
+    assert done | left_out >= set(plugin_names("ray_sassl.evaluation.protocols"))
     assert done >= set(FROZEN)
     assert all(name in output for name in done)
     assert "detect was left out: there is no VOCdevkit" in output

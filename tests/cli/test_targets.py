@@ -10,7 +10,7 @@ import pytest
 from ray_sassl.plugins import UsageError
 from ray_sassl.evaluation.targets import cards
 from tests.cli.test_cli import TINY, _data, _run
-from tests.targets.conftest import Written, dtd
+from tests.evaluation.targets.conftest import Written, dtd
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ class Config(ProtocolConfig):
     brings_images: ClassVar[bool] = True
 
     targets: tuple[Annotated[Target, BeforeValidator(_named)], ...] = ()
-    protocol: plugin_field("ray_sassl.evaluation", ProtocolConfig) = _KORNBLITH  # type: ignore[valid-type, assignment]
+    protocol: plugin_field("ray_sassl.evaluation.protocols", ProtocolConfig) = _KORNBLITH  # type: ignore[valid-type, assignment]
     root: str | None = None
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from ray_sassl.evaluation.paired import Difference, difference_of_means, mean_ov
 from ray_sassl.plugins import UsageError, load_plugin, plugin_names
 from ray_sassl.runs.record import Figure, RunRecord, Scores, is_share, shown
 
-_PROTOCOLS = "ray_sassl.evaluation"
+_PROTOCOLS = "ray_sassl.evaluation.protocols"
 _DETECT = "detect"
 """Detection, which has a verb of its own."""
 _PER_CLASS, _FROM_PREDICTIONS = "mean_per_class", ("top1", "mean_per_class")

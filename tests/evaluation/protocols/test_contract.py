@@ -1,0 +1,112 @@
+"""What every protocol promises, whichever there are: each is run on images whose labels say nothing about them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.data import DataConfig
+from ray_sassl.evaluation import Evaluation, ProtocolConfig
+from ray_sassl.experiments import load_experiment
+from ray_sassl.evaluation.extraction import KeptImages, extract_here
+from ray_sassl.plugins import load_plugin, plugin_names
+from ray_sassl.runs.record import is_share
+from ray_sassl.evaluation.subject import EncoderSubject, labelled_data
+
+NUM_IMAGES, NUM_CLASSES, SIZE_PX = 270, 3, 32
+QUICK = {"epochs": 1, "num_draws": 10, "shots": (5,), "style_copies": 1, "severities": (3,), "corruptions": ("contrast", "gaussian_noise")}
+"""Less work, in fields that protocols have in common by name."""
+FITS = ("train_top1",)
+"""What is measured on the images that were fitted."""
+
+pytestmark = pytest.mark.slow
+
+
+def _shuffled(path: Path, seed: int) -> DataConfig:
+    """Noisy images of a drawn colour with labels that are drawn apart from them, as many of each class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(NUM_IMAGES) % NUM_CLASSES)
+    images = []
+    for colour in rng.uniform(60, 200, (NUM_IMAGES, 3)):
+        out = io.BytesIO()
+        pixels = (colour + rng.normal(0, 30, (SIZE_PX, SIZE_PX, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(out, "PNG")
+        images.append(out.getvalue())
+    pq.write_table(pa.table({"image": images, "label": pa.array(labels, pa.int32())}), path, row_group_size=90)
+    return DataConfig(path=str(path))
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, DataConfig]:
+    folder = tmp_path_factory.mktemp("shuffled")
+    return _shuffled(folder / "train.parquet", 0), _shuffled(folder / "test.parquet", 1)
+
+
+@pytest.fixture(scope="module")
+def subject(splits: tuple[DataConfig, DataConfig]) -> EncoderSubject:
+    config = apply_overrides(load_experiment("demo_plain"), [f"evaluate.size_px={SIZE_PX}"])
+    torch.manual_seed(0)
+    encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
+    return EncoderSubject(encoder, config, labelled_data(*splits, SIZE_PX), partial(extract_here, kept=KeptImages()))
+
+
+_known: dict[str, Evaluation] = {}
+
+
+@pytest.fixture(params=plugin_names("ray_sassl.evaluation.protocols"))
+def found(request: pytest.FixtureRequest, subject: EncoderSubject, splits: tuple[DataConfig, DataConfig]) -> Evaluation:
+    name: str = request.param
+    if name not in _known:
+        _known[name] = _config(name, *splits).build().evaluate(subject)
+    return _known[name]
+
+
+def _config(name: str, train: DataConfig, test: DataConfig) -> ProtocolConfig:
+    config = load_plugin("ray_sassl.evaluation.protocols", name).Config
+    fields: dict[str, Any] = {"targets": [{"name": "mine", "train": train, "test": test}]} if config.brings_images else {}
+    for field, value in QUICK.items():
+        if field in config.model_fields:
+            with contextlib.suppress(ValidationError):  # it is of no effect in this protocol's default form
+                config(**fields, **{field: value})
+                fields[field] = value
+    return config(**fields)
+
+
+def test_shuffled_labels_score_chance(found: Evaluation):
+    shares = {name: score.value for name, score in found.scores.items() if is_share(name) and name not in FITS}
+    assert shares or found.predictions is None
+    for name, value in shares.items():
+        chance = 0.5 if name == "shape_share" else 1 / NUM_CLASSES
+        assert abs(value - chance) < 0.1, (name, value)  # three standard errors of 270 images
+
+
+def test_intervals_hold_their_score_and_everything_can_be_written(found: Evaluation):
+    for name, score in found.scores.items():
+        assert np.isfinite(score.value), name
+        if score.low is not None and score.high is not None:
+            assert score.low <= score.value <= score.high, name
+    json.dumps(found.details, allow_nan=False)
+    for content in found.figures.values():
+        Image.open(io.BytesIO(content)).verify()
+
+
+def test_predictions_are_of_the_test_images(found: Evaluation, subject: EncoderSubject):
+    if found.predictions is None:
+        return
+    sample_id, labels = subject.labels("test")
+    assert found.predictions.sample_id.tolist() == sample_id.tolist()
+    assert found.predictions.labels.tolist() == labels.tolist()

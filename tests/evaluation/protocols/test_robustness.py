@@ -1,0 +1,125 @@
+"""Robustness of a small subject, and what its scores stand for."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from ray_sassl.evaluation import FixedFeatures, LabelledFeatures
+from ray_sassl.evaluation.protocols import robustness
+from ray_sassl.evaluation.changes import Stylized, Textures
+from ray_sassl.evaluation.logistic import fit_lbfgs, moments
+from ray_sassl.plugins import UsageError
+from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
+from tests.evaluation.conftest import SmallSubject
+
+OPTIONS = {"corruptions": ("gaussian_noise", "contrast"), "severities": (1, 3, 5), "num_shown": 3, "stylize": ColorStatistics()}
+
+
+@pytest.fixture(scope="module")
+def result():
+    return robustness.Config(**OPTIONS).build().evaluate(SmallSubject())
+
+
+def test_scores_and_pictures_are_there(result):
+    assert list(result.scores) == [
+        "clean_top1",
+        "stylized_top1",
+        "corrupted_top1",
+        "gaussian_noise_top1",
+        "contrast_top1",
+        "conflict_shape_top1",
+        "conflict_texture_top1",
+        "shape_share",
+    ]
+    assert all(0 <= score.low <= score.value <= score.high <= 1 for score in result.scores.values())
+    assert set(result.figures) == {"images", "severity"}
+    assert all(np.asarray(Image.open(io.BytesIO(content))).std() > 5 for content in result.figures.values())
+
+
+def test_the_clean_score_is_that_of_the_linear_probe(result):
+    subject = SmallSubject()
+    train, test = subject.features("train"), subject.features("test")
+    mean, deviation = moments(train.features)
+    weight, bias, _ = fit_lbfgs((train.features - mean) / deviation, train.labels, 1e-4, 500)
+    predicted = ((test.features - mean) / deviation @ weight.T + bias).argmax(1)
+    assert result.scores["clean_top1"].value == np.mean(predicted == test.labels)
+    assert result.scores["clean_top1"].value > 0.9
+
+
+def test_the_mean_is_that_over_corruptions_and_severities(result):
+    table = np.array(list(result.details["top1_by_severity"].values()))
+    assert table.shape == (2, 3)
+    assert result.scores["corrupted_top1"].value == pytest.approx(table.mean())
+    assert result.scores["contrast_top1"].value == pytest.approx(table[1].mean())
+
+
+def test_a_run_repeats_and_reads_the_test_images_once(result):
+    subject = SmallSubject()
+    again = robustness.Config(**OPTIONS).build().evaluate(subject)
+    assert again.scores == result.scores
+    assert again.figures["images"] == result.figures["images"]
+    assert subject.num_passes == 1
+
+
+def test_predictions_are_those_for_the_repainted_copies(result):
+    assert np.mean(result.predictions.predicted == result.predictions.labels) == result.scores["stylized_top1"].value
+    assert result.predictions.sample_id.tolist() == (3 * np.arange(60) + 5).tolist()
+
+
+def test_an_encoder_that_sees_colour_alone_goes_by_texture():
+    class Colour(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    class ColourSubject(SmallSubject):
+        def encoder(self):
+            return Colour(), 3
+
+    subject = ColourSubject(300, 90)
+    subject.network = Colour()
+    scores = robustness.Config(corruptions=(), stylize=ColorStatistics()).build().evaluate(subject).scores
+    assert scores["clean_top1"].value > 0.9
+    assert scores["shape_share"].value < 0.1  # the repainted image has the mean colour of its style
+    assert "corrupted_top1" not in scores
+
+
+def test_shape_and_texture_are_counted_by_their_classes():
+    textures = Textures(np.zeros((2, 9), np.float32), np.array([0, 1]), "two")
+    conflict = Stylized(ColorStatistics(), textures, 0, other_class=True)
+    labels = np.array([0, 0, 1, 1, 2])
+    predicted = np.array([0, 1, 0, 2, 2])
+    part = LabelledFeatures(predicted[:, None].astype(np.float32), labels, np.arange(5))
+    shape, texture = robustness._cues(part, textures, conflict)
+    assert shape.tolist() == [1, 0, 0, 0, 1]
+    assert texture[:4].tolist() == [0, 1, 1, 0]
+    assert robustness._cue_scores(shape, texture)["shape_share"].value == 0.5
+
+
+def test_with_shuffled_labels_all_accuracies_are_chance():
+    subject = SmallSubject(300, 900, shuffled=True)
+    scores = robustness.Config(**OPTIONS).build().evaluate(subject).scores
+    for name in ("clean_top1", "stylized_top1", "corrupted_top1"):
+        assert scores[name].value == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_an_unknown_corruption_is_answered_with_the_nearest():
+    with pytest.raises(ValidationError, match="did you mean 'contrast'"):
+        robustness.Config(corruptions=("contrasts",))
+
+
+@pytest.mark.parametrize(
+    "options", [{"severities": ()}, {"severities": (1, 1)}, {"severities": (3, 1)}, {"severities": (6,)}, {"corruptions": ("fog", "fog")}]
+)
+def test_options_without_a_meaning_are_refused(options):
+    with pytest.raises(ValidationError):
+        robustness.Config(**options)
+
+
+def test_features_alone_are_not_enough():
+    part = LabelledFeatures(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
+    with pytest.raises(UsageError, match="needs the images"):
+        robustness.Config(**OPTIONS).build().evaluate(FixedFeatures(part, part))

@@ -135,7 +135,7 @@ def chaos_config(steps: int) -> ExperimentConfig:
         "tracking.tensorboard=false",
     ]  # fmt: skip
     config = apply_overrides(load_experiment("demo"), overrides)
-    from ray_sassl.data.index import build_index
+    from ray_sassl.data.reading import build_index
 
     epochs = steps * BATCH / build_index(config.data).num_rows
     return apply_overrides(config, [f"train.epochs={epochs!r}"])

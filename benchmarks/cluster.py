@@ -110,9 +110,10 @@ def bytes_per_image() -> dict[str, dict[str, float]]:
     from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.data.seen import SeenIds
     from ray_sassl.orchestrate.pretraining.control import start_control
-    from ray_sassl.orchestrate.runtime.session import ray_session
     from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
-    from ray_sassl.runs.directory import prepare_run_dir, view_source
+    from ray_sassl.orchestrate.runtime.session import ray_session
+    from ray_sassl.runs.directory import prepare_run_dir
+    from ray_sassl.runs.process import view_source
 
     with tempfile.TemporaryDirectory() as folder, ray_session("local", num_cpus=2):
         config = sleeping_config(write_rows(Path(folder)), Counts(1, 1, 1, 1), GLOBAL_BATCH)

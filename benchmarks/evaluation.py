@@ -26,10 +26,10 @@ from rich.table import Table
 from benchmarks.measuring import Goal, write_results
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import build_index
+from ray_sassl.data.reading import build_index
+from ray_sassl.evaluation.extraction import BATCH_SIZE, ExtractionJob, Extractor, KeptImages, Preprocessing
 from ray_sassl.evaluation.features import evaluation_mode
 from ray_sassl.evaluation.protocols.knn import knn_votes
-from ray_sassl.evaluation.extraction import BATCH_SIZE, ExtractionJob, Extractor, KeptImages, Preprocessing
 
 SIZE_PX = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

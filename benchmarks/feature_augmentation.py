@@ -29,7 +29,7 @@ from benchmarks.grid import Budget, Cell, run_grid, table
 from benchmarks.measuring import RESULTS, Goal, write_results
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.experiments import load_experiment
-from ray_sassl.runs.directory import build_method
+from ray_sassl.runs.process import build_method
 
 AUGMENTATIONS = {
     "mask": "mask",

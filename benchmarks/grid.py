@@ -27,14 +27,16 @@ from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation import FixedFeatures, ProtocolConfig
+from ray_sassl.evaluation.datasets import LabelledImages, load_evaluation_data
 from ray_sassl.evaluation.features import extract_features
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
+from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.pretraining.launch import pretrain, with_absolute_paths
 from ray_sassl.orchestrate.runtime.session import ray_session
-from ray_sassl.runs.directory import find_checkpoint, load_backbone
-from ray_sassl.evaluation.subject import LabelledImages, load_evaluation_data, untrained_backbone
+from ray_sassl.runs.directory import find_checkpoint
+from ray_sassl.runs.process import load_backbone
 
 UNTRAINED = "untrained"
 SCORES: dict[str, ProtocolConfig] = {"knn_top1": Knn(), "linear_top1": Linear()}

@@ -28,7 +28,8 @@ from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.pipeline import local_batches
 from ray_sassl.plugins import plugin_names
-from ray_sassl.runs.directory import build_method, prepare_run_dir, view_source
+from ray_sassl.runs.directory import prepare_run_dir
+from ray_sassl.runs.process import build_method, view_source
 from ray_sassl.types import StepOutput, view_names
 
 

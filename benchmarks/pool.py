@@ -24,9 +24,10 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.pretraining.control import start_control
-from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
-from ray_sassl.runs.directory import build_method, prepare_run_dir, view_source
+from ray_sassl.orchestrate.runtime.session import ray_session
+from ray_sassl.runs.directory import prepare_run_dir
+from ray_sassl.runs.process import build_method, view_source
 
 WARM_UP_STEPS, STEPS = 3, 25
 

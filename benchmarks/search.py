@@ -46,8 +46,8 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.pretraining.control import News
 from ray_sassl.orchestrate.pretraining.launch import pretrain
-from ray_sassl.orchestrate.tune.search import search
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler
+from ray_sassl.orchestrate.tune.search import search
 from ray_sassl.orchestrate.tune.trial import EVALUATION
 from ray_sassl.study.record import StudyConfig, TrialRecord, read_trials
 from ray_sassl.study.searcher import suggest

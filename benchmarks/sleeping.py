@@ -27,8 +27,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
 from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, block_of_row, row_of_block
-from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.pretraining.stream import StreamSpec, execution_options, make_stream, stream_spec
+from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.pipeline import CropBlock, ViewSource
 from ray_sassl.types import Arrays, view_name
 
@@ -119,7 +119,8 @@ def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, 
     Args:
         cpus: Of all nodes that are wanted. Steps count from `_SETTLE_S` after these are up, when what starts on them has started.
     """
-    from ray_sassl.runs.directory import prepare_run_dir, view_source
+    from ray_sassl.runs.directory import prepare_run_dir
+    from ray_sassl.runs.process import view_source
 
     assert measured.stylize_images_per_gpu_s is not None
     run_dir = str(folder / "run")

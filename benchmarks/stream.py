@@ -33,10 +33,11 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.pretraining.control import start_control
-from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
+from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.pipeline import local_batches
-from ray_sassl.runs.directory import prepare_run_dir, view_source
+from ray_sassl.runs.directory import prepare_run_dir
+from ray_sassl.runs.process import view_source
 from ray_sassl.views import opencv
 
 CASES = {

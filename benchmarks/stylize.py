@@ -34,10 +34,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.measuring import RESULTS, Goal, write_results
+from ray_sassl.nn.chunks import Chunks
+from ray_sassl.nn.pixels import to_float, to_uint8
+from ray_sassl.style.augment import SasslConfig, blend, draw_styles, stylize_views
 from ray_sassl.style.networks.fused import convolution
 from ray_sassl.style.networks.style_network import StyleTransformer
-from ray_sassl.style.weights import load_weights
-from ray_sassl.style.augment import Chunks, SasslConfig, blend, draw_styles, stylize_views, to_float, to_uint8
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.style.stylizers.magenta import CODE_SIZE, WEIGHTS, build_networks
@@ -46,6 +47,7 @@ from ray_sassl.style.stylizers.network_pair import CPU_EMBED_PIXELS, images_at_o
 from ray_sassl.style.stylizers.swift import Config as Swift
 from ray_sassl.style.stylizers.swift import build_networks as build_swift
 from ray_sassl.style.stylizers.swift import read_student
+from ray_sassl.style.weights import load_weights
 
 SIZES_PX = (32, 96, 128, 224)
 BATCHES = (1, 4, 16, 64)

@@ -32,16 +32,17 @@ from torch import Tensor
 from benchmarks.measuring import Goal, write_results
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import decode, decode_rows
-from ray_sassl.data.index import build_index, read_groups
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.style.distillation.fidelity import Fidelity, fidelity
+from ray_sassl.data.reading import build_index, read_groups
+from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.runs.pictures import image_grid
-from ray_sassl.style.augment import blend, to_float, to_uint8
+from ray_sassl.style.augment import blend
+from ray_sassl.style.datasets import square
+from ray_sassl.style.distillation.fidelity import Fidelity, fidelity
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.magenta import Config as Magenta
 from ray_sassl.style.stylizers.network_pair import resized
 from ray_sassl.style.stylizers.swift import Config as Swift
-from ray_sassl.style.datasets import square
 
 HELD_OUT_STYLES = (
     "gordicaleksa-okeffe_red_canna",

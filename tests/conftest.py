@@ -55,8 +55,8 @@ def _isolated_home(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def weights_cache(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder with all published weights, to be set as RAY_SASSL_CACHE; the tests' own cache has none."""
-    from ray_sassl.style.weights import add_weights
     from ray_sassl.style.stylizers import all_published_weights
+    from ray_sassl.style.weights import add_weights
 
     files = sorted((shared_dir / "stylizer").glob("*.tflite"))
     if not files:

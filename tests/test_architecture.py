@@ -55,7 +55,9 @@ def test_a_run_in_one_process_never_reaches_ray():
 
 @pytest.mark.slow
 def test_a_runs_processes_load_nothing_slow_that_they_may_not_need():
-    assert _loaded_after("import ray_sassl.orchestrate.pretraining.launch", "torch", "torchvision", "sklearn", "timm", "torch._dynamo") == {"torch"}
+    assert _loaded_after("import ray_sassl.orchestrate.pretraining.launch", "torch", "torchvision", "sklearn", "timm", "torch._dynamo") == {
+        "torch"
+    }
 
 
 @each_plugin

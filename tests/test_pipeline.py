@@ -17,21 +17,13 @@ import torch
 from PIL import Image
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import Index, build_index, cached_index
+from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.pipeline import (
-    ViewSource,
-    crop_blocks,
-    evaluation_view,
-    finish_block,
-    labelled_images,
-    local_batches,
-    rebatch,
-    windows,
-    without,
-)
+from ray_sassl.evaluation.images import evaluation_view, labelled_images
+from ray_sassl.pipeline import ViewSource, crop_blocks, finish_block, local_batches, rebatch, windows, without
 from ray_sassl.style.augment import SasslConfig, stylize_views
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.types import Arrays, view_names

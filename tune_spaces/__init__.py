@@ -24,8 +24,8 @@ from pydantic import ValidationError
 
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import UsageError, did_you_mean
 from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.plugins import UsageError, did_you_mean
 from ray_sassl.study.space import SearchSpace
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Inspect, check, convert and fetch data sets.")
@@ -58,8 +58,8 @@ def inspect_command(
     label_extension: LabelExtension = "cls",
 ) -> None:
     """Counts, sizes and labels of a data set, and a contact sheet of its images."""
-    from ray_sassl.data.index import build_index
     from ray_sassl.data.inspect import contact_sheet, inspect
+    from ray_sassl.data.reading import build_index
 
     index = build_index(data_config(path, from_, image_column, label_column, label_extension=label_extension))
     summary = inspect(index)
@@ -183,9 +183,9 @@ def fetch_command(
 
     Downloads are checked by their published md5. Each data set has terms of its own: `data cards NAME` prints them.
     """
-    from ray_sassl.orchestrate.runtime.progress import progress_bar
     from ray_sassl.evaluation.targets.cards import card_of
     from ray_sassl.evaluation.targets.prepare import default_root, fetch, is_prepared, prepare
+    from ray_sassl.orchestrate.runtime.progress import progress_bar
 
     console, card, root = Console(), card_of(name), out or default_root()
     if keep_files and folder is not None:

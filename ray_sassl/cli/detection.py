@@ -15,18 +15,19 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ray_sassl.files import storage
 from ray_sassl.cli.evaluation import FOLDER, scores_table
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.detection.average_precision import check_installed
 from ray_sassl.evaluation.detection.report import detections_table, evaluation_of
 from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult, run_detection
 from ray_sassl.evaluation.detection.voc import read_voc
-from ray_sassl.evaluation import Evaluation
-from ray_sassl.runs.directory import find_checkpoint, load_backbone
 from ray_sassl.evaluation.subject import untrained_backbone
+from ray_sassl.files import storage
+from ray_sassl.runs.directory import find_checkpoint
+from ray_sassl.runs.process import load_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import LocalContext
 
@@ -114,9 +115,9 @@ def _place(
 
         return lambda job: run_detection(job, Context(device=device))
     from ray_sassl.orchestrate.batch.detect import detect_on_ray
+    from ray_sassl.orchestrate.pretraining.train_job import Workers
     from ray_sassl.orchestrate.runtime.autoscaler import offered, present
     from ray_sassl.orchestrate.runtime.session import ray_session
-    from ray_sassl.orchestrate.pretraining.train_job import Workers
 
     until_the_end.enter_context(ray_session(address))
     count = workers or max(1, int(present("GPU")))

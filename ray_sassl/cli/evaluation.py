@@ -18,15 +18,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ray_sassl.files import storage
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation import Evaluation, Predictions, ProtocolConfig, Score, Task
-from ray_sassl.experiments import data_root
+from ray_sassl.evaluation.datasets import EvaluationData, load_evaluation_data
 from ray_sassl.evaluation.extraction import EncodeCrops, Extract, Extracted, ExtractionJob, KeptImages, encode_crops_here, extract_here
+from ray_sassl.evaluation.results import read_scores
+from ray_sassl.evaluation.subject import EncoderSubject, Judge, RawPixels, untrained_backbone
+from ray_sassl.experiments import data_root
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
-from ray_sassl.runs.record import read_scores
-from ray_sassl.evaluation.subject import EncoderSubject, EvaluationData, Judge, RawPixels, load_evaluation_data, untrained_backbone
 from ray_sassl.train.checkpoint import Checkpoint
 
 _PROTOCOLS = "ray_sassl.evaluation.protocols"
@@ -60,7 +61,8 @@ def evaluate(
         keep_features: Whether to keep features beside the run, and use those that are there.
         actors: How many, if the work is to be done on a pool of them.
     """
-    from ray_sassl.runs.directory import find_checkpoint, load_backbone
+    from ray_sassl.runs.directory import find_checkpoint
+    from ray_sassl.runs.process import load_backbone
 
     checkpoint = find_checkpoint(run)
     wants_all = ALL in words

@@ -99,10 +99,10 @@ def embed(
     A row has its sample_id, key, label (where the data have labels) and features. A job that was stopped goes on where it was; images that cannot
     be decoded are left out and listed.
     """
+    from ray_sassl.export.encoder import load_encoder
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
     from ray_sassl.orchestrate.batch.embed import embed_dataset
     from ray_sassl.orchestrate.runtime.session import ray_session
-    from ray_sassl.export.encoder import load_encoder
 
     console = Console()
     config = data_config(data, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)

@@ -10,9 +10,9 @@ from typing import Any
 
 import typer
 
-from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.jobs.checks import check_place
 from ray_sassl.plugins import UsageError
 

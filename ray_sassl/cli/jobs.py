@@ -230,8 +230,8 @@ def _variable(text: str) -> tuple[str, str]:
 def _largest(path: str) -> dict[str, float]:
     """CPUs and GPUs of the cluster that a file defines, at its largest."""
     from ray_sassl.cluster.groups import groups_of, offered_by
-    from ray_sassl.orchestrate.runtime.definitions import read_definition
     from ray_sassl.files.safe_yaml import load_documents
+    from ray_sassl.orchestrate.runtime.definitions import read_definition
 
     groups = [group for document in load_documents(read_definition(path), path) for group in groups_of(document)]
     if not groups:

@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ray_sassl.files import storage
 from ray_sassl.cli.pretraining import load_config
 from ray_sassl.cluster.counts import write_counts
 from ray_sassl.cluster.curve import curve_picture
 from ray_sassl.cluster.plan import Prediction, Prices, Target, curve, num_stylizers, read_measured, read_prices, workload_of
 from ray_sassl.cluster.plan import plan as make_plan
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.orchestrate.runtime.definitions import read_definition
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.stream import layout_of
+from ray_sassl.orchestrate.runtime.definitions import read_definition
 from ray_sassl.plugins import UsageError
-from ray_sassl.runs.directory import build_method
+from ray_sassl.runs.process import build_method
 
 _HOURS = {"m": 1 / 60, "h": 1.0, "d": 24.0}
 

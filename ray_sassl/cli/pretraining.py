@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ray_sassl.files import storage
 from ray_sassl.config.files import read_config, to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.loop import Progress as RunProgress
 
@@ -168,9 +168,10 @@ def _short(report: dict[str, float]) -> str:
 
 def views(console: Console, experiment: str, overrides: list[str], out: str, rows: int) -> None:
     """Draw the views of some images of the experiment's data."""
-    from ray_sassl.data.index import build_index
+    from ray_sassl.data.reading import build_index
+    from ray_sassl.runs.directory import INDEX
     from ray_sassl.runs.pictures import views_picture
-    from ray_sassl.runs.directory import INDEX, build_restyle, view_source
+    from ray_sassl.runs.process import build_restyle, view_source
 
     config = load_config(experiment, overrides)
     with tempfile.TemporaryDirectory() as folder:
@@ -182,13 +183,15 @@ def views(console: Console, experiment: str, overrides: list[str], out: str, row
 
 def demo(console: Console, run_dir: str | None, address: str | None) -> None:
     """Both demo runs, then one table of what they learned."""
+    from ray_sassl.evaluation.datasets import load_evaluation_data
     from ray_sassl.evaluation.protocols.knn import Config as Knn
     from ray_sassl.evaluation.protocols.linear import Config as Linear
+    from ray_sassl.evaluation.subject import score, untrained_backbone
     from ray_sassl.experiments import load_experiment
     from ray_sassl.orchestrate.pretraining import launch
     from ray_sassl.orchestrate.runtime.session import ray_session
-    from ray_sassl.runs.directory import find_checkpoint, load_backbone
-    from ray_sassl.evaluation.subject import load_evaluation_data, score, untrained_backbone
+    from ray_sassl.runs.directory import find_checkpoint
+    from ray_sassl.runs.process import load_backbone
 
     began = time.monotonic()
     folder = run_dir or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}"

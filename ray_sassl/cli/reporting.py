@@ -46,10 +46,10 @@ def compare(
     Runs that differ only in their seed are taken together.
     """
     from ray_sassl.cli import evaluation
-    from ray_sassl.runs.record import read_run
     from ray_sassl.runs.pages.comparing import as_markdown
     from ray_sassl.runs.pages.comparing import compare as compare_runs
     from ray_sassl.runs.pages.comparison_page import write_comparison
+    from ray_sassl.runs.record import read_run
 
     console = Console()
     words = [word for given in on or [] for part in shlex.split(given) for word in ([part] if "=" in part else part.split(",")) if word]

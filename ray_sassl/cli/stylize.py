@@ -9,7 +9,6 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ray_sassl.files import storage
 from ray_sassl.cli.data import (
     Address,
     Format,
@@ -21,6 +20,7 @@ from ray_sassl.cli.data import (
     print_bad_rows,
 )
 from ray_sassl.data import DataConfig
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def preview_command(
     """
     import torch
 
-    from ray_sassl.data.index import build_index
+    from ray_sassl.data.reading import build_index
     from ray_sassl.runs.pictures import styles_picture
     from ray_sassl.style.datasets import sample_squares
 
@@ -198,10 +198,10 @@ def distill_command(
     address: Address = None,
 ) -> None:
     """Train a small stylizer to paint as the published one does, for stylize=swift."""
-    from ray_sassl.style.distillation import FINE_TUNING, DistillConfig
     from ray_sassl.orchestrate.batch.distill import distill
-    from ray_sassl.orchestrate.runtime.session import ray_session
     from ray_sassl.orchestrate.pretraining.train_job import Workers
+    from ray_sassl.orchestrate.runtime.session import ray_session
+    from ray_sassl.style.distillation import FINE_TUNING, DistillConfig
     from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
     from ray_sassl.style.stylizers.swift import SHIPPED
 
@@ -248,8 +248,8 @@ def style_job(overrides: list[str] | None, bank: str | None, only: tuple[str, ..
         only: What alone has an effect on the verb; everything where empty.
     """
     from ray_sassl.config.overrides import apply_overrides, parse_override
-    from ray_sassl.style.stylizers import neural_stylizer
     from ray_sassl.style.datasets import StyleJobConfig
+    from ray_sassl.style.stylizers import neural_stylizer
 
     given = list(overrides or [])
     names = [parse_override(text)[0] for text in given]

@@ -20,8 +20,8 @@ Name = Annotated[str, typer.Argument(help="The weights' name, such as magenta.")
 @app.command("list", epilog="Example: ray-sassl weights list")
 def list_command() -> None:
     """What there is, and what of it is on this machine."""
-    from ray_sassl.style.weights import missing_files, weights_path
     from ray_sassl.style.stylizers import all_published_weights
+    from ray_sassl.style.weights import missing_files, weights_path
 
     table = Table("name", "here", "download", "licence", "what it is", title="Weights", title_justify="left")
     for name, weights in all_published_weights().items():
@@ -48,8 +48,8 @@ def fetch(name: Name) -> None:
 @app.command(epilog="Example: ray-sassl weights add style_predict_quantized_256.tflite style_transfer_f16_384.tflite")
 def add(files: Annotated[list[str], typer.Argument(help="Published files, recognised by their content.")]) -> None:
     """Take published files from disk, for machines without a network."""
-    from ray_sassl.style.weights import add_weights, missing_files, weights_path
     from ray_sassl.style.stylizers import all_published_weights
+    from ray_sassl.style.weights import add_weights, missing_files, weights_path
 
     console = Console()
     added = add_weights(all_published_weights().values(), files)
@@ -65,8 +65,8 @@ def add(files: Annotated[list[str], typer.Argument(help="Published files, recogn
 @app.command(epilog="Example: ray-sassl weights verify")
 def verify(name: Annotated[str | None, typer.Argument(help="[default: all that are here]")] = None) -> None:
     """Check the weights on this machine, tensor by tensor."""
-    from ray_sassl.style.weights import verify_weights, weights_path
     from ray_sassl.style.stylizers import all_published_weights
+    from ray_sassl.style.weights import verify_weights, weights_path
 
     chosen = [_named(name)] if name else [weights for weights in all_published_weights().values() if weights_path(weights).exists()]
     console = Console()

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ray_sassl.files import storage
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import UsageError
+from ray_sassl.files import storage
 from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.plugins import UsageError
 
 
 def to_yaml(config: ExperimentConfig) -> str:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ray_sassl.plugins import PluginConfig, UsageError
 from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.plugins import PluginConfig, UsageError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

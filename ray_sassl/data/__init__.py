@@ -16,8 +16,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.plugins import FrozenConfig
 from ray_sassl.files.storage import Entry
+from ray_sassl.plugins import FrozenConfig
 
 if TYPE_CHECKING:
     from ray_sassl.data.index import Index

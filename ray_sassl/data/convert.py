@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, Rows
 from ray_sassl.data.decode import DecodeError, image_format
-from ray_sassl.data.index import Index, all_labels, read_groups
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.data.reading import all_labels, read_groups
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 ShardFormat = Literal["parquet", "webdataset", "folder"]

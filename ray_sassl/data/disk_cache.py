@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl.files import storage
-from ray_sassl.files.cache import cache_dir
 from ray_sassl.data import Rows
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.files import storage
+from ray_sassl.files.cache import cache_dir
 
 if TYPE_CHECKING:
     from ray_sassl.data.index import Index

@@ -10,36 +10,23 @@ import hashlib
 import io
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl.files import storage
-from ray_sassl.data import NO_LABEL, DataConfig, Format, Reader, Rows
-from ray_sassl.data.readers.folder import FolderReader
-from ray_sassl.data.disk_cache import read_kept
-from ray_sassl.data.readers.parquet import ParquetReader
+from ray_sassl.data import DataConfig, Format
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.sources import absolute, find_sources
-from ray_sassl.data.synthetic import ensure_synthetic
-from ray_sassl.data.readers.webdataset import WebDatasetReader
+from ray_sassl.data.sources import resolve
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
-from ray_sassl.files.storage import Entry
-
-READERS: dict[Format, Reader] = {"parquet": ParquetReader(), "webdataset": WebDatasetReader(), "folder": FolderReader()}
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 _VERSION = "1"
-_SCANNED_FIELDS = ("path", "format", "image_column", "label_column", "label_extension")
-_FILE_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
+SCANNED_FIELDS = ("path", "format", "image_column", "label_column", "label_extension")
+FILE_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,7 @@ class Index:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the files' names, sizes and times of change, and over the columns that are read."""
-        names = "\0".join([_VERSION, self.format, *(repr(getattr(self.config, name)) for name in _SCANNED_FIELDS[2:]), *self._paths])
+        names = "\0".join([_VERSION, self.format, *(repr(getattr(self.config, name)) for name in SCANNED_FIELDS[2:]), *self._paths])
         digest = hashlib.sha256(names.encode())
         for column in ("size_bytes", "mtime_ns"):
             digest.update(self.files[column].to_numpy().tobytes())
@@ -142,7 +129,7 @@ class Index:
     def changed_files(self) -> list[str]:
         """The files that were changed, removed or added since the index was built."""
         then = dict(zip((self.root + path for path in self._paths), self._stamps(), strict=True))
-        now = {entry.path: (entry.size_bytes, entry.mtime_ns) for entry in _entries(self.config)[1]}
+        now = {entry.path: (entry.size_bytes, entry.mtime_ns) for entry in resolve(self.config)[1]}
         return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
 
     def _stamps(self) -> Iterable[tuple[int, int]]:
@@ -203,152 +190,3 @@ class Index:
             ignored=facts["ignored"],
             built_ns=facts.get("built_ns", 0),
         )
-
-
-def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[int, int], None] | None = None) -> Index:
-    """The index of what `config.path` names; files are opened in parallel, and the outcome does not depend on their timing.
-
-    Args:
-        config: Where the data is.
-        num_threads: Files that are opened at a time.
-        progress: Called with (files done, files in all) as the work goes on.
-
-    Raises:
-        UsageError: nothing is there, or it is not what the config says; see the readers.
-    """
-    built_ns = time.time_ns()
-    format_, entries, sources = _entries(config)
-
-    def parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-        listed = list(items)
-        results: list[_Result] = []
-        with ThreadPoolExecutor(num_threads) as pool:
-            futures = [pool.submit(function, item) for item in listed]
-            try:
-                for future in futures:
-                    results.append(future.result())
-                    if progress is not None:
-                        progress(len(results), len(listed))
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        return results
-
-    scan = READERS[format_].scan(sources.files, config, parallel)
-    if not (scan.groups.num_rows and sum(scan.groups["num_rows"].to_pylist())):
-        raise UsageError(f"{', '.join(config.paths)} holds no rows: {len(entries):,} files, all empty")
-    root = _common_root([entry.path for entry in entries])
-    columns = [
-        [entry.path[len(root) :] for entry in entries],
-        [entry.size_bytes for entry in entries],
-        [entry.mtime_ns for entry in entries],
-    ]
-    files = pa.table(columns, schema=_FILE_SCHEMA)
-    ignored = {name: sources.ignored.get(name, 0) + scan.ignored.get(name, 0) for name in sorted(sources.ignored | scan.ignored)}
-    return Index(config, format_, root, files, scan.groups, scan.rows, scan.class_names, scan.problems, ignored, built_ns)
-
-
-def cached_index(
-    config: DataConfig,
-    cache_path: str | os.PathLike[str],
-    num_threads: int = 16,
-    progress: Callable[[int, int], None] | None = None,
-) -> Index:
-    """The index at `cache_path` where it still holds; otherwise it is built, and saved there.
-
-    It no longer holds where a file was changed, removed or added, where the config names other data or columns, or where the file is
-    damaged.
-    """
-    if storage.exists(cache_path):
-        try:
-            index = Index.load(cache_path)
-        except UsageError:
-            index = None
-        if index is not None and _scanned(index.config) == _scanned(config) and not index.changed_files():
-            return replace(index, config=config)
-    index = build_index(config, num_threads, progress)
-    index.save(cache_path)
-    return index
-
-
-def read_groups(index: Index, groups: Sequence[int]) -> Rows:
-    """The rows of the row groups, one group after the other; what cannot be read is a `BadRow` in its place.
-
-    Raises:
-        UsageError: a file has changed since the index was built.
-    """
-    is_made_here = any(path.startswith("synthetic") for path in index.config.paths)
-    if is_made_here:
-        ensure_synthetic()  # this may be another machine than the one that built the index
-    parts = []
-    for group in groups:
-        try:
-            if not is_made_here:
-                _refuse_changed(index, group)
-            parts.append(read_kept(index, group, partial(READERS[index.format].read, index, group)))
-        except FileNotFoundError:
-            parts.append(_gone(index, group))
-    return parts[0] if len(parts) == 1 else Rows.joined(parts)
-
-
-def _refuse_changed(index: Index, group: int) -> None:
-    """See that the row group's file is the one that was indexed. A copy on another machine's disk may be older or newer than the original, but
-    not younger than the index.
-
-    Raises:
-        UsageError: it is another.
-        FileNotFoundError: it is gone.
-    """
-    if index.format == "folder":  # a file is a row, whose bytes are what they are
-        return
-    file = index.group_place(group)[0]
-    path = index.file_path(file)
-    then = (index.files["size_bytes"][file].as_py(), index.files["mtime_ns"][file].as_py())
-    now = storage.stat(path)
-    if now is None:
-        raise FileNotFoundError(path)
-    is_touched = now.mtime_ns != then[1] and (now.mtime_ns > index.built_ns or storage.local_path(path) is None)
-    if now.size_bytes != then[0] or is_touched:
-        raise UsageError(f"{path} has changed since the index was built; restore it, or start a new run")
-
-
-def _gone(index: Index, group: int) -> Rows:
-    """A row group whose file has vanished: each of its rows is bad."""
-    path = index.file_path(index.group_place(group)[0])
-    sample_id, place = index.sample_ids(group), index.rows_in_file(group)
-    rows: list[bytes | BadRow] = [
-        BadRow(path, int(row), int(id_), "the file is gone since the index was built") for row, id_ in zip(place, sample_id, strict=True)
-    ]
-    labels = np.full(len(rows), NO_LABEL, np.int64)
-    return Rows(sample_id, rows, labels, [f"{path}#{row}" for row in place], [path] * len(rows), place)
-
-
-def all_labels(index: Index) -> np.ndarray:
-    """(num_rows,) int64: the label of every row by its sample id, -1 where there is none; images are not read."""
-    return READERS[index.format].labels(index)
-
-
-def all_names(index: Index) -> list[str] | None:
-    """The name of every row by its sample id, or None where rows have none; images are not read."""
-    return READERS[index.format].names(index)
-
-
-def _entries(config: DataConfig) -> tuple[Format, list[Entry], Any]:
-    sources = find_sources(config)
-    files = [replace(file, entry=absolute(file), folder=_absolute_folder(file.folder)) for file in sources.files]
-    return sources.format, [file.entry for file in files], replace(sources, files=files)
-
-
-def _absolute_folder(folder: str) -> str:
-    return folder if storage.is_uri(folder) else os.path.abspath(folder)
-
-
-def _common_root(paths: list[str]) -> str:
-    """What all the paths begin with, up to a `/`."""
-    first, last = min(paths), max(paths)
-    shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[: first.rfind("/", 0, shared) + 1]
-
-
-def _scanned(config: DataConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", include=set(_SCANNED_FIELDS))

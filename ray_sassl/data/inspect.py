@@ -10,11 +10,12 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, Rows
 from ray_sassl.data.decode import DecodeError, decode_rows, image_size
-from ray_sassl.data.index import Index, all_labels, read_groups
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import all_labels, read_groups
+from ray_sassl.files import storage
 
 _GROUPS_SAMPLED = 8
 _BAD_TILE = (200, 40, 40)

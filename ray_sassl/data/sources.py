@@ -8,13 +8,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ray_sassl.files import storage
 from ray_sassl.data import IMAGE_EXTENSIONS, DataConfig, Format, SourceFile
 from ray_sassl.data.synthetic import ensure_synthetic
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.files import storage
 from ray_sassl.files.storage import Entry
+from ray_sassl.plugins import UsageError, did_you_mean
 
 EXTENSIONS: dict[Format, tuple[str, ...]] = {"parquet": ("parquet", "pq"), "webdataset": ("tar",), "folder": IMAGE_EXTENSIONS}
 
@@ -220,3 +220,14 @@ def absolute(file: SourceFile) -> Entry:
     if storage.is_uri(file.entry.path):
         return file.entry
     return Entry(os.path.abspath(file.entry.path), True, file.entry.size_bytes, file.entry.mtime_ns)
+
+
+def resolve(config: DataConfig) -> tuple[Format, list[Entry], Sources]:
+    """The format, the files by absolute paths with their sizes and times, and the same as `Sources`."""
+    sources = find_sources(config)
+    files = [replace(file, entry=absolute(file), folder=_absolute_folder(file.folder)) for file in sources.files]
+    return sources.format, [file.entry for file in files], replace(sources, files=files)
+
+
+def _absolute_folder(folder: str) -> str:
+    return folder if storage.is_uri(folder) else os.path.abspath(folder)

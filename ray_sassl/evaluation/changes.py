@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from ray_sassl.style.bank import StyleBank
 from ray_sassl.evaluation import ImageChange, LabelledFeatures, Subject
 from ray_sassl.evaluation.splits import up_to_n_of_each
 from ray_sassl.keyed import Stream, uniform
 from ray_sassl.plugins import UsageError, load_plugin
+from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import crop

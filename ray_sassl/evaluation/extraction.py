@@ -18,8 +18,10 @@ from torch import nn
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import ImageChange, LabelledFeatures
+from ray_sassl.evaluation.crops import CropPortion, TrainingCrops, labelled_batches
 from ray_sassl.evaluation.features import features_of
-from ray_sassl.pipeline import CropPortion, EvaluationBatch, OnBad, TrainingCrops, evaluation_images, labelled_batches, portions
+from ray_sassl.evaluation.images import EvaluationBatch, evaluation_images, portions
+from ray_sassl.pipeline import OnBad
 from ray_sassl.plugins import UsageError
 
 BATCH_SIZE = 64

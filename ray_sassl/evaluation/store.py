@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ray_sassl.files import storage
 from ray_sassl.evaluation import LabelledFeatures
+from ray_sassl.files import storage
 
 log = logging.getLogger(__name__)
 

@@ -7,170 +7,30 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ray_sassl.files import storage
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
-from ray_sassl.data.index import Index, all_labels, all_names, build_index, read_groups
-from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.evaluation import Evaluation, FixedFeatures, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject, Task
-from ray_sassl.evaluation.features import evaluation_mode, extract_features
-from ray_sassl.evaluation.protocols.knn import Config as KnnConfig
-from ray_sassl.evaluation.protocols.linear import Config as LinearConfig
-from ray_sassl.evaluation.scores import check_classes
-from ray_sassl.evaluation.store import Provenance, encoder_digest, read_features, write_features
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import all_labels, all_names, read_groups
+from ray_sassl.evaluation import Evaluation, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject, Task
+from ray_sassl.evaluation.crops import training_crops
+from ray_sassl.evaluation.datasets import EvaluationData, LabelledImages, labelled_data
 from ray_sassl.evaluation.extraction import CropJob, EncodeCrops, Extract, ExtractionJob, Preprocessing, encode_crops_here, extract_here
-from ray_sassl.pipeline import decode_images, evaluation_view, labelled_images, training_crops
+from ray_sassl.evaluation.features import evaluation_mode
+from ray_sassl.evaluation.images import evaluation_view
+from ray_sassl.evaluation.store import Provenance, encoder_digest, read_features, write_features
+from ray_sassl.files import storage
+from ray_sassl.pipeline import decode_images
 from ray_sassl.plugins import UsageError
 
 log = logging.getLogger(__name__)
-
-_KEPT_BYTES = 2**30
-_UNMET = 0.02
-
-
-class LabelledImages:
-    """Batches of images (B, H, W, 3) uint8 and labels (B,), as often as they are asked for.
-
-    What takes less than 1 GiB once decoded is kept; more is decoded anew at each pass. Images that cannot be decoded are left out and
-    counted, apart from those of the run's own data.
-
-    Args:
-        limit: At most so many rows.
-    """
-
-    def __init__(self, config: DataConfig, size_px: int, limit: int | None = None) -> None:
-        self.config, self.size_px, self.limit = config, size_px, limit
-        self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
-
-    @cached_property
-    def index(self) -> Index:
-        return build_index(self.config)
-
-    @cached_property
-    def quarantine(self) -> Quarantine:
-        """The images that could not be decoded so far."""
-        return Quarantine(self.index.num_rows, self.config.max_bad_fraction)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """(N,) int64: the labels of all rows that have one."""
-        labels = all_labels(self.index)
-        return labels[labels != NO_LABEL]
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        rows = min(self.index.num_rows, self.limit or self.index.num_rows)
-        kept = [] if rows * self.size_px**2 * 3 <= _KEPT_BYTES else None
-        for batch in labelled_images(self.config, self.index, self.size_px, self.quarantine.add, limit=self.limit):
-            if kept is not None:
-                kept.append(batch)
-            yield batch
-        self._kept = kept
-
-
-@dataclass(frozen=True)
-class EvaluationData:
-    """What encoders are evaluated on."""
-
-    train: LabelledImages
-    test: LabelledImages
-
-    @property
-    def num_bad(self) -> int:
-        """Images that could not be decoded, of those looked at so far."""
-        return self.train.quarantine.num_bad + self.test.quarantine.num_bad
-
-    @property
-    def chance(self) -> float:
-        """Top-1 of always guessing the test set's most frequent class."""
-        counts = np.bincount(self.test.labels)
-        return float(counts.max() / counts.sum())
-
-
-def load_evaluation_data(config: ExperimentConfig) -> EvaluationData:
-    """The labelled images of `evaluate.train` and `evaluate.test`.
-
-    Raises:
-        UsageError: no such data are configured, or their labels do not fit together; see `labelled_data`.
-    """
-    for split, data in (("train", config.evaluate.train), ("test", config.evaluate.test)):
-        if data is None:
-            raise UsageError(f"evaluate.{split} is not set; say which labelled images to use: 'evaluate.{split}={{path: FOLDER}}'")
-    assert config.evaluate.train is not None
-    assert config.evaluate.test is not None
-    return labelled_data(config.evaluate.train, config.evaluate.test, config.evaluate.size_px)
-
-
-def labelled_data(train: DataConfig, test: DataConfig, size_px: int) -> EvaluationData:
-    """Labelled images to fit on and to measure on; images are not read.
-
-    Raises:
-        UsageError: one of them has no labels, a label is out of range, the classes of the two differ, or a class has test images and no train
-            images.
-    """
-    splits = {"train": LabelledImages(train, size_px), "test": LabelledImages(test, size_px)}
-    for split, images in splits.items():
-        if not len(images.labels):
-            raise UsageError(f"evaluate.{split}: {images.config.path} has no labels (label_column={images.config.label_column!r})")
-    names = [images.index.class_names for images in splits.values()]
-    if names[0] and names[1] and names[0] != names[1]:
-        differing = sorted(set(names[0]) ^ set(names[1]))
-        raise UsageError(
-            f"{train.path} has {len(names[0])} classes and {test.path} {len(names[1])}, so their labels mean different things; in one only: "
-            f"{', '.join(differing[:10])}"
-        )
-    check_classes(splits["train"].labels, splits["test"].labels, names[0])
-    return EvaluationData(**splits)
-
-
-ONLINE_SCORES: dict[str, ProtocolConfig] = {"knn": KnnConfig(), "linear": LinearConfig()}
-"""What `evaluate.online` may name; each is logged as NAME_top1."""
-
-
-def online_scores(config: ExperimentConfig, device: torch.device) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Scores a backbone as `evaluate.online` says on a part of the evaluation data, or None where no such data are configured."""
-    if config.evaluate.train is None or config.evaluate.test is None:
-        return None
-    splits = [
-        LabelledImages(data, config.evaluate.size_px, config.evaluate.online_rows) for data in (config.evaluate.train, config.evaluate.test)
-    ]
-    mean, std = config.train.pixel_mean, config.train.pixel_std
-
-    names = list(ONLINE_SCORES) if config.evaluate.online == "both" else [config.evaluate.online]
-
-    def scores(backbone: nn.Module) -> dict[str, float]:
-        train, test = (extract_features(backbone, images, mean, std, device) for images in splits)
-        warn_of_unmet_classes(train.labels, test.labels)
-        subject = FixedFeatures(train, test)
-        return {f"{name}_top1": ONLINE_SCORES[name].build().evaluate(subject).scores["top1"].value for name in names}
-
-    return scores
-
-
-@lru_cache(maxsize=1)
-def _warn_once(text: str) -> None:
-    log.warning(text)
-
-
-def warn_of_unmet_classes(train: np.ndarray, test: np.ndarray) -> None:
-    """Say so, once, where of labels (N,) and (M,) more than one test image in fifty has a class that no train image has."""
-    unmet = float(np.isin(test, train, invert=True).mean())
-    if unmet > _UNMET:
-        _warn_once(
-            f"{unmet:.0%} of the test images taken for the scores during the run have a class that none of the train images taken has, and can only be "
-            "wrong: the row groups of evaluate.train or evaluate.test are ordered by class. Raise evaluate.online_rows, or write shards in which "
-            "classes are mixed."
-        )
 
 
 class EncoderSubject(Subject):

@@ -17,14 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ray_sassl.files import storage
 from ray_sassl.data import NO_LABEL, Rows
 from ray_sassl.data.decode import decode_rows
-from ray_sassl.data.index import Index, all_labels, read_groups
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.plugins import UsageError
-from ray_sassl.style.augment import Chunks
+from ray_sassl.data.reading import all_labels, read_groups
 from ray_sassl.export.encoder import Encoder, EncoderFacts
+from ray_sassl.files import storage
+from ray_sassl.nn.chunks import Chunks
+from ray_sassl.plugins import UsageError
 
 MANIFEST = "embedding.json"
 PROVENANCE = b"ray_sassl"

@@ -19,14 +19,14 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ray_sassl.files import storage
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.config.files import from_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, decode
+from ray_sassl.evaluation.images import evaluation_view
+from ray_sassl.files import storage
 from ray_sassl.nn.normalize import normalize
-from ray_sassl.pipeline import evaluation_view
 from ray_sassl.plugins import FrozenConfig, UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint
 from ray_sassl.train.checkpoint import MANIFEST, Checkpoint

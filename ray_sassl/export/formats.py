@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS
-from ray_sassl.plugins import UsageError
 from ray_sassl.export.encoder import Encoder
+from ray_sassl.plugins import UsageError
 
 Library = Literal["torchvision", "timm"]
 Format = Literal["torchvision", "timm", "onnx", "safetensors"]

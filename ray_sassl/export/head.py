@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ray_sassl.data import NO_LABEL, DataConfig
-from ray_sassl.data.index import build_index, read_groups
 from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
-from ray_sassl.plugins import UsageError
 from ray_sassl.export.embedding import Embedder
+from ray_sassl.plugins import UsageError
 
 
 @dataclass(frozen=True)

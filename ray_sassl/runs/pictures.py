@@ -9,12 +9,13 @@ import torch
 from PIL import ImageFont
 from torch import Tensor
 
-from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.files import storage
+from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.pipeline import Restyle, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.plugins import UsageError
-from ray_sassl.style.augment import blend, draw_styles, to_float, to_uint8
+from ray_sassl.style.augment import blend, draw_styles
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.types import view_name
 from ray_sassl.views.grid import TEXT_PX, image_grid

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import Field, ValidationError
 
-from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.files import storage
 from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.plugins import FrozenConfig, UsageError
 from ray_sassl.study.searcher import Known
 from ray_sassl.study.space import Objective, Point, SearchSpace
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
+from ray_sassl.files import storage
 from ray_sassl.runs.pages.page import page, picture, section
 from ray_sassl.study import figures
 from ray_sassl.study.record import StudyConfig, TrialRecord, best_config, best_trial, read_study, read_trials, trial_dir

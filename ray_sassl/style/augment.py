@@ -8,29 +8,27 @@ block of images, from a bank of codes, or from the Gaussian of a bank (Jackson, 
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from ray_sassl.style.bank import StyleBank
 from ray_sassl.keyed import Stream, normal, uniform
+from ray_sassl.nn.chunks import Chunks
+from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import FrozenConfig
+from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.views.recipes import ordered
-
-log = logging.getLogger(__name__)
 
 _CPU_PIXELS = 1 << 19
 """Pixels of the images that are handled at once on a CPU: more fall out of the caches between one step and the next."""
 Share = Annotated[float, Field(ge=0, le=1)]
-Result = TypeVar("Result")
 ShareInterval = Annotated[tuple[Share, Share], AfterValidator(ordered)]
 
 
@@ -139,49 +137,6 @@ def style_partners(sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, vi
     return partners
 
 
-@dataclass
-class Chunks:
-    """Work on a few rows at a time, and on fewer where memory does not suffice: the size is halved and the rows are tried again.
-
-    Attributes:
-        size: Rows at once; it stays halved.
-    """
-
-    size: int = 256
-
-    def map(self, work: Callable[[np.ndarray], Result], rows: np.ndarray, most: int | None = None) -> list[tuple[np.ndarray, Result]]:
-        """Each chunk of the rows (n,) with what `work` makes of it.
-
-        Args:
-            most: Rows of a chunk, however many memory would hold.
-
-        Raises:
-            torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not suffice for a single row.
-        """
-        results: list[tuple[np.ndarray, Result]] = []
-        first = 0
-        while first < len(rows):
-            chunk = rows[first : first + min(self.size, most or self.size)]
-            try:
-                results.append((chunk, work(chunk)))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or len(chunk) == 1:
-                    raise
-                self.size = len(chunk) // 2
-                log.warning("out of memory with %d images at once; going on with %d", len(chunk), self.size)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            else:
-                first += len(chunk)
-        return results
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice: PyTorch has a class of its own for CUDA; its CPU allocator and CUDA's libraries say it in words."""
-    said = any(words in str(error) for words in ("can't allocate memory", "STATUS_ALLOC_FAILED"))
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and said)
-
-
 @torch.inference_mode()
 def stylize_views(
     stylizer: Stylizer,
@@ -254,16 +209,3 @@ def blend(stylizer: Stylizer, content: Tensor, z_c: Tensor, z_s: Tensor, alpha: 
     z = torch.lerp(z_c, z_s, alpha[:, None])
     x = stylizer.render(content, z)
     return torch.lerp(content, x.to(content.dtype), beta[:, None, None, None])
-
-
-def to_float(images: np.ndarray, device: torch.device) -> Tensor:
-    """(B, 3, H, W) float32 in [0, 1] on the device, of (B, H, W, 3) uint8."""
-    pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.permute(0, 3, 1, 2).float().div_(255)
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """(B, H, W, 3) uint8 in NumPy, rounded, of (B, 3, H, W) float in [0, 1]."""
-    return (images * 255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()

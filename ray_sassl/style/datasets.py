@@ -21,15 +21,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ray_sassl import __version__
-from ray_sassl.files import storage
 from ray_sassl.data import Rows
 from ray_sassl.data.decode import decode_rows, image_format
 from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.style.bank import StyleBank
+from ray_sassl.files import storage
+from ray_sassl.nn.chunks import Chunks, is_out_of_memory
+from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
-from ray_sassl.style.augment import Chunks, SasslConfig, StyleParams, blend, draw_styles, is_out_of_memory, to_float, to_uint8
+from ray_sassl.style.augment import SasslConfig, StyleParams, blend, draw_styles
+from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
 BLOCK_ROWS = 256

@@ -4,8 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ray_sassl.cli import app
-from ray_sassl.style.weights import BadWeightsError, MissingWeightsError
 from ray_sassl.plugins import UsageError
+from ray_sassl.style.weights import BadWeightsError, MissingWeightsError
 
 
 def _run(*args: str) -> str:

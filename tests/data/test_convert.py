@@ -7,8 +7,9 @@ import pytest
 
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.convert import ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
-from ray_sassl.data.index import Index, build_index, read_groups
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.plugins import UsageError
 
 JPEG = b"\xff\xd8\xff"

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_sassl.files import storage
 from ray_sassl.data import DataConfig, Rows
-from ray_sassl.data.index import Index, build_index, read_groups
 from ray_sassl.data.disk_cache import KeptGroups, _kept
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import build_index, read_groups
+from ray_sassl.files import storage
 from tests.flaky_store import FlakyStore, flaky_store
 
 IMAGE_BYTES = 1000

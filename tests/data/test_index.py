@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import Index, all_labels, all_names, build_index, cached_index, read_groups
+from ray_sassl.data.index import Index
+from ray_sassl.data.reading import all_labels, all_names, build_index, cached_index, read_groups
 from ray_sassl.plugins import UsageError
 
 

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import build_index
 from ray_sassl.data.inspect import Spread, contact_sheet, inspect
+from ray_sassl.data.reading import build_index
 
 
 def _folder(root: Path) -> Path:

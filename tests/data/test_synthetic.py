@@ -7,8 +7,8 @@ import pytest
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import decode_rows
-from ray_sassl.data.index import all_labels, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import all_labels, build_index, read_groups
 from ray_sassl.data.synthetic import CLASSES, NUM_PALETTES, NUM_TEST, NUM_TRAIN, SIZE_PX, TEXTURES, ensure_synthetic, make_images
 
 

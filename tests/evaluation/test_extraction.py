@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import build_index
+from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation import ImageChange
 from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing, extract_here, joined
-from ray_sassl.pipeline import labelled_images
+from ray_sassl.evaluation.images import labelled_images
 from ray_sassl.plugins import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
 

@@ -13,11 +13,11 @@ from sklearn.preprocessing import StandardScaler
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import build_index
+from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation import FixedFeatures, LabelledFeatures, ProtocolConfig
+from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
-from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing
 
 pytestmark = pytest.mark.slow
 

@@ -19,21 +19,14 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.evaluation import Task
 from ray_sassl.evaluation.corruptions import Corrupted
+from ray_sassl.evaluation.datasets import LabelledImages, load_evaluation_data
+from ray_sassl.evaluation.extraction import extract_here
+from ray_sassl.evaluation.online import online_scores, warn_of_unmet_classes
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.robustness import Config as Robustness
+from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, score, untrained_backbone
 from ray_sassl.experiments import load_experiment
-from ray_sassl.evaluation.extraction import extract_here
 from ray_sassl.plugins import UsageError
-from ray_sassl.evaluation.subject import (
-    EncoderSubject,
-    LabelledImages,
-    RawPixels,
-    load_evaluation_data,
-    online_scores,
-    score,
-    untrained_backbone,
-    warn_of_unmet_classes,
-)
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 
 CPU = torch.device("cpu")
@@ -136,7 +129,7 @@ def test_too_many_bad_evaluation_images_are_refused(config, tmp_path):
 
 def test_what_is_small_is_decoded_once_and_what_is_large_at_each_pass(config, tmp_path, monkeypatch: pytest.MonkeyPatch):
     for limit_bytes, is_same in ((2**20, True), (100, False)):
-        monkeypatch.setattr("ray_sassl.evaluation.subject._KEPT_BYTES", limit_bytes)
+        monkeypatch.setattr("ray_sassl.evaluation.datasets._KEPT_BYTES", limit_bytes)
         images = LabelledImages(DataConfig(path=f"{tmp_path}/test.parquet"), 8)
         first, second = list(images), list(images)
         assert (first[0][0] is second[0][0]) is is_same

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from ray_sassl.experiments import data_root, experiments, load_experiment
-from ray_sassl.style.weights import weights_path
 from ray_sassl.plugins import UsageError, plugin_names
-from ray_sassl.runs.directory import build_method
+from ray_sassl.runs.process import build_method
 from ray_sassl.style.stylizers import all_published_weights
+from ray_sassl.style.weights import weights_path
 from ray_sassl.train.loop import micro_batch
 from ray_sassl.views.recipes import with_strong_left
 

@@ -19,7 +19,7 @@ from ray_sassl.backbones import build_backbone
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import build_index
+from ray_sassl.data.reading import build_index
 from ray_sassl.experiments import load_experiment
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, METRICS, SUMMARY
 from ray_sassl.train.checkpoint import save_checkpoint

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import Index, build_index, read_groups
-from ray_sassl.plugins import UsageError
+from ray_sassl.data.index import Index
+from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.export import embedding
 from ray_sassl.export.embedding import (
     MANIFEST,
@@ -29,6 +29,7 @@ from ray_sassl.export.embedding import (
     write_part,
 )
 from ray_sassl.export.encoder import load_encoder
+from ray_sassl.plugins import UsageError
 from tests.export.conftest import MakeRun, write_images
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import yaml
 
 import ray_sassl
 from ray_sassl.config.files import read_config
+from ray_sassl.export.export import export_encoder
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import find_checkpoint
-from ray_sassl.export.export import export_encoder
 from tests.export.conftest import MakeRun
 
 

@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 import torch
 
-from ray_sassl.plugins import UsageError
 from ray_sassl.export.formats import FormatError, example_images
 from ray_sassl.export.onnx_file import onnx_bytes
+from ray_sassl.plugins import UsageError
 from tests.export.test_formats import encoder_named
 
 

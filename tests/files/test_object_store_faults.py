@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import build_index, read_groups
+from ray_sassl.data.reading import build_index, read_groups
+from ray_sassl.files import storage
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, whole_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.saving import CheckpointNotWrittenError

@@ -17,9 +17,9 @@ import ray
 from PIL import Image
 
 from ray_sassl.backbones import BackboneConfig
-from ray_sassl.files.cache import cache_dir
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
 from ray_sassl.data import DataConfig
+from ray_sassl.files.cache import cache_dir
 from ray_sassl.methods.moco import Config as MoCo
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.study.record import StudyConfig

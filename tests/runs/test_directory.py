@@ -15,28 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sassl.files import storage
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.experiments import load_experiment
-from ray_sassl.pipeline import local_batches
-from ray_sassl.runs.directory import (
-    CONFIG,
-    ENVIRONMENT,
-    INDEX,
-    SUMMARY,
-    RunDirectoryError,
-    build_method,
-    build_restyle,
-    find_checkpoint,
-    load_backbone,
-    prepare_run_dir,
-    seen_of,
-    train_process,
-    view_source,
-    write_summary,
-)
 from ray_sassl.evaluation.subject import untrained_backbone
+from ray_sassl.experiments import load_experiment
+from ray_sassl.files import storage
+from ray_sassl.pipeline import local_batches
+from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, SUMMARY, RunDirectoryError, find_checkpoint, prepare_run_dir, write_summary
+from ray_sassl.runs.process import build_method, build_restyle, load_backbone, seen_of, train_process, view_source
 from ray_sassl.train.checkpoint import BadCheckpointError, latest_checkpoint, save_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.types import RunResult

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_sassl.runs import pictures
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.data.index import cached_index
+from ray_sassl.data.reading import cached_index
 from ray_sassl.experiments import load_experiment
+from ray_sassl.runs import pictures
+from ray_sassl.runs.directory import INDEX
 from ray_sassl.runs.pictures import views_picture
-from ray_sassl.runs.directory import INDEX, build_restyle, view_source
+from ray_sassl.runs.process import build_restyle, view_source
 
 SMALL_VIEWS = ("method=swav", "views.num_small=2", "views.small_px=16")
 

@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from ray_sassl.nn.chunks import Chunks
+from ray_sassl.nn.pixels import to_float, to_uint8
+from ray_sassl.style.augment import SasslConfig, blend, draw_styles, style_partners, stylize_views
 from ray_sassl.style.bank import StyleBank
-from ray_sassl.style.augment import Chunks, SasslConfig, blend, draw_styles, style_partners, stylize_views, to_float, to_uint8
 from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import draw

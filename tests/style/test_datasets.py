@@ -10,18 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sassl.style import datasets as stylized
 from ray_sassl.config.overrides import OverrideError, apply_overrides
 from ray_sassl.data import DataConfig, Rows
-from ray_sassl.data.index import build_index
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.style.bank import BadBankError, StyleBank
-from ray_sassl.style.weights import MissingWeightsError
+from ray_sassl.data.reading import build_index
+from ray_sassl.nn.chunks import Chunks
 from ray_sassl.plugins import UsageError
-from ray_sassl.style.augment import Chunks, SasslConfig, draw_styles
+from ray_sassl.style import datasets as stylized
+from ray_sassl.style.augment import SasslConfig, draw_styles
+from ray_sassl.style.bank import BadBankError, StyleBank
+from ray_sassl.style.datasets import Restyler, StyleJobConfig, change_of, check_job, encode, sample_squares, square, with_absolute_paths
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
-from ray_sassl.style.datasets import Restyler, StyleJobConfig, change_of, check_job, encode, sample_squares, square, with_absolute_paths
+from ray_sassl.style.weights import MissingWeightsError
 
 CPU = torch.device("cpu")
 FULL = {"prob": 1.0, "alpha": (1.0, 1.0), "beta": (1.0, 1.0)}

@@ -15,16 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sassl.files import storage
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import cached_index
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import cached_index
 from ray_sassl.experiments import load_experiment
+from ray_sassl.files import storage
 from ray_sassl.pipeline import local_batches
 from ray_sassl.plugins import load_plugin
-from ray_sassl.runs.directory import INDEX, build_restyle, seen_of, train_process, view_source
+from ray_sassl.runs.directory import INDEX
+from ray_sassl.runs.process import build_restyle, seen_of, train_process, view_source
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import micro_batch

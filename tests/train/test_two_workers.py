@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ray_sassl.config.files import to_yaml
-from ray_sassl.data.index import cached_index
+from ray_sassl.data.reading import cached_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.train.checkpoint import latest_checkpoint

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl.files import storage
 from ray_sassl.data import GROUP_ROWS, GROUP_SCHEMA, NO_LABEL, DataConfig, ParallelMap, Reader, Rows, Scan, SourceFile
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.sources import relative_folder
+from ray_sassl.files import storage
 
 if TYPE_CHECKING:
     from ray_sassl.data.index import Index

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ray_sassl.files import storage
 from ray_sassl.data import GROUP_SCHEMA, NO_LABEL, DataConfig, ParallelMap, Reader, Rows, Scan, SourceFile
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError, did_you_mean
 
 if TYPE_CHECKING:

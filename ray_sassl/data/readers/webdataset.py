@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ray_sassl.files import storage
 from ray_sassl.data import (
     GROUP_ROWS,
     GROUP_SCHEMA,
@@ -31,6 +30,7 @@ from ray_sassl.data import (
     SourceFile,
 )
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ray_sassl.evaluation.detection.voc import Truth
 from ray_sassl.evaluation import Score
+from ray_sassl.evaluation.detection.voc import Truth
 from ray_sassl.evaluation.intervals import LEVEL, NUM_RESAMPLES
 from ray_sassl.plugins import UsageError
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import decode
 from ray_sassl.evaluation.detection.average_precision import Detections
 from ray_sassl.evaluation.detection.voc import DetectionSet
 from ray_sassl.evaluation.figures import curves
+from ray_sassl.files import storage
 from ray_sassl.views.grid import image_grid
 
 SHOWN_FROM = 0.5

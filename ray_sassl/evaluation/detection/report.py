@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.evaluation import Evaluation, Score
 from ray_sassl.evaluation.detection.average_precision import average_precision_scores
 from ray_sassl.evaluation.detection.pictures import boxes_picture, history_picture
 from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult
 from ray_sassl.evaluation.detection.voc import DetectionSet
-from ray_sassl.evaluation import Evaluation, Score
 from ray_sassl.files.storage import name_of
 
 _NUM_SHOWN = 4

@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, decode
 from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.evaluation import Split
 from ray_sassl.evaluation.detection import REFERENCE_BATCH, DetectConfig
 from ray_sassl.evaluation.detection.average_precision import Detections, average_precision, check_installed
 from ray_sassl.evaluation.detection.network import build_detector
 from ray_sassl.evaluation.detection.voc import DetectionSet
-from ray_sassl.evaluation import Split
 from ray_sassl.evaluation.store import encoder_digest
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.context import Context
 

@@ -13,11 +13,11 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from ray_sassl.files import storage
 from ray_sassl.data import IMAGE_EXTENSIONS
 from ray_sassl.evaluation import Evaluation, Protocol, Subject
 from ray_sassl.evaluation.splits import stratified
 from ray_sassl.evaluation.training import TrainingConfig, judge_by_training
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 _SHOWN = 3

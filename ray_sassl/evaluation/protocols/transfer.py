@@ -18,10 +18,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation, Predictions, Protocol, ProtocolConfig, Score, Subject, Task
 from ray_sassl.evaluation.intervals import bootstrap
-from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
 from ray_sassl.evaluation.targets import Card, Half, Metric
 from ray_sassl.evaluation.targets.cards import card_of, find_card
 from ray_sassl.evaluation.targets.prepare import check_card, default_root, prepared_cards, prepared_data
+from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,8 @@ others are reported by top-1 accuracy in papers on transfer, and so does SASSL (
 
 from __future__ import annotations
 
+from ray_sassl.evaluation.targets import Card, layouts
 from ray_sassl.plugins import UsageError, did_you_mean
-from ray_sassl.evaluation.targets import Card
-from ray_sassl.evaluation.targets import layouts
 
 _RESEARCH = "no licence stated; for research"
 

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ray_sassl.files import storage
-from ray_sassl.files.cache import cache_dir, locked
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, image_format
-from ray_sassl.plugins import UsageError
 from ray_sassl.evaluation.targets import Card, Half, Samples
 from ray_sassl.evaluation.targets.cards import CARDS
+from ray_sassl.files import storage
+from ray_sassl.files.cache import cache_dir, locked
+from ray_sassl.plugins import UsageError
 
 HALVES: tuple[Half, ...] = get_args(Half)
 _MARK = "card.json"

@@ -14,12 +14,13 @@ import numpy as np
 import ray
 import ray.exceptions
 
-from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.decode import decode_rows
-from ray_sassl.data.index import Index, build_index, read_groups
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.data.reading import build_index, read_groups
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.batch.actor_pool import result_of
 from ray_sassl.orchestrate.runtime.autoscaler import Need, first_ended
 from ray_sassl.orchestrate.runtime.progress import progress_bar

@@ -15,8 +15,8 @@ import ray.train.torch
 import torch
 from ray.actor import ActorHandle
 
-from ray_sassl.files import storage
 from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult, run_detection
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import News, start_control
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.orchestrate.pretraining.worker import RayContext

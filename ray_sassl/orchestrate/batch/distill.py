@@ -20,22 +20,23 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch import nn
 
-from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import Index, build_index
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import build_index
+from ray_sassl.files import storage
+from ray_sassl.orchestrate.pretraining.control import News, start_control
+from ray_sassl.orchestrate.pretraining.train_job import Workers
+from ray_sassl.orchestrate.runtime.progress import progress_bar
+from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
+from ray_sassl.plugins import UsageError
 from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.style.distillation.crops import Crops, Teacher, make_crops
 from ray_sassl.style.distillation.training import Distiller
-from ray_sassl.style.weights import load_weights
-from ray_sassl.orchestrate.pretraining.control import News, start_control
-from ray_sassl.orchestrate.runtime.progress import progress_bar
-from ray_sassl.orchestrate.pretraining.train_job import Workers
-from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
-from ray_sassl.plugins import UsageError
 from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
 from ray_sassl.style.stylizers.magenta import build_networks
 from ray_sassl.style.stylizers.swift import pack_student, read_student
+from ray_sassl.style.weights import load_weights
 
 _LOG_EVERY = 50
 _JOB, _CHECKPOINT = "job.json", "checkpoint.pt"

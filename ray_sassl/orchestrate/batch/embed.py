@@ -14,15 +14,10 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from ray_sassl.files import storage
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import Index, build_index
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, spread
-from ray_sassl.orchestrate.runtime.devices import device_type
-from ray_sassl.orchestrate.runtime.progress import progress_bar
-from ray_sassl.orchestrate.runtime.weights import keep, kept
-from ray_sassl.plugins import UsageError
+from ray_sassl.data.reading import build_index
 from ray_sassl.export.embedding import (
     PART_ROWS,
     Embedder,
@@ -36,6 +31,12 @@ from ray_sassl.export.embedding import (
     write_part,
 )
 from ray_sassl.export.encoder import Encoder, encoder_bytes, encoder_from_bytes
+from ray_sassl.files import storage
+from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, spread
+from ray_sassl.orchestrate.runtime.devices import device_type
+from ray_sassl.orchestrate.runtime.progress import progress_bar
+from ray_sassl.orchestrate.runtime.weights import keep, kept
+from ray_sassl.plugins import UsageError
 
 _FILE_EXTENSIONS = (".parquet", ".pq")
 

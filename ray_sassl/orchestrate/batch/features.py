@@ -19,16 +19,17 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from ray_sassl.files import storage
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import Evaluation
+from ray_sassl.evaluation.crops import CropPortion, labelled_batches
 from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, encode_crops_on, extract_on, joined
-from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
-from ray_sassl.orchestrate.runtime.devices import device_type
-from ray_sassl.orchestrate.runtime.autoscaler import is_one_machine
-from ray_sassl.orchestrate.runtime.progress import progress_bar
-from ray_sassl.pipeline import CropPortion, OnBad, labelled_batches
 from ray_sassl.evaluation.subject import JudgeJob, judge_one
+from ray_sassl.files import storage
+from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
+from ray_sassl.orchestrate.runtime.autoscaler import is_one_machine
+from ray_sassl.orchestrate.runtime.devices import device_type
+from ray_sassl.orchestrate.runtime.progress import progress_bar
+from ray_sassl.pipeline import OnBad
 
 
 class EvaluationWorker:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 
-from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.sources import find_sources
-from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, sum_of
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.launch import check_workers, resource_needs
+from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, sum_of
 from ray_sassl.plugins import UsageError
 
 

@@ -20,7 +20,6 @@ from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ray_sassl.files import storage
 from ray_sassl.cluster.plan import read_prices
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
@@ -28,21 +27,23 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.sources import check_there
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import News, start_control
-from ray_sassl.orchestrate.runtime.definitions import read_definition
-from ray_sassl.orchestrate.runtime.devices import pretends_gpus
-from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, is_one_machine, missing_groups, offered, sum_of
-from ray_sassl.orchestrate.runtime.reservation import release_reservation
 from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
-from ray_sassl.orchestrate.runtime.session import GROUP_LABEL, in_group, ray_session
 from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, fit
-from ray_sassl.orchestrate.runtime.weights import keep_weights
 from ray_sassl.orchestrate.pretraining.worker import train_worker
-from ray_sassl.runs.pictures import views_picture
+from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, is_one_machine, missing_groups, offered, sum_of
+from ray_sassl.orchestrate.runtime.definitions import read_definition
+from ray_sassl.orchestrate.runtime.devices import pretends_gpus
+from ray_sassl.orchestrate.runtime.reservation import release_reservation
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL, in_group, ray_session
+from ray_sassl.orchestrate.runtime.weights import keep_weights
 from ray_sassl.pipeline import local_batches, without
 from ray_sassl.plugins import UsageError
-from ray_sassl.runs.directory import QUARANTINE, VIEWS, build_restyle, prepare_run_dir, seen_of, train_process, view_source, write_summary
+from ray_sassl.runs.directory import QUARANTINE, VIEWS, prepare_run_dir, write_summary
+from ray_sassl.runs.pictures import views_picture
+from ray_sassl.runs.process import build_restyle, seen_of, train_process, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import check_shares, micro_batch

@@ -25,12 +25,12 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from ray_sassl.files import storage
 from ray_sassl.data.plan import Window
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.files import storage
+from ray_sassl.orchestrate.pretraining.reading import WHOLE, BadRowsReporter, ReadStage, block_of_row
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
-from ray_sassl.orchestrate.pretraining.reading import WHOLE, BadRowsReporter, ReadStage, block_of_row
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.runtime.weights import receive_weights
 from ray_sassl.pipeline import Restyle, ViewSource, finish_block, ids_of, windows, without
@@ -263,7 +263,7 @@ def _read_start(run_dir: str, num_rows: int) -> Start:
 
 def start_of(checkpoint: Checkpoint | None, num_rows: int) -> Start:
     """Where workers start."""
-    from ray_sassl.runs.directory import seen_of
+    from ray_sassl.runs.process import seen_of
 
     return (checkpoint.path if checkpoint else None), seen_of(checkpoint, num_rows)
 
@@ -307,7 +307,7 @@ class StyleActor:
 def _restyle(config_json: str, device_type: str, num_threads: int, keeper: ActorHandle | None) -> Restyle | None:
     """The config's style augmentation, built once a process."""
     from ray_sassl.config.schema import ExperimentConfig
-    from ray_sassl.runs.directory import build_restyle
+    from ray_sassl.runs.process import build_restyle
 
     config = ExperimentConfig.model_validate_json(config_json)
     receive_weights(config.stylize, keeper)

@@ -14,8 +14,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray_sassl.cluster.check import check_text
 from ray_sassl.cluster.crds import read_schemas
 from ray_sassl.cluster.findings import Finding
-from ray_sassl.plugins import UsageError
 from ray_sassl.files.safe_yaml import MAX_BYTES
+from ray_sassl.plugins import UsageError
 
 
 def check_files(paths: list[str], crds: str | None) -> dict[str, list[Finding]]:

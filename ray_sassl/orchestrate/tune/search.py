@@ -26,12 +26,16 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from ray_sassl.files import storage
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data.index import cached_index
-from ray_sassl.orchestrate.runtime.autoscaler import Waiting, is_one_machine
+from ray_sassl.data.reading import cached_index
+from ray_sassl.evaluation.online import ONLINE_SCORES
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.launch import check_evaluation, on_interrupt, pretrain, with_absolute_paths
+from ray_sassl.orchestrate.runtime.autoscaler import Waiting, is_one_machine
 from ray_sassl.orchestrate.runtime.reasons import reason_of
+from ray_sassl.orchestrate.runtime.session import ray_session
+from ray_sassl.orchestrate.runtime.watched import run_watched
+from ray_sassl.orchestrate.runtime.weights import driver_weights, keep_weights
 from ray_sassl.orchestrate.tune.control import start_control
 from ray_sassl.orchestrate.tune.resources import actor_resources, num_concurrent, trial_needs
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler, replay, replay_open
@@ -44,11 +48,7 @@ from ray_sassl.orchestrate.tune.trial import (
     num_evaluations,
     point_of,
 )
-from ray_sassl.orchestrate.runtime.session import ray_session
-from ray_sassl.orchestrate.runtime.watched import run_watched
-from ray_sassl.orchestrate.runtime.weights import driver_weights, keep_weights
 from ray_sassl.plugins import UsageError, did_you_mean
-from ray_sassl.evaluation.subject import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
 from ray_sassl.study.searcher import suggest
 from ray_sassl.style.stylizers import StylizerConfig

@@ -24,13 +24,13 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.evaluation.online import ONLINE_SCORES
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import News
 from ray_sassl.orchestrate.runtime.weights import receive_weights
 from ray_sassl.runs.directory import CONFIG
-from ray_sassl.evaluation.subject import ONLINE_SCORES
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
 from ray_sassl.train.checkpoint import MANIFEST, whole_checkpoints

@@ -16,8 +16,9 @@ import numpy as np
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
+from ray_sassl.evaluation.results import Figure, Scores, is_share, shown
 from ray_sassl.plugins import UsageError, load_plugin, plugin_names
-from ray_sassl.runs.record import Figure, RunRecord, Scores, is_share, shown
+from ray_sassl.runs.record import RunRecord
 
 _PROTOCOLS = "ray_sassl.evaluation.protocols"
 _DETECT = "detect"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from ray_sassl.evaluation.results import shown
 from ray_sassl.files import storage
-from ray_sassl.runs.record import RunRecord, shown
 from ray_sassl.runs.pages.comparing import Comparison, Contrast, Group, as_json, as_markdown, described
 from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.page import Cell, page, picture, section, side_by_side, table
 from ray_sassl.runs.pages.run_page import facts, fate, flat
+from ray_sassl.runs.record import RunRecord
 
 _WIDTH_PX = 1500
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from ray_sassl.files import storage
+from ray_sassl.evaluation.results import Scores, shown
 from ray_sassl.experiments import experiments, load_experiment
-from ray_sassl.runs.record import RunRecord, Scores, read_run, shown
+from ray_sassl.files import storage
+from ray_sassl.runs.directory import METRICS
 from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.page import Cell, folded, page, picture, section, table
-from ray_sassl.runs.directory import METRICS
+from ray_sassl.runs.record import RunRecord, read_run
 
 REPORT = "report.html"
 

@@ -12,10 +12,11 @@ from safetensors.numpy import load, save
 from torch import Tensor, nn
 
 from ray_sassl.data.decode import decode_rows
-from ray_sassl.data.index import Index, read_groups
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.style.distillation import CONTENT_PX, TEACHER_PX, THUMBNAIL_PX, DistillConfig
+from ray_sassl.data.reading import read_groups
 from ray_sassl.plugins import UsageError
+from ray_sassl.style.distillation import CONTENT_PX, TEACHER_PX, THUMBNAIL_PX, DistillConfig
 from ray_sassl.style.stylizers.network_pair import resized
 
 _AT_ONCE = 32

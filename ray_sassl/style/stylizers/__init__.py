@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ray_sassl.style.weights import PublishedWeights, weights_path
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
+from ray_sassl.style.weights import PublishedWeights, weights_path
 
 
 class Stylizer(ABC):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ray_sassl.style.networks.style_network import MobileNetPredictor, StyleTransformer
 from ray_sassl.style.networks.tflite import BadTfliteError, read_constants
-from ray_sassl.style.weights import PublishedWeights, WeightsFile, load_weights
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.stylizers.network_pair import NetworkPair
+from ray_sassl.style.weights import PublishedWeights, WeightsFile, load_weights
 
 CODE_SPACE = "magenta-v1-256"
 CODE_SIZE = 100

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ray_sassl.files import storage
 from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer
-from ray_sassl.style.weights import BadWeightsError, MissingWeightsError
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.stylizers.network_pair import NetworkPair
+from ray_sassl.style.weights import BadWeightsError, MissingWeightsError
 
 CODE_SPACE = "swift-v1"
 STYLE_PX = 64

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 
 from ray_sassl.data import GROUP_ROWS, DataConfig
-from ray_sassl.data.index import Index, build_index, read_groups
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import build_index, read_groups
 
 
 def _touch(root: Path, *names: str) -> Index:

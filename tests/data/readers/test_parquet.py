@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import all_labels, build_index, read_groups
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import all_labels, build_index, read_groups
 from ray_sassl.plugins import UsageError
 
 

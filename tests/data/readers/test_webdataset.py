@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from ray_sassl.data import GROUP_ROWS, NO_LABEL, DataConfig
-from ray_sassl.data.index import Index, build_index, read_groups
+from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.plugins import UsageError
 
 

@@ -21,11 +21,12 @@ from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation, ProtocolConfig
-from ray_sassl.experiments import load_experiment
+from ray_sassl.evaluation.datasets import labelled_data
 from ray_sassl.evaluation.extraction import KeptImages, extract_here
+from ray_sassl.evaluation.results import is_share
+from ray_sassl.evaluation.subject import EncoderSubject
+from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import load_plugin, plugin_names
-from ray_sassl.runs.record import is_share
-from ray_sassl.evaluation.subject import EncoderSubject, labelled_data
 
 NUM_IMAGES, NUM_CLASSES, SIZE_PX = 270, 3, 32
 QUICK = {"epochs": 1, "num_draws": 10, "shots": (5,), "style_copies": 1, "severities": (3,), "corruptions": ("contrast", "gaussian_noise")}

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.evaluation.datasets import load_evaluation_data
 from ray_sassl.evaluation.protocols.finetune import Config as FineTune
 from ray_sassl.evaluation.protocols.linear import Config as Linear
 from ray_sassl.evaluation.protocols.semi_supervised import Config as SemiSupervised
+from ray_sassl.evaluation.subject import EncoderSubject, untrained_backbone
 from ray_sassl.experiments import load_experiment
-from ray_sassl.evaluation.subject import EncoderSubject, load_evaluation_data, untrained_backbone
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from ray_sassl.evaluation import Evaluation, FixedFeatures, LabelledFeatures
-from ray_sassl.evaluation import geometry
+from ray_sassl.evaluation import Evaluation, FixedFeatures, LabelledFeatures, geometry
 from ray_sassl.evaluation.protocols import knn
 from ray_sassl.plugins import UsageError
 

@@ -6,9 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from ray_sassl.evaluation import Evaluation, FixedFeatures, LabelledFeatures
+from ray_sassl.evaluation import Evaluation, FixedFeatures, LabelledFeatures, linear_sgd
 from ray_sassl.evaluation.protocols import linear
-from ray_sassl.evaluation import linear_sgd
 from ray_sassl.plugins import UsageError
 from tests.evaluation.conftest import SmallSubject
 

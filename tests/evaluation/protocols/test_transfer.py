@@ -17,11 +17,11 @@ from sklearn.metrics import cohen_kappa_score
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation import Predictions
 from ray_sassl.evaluation.protocols import transfer
-from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import UsageError
 from ray_sassl.evaluation.subject import EncoderSubject, RawPixels
 from ray_sassl.evaluation.targets import cards as cards_module
 from ray_sassl.evaluation.targets.cards import card_of
+from ray_sassl.experiments import load_experiment
+from ray_sassl.plugins import UsageError
 
 COLOURS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_sassl.plugins import UsageError
 from ray_sassl.evaluation.targets import layouts
+from ray_sassl.plugins import UsageError
 from tests.evaluation.targets.conftest import WRITERS, Written, dtd, put_image
 
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from ray_sassl.cli.data import app
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import build_index, read_groups
+from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.orchestrate.batch.data import check, convert
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.plugins import UsageError

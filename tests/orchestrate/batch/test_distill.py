@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from ray_sassl.data import DataConfig
-from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.orchestrate.batch.distill import distill
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.plugins import UsageError
+from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.style.stylizers.swift import Config, read_student
 from tests.orchestrate.conftest import write_shards
 
@@ -59,11 +59,11 @@ def test_a_job_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(ray_cluster:
     whole = _distilled(data, tmp_path, "whole", checkpoint_every=2)
     _distilled(data, tmp_path, "again", checkpoint_every=2)
     # Back to where it would be had it been stopped after two steps.
+    from ray_sassl.orchestrate.batch.distill import _save_checkpoint
     from ray_sassl.style.distillation.crops import Crops
     from ray_sassl.style.distillation.training import Distiller
-    from ray_sassl.style.weights import load_weights
-    from ray_sassl.orchestrate.batch.distill import _save_checkpoint
     from ray_sassl.style.stylizers.magenta import WEIGHTS, build_networks
+    from ray_sassl.style.weights import load_weights
 
     work = tmp_path / "again.work"
     crops = Crops.from_bytes((work / "crops-0-of-1.safetensors").read_bytes())

@@ -10,16 +10,16 @@ import torch
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import build_index
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation import Task
+from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing, encode_crops_here, extract_here
 from ray_sassl.evaluation.protocols.finetune import Config as FineTune
 from ray_sassl.evaluation.protocols.knn import Config as Knn
-from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing, encode_crops_here, extract_here
+from ray_sassl.evaluation.subject import JudgeJob, judge_one
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
 from ray_sassl.orchestrate.batch.features import EvaluationPool, evaluation_pool
 from ray_sassl.plugins import UsageError
-from ray_sassl.evaluation.subject import JudgeJob, judge_one
 from tests.orchestrate.conftest import small_config, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -74,7 +74,7 @@ def test_actors_find_what_one_process_finds_and_serve_several_jobs(pool: Evaluat
 
 
 def test_crops_encoded_by_actors_are_those_of_one_process_in_the_same_batches(pool: EvaluationPool, job: ExtractionJob, monkeypatch):
-    monkeypatch.setattr("ray_sassl.pipeline._PORTION_CROPS", 24)
+    monkeypatch.setattr("ray_sassl.evaluation.crops._PORTION_CROPS", 24)
     sample_id = np.append(np.setdiff1d(np.arange(0, 160, 2), [8]), 7)  # 7 cannot be decoded
     crops = CropJob(job.encoder, job.index, job.preprocessing, sample_id, epochs=2, batch_size=32, seed=3)
     bad: list[BadRow] = []

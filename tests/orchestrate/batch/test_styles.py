@@ -24,15 +24,15 @@ from PIL import Image
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.convert import ShardFormat, convert_shard, open_target, plan_conversion
-from ray_sassl.data.index import build_index, read_groups
 from ray_sassl.data.quarantine import TooManyBadRowsError
-from ray_sassl.style.bank import BadBankError, StyleBank
+from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.orchestrate.batch import styles as style_jobs
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
 from ray_sassl.orchestrate.batch.styles import StylizeResult, make_bank, stylize_dataset
 from ray_sassl.plugins import UsageError
-from ray_sassl.style.stylizers.swift import Config as Swift
+from ray_sassl.style.bank import BadBankError, StyleBank
 from ray_sassl.style.datasets import StyleJobConfig, square
+from ray_sassl.style.stylizers.swift import Config as Swift
 
 NUM_ROWS = 50
 CONFIG = StyleJobConfig()

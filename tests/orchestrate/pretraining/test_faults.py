@@ -25,7 +25,8 @@ from ray_sassl.orchestrate.pretraining.control import News, start_control
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
-from ray_sassl.runs.directory import build_restyle, prepare_run_dir, view_source
+from ray_sassl.runs.directory import prepare_run_dir
+from ray_sassl.runs.process import build_restyle, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 

@@ -15,10 +15,10 @@ import pytest
 
 from benchmarks.nodes import Node, Nodes, running_nodes
 from benchmarks.processes import STYLIZER, TRAIN_WORKER, doing, kill_all
-from ray_sassl.files import storage
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
 from tests.flaky_store import flaky_store

@@ -16,7 +16,8 @@ from ray_sassl.orchestrate.pretraining.control import start_control
 from ray_sassl.orchestrate.pretraining.reading import WHOLE
 from ray_sassl.orchestrate.pretraining.stream import _shares, make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
-from ray_sassl.runs.directory import build_restyle, prepare_run_dir, view_source
+from ray_sassl.runs.directory import prepare_run_dir
+from ray_sassl.runs.process import build_restyle, view_source
 from ray_sassl.types import Arrays
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 import ray
 
-from ray_sassl.style.weights import MissingWeightsError, install_weights, weights_path
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.stylizers.magenta import WEIGHTS
 from ray_sassl.style.stylizers.magenta import Config as Magenta
 from ray_sassl.style.stylizers.swift import Config as Swift
+from ray_sassl.style.weights import MissingWeightsError, install_weights, weights_path
 
 
 @pytest.mark.ray

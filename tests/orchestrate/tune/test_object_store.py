@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl.files import storage
 from ray_sassl.config.files import from_yaml
-from ray_sassl.orchestrate.tune.search import search
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.runtime.session import ray_session
+from ray_sassl.orchestrate.tune.search import search
 from ray_sassl.study.record import read_trials
 from ray_sassl.study.report import write_report
 from tests.data.test_object_store import bucket  # noqa: F401 - a fixture

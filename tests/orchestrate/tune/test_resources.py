@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.orchestrate.tune import resources as search_resources
 from ray_sassl.orchestrate.pretraining import launch
 from ray_sassl.orchestrate.pretraining.launch import ResourcesError
+from ray_sassl.orchestrate.tune import resources as search_resources
 from ray_sassl.orchestrate.tune.resources import actor_resources, num_concurrent
 from ray_sassl.study.record import StudyConfig
 from tests.orchestrate.simulated import simulated_study

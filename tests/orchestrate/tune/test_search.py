@@ -16,13 +16,13 @@ from ray.tune.search import Searcher
 
 from benchmarks.measuring import tree
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.style.weights import MissingWeightsError, weights_path
-from ray_sassl.orchestrate.tune.search import RecordSearcher, StudyState, hopeless, search
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler
+from ray_sassl.orchestrate.tune.search import RecordSearcher, StudyState, hopeless, search
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import Evaluation, read_trials
 from ray_sassl.study.space import Choice, Float, SearchSpace
 from ray_sassl.style.stylizers.magenta import WEIGHTS
+from ray_sassl.style.weights import MissingWeightsError, weights_path
 from tests.orchestrate.conftest import small_study
 from tests.orchestrate.simulated import NUM_EVALUATIONS, PaintingRun, SimulatedRun, simulated_study
 

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from ray_sassl.files import storage
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import News
 from ray_sassl.orchestrate.tune.trial import (
     ENDED,

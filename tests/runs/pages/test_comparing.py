@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from ray_sassl.evaluation.detection import DetectConfig
+from ray_sassl.evaluation.results import Figure, Predictions, Scores
 from ray_sassl.plugins import UsageError
-from ray_sassl.runs.record import Figure, Predictions, RunRecord, Scores
 from ray_sassl.runs.pages.comparing import as_json, as_markdown, compare, described, group_runs
 from ray_sassl.runs.pages.comparison_page import comparison_page
+from ray_sassl.runs.record import RunRecord
 
 TRUTH = np.arange(2000) % 10
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ray_sassl.files import storage
-from ray_sassl.runs.record import read_run
-from ray_sassl.runs.pages.run_page import flat, training_s, write_run_report
 from ray_sassl.runs.directory import METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+from ray_sassl.runs.pages.run_page import flat, training_s, write_run_report
+from ray_sassl.runs.record import read_run
 from ray_sassl.views.grid import image_grid
 from tests.data.test_object_store import bucket
 from tests.export.conftest import MakeRun, make_run

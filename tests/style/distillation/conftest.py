@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.index import Index, build_index
+from ray_sassl.data.index import Index
+from ray_sassl.data.reading import build_index
 from ray_sassl.style.distillation.crops import Crops, Teacher
 from ray_sassl.style.networks.style_network import StyleTransformer
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
+from ray_sassl.plugins import UsageError
 from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.style.distillation.crops import Crops, make_crops
-from ray_sassl.plugins import UsageError
 from tests.style.distillation.conftest import write_images
 
 GRAYS = [(40 * level, 40 * level, 40 * level) for level in range(1, 6)]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sassl.style.networks.tflite import BadTfliteError
 from ray_sassl.plugins import UsageError
+from ray_sassl.style.networks.tflite import BadTfliteError
 from ray_sassl.style.stylizers.magenta import PREDICTOR, TRANSFORMER, WEIGHTS, Config, convert
 
 CPU = torch.device("cpu")

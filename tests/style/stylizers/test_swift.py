@@ -9,9 +9,9 @@ from PIL import Image
 
 from ray_sassl.style.distillation.fidelity import fidelity
 from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer
-from ray_sassl.style.weights import BadWeightsError, MissingWeightsError
 from ray_sassl.style.stylizers.magenta import Config as Magenta
 from ray_sassl.style.stylizers.swift import CODE_SPACE, SHIPPED, Config, pack_student, read_student
+from ray_sassl.style.weights import BadWeightsError, MissingWeightsError
 
 CPU = torch.device("cpu")
 

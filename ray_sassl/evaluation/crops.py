@@ -1,0 +1,155 @@
+"""Random crops of labeled images, which classifiers are trained on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+
+from ray_sassl.data import Rows
+from ray_sassl.data.index import Index
+from ray_sassl.data.plan import Plan
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import read_groups
+from ray_sassl.pipeline import OnBad, decode_images
+from ray_sassl.views.crop import crop
+from ray_sassl.views.draw import draw
+from ray_sassl.views.recipes import ViewConfig
+
+_CROPS_AT_ONCE, _PORTION_CROPS = 64, 1024
+
+_KEPT_ENCODED_BYTES = 2 * 2**30
+
+_TRAINING_CROP = ViewConfig(interpolation="bilinear")
+"""The usual crop of supervised training on ImageNet (torchvision's defaults): 8 to 100 % of the area; only crop and flip are used."""
+
+
+@dataclass(frozen=True)
+class CropPortion:
+    """Train images that stand next to each other in the order of an epoch, to be worked on in one place.
+
+    Attributes:
+        epoch: Counted from 0.
+        groups: The row groups that hold them, to be read; None where all rows are kept.
+        sample_id: (n,) int64.
+    """
+
+    epoch: int
+    groups: tuple[int, ...] | None
+    sample_id: np.ndarray
+
+
+class TrainingCrops:
+    """What a classifier is trained on: crops at random, mirrored half of the time, of some rows, epoch by epoch in an order of its own.
+
+    Where the encoded rows take less than 2 GiB they are read once by each process that makes crops, and shuffled all together; more are read anew in
+    every epoch, and shuffled in windows of `shuffle_window` rows. An image's crop follows from the seed, its id and the epoch alone.
+
+    Args:
+        sample_id: (N,) int64, the rows.
+    """
+
+    def __init__(self, index: Index, sample_id: np.ndarray, size_px: int, batch_size: int, seed: int) -> None:
+        self._index, self._size_px, self._seed = index, size_px, seed
+        self._wanted = np.zeros(index.num_rows, bool)
+        self._wanted[sample_id] = True
+        self._keeps = bool(index.num_bytes * self._wanted.mean() <= _KEPT_ENCODED_BYTES)
+        self._plan = Plan(index, seed, index.num_rows if self._keeps else index.config.shuffle_window, batch_size)
+
+    @cached_property
+    def _kept(self) -> _KeptRows:
+        return _KeptRows(self._index, self._wanted)
+
+    def portions(self, epoch: int) -> Iterator[CropPortion]:
+        """The epoch's images in order; nothing is read."""
+        for window in self._plan.windows(epoch):
+            ids = np.concatenate([block.sample_id for block in self._plan.blocks(window)])
+            ids = ids[self._wanted[ids]]
+            if self._keeps:
+                yield from (CropPortion(epoch, None, ids[start : start + _PORTION_CROPS]) for start in range(0, len(ids), _PORTION_CROPS))
+            elif len(ids):
+                groups = tuple(group for group in window.groups if self._wanted[self._index.sample_ids(group)].any())
+                yield CropPortion(epoch, groups, ids)
+
+    def pieces(self, portions: Iterable[CropPortion], num_threads: int, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Crops (n, size_px, size_px, 3) uint8 and labels (n,), a few at a time and in order; rows that cannot be decoded are left out."""
+        with ThreadPoolExecutor(num_threads) as pool:
+            for piece, bad in _ahead(pool, self._piece, self._rows(portions), 2 * num_threads):
+                if bad:
+                    on_bad(bad)
+                yield piece
+
+    def _rows(self, portions: Iterable[CropPortion]) -> Iterator[tuple[int, Rows]]:
+        for portion in portions:
+            take = self._kept.take if portion.groups is None else read_groups(self._index, portion.groups).take
+            for start in range(0, len(portion.sample_id), _CROPS_AT_ONCE):
+                yield portion.epoch, take(portion.sample_id[start : start + _CROPS_AT_ONCE])
+
+    def _piece(self, numbered: tuple[int, Rows]) -> tuple[tuple[np.ndarray, np.ndarray], list[BadRow]]:
+        epoch, rows = numbered
+        bad: list[BadRow] = []
+        images, good = decode_images(rows, self._index.config.max_pixels, bad.extend)
+        sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
+        params = draw(_TRAINING_CROP, sizes, rows.sample_id[good], epoch, self._seed, 0)
+        return (crop(images, params, self._size_px, _TRAINING_CROP.interpolation), rows.label[good]), bad
+
+
+def training_crops(
+    index: Index, sample_id: np.ndarray, size_px: int, epochs: int, batch_size: int, seed: int, on_bad: OnBad, *, num_threads: int = 2
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The crops of `TrainingCrops` in batches (B, size_px, size_px, 3) uint8 with labels (B,); the last of an epoch may be smaller."""
+    crops = TrainingCrops(index, sample_id, size_px, batch_size, seed)
+    for epoch in range(epochs):
+        yield from labelled_batches(crops.pieces(crops.portions(epoch), num_threads, on_bad), batch_size)
+
+
+def labelled_batches(pieces: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Arrays (n, ...) and labels (n,) put together into batches of `batch_size`; what is left over is a smaller one."""
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    for piece in pieces:
+        held.append(piece)
+        while sum(len(labels) for _, labels in held) >= batch_size:
+            values, labels = (np.concatenate(column) for column in zip(*held, strict=True))
+            yield values[:batch_size], labels[:batch_size]
+            held = [(values[batch_size:], labels[batch_size:])]
+    if sum(len(labels) for _, labels in held):
+        values, labels = (np.concatenate(column) for column in zip(*held, strict=True))
+        yield values, labels
+
+
+class _KeptRows:
+    """The wanted rows of a data set, read once; row groups without any are not read."""
+
+    def __init__(self, index: Index, wanted: np.ndarray) -> None:
+        parts = []
+        for group in np.flatnonzero(index.group_rows > 0).tolist():
+            ids = index.sample_ids(group)
+            if wanted[ids].any():
+                parts.append(read_groups(index, [group]).take(ids[wanted[ids]]))
+        self._rows = Rows.joined(parts)
+        self._place = np.full(index.num_rows, -1)
+        self._place[self._rows.sample_id] = np.arange(len(self._rows))
+
+    def take(self, sample_id: np.ndarray) -> Rows:
+        return self._rows.at(self._place[sample_id])
+
+
+_Item = TypeVar("_Item")
+
+_Result = TypeVar("_Result")
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], num: int) -> Iterator[_Result]:
+    """The results in the items' order; the pool works on up to `num` items ahead of the one that is asked for."""
+    waiting: deque[Future[_Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > num:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

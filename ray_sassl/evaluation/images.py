@@ -1,0 +1,131 @@
+"""Labeled images as encoders are evaluated on: resized, cropped to the center, in batches."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ray_sassl.data import NO_LABEL, DataConfig, Rows
+from ray_sassl.data.index import Index
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import read_groups
+from ray_sassl.pipeline import OnBad, decode_images
+
+_WHOLE_IMAGE_PX = 64
+
+_BATCHES_AHEAD = 1
+
+_SPREAD_GROUPS = 64
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """A batch as encoders are evaluated on.
+
+    Attributes:
+        images: (B, size_px, size_px, 3) uint8.
+        labels: (B,) int64.
+        sample_id: (B,) int64.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    sample_id: np.ndarray
+
+
+def labelled_images(
+    config: DataConfig, index: Index, size_px: int, on_bad: OnBad, *, limit: int | None = None, batch_size: int = 256, num_threads: int = 2
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images (B, size_px, size_px, 3) uint8 as encoders are evaluated on, with their labels (B,); rows without a label are left out.
+
+    Args:
+        limit: At most so many rows: some of each of 64 row groups that are spread over the data set, or of more where those are small.
+    """
+    groups, rows_per_group = _spread(index, limit)
+
+    def chosen(group: int) -> Rows | None:
+        rows = read_groups(index, [group])
+        labelled = rows.sample_id[rows.label != NO_LABEL]
+        if not len(labelled):
+            return None
+        return rows.take(labelled[np.unique(np.linspace(0, len(labelled) - 1, min(rows_per_group, len(labelled))).round().astype(int))])
+
+    for batch in _evaluation_batches((chosen(group) for group in groups), config.max_pixels, size_px, on_bad, batch_size, num_threads):
+        yield batch.images, batch.labels
+
+
+def evaluation_images(
+    index: Index, groups: Sequence[int], size_px: int, on_bad: OnBad, *, batch_size: int = 64, num_threads: int = 1
+) -> Iterator[EvaluationBatch]:
+    """The images of these row groups as encoders are evaluated on; rows without a label are left out."""
+    rows = read_groups(index, groups)
+    labelled = rows.take(rows.sample_id[rows.label != NO_LABEL]) if (rows.label != NO_LABEL).any() else None
+    return _evaluation_batches([labelled], index.config.max_pixels, size_px, on_bad, batch_size, num_threads)
+
+
+def portions(index: Index, num_rows: int) -> list[list[int]]:
+    """The row groups that are not empty, in order, in lists of about `num_rows` rows."""
+    groups = np.flatnonzero(index.group_rows > 0)
+    number = (np.cumsum(index.group_rows[groups]) - 1) // num_rows
+    return [portion.tolist() for portion in np.split(groups, np.flatnonzero(np.diff(number)) + 1) if len(portion)]
+
+
+def _evaluation_batches(
+    parts: Iterable[Rows | None], max_pixels: int, size_px: int, on_bad: OnBad, batch_size: int, num_threads: int
+) -> Iterator[EvaluationBatch]:
+    """The parts' images in batches; while one batch is looked at, the threads decode the next."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        waiting: deque[list[Future[tuple[EvaluationBatch, list[BadRow]]]]] = deque()
+
+        def finished() -> EvaluationBatch:
+            done = [future.result() for future in waiting.popleft()]
+            if bad := [row for _, rows in done for row in rows]:
+                on_bad(bad)
+            pieces = [piece for piece, _ in done]
+            columns = ([getattr(piece, name) for piece in pieces] for name in ("images", "labels", "sample_id"))
+            return EvaluationBatch(*(np.concatenate(column) if len(column) > 1 else column[0] for column in columns))
+
+        for rows in parts:
+            for start in range(0, len(rows) if rows else 0, batch_size):
+                assert rows is not None
+                pieces = [ids for ids in np.array_split(rows.sample_id[start : start + batch_size], num_threads) if len(ids)]
+                waiting.append([pool.submit(_evaluation_piece, rows.take(ids), max_pixels, size_px) for ids in pieces])
+                if len(waiting) > _BATCHES_AHEAD:
+                    yield finished()
+        while waiting:
+            yield finished()
+
+
+def _evaluation_piece(rows: Rows, max_pixels: int, size_px: int) -> tuple[EvaluationBatch, list[BadRow]]:
+    bad: list[BadRow] = []
+    images, good = decode_images(rows, max_pixels, bad.extend)
+    pixels = np.empty((len(images), size_px, size_px, 3), np.uint8)
+    for place, image in enumerate(images):
+        pixels[place] = np.asarray(evaluation_view(image, size_px))
+    return EvaluationBatch(pixels, rows.label[good], rows.sample_id[good]), bad
+
+
+def evaluation_view(image: Image.Image, size_px: int) -> Image.Image:
+    """The image as encoders are evaluated on: resized (bilinear) and, above 64 px, cropped at the centre to 7/8 of the shorter side."""
+    if size_px <= _WHOLE_IMAGE_PX:
+        return image if image.size == (size_px, size_px) else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
+    scale = round(size_px * 8 / 7) / min(image.size)
+    width, height = (max(size_px, round(side * scale)) for side in image.size)
+    left, top = (width - size_px) // 2, (height - size_px) // 2
+    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size_px, top + size_px))
+
+
+def _spread(index: Index, limit: int | None) -> tuple[list[int], int]:
+    """Which row groups to read, and how many rows to take of each."""
+    every = np.flatnonzero(index.group_rows > 0)
+    if limit is None or limit >= index.num_rows:
+        return every.tolist(), int(index.group_rows.max())
+    num = min(len(every), max(_SPREAD_GROUPS, math.ceil(limit * len(every) / index.num_rows)))
+    groups = every[np.unique(np.linspace(0, len(every) - 1, num).round().astype(int))]
+    return groups.tolist(), max(1, limit // len(groups))

@@ -1,0 +1,121 @@
+"""What one training process does, given a config, a context and a stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from ray_sassl.backbones import build_backbone
+from ray_sassl.config.files import from_yaml, to_yaml
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.evaluation.online import online_scores
+from ray_sassl.files import storage
+from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.nn.chunks import Chunks
+from ray_sassl.pipeline import Restyle, ViewSource
+from ray_sassl.runs.directory import CONFIG, INDEX
+from ray_sassl.style.augment import stylize_views
+from ray_sassl.train.checkpoint import Checkpoint
+from ray_sassl.train.context import Context
+from ray_sassl.train.loop import Job, train
+from ray_sassl.train.metrics import MetricsLog
+from ray_sassl.types import Arrays, Outcome
+
+
+def view_source(config: ExperimentConfig, run_dir: str) -> ViewSource:
+    """Which views of which data the run trains on, with its cached index."""
+    path = storage.join(run_dir, INDEX)
+    entry = storage.stat(path)
+    return ViewSource(path, config.data, config.views, config.seed, entry.mtime_ns if entry else 0)
+
+
+def build_method(config: ExperimentConfig) -> Method:
+    """The method with the weights that the run's seed gives, the same on every rank."""
+    torch.manual_seed(config.seed)
+    backbone, num_features = build_backbone(config.backbone)
+    method_config = config.method
+    assert isinstance(method_config, MethodConfig)
+    return method_config.build(backbone, num_features)
+
+
+def build_restyle(config: ExperimentConfig, device_type: str, num_threads: int) -> Restyle | None:
+    """Style augmentation as `pipeline.finish_block` takes it, or None where the stylizer is the identity.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        num_threads: What torch may use of the CPU in this process.
+    """
+    if config.stylize.is_identity:
+        return None
+    torch.set_num_threads(max(1, num_threads))
+    device = torch.device(device_type)
+    stylizer = config.stylize.build(device)
+    bank = config.sassl.load_bank(stylizer.bundle_id)
+    chunks = Chunks()
+
+    def restyle(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
+        return stylize_views(stylizer, views, sample_id, epoch, config.seed, config.sassl, device, bank, chunks)
+
+    return restyle
+
+
+def train_process(
+    config: ExperimentConfig,
+    run_dir: str,
+    batches: Iterator[Arrays],
+    num_rows: int,
+    context: Context,
+    resume: Checkpoint | None,
+    accumulate: int | None = None,
+) -> Outcome:
+    """Run this process's part of the training; rank 0 also keeps the record.
+
+    Args:
+        batches: This rank's stream.
+        num_rows: Rows of the data set.
+        resume: The checkpoint to go on from.
+        accumulate: Parts of a batch, where they are more than the config says.
+    """
+    record = None
+    if context.rank == 0:
+        step = resume.step if resume else 0
+        record = MetricsLog(run_dir, config.tracking, config.model_dump(mode="json"), resume_step=step)
+    try:
+        return train(
+            Job(
+                method=build_method(config),
+                batches=batches,
+                config=config.train,
+                optim=config.optim,
+                num_rows=num_rows,
+                seed=config.seed,
+                run_dir=run_dir,
+                config_yaml=to_yaml(config),
+                context=context,
+                resume=resume,
+                evaluate=online_scores(config, context.device) if context.rank == 0 else None,
+                record=record,
+                extra_state={"num_rows": num_rows},
+                accumulate=accumulate,
+            )
+        )
+    finally:
+        if record is not None:
+            record.close()
+
+
+def load_backbone(checkpoint: Checkpoint) -> tuple[ExperimentConfig, nn.Module]:
+    """The config that the checkpoint was made with, and its encoder."""
+    config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
+    backbone, _ = build_backbone(config.backbone)
+    backbone.load_state_dict(checkpoint.backbone)
+    return config, backbone
+
+
+def seen_of(checkpoint: Checkpoint | None, num_rows: int) -> SeenIds:
+    """Which samples the run had seen at the checkpoint."""
+    return SeenIds.from_state_dict(checkpoint.state["seen"]) if checkpoint else SeenIds(num_rows)

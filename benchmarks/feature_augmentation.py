@@ -160,7 +160,7 @@ def costs(method: str, architecture: str, rounds: int) -> dict[str, dict[str, An
 
 
 def training_step(experiment: str, overrides: list[str]) -> Callable[[], None]:
-    """One optimiser update of the experiment's method on views of noise, with sample ids."""
+    """One optimizer update of the experiment's method on views of noise, with sample ids."""
     config = apply_overrides(load_experiment(experiment), overrides)
     torch.manual_seed(0)
     method = build_method(config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

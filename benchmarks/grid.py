@@ -27,7 +27,7 @@ from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation import FixedFeatures, ProtocolConfig
-from ray_sassl.evaluation.datasets import LabelledImages, load_evaluation_data
+from ray_sassl.evaluation.datasets import LabeledImages, load_evaluation_data
 from ray_sassl.evaluation.features import extract_features
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
@@ -138,7 +138,7 @@ def _done(todo: Mapping[str, ExperimentConfig], budget: Budget, num_cpus: int | 
 
 
 def scores_of(config_yaml: str, is_trained: bool, scored_images: int | None) -> dict[str, float]:
-    """kNN and linear top-1 of the run's encoder, trained in this process or as it is initialised, and what that took."""
+    """kNN and linear top-1 of the run's encoder, trained in this process or as it is initialized, and what that took."""
     torch.set_num_threads(1)
     config = from_yaml(config_yaml)
     began, cpu = time.monotonic(), time.process_time()
@@ -154,7 +154,7 @@ def scores_of(config_yaml: str, is_trained: bool, scored_images: int | None) -> 
 def _features(config: ExperimentConfig, backbone: nn.Module, limit: int | None) -> FixedFeatures:
     """Of the first `limit` train and test images."""
     data = load_evaluation_data(config)
-    splits = [LabelledImages(split.config, split.size_px, limit) for split in (data.train, data.test)]
+    splits = [LabeledImages(split.config, split.size_px, limit) for split in (data.train, data.test)]
     mean, std = config.train.pixel_mean, config.train.pixel_std
     return FixedFeatures(*(extract_features(backbone, images, mean, std, torch.device("cpu")) for images in splits))
 

@@ -169,7 +169,7 @@ class Nodes:
 
 @contextlib.contextmanager
 def running_nodes(num_workers: int) -> Iterator[Nodes]:
-    """A head and so many nodes that are up, in a folder whose path is short enough for sockets; all of it is gone afterwards."""
+    """A head and so many nodes that are up, in a folder whose path is short enough for sockets; all of it is gone afterward."""
     with tempfile.TemporaryDirectory(prefix="rs-", ignore_cleanup_errors=True) as folder:
         nodes = Nodes(Path(folder))
         try:

@@ -114,7 +114,7 @@ def sleeping_config(path: str, counts: Counts, global_batch: int) -> ExperimentC
 
 
 def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, cpus: float, steps: int) -> float:
-    """Images a second of a run whose every stage sleeps, over so many steps; Ray must have been initialised.
+    """Images a second of a run whose every stage sleeps, over so many steps; Ray must have been initialized.
 
     Args:
         cpus: Of all nodes that are wanted. Steps count from `_SETTLE_S` after these are up, when what starts on them has started.

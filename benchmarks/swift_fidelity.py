@@ -3,7 +3,7 @@
 Every held-out content in every held-out style, at alpha = 1. The styles are those of `HELD_OUT_STYLES`; the contents are the first 60 rows of the
 ImageNet sample's last shard (96 and 224 px) and of CIFAR-10's test shard (32 px); none of these files was trained on. For scale, the published
 stylizer with its codes computed at 96 px instead of 256 px is measured in the same way. Speed is that of the whole SASSL block, every image
-embedded and four fifths of them rendered, on one thread. Goals: a mean absolute difference of at most 0.06, the style's mean colour reached to
+embedded and four fifths of them rendered, on one thread. Goals: a mean absolute difference of at most 0.06, the style's mean color reached to
 within 0.08, SSIM to the content at most 0.05 below the teacher's; 4 times the published pair's speed at 32 px, 1.5 times at 96 px.
 
     python -m benchmarks.swift_fidelity [--data ../shared/data] [--out benchmarks/results/swift_fidelity.json] [--picture docs/images/swift.jpg]
@@ -137,7 +137,7 @@ def goals_of(found: dict[str, dict[str, Fidelity]], rates: dict[str, dict[str, f
         figures = rows["swift"]
         goals += [
             Goal(f"mean absolute difference to the teacher's pictures, {size_px} px", figures.difference, "at most", 0.06),
-            Goal(f"distance to the style's mean colour, {size_px} px", figures.colour, "at most", 0.08),
+            Goal(f"distance to the style's mean color, {size_px} px", figures.color, "at most", 0.08),
             Goal(f"SSIM to the content below the teacher's, {size_px} px", figures.teacher_ssim - figures.ssim, "at most", 0.05),
         ]
     for size_px, factor in (("32", 4.0), ("96", 1.5)):
@@ -191,7 +191,7 @@ def grid(teacher: Stylizer, student: Stylizer, contents: Tensor, styles: Tensor)
 
 
 def fidelity_table(size_px: int, rows: dict[str, Fidelity]) -> Table:
-    headings = ("difference", "colour", "teacher's colour", "SSIM to content", "teacher's SSIM")
+    headings = ("difference", "color", "teacher's color", "SSIM to content", "teacher's SSIM")
     table = Table("stylizer", *headings, title=f"alpha = 1, {size_px} px")
     for name, figures in rows.items():
         table.add_row(name, *(f"{value:.4f}" for value in asdict(figures).values()))

@@ -1,8 +1,8 @@
 """What two views cost: images per CPU-second of decoding and two SimCLR views, against lightly's `SimCLRTransform`.
 
 Both sides run in the same torch DataLoader with forked workers of one thread each, read the same encoded images from memory, draw from
-the same recipe (bilinear, which lightly fixes) and end as normalised float32 batches in the parent: lightly's transform normalises in the
-workers, our workers hand over uint8 and the parent normalises, and both are counted. Repetitions are interleaved and the median is
+the same recipe (bilinear, which lightly fixes) and end as normalized float32 batches in the parent: lightly's transform normalizes in the
+workers, our workers hand over uint8 and the parent normalizes, and both are counted. Repetitions are interleaved and the median is
 taken; CPU-seconds are those of the process and its joined workers. Goals: 3 times lightly's rate at 32 px, twice at 224 px.
 
     python -m benchmarks.views [--data ../shared/data] [--out benchmarks/results/views.json]
@@ -99,7 +99,7 @@ class SasslBatches(Dataset):
         for number, (view, size_px) in enumerate(zip(self._config.views, self._config.sizes_px, strict=True)):
             params = draw(view, sizes, sample_id, 0, 0, number)
             crops = crop(images, params, size_px, view.interpolation)
-            views.append(torch.from_numpy(opencv.colour(crops, params, out=crops)))
+            views.append(torch.from_numpy(opencv.color(crops, params, out=crops)))
         return views
 
 
@@ -194,7 +194,7 @@ def cpu_seconds() -> float:
 
 
 def stage_rates(encoded: list[bytes], size_px: int, repetitions: int) -> dict[str, float]:
-    """Images per CPU-second of each stage by itself, in one process; draw, crop and colour are for one view."""
+    """Images per CPU-second of each stage by itself, in one process; draw, crop and color are for one view."""
     config = with_bilinear(simclr(size_px))
     view, ids = config.left, np.arange(len(encoded))
     images = [decode(data, MAX_PIXELS) for data in encoded]
@@ -207,8 +207,8 @@ def stage_rates(encoded: list[bytes], size_px: int, repetitions: int) -> dict[st
         "draw": lambda: draw(view, sizes, ids, 0, 0, 0),
         "crop, bilinear": lambda: crop(images, params, size_px, "bilinear"),
         "crop, bicubic": lambda: crop(images, params, size_px, "bicubic"),
-        "colour, opencv": lambda: opencv.colour(crops, params),
-        "colour, torch": lambda: ops.colour(floats, params),
+        "color, opencv": lambda: opencv.color(crops, params),
+        "color, torch": lambda: ops.color(floats, params),
     }
     seconds: dict[str, list[float]] = {name: [] for name in stages}
     for stage in stages.values():

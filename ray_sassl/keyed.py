@@ -1,6 +1,6 @@
 """Random numbers by key: a draw depends on what it is for, never on when, where or in which batch it is made.
 
-The generator is Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011), vectorised in
+The generator is Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011), vectorized in
 NumPy. The key is the run's seed; the counter is made of the stream, the epoch and the sample id. This module imports no torch.
 """
 

@@ -1,6 +1,6 @@
 """From shards to batches, as plain functions: what Ray spreads over a cluster, and what one process runs by itself.
 
-    window ─► read ─► decode ─► crop (each view) ─► stylize ─► colour ─► rows that this run has not seen
+    window ─► read ─► decode ─► crop (each view) ─► stylize ─► color ─► rows that this run has not seen
 
 Up to the crops nothing here imports torch, so that the workers which read and decode stay light. A plan's block stays one piece up to
 the end: the partners of in-batch style transfer are its rows, whatever batch they end up in.
@@ -116,31 +116,31 @@ def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Imag
 
 
 def finish_block(source: ViewSource, block: CropBlock, restyle: Restyle | None, device_type: str = "cpu") -> Arrays:
-    """The block's views, stylized and with their colours changed, without the rows that are there as partners only."""
+    """The block's views, stylized and with their colors changed, without the rows that are there as partners only."""
     views = restyle(block.views, block.sample_id, block.epoch) if restyle else block.views
     sample_id = block.sample_id[block.keep]
     if not block.keep.all():
         views = [view[block.keep] for view in views]
-    # The colours' draws do not depend on the image's size, so any size will do here.
+    # The colors' draws do not depend on the image's size, so any size will do here.
     sizes = np.full((len(sample_id), 2), source.views.size_px, np.int64)
     arrays: Arrays = {"sample_id": sample_id, "epoch": np.full(len(sample_id), block.epoch, np.int64)}
     for number, (config, view) in enumerate(zip(source.views.views, views, strict=True)):
         params = draw(config, sizes, sample_id, block.epoch, source.seed, number)
         if source.views.backend_on(device_type) == "opencv":
-            arrays[view_name(number)] = opencv.colour(view, params)
+            arrays[view_name(number)] = opencv.color(view, params)
         else:
-            arrays[view_name(number)] = _colour_in_torch(view, params, device_type)
+            arrays[view_name(number)] = _color_in_torch(view, params, device_type)
     return arrays
 
 
-def _colour_in_torch(view: np.ndarray, params: ViewParams, device_type: str) -> np.ndarray:
+def _color_in_torch(view: np.ndarray, params: ViewParams, device_type: str) -> np.ndarray:
     import torch  # which the light workers go without
 
     from ray_sassl.nn.pixels import to_float, to_uint8
     from ray_sassl.views import ops
 
     with torch.inference_mode():
-        return to_uint8(ops.colour(to_float(view, torch.device(device_type)), params))
+        return to_uint8(ops.color(to_float(view, torch.device(device_type)), params))
 
 
 def windows(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Window]:

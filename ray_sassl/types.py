@@ -53,7 +53,7 @@ class StepOutput:
     """What a method's forward pass hands back to the loop.
 
     Attributes:
-        loss: Scalar, to be minimised.
+        loss: Scalar, to be minimized.
         embeddings: (B, D), detached: the online projector's output for the first view, for the collapse metrics.
         chance_loss: The loss of a network that tells no two images apart (for InfoNCE, ln of the number of classes).
         metrics: Further detached scalars to log, by name.
@@ -80,7 +80,7 @@ class RunResult:
 
     Attributes:
         status: "finished", "interrupted" or "failed".
-        step: Optimiser updates done.
+        step: Optimizer updates done.
         run_dir: Where the pictures, metrics and checkpoints are.
         checkpoint: The newest checkpoint's path, or None where the run ended before its first.
         metrics: The last logged value of each metric.

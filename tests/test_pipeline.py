@@ -22,7 +22,7 @@ from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.evaluation.images import evaluation_view, labelled_images
+from ray_sassl.evaluation.images import evaluation_view, labeled_images
 from ray_sassl.pipeline import ViewSource, crop_blocks, finish_block, local_batches, rebatch, windows, without
 from ray_sassl.style.augment import SasslConfig, stylize_views
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
@@ -35,9 +35,9 @@ GOOD = set(range(NUM_ROWS)) - set(BAD)
 Key = tuple[int, int]
 
 
-def _png(colours: np.ndarray) -> bytes:
+def _png(colors: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(colours).save(out, "PNG")
+    Image.fromarray(colors).save(out, "PNG")
     return out.getvalue()
 
 
@@ -359,9 +359,9 @@ def test_rebatching_keeps_the_rows_order_and_drops_what_fills_no_batch(batch_siz
     assert batches == np.arange(whole * batch_size).reshape(whole, batch_size).tolist()
 
 
-def test_labelled_images_leave_out_rows_without_a_label_and_bad_ones(data):
+def test_labeled_images_leave_out_rows_without_a_label_and_bad_ones(data):
     told: list[BadRow] = []
-    batches = list(labelled_images(data, build_index(data), 8, told.extend, batch_size=10))
+    batches = list(labeled_images(data, build_index(data), 8, told.extend, batch_size=10))
     labels = np.concatenate([labels for _, labels in batches])
     assert labels.tolist() == [row % 3 for row in sorted(GOOD) if row % 5]
     assert {images.shape[1:] for images, _ in batches} == {(8, 8, 3)}
@@ -370,7 +370,7 @@ def test_labelled_images_leave_out_rows_without_a_label_and_bad_ones(data):
 
 def test_a_limit_takes_some_images_of_each_row_group(data):
     index = build_index(data)
-    few = [labels for _, labels in labelled_images(data, index, 8, _ignore, limit=14)]
+    few = [labels for _, labels in labeled_images(data, index, 8, _ignore, limit=14)]
     assert index.num_groups == 7
     assert len(np.concatenate(few)) == 13  # two of each, and one of them is no image
 
@@ -379,11 +379,11 @@ def test_a_limit_is_reached_also_where_row_groups_are_small(tmp_path):
     images = [_png(np.full((8, 8, 3), row, np.uint8)) for row in range(100)]
     pq.write_table(pa.table({"image": images, "label": range(100)}), tmp_path / "train-0.parquet", row_group_size=1)
     data = DataConfig(path=str(tmp_path))
-    few = [labels for _, labels in labelled_images(data, build_index(data), 8, _ignore, limit=80)]
+    few = [labels for _, labels in labeled_images(data, build_index(data), 8, _ignore, limit=80)]
     assert len(np.concatenate(few)) == 80
 
 
-def test_evaluation_images_are_resized_and_above_64_px_cropped_at_the_centre():
+def test_evaluation_images_are_resized_and_above_64_px_cropped_at_the_center():
     wide = np.zeros((100, 300, 3), np.uint8)
     wide[:, 100:200] = 255
     large = np.asarray(evaluation_view(Image.fromarray(wide), 70))

@@ -1,4 +1,4 @@
-"""How much of the image a crop keeps, how strongly colours are changed, how often views are gray or blurred.
+"""How much of the image a crop keeps, how strongly colors are changed, how often views are gray or blurred.
 
 The same change is made to both views; a pair of unlike views stays unlike, as jitter is searched as a multiple of the base experiment's.
 """

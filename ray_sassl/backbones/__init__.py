@@ -20,7 +20,7 @@ class BackboneConfig(FrozenConfig):
         name: A torchvision model ("resnet50"), a timm model ("timm/vit_small_patch16_224"), or a CIFAR ResNet ("resnet20").
         stem: "imagenet" is the network's own stem. "cifar", for ResNets, is a 3x3 convolution of stride 1 without max-pooling (Chen et al.
             2020, SimCLR, appendix B.9), for images of about 32 px; the CIFAR ResNets have it by nature.
-        zero_init_residual: The last normalisation of each residual block starts at 0, so that the block starts as the identity (Goyal et
+        zero_init_residual: The last normalization of each residual block starts at 0, so that the block starts as the identity (Goyal et
             al. 2017, arXiv 1706.02677, section 5.1); for ResNets. The official code of SimCLR and BYOL does so, that of MoCo does not.
     """
 

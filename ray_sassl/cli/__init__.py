@@ -20,7 +20,7 @@ from ray_sassl.plugins import UsageError
 
 _HELP = """Pretrain image encoders without labels, on Ray.
 
-SASSL (arXiv 2312.01187) repaints one view of each image by style transfer, so that the encoder learns to look past colours and textures.
+SASSL (arXiv 2312.01187) repaints one view of each image by style transfer, so that the encoder learns to look past colors and textures.
 
 \b
 See it work, in minutes, without data or a GPU:
@@ -164,7 +164,7 @@ def evaluate(
     actor_gpus: Annotated[float | None, typer.Option(help="GPUs of one actor. [default: 1 where the cluster has GPUs]")] = None,
     address: Address = None,
 ) -> None:
-    """Judge an encoder on labelled images.
+    """Judge an encoder on labeled images.
 
     Scores with confidence intervals, pictures and predictions go to the run directory; features are computed once.
     """

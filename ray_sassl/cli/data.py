@@ -157,16 +157,16 @@ def cards_command(
     if name is not None:
         card = card_of(name)
         table = Table(title=card.title, show_header=False)
-        for field in ("name", "metric", "num_classes", "num_train", "num_test", "splits", "licence", "source", "paper", "layout"):
+        for field in ("name", "metric", "num_classes", "num_train", "num_test", "splits", "license", "source", "paper", "layout"):
             value = getattr(card, field)
             table.add_row(field, f"{value:,}" if isinstance(value, int) else value)
         table.add_row("download", f"by hand: {card.by_hand}" if card.by_hand else f"ray-sassl data fetch {card.name}")
         console.print(table)
         return
-    table = Table("name", "figure", "classes", "train", "test", "licence", "here")
+    table = Table("name", "figure", "classes", "train", "test", "license", "here")
     for card in CARDS:
         here = "yes" if is_prepared(card, root) else "by hand" if card.by_hand else "no"
-        table.add_row(card.name, card.metric, f"{card.num_classes:,}", f"{card.num_train:,}", f"{card.num_test:,}", card.licence, here)
+        table.add_row(card.name, card.metric, f"{card.num_classes:,}", f"{card.num_train:,}", f"{card.num_test:,}", card.license, here)
     console.print(table)
 
 
@@ -193,7 +193,7 @@ def fetch_command(
     if is_prepared(card, root):
         console.print(f"{card.title} is in {storage.join(root, card.name)} already.", soft_wrap=True, highlight=False)
         return
-    console.print(f"{card.title}: {card.licence}. {card.source}", soft_wrap=True, highlight=False)
+    console.print(f"{card.title}: {card.license}. {card.source}", soft_wrap=True, highlight=False)
     with progress_bar(card.name, card.num_train + card.num_test) as advance:
         if folder is None:
             done = fetch(card, root, keep_files=keep_files, advance=advance)
@@ -218,13 +218,13 @@ def data_config(path: str, from_: Format, image_column: str, label_column: str, 
 
 def _labels(labels: dict[int, int], class_names: tuple[str, ...]) -> str:
     named = {label: count for label, count in labels.items() if label != NO_LABEL}
-    unlabelled = f"{labels[NO_LABEL]:,} rows without a label" if NO_LABEL in labels else ""
+    unlabeled = f"{labels[NO_LABEL]:,} rows without a label" if NO_LABEL in labels else ""
     if not named:
-        return unlabelled
+        return unlabeled
     shown = [f"{class_names[label] if label < len(class_names) else label}: {count:,}" for label, count in list(named.items())[:_LISTED]]
     more = ", ..." if len(named) > _LISTED else ""
     text = f"{len(named):,} classes of {min(named.values()):,} to {max(named.values()):,} rows ({', '.join(shown)}{more})"
-    return f"{text}; {unlabelled}" if unlabelled else text
+    return f"{text}; {unlabeled}" if unlabeled else text
 
 
 def print_bad_rows(console: Console, bad_rows: list[BadRow], which: str) -> None:

@@ -47,13 +47,13 @@ SizePx = Annotated[int | None, typer.Option(min=8, help="Side of the images. [de
 def export(
     run: Run,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Where labelled images are (evaluate.train.path=...).")
+        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Where labeled images are (evaluate.train.path=...).")
     ] = None,
     format_: Annotated[ExportFormat, typer.Option("--format", help="Whose names the tensors have, or ONNX.")] = ExportFormat.safetensors,
     out: Annotated[str, typer.Option(help="A folder or URI for the file, its card and the config.")] = "encoder",
     with_head: Annotated[Head, typer.Option(help="`linear` fits a classifier on evaluate.train and adds it.")] = Head.none,
     size_px: SizePx = None,
-    licence: Annotated[str | None, typer.Option(help="Of the weights, for the card, such as cc-by-4.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights, for the card, such as cc-by-4.0.")] = None,
 ) -> None:
     """Write an encoder for use elsewhere.
 
@@ -64,7 +64,7 @@ def export(
     console = Console()
     with console.status("exporting"):
         result = export_encoder(
-            run, format_.value, out, with_head=with_head is Head.linear, overrides=overrides, size_px=size_px, licence=licence
+            run, format_.value, out, with_head=with_head is Head.linear, overrides=overrides, size_px=size_px, license=license
         )
     facts = result.encoder.facts
     console.print(f"{facts.backbone.name} at step {facts.step:,}, {facts.num_features:,} features of {facts.size_px} px images")

@@ -83,7 +83,7 @@ def plan(
     settings = f"scaling.num_workers={chosen.counts.trainers} scaling.use_gpu=true{pool if workload.has_pool else ''}"
     console.print(f"Run it with: {settings}", soft_wrap=True, highlight=False)
     groups = f"scaling.node_group=train{' stream.pool.node_group=stylize' if workload.has_pool else ''}"
-    console.print(f"and, where nodes are labelled as in cluster/: {groups}", soft_wrap=True, highlight=False)
+    console.print(f"and, where nodes are labeled as in cluster/: {groups}", soft_wrap=True, highlight=False)
 
 
 def _num_parameters(config: ExperimentConfig) -> int:

@@ -1,4 +1,4 @@
-"""`ray-sassl stylize`: banks of styles, previews, stylised copies of data sets, stylizers of one's own."""
+"""`ray-sassl stylize`: banks of styles, previews, stylized copies of data sets, stylizers of one's own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _STYLE_IMAGE_PX = 256
 """Side of the styles in a preview, which is enough to look at."""
 
-app = typer.Typer(no_args_is_help=True, help="Make style banks, preview styles, stylise whole data sets.")
+app = typer.Typer(no_args_is_help=True, help="Make style banks, preview styles, stylize whole data sets.")
 
 Overrides = Annotated[
     list[str] | None,
@@ -42,7 +42,7 @@ MaxBadFraction = Annotated[float, typer.Option(help="Stop where more of the imag
 
 
 class CopyFormat(StrEnum):
-    """The formats of a stylised copy."""
+    """The formats of a stylized copy."""
 
     same = "same"
     parquet = "parquet"
@@ -79,7 +79,7 @@ def bank_command(
     console.print(f"Use it with: stylize={config.stylize.name} sassl.style_source=bank sassl.bank={out}", soft_wrap=True, highlight=False)
 
 
-@app.command("dataset", epilog="Example: ray-sassl stylize dataset imagenet/train imagenet-stylised --copies 2 --bank styles.safetensors")
+@app.command("dataset", epilog="Example: ray-sassl stylize dataset imagenet/train imagenet-stylized --copies 2 --bank styles.safetensors")
 def dataset_command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Images: Parquet, tar shards or a folder, local or s3://, gs://.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="An empty folder or URI, or one where this very job was stopped.")],
@@ -98,7 +98,7 @@ def dataset_command(
     actor_gpus: ActorGpus = 0.0,
     address: Address = None,
 ) -> None:
-    """Write a stylised copy of a data set, with its labels and keys.
+    """Write a stylized copy of a data set, with its labels and keys.
 
     Every image is repainted at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently: images
     that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
@@ -173,7 +173,7 @@ def distill_command(
     ],
     styles: Annotated[list[str], typer.Option(help="Paintings and textures, likewise; may be given several times.")],
     out: Annotated[str, typer.Option(help="Where to write the student's weights.")] = "student.safetensors",
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. [default: those of the shipped weights]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps. [default: those of the shipped weights]")] = None,
     crops: Annotated[int | None, typer.Option(min=8, help="Crops whose codes the teacher computes first. [default: likewise]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures of a step, of all workers together. [default: likewise]")] = None,
     size_px: Annotated[

@@ -23,12 +23,12 @@ def list_command() -> None:
     from ray_sassl.style.stylizers import all_published_weights
     from ray_sassl.style.weights import missing_files, weights_path
 
-    table = Table("name", "here", "download", "licence", "what it is", title="Weights", title_justify="left")
+    table = Table("name", "here", "download", "license", "what it is", title="Weights", title_justify="left")
     for name, weights in all_published_weights().items():
         missing = missing_files(weights)
         here = "yes" if weights_path(weights).exists() else f"{len(weights.files) - len(missing)} of {len(weights.files)} files"
         what = f"{weights.title}, by {weights.authors} ({weights.paper}); code space {weights.code_space}"
-        table.add_row(name, here, decimal(weights.num_bytes), weights.licence, what)
+        table.add_row(name, here, decimal(weights.num_bytes), weights.license, what)
     Console().print(table)
 
 
@@ -46,7 +46,7 @@ def fetch(name: Name) -> None:
 
 
 @app.command(epilog="Example: ray-sassl weights add style_predict_quantized_256.tflite style_transfer_f16_384.tflite")
-def add(files: Annotated[list[str], typer.Argument(help="Published files, recognised by their content.")]) -> None:
+def add(files: Annotated[list[str], typer.Argument(help="Published files, recognized by their content.")]) -> None:
     """Take published files from disk, for machines without a network."""
     from ray_sassl.style.stylizers import all_published_weights
     from ray_sassl.style.weights import add_weights, missing_files, weights_path

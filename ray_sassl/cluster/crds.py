@@ -1,6 +1,6 @@
 """Strict JSON schemas from Kubernetes' custom resource definitions.
 
-The API server prunes a field that it does not know, so a misspelt one does nothing and says nothing. Here it is an error.
+The API server prunes a field that it does not know, so a misspelled one does nothing and says nothing. Here it is an error.
 """
 
 from __future__ import annotations

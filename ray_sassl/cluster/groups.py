@@ -50,7 +50,7 @@ def groups_of(document: Any) -> list[NodeGroup]:
     return cluster_groups(ray_cluster_spec(document))
 
 
-def is_labelled_for_gpus(group: Any) -> bool:
+def is_labeled_for_gpus(group: Any) -> bool:
     """Whether the group's label is that of stylizers or of training workers on GPUs."""
     return mapping(mapping(group).get("labels")).get("ray-sassl/group") in _GPU_GROUPS
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_sassl.cluster.crds import Schemas, schema_findings
 from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
-from ray_sassl.cluster.groups import is_labelled_for_gpus, is_named_for_gpus, ray_cluster_spec, ray_containers
+from ray_sassl.cluster.groups import is_labeled_for_gpus, is_named_for_gpus, ray_cluster_spec, ray_containers
 from ray_sassl.cluster.images import check_image
 from ray_sassl.cluster.secrets import secrets_in
 
@@ -162,7 +162,7 @@ def _gpus(where: str, name: str, group: dict[str, Any]) -> Iterator[Finding]:
     for container in ray_containers(group):
         limit = mapping(at(container, "resources.limits")).get(_GPU)
         tolerates = any(mapping(item).get("key") == _GPU for item in sequence(at(group, "template.spec.tolerations")))
-        expects = tolerates or started not in (None, "0", 0) or is_labelled_for_gpus(group)
+        expects = tolerates or started not in (None, "0", 0) or is_labeled_for_gpus(group)
         if not limit and (expects or is_named_for_gpus(name)):
             why = "the group is for GPUs" if expects else "the group's name says that it is for GPUs"
             limits = f"{where}.template.spec.containers[0].resources.limits"

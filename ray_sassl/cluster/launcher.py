@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
-from ray_sassl.cluster.groups import is_labelled_for_gpus, is_named_for_gpus
+from ray_sassl.cluster.groups import is_labeled_for_gpus, is_named_for_gpus
 from ray_sassl.cluster.images import check_image
 from ray_sassl.cluster.secrets import secrets_in
 
@@ -77,8 +77,8 @@ def _node_types(config: dict[str, Any]) -> Iterator[Finding]:
         gpus = resources.get("GPU", 0)
         if name == head:
             yield from _head(where, node_type, resources, node)
-        elif not gpus and (has_gpu or is_labelled_for_gpus(node_type) or is_named_for_gpus(str(name))):
-            is_sure = has_gpu or is_labelled_for_gpus(node_type)
+        elif not gpus and (has_gpu or is_labeled_for_gpus(node_type) or is_named_for_gpus(str(name))):
+            is_sure = has_gpu or is_labeled_for_gpus(node_type)
             why = f"its machines ({machine}) have GPUs" if has_gpu else f"its {'label' if is_sure else 'name'} says that it has GPUs"
             yield Finding(
                 f"{where}.resources",

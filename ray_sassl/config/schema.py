@@ -21,13 +21,13 @@ _METHODS, _STYLIZERS = "ray_sassl.methods", "ray_sassl.style.stylizers"
 
 
 class EvaluateConfig(FrozenConfig):
-    """The labelled data that encoders are scored on, while they train and by `ray-sassl evaluate`."""
+    """The labeled data that encoders are scored on, while they train and by `ray-sassl evaluate`."""
 
     train: DataConfig | None = None
-    """Where the neighbours and the probe's training images come from; without it nothing is scored during the run."""
+    """Where the neighbors and the probe's training images come from; without it nothing is scored during the run."""
     test: DataConfig | None = None
     size_px: int = Field(default=224, ge=8)
-    """Images are resized to 8/7 of this on the shorter side and cropped at the centre, as usual for ImageNet; at 64 px and below they are
+    """Images are resized to 8/7 of this on the shorter side and cropped at the center, as usual for ImageNet; at 64 px and below they are
     resized to this size and not cropped."""
     online: Literal["knn", "linear", "both"] = "knn"
     """Which scores are computed during the run: `knn_top1`, `linear_top1` (a linear probe, which takes longer), or both."""
@@ -60,7 +60,7 @@ class StreamConfig(FrozenConfig):
     """How shards become batches on Ray."""
 
     layout: Literal["auto", "fused", "pool"] = "auto"
-    """`fused`: one stage of tasks reads, decodes, crops, stylizes and does the colour operations. `pool`: tasks read, decode and crop;
+    """`fused`: one stage of tasks reads, decodes, crops, stylizes and does the color operations. `pool`: tasks read, decode and crop;
     an actor pool stylizes and does the rest. `auto`: `pool` where the stylizer has a GPU (`stream.pool.num_gpus`), else `fused`."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one task."""

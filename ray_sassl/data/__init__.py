@@ -44,7 +44,7 @@ class DataConfig(FrozenConfig):
     image_column: str = "image"
     """Parquet: the column of encoded images, binary or a struct with a field `bytes`. Without effect on the other formats."""
     label_column: str | None = "label"
-    """Parquet: the column of whole-number labels. None: the data set is taken as unlabelled, in every format."""
+    """Parquet: the column of whole-number labels. None: the data set is taken as unlabeled, in every format."""
     label_extension: str = "cls"
     """WebDataset: the member that holds the label as decimal text. Without effect on the other formats."""
     shuffle_window: int = Field(default=2048, ge=1)

@@ -1,7 +1,7 @@
-"""An embedded labelled data set made from code: what is shown (content) and how it is painted (style) are independent.
+"""An embedded labeled data set made from code: what is shown (content) and how it is painted (style) are independent.
 
-Content is one of ten silhouettes, moved, turned and scaled; it is the label. Style is one of `NUM_PALETTES` pairs of colours, one of the
-`TEXTURES`, a light from one side, and noise. Pixels, and an untrained encoder, see the style first: neighbours in pixel space share their
+Content is one of ten silhouettes, moved, turned and scaled; it is the label. Style is one of `NUM_PALETTES` pairs of colors, one of the
+`TEXTURES`, a light from one side, and noise. Pixels, and an untrained encoder, see the style first: neighbors in pixel space share their
 palette and not their shape. An encoder has to be taught that style does not matter, which is what style augmentation is for.
 """
 

@@ -1,6 +1,6 @@
 """Evaluation protocols: one file each. `evaluate/knn.py` is `ray-sassl evaluate RUN knn`.
 
-A protocol is handed a `Subject`, which is an encoder with the labelled images that it is judged by, and returns an `Evaluation`: scores with
+A protocol is handed a `Subject`, which is an encoder with the labeled images that it is judged by, and returns an `Evaluation`: scores with
 confidence intervals, pictures, what else is worth keeping, and its prediction for each test image. Where and how features are computed is the
 subject's business; protocols that ask for the same ones share them.
 """
@@ -25,8 +25,8 @@ Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
-class LabelledFeatures:
-    """Frozen features of labelled images.
+class LabeledFeatures:
+    """Frozen features of labeled images.
 
     Attributes:
         features: (N, F) float32.
@@ -42,9 +42,9 @@ class LabelledFeatures:
         if self.sample_id is None:
             object.__setattr__(self, "sample_id", np.arange(len(self.labels)))
 
-    def take(self, rows: np.ndarray) -> LabelledFeatures:
+    def take(self, rows: np.ndarray) -> LabeledFeatures:
         """Some of the rows: their places or a (N,) bool mask."""
-        return LabelledFeatures(self.features[rows], self.labels[rows], self.sample_id[rows])
+        return LabeledFeatures(self.features[rows], self.labels[rows], self.sample_id[rows])
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ImageChange(ABC):
 
 
 class Subject(ABC):
-    """An encoder and the labelled images that it is judged by.
+    """An encoder and the labeled images that it is judged by.
 
     Attributes:
         class_names: The name of each label; empty where the data set has none.
@@ -135,7 +135,7 @@ class Subject(ABC):
 
     @abstractmethod
     def labels(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and labels (N,) int64 of all labelled images of a split, without reading them; some may turn out to be damaged."""
+        """Ids and labels (N,) int64 of all labeled images of a split, without reading them; some may turn out to be damaged."""
 
     @abstractmethod
     def names(self, split: Split) -> list[str]:
@@ -146,11 +146,11 @@ class Subject(ABC):
         """
 
     @abstractmethod
-    def features(self, split: Split) -> LabelledFeatures:
-        """The frozen encoder's features of all labelled images of a split, in the order of their ids."""
+    def features(self, split: Split) -> LabeledFeatures:
+        """The frozen encoder's features of all labeled images of a split, in the order of their ids."""
 
     @abstractmethod
-    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         """The features of all test images after each of the changes; the images are read once for all of them."""
 
     @abstractmethod
@@ -159,7 +159,7 @@ class Subject(ABC):
 
     @abstractmethod
     def encoder(self) -> tuple[nn.Module, int]:
-        """A copy of the encoder whose weights may be changed, (B, 3, S, S) of normalised pixels -> (B, F), and F."""
+        """A copy of the encoder whose weights may be changed, (B, 3, S, S) of normalized pixels -> (B, F), and F."""
 
     @abstractmethod
     def training_views(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -173,11 +173,11 @@ class Subject(ABC):
         """The frozen encoder's features of those very crops: batches (B, F) float32 with labels (B,)."""
 
     @abstractmethod
-    def outputs(self, network: nn.Module) -> LabelledFeatures:
+    def outputs(self, network: nn.Module) -> LabeledFeatures:
         """What a network that was made from the encoder, (B, 3, S, S) -> (B, C), puts out for all test images."""
 
     @abstractmethod
-    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         """What such a network puts out for all test images after each of the changes; the images are read once, and nothing is kept."""
 
     @abstractmethod
@@ -224,7 +224,7 @@ class ProtocolConfig(PluginConfig, ABC):
 class FixedFeatures(Subject):
     """A subject whose features are there already, and nothing else: for protocols that look at features only."""
 
-    def __init__(self, train: LabelledFeatures, test: LabelledFeatures) -> None:
+    def __init__(self, train: LabeledFeatures, test: LabeledFeatures) -> None:
         self.class_names, self.size_px, self.pixel_mean, self.pixel_std = (), 0, (), ()
         self._splits = {"train": train, "test": test}
 
@@ -234,10 +234,10 @@ class FixedFeatures(Subject):
     def names(self, split: Split) -> list[str]:
         raise _NO_IMAGES
 
-    def features(self, split: Split) -> LabelledFeatures:
+    def features(self, split: Split) -> LabeledFeatures:
         return self._splits[split]
 
-    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         raise _NO_IMAGES
 
     def images(self, split: Split, sample_id: np.ndarray) -> np.ndarray:
@@ -252,10 +252,10 @@ class FixedFeatures(Subject):
     def training_features(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         raise _NO_IMAGES
 
-    def outputs(self, network: nn.Module) -> LabelledFeatures:
+    def outputs(self, network: nn.Module) -> LabeledFeatures:
         raise _NO_IMAGES
 
-    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         raise _NO_IMAGES
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:

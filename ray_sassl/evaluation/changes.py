@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from ray_sassl.evaluation import ImageChange, LabelledFeatures, Subject
+from ray_sassl.evaluation import ImageChange, LabeledFeatures, Subject
 from ray_sassl.evaluation.splits import up_to_n_of_each
 from ray_sassl.keyed import Stream, uniform
 from ray_sassl.plugins import UsageError, load_plugin
@@ -30,7 +30,7 @@ _PIXELS_AT_ONCE = 32 * 256 * 256
 
 @dataclass(frozen=True)
 class Augmented(ImageChange):
-    """SimCLR's view of an image (Chen et al. 2020, arXiv 2002.05709, appendix A): crop, flip, colours, blur.
+    """SimCLR's view of an image (Chen et al. 2020, arXiv 2002.05709, appendix A): crop, flip, colors, blur.
 
     Attributes:
         seed: Of the draws.
@@ -48,7 +48,7 @@ class Augmented(ImageChange):
         size_px = images.shape[1]
         config = simclr(size_px).left
         params = draw(config, np.full((len(images), 2), size_px), sample_id, 0, self.seed, self.number)
-        return opencv.colour(crop([Image.fromarray(image) for image in images], params, size_px, config.interpolation), params)
+        return opencv.color(crop([Image.fromarray(image) for image in images], params, size_px, config.interpolation), params)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ class Stylized(ImageChange):
         return painted
 
 
-def textures_of(subject: Subject, train: LabelledFeatures, config: StylizerConfig, per_class: int, seed: int, bank: str | None) -> Textures:
+def textures_of(subject: Subject, train: LabeledFeatures, config: StylizerConfig, per_class: int, seed: int, bank: str | None) -> Textures:
     """The styles of some train images of each class, or those of a bank.
 
     Args:

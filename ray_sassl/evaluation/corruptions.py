@@ -27,7 +27,7 @@ _SMALL_PX = 64
 _VERSION = 1
 
 _Corrupt = Callable[[np.ndarray, tuple[float, ...], np.random.Generator], np.ndarray]
-"""An image (S, S, 3) float32 in [0, 1], a severity's constants and draws -> the corrupted image, which is clipped afterwards."""
+"""An image (S, S, 3) float32 in [0, 1], a severity's constants and draws -> the corrupted image, which is clipped afterward."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ def _motion_blur(x: np.ndarray, constants: tuple[float, ...], rng: np.random.Gen
 
 
 def _zoom_blur(x: np.ndarray, constants: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
-    """The mean of the image and its enlargements about its centre, by factors from 1 up to below `constants[0]` in steps of `constants[1]`."""
+    """The mean of the image and its enlargements about its center, by factors from 1 up to below `constants[0]` in steps of `constants[1]`."""
     factors = np.arange(1, constants[0], constants[1])
-    centre = (x.shape[0] - 1) / 2
+    center = (x.shape[0] - 1) / 2
     total = x.copy()
     for factor in factors:
-        matrix = np.array([[factor, 0, centre * (1 - factor)], [0, factor, centre * (1 - factor)]])
+        matrix = np.array([[factor, 0, center * (1 - factor)], [0, factor, center * (1 - factor)]])
         total += cv2.warpAffine(x, matrix, x.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     return total / (len(factors) + 1)
 
@@ -156,7 +156,7 @@ def _disc(radius: float, deviation: float) -> np.ndarray:
 
 
 def _plasma(side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """Clouds (side, side) in [0, 1] by the diamond-square algorithm on a torus: each point is the mean of its four neighbours and a draw, whose
+    """Clouds (side, side) in [0, 1] by the diamond-square algorithm on a torus: each point is the mean of its four neighbors and a draw, whose
     size falls by `decay` from one scale to the next.
 
     Args:

@@ -105,10 +105,10 @@ def training_crops(
     """The crops of `TrainingCrops` in batches (B, size_px, size_px, 3) uint8 with labels (B,); the last of an epoch may be smaller."""
     crops = TrainingCrops(index, sample_id, size_px, batch_size, seed)
     for epoch in range(epochs):
-        yield from labelled_batches(crops.pieces(crops.portions(epoch), num_threads, on_bad), batch_size)
+        yield from labeled_batches(crops.pieces(crops.portions(epoch), num_threads, on_bad), batch_size)
 
 
-def labelled_batches(pieces: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def labeled_batches(pieces: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Arrays (n, ...) and labels (n,) put together into batches of `batch_size`; what is left over is a smaller one."""
     held: list[tuple[np.ndarray, np.ndarray]] = []
     for piece in pieces:

@@ -13,14 +13,14 @@ from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.reading import all_labels, build_index
-from ray_sassl.evaluation.images import labelled_images
+from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.scores import check_classes
 from ray_sassl.plugins import UsageError
 
 _KEPT_BYTES = 2**30
 
 
-class LabelledImages:
+class LabeledImages:
     """Batches of images (B, H, W, 3) uint8 and labels (B,), as often as they are asked for.
 
     What takes less than 1 GiB once decoded is kept; more is decoded anew at each pass. Images that cannot be decoded are left out and
@@ -55,7 +55,7 @@ class LabelledImages:
             return
         rows = min(self.index.num_rows, self.limit or self.index.num_rows)
         kept = [] if rows * self.size_px**2 * 3 <= _KEPT_BYTES else None
-        for batch in labelled_images(self.config, self.index, self.size_px, self.quarantine.add, limit=self.limit):
+        for batch in labeled_images(self.config, self.index, self.size_px, self.quarantine.add, limit=self.limit):
             if kept is not None:
                 kept.append(batch)
             yield batch
@@ -66,8 +66,8 @@ class LabelledImages:
 class EvaluationData:
     """What encoders are evaluated on."""
 
-    train: LabelledImages
-    test: LabelledImages
+    train: LabeledImages
+    test: LabeledImages
 
     @property
     def num_bad(self) -> int:
@@ -82,27 +82,27 @@ class EvaluationData:
 
 
 def load_evaluation_data(config: ExperimentConfig) -> EvaluationData:
-    """The labelled images of `evaluate.train` and `evaluate.test`.
+    """The labeled images of `evaluate.train` and `evaluate.test`.
 
     Raises:
-        UsageError: no such data are configured, or their labels do not fit together; see `labelled_data`.
+        UsageError: no such data are configured, or their labels do not fit together; see `labeled_data`.
     """
     for split, data in (("train", config.evaluate.train), ("test", config.evaluate.test)):
         if data is None:
-            raise UsageError(f"evaluate.{split} is not set; say which labelled images to use: 'evaluate.{split}={{path: FOLDER}}'")
+            raise UsageError(f"evaluate.{split} is not set; say which labeled images to use: 'evaluate.{split}={{path: FOLDER}}'")
     assert config.evaluate.train is not None
     assert config.evaluate.test is not None
-    return labelled_data(config.evaluate.train, config.evaluate.test, config.evaluate.size_px)
+    return labeled_data(config.evaluate.train, config.evaluate.test, config.evaluate.size_px)
 
 
-def labelled_data(train: DataConfig, test: DataConfig, size_px: int) -> EvaluationData:
-    """Labelled images to fit on and to measure on; images are not read.
+def labeled_data(train: DataConfig, test: DataConfig, size_px: int) -> EvaluationData:
+    """Labeled images to fit on and to measure on; images are not read.
 
     Raises:
         UsageError: one of them has no labels, a label is out of range, the classes of the two differ, or a class has test images and no train
             images.
     """
-    splits = {"train": LabelledImages(train, size_px), "test": LabelledImages(test, size_px)}
+    splits = {"train": LabeledImages(train, size_px), "test": LabeledImages(test, size_px)}
     for split, images in splits.items():
         if not len(images.labels):
             raise UsageError(f"evaluate.{split}: {images.config.path} has no labels (label_column={images.config.label_column!r})")

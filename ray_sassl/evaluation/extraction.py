@@ -17,8 +17,8 @@ from torch import nn
 
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.evaluation import ImageChange, LabelledFeatures
-from ray_sassl.evaluation.crops import CropPortion, TrainingCrops, labelled_batches
+from ray_sassl.evaluation import ImageChange, LabeledFeatures
+from ray_sassl.evaluation.crops import CropPortion, TrainingCrops, labeled_batches
 from ray_sassl.evaluation.features import features_of
 from ray_sassl.evaluation.images import EvaluationBatch, evaluation_images, portions
 from ray_sassl.pipeline import OnBad
@@ -74,7 +74,7 @@ class ExtractionJob:
 class Extracted:
     """Features of some row groups, or of a whole data set: one entry a change, and the rows that could not be decoded."""
 
-    parts: list[LabelledFeatures]
+    parts: list[LabeledFeatures]
     bad: list[BadRow]
 
 
@@ -126,7 +126,7 @@ class Extractor:
         self._encoder = copy.deepcopy(job.encoder).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
 
     def portion(self, groups: Sequence[int]) -> Extracted:
-        """The features of the labelled images of these row groups, in their order."""
+        """The features of the labeled images of these row groups, in their order."""
         job = self._job
         bad: list[BadRow] = []
         sides: list[list[np.ndarray]] = [[] for _ in job.changes]
@@ -142,7 +142,7 @@ class Extractor:
         if not labels:
             return Extracted([], bad)
         joined_labels, joined_ids = np.concatenate(labels).astype(np.int64), np.concatenate(ids)
-        return Extracted([LabelledFeatures(np.concatenate(side), joined_labels, joined_ids) for side in sides], bad)
+        return Extracted([LabeledFeatures(np.concatenate(side), joined_labels, joined_ids) for side in sides], bad)
 
     def _features(self, batch: EvaluationBatch, change: ImageChange | None) -> np.ndarray:
         images = batch.images if change is None else change.apply(batch.images, batch.labels, batch.sample_id)
@@ -235,23 +235,23 @@ def encode_crops_on(device: torch.device, num_threads: int, job: CropJob, on_bad
     """All of the job in this process, on a device, with so many threads that decode."""
     encoder = CropEncoder(job, device, num_threads)
     for epoch in range(job.epochs):
-        yield from labelled_batches(encoder.pieces(encoder.crops.portions(epoch), on_bad), job.batch_size)
+        yield from labeled_batches(encoder.pieces(encoder.crops.portions(epoch), on_bad), job.batch_size)
 
 
 def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:
     """What the portions of a job found, in the order of the images, whichever order the portions come in.
 
     Raises:
-        UsageError: there are no labelled images that can be decoded.
+        UsageError: there are no labeled images that can be decoded.
     """
     bad = [row for portion in done for row in portion.bad]
     if not any(portion.parts for portion in done):
         paths = ", ".join(job.index.config.paths)
-        raise UsageError(f"{paths} has no labelled images to take features of ({len(bad):,} rows could not be decoded)")
+        raise UsageError(f"{paths} has no labeled images to take features of ({len(bad):,} rows could not be decoded)")
     return Extracted([_joined([portion.parts[number] for portion in done if portion.parts]) for number in range(len(job.changes))], bad)
 
 
-def _joined(parts: list[LabelledFeatures]) -> LabelledFeatures:
+def _joined(parts: list[LabeledFeatures]) -> LabeledFeatures:
     order = np.argsort([part.sample_id[0] for part in parts])
     columns = ([getattr(parts[place], name) for place in order] for name in ("features", "labels", "sample_id"))
-    return LabelledFeatures(*(np.concatenate(column) for column in columns))
+    return LabeledFeatures(*(np.concatenate(column) for column in columns))

@@ -1,4 +1,4 @@
-"""Features of labelled images from a frozen backbone."""
+"""Features of labeled images from a frozen backbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_sassl.evaluation import LabelledFeatures
+from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import UsageError
 
@@ -20,7 +20,7 @@ def extract_features(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str,
-) -> LabelledFeatures:
+) -> LabeledFeatures:
     """The backbone's features of all batches, in their order, computed in evaluation mode; the backbone's modes are restored.
 
     Args:
@@ -41,7 +41,7 @@ def extract_features(
             labels.append(np.asarray(batch_labels, dtype=np.int64))
     if not features:
         raise UsageError("there are no images to take features of")
-    return LabelledFeatures(np.concatenate(features), np.concatenate(labels))
+    return LabeledFeatures(np.concatenate(features), np.concatenate(labels))
 
 
 @torch.inference_mode()
@@ -56,7 +56,7 @@ def features_of(
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Within the block the network is in evaluation mode; afterwards each module has its own mode again."""
+    """Within the block the network is in evaluation mode; afterward each module has its own mode again."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

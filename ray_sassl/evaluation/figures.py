@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-MAX_COLOURED_CLASSES = 20
+MAX_COLORED_CLASSES = 20
 _DPI = 110
 
 
@@ -56,7 +56,7 @@ def curves(
 
 
 def scatter(points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], x_title: str, y_title: str) -> bytes:
-    """A map of points (N, 2), coloured by class; of more than 20 classes only the first 20 have colours, the others are grey."""
+    """A map of points (N, 2), colored by class; of more than 20 classes only the first 20 have colors, the others are gray."""
 
     def paint(axes: Any) -> None:
         from matplotlib import colormaps
@@ -65,9 +65,9 @@ def scatter(points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], 
         classes = np.unique(labels)
         for number, label in enumerate(classes):
             chosen = points[labels == label]
-            is_coloured = number < MAX_COLOURED_CLASSES
-            name = (class_names[label] if class_names else f"class {label}") if is_coloured else None
-            axes.scatter(*chosen.T, s=5, alpha=0.6, linewidths=0, color=palette(number) if is_coloured else "0.8", label=name)
+            is_colored = number < MAX_COLORED_CLASSES
+            name = (class_names[label] if class_names else f"class {label}") if is_colored else None
+            axes.scatter(*chosen.T, s=5, alpha=0.6, linewidths=0, color=palette(number) if is_colored else "0.8", label=name)
         axes.set_xlabel(x_title)
         axes.set_ylabel(y_title)
         axes.legend(frameon=False, fontsize=8, markerscale=3, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -39,7 +39,7 @@ class EvaluationBatch:
     sample_id: np.ndarray
 
 
-def labelled_images(
+def labeled_images(
     config: DataConfig, index: Index, size_px: int, on_bad: OnBad, *, limit: int | None = None, batch_size: int = 256, num_threads: int = 2
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images (B, size_px, size_px, 3) uint8 as encoders are evaluated on, with their labels (B,); rows without a label are left out.
@@ -51,10 +51,10 @@ def labelled_images(
 
     def chosen(group: int) -> Rows | None:
         rows = read_groups(index, [group])
-        labelled = rows.sample_id[rows.label != NO_LABEL]
-        if not len(labelled):
+        labeled = rows.sample_id[rows.label != NO_LABEL]
+        if not len(labeled):
             return None
-        return rows.take(labelled[np.unique(np.linspace(0, len(labelled) - 1, min(rows_per_group, len(labelled))).round().astype(int))])
+        return rows.take(labeled[np.unique(np.linspace(0, len(labeled) - 1, min(rows_per_group, len(labeled))).round().astype(int))])
 
     for batch in _evaluation_batches((chosen(group) for group in groups), config.max_pixels, size_px, on_bad, batch_size, num_threads):
         yield batch.images, batch.labels
@@ -65,8 +65,8 @@ def evaluation_images(
 ) -> Iterator[EvaluationBatch]:
     """The images of these row groups as encoders are evaluated on; rows without a label are left out."""
     rows = read_groups(index, groups)
-    labelled = rows.take(rows.sample_id[rows.label != NO_LABEL]) if (rows.label != NO_LABEL).any() else None
-    return _evaluation_batches([labelled], index.config.max_pixels, size_px, on_bad, batch_size, num_threads)
+    labeled = rows.take(rows.sample_id[rows.label != NO_LABEL]) if (rows.label != NO_LABEL).any() else None
+    return _evaluation_batches([labeled], index.config.max_pixels, size_px, on_bad, batch_size, num_threads)
 
 
 def portions(index: Index, num_rows: int) -> list[list[int]]:
@@ -112,7 +112,7 @@ def _evaluation_piece(rows: Rows, max_pixels: int, size_px: int) -> tuple[Evalua
 
 
 def evaluation_view(image: Image.Image, size_px: int) -> Image.Image:
-    """The image as encoders are evaluated on: resized (bilinear) and, above 64 px, cropped at the centre to 7/8 of the shorter side."""
+    """The image as encoders are evaluated on: resized (bilinear) and, above 64 px, cropped at the center to 7/8 of the shorter side."""
     if size_px <= _WHOLE_IMAGE_PX:
         return image if image.size == (size_px, size_px) else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
     scale = round(size_px * 8 / 7) / min(image.size)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _SAY_EVERY_S = 20.0
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-"""Standardised features (B, F) and labels (B,), on the device."""
+"""Standardized features (B, F) and labels (B,), on the device."""
 
 
 def fit_sgd(
@@ -81,10 +81,10 @@ def new_crops(
     seed: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Standardised features of crops of these train images, new in each epoch, by the frozen encoder.
+    """Standardized features of crops of these train images, new in each epoch, by the frozen encoder.
 
     Args:
-        moments: What the features are standardised by, mean and deviation (F,).
+        moments: What the features are standardized by, mean and deviation (F,).
     """
     mean, deviation = moments
     for features, labels in subject.training_features(sample_id, epochs, batch_size, seed):

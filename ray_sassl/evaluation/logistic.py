@@ -19,7 +19,7 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weights (C, F) and biases (C,) that minimise the objective on x (N, F), labels (N,), by scikit-learn's L-BFGS; and its iterations."""
+    """Weights (C, F) and biases (C,) that minimize the objective on x (N, F), labels (N,), by scikit-learn's L-BFGS; and its iterations."""
     from sklearn.linear_model import LogisticRegression  # slow to import, and most processes of a run fit nothing
 
     model = LogisticRegression(C=inverse_penalty(l2, labels), max_iter=max_iterations, tol=TOLERANCE)
@@ -35,7 +35,7 @@ def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int)
 
 
 def inverse_penalty(l2: float, labels: np.ndarray) -> float:
-    """scikit-learn's `C` on labels (N,). Of two classes it penalises one row of weights, the difference of our two, which counts for twice as much."""
+    """scikit-learn's `C` on labels (N,). Of two classes it penalizes one row of weights, the difference of our two, which counts for twice as much."""
     if l2 <= 0:
         return np.inf
     return (2 if len(np.unique(labels)) == 2 else 1) / (l2 * len(labels))

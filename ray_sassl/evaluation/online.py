@@ -12,7 +12,7 @@ from torch import nn
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation import FixedFeatures, ProtocolConfig
-from ray_sassl.evaluation.datasets import LabelledImages
+from ray_sassl.evaluation.datasets import LabeledImages
 from ray_sassl.evaluation.features import extract_features
 from ray_sassl.evaluation.protocols.knn import Config as KnnConfig
 from ray_sassl.evaluation.protocols.linear import Config as LinearConfig
@@ -30,7 +30,7 @@ def online_scores(config: ExperimentConfig, device: torch.device) -> Callable[[n
     if config.evaluate.train is None or config.evaluate.test is None:
         return None
     splits = [
-        LabelledImages(data, config.evaluate.size_px, config.evaluate.online_rows) for data in (config.evaluate.train, config.evaluate.test)
+        LabeledImages(data, config.evaluate.size_px, config.evaluate.online_rows) for data in (config.evaluate.train, config.evaluate.test)
     ]
     mean, std = config.train.pixel_mean, config.train.pixel_std
 

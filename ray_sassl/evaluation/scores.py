@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_sassl.evaluation import LabelledFeatures, Predictions, Score
+from ray_sassl.evaluation import LabeledFeatures, Predictions, Score
 from ray_sassl.evaluation.intervals import mean_score, per_class_score
 from ray_sassl.plugins import UsageError
 
@@ -15,7 +15,7 @@ MAX_CLASSES = 2**17
 _NAMED = 10
 
 
-def check_features(train: LabelledFeatures, test: LabelledFeatures) -> None:
+def check_features(train: LabeledFeatures, test: LabeledFeatures) -> None:
     """Says what makes two sets of features unfit for a classifier.
 
     Raises:
@@ -80,7 +80,7 @@ def top_k_accuracy(class_scores: Tensor, labels: Tensor) -> dict[str, float]:
     return accuracy
 
 
-def classification_scores(class_scores: Tensor, test: LabelledFeatures) -> tuple[dict[str, Score], Predictions]:
+def classification_scores(class_scores: Tensor, test: LabeledFeatures) -> tuple[dict[str, Score], Predictions]:
     """`top1`, `top5` of more than five classes, and `mean_per_class`, with intervals; and the predicted classes.
 
     Args:

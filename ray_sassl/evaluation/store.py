@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ray_sassl.evaluation import LabelledFeatures
+from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.files import storage
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def file_name(provenance: Provenance) -> str:
     return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.parquet"
 
 
-def write_features(folder: str, part: LabelledFeatures, provenance: Provenance, facts: dict[str, Any]) -> str:
+def write_features(folder: str, part: LabeledFeatures, provenance: Provenance, facts: dict[str, Any]) -> str:
     """Put the features into the folder (path or URI), whole or not at all; returns the file's path.
 
     Args:
@@ -62,7 +62,7 @@ def write_features(folder: str, part: LabelledFeatures, provenance: Provenance, 
     return path
 
 
-def read_features(folder: str, provenance: Provenance) -> tuple[LabelledFeatures, dict[str, Any]] | None:
+def read_features(folder: str, provenance: Provenance) -> tuple[LabeledFeatures, dict[str, Any]] | None:
     """The features of this provenance and their facts, or None where the folder has none; a damaged file is named in the log."""
     path = storage.join(folder, file_name(provenance))
     try:
@@ -73,7 +73,7 @@ def read_features(folder: str, provenance: Provenance) -> tuple[LabelledFeatures
         column = table["features"]
         width = column.type.list_size
         chunks = [np.asarray(chunk.values, np.float32).reshape(-1, width) for chunk in column.chunks]
-        part = LabelledFeatures(np.concatenate(chunks), *(np.array(table[name].to_numpy()) for name in ("label", "sample_id")))
+        part = LabeledFeatures(np.concatenate(chunks), *(np.array(table[name].to_numpy()) for name in ("label", "sample_id")))
         return part, json.loads(metadata[_FACTS])
     except FileNotFoundError:
         return None

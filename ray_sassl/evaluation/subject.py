@@ -1,4 +1,4 @@
-"""Encoders and the labelled images that they are judged by: during a run (`online_scores`) and after it (`EncoderSubject`)."""
+"""Encoders and the labeled images that they are judged by: during a run (`online_scores`) and after it (`EncoderSubject`)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import all_labels, all_names, read_groups
-from ray_sassl.evaluation import Evaluation, ImageChange, LabelledFeatures, ProtocolConfig, Split, Subject, Task
+from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, ProtocolConfig, Split, Subject, Task
 from ray_sassl.evaluation.crops import training_crops
-from ray_sassl.evaluation.datasets import EvaluationData, LabelledImages, labelled_data
+from ray_sassl.evaluation.datasets import EvaluationData, LabeledImages, labeled_data
 from ray_sassl.evaluation.extraction import CropJob, EncodeCrops, Extract, ExtractionJob, Preprocessing, encode_crops_here, extract_here
 from ray_sassl.evaluation.features import evaluation_mode
 from ray_sassl.evaluation.images import evaluation_view
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class EncoderSubject(Subject):
-    """An encoder and the labelled images that it is judged by; features are computed once, and kept in memory and where wanted on disk.
+    """An encoder and the labeled images that it is judged by; features are computed once, and kept in memory and where wanted on disk.
 
     Args:
         encoder: (B, 3, S, S) -> (B, F); it is left as it is.
@@ -61,7 +61,7 @@ class EncoderSubject(Subject):
         self._encoder, self._config, self._images_of_both = encoder, config, data
         self._extract, self._folder, self._facts, self._judge = extract, folder, facts or {}, judge
         self._encode_crops = encode_crops
-        self._known: dict[tuple[Split, str], LabelledFeatures] = {}
+        self._known: dict[tuple[Split, str], LabeledFeatures] = {}
         self.size_px = config.evaluate.size_px
         self.pixel_mean, self.pixel_std = config.train.pixel_mean, config.train.pixel_std
         self.class_names = data.train.index.class_names if data is not None else ()
@@ -80,7 +80,7 @@ class EncoderSubject(Subject):
             raise UsageError("this protocol judges by evaluate.train and evaluate.test, which are not set")
         return self._images_of_both
 
-    def _images(self, split: Split) -> LabelledImages:
+    def _images(self, split: Split) -> LabeledImages:
         return self._data.train if split == "train" else self._data.test
 
     def labels(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -97,13 +97,13 @@ class EncoderSubject(Subject):
             )
         return [names[row] for row in self.labels(split)[0]]
 
-    def features(self, split: Split) -> LabelledFeatures:
+    def features(self, split: Split) -> LabeledFeatures:
         return self._features(split, [None])[0]
 
-    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         return self._features("test", changes)
 
-    def _features(self, split: Split, changes: Sequence[ImageChange | None]) -> list[LabelledFeatures]:
+    def _features(self, split: Split, changes: Sequence[ImageChange | None]) -> list[LabeledFeatures]:
         """From memory or disk, and those that are in neither computed in one pass over the images."""
         keys = [change.key if change is not None else _UNCHANGED for change in changes]
         images = self._images(split)
@@ -123,10 +123,10 @@ class EncoderSubject(Subject):
                 self._keep(images, key, part, result.bad)
         return [self._known[split, key] for key in keys]
 
-    def _provenance(self, images: LabelledImages, key: str) -> Provenance:
+    def _provenance(self, images: LabeledImages, key: str) -> Provenance:
         return {"encoder": self._digest, "data": images.index.fingerprint, "preprocessing": self._preprocessing.key, "change": key}
 
-    def _keep(self, images: LabelledImages, key: str, part: LabelledFeatures, bad: list[BadRow]) -> None:
+    def _keep(self, images: LabeledImages, key: str, part: LabeledFeatures, bad: list[BadRow]) -> None:
         if self._folder is None:
             return
         facts = {**self._facts, "data": images.config.model_dump(mode="json"), "bad_rows": [asdict(row) for row in bad]}
@@ -159,19 +159,19 @@ class EncoderSubject(Subject):
         job = CropJob(self._encoder, train.index, self._preprocessing, sample_id, epochs, batch_size, seed)
         return self._encode_crops(job, train.quarantine.add)
 
-    def outputs(self, network: nn.Module) -> LabelledFeatures:
+    def outputs(self, network: nn.Module) -> LabeledFeatures:
         return self._outputs(network, (None,))[0]
 
-    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         return self._outputs(network, tuple(changes))
 
-    def _outputs(self, network: nn.Module, changes: tuple[ImageChange | None, ...]) -> list[LabelledFeatures]:
+    def _outputs(self, network: nn.Module, changes: tuple[ImageChange | None, ...]) -> list[LabeledFeatures]:
         result = self._extract(ExtractionJob(network, self._data.test.index, self._preprocessing, changes))
         self._data.test.quarantine.add(result.bad)
         return result.parts
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
-        data = labelled_data(train, test, self.size_px)
+        data = labeled_data(train, test, self.size_px)
         return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts, self._judge, self._encode_crops)
 
     def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
@@ -200,7 +200,7 @@ Judge = Callable[[JudgeJob], list[Evaluation]]
 def judge_one(job: JudgeJob, number: int, extract: Extract = extract_here, encode_crops: EncodeCrops = encode_crops_here) -> Evaluation:
     """Does one of the job's tasks; how many images could not be decoded is the detail `bad_images`."""
     task = job.tasks[number]
-    data = labelled_data(task.train, task.test, job.config.evaluate.size_px)
+    data = labeled_data(task.train, task.test, job.config.evaluate.size_px)
     subject = EncoderSubject(job.encoder, job.config, data, extract, job.folder, job.facts, encode_crops=encode_crops)
     found = task.protocol.build().evaluate(subject)
     return replace(found, details={**found.details, "bad_images": data.num_bad})
@@ -233,13 +233,13 @@ def score(config: ExperimentConfig, backbone: nn.Module, data: EvaluationData, p
 
 
 def untrained_backbone(config: ExperimentConfig) -> nn.Module:
-    """The encoder as the run's seed initialises it."""
+    """The encoder as the run's seed initializes it."""
     torch.manual_seed(config.seed)
     return build_backbone(config.backbone)[0]
 
 
 class RawPixels(nn.Module):
-    """The baseline that looks at nothing but pixels: an image's features are its normalised values."""
+    """The baseline that looks at nothing but pixels: an image's features are its normalized values."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)

@@ -2,7 +2,7 @@
 
 SGD with Nesterov momentum on crops at random, mirrored half of the time; the learning rate falls to 0 along a half cosine; the classifier begins
 at zero. So do SimCLR (Chen et al. 2020, arXiv 2002.05709, appendices B.5 and B.8) and BYOL (Grill et al. 2020, arXiv 2006.07733, appendices C.2
-and D). Running statistics of batch normalisation move by 10 / steps of an epoch, at most 0.1, as in SimCLR, appendix B.8.
+and D). Running statistics of batch normalization move by 10 / steps of an epoch, at most 0.1, as in SimCLR, appendix B.8.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TrainingConfig(ProtocolConfig, ABC):
         validation_share: Of each class's train images, held out where learning rates are tried; our choice.
         sgd_momentum: Of SGD, in Nesterov's form.
         weight_decay: Of matrices and kernels; none in SimCLR's and BYOL's semi-supervised form.
-        batch_norm: "train" normalises by each batch and lets the running statistics follow, "fixed" keeps and uses those of pretraining.
+        batch_norm: "train" normalizes by each batch and lets the running statistics follow, "fixed" keeps and uses those of pretraining.
         precision: Of the forward pass.
         seed: Of the crops, the order of the images, and the choice of held-out images.
         device: Where to train; "auto" is the GPU where there is one.
@@ -194,7 +194,7 @@ def _predicted(network: Classifier, subject: Subject, sample_id: np.ndarray) -> 
 
 
 def _set_modes(network: Classifier, batch_norm: str, steps_per_epoch: int) -> None:
-    """Training mode; batch normalisation as the config has it."""
+    """Training mode; batch normalization as the config has it."""
     network.train()
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -220,7 +220,7 @@ def _check_finite(loss: Tensor, learning_rate: float) -> None:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within the block torch's own generator, which dropout draws from, starts at the seed; afterwards it is as it was."""
+    """Within the block torch's own generator, which dropout draws from, starts at the seed; afterward it is as it was."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

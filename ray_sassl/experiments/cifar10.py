@@ -35,7 +35,7 @@ _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def simclr_cifar10() -> ExperimentConfig:
     """SimCLR, ResNet-18 with the CIFAR stem, batch 512, 200 epochs.
 
-    Chen et al. 2020, appendix B.9 (temperature 0.5, no blur, colour strength 0.5); SGD in the place of LARS at this batch size.
+    Chen et al. 2020, appendix B.9 (temperature 0.5, no blur, color strength 0.5); SGD in the place of LARS at this batch size.
     With batch 128 and 200 epochs, lightly's benchmark has kNN top-1 0.847.
     """
     return _resnet18("simclr_cifar10", recipes.simclr(32), SimCLR(temperature=0.5, projector_hidden_size=512))
@@ -44,7 +44,7 @@ def simclr_cifar10() -> ExperimentConfig:
 def moco_cifar10() -> ExperimentConfig:
     """MoCo v2, ResNet-18 with the CIFAR stem, batch 512, 200 epochs.
 
-    The authors' CIFAR-10 demo: symmetric loss, queue 4,096, key momentum 0.99, temperature 0.1, split batch normalisation.
+    The authors' CIFAR-10 demo: symmetric loss, queue 4,096, key momentum 0.99, temperature 0.1, split batch normalization.
     With batch 128 and 200 epochs, lightly's benchmark has kNN top-1 0.838.
     """
     method = MoCo(temperature=0.1, queue_size=4096, momentum=0.99, projector_hidden_size=512, symmetric=True, bn="split")
@@ -96,7 +96,7 @@ def simclr_cifar10_cpu() -> ExperimentConfig:
 def moco_cifar10_cpu() -> ExperimentConfig:
     """MoCo v2, ResNet-20, batch 256, 10 epochs, for two cores: kNN top-1 0.51.
 
-    The authors' CIFAR-10 demo, asymmetric and with plain batch normalisation, which is cheaper.
+    The authors' CIFAR-10 demo, asymmetric and with plain batch normalization, which is cheaper.
     """
     method = MoCo(temperature=0.1, queue_size=4096, momentum=0.99, projector_hidden_size=256, embedding_size=128)
     return _resnet20("moco_cifar10_cpu", recipes.moco_v2(32), method)

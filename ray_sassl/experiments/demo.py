@@ -34,9 +34,9 @@ def demo_plain() -> ExperimentConfig:
 
 
 def demo() -> ExperimentConfig:
-    """The demo with style augmentation: one view of each image takes the colours of another image.
+    """The demo with style augmentation: one view of each image takes the colors of another image.
 
-    As `demo_plain`, with SASSL around the closed-form stylizer `color_statistics`, stronger than the paper's default, since here colours
+    As `demo_plain`, with SASSL around the closed-form stylizer `color_statistics`, stronger than the paper's default, since here colors
     tell nothing at all. Expect a kNN top-1 near 0.49.
     """
     return demo_plain().model_copy(

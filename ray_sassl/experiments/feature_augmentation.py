@@ -15,8 +15,8 @@ from ray_sassl.views.recipes import with_strong_left
 
 _MASKS = ("method.fa.augmentation=mask", "method.fa.num_samples=4", "method.fa.reduction=free")
 """The paper's best for instance discrimination: masks, four samples, the free loss."""
-_NEIGHBOUR = ("method.fa.augmentation=nearest",)
-"""The paper's for instance similarity: one nearest neighbour."""
+_NEIGHBOR = ("method.fa.augmentation=nearest",)
+"""The paper's for instance similarity: one nearest neighbor."""
 _512_AT_A_TIME = ("train.accumulate=8", "train.epochs=200")
 """An update of 4,096 images in eight parts of 512 over all workers, each with its own negatives and batch statistics."""
 _BATCH_512 = ("train.global_batch=512", "train.accumulate=2", "train.epochs=200")
@@ -34,7 +34,7 @@ def moco_fa_cifar10() -> ExperimentConfig:
 
 def byol_fa_cifar10() -> ExperimentConfig:
     """`byol_cifar10` with the nearest of 16,384 earlier targets in the place of each target, and a stronger left view."""
-    return _with_fa("byol_fa_cifar10", cifar10.byol_cifar10(), *_NEIGHBOUR)
+    return _with_fa("byol_fa_cifar10", cifar10.byol_cifar10(), *_NEIGHBOR)
 
 
 def sassl_fa_cifar10() -> ExperimentConfig:
@@ -54,7 +54,7 @@ def moco_fa_cifar10_cpu() -> ExperimentConfig:
 
 def byol_fa_cifar10_cpu() -> ExperimentConfig:
     """`byol_cifar10_cpu` with the nearest of 4,096 earlier targets in the place of each target, and a stronger left view."""
-    return _with_fa("byol_fa_cifar10_cpu", cifar10.byol_cifar10_cpu(), *_NEIGHBOUR, "method.fa.augmentation.support_size=4096")
+    return _with_fa("byol_fa_cifar10_cpu", cifar10.byol_cifar10_cpu(), *_NEIGHBOR, "method.fa.augmentation.support_size=4096")
 
 
 def sassl_fa_cifar10_cpu() -> ExperimentConfig:
@@ -80,7 +80,7 @@ def byol_fa_imagenet100() -> ExperimentConfig:
 
     The paper's linear top-1: 71.4 %, against 69.1 % of BYOL alone. The support set has 16,384 targets, an eighth of the images.
     """
-    return _with_fa("byol_fa_imagenet100", imagenet100.byol_imagenet100(), *_NEIGHBOUR)
+    return _with_fa("byol_fa_imagenet100", imagenet100.byol_imagenet100(), *_NEIGHBOR)
 
 
 def nnclr_imagenet100() -> ExperimentConfig:
@@ -116,7 +116,7 @@ def byol_fa_imagenet() -> ExperimentConfig:
 
     512 images at a time, 200 epochs on eight GPUs; the support set is NNCLR's.
     """
-    return _with_fa("byol_fa_imagenet", imagenet.byol_imagenet(), *_NEIGHBOUR, "method.fa.augmentation.support_size=98304", *_512_AT_A_TIME)
+    return _with_fa("byol_fa_imagenet", imagenet.byol_imagenet(), *_NEIGHBOR, "method.fa.augmentation.support_size=98304", *_512_AT_A_TIME)
 
 
 def nnclr_imagenet() -> ExperimentConfig:

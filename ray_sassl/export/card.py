@@ -34,7 +34,7 @@ class CardFacts:
         code: Lines of Python that build the library's model, for `torchvision` and `timm`.
         head: The linear classifier in the file, or None.
         run: The run that it comes from, where its directory is there.
-        licence: As the user states it, or None.
+        license: As the user states it, or None.
     """
 
     facts: EncoderFacts
@@ -44,7 +44,7 @@ class CardFacts:
     code: tuple[str, ...]
     head: LinearHead | None
     run: RunRecord | None
-    licence: str | None
+    license: str | None
 
 
 def card(about: CardFacts) -> str:
@@ -52,12 +52,12 @@ def card(about: CardFacts) -> str:
     config = about.config
     # Names such as moco or resnet18 are what people search for.
     tags = ["image-feature-extraction", "self-supervised", config.method.name, about.facts.backbone.name.rpartition("/")[2]]
-    front = {"license": about.licence or "other", "library_name": _LIBRARY[about.format], "tags": tags}
+    front = {"license": about.license or "other", "library_name": _LIBRARY[about.format], "tags": tags}
     title = f"{about.facts.backbone.name} pretrained without labels by {config.method.name}"
     head = f", with a linear classifier of {about.head.layer.out_features} classes on top" if about.head else ""
     intro = (
         f"An image encoder, (B, 3, {about.facts.size_px}, {about.facts.size_px}) to (B, {about.facts.num_features}){head}. "
-        f"It comes from the experiment `{about.facts.experiment}`, {about.facts.step:,} optimiser updates in."
+        f"It comes from the experiment `{about.facts.experiment}`, {about.facts.step:,} optimizer updates in."
     )
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n# {title}\n\n{intro}",
@@ -65,7 +65,7 @@ def card(about: CardFacts) -> str:
         f"## Training\n\n{_table(_recipe(about))}",
         f"## How good it is\n\n{_quality(about)}",
         f"## Where it comes from\n\n{_table(_origin(about))}",
-        f"## Licence\n\n{_licence(about)}",
+        f"## License\n\n{_license(about)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -87,7 +87,7 @@ def _use(about: CardFacts) -> str:
             lines = [
                 "import onnxruntime",
                 f'session = onnxruntime.InferenceSession("{about.file}")',
-                f'{outputs} = session.run(None, {{"images": images}})  # (B, 3, {facts.size_px}, {facts.size_px}) float32, normalised',
+                f'{outputs} = session.run(None, {{"images": images}})  # (B, 3, {facts.size_px}, {facts.size_px}) float32, normalized',
             ]
         case library:
             lines = [f"import {library}, safetensors.torch, torch", *about.code, load, f"{output} = model.eval()(images)"]
@@ -96,7 +96,7 @@ def _use(about: CardFacts) -> str:
         view = f"resized to {facts.size_px} x {facts.size_px} px (bilinear)"
     else:
         view = f"resized to {round(facts.size_px * 8 / 7)} px on the shorter side (bilinear) and cropped to the middle {facts.size_px} px"
-    prepared = f"Images are RGB, {view}, scaled to [0, 1], and normalised with mean ({mean}) and deviation ({std}) by channel."
+    prepared = f"Images are RGB, {view}, scaled to [0, 1], and normalized with mean ({mean}) and deviation ({std}) by channel."
     if about.format in ("torchvision", "timm"):
         prepared += f' `ray_sassl.load_encoder("{about.file}")` reads the same file.'
     code = "\n".join(lines)
@@ -114,7 +114,7 @@ def _recipe(about: CardFacts) -> list[tuple[str, str]]:
         ("objective", _fields(config.method.model_dump(mode="json"), config.method.name)),
         ("views", crop),
         ("style augmentation", _style(config)),
-        ("optimiser", optim),
+        ("optimizer", optim),
         (
             "length",
             f"{config.train.epochs:g} epochs were planned, in batches of {config.train.global_batch:,}; {about.facts.step:,} updates done",
@@ -191,11 +191,11 @@ def _origin(about: CardFacts) -> list[tuple[str, str]]:
     return [*rows, ("exported with", f"ray-sassl {about.facts.version}")]
 
 
-def _licence(about: CardFacts) -> str:
-    stated = about.licence or "Not stated: it is for whoever trained this encoder to choose one (`ray-sassl export --licence`)."
-    text = f"{stated}\n\nWhat the training data and their licence allow holds for these weights too. ray-sassl itself is under Apache-2.0."
+def _license(about: CardFacts) -> str:
+    stated = about.license or "Not stated: it is for whoever trained this encoder to choose one (`ray-sassl export --license`)."
+    text = f"{stated}\n\nWhat the training data and their license allow holds for these weights too. ray-sassl itself is under Apache-2.0."
     if not about.config.stylize.is_identity and (style := about.config.stylize.published_weights()) is not None:
-        text += f" Views were painted by {style.title} ({style.licence})."
+        text += f" Views were painted by {style.title} ({style.license})."
     return text
 
 

@@ -47,7 +47,7 @@ class Preprocess:
     It can be pickled, so that it serves as the `transform` of a torchvision data set.
 
     Attributes:
-        size_px: Above 64 the image is resized to 8/7 of this and cropped at the centre, else it is resized to this.
+        size_px: Above 64 the image is resized to 8/7 of this and cropped at the center, else it is resized to this.
         mean, std: By channel, of intensities in [0, 1].
     """
 
@@ -88,7 +88,7 @@ class EncoderFacts(FrozenConfig):
     source: str
     """The checkpoint."""
     step: int
-    """Optimiser updates at the checkpoint."""
+    """Optimizer updates at the checkpoint."""
     weights_sha256: str
     """Of the encoder's tensors and their names: equal for equal weights, whatever file holds them."""
     version: str

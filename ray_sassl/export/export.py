@@ -48,7 +48,7 @@ def export_encoder(
     with_head: bool = False,
     overrides: list[str] | None = None,
     size_px: int | None = None,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> Export:
     """Write `model.safetensors` or `model.onnx`, `README.md` and `config.yaml` into the folder; nothing is written unless the weights were seen
     to do there what they do here.
@@ -60,11 +60,11 @@ def export_encoder(
         with_head: Also fit a linear classifier on `evaluate.train` and measure it on `evaluate.test`.
         overrides: Changes to the run's config, to name those data.
         size_px: Of the images; see `load_encoder`.
-        licence: Of the weights, for the card.
+        license: Of the weights, for the card.
 
     Raises:
         UsageError: there is no checkpoint, the format does not suit the network, the folder holds an export, or a head was asked for without
-            labelled images.
+            labeled images.
     """
     model_name = _ONNX_MODEL if format_ == "onnx" else MODEL
     there = [name for name in (MODEL, _ONNX_MODEL, CARD) if storage.exists(storage.join(out, name))]
@@ -76,12 +76,12 @@ def export_encoder(
     head = None
     if with_head:
         if config.evaluate.train is None:
-            raise UsageError("a linear head needs labelled images to be fitted on: 'evaluate.train={path: FOLDER}'")
+            raise UsageError("a linear head needs labeled images to be fitted on: 'evaluate.train={path: FOLDER}'")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         head = fit_head(Embedder(encoder, device, torch.get_num_threads()), config.evaluate.train, config.evaluate.test)
         encoder = Encoder(encoder.backbone.cpu(), encoder.facts.model_copy(update={"classes": head.classes}), head.layer)
     content, code = _content(encoder, format_)
-    about = CardFacts(encoder.facts, trained_config, format_, model_name, code, head, _run_of(checkpoint.path), licence)
+    about = CardFacts(encoder.facts, trained_config, format_, model_name, code, head, _run_of(checkpoint.path), license)
     storage.write_bytes(storage.join(out, model_name), content)
     storage.write_text(storage.join(out, CONFIG), to_yaml(trained_config))
     storage.write_text(storage.join(out, CARD), card(about))

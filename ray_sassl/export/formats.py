@@ -87,7 +87,7 @@ def library_state(encoder: Encoder, head: str) -> dict[str, Tensor]:
 
 
 def example_images(encoder: Encoder, num_images: int) -> Tensor:
-    """(num_images, 3, S, S) of normalised noise, always the same."""
+    """(num_images, 3, S, S) of normalized noise, always the same."""
     size_px = encoder.facts.size_px
     return torch.randn(num_images, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
 

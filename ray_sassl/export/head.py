@@ -36,15 +36,15 @@ class LinearHead:
 
 
 def fit_head(embedder: Embedder, train: DataConfig, test: DataConfig | None, l2: float = 1e-4, max_iterations: int = 500) -> LinearHead:
-    """The classifier that minimises mean cross-entropy + l2 / 2 times the squared weights on standardised features of the train images.
+    """The classifier that minimizes mean cross-entropy + l2 / 2 times the squared weights on standardized features of the train images.
 
-    Standardising is folded into the layer's weights afterwards, so that it takes the encoder's features as they come.
+    Standardizing is folded into the layer's weights afterward, so that it takes the encoder's features as they come.
 
     Raises:
         UsageError: a set has no labels, or a class no train images.
         TooManyBadRowsError: more images cannot be decoded than `max_bad_fraction` of their data allows.
     """
-    x, labels, classes = _labelled(embedder, train)
+    x, labels, classes = _labeled(embedder, train)
     num_classes = max(len(classes), int(labels.max()) + 1)
     if len(missing := np.setdiff1d(np.arange(num_classes), labels)):
         raise UsageError(
@@ -56,7 +56,7 @@ def fit_head(embedder: Embedder, train: DataConfig, test: DataConfig | None, l2:
     result = LinearHead(layer, classes, len(labels), _top1(layer, x, labels))
     if test is None:
         return result
-    x_test, test_labels, _ = _labelled(embedder, test)
+    x_test, test_labels, _ = _labeled(embedder, test)
     return LinearHead(layer, classes, len(labels), result.train_top1, len(test_labels), _top1(layer, x_test, test_labels))
 
 
@@ -71,7 +71,7 @@ def fit_layer(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int)
     return layer
 
 
-def _labelled(embedder: Embedder, config: DataConfig) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def _labeled(embedder: Embedder, config: DataConfig) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Features (N, F), labels (N,) and class names of the images that have a label."""
     index = build_index(config)
     quarantine = Quarantine(index.num_rows, config.max_bad_fraction)
@@ -86,9 +86,7 @@ def _labelled(embedder: Embedder, config: DataConfig) -> tuple[np.ndarray, np.nd
         labels.append(rows.label[good])
     joined = np.concatenate(labels)
     if not len(joined):
-        raise UsageError(
-            f"{', '.join(config.paths)} has no labelled images (label_column={config.label_column!r}); a classifier needs them"
-        )
+        raise UsageError(f"{', '.join(config.paths)} has no labeled images (label_column={config.label_column!r}); a classifier needs them")
     if joined.min() < 0:
         raise UsageError(f"{', '.join(config.paths)} has the label {joined.min()}; labels count from 0")
     return np.concatenate(features), joined, index.class_names

@@ -1,6 +1,6 @@
 """An encoder as ONNX, held against torch with onnxruntime before it is handed out.
 
-Input `images` (batch, 3, S, S) float32, normalised; output `features` (batch, F) and, where the encoder has a head, `logits` (batch, C). The
+Input `images` (batch, 3, S, S) float32, normalized; output `features` (batch, F) and, where the encoder has a head, `logits` (batch, C). The
 batch may be of any size. What `preprocess` does and where the weights come from stand in the model's metadata under `ray_sassl`.
 """
 

@@ -18,7 +18,7 @@ from ray_sassl.plugins import PluginConfig
 class FeatureAugmentation(nn.Module, ABC):
     """One feature augmentation.
 
-    Embeddings come as the projector made them, of any length; the losses normalise what they are handed. Draws are made for the global
+    Embeddings come as the projector made them, of any length; the losses normalize what they are handed. Draws are made for the global
     batch and each worker takes those of its own rows, and partners are looked for in the global batch, so that one worker and two make
     the same features. State is in the state dict and equal on all workers. Gradients of a sample's features reach the embedding of that
     sample alone: whatever comes from others is detached.

@@ -36,7 +36,7 @@ class Compose(FeatureAugmentation):
 
     A further part sees the k-th features of the global batch as it would embeddings: their spread is its unit of noise, and partners come
     from among them. What has a memory remembers the original embeddings wherever it stands, so `nearest` in first place gives K different
-    neighbours, and behind another part the original embedding nearest to each augmented feature (with a `top_k`, one of the nearest, drawn
+    neighbors, and behind another part the original embedding nearest to each augmented feature (with a `top_k`, one of the nearest, drawn
     for each feature on its own). The gradient passes where it passes all parts.
     """
 

@@ -1,4 +1,4 @@
-"""Interpolation: an embedding is moved towards another sample's."""
+"""Interpolation: an embedding is moved toward another sample's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours: each feature is an earlier embedding that is near to the sample's own.
+"""Nearest neighbors: each feature is an earlier embedding that is near to the sample's own.
 
 Dwibedi, Aytar, Tompson, Sermanet and Zisserman 2021, "With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of Visual
 Representations" (NNCLR, arXiv 2104.14548), section 3.2.
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation, repeated
 from ray_sassl.feature_aug.draws import some_of
-from ray_sassl.feature_aug.support import SupportSet, neighbours_per_sample
+from ray_sassl.feature_aug.support import SupportSet, neighbors_per_sample
 
 
 class Config(FeatureAugConfig):
-    """Nearest neighbours in a support set. There is no strength at which they are the embedding itself.
+    """Nearest neighbors in a support set. There is no strength at which they are the embedding itself.
 
     Attributes:
         support_size: How many embeddings are kept; 98,304 for ImageNet in NNCLR. The default is for a smaller data set, and
             our choice.
-        top_k: The neighbours that a sample's features are drawn from, a different one for each feature; 0 means as many as there are
-            features, which for one is the nearest neighbour of NNCLR.
-        exclude_own: A sample's own earlier embeddings are no neighbours of it. Differs from NNCLR, which takes what is nearest; that is
+        top_k: The neighbors that a sample's features are drawn from, a different one for each feature; 0 means as many as there are
+            features, which for one is the nearest neighbor of NNCLR.
+        exclude_own: A sample's own earlier embeddings are no neighbors of it. Differs from NNCLR, which takes what is nearest; that is
             the sample itself as soon as the support set reaches an epoch back.
     """
 
@@ -38,7 +38,7 @@ class Config(FeatureAugConfig):
 class Nearest(FeatureAugmentation):
     """The search is by cosine, whatever the length of the embeddings, and its results are the stored unit vectors.
 
-    That is NNCLR's form, NN(z, Q) with all embeddings normalised beforehand, wherever features enter a loss that normalises them. A
+    That is NNCLR's form, NN(z, Q) with all embeddings normalized beforehand, wherever features enter a loss that normalizes them. A
     predictor that takes them is fed unit vectors in place of embeddings of their own length. No gradient passes: the features are
     constants.
     """
@@ -49,7 +49,7 @@ class Nearest(FeatureAugmentation):
         super().__init__()
         self.config = config
         self.num_samples = num_samples
-        self.top_k = neighbours_per_sample(config.top_k, num_samples)
+        self.top_k = neighbors_per_sample(config.top_k, num_samples)
         self.support = SupportSet(config.support_size, embedding_size)
         self.support.check_has(self.top_k)
 

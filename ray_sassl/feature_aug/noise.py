@@ -16,7 +16,7 @@ class Config(FeatureAugConfig):
     """Gaussian noise.
 
     Attributes:
-        noise_std: Standard deviation of the noise, in units of each dimension's own over the global batch. 0.5 is our choice: of centred
+        noise_std: Standard deviation of the noise, in units of each dimension's own over the global batch. 0.5 is our choice: of centered
             embeddings it leaves a cosine similarity of about 1 / sqrt(1 + noise_std^2) = 0.89 to the original.
     """
 

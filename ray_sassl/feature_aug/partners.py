@@ -1,4 +1,4 @@
-"""Partners: for each sample the embedding of another one, towards or away from which its own is moved."""
+"""Partners: for each sample the embedding of another one, toward or away from which its own is moved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation, repeated
 from ray_sassl.feature_aug.draws import ShareInterval, beta, integers, some_of
-from ray_sassl.feature_aug.support import SupportSet, neighbours_per_sample, unit_vectors
+from ray_sassl.feature_aug.support import SupportSet, neighbors_per_sample, unit_vectors
 from ray_sassl.nn.gather import all_gather, rank
 from ray_sassl.nn.nearest import nearest_rows
 from ray_sassl.nn.precision import at_least_float32
@@ -23,8 +23,8 @@ class PartnerConfig(FeatureAugConfig, ABC):
 
     Attributes:
         source: "batch" is the other samples of the global batch, "support" the embeddings of earlier ones.
-        choice: "random" takes any of them, one for each of the augmented features; "nearest" takes neighbours by cosine.
-        top_k: With "nearest", the neighbours that a sample's partners are drawn from, a different one for each of its augmented features;
+        choice: "random" takes any of them, one for each of the augmented features; "nearest" takes neighbors by cosine.
+        top_k: With "nearest", the neighbors that a sample's partners are drawn from, a different one for each of its augmented features;
             0 means as many as there are features.
         support_size: With "support", how many embeddings are kept.
         exclude_own: With "support" and "nearest", a sample's own earlier embeddings are left out. A random choice meets one of them with
@@ -87,7 +87,7 @@ class Partners(nn.Module):
         self.num_samples = num_samples
         self.support = SupportSet(config.support_size, embedding_size) if config.source == "support" else None
         if config.choice == "nearest":
-            self.top_k = neighbours_per_sample(config.top_k, num_samples)
+            self.top_k = neighbors_per_sample(config.top_k, num_samples)
             if self.support is not None:
                 self.support.check_has(self.top_k)
 

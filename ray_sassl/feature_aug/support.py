@@ -1,4 +1,4 @@
-"""The support set: earlier embeddings, first in, first out, among which neighbours and partners are looked for.
+"""The support set: earlier embeddings, first in, first out, among which neighbors and partners are looked for.
 
 Dwibedi et al. 2021 (arXiv 2104.14548), section 3.2. It is equal on all workers, in the state dict, and starts with random directions
 that belong to no sample, as the queue of NNCLR in public code does; they are replaced in support_size / batch steps.
@@ -36,7 +36,7 @@ class SupportSet(nn.Module):
         """
         if top_k > self.size:
             raise UsageError(
-                f"{top_k} neighbours of a sample are asked for (top_k, num_samples) of a support set of {self.size}; "
+                f"{top_k} neighbors of a sample are asked for (top_k, num_samples) of a support set of {self.size}; "
                 f"set support_size={top_k} or more"
             )
 
@@ -60,15 +60,15 @@ def unit_vectors(embeddings: Tensor) -> Tensor:
     return F.normalize(at_least_float32(embeddings.detach()), dim=1)
 
 
-def neighbours_per_sample(top_k: int, num_samples: int) -> int:
-    """How many neighbours the `num_samples` different ones of a sample are drawn from; a `top_k` of 0 means as many as these.
+def neighbors_per_sample(top_k: int, num_samples: int) -> int:
+    """How many neighbors the `num_samples` different ones of a sample are drawn from; a `top_k` of 0 means as many as these.
 
     Raises:
-        UsageError: there are fewer neighbours than samples.
+        UsageError: there are fewer neighbors than samples.
     """
     if top_k and top_k < num_samples:
         raise UsageError(
-            f"top_k={top_k} neighbours are too few for num_samples={num_samples} different ones; set top_k={num_samples} or more, "
+            f"top_k={top_k} neighbors are too few for num_samples={num_samples} different ones; set top_k={num_samples} or more, "
             "or top_k=0 for as many as there are samples"
         )
     return top_k or num_samples

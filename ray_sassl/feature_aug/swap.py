@@ -1,6 +1,6 @@
 """Swapping: a random part of the dimensions of an embedding is taken from another sample's.
 
-CutMix (Yun et al. 2019, arXiv 1905.04899) for embeddings; as these have no neighbourhoods, each dimension is chosen on its own.
+CutMix (Yun et al. 2019, arXiv 1905.04899) for embeddings; as these have no neighborhoods, each dimension is chosen on its own.
 """
 
 from __future__ import annotations

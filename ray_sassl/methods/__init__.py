@@ -31,19 +31,19 @@ class Method(nn.Module, ABC):
         """The loss of one batch.
 
         Args:
-            views: (B, 3, H, W) float tensors, normalised, channels_last; two, and behind them the small ones of multi-crop where the
+            views: (B, 3, H, W) float tensors, normalized, channels_last; two, and behind them the small ones of multi-crop where the
                 config takes them.
             generator: A CPU generator in the same state on every rank, seeded from the run's seed and the step.
             sample_id: (B,) int64, so that a memory of earlier batches can leave out a sample's own entries; None where ids have no meaning.
         """
 
     def after_step(self, progress: float) -> None:
-        """Called once after every optimiser update, with the share of the run that is done in [0, 1]; momentum encoders move here."""
+        """Called once after every optimizer update, with the share of the run that is done in [0, 1]; momentum encoders move here."""
 
     def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
         """The parameters that the update leaves as they are when a share `progress` of the run is done; none for most methods.
 
-        Their gradients are dropped before the optimiser's step, so that it neither decays them nor counts the step: the second moments of AdamW
+        Their gradients are dropped before the optimizer's step, so that it neither decays them nor counts the step: the second moments of AdamW
         begin with the first gradient that is used.
         """
         return []

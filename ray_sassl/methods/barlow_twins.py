@@ -19,7 +19,7 @@ from ray_sassl.types import StepOutput
 
 _PLAIN = Plain(has_predictor=False, needs_predictor=False, trains_targets=True, is_mutual=True)
 _EPSILON = 1e-5
-"""Added to variances, as by the batch normalisation without scale and shift that standardises embeddings in the official code."""
+"""Added to variances, as by the batch normalization without scale and shift that standardizes embeddings in the official code."""
 
 
 class Config(MethodConfig):
@@ -27,14 +27,14 @@ class Config(MethodConfig):
 
     Attributes:
         off_diagonal_weight: Lambda, which weighs the redundancy term (section 2.2: 0.005; the official code: 0.0051).
-        loss_scale: Factor of the whole loss. The official code once had 0.024, as do other implementations; it matters where the optimiser
+        loss_scale: Factor of the whole loss. The official code once had 0.024, as do other implementations; it matters where the optimizer
             does not adapt to the length of gradients: for SGD, and for the biases and norm layers under LARS.
         projector_hidden_size: Width of the projector's hidden layers (section 2.2).
         embedding_size: Width of the embeddings (section 2.2).
         projector_layers: Linear layers of the projector (section 2.2).
         predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
         predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
-        bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
+        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
             the loss itself always knows the whole batch.
         fa: Feature augmentation, which its paper does not try on this objective.
     """
@@ -114,6 +114,6 @@ def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
 def _standardized(z: Tensor) -> Tensor:
     """`z` (B, D) with mean 0 and variance 1 of each dimension over the images of all workers."""
     num_images = len(z) * world_size()
-    centred = z - all_reduce_with_gradient(z.sum(0)) / num_images
-    variance = all_reduce_with_gradient(centred.square().sum(0)) / num_images
-    return centred * (variance + _EPSILON).rsqrt()
+    centered = z - all_reduce_with_gradient(z.sum(0)) / num_images
+    variance = all_reduce_with_gradient(centered.square().sum(0)) / num_images
+    return centered * (variance + _EPSILON).rsqrt()

@@ -35,7 +35,7 @@ class Config(MethodConfig):
         projector_layers: Linear layers of the projector (section 3.2).
         predictor_hidden_size: Width of the predictor's hidden layer (section 3.2).
         predictor_layers: Linear layers of the predictor (section 3.2: the projector's architecture).
-        bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own.
+        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
         fa: Feature augmentation.
     """
 
@@ -60,7 +60,7 @@ class Config(MethodConfig):
 class BYOL(Method):
     """The online network predicts, from one view, what its slowly moving copy, the target network, makes of the other.
 
-    Each view passes through the networks by itself, so that batch normalisation sees one view at a time, as in the official code. The
+    Each view passes through the networks by itself, so that batch normalization sees one view at a time, as in the official code. The
     target network keeps its own batch statistics, from its own forward passes.
     """
 

@@ -32,17 +32,17 @@ class Config(MethodConfig):
         teacher_temperature: Of the teacher's outputs after the warm-up (section 3.2: 0.07; the official code's default stays at 0.04).
         teacher_warmup: Share of the run in which the teacher's temperature rises, along a line; 30 of 300 epochs (section 3.2).
         base_momentum: Of the teacher at the start; it rises to 1 along a cosine (section 3.1: 0.996).
-        center_momentum: Of the centre (the official code: 0.9).
+        center_momentum: Of the center (the official code: 0.9).
         num_outputs: Width of the outputs (section 3.2: 65,536).
         projector_hidden_size: Width of the projector's hidden layers (section 3.1).
         embedding_size: Width of the projector's last layer, whose outputs of length 1 are the embeddings (the official code: 256).
         projector_layers: Linear layers of the projector before the outputs' (section 3.1).
-        projector_bn: Batch normalisation in the projector, which the paper leaves out (section 3.1).
+        projector_bn: Batch normalization in the projector, which the paper leaves out (section 3.1).
         norm_last_layer: The weights of each output keep length 1; otherwise lengths are trained, which the official code calls better and
             less stable.
         last_layer_frozen: Share of the run at its start in which the layer of the outputs stays as it was drawn. In the official code the
             first epoch: 0.01 is one of 100.
-        bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own.
+        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
     """
 
     takes_small_views: ClassVar[bool] = True
@@ -122,7 +122,7 @@ class DINO(Method):
 
     @torch.no_grad()
     def _move_center(self, teacher: Tensor) -> None:
-        """The centre follows the mean of the teacher's outputs (2B, K) over all workers (equation 4); after the loss, which used the old."""
+        """The center follows the mean of the teacher's outputs (2B, K) over all workers (equation 4); after the loss, which used the old."""
         mean = all_reduce(teacher.sum(0)) / (len(teacher) * world_size())
         self.center.lerp_(mean, 1 - self.config.center_momentum)
 
@@ -180,7 +180,7 @@ def dino_loss(
         teacher: (B, K) outputs for the first views; gradients do not reach them.
         center: (K,), taken from the teacher's outputs.
         student_temperature: Divides the student's outputs.
-        teacher_temperature: Divides the teacher's centred outputs.
+        teacher_temperature: Divides the teacher's centered outputs.
     """
     log_p = [F.log_softmax(output / student_temperature, dim=1) for output in student]
     targets = [F.softmax((output.detach() - center) / teacher_temperature, dim=1) for output in teacher]

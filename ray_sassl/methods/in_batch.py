@@ -54,7 +54,7 @@ class InBatchConfig(MethodConfig, ABC):
 class InBatchContrast(Method, ABC):
     """Backbone, projector and, where the architecture has one, predictor.
 
-    Both views pass through backbone and projector as one batch, so that batch normalisation sees both, as in the official code of SimCLR;
+    Both views pass through backbone and projector as one batch, so that batch normalization sees both, as in the official code of SimCLR;
     through the predictor each passes by itself.
     """
 

@@ -38,13 +38,13 @@ class Config(MethodConfig):
         embedding_size: Width of the embeddings (v1, section 3.3).
         projector_layers: Linear layers of the projector (v2, section 2: 2); 1 is the head of v1.
         predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds, which like the projector has no
-            batch normalisation (our choice); 2048, as the projector's.
+            batch normalization (our choice); 2048, as the projector's.
         predictor_layers: Linear layers of that predictor (our choice).
         symmetric: Each view is once query and once key, as in the CIFAR-10 demo; the loss is the sum of both directions.
-        bn: How batch normalisation is kept from telling a query which key is its own (v1, section 3.3). "shuffle" spreads the keys over
+        bn: How batch normalization is kept from telling a query which key is its own (v1, section 3.3). "shuffle" spreads the keys over
             the workers in another order than the queries, and needs more than one; "split" does the same within each worker with
-            `num_splits` groups; "sync" normalises over all workers; "plain" does nothing about it, and is the cheapest.
-        num_splits: Groups of split batch normalisation; 8 stands for the paper's 8 GPUs.
+            `num_splits` groups; "sync" normalizes over all workers; "plain" does nothing about it, and is the cheapest.
+        num_splits: Groups of split batch normalization; 8 stands for the paper's 8 GPUs.
         fa: Feature augmentation. Keys take no gradient, so that `fa.architecture=basic` augments the key and not the query.
     """
 
@@ -154,7 +154,7 @@ class MoCo(Method):
             return F.normalize(at_least_float32(embeddings), dim=1)
 
     def _logits(self, query: Tensor, key: Tensor, negatives: Tensor, is_own: Tensor | None) -> Tensor:
-        """The logits of one direction. A negative that is the augmented key itself, as a neighbour from the queue's time, is left out."""
+        """The logits of one direction. A negative that is the augmented key itself, as a neighbor from the queue's time, is left out."""
         q = F.normalize(at_least_float32(query), dim=1)
         if not self.branches.is_plain:
             key = F.normalize(key, dim=1)

@@ -36,14 +36,14 @@ class Config(MethodConfig):
             ResNet-50).
         projector_hidden_size: Width of the projector's hidden layers (section 5, "MLP heads").
         embedding_size: Width of the embeddings and of the predictions (section 5).
-        projector_layers: Linear layers of the projector, each with batch normalisation, the last without scale and shift: 3 for ViTs (section
+        projector_layers: Linear layers of the projector, each with batch normalization, the last without scale and shift: 3 for ViTs (section
             5), 2 for ResNets (official code).
         predictor_hidden_size: Width of the predictor's hidden layer (section 5).
         predictor_layers: Linear layers of the predictor (section 5).
-        predictor_last_bn: Batch normalisation, without scale and shift, of the predictions; the official code has it for ViTs.
+        predictor_last_bn: Batch normalization, without scale and shift, of the predictions; the official code has it for ViTs.
         patch_embedding: "fixed" leaves a ViT's projection of patches at its random start, which makes training stable (section 4.2); "trained"
             trains it; "auto" is "fixed" for the backbones that have one.
-        bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own.
+        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
         fa: Feature augmentation; `fa.architecture=basic` leaves the predictor out.
     """
 

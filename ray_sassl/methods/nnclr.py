@@ -1,7 +1,7 @@
 """NNCLR: Dwibedi, Aytar, Tompson, Sermanet and Zisserman 2021, "With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of
 Visual Representations" (arXiv 2104.14548).
 
-It is a preset: contrast within the batch, with nearest neighbours as the feature augmentation, in parallel to the predictor.
+It is a preset: contrast within the batch, with nearest neighbors as the feature augmentation, in parallel to the predictor.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Config(InBatchConfig):
         temperature: Of InfoNCE (section 3.3).
         projector_hidden_size: Width of the projector's hidden layers (section 3.3).
         embedding_size: Width of the embeddings and of the predictions (section 3.3).
-        projector_layers: Linear layers of the projector, each with batch normalisation (section 3.3).
-        projector_last_bn: Batch normalisation of the embeddings (section 3.3).
+        projector_layers: Linear layers of the projector, each with batch normalization (section 3.3).
+        projector_last_bn: Batch normalization of the embeddings (section 3.3).
         predictor_hidden_size: Width of the predictor's hidden layer (section 3.3).
-        predictor_layers: Linear layers of the predictor; the last has neither batch normalisation nor ReLU (section 3.3).
-        bn: "sync" normalises over the batches of all workers, "plain" over each worker's own; the paper does not say.
-        fa: Feature augmentation; the method's own is the nearest neighbour in a support set of 98,304 embeddings (section 3.3), which are
+        predictor_layers: Linear layers of the predictor; the last has neither batch normalization nor ReLU (section 3.3).
+        bn: "sync" normalizes over the batches of all workers, "plain" over each worker's own; the paper does not say.
+        fa: Feature augmentation; the method's own is the nearest neighbor in a support set of 98,304 embeddings (section 3.3), which are
             those of the first view (appendix A). `fa.architecture=basic` leaves the predictor out.
     """
 
@@ -45,7 +45,7 @@ class Config(InBatchConfig):
 
 
 class NNCLR(InBatchContrast):
-    """The nearest neighbour of each view must find the prediction from the other view of its image among those of all images.
+    """The nearest neighbor of each view must find the prediction from the other view of its image among those of all images.
 
     The paper names a further term for the columns of the same matrix, which it finds without effect; it is left out.
     """
@@ -65,7 +65,7 @@ def nnclr_logits(anchors: Tensor, candidates: Tensor, temperature: float) -> tup
     """The cross-entropy of one direction (section 3.2): logits (B, N), and (B,) the columns of the positives.
 
     Args:
-        anchors: (B, D) nearest neighbours of one view, of any length.
+        anchors: (B, D) nearest neighbors of one view, of any length.
         candidates: (B, D) predictions from the other view; those of the N images of all workers are gathered with gradients.
         temperature: Divides the cosine similarities.
     """

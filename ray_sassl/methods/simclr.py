@@ -22,10 +22,10 @@ class Config(InBatchConfig):
         projector_hidden_size: Width of the projector's hidden layers; 2048, as wide as the features of ResNet-50 (section 4.2).
         embedding_size: Width of the embeddings (section 4.2).
         projector_layers: Linear layers of the projector (section 4.2: one hidden layer); SimCLR v2 has 3.
-        projector_last_bn: Batch normalisation of the embeddings, as in the official code.
+        projector_last_bn: Batch normalization of the embeddings, as in the official code.
         predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
         predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
-        bn: "sync" normalises over the batches of all workers (section 2.2, "Global BN"), "plain" over each worker's own.
+        bn: "sync" normalizes over the batches of all workers (section 2.2, "Global BN"), "plain" over each worker's own.
         fa: Feature augmentation.
     """
 
@@ -47,7 +47,7 @@ class SimCLR(InBatchContrast):
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """NT-Xent, the normalised temperature-scaled cross-entropy (equation 1), mean over this worker's 2B views.
+    """NT-Xent, the normalized temperature-scaled cross-entropy (equation 1), mean over this worker's 2B views.
 
     Args:
         z1: (B, D) embeddings of the first views, of any length; of the other workers too, these are gathered with gradients.
@@ -67,7 +67,7 @@ def nt_xent_logits(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, 
 def _logits(predictions: ByView, targets: ByView, temperature: float) -> tuple[Tensor, Tensor]:
     """As `nt_xent_logits`, of the predictions (of both views or of the first) against the targets of both."""
     queries = {view: unit(x) for view, x in predictions.items()}
-    # What is on both sides is normalised once, and its gradients meet before they pass the normalisation.
+    # What is on both sides is normalized once, and its gradients meet before they pass the normalization.
     keys = [queries[view] if view in queries and targets[view] is predictions[view] else unit(targets[view]) for view in (0, 1)]
     candidates = torch.cat([all_gather_with_gradient(x) for x in keys])  # (2N, D)
     batch_size, num_images = len(keys[0]), len(keys[0]) * world_size()

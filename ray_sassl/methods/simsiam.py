@@ -26,13 +26,13 @@ class Config(MethodConfig):
     Attributes:
         projector_hidden_size: Width of the projector's hidden layers (section 3, "Baseline settings").
         embedding_size: Width of the embeddings and of the predictions (section 3).
-        projector_layers: Linear layers of the projector, each with batch normalisation, the last without scale and shift (official
+        projector_layers: Linear layers of the projector, each with batch normalization, the last without scale and shift (official
             code); 3 for ImageNet (section 3), 2 for CIFAR-10 (appendix D).
         predictor_hidden_size: Width of the predictor's hidden layer, a bottleneck of a quarter of the embeddings (section 3).
         predictor_layers: Linear layers of the predictor (section 3).
         predictor_lr: "constant" keeps the predictor's learning rate at its peak, which the paper finds a little better (section 4.2, table 1);
             "decayed" is the paper's baseline.
-        bn: "sync" normalises over the batches of all workers (section 3), "plain" over each worker's own.
+        bn: "sync" normalizes over the batches of all workers (section 3), "plain" over each worker's own.
         fa: Feature augmentation.
     """
 
@@ -57,7 +57,7 @@ class Config(MethodConfig):
 class SimSiam(Method):
     """One network predicts, from one view, its own embedding of the other, which takes no gradient; without that it would collapse.
 
-    Each view passes through the network by itself, so that batch normalisation sees one view at a time, as in the official code.
+    Each view passes through the network by itself, so that batch normalization sees one view at a time, as in the official code.
     """
 
     def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:

@@ -42,7 +42,7 @@ class Config(MethodConfig):
         projector_hidden_size: Width of the projector's hidden layer (the official code: 2048).
         embedding_size: Width of the embeddings (the official code: 128).
         projector_layers: Linear layers of the projector (the official code: 2).
-        bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own.
+        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
     """
 
     takes_small_views: ClassVar[bool] = True
@@ -154,12 +154,12 @@ def swav_loss(scores: Sequence[Tensor], codes: Sequence[Tensor], temperature: fl
 def sinkhorn(scores: Tensor, epsilon: float, num_iterations: int) -> Tensor:
     """Codes (B, K) that sum to 1 for each row and fill all prototypes nearly alike over the rows of all workers (equations 3 to 5).
 
-    The marginals of the paper's Q are constant factors, which the next normalisation takes out again; so they are left out here.
+    The marginals of the paper's Q are constant factors, which the next normalization takes out again; so they are left out here.
 
     Args:
         scores: (B, K) cosines of this worker's embeddings with the prototypes; a row of -inf takes no part, and its code is zero.
         epsilon: Smoothness; the smaller, the nearer codes are to one prototype.
-        num_iterations: Normalisations over rows, each followed by one over prototypes.
+        num_iterations: Normalizations over rows, each followed by one over prototypes.
     """
     q = ((scores - 1) / epsilon).exp()  # cosines are at most 1
     smallest = torch.finfo(q.dtype).tiny

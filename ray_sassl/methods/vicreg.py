@@ -35,9 +35,9 @@ class Config(MethodConfig):
         projector_layers: Linear layers of the expander (section 4).
         predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
         predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
-        bn: "sync" normalises over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
+        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
             the variances and covariances of the loss are always those of the whole batch.
-        fa: Feature augmentation, which its paper does not try on this objective. Nearest neighbours are refused: they come from a memory of unit
+        fa: Feature augmentation, which its paper does not try on this objective. Nearest neighbors are refused: they come from a memory of unit
             vectors, and this loss compares lengths.
     """
 
@@ -118,8 +118,8 @@ def _covariance(z: Tensor) -> Tensor:
     Differs from the official code: that gathers the embeddings of all workers and computes all of it on each; here each adds its part.
     """
     num_images = len(z) * world_size()
-    centred = z - all_reduce_with_gradient(z.sum(0)) / num_images
-    return all_reduce_with_gradient(centred.T @ centred) / (num_images - 1)
+    centered = z - all_reduce_with_gradient(z.sum(0)) / num_images
+    return all_reduce_with_gradient(centered.T @ centered) / (num_images - 1)
 
 
 def _hinge(covariance: Tensor) -> Tensor:

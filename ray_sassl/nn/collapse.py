@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def embedding_std(embeddings: Tensor) -> Tensor:
-    """Mean over dimensions of the standard deviation over the batch of the l2-normalised embeddings (B, D), times sqrt(D).
+    """Mean over dimensions of the standard deviation over the batch of the l2-normalized embeddings (B, D), times sqrt(D).
 
     1 for embeddings spread evenly over the sphere, 0 for collapsed ones (Chen and He 2021, arXiv 2011.10566, section 4.1).
     """
@@ -18,7 +18,7 @@ def embedding_std(embeddings: Tensor) -> Tensor:
 
 
 def effective_rank(embeddings: Tensor, epsilon: float = 1e-7) -> Tensor:
-    """RankMe of the embeddings (B, D): exp of the entropy of the normalised singular values (Garrido et al. 2023, arXiv 2210.02885, eq. 1).
+    """RankMe of the embeddings (B, D): exp of the entropy of the normalized singular values (Garrido et al. 2023, arXiv 2210.02885, eq. 1).
 
     At most min(B, D); computed on one worker's batch, so it is a lower bound for that of the data set. NaN where an embedding is not finite.
     """

@@ -1,6 +1,6 @@
 """Momentum networks: copies whose weights follow those of the trained network as an exponential moving average.
 
-Only parameters follow. The running statistics of batch normalisation are the copy's own, from its own forward passes in training mode,
+Only parameters follow. The running statistics of batch normalization are the copy's own, from its own forward passes in training mode,
 as in the official code of MoCo (He et al. 2020, arXiv 1911.05722) and of BYOL (Grill et al. 2020, arXiv 2006.07733).
 """
 
@@ -18,7 +18,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def momentum_copy(module: ModuleT) -> ModuleT:
-    """A deep copy that takes no gradients, so that no optimiser holds it."""
+    """A deep copy that takes no gradients, so that no optimizer holds it."""
     return copy.deepcopy(module).requires_grad_(False)
 
 

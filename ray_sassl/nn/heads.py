@@ -1,6 +1,6 @@
 """Projectors and predictors: small MLPs on top of an encoder.
 
-Weights are drawn by PyTorch's defaults. A linear layer that batch normalisation follows has no bias, which would be subtracted again.
+Weights are drawn by PyTorch's defaults. A linear layer that batch normalization follows has no bias, which would be subtracted again.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def mlp_head(
         hidden_size: Width of every layer but the last; of no account for one layer.
         out_size: Width of what goes out.
         num_layers: Linear layers in all, at least one.
-        hidden_bn: Batch normalisation between each hidden layer and its ReLU.
-        last_bn: Batch normalisation after the last layer.
-        last_bn_affine: A scale and a shift in that batch normalisation.
-        last_bias: A bias in the last layer where no batch normalisation follows it.
+        hidden_bn: Batch normalization between each hidden layer and its ReLU.
+        last_bn: Batch normalization after the last layer.
+        last_bn_affine: A scale and a shift in that batch normalization.
+        last_bias: A bias in the last layer where no batch normalization follows it.
     """
     layers: list[nn.Module] = []
     width = in_size

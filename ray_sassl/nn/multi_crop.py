@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def encode_by_size(network: nn.Module, views: Sequence[Tensor]) -> Tensor:
     """The network's outputs (V * B, F) for V views (B, 3, H, W), in their order.
 
-    Neighbours of one size pass as one batch, so that batch normalisation sees all of them, and sees each size by itself.
+    Neighbors of one size pass as one batch, so that batch normalization sees all of them, and sees each size by itself.
     """
     batches = [torch.cat(list(group)) for _, group in groupby(views, key=lambda view: view.shape)]
     return torch.cat([network(batch) for batch in batches])

@@ -1,4 +1,4 @@
-"""Batch normalisation in groups of the batch: what several GPUs with a BN each would do, on one device.
+"""Batch normalization in groups of the batch: what several GPUs with a BN each would do, on one device.
 
 He et al. 2020 (MoCo, arXiv 1911.05722), section 3.3, needs groups that differ between queries and keys; the authors' CIFAR-10 demo makes
 them on one GPU in this way.
@@ -18,10 +18,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def convert(module: ModuleT, num_splits: int) -> ModuleT:
-    """The module with every 2d batch normalisation in it, in place, done in `num_splits` groups; parameters and buffers stay the same.
+    """The module with every 2d batch normalization in it, in place, done in `num_splits` groups; parameters and buffers stay the same.
 
     Raises:
-        UsageError: a batch normalisation of a foreign kind is in the module.
+        UsageError: a batch normalization of a foreign kind is in the module.
     """
     if isinstance(module, nn.BatchNorm2d):
         return cast(ModuleT, SplitBatchNorm2d.of(module, num_splits))
@@ -31,7 +31,7 @@ def convert(module: ModuleT, num_splits: int) -> ModuleT:
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """In training each of `num_splits` consecutive parts of the batch is normalised by itself; running statistics follow their mean."""
+    """In training each of `num_splits` consecutive parts of the batch is normalized by itself; running statistics follow their mean."""
 
     num_splits: int
 
@@ -39,7 +39,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     def of(cls, bn: nn.BatchNorm2d, num_splits: int) -> SplitBatchNorm2d:
         """A split layer with the parameters, buffers and settings of a plain one."""
         if type(bn) is not nn.BatchNorm2d:
-            raise UsageError(f"batch normalisation of the kind {type(bn).__name__} cannot be split into groups")
+            raise UsageError(f"batch normalization of the kind {type(bn).__name__} cannot be split into groups")
         layer = cls(bn.num_features, bn.eps, bn.momentum, bn.affine, bn.track_running_stats)
         layer.num_splits = num_splits
         layer.weight, layer.bias = bn.weight, bn.bias  # a frozen layer stays frozen
@@ -51,7 +51,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         if len(input) < self.num_splits:
             raise UsageError(
-                f"a batch of {len(input)} images a worker cannot be split into {self.num_splits} groups for batch normalisation"
+                f"a batch of {len(input)} images a worker cannot be split into {self.num_splits} groups for batch normalization"
             )
         assert self.momentum is not None
         assert self.running_mean is not None

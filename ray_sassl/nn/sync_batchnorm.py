@@ -1,8 +1,8 @@
-"""Batch normalisation over the batches of all workers, on GPUs and on CPUs.
+"""Batch normalization over the batches of all workers, on GPUs and on CPUs.
 
 PyTorch's own SyncBatchNorm refuses CPU tensors, and DistributedDataParallel refuses it in a network on the CPU; this one uses PyTorch's
-kernels on GPUs and does the same by itself elsewhere. The result equals batch normalisation of the whole batch in one process. With one
-worker it is plain batch normalisation.
+kernels on GPUs and does the same by itself elsewhere. The result equals batch normalization of the whole batch in one process. With one
+worker it is plain batch normalization.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def convert(module: ModuleT) -> ModuleT:
-    """The module with every plain batch normalisation in it, in place, synchronised; parameters and buffers stay the same tensors.
+    """The module with every plain batch normalization in it, in place, synchronized; parameters and buffers stay the same tensors.
 
-    Split batch normalisation stays as it is, since its groups are the point of it.
+    Split batch normalization stays as it is, since its groups are the point of it.
 
     Raises:
-        UsageError: a batch normalisation of a foreign kind is in the module.
+        UsageError: a batch normalization of a foreign kind is in the module.
     """
     if isinstance(module, SyncBatchNorm | nn.SyncBatchNorm | SplitBatchNorm2d):
         return module
@@ -41,19 +41,19 @@ def convert(module: ModuleT) -> ModuleT:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch normalisation of (B, C, ...) over all workers; it keeps the activation that timm builds into its layers.
+    """Batch normalization of (B, C, ...) over all workers; it keeps the activation that timm builds into its layers.
 
     Attributes:
-        after: Applied to the normalised values.
+        after: Applied to the normalized values.
     """
 
     after: nn.Module
 
     @classmethod
     def of(cls, bn: _BatchNorm) -> SyncBatchNorm:
-        """A synchronised layer with the parameters, buffers and settings of a plain one."""
+        """A synchronized layer with the parameters, buffers and settings of a plain one."""
         if type(bn) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and not _has_activation(bn):
-            raise UsageError(f"batch normalisation of the kind {type(bn).__name__} cannot be synchronised over workers")
+            raise UsageError(f"batch normalization of the kind {type(bn).__name__} cannot be synchronized over workers")
         layer = cls(bn.num_features, bn.eps, bn.momentum, bn.affine, bn.track_running_stats)
         layer.weight, layer.bias = bn.weight, bn.bias  # a frozen layer stays frozen
         layer.running_mean, layer.running_var, layer.num_batches_tracked = bn.running_mean, bn.running_var, bn.num_batches_tracked
@@ -92,7 +92,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _CpuFunction(torch.autograd.Function):
-    """Normalises (B, C, ...) by the mean and variance of all workers' values; the moments come out too, without gradients."""
+    """Normalizes (B, C, ...) by the mean and variance of all workers' values; the moments come out too, without gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

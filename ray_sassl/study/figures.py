@@ -21,7 +21,7 @@ from ray_sassl.study.record import StudyConfig, TrialRecord, pareto_front
 from ray_sassl.study.searcher import Known, optuna_study
 from ray_sassl.study.space import Dimension, Objective
 
-_COLOURS = {"finished": "#1b7f4d", "stopped": "#d08a00", "failed": "#c0392b", "interrupted": "#8e44ad", "running": "#2471a3"}
+_COLORS = {"finished": "#1b7f4d", "stopped": "#d08a00", "failed": "#c0392b", "interrupted": "#8e44ad", "running": "#2471a3"}
 _MAP = "viridis"
 _CELLS = 6
 LEAST_FOR_IMPORTANCE = 8
@@ -47,20 +47,20 @@ def learning_curves(trials: Sequence[TrialRecord], goal: Objective) -> str:
         if not points:
             continue
         epochs, values = zip(*points, strict=True)
-        colour = _COLOURS[trial.state]
-        axes.plot(epochs, values, color=colour, alpha=0.75, linewidth=1.4, marker="." if len(points) == 1 else None)
-        axes.plot(epochs[-1], values[-1], marker="x" if trial.state == "stopped" else "o", color=colour, markersize=5)
+        color = _COLORS[trial.state]
+        axes.plot(epochs, values, color=color, alpha=0.75, linewidth=1.4, marker="." if len(points) == 1 else None)
+        axes.plot(epochs[-1], values[-1], marker="x" if trial.state == "stopped" else "o", color=color, markersize=5)
         axes.annotate(str(trial.number), (epochs[-1], values[-1]), fontsize=7, xytext=(4, 0), textcoords="offset points", va="center")
     axes.set_xlabel("epoch")
     axes.set_ylabel(goal.metric)
     for state in dict.fromkeys(trial.state for trial in trials if trial.curve):
-        axes.plot([], [], color=_COLOURS[state], marker="x" if state == "stopped" else "o", label=state)
+        axes.plot([], [], color=_COLORS[state], marker="x" if state == "stopped" else "o", label=state)
     axes.legend(fontsize=8, frameon=False)
     return svg(figure)
 
 
 def strength_map(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
-    """The objective over the middles of alpha and beta: a cell's colour is the mean of its trials. None where not both are searched."""
+    """The objective over the middles of alpha and beta: a cell's color is the mean of its trials. None where not both are searched."""
     middles = {name: {t.number: _middle(t, name) for t in trials if t.number in values} for name in ("sassl.alpha", "sassl.beta")}
     numbers = [n for n in values if middles["sassl.alpha"].get(n) is not None and middles["sassl.beta"].get(n) is not None]
     if not numbers:
@@ -99,7 +99,7 @@ def slices(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, 
     for number, (axes, dimension) in enumerate(zip(grid.flat, dimensions, strict=False)):
         there = [t for t in trials if t.number in values and dimension.name in t.point]
         positions, ticks = _positions(dimension, there)
-        axes.scatter(positions, [values[t.number] for t in there], c=[_COLOURS[t.state] for t in there], s=24, alpha=0.85)
+        axes.scatter(positions, [values[t.number] for t in there], c=[_COLORS[t.state] for t in there], s=24, alpha=0.85)
         axes.set_xlabel(_short(dimension.name), fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25)
@@ -120,10 +120,10 @@ def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], valu
         return None
     figure, axes = _figure(max(7.0, 1.5 * len(dimensions)), 4.2)
     norm = _norm(np.array(list(values.values())))
-    colours = colormaps[_MAP]
+    colors = colormaps[_MAP]
     for trial in there:
         heights = [_height(dimension, trial) for dimension in dimensions] + [float(norm(values[trial.number]))]
-        axes.plot(range(len(heights)), heights, color=colours(norm(values[trial.number])), alpha=0.8, linewidth=1.6)
+        axes.plot(range(len(heights)), heights, color=colors(norm(values[trial.number])), alpha=0.8, linewidth=1.6)
     names = [_short(dimension.name) for dimension in dimensions] + [label]
     axes.set_xticks(range(len(names)), names, fontsize=7, rotation=25, ha="right")
     axes.set_yticks([])
@@ -178,7 +178,7 @@ def pareto(study: StudyConfig, trials: Sequence[TrialRecord]) -> str | None:
         x, y = trial.value(second.metric), trial.value(first.metric)
         assert x is not None
         assert y is not None
-        axes.scatter(x, y, color=_COLOURS[trial.state], s=30)
+        axes.scatter(x, y, color=_COLORS[trial.state], s=30)
         axes.annotate(str(trial.number), (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
     front = sorted(pareto_front(there, goals), key=lambda trial: trial.value(second.metric) or 0.0)
     axes.plot(

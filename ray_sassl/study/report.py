@@ -55,7 +55,7 @@ def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> s
         section(
             "Each parameter by itself",
             figures.slices(study, trials, values, label),
-            f"{compared} Colours are the trials' fates: green finished, orange stopped, blue running.",
+            f"{compared} Colors are the trials' fates: green finished, orange stopped, blue running.",
         ),
         section("All parameters together", figures.parallel_coordinates(study, trials, values, label), compared),
         _importance(study, trials, values, compared),

@@ -98,7 +98,7 @@ def optuna_study(space: SearchSpace, known: Sequence[Known], objectives: Sequenc
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # Conditional dimensions are modelled in groups of those that occur together; running trials count as bad, which spreads parallel ones.
+        # Conditional dimensions are modeled in groups of those that occur together; running trials count as bad, which spreads parallel ones.
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=True)
     directions = [StudyDirection.MAXIMIZE if objective.mode == "max" else StudyDirection.MINIMIZE for objective in objectives]
     study = optuna.create_study(directions=directions, sampler=sampler)

@@ -1,7 +1,7 @@
 """SASSL: style augmentation of views, around any stylizer.
 
 Rojas-Gomez et al., "SASSL: Enhancing Self-Supervised Learning via Neural Style Transfer", TMLR 2024, arXiv 2312.01187, Algorithm 1.
-It stands between the crop and the colour operations. Every choice is keyed by (seed, epoch, sample id, view). Styles come from the same
+It stands between the crop and the color operations. Every choice is keyed by (seed, epoch, sample id, view). Styles come from the same
 block of images, from a bank of codes, or from the Gaussian of a bank (Jackson, Atapour-Abarghouei, Bonner, Breckon and Obara 2019,
 "Style Augmentation: Data Augmentation via Style Randomization", arXiv 1809.05375, section 3.3).
 """
@@ -152,7 +152,7 @@ def stylize_views(
     """The views of one whole plan block, repainted where drawn; views that are left as they are come back without a copy.
 
     Args:
-        views: (B, H, W, 3) uint8 each, cropped, with their natural colours.
+        views: (B, H, W, 3) uint8 each, cropped, with their natural colors.
         sample_id: (B,) integers.
         epoch: (B,) integers or one.
         bank: The config's, for styles from a bank or its Gaussian; its codes are of this stylizer.

@@ -52,8 +52,8 @@ class StyleBank:
         """
         if not len(codes):
             raise BadBankError("a style bank needs at least one style, and no image could be used")
-        centred = codes.astype(np.float64) - (mean := codes.mean(axis=0, dtype=np.float64))
-        return cls(codes.astype(np.float32), tuple(names), bundle_id, mean, centred.T @ centred / len(codes))
+        centered = codes.astype(np.float64) - (mean := codes.mean(axis=0, dtype=np.float64))
+        return cls(codes.astype(np.float32), tuple(names), bundle_id, mean, centered.T @ centered / len(codes))
 
     @cached_property
     def factor(self) -> np.ndarray:

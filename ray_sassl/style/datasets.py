@@ -1,4 +1,4 @@
-"""Stylised copies of images and the codes of styles, as plain functions: what `ray-sassl stylize` does to the rows that one actor gets.
+"""Stylized copies of images and the codes of styles, as plain functions: what `ray-sassl stylize` does to the rows that one actor gets.
 
 Images keep their own sizes here. Every choice is keyed by (seed, copy, sample id), so it does not matter which actor gets which rows; the
 in-batch style of an image comes from the same block of up to `BLOCK_ROWS` rows of its shard.
@@ -35,7 +35,7 @@ from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
 BLOCK_ROWS = 256
-"""Rows, at most, that are decoded, stylised and encoded together."""
+"""Rows, at most, that are decoded, stylized and encoded together."""
 _PIXELS_AT_ONCE = 32 * 256 * 256
 
 

@@ -1,7 +1,7 @@
 """Published weights: what there is, where it comes from, and a cache of it that is checked at every use.
 
 The published files are checked by their sha256 before anything in them is parsed, then converted to one safetensors file. That file says what
-it is (code space, sources, licence) and carries a digest of all this and of its tensors, so that it can be handed on: to a shared path, or to other nodes.
+it is (code space, sources, license) and carries a digest of all this and of its tensors, so that it can be handed on: to a shared path, or to other nodes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PublishedWeights:
         name: What `ray-sassl weights fetch NAME` takes.
         title: What they are, in a few words.
         files: All that belongs to them.
-        licence, authors, paper: As published.
+        license, authors, paper: As published.
         code_space: The `bundle_id` of the stylizer that they are for.
         convert: From the contents of the files by name to tensors by name.
     """
@@ -64,7 +64,7 @@ class PublishedWeights:
     name: str
     title: str
     files: tuple[WeightsFile, ...]
-    licence: str
+    license: str
     authors: str
     paper: str
     code_space: str
@@ -115,13 +115,13 @@ def add_weights(known: Iterable[PublishedWeights], paths: Sequence[str | Path]) 
         BadWeightsError: a file is missing, or is none of the published ones, by its content.
     """
     known = list(known)
-    recognised = [(str(path), *_recognise(known, Path(path))) for path in paths]
-    for _, weights, file, content in recognised:
+    recognized = [(str(path), *_recognize(known, Path(path))) for path in paths]
+    for _, weights, file, content in recognized:
         with locked(weights_path(weights)):
             storage.write_bytes(_original(weights, file), content)
             if all(_original(weights, other).exists() for other in weights.files):
                 _convert_originals(weights)
-    return [(path, weights) for path, weights, _, _ in recognised]
+    return [(path, weights) for path, weights, _, _ in recognized]
 
 
 def missing_files(weights: PublishedWeights) -> list[str]:
@@ -188,7 +188,7 @@ def _read(weights: PublishedWeights, location: str | None) -> tuple[bytes, str]:
         )
     raise MissingWeightsError(
         f"the weights of {weights.name} are not on this machine: `ray-sassl weights fetch {weights.name}` downloads them "
-        f"({weights.num_bytes / 1e6:.1f} MB, {weights.licence}); without a network, `ray-sassl weights add` takes "
+        f"({weights.num_bytes / 1e6:.1f} MB, {weights.license}); without a network, `ray-sassl weights add` takes "
         f"{' and '.join(file.name for file in weights.files)}"
     )
 
@@ -204,7 +204,7 @@ def _convert_originals(weights: PublishedWeights) -> None:
         "format": _FORMAT,
         "name": weights.name,
         "code_space": weights.code_space,
-        "licence": weights.licence,
+        "license": weights.license,
         "authors": weights.authors,
         "paper": weights.paper,
         "sources": json.dumps(weights.sources, sort_keys=True),
@@ -237,7 +237,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _recognise(known: Sequence[PublishedWeights], path: Path) -> tuple[PublishedWeights, WeightsFile, bytes]:
+def _recognize(known: Sequence[PublishedWeights], path: Path) -> tuple[PublishedWeights, WeightsFile, bytes]:
     if not path.is_file():
         raise BadWeightsError(f"there is no file {path}")
     content = path.read_bytes()

@@ -1,1 +1,1 @@
-"""The training loop in plain PyTorch: optimisers, schedules, checkpoints and metrics, behind a small `Context`."""
+"""The training loop in plain PyTorch: optimizers, schedules, checkpoints and metrics, behind a small `Context`."""

@@ -45,7 +45,7 @@ class Checkpoint:
 
     Attributes:
         path: Its folder.
-        step: Optimiser updates done when it was written.
+        step: Optimizer updates done when it was written.
         backbone: The encoder's state dict.
         state: The rest: `method` (state dict without the backbone), `optimizer`, `seen`, ...
         config_yaml: The resolved config of the run that wrote it.
@@ -78,7 +78,7 @@ def write_checkpoint(run_dir: str, step: int, weights: dict[str, Tensor], state:
 
     Args:
         run_dir: Local path or URI.
-        step: Optimiser updates done.
+        step: Optimizer updates done.
         weights: A method's state dict; what begins with `backbone.` goes to model.safetensors, the rest to state.pt.
         state: Whatever else the run needs: tensors, numbers, strings, bytes, and dicts and lists of them.
         config_yaml: The resolved config.

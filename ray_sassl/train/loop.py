@@ -1,4 +1,4 @@
-"""The training loop: batches in, optimiser updates, metrics and checkpoints out. It knows nothing of where the batches come from."""
+"""The training loop: batches in, optimizer updates, metrics and checkpoints out. It knows nothing of where the batches come from."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class TrainConfig(FrozenConfig):
     epochs: float = Field(default=100.0, gt=0)
     """Passes over the data; a fraction is allowed."""
     global_batch: int = Field(default=256, gt=0)
-    """Images of one optimiser update, over all workers and accumulated parts."""
+    """Images of one optimizer update, over all workers and accumulated parts."""
     accumulate: int = Field(default=1, ge=1)
     """Parts that a worker's share of the batch is cut into. Each part has its own negatives and batch statistics."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is autocast: weights, losses and the optimiser stay in float32."""
+    """bfloat16 is autocast: weights, losses and the optimizer stay in float32."""
     channels_last: bool = True
     compile: bool = False
     """torch.compile on the backbone."""
@@ -92,7 +92,7 @@ class Job:
         batches: This rank's stream, in parts as `share_of_batch` says.
         num_rows: Rows of the data set, bad ones included.
         resume: The checkpoint to go on from.
-        evaluate: Scores the backbone on labelled data; called on rank 0.
+        evaluate: Scores the backbone on labeled data; called on rank 0.
         record: Rank 0's metrics log; None on the others.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
         accumulate: Parts of this worker's share of a batch, where there are more of them than the config says; see `share_of_batch`.
@@ -248,7 +248,7 @@ def _place(job: Job) -> tuple[Method, nn.Module]:
     if context.world_size == 1:
         return method, method
     device_ids = [context.device] if context.device.type == "cuda" else None
-    # Buffers are each worker's own, or synchronised by the method; torch 2.15 has renamed the option.
+    # Buffers are each worker's own, or synchronized by the method; torch 2.15 has renamed the option.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return method, DistributedDataParallel(method, device_ids=device_ids, gradient_as_bucket_view=True, **own_buffers)
@@ -274,7 +274,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, pro
 def _update(
     network: nn.Module, method: Method, optimizer: torch.optim.Optimizer, parts: list[Arrays], job: Job, step: int, progress: Progress
 ) -> list[StepOutput]:
-    """One optimiser update. Random draws depend on the seed, the step and the rank alone, so that a resumed run repeats them."""
+    """One optimizer update. Random draws depend on the seed, the step and the rank alone, so that a resumed run repeats them."""
     config, context = job.config, job.context
     torch.manual_seed(_seed_of(job.seed, step, context.rank))
     generator = torch.Generator().manual_seed(_seed_of(job.seed, step))
@@ -284,8 +284,8 @@ def _update(
         batch = to_device(part, context.device)
         views = [normalize(view, config.pixel_mean, config.pixel_std) for view in batch.views]
         is_last = number == len(parts) - 1
-        synchronised = contextlib.nullcontext() if is_last or context.world_size == 1 else network.no_sync()  # type: ignore[operator]
-        with synchronised:
+        synchronized = contextlib.nullcontext() if is_last or context.world_size == 1 else network.no_sync()  # type: ignore[operator]
+        with synchronized:
             with torch.autocast(context.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 output: StepOutput = network(views, generator, batch.sample_id)
             (output.loss / len(parts)).backward()

@@ -65,7 +65,7 @@ class MetricsLog:
             tracker.flush()
 
     def close(self) -> None:
-        """Flush and end; nothing may be logged afterwards."""
+        """Flush and end; nothing may be logged afterward."""
         for tracker in self._trackers:
             tracker.close()
 

@@ -1,4 +1,4 @@
-"""Optimisers over a method's trainable parameters: SGD, LARS (You et al. 2017, arXiv 1708.03888) and AdamW."""
+"""Optimizers over a method's trainable parameters: SGD, LARS (You et al. 2017, arXiv 1708.03888) and AdamW."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_sassl.plugins import FrozenConfig
 
 
 class OptimConfig(FrozenConfig):
-    """The optimiser and its learning rate. Biases and the scales and shifts of norm layers are never decayed, and LARS does not adapt them."""
+    """The optimizer and its learning rate. Biases and the scales and shifts of norm layers are never decayed, and LARS does not adapt them."""
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     base_lr: float = Field(default=0.03, gt=0)
@@ -61,7 +61,7 @@ def _by_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict]
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser; its learning rate is set by the loop before every update."""
+    """The optimizer; its learning rate is set by the loop before every update."""
     groups = parameter_groups(module, config.weight_decay)
     match config.name:
         case "sgd":

@@ -137,7 +137,7 @@ class RunSaver:
         self._writer = CheckpointWriter(self.run_dir, self.config_yaml, self.keep)
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
-        """Take over the optimiser's state and what was seen."""
+        """Take over the optimizer's state and what was seen."""
         load_optimizer(self.optimizer, checkpoint.state["optimizer"])
         self.seen = SeenIds.from_state_dict(checkpoint.state["seen"])
         self.saved, self.saved_step = checkpoint.path, checkpoint.step

@@ -15,7 +15,7 @@ JITTER_OPS = ("brightness", "contrast", "saturation", "hue")
 
 _ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)
 _CROP_TRIES = 10
-_NUM_COLOUR_DRAWS = 11
+_NUM_COLOR_DRAWS = 11
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class ViewParams:
         flip: (B,) bool, mirrored left to right after the crop.
         jitter: (B,) bool, whether the four jitter operations are applied.
         brightness, contrast, saturation: (B,) float64 factors; 1 changes nothing.
-        hue: (B,) float64 shift in turns of the colour circle; 0 changes nothing.
+        hue: (B,) float64 shift in turns of the color circle; 0 changes nothing.
         order: (B, 4) int8, the jitter operations (indices into `JITTER_OPS`) from first to last.
-        grayscale: (B,) bool, whether colours are dropped.
+        grayscale: (B,) bool, whether colors are dropped.
         blur_sigma: (B,) float64 in pixels; 0 is no blur.
         solarize: (B,) bool.
         blur_kernel_px: Width of the blur's window, odd.
@@ -72,9 +72,9 @@ def draw(config: ViewConfig, image_sizes: np.ndarray, sample_id: np.ndarray, epo
         sample_id: (B,) integers.
         epoch: (B,) integers or one.
     """
-    draws = uniform(seed, epoch, sample_id, Stream.VIEW + view, _NUM_COLOUR_DRAWS + 2 + 2 * _CROP_TRIES).T
-    flip, jitter, brightness, contrast, saturation, hue, order, grayscale, blur, sigma, solarize = draws[:_NUM_COLOUR_DRAWS]
-    top, left, height, width = crop_boxes(config, np.asarray(image_sizes), draws[_NUM_COLOUR_DRAWS:])
+    draws = uniform(seed, epoch, sample_id, Stream.VIEW + view, _NUM_COLOR_DRAWS + 2 + 2 * _CROP_TRIES).T
+    flip, jitter, brightness, contrast, saturation, hue, order, grayscale, blur, sigma, solarize = draws[:_NUM_COLOR_DRAWS]
+    top, left, height, width = crop_boxes(config, np.asarray(image_sizes), draws[_NUM_COLOR_DRAWS:])
     return ViewParams(
         top=top,
         left=left,

@@ -1,6 +1,6 @@
-"""Changes the colours of views on CPUs with OpenCV and NumPy, without torch, so that light workers stay light.
+"""Changes the colors of views on CPUs with OpenCV and NumPy, without torch, so that light workers stay light.
 
-The operations follow torchvision's (truncation and rounding included), each within one grey level of it; `ops.py` is the same in torch.
+The operations follow torchvision's (truncation and rounding included), each within one gray level of it; `ops.py` is the same in torch.
 Look-up tables, matrices and blurs go image by image, in place; the hue, whose cost at 32 px is mostly in the calls, goes through OpenCV's
 float32 HSV in groups of images. With SimCLR's recipe a view costs 19 us at 32 px and 0.55 ms at 224 px of one core, against 84 us and
 8.7 ms for the batched torch operations there (`benchmarks/views.py`).
@@ -26,7 +26,7 @@ def pin_threads(num_threads: int = 1) -> None:
     cv2.setNumThreads(num_threads)
 
 
-def colour(images: np.ndarray, params: ViewParams, out: np.ndarray | None = None) -> np.ndarray:
+def color(images: np.ndarray, params: ViewParams, out: np.ndarray | None = None) -> np.ndarray:
     """The views (B, H, W, 3) uint8 RGB with jitter, grayscale, blur and solarization applied.
 
     Args:
@@ -65,16 +65,16 @@ def adjust_brightness(views: np.ndarray, rows: np.ndarray, factors: np.ndarray) 
 
 
 def adjust_contrast(views: np.ndarray, rows: np.ndarray, factors: np.ndarray) -> None:
-    """Moves `views[rows]` away from (factor > 1) or towards their mean grey, in place; the mean is rounded, as in Pillow."""
+    """Moves `views[rows]` away from (factor > 1) or toward their mean gray, in place; the mean is rounded, as in Pillow."""
     means = np.array([cv2.mean(views[row])[:3] for row in rows.tolist()]) @ _GRAY_WEIGHTS
-    greys = np.floor(means + 0.5).astype(np.float32)[:, None]
-    tables = np.clip(greys + factors[:, None].astype(np.float32) * (_LEVELS - greys), 0, 255).astype(np.uint8)
+    grays = np.floor(means + 0.5).astype(np.float32)[:, None]
+    tables = np.clip(grays + factors[:, None].astype(np.float32) * (_LEVELS - grays), 0, 255).astype(np.uint8)
     for row, table in zip(rows.tolist(), tables, strict=True):
         cv2.LUT(views[row], table, dst=views[row])
 
 
 def adjust_saturation(views: np.ndarray, rows: np.ndarray, factors: np.ndarray) -> None:
-    """Moves each pixel of `views[rows]` away from or towards its grey, in place; OpenCV rounds, so a half is taken off to truncate."""
+    """Moves each pixel of `views[rows]` away from or toward its gray, in place; OpenCV rounds, so a half is taken off to truncate."""
     factors = factors[:, None, None]
     matrices = np.empty((len(rows), 3, 4))
     matrices[:, :, :3] = factors * np.eye(3) + (1 - factors) * _GRAY_WEIGHTS
@@ -84,7 +84,7 @@ def adjust_saturation(views: np.ndarray, rows: np.ndarray, factors: np.ndarray) 
 
 
 def adjust_hue(views: np.ndarray, rows: np.ndarray, shifts: np.ndarray) -> None:
-    """Turns the colour circle of `views[rows]` by `shifts` (R,) turns, in place, in float32 and without Pillow's 8-bit quantisation."""
+    """Turns the color circle of `views[rows]` by `shifts` (R,) turns, in place, in float32 and without Pillow's 8-bit quantization."""
     num_rows, (height, width) = len(rows), views.shape[1:3]
     flat = (num_rows * height, width, 3)
     rgb = np.multiply(views[rows], np.float32(1 / 255), dtype=np.float32)
@@ -96,7 +96,7 @@ def adjust_hue(views: np.ndarray, rows: np.ndarray, shifts: np.ndarray) -> None:
 
 
 def _finish(views: np.ndarray, params: ViewParams) -> None:
-    """Grayscale, blur and solarization, image by image; a grey image is blurred as one channel."""
+    """Grayscale, blur and solarization, image by image; a gray image is blurred as one channel."""
     invert = np.where(255 * params.solarize_threshold <= _LEVELS, 255 - _LEVELS, _LEVELS).astype(np.uint8)
     changed = np.flatnonzero(params.grayscale | (params.blur_sigma > 0) | params.solarize)
     for row in changed.tolist():

@@ -1,4 +1,4 @@
-"""The colour operations as batched torch tensor operations, on any device; `opencv.py` is the same for CPUs without torch.
+"""The color operations as batched torch tensor operations, on any device; `opencv.py` is the same for CPUs without torch.
 
 Everything takes explicit parameters for each sample and draws nothing. Images are (B, 3, H, W) float in [0, 1]; factors are (B,). The
 operations equal torchvision's on float images, each clamped to [0, 1] as there.
@@ -18,7 +18,7 @@ from ray_sassl.views.draw import JITTER_OPS, ViewParams
 _GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
-def colour(images: Tensor, params: ViewParams) -> Tensor:
+def color(images: Tensor, params: ViewParams) -> Tensor:
     """The images (B, 3, H, W) with jitter, grayscale, blur and solarization applied where drawn; `images` are left as they are."""
     views = images.clone()
     for position in range(len(JITTER_OPS)):
@@ -46,31 +46,31 @@ def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Moves each image away from (factor > 1) or towards its mean grey."""
+    """Moves each image away from (factor > 1) or toward its mean gray."""
     return _blend(images, _luminance(images).mean(dim=(2, 3), keepdim=True), factors)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Moves each pixel away from (factor > 1) or towards its grey."""
+    """Moves each pixel away from (factor > 1) or toward its gray."""
     return _blend(images, _luminance(images), factors)
 
 
 def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
-    """Turns the colour circle of each image by its shift in turns, through HSV."""
+    """Turns the color circle of each image by its shift in turns, through HSV."""
     value, largest = images.max(dim=1)
     chroma = value - images.amin(dim=1)
     red, green, blue = images.unbind(dim=1)
     difference = torch.where(largest == 0, green - blue, torch.where(largest == 1, blue - red, red - green))
     safe_chroma = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
     sextant = difference / safe_chroma + 2 * largest + 6 * shifts[:, None, None]
-    # Each channel falls from `value` to `value - chroma` with its distance on the circle from its own primary colour.
+    # Each channel falls from `value` to `value - chroma` with its distance on the circle from its own primary color.
     offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype)[:, None, None]
     k = (sextant[:, None] + offsets).remainder(6)
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """The images without colour, still with three channels."""
+    """The images without color, still with three channels."""
     return _luminance(images).expand_as(images)
 
 
@@ -97,8 +97,8 @@ def flip(images: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
-def _blend(images: Tensor, towards: Tensor, factors: Tensor) -> Tensor:
-    return torch.lerp(towards.expand_as(images), images, _per_image(factors)).clamp(0, 1)
+def _blend(images: Tensor, toward: Tensor, factors: Tensor) -> Tensor:
+    return torch.lerp(toward.expand_as(images), images, _per_image(factors)).clamp(0, 1)
 
 
 def _luminance(images: Tensor) -> Tensor:

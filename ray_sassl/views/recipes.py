@@ -30,7 +30,7 @@ def ordered(interval: tuple[float, float]) -> tuple[float, float]:
 
 def _odd(kernel_px: int) -> int:
     if kernel_px % 2 == 0:
-        raise ValueError(f"{kernel_px} px has no centre; use an odd number such as {kernel_px + 1}")
+        raise ValueError(f"{kernel_px} px has no center; use an odd number such as {kernel_px + 1}")
     return kernel_px
 
 
@@ -57,9 +57,9 @@ class ViewConfig(FrozenConfig):
     saturation: Strength = 0.8
     """Factor is uniform in [max(0, 1 - s), 1 + s]."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2
-    """Shift is uniform in [-h, h] turns of the colour circle."""
+    """Shift is uniform in [-h, h] turns of the color circle."""
     grayscale_prob: Probability = 0.2
-    """Chance that the colours are dropped."""
+    """Chance that the colors are dropped."""
     blur_prob: Probability = 0.5
     """Chance of a Gaussian blur."""
     blur_sigma: PositiveInterval = (0.1, 2.0)
@@ -93,7 +93,7 @@ class ViewsConfig(FrozenConfig):
     small: ViewConfig = ViewConfig(crop_scale=(0.05, 0.14))
     """How each of the small views is made; by default SimCLR's with the crops of SwAV."""
     backend: Literal["auto", "opencv", "torch"] = "auto"
-    """What changes the colours: `opencv` image by image on CPUs without torch, `torch` in batches on any device, `auto` the faster."""
+    """What changes the colors: `opencv` image by image on CPUs without torch, `torch` in batches on any device, `auto` the faster."""
 
     @model_validator(mode="before")
     @classmethod
@@ -141,7 +141,7 @@ class ViewsConfig(FrozenConfig):
 
 
 def simclr(size_px: int) -> ViewsConfig:
-    """SimCLR: appendix A with colour strength 1; small images as in appendix B.9, with strength 0.5 and no blur."""
+    """SimCLR: appendix A with color strength 1; small images as in appendix B.9, with strength 0.5 and no blur."""
     if _is_small(size_px):
         view = ViewConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_prob=0.0)
     else:
@@ -181,9 +181,9 @@ def byol(size_px: int) -> ViewsConfig:
 
 
 def swav(size_px: int) -> ViewsConfig:
-    """SwAV: two large views and six small ones, as in its published code, with SimCLR's colours and blur.
+    """SwAV: two large views and six small ones, as in its published code, with SimCLR's colors and blur.
 
-    The paper has no CIFAR form: here, the same crops, with colour strength 0.5 and no blur as SimCLR has there.
+    The paper has no CIFAR form: here, the same crops, with color strength 0.5 and no blur as SimCLR has there.
     """
     large = simclr(size_px).left.model_copy(update={"crop_scale": (0.14, 1.0), "interpolation": "bilinear"})
     return ViewsConfig(
@@ -197,7 +197,7 @@ def swav(size_px: int) -> ViewsConfig:
 
 
 def dino(size_px: int) -> ViewsConfig:
-    """DINO: two large views and eight small ones, as in its published code, with BYOL's colours; 16 px for small images.
+    """DINO: two large views and eight small ones, as in its published code, with BYOL's colors; 16 px for small images.
 
     Its code advises crops from 0.14 to 1 and from 0.05 to 0.14 for ResNets. The paper has no CIFAR form: here, the same without blur.
     """
@@ -223,30 +223,28 @@ def asymmetric_weak(size_px: int) -> ViewsConfig:
 
 
 def asymmetric_strong(size_px: int) -> ViewsConfig:
-    """`symmetric` with a left view of twice the colour jitter, and solarization."""
+    """`symmetric` with a left view of twice the color jitter, and solarization."""
     return with_strong_left(symmetric(size_px))
 
 
 def with_weak_right(views: ViewsConfig) -> ViewsConfig:
-    """The views with a right one that keeps its natural colours: a crop of at least a fifth of the image, perhaps mirrored.
+    """The views with a right one that keeps its natural colors: a crop of at least a fifth of the image, perhaps mirrored.
 
-    So are the targets made whose nearest neighbours are searched in the weak form of Koohpayegani et al. 2021 (arXiv 2105.07269). Wang et
+    So are the targets made whose nearest neighbors are searched in the weak form of Koohpayegani et al. 2021 (arXiv 2105.07269). Wang et
     al. 2022 (arXiv 2204.00613) find that targets should vary less than what is compared with them.
     """
     crop_scale = (max(0.2, views.right.crop_scale[0]), max(0.2, views.right.crop_scale[1]))
-    return views.model_copy(
-        update={"right": views.right.model_copy(update={"crop_scale": crop_scale, **dict.fromkeys(_COLOUR_PROBS, 0.0)})}
-    )
+    return views.model_copy(update={"right": views.right.model_copy(update={"crop_scale": crop_scale, **dict.fromkeys(_COLOR_PROBS, 0.0)})})
 
 
 def with_strong_left(views: ViewsConfig) -> ViewsConfig:
-    """The views with a left one of at least colour strength 1 (SimCLR, appendix A), solarized as often as one of BYOL's (0.2)."""
+    """The views with a left one of at least color strength 1 (SimCLR, appendix A), solarized as often as one of BYOL's (0.2)."""
     strongest = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "solarize_prob": 0.2}
     stronger = {name: max(value, getattr(views.left, name)) for name, value in strongest.items()}
     return views.model_copy(update={"left": views.left.model_copy(update=stronger)})
 
 
-_COLOUR_PROBS = ("jitter_prob", "grayscale_prob", "blur_prob", "solarize_prob")
+_COLOR_PROBS = ("jitter_prob", "grayscale_prob", "blur_prob", "solarize_prob")
 
 
 def _is_small(size_px: int) -> bool:

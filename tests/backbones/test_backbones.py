@@ -38,7 +38,7 @@ def test_the_cifar_stem_keeps_the_size_of_the_image(name):
 
 @pytest.mark.parametrize(("name", "norm"), [("resnet18", "bn2"), ("timm/resnet18", "bn2")])
 @pytest.mark.parametrize("is_zero", [False, True])
-def test_zero_init_residual_sets_the_last_normalisation_of_each_block(name, norm, is_zero):
+def test_zero_init_residual_sets_the_last_normalization_of_each_block(name, norm, is_zero):
     backbone, _ = build_backbone(BackboneConfig(name=name, zero_init_residual=is_zero))
     layer = backbone.get_submodule(f"layer1.0.{norm}")
     assert isinstance(layer, nn.BatchNorm2d)

@@ -33,7 +33,7 @@ def test_the_shortcut_has_no_parameters_and_fills_new_channels_with_zeros():
     assert sum(p.numel() for p in block.parameters()) == 9 * (4 * 8 + 8 * 8) + 2 * (8 + 8)
 
 
-def test_with_zero_initialised_residuals_a_block_starts_as_its_shortcut():
+def test_with_zero_initialized_residuals_a_block_starts_as_its_shortcut():
     backbone, _ = cifar_resnet("resnet20", zero_init_residual=True)
     block, x = backbone.blocks[1], torch.rand(2, 16, 8, 8)
     torch.testing.assert_close(block(x), x)

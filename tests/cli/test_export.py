@@ -24,7 +24,7 @@ def _run(*args: str) -> str:
 
 def test_export_writes_a_folder_and_says_what_is_in_it(make_run: MakeRun, tmp_path: Path):
     out = tmp_path / "encoder"
-    output = _run("export", make_run(), "--with-head", "linear", "--out", str(out), "--licence", "mit")
+    output = _run("export", make_run(), "--with-head", "linear", "--out", str(out), "--license", "mit")
     assert "resnet20 at step 7, 64 features of 16 px images" in output
     assert "linear head: 100.00% of its train images right, 100.00% of the test images" in output
     assert f"Card: {out}/README.md" in output

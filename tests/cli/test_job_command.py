@@ -45,7 +45,7 @@ def test_a_search_is_known_by_its_study_directory():
         read_command(["search", "style_strength"])
 
 
-def test_a_stylised_copy_and_a_conversion_are_known_by_their_targets():
+def test_a_stylized_copy_and_a_conversion_are_known_by_their_targets():
     styled = read_command(
         ["stylize", "dataset", "s3://b/in", "s3://b/out", "stylize=color_statistics", "--actors", "4", "--actor-gpus", "0.5"]
     )

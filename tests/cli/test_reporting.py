@@ -56,15 +56,15 @@ def test_frozen_protocols_read_each_data_set_once(make_run: MakeRun, monkeypatch
 
 def test_a_protocol_that_fails_is_named_and_the_others_go_on(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
     def broken(self: WeightedKNN, subject: Subject) -> Evaluation:
-        raise RuntimeError("no neighbours today")
+        raise RuntimeError("no neighbors today")
 
     monkeypatch.setattr(WeightedKNN, "evaluate", broken)
     run_dir = make_run()
     output = _run("evaluate", run_dir, "few_shot", "knn", "linear", "few_shot.shots=[1, 50]", exit_code=1)
     assert "few_shot failed: class 0 has 20 train images, and 50 are to be drawn" in output
-    assert "knn failed: RuntimeError: no neighbours today" in output
+    assert "knn failed: RuntimeError: no neighbors today" in output
     assert "linear, 95 % intervals" in output
-    with pytest.raises(RuntimeError, match="no neighbours today"):
+    with pytest.raises(RuntimeError, match="no neighbors today"):
         _run("evaluate", run_dir, "knn")
 
 

@@ -1,4 +1,4 @@
-"""What `ray-sassl search` makes of its options, shows while it runs, and draws afterwards; whole studies are in tests/orchestrate."""
+"""What `ray-sassl search` makes of its options, shows while it runs, and draws afterward; whole studies are in tests/orchestrate."""
 
 from __future__ import annotations
 

@@ -250,8 +250,8 @@ HEAD, DECODE, STYLIZE = ("spec", "headGroupSpec"), ("spec", "workerGroupSpecs", 
 CONTAINER = ("template", "spec", "containers", 0)
 
 BROKEN_MANIFESTS: dict[str, tuple[Path_, Any, str]] = {
-    "misspelt field": ((*DECODE, "maxReplica"), 3, r"there is no such field \(did you mean 'maxReplicas'\?\)"),
-    "misspelt field deep below": ((*DECODE, *CONTAINER, "resorces"), {}, "did you mean 'resources'"),
+    "misspelled field": ((*DECODE, "maxReplica"), 3, r"there is no such field \(did you mean 'maxReplicas'\?\)"),
+    "misspelled field deep below": ((*DECODE, *CONTAINER, "resorces"), {}, "did you mean 'resources'"),
     "text for a number": ((*DECODE, "minReplicas"), "many", "'many' is not of type 'integer'"),
     "unknown mode": (("spec", "authOptions", "mode"), "tokens", "'tokens' is not one of"),
     "number for a text": ((*HEAD, "rayStartParams", "num-gpus"), 0, "0 is not of type 'string'"),
@@ -379,7 +379,7 @@ def test_a_folder_without_crds_is_refused(tmp_path: Path):
         read_schemas(tmp_path / "nothing")
 
 
-def test_strict_schemas_honour_what_structural_schemas_mean():
+def test_strict_schemas_honor_what_structural_schemas_mean():
     schema = strict(
         {
             "type": "object",

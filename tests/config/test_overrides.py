@@ -130,7 +130,7 @@ def test_an_unknown_path_names_the_nearest(config, path, nearest):
         ("views=byol_33", "views has no recipe 'byol_33' (did you mean 'byol_32'?)"),
         ("views.left.crop_scale=[1.0, 0.2]", "write (0.2, 1.0)"),
         ("sassl.prob=1.5", "sassl.prob: Input should be less than or equal to 1"),
-        ("sassl.views=centre", "'left', 'right', 'both', 'small' or 'all'"),
+        ("sassl.views=center", "'left', 'right', 'both', 'small' or 'all'"),
         ("stream.pool.min=3", "the pool needs min <= initial <= max, not 3, None, 1"),
         ("data.path=''", "the data path is empty"),
         ("optim.base_lr=.nan", "optim.base_lr: Input should be a finite number"),

@@ -76,7 +76,7 @@ def test_rows_that_are_no_images_are_left_out_and_listed(tmp_path: Path):
     assert "GIF" in bad[0].reason
 
 
-def test_unlabelled_images_get_no_labels(tmp_path: Path):
+def test_unlabeled_images_get_no_labels(tmp_path: Path):
     _source(tmp_path)
     source = build_index(DataConfig(path=str(tmp_path / "source"), label_column=None))
     _convert(source, tmp_path / "parquet", "parquet")

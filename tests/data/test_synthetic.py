@@ -52,7 +52,7 @@ def test_style_says_nothing_about_content(small: tuple[np.ndarray, ...]):
         assert ((table - expected) ** 2 / expected).sum() < freedom + 4 * np.sqrt(2 * freedom)
 
 
-def test_neighbours_in_pixel_space_share_their_palette_and_not_their_shape(small: tuple[np.ndarray, ...]):
+def test_neighbors_in_pixel_space_share_their_palette_and_not_their_shape(small: tuple[np.ndarray, ...]):
     images, label, palette, _ = small
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
     queries = slice(0, 300)

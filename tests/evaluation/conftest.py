@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sassl.evaluation import Evaluation, ImageChange, LabelledFeatures, Split, Subject, Task
+from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, Split, Subject, Task
 from ray_sassl.evaluation.features import features_of
 from ray_sassl.plugins import UsageError
 
@@ -31,8 +31,8 @@ class Coarse(nn.Module):
         return self.layer(nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
 
 
-class Normalised(nn.Module):
-    """A small convolution with batch normalisation and dropout in front of `Coarse`."""
+class Normalized(nn.Module):
+    """A small convolution with batch normalization and dropout in front of `Coarse`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Normalised(nn.Module):
 
 
 class SmallSubject(Subject):
-    """Noisy images of three classes, which differ by a colour and by where a bar stands; ids are not the images' places."""
+    """Noisy images of three classes, which differ by a color and by where a bar stands; ids are not the images' places."""
 
     class_names = CLASSES
     size_px = SIZE_PX
@@ -59,10 +59,10 @@ class SmallSubject(Subject):
         self.data = {"train": _images(num_train, 0, shuffled), "test": _images(num_test, 1, shuffled)}
         self.num_passes = 0
 
-    def _features(self, network: nn.Module, split: Split, images: np.ndarray) -> LabelledFeatures:
+    def _features(self, network: nn.Module, split: Split, images: np.ndarray) -> LabeledFeatures:
         network.eval()
         features = features_of(network, images, self.pixel_mean, self.pixel_std, "cpu")
-        return LabelledFeatures(features, self.data[split][1], 3 * np.arange(len(images)) + 5)
+        return LabeledFeatures(features, self.data[split][1], 3 * np.arange(len(images)) + 5)
 
     def labels(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         return 3 * np.arange(len(self.data[split][1])) + 5, self.data[split][1]
@@ -70,10 +70,10 @@ class SmallSubject(Subject):
     def names(self, split: Split) -> list[str]:
         return [f"{split}_{place}.png" for place in range(len(self.data[split][1]))]
 
-    def features(self, split: Split) -> LabelledFeatures:
+    def features(self, split: Split) -> LabeledFeatures:
         return self._features(self.network, split, self.data[split][0])
 
-    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+    def changed_features(self, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         self.num_passes += 1
         images, labels = self.data["test"]
         ids = 3 * np.arange(len(images)) + 5
@@ -97,10 +97,10 @@ class SmallSubject(Subject):
         for images, labels in self.training_views(sample_id, epochs, batch_size, seed):
             yield features_of(self.network.eval(), images, self.pixel_mean, self.pixel_std, "cpu"), labels
 
-    def outputs(self, network: nn.Module) -> LabelledFeatures:
+    def outputs(self, network: nn.Module) -> LabeledFeatures:
         return self._features(network, "test", self.data["test"][0])
 
-    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabelledFeatures]:
+    def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         self.num_passes += 1
         images, labels = self.data["test"]
         ids = 3 * np.arange(len(images)) + 5
@@ -129,6 +129,6 @@ def subject() -> SmallSubject:
 
 
 @pytest.fixture
-def normalised_subject() -> SmallSubject:
-    """A subject whose encoder has batch normalisation and dropout."""
-    return SmallSubject(network=Normalised())
+def normalized_subject() -> SmallSubject:
+    """A subject whose encoder has batch normalization and dropout."""
+    return SmallSubject(network=Normalized())

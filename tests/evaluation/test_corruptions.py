@@ -46,18 +46,18 @@ def test_pixels_move_further_with_every_severity(name, size, request):
     images = request.getfixturevalue(size)
     distance = [np.abs(_corrupt(name, severity, images) - images.astype(np.float64)).mean() for severity in range(6)]
     assert distance[0] == 0
-    # The constants are the authors': two pairs of neighbouring severities (motion blur at 32 px, fog at 224 px) are all but equal.
+    # The constants are the authors': two pairs of neighboring severities (motion blur at 32 px, fog at 224 px) are all but equal.
     assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(distance))
     assert distance[5] > 1.15 * distance[1] > 1
 
 
 @each_corruption
-def test_an_image_is_corrupted_alike_in_any_batch_and_after_travelling(name, small):
+def test_an_image_is_corrupted_alike_in_any_batch_and_after_traveling(name, small):
     ids = 7 * np.arange(len(small)) + 3
     whole = _corrupt(name, 3, small, ids=ids)
     part = np.array([9, 2, 30])
-    travelled = pickle.loads(pickle.dumps(Corrupted(name, 3, 0)))
-    np.testing.assert_array_equal(travelled.apply(small[part], np.zeros(3, np.int64), ids[part]), whole[part])
+    traveled = pickle.loads(pickle.dumps(Corrupted(name, 3, 0)))
+    np.testing.assert_array_equal(traveled.apply(small[part], np.zeros(3, np.int64), ids[part]), whole[part])
     assert whole.dtype == np.uint8
 
 
@@ -74,12 +74,12 @@ def test_keys_tell_corruptions_apart():
 
 
 def test_noise_has_the_stated_strength():
-    grey = np.full((20, 32, 32, 3), 128, np.uint8)
-    noise = (_corrupt("gaussian_noise", 5, grey) - 128.0) / 255
+    gray = np.full((20, 32, 32, 3), 128, np.uint8)
+    noise = (_corrupt("gaussian_noise", 5, gray) - 128.0) / 255
     assert noise.std() == pytest.approx(0.10, rel=0.02)
-    photons = _corrupt("shot_noise", 5, grey) / 255
+    photons = _corrupt("shot_noise", 5, gray) / 255
     assert photons.std() == pytest.approx(np.sqrt(128 / 255 / 50), rel=0.02)  # a count of mean n has deviation sqrt(n)
-    changed = _corrupt("impulse_noise", 5, grey)
+    changed = _corrupt("impulse_noise", 5, gray)
     assert np.isin(changed, (0, 128, 255)).all()
     assert (changed != 128).mean() == pytest.approx(0.07, rel=0.05)
 
@@ -91,7 +91,7 @@ def test_blurs_and_contrast_keep_a_flat_image_flat():
 
 
 def test_contrast_scales_the_deviation(small):
-    # Where nothing is clipped: grey levels around the middle.
+    # Where nothing is clipped: gray levels around the middle.
     images = (96 + small // 4).astype(np.uint8)
     ratio = _corrupt("contrast", 2, images).std((1, 2)) / images.std((1, 2))
     np.testing.assert_allclose(ratio, 0.5, atol=0.02)

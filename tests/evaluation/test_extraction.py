@@ -11,7 +11,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation import ImageChange
 from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing, extract_here, joined
-from ray_sassl.evaluation.images import labelled_images
+from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.plugins import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
 
@@ -19,7 +19,7 @@ PREPROCESSING = Preprocessing(16, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 
 
 class Corner(nn.Module):
-    """The upper left pixel, after normalisation."""
+    """The upper left pixel, after normalization."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert not self.training
@@ -40,7 +40,7 @@ def _job(folder: Path, bad: tuple[int, ...] = (), **options) -> ExtractionJob:
 
 
 def _expected(job: ExtractionJob) -> np.ndarray:
-    pixels = np.concatenate([images for images, _ in labelled_images(job.index.config, job.index, 16, lambda bad: None)])[:, 0, 0]
+    pixels = np.concatenate([images for images, _ in labeled_images(job.index.config, job.index, 16, lambda bad: None)])[:, 0, 0]
     return (pixels / 255 - PREPROCESSING.pixel_mean) / PREPROCESSING.pixel_std
 
 
@@ -68,8 +68,8 @@ def test_changed_images_are_read_in_the_same_pass(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pipeline, "read_groups", lambda index, groups: reads.extend(groups) or read_groups(index, groups))
     plain, negative = extract_here(job).parts
     assert sorted(reads) == list(range(job.index.num_groups))
-    in_grey_levels = [part.features * PREPROCESSING.pixel_std + PREPROCESSING.pixel_mean for part in (plain, negative)]
-    np.testing.assert_allclose(in_grey_levels[0] + in_grey_levels[1], 1.0, atol=1e-5)
+    in_gray_levels = [part.features * PREPROCESSING.pixel_std + PREPROCESSING.pixel_mean for part in (plain, negative)]
+    np.testing.assert_allclose(in_gray_levels[0] + in_gray_levels[1], 1.0, atol=1e-5)
 
 
 def test_portions_may_come_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -89,5 +89,5 @@ def test_the_encoder_is_left_as_it_is(tmp_path: Path):
 
 
 def test_no_image_at_all_is_an_error(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"no labelled images to take features of \(160 rows"):
+    with pytest.raises(UsageError, match=r"no labeled images to take features of \(160 rows"):
         extract_here(_job(tmp_path, bad=tuple(range(NUM_ROWS))))

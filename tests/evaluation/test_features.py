@@ -9,7 +9,7 @@ from ray_sassl.plugins import UsageError
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-class _MeanColour(nn.Module):
+class _MeanColor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.dropout = nn.Dropout(0.5)
@@ -29,7 +29,7 @@ def _batches() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_features_and_labels_come_in_the_order_of_the_batches():
-    backbone = _MeanColour()
+    backbone = _MeanColor()
     result = extract_features(backbone, _batches(), MEAN, STD, "cpu")
     expected = np.concatenate([(images / 255 - 0.5) / 0.25 for images, _ in _batches()]).mean((1, 2))
     np.testing.assert_allclose(result.features, expected, atol=1e-5)
@@ -39,7 +39,7 @@ def test_features_and_labels_come_in_the_order_of_the_batches():
 
 
 def test_each_module_gets_its_mode_back():
-    backbone = _MeanColour()
+    backbone = _MeanColor()
     extract_features(backbone, _batches(), MEAN, STD, "cpu")
     assert backbone.training
     assert backbone.dropout.training
@@ -48,4 +48,4 @@ def test_each_module_gets_its_mode_back():
 
 def test_no_images_is_an_error():
     with pytest.raises(UsageError, match="no images"):
-        extract_features(_MeanColour(), [], MEAN, STD, "cpu")
+        extract_features(_MeanColor(), [], MEAN, STD, "cpu")

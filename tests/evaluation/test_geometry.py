@@ -34,7 +34,7 @@ def test_collapsed_features_are_not_uniform_at_all_and_random_ones_are():
     assert uniformity(_rows(2000, 512)) == pytest.approx(-4, abs=0.05)
 
 
-def test_neighbours_equal_those_of_scikit_learn():
+def test_neighbors_equal_those_of_scikit_learn():
     queries, bank = _rows(15, 6, 1), _rows(80, 6, 2)
     similarity, places = nearest(queries, bank, 5)
     distance, expected = NearestNeighbors(n_neighbors=5, metric="cosine").fit(bank.numpy()).kneighbors(queries.numpy())

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
-from ray_sassl.evaluation import FixedFeatures, LabelledFeatures, ProtocolConfig
+from ray_sassl.evaluation import FixedFeatures, LabeledFeatures, ProtocolConfig
 from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
@@ -27,7 +27,7 @@ GROUPS = {"train": [0, 1, 2, 3], "test": [0, 1]}
 
 
 @pytest.fixture(scope="module")
-def features(shared_dir: Path) -> dict[str, LabelledFeatures]:
+def features(shared_dir: Path) -> dict[str, LabeledFeatures]:
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
     found = {}
@@ -38,17 +38,17 @@ def features(shared_dir: Path) -> dict[str, LabelledFeatures]:
     return found
 
 
-def _predicted(features: dict[str, LabelledFeatures], config: ProtocolConfig) -> np.ndarray:
+def _predicted(features: dict[str, LabeledFeatures], config: ProtocolConfig) -> np.ndarray:
     predictions = config.build().evaluate(FixedFeatures(features["train"], features["test"])).predictions
     assert predictions is not None
     return predictions.predicted
 
 
-def _float64(features: dict[str, LabelledFeatures]) -> tuple[np.ndarray, np.ndarray]:
+def _float64(features: dict[str, LabeledFeatures]) -> tuple[np.ndarray, np.ndarray]:
     return features["train"].features.astype(np.float64), features["test"].features.astype(np.float64)
 
 
-def test_neighbours_vote_as_scikit_learns_do(features):
+def test_neighbors_vote_as_scikit_learns_do(features):
     train, test = _float64(features)
     reference = KNeighborsClassifier(200, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.1))
     expected = reference.fit(train, features["train"].labels).predict(test)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sassl.evaluation import LabelledFeatures
+from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.evaluation.scores import check_classes, classification_scores
 from ray_sassl.plugins import UsageError
 
@@ -33,7 +33,7 @@ def test_a_label_that_is_no_class_number_is_refused_before_it_fills_the_memory()
 
 def test_scores_count_hits_among_one_and_five_and_by_class():
     class_scores = torch.eye(8)[torch.tensor([0, 1, 1, 7])] + torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]) / 10
-    test = LabelledFeatures(np.empty((4, 1)), np.array([0, 1, 0, 6]), np.array([4, 5, 6, 9]))
+    test = LabeledFeatures(np.empty((4, 1)), np.array([0, 1, 0, 6]), np.array([4, 5, 6, 9]))
     scores, predictions = classification_scores(class_scores, test)
     assert scores["top1"].value == 0.5
     assert scores["top5"].value == 0.75  # 0 is last but one for the third image
@@ -43,5 +43,5 @@ def test_scores_count_hits_among_one_and_five_and_by_class():
 
 
 def test_equal_scores_go_to_the_lower_class():
-    _, predictions = classification_scores(torch.zeros(3, 7), LabelledFeatures(np.empty((3, 1)), np.array([0, 1, 2])))
+    _, predictions = classification_scores(torch.zeros(3, 7), LabeledFeatures(np.empty((3, 1)), np.array([0, 1, 2])))
     assert predictions.predicted.tolist() == [0, 0, 0]

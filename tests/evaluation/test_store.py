@@ -8,15 +8,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ray_sassl.evaluation import LabelledFeatures
+from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.evaluation.store import encoder_digest, file_name, read_features, write_features
 
 PROVENANCE = {"encoder": "a", "data": "b", "preprocessing": "c", "change": "none"}
 
 
-def _part(num: int = 9000) -> LabelledFeatures:
+def _part(num: int = 9000) -> LabeledFeatures:
     rng = np.random.default_rng(0)
-    return LabelledFeatures(rng.normal(size=(num, 3)).astype(np.float32), rng.integers(0, 5, num), np.arange(num) * 2)
+    return LabeledFeatures(rng.normal(size=(num, 3)).astype(np.float32), rng.integers(0, 5, num), np.arange(num) * 2)
 
 
 def test_features_come_back_as_they_were_with_their_facts(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Scores of encoders on labelled images."""
+"""Scores of encoders on labeled images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.evaluation import Task
 from ray_sassl.evaluation.corruptions import Corrupted
-from ray_sassl.evaluation.datasets import LabelledImages, load_evaluation_data
+from ray_sassl.evaluation.datasets import LabeledImages, load_evaluation_data
 from ray_sassl.evaluation.extraction import extract_here
 from ray_sassl.evaluation.online import online_scores, warn_of_unmet_classes
 from ray_sassl.evaluation.protocols.knn import Config as Knn
@@ -30,32 +30,32 @@ from ray_sassl.plugins import UsageError
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 
 CPU = torch.device("cpu")
-COLOURS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
+COLORS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
 
 
-def _write(path: Path, num_rows: int, num_bad: int = 0, labelled: bool = True) -> None:
-    """A shard of plain images with a little noise, whose label is their colour."""
+def _write(path: Path, num_rows: int, num_bad: int = 0, labeled: bool = True) -> None:
+    """A shard of plain images with a little noise, whose label is their color."""
     rng = np.random.default_rng(num_rows)
     images, labels = [], np.arange(num_rows) % 3
     for row in range(num_rows):
         out = io.BytesIO()
-        pixels = (COLOURS[labels[row]] + rng.normal(0, 12, (8, 8, 3))).clip(0, 255).astype(np.uint8)
+        pixels = (COLORS[labels[row]] + rng.normal(0, 12, (8, 8, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(out, "PNG")
         images.append(b"no image" if row < num_bad else out.getvalue())
-    columns = {"image": images} | ({"label": pa.array(labels, pa.int32())} if labelled else {})
+    columns = {"image": images} | ({"label": pa.array(labels, pa.int32())} if labeled else {})
     pq.write_table(pa.table(columns), path, row_group_size=40)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> ExperimentConfig:
-    """An experiment with 120 images of three colours to fit on, and 102 to measure on."""
+    """An experiment with 120 images of three colors to fit on, and 102 to measure on."""
     _write(tmp_path / "train.parquet", 120)
     _write(tmp_path / "test.parquet", 102)
     splits = [f"evaluate.{split}={{path: {tmp_path}/{split}.parquet}}" for split in ("train", "test")]
     return apply_overrides(load_experiment("demo_plain"), [*splits, "evaluate.size_px=8"])
 
 
-def test_raw_pixels_tell_plain_colours_apart(config):
+def test_raw_pixels_tell_plain_colors_apart(config):
     data = load_evaluation_data(config)
     assert data.chance == pytest.approx(1 / 3)
     assert data.num_bad == 0
@@ -67,7 +67,7 @@ def test_the_online_score_decodes_its_images_once(config, monkeypatch: pytest.Mo
     assert scorer is not None
     first = scorer(RawPixels())
     assert first["knn_top1"] == 1.0
-    monkeypatch.setattr("ray_sassl.evaluation.subject.labelled_images", _refuse)
+    monkeypatch.setattr("ray_sassl.evaluation.datasets.labeled_images", _refuse)
     assert scorer(RawPixels()) == first
 
 
@@ -102,14 +102,14 @@ def test_classes_that_the_images_scored_on_during_a_run_cannot_tell_are_named(ca
     assert caplog.text.count("75% of the test images") == 1
 
 
-def test_without_labelled_data_there_is_no_online_score(config):
+def test_without_labeled_data_there_is_no_online_score(config):
     assert online_scores(apply_overrides(config, ["evaluate.test=null"]), CPU) is None
 
 
-def test_evaluation_without_labelled_data_says_what_to_set(config, tmp_path):
-    with pytest.raises(UsageError, match=r"evaluate\.test is not set; say which labelled images to use: 'evaluate\.test=\{path: FOLDER\}'"):
+def test_evaluation_without_labeled_data_says_what_to_set(config, tmp_path):
+    with pytest.raises(UsageError, match=r"evaluate\.test is not set; say which labeled images to use: 'evaluate\.test=\{path: FOLDER\}'"):
         load_evaluation_data(apply_overrides(config, ["evaluate.test=null"]))
-    _write(tmp_path / "plain.parquet", 10, labelled=False)
+    _write(tmp_path / "plain.parquet", 10, labeled=False)
     with pytest.raises(UsageError, match="label"):
         load_evaluation_data(apply_overrides(config, [f"evaluate.test.path={tmp_path}/plain.parquet"]))
 
@@ -130,7 +130,7 @@ def test_too_many_bad_evaluation_images_are_refused(config, tmp_path):
 def test_what_is_small_is_decoded_once_and_what_is_large_at_each_pass(config, tmp_path, monkeypatch: pytest.MonkeyPatch):
     for limit_bytes, is_same in ((2**20, True), (100, False)):
         monkeypatch.setattr("ray_sassl.evaluation.datasets._KEPT_BYTES", limit_bytes)
-        images = LabelledImages(DataConfig(path=f"{tmp_path}/test.parquet"), 8)
+        images = LabeledImages(DataConfig(path=f"{tmp_path}/test.parquet"), 8)
         first, second = list(images), list(images)
         assert (first[0][0] is second[0][0]) is is_same
         assert all(np.array_equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True))
@@ -167,8 +167,8 @@ def test_bad_images_count_also_where_features_were_kept(config, tmp_path):
 def test_images_come_by_their_ids(config, tmp_path):
     subject = _subject(config, tmp_path / "kept")
     ids = np.array([101, 0, 57, 1])
-    colours = subject.images("test", ids).mean((1, 2))
-    assert np.abs(colours - COLOURS[ids % 3]).max() < 12
+    colors = subject.images("test", ids).mean((1, 2))
+    assert np.abs(colors - COLORS[ids % 3]).max() < 12
 
 
 def test_training_views_show_every_wanted_image_once_an_epoch(config, tmp_path):
@@ -180,7 +180,7 @@ def test_training_views_show_every_wanted_image_once_an_epoch(config, tmp_path):
     assert np.bincount(first).tolist() == np.bincount(second).tolist() == [10, 10, 10]
     assert first.tolist() != second.tolist()
     for images, labels in batches:
-        assert np.abs(images.mean((1, 2)) - COLOURS[labels]).max() < 15
+        assert np.abs(images.mean((1, 2)) - COLORS[labels]).max() < 15
 
 
 def test_rows_that_fit_are_read_once_and_shuffled_all_together(config, tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -217,7 +217,7 @@ def test_robustness_of_raw_pixels_is_found_in_one_reading_of_the_test_images(con
     options = {"corruptions": ("contrast", "jpeg"), "severities": (1, 5), "stylize": ColorStatistics(), "render_px": 0}
     scores = Robustness(**options).build().evaluate(subject).scores
     assert scores["clean_top1"].value == scores["jpeg_top1"].value == 1.0
-    assert scores["shape_share"].value < 0.1  # images of one colour have no shape
+    assert scores["shape_share"].value < 0.1  # images of one color have no shape
 
 
 def test_outputs_of_changed_images_come_in_the_order_of_the_changes(config):
@@ -246,7 +246,7 @@ def test_folders_with_other_classes_are_refused(config, tmp_path):
         load_evaluation_data(apply_overrides(config, folders))
 
 
-def test_labels_come_with_the_ids_of_labelled_images_and_nothing_is_decoded(config, tmp_path):
+def test_labels_come_with_the_ids_of_labeled_images_and_nothing_is_decoded(config, tmp_path):
     table = pq.read_table(tmp_path / "train.parquet")
     labels = [None if row % 10 == 0 else row % 3 for row in range(120)]
     pq.write_table(table.set_column(1, "label", pa.array(labels, pa.int32())), tmp_path / "train.parquet")
@@ -255,7 +255,7 @@ def test_labels_come_with_the_ids_of_labelled_images_and_nothing_is_decoded(conf
     assert found.tolist() == [row % 3 for row in range(120) if row % 10]
 
 
-def test_names_are_those_of_the_labelled_images(config, tmp_path):
+def test_names_are_those_of_the_labeled_images(config, tmp_path):
     with pytest.raises(UsageError, match="have no names: Parquet files need a column 'key'"):
         _subject(config, tmp_path / "kept").names("train")
     table = pq.read_table(tmp_path / "train.parquet")

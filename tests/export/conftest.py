@@ -1,4 +1,4 @@
-"""Runs that have a checkpoint, without the training: encoders with drawn weights, and images whose label is their colour."""
+"""Runs that have a checkpoint, without the training: encoders with drawn weights, and images whose label is their color."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from ray_sassl.train.checkpoint import save_checkpoint
 from ray_sassl.types import RunResult
 
 MakeRun = Callable[..., str]
-COLOURS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
+COLORS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
 
 
-def write_images(path: Path, num_rows: int, bad: tuple[int, ...] = (), labelled: bool = True, group_rows: int = 20) -> None:
-    """A shard of noisy images of 12 x 10 px in row groups, whose label is their colour; the rows in `bad` hold no image."""
+def write_images(path: Path, num_rows: int, bad: tuple[int, ...] = (), labeled: bool = True, group_rows: int = 20) -> None:
+    """A shard of noisy images of 12 x 10 px in row groups, whose label is their color; the rows in `bad` hold no image."""
     rng = np.random.default_rng(num_rows)
     images, labels = [], np.arange(num_rows) % 3
     for row in range(num_rows):
         out = io.BytesIO()
-        pixels = (COLOURS[labels[row]] + rng.normal(0, 25, (12, 10, 3))).clip(0, 255).astype(np.uint8)
+        pixels = (COLORS[labels[row]] + rng.normal(0, 25, (12, 10, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(out, "PNG")
         images.append(b"no image" if row in bad else out.getvalue())
-    columns = {"image": images} | ({"label": pa.array(labels, pa.int32())} if labelled else {})
+    columns = {"image": images} | ({"label": pa.array(labels, pa.int32())} if labeled else {})
     pq.write_table(pa.table(columns), path, row_group_size=group_rows)
 
 

@@ -94,8 +94,8 @@ def test_a_part_names_its_rows_and_says_what_they_come_from(make_run: MakeRun, i
     assert [row.sample_id for row in parts_bad_rows(str(tmp_path / "parts"))] == [40]
 
 
-def test_unlabelled_data_have_no_column_of_labels(make_run: MakeRun, tmp_path: Path):
-    write_images(tmp_path / "plain.parquet", 5, labelled=False)
+def test_unlabeled_data_have_no_column_of_labels(make_run: MakeRun, tmp_path: Path):
+    write_images(tmp_path / "plain.parquet", 5, labeled=False)
     index = build_index(DataConfig(path=f"{tmp_path}/plain.parquet", label_column=None))
     encoder = load_encoder(make_run())
     table, _ = Embedder(encoder, CPU, 1).part(index, EmbeddingPlan.of(index, encoder.facts), [0])

@@ -67,8 +67,8 @@ def test_preprocess_takes_pictures_arrays_files_and_bytes(make_run: MakeRun, tmp
     Image.fromarray(PIXELS).save(path)
     for image in (Image.fromarray(PIXELS), path, str(path), path.read_bytes()):
         assert torch.equal(preprocess(image), preprocess(PIXELS))
-    grey = PIXELS[..., :1].repeat(3, axis=2)
-    assert torch.equal(preprocess(Image.fromarray(grey[..., 0])), preprocess(grey))
+    gray = PIXELS[..., :1].repeat(3, axis=2)
+    assert torch.equal(preprocess(Image.fromarray(gray[..., 0])), preprocess(gray))
     with pytest.raises(UsageError, match=r"RGB \(H, W, 3\) uint8, this one is \(31, 45\) uint8"):
         preprocess(PIXELS[..., 0])
     path.write_bytes(b"GIF89a")
@@ -80,8 +80,8 @@ def test_the_size_is_that_of_evaluation_or_of_training_or_as_asked(make_run: Mak
     run_dir = make_run("evaluate.size_px=24")
     assert load_encoder(run_dir).facts.size_px == 24
     assert load_encoder(run_dir, size_px=32).preprocess(PIXELS).shape == (3, 32, 32)
-    unlabelled = make_run("evaluate.train=null", "evaluate.test=null", "evaluate.size_px=224", name="unlabelled")
-    assert load_encoder(unlabelled).facts.size_px == 16
+    unlabeled = make_run("evaluate.train=null", "evaluate.test=null", "evaluate.size_px=224", name="unlabeled")
+    assert load_encoder(unlabeled).facts.size_px == 16
 
 
 def test_a_file_gives_the_same_encoder_and_facts_back(make_run: MakeRun, tmp_path: Path):

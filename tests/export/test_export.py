@@ -81,7 +81,7 @@ def test_the_card_says_what_how_good_and_whence(make_run: MakeRun, tmp_path: Pat
     run_dir = make_run("train.epochs=3")
     (Path(run_dir) / "evaluate-knn.json").write_text('{"step": 7, "scores": {"step 7": {"top1": 0.875}, "raw pixels": {"top1": 0.5}}}')
     checkpoint = find_checkpoint(run_dir).path
-    export_encoder(checkpoint, "safetensors", str(tmp_path / "out"), licence="cc-by-4.0")
+    export_encoder(checkpoint, "safetensors", str(tmp_path / "out"), license="cc-by-4.0")
     card = (tmp_path / "out" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "cc-by-4.0"
@@ -117,7 +117,7 @@ def test_what_cannot_be_exported_writes_nothing(make_run: MakeRun, tmp_path: Pat
     out = tmp_path / "out"
     with pytest.raises(UsageError, match=r"safetensors .*and onnx"):
         export_encoder(run_dir, "timm", str(out))
-    with pytest.raises(UsageError, match=r"a linear head needs labelled images to be fitted on: 'evaluate\.train=\{path: FOLDER\}'"):
+    with pytest.raises(UsageError, match=r"a linear head needs labeled images to be fitted on: 'evaluate\.train=\{path: FOLDER\}'"):
         export_encoder(run_dir, "safetensors", str(out), with_head=True, overrides=["evaluate.train=null"])
     assert not out.exists()
     export_encoder(run_dir, "safetensors", str(out))

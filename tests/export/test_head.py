@@ -34,7 +34,7 @@ def _objective(flat: np.ndarray, x: np.ndarray, labels: np.ndarray, num_classes:
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_the_layer_minimises_the_stated_objective_on_standardised_features(num_classes):
+def test_the_layer_minimizes_the_stated_objective_on_standardized_features(num_classes):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % num_classes
     x = (rng.normal(size=(60, 4)) * [1, 5, 0.1, 1] + labels[:, None] + [0, 30, 0, -3]).astype(np.float32)
@@ -72,8 +72,8 @@ def test_a_head_is_fitted_on_train_and_measured_on_test_images(embedder: Embedde
 
 
 def test_labels_that_no_classifier_can_be_fitted_on_are_named(embedder: Embedder, tmp_path: Path):
-    write_images(tmp_path / "plain.parquet", 20, labelled=False)
-    with pytest.raises(UsageError, match="has no labelled images"):
+    write_images(tmp_path / "plain.parquet", 20, labeled=False)
+    with pytest.raises(UsageError, match="has no labeled images"):
         fit_head(embedder, DataConfig(path=f"{tmp_path}/plain.parquet", label_column=None), None)
     write_images(tmp_path / "two.parquet", 2)
     write_images(tmp_path / "one.parquet", 1)

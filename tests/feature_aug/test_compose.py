@@ -49,7 +49,7 @@ def test_chains_stand_in_chains():
     )
 
 
-def test_nearest_in_first_place_gives_different_neighbours():
+def test_nearest_in_first_place_gives_different_neighbors():
     chain = _built(nearest.Config(support_size=BATCH_SIZE), "identity")
     chain.remember(_embeddings(1))
     features = chain(_embeddings(), _seeded())
@@ -81,7 +81,7 @@ def test_a_chain_has_a_strength_where_all_its_parts_have_one():
 def test_only_the_first_part_is_asked_for_several_features():
     parts = (nearest.Config(support_size=9, top_k=2), nearest.Config(support_size=9, top_k=1))
     _built(*parts, num_samples=2)
-    with pytest.raises(UsageError, match="top_k=1 neighbours are too few for num_samples=2"):
+    with pytest.raises(UsageError, match="top_k=1 neighbors are too few for num_samples=2"):
         _built(*reversed(parts), num_samples=2)
 
 

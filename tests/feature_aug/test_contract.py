@@ -14,7 +14,7 @@ IDS = torch.arange(BATCH_SIZE)
 
 
 def _embeddings(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(B, D) of lengths that differ, around a common centre."""
+    """(B, D) of lengths that differ, around a common center."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(BATCH_SIZE, WIDTH, generator=generator, dtype=torch.float64) + 0.5
     return (z * (1 + torch.arange(BATCH_SIZE)[:, None])).to(dtype)
@@ -104,7 +104,7 @@ def test_features_do_not_change_when_later_embeddings_are_remembered(config):
 def test_gradients_reach_the_samples_own_embedding_or_none(config):
     augmentation = _built(config).double()
     jacobian = torch.autograd.functional.jacobian(lambda z: augmentation(z, _seeded(), IDS), _embeddings(dtype=torch.float64))
-    by_pair = jacobian.abs().amax(dim=(2, 4))  # (K, B, B): of a feature towards an embedding
+    by_pair = jacobian.abs().amax(dim=(2, 4))  # (K, B, B): of a feature toward an embedding
     is_own = torch.eye(BATCH_SIZE, dtype=torch.bool)
     assert by_pair[:, ~is_own].max() == 0
     assert (by_pair[:, is_own] > 0).all() if augmentation.passes_gradient else by_pair.max() == 0

@@ -68,8 +68,8 @@ def test_the_gradient_is_what_is_left_of_the_embedding():
 
 def test_extrapolation_is_its_mirror_image_about_the_embedding():
     z = _embeddings()
-    towards, away = (c(lambda_range=(0.1, 0.9)).build(WIDTH, 3)(z, _seeded()) for c in (Config, extrapolate.Config))
-    torch.testing.assert_close((towards + away) / 2, z.expand(3, -1, -1), rtol=0, atol=1e-12)
+    toward, away = (c(lambda_range=(0.1, 0.9)).build(WIDTH, 3)(z, _seeded()) for c in (Config, extrapolate.Config))
+    torch.testing.assert_close((toward + away) / 2, z.expand(3, -1, -1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.2), (-0.1, 0.5), (0.5, 1.1)])

@@ -93,13 +93,13 @@ def test_a_batch_with_too_few_others_is_refused(fields, wanted):
         _built(**fields)(_embeddings()[:wanted], torch.Generator(), None)
 
 
-def test_more_neighbours_than_the_support_set_holds_are_refused():
-    with pytest.raises(UsageError, match=r"9 neighbours .* of a support set of 8"):
+def test_more_neighbors_than_the_support_set_holds_are_refused():
+    with pytest.raises(UsageError, match=r"9 neighbors .* of a support set of 8"):
         _built(source="support", choice="nearest", support_size=8, top_k=9)
 
 
-def test_fewer_neighbours_than_features_are_refused():
-    with pytest.raises(UsageError, match="top_k=1 neighbours are too few for num_samples=2"):
+def test_fewer_neighbors_than_features_are_refused():
+    with pytest.raises(UsageError, match="top_k=1 neighbors are too few for num_samples=2"):
         _built(2, choice="nearest", top_k=1)
 
 

@@ -22,15 +22,15 @@ def _orthogonal() -> Tensor:
 
 
 def _loss_by_loops(z1: Tensor, z2: Tensor, off_diagonal_weight: float) -> float:
-    """Equations 1 and 2 of Zbontar et al. 2021, one scalar at a time, on embeddings standardised as by batch normalisation."""
+    """Equations 1 and 2 of Zbontar et al. 2021, one scalar at a time, on embeddings standardized as by batch normalization."""
 
     def columns(z: Tensor) -> list[list[float]]:
-        standardised = []
+        standardized = []
         for column in z.T.tolist():
             mean = sum(column) / len(column)
             variance = sum((value - mean) ** 2 for value in column) / len(column)
-            standardised.append([(value - mean) / math.sqrt(variance + EPSILON) for value in column])
-        return standardised
+            standardized.append([(value - mean) / math.sqrt(variance + EPSILON) for value in column])
+        return standardized
 
     loss = 0.0
     for i, a in enumerate(columns(z1)):

@@ -380,7 +380,7 @@ def test_what_has_no_effect_or_no_gradient_is_refused_with_the_reason(name, fa, 
 
 
 @pytest.mark.parametrize("augmentation", ["nearest", {"name": "compose", "augmentations": ["nearest", "noise"]}])
-def test_vicreg_refuses_neighbours_since_they_have_length_one(augmentation):
+def test_vicreg_refuses_neighbors_since_they_have_length_one(augmentation):
     with pytest.raises(ValidationError, match="a memory of unit vectors, and VICReg compares lengths"):
         _build("vicreg", fa={"augmentation": augmentation})
 
@@ -435,14 +435,14 @@ def test_moco_augments_the_key_or_the_query_and_never_the_queue(architecture):
     torch.testing.assert_close(method.queue.embeddings[:6], k, rtol=0, atol=1e-9)
 
 
-def test_moco_s_neighbour_is_not_among_its_own_negatives():
+def test_moco_s_neighbor_is_not_among_its_own_negatives():
     method = _build("moco", fa={"augmentation": "mask", "architecture": "basic"})
     negatives, _ = method.queue.read()
     method.branches.augmentation.forward = lambda embeddings, generator, sample_id=None: negatives[None, :6]  # type: ignore[method-assign]
     output = method(_views(), torch.Generator(), torch.arange(6))
     q = F.normalize(method.projector(method.backbone(_views()[0])), dim=1)
-    is_neighbour = torch.arange(13) == torch.arange(6)[:, None]
-    torch.testing.assert_close(output.loss, info_nce(q, negatives[:6], negatives, 0.2, is_neighbour))
+    is_neighbor = torch.arange(13) == torch.arange(6)[:, None]
+    torch.testing.assert_close(output.loss, info_nce(q, negatives[:6], negatives, 0.2, is_neighbor))
 
 
 @pytest.mark.parametrize("architecture", [architecture for architecture in ARCHITECTURES if architecture != "basic"])

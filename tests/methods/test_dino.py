@@ -28,7 +28,7 @@ def _views(num_small: int = 0, batch_size: int = 6, seed: int = 1) -> list[Tenso
 
 
 def _teacher_outputs(method: dino.DINO, views: list[Tensor]) -> list[Tensor]:
-    """The teacher's outputs for the two large views, with batch normalisation as in a forward pass."""
+    """The teacher's outputs for the two large views, with batch normalization as in a forward pass."""
     features = method.teacher_head.projector(method.teacher_backbone(torch.cat(views[:2])))
     return list((F.normalize(features, dim=1) @ F.normalize(method.teacher_head.directions, dim=1).T).detach().chunk(2))
 
@@ -70,7 +70,7 @@ def test_the_loss_knows_neither_the_order_of_images_nor_of_outputs_nor_a_common_
         torch.testing.assert_close(changed, expected, rtol=0, atol=1e-11)
 
 
-def test_a_teacher_that_is_centred_away_says_nothing_and_the_loss_is_its_chance_value():
+def test_a_teacher_that_is_centered_away_says_nothing_and_the_loss_is_its_chance_value():
     teacher = [torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64).expand(4, 3)] * 2
     student = [torch.zeros(4, 3, dtype=torch.float64)] * 3
     assert dino_loss(student, teacher, teacher[0][0], 0.1, 0.04).item() == pytest.approx(math.log(3), abs=1e-12)
@@ -94,7 +94,7 @@ def test_no_gradient_reaches_the_teacher():
 @pytest.mark.parametrize("num_small", [0, 3])
 def test_the_method_shows_the_teacher_the_large_views_and_the_student_all(num_small):
     method, views = _small(), _views(num_small)
-    groups = [torch.cat(views[:2])] + ([torch.cat(views[2:])] if num_small else [])  # batch normalisation sees each size by itself
+    groups = [torch.cat(views[:2])] + ([torch.cat(views[2:])] if num_small else [])  # batch normalization sees each size by itself
     embeddings = method.head.projector(torch.cat([method.backbone(group) for group in groups])).detach()
     student = (F.normalize(embeddings, dim=1) @ F.normalize(method.head.directions.detach(), dim=1).T).chunk(2 + num_small)
     teacher = _teacher_outputs(method, views)
@@ -105,7 +105,7 @@ def test_the_method_shows_the_teacher_the_large_views_and_the_student_all(num_sm
     assert output.chance_loss == pytest.approx(math.log(5))
 
 
-def test_the_centre_moves_after_the_loss_towards_the_mean_of_the_teachers_outputs():
+def test_the_center_moves_after_the_loss_toward_the_mean_of_the_teachers_outputs():
     method, views = _small(center_momentum=0.75), _views()
     with torch.no_grad():
         method.center.copy_(torch.tensor([0.1, -0.2, 0.0, 0.3, 0.05]))

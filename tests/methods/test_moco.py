@@ -89,12 +89,12 @@ def test_both_views_keys_enter_the_queue_with_their_sample_ids():
     assert method.queue.sample_id.tolist() == [5, 6, 7, 8, 5, 6, 7, 8, -1, -1]
 
 
-def test_split_batch_normalisation_returns_the_keys_in_the_order_of_the_images():
+def test_split_batch_normalization_returns_the_keys_in_the_order_of_the_images():
     method, (view, _) = _small(bn="split", num_splits=2).eval(), _views(6)
     torch.testing.assert_close(method._keys(view, torch.Generator().manual_seed(3)), method._encode_keys(view))
 
 
-def test_split_batch_normalisation_groups_queries_and_keys_differently():
+def test_split_batch_normalization_groups_queries_and_keys_differently():
     method, (view, _) = _small(bn="split", num_splits=2), _views(6)
     with torch.no_grad():
         q = F.normalize(method.projector(method.backbone(view)), dim=1)
@@ -107,7 +107,7 @@ def test_shuffling_with_one_worker_is_refused_with_the_way_out():
         _small(bn="shuffle")(_views(), torch.Generator())
 
 
-def test_a_number_of_splits_without_split_batch_normalisation_is_refused():
+def test_a_number_of_splits_without_split_batch_normalization_is_refused():
     with pytest.raises(ValidationError, match="num_splits=4 has no effect"):
         moco.Config(num_splits=4)
 

@@ -42,10 +42,10 @@ def _nearest(z: list[float], support: list[list[float]]) -> list[float]:
 
 def _direction(z: Tensor, p: Tensor, support: list[list[float]], temperature: float) -> float:
     """Mean over i of -log(exp(NN(z_i) p_i / tau) / sum_k exp(NN(z_i) p_k / tau)), one scalar at a time."""
-    neighbours, predictions = [_nearest(row, support) for row in _unit(z)], _unit(p)
+    neighbors, predictions = [_nearest(row, support) for row in _unit(z)], _unit(p)
     loss = 0.0
-    for i, neighbour in enumerate(neighbours):
-        scores = [math.exp(_dot(neighbour, prediction) / temperature) for prediction in predictions]
+    for i, neighbor in enumerate(neighbors):
+        scores = [math.exp(_dot(neighbor, prediction) / temperature) for prediction in predictions]
         loss -= math.log(scores[i] / sum(scores)) / len(predictions)
     return loss
 
@@ -71,15 +71,15 @@ def test_the_method_equals_its_equation_with_the_support_set_of_the_first_views(
 
 def test_a_direction_equals_the_equation():
     z, p, support = torch.randn(3, 9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    neighbours = torch.tensor([_nearest(row, _unit(support)) for row in _unit(z)], dtype=torch.float64)
-    assert _cross_entropy(neighbours, p, 0.1).item() == pytest.approx(_direction(z, p, _unit(support), 0.1), abs=1e-9)
+    neighbors = torch.tensor([_nearest(row, _unit(support)) for row in _unit(z)], dtype=torch.float64)
+    assert _cross_entropy(neighbors, p, 0.1).item() == pytest.approx(_direction(z, p, _unit(support), 0.1), abs=1e-9)
 
 
 def test_a_direction_knows_neither_lengths_nor_the_order_of_images():
-    neighbours, p = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    neighbors, p = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    for a, b in [(3 * neighbours, 0.2 * p), (neighbours[order], p[order])]:
-        torch.testing.assert_close(_cross_entropy(a, b), _cross_entropy(neighbours, p), rtol=0, atol=1e-12)
+    for a, b in [(3 * neighbors, 0.2 * p), (neighbors[order], p[order])]:
+        torch.testing.assert_close(_cross_entropy(a, b), _cross_entropy(neighbors, p), rtol=0, atol=1e-12)
 
 
 def test_a_direction_of_equal_embeddings_is_its_chance_value():
@@ -105,7 +105,7 @@ def test_the_gradient_reaches_the_encoder_through_the_predictions_alone():
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-7, atol=1e-10)
 
 
-def test_without_the_predictor_the_neighbours_are_still_the_anchors():
+def test_without_the_predictor_the_neighbors_are_still_the_anchors():
     method = _small(fa=FaConfig(augmentation=Nearest(support_size=SUPPORT_SIZE), architecture="basic"))
     assert method.predictor is None
     support = _unit(method.branches.augmentation.support.directions)

@@ -58,7 +58,7 @@ def test_the_method_takes_the_mean_of_both_directions_without_a_gradient_through
     assert output.metrics["positive_similarity"].item() == pytest.approx(-expected.item(), abs=1e-6)
 
 
-def test_the_embeddings_end_in_a_batch_normalisation_without_scale_and_the_predictions_do_not():
+def test_the_embeddings_end_in_a_batch_normalization_without_scale_and_the_predictions_do_not():
     method = _small()
     assert isinstance(method.projector[-1], nn.modules.batchnorm._BatchNorm)
     assert list(method.projector[-1].parameters()) == []

@@ -130,7 +130,7 @@ def test_the_loss_of_predictions_that_say_nothing_is_its_chance_value():
 @pytest.mark.parametrize("num_small", [0, 3])
 def test_the_method_predicts_the_codes_of_the_large_views_from_all(num_small):
     method, views = _small(), _views(num_small)
-    groups = [torch.cat(views[:2])] + ([torch.cat(views[2:])] if num_small else [])  # batch normalisation sees each size by itself
+    groups = [torch.cat(views[:2])] + ([torch.cat(views[2:])] if num_small else [])  # batch normalization sees each size by itself
     features = torch.cat([method.backbone(group) for group in groups])
     z = F.normalize(method.projector(features), dim=1)
     scores = list((z @ method.prototypes.T).detach().chunk(2 + num_small))

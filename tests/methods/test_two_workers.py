@@ -50,7 +50,7 @@ def test_a_method_on_two_workers_equals_it_on_one(ranks, name):
             torch.testing.assert_close(results[name][key], value, rtol=1e-8, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_synchronised_batch_normalisation_equals_one_process(ranks):
+def test_synchronized_batch_normalization_equals_one_process(ranks):
     expected = one_worker.batch_norm()
     first, second = (results["batch_norm"] for results in ranks)
     for key in ("y", "x_grad"):

@@ -62,7 +62,7 @@ def views(num_small: int = 0) -> list[Tensor]:
 
 
 def build(config) -> nn.Module:
-    """The method around a small backbone: every batch normalisation talks to the other worker, and a deep network has many."""
+    """The method around a small backbone: every batch normalization talks to the other worker, and a deep network has many."""
     torch.manual_seed(0)
     layers = [
         nn.Conv2d(3, 12, 3, padding=1, bias=False),
@@ -93,7 +93,7 @@ def steps_of(config, num_steps: int = 3) -> dict[str, Tensor]:
 
 
 def batch_norm() -> dict[str, Tensor]:
-    """Outputs, gradients and running statistics of a synchronised layer, with parts of the batch of unequal size."""
+    """Outputs, gradients and running statistics of a synchronized layer, with parts of the batch of unequal size."""
     torch.manual_seed(1)
     x, upstream = torch.randn(2, 10, 3, 4, 5, dtype=torch.float64)
     part = slice(None) if world_size() == 1 else (slice(0, 7), slice(7, 10))[rank()]
@@ -123,7 +123,7 @@ def summed() -> dict[str, Tensor]:
 
 
 def shuffled_keys() -> dict[str, Tensor]:
-    """Keys by shuffled batch normalisation in evaluation mode, where the order of the batch does not matter, and the queue after."""
+    """Keys by shuffled batch normalization in evaluation mode, where the order of the batch does not matter, and the queue after."""
     method = build(moco.Config(**SMALL, queue_size=20, bn="shuffle")).eval()
     view = mine(views()[0])
     keys, plain = method._shuffled_keys(view, torch.Generator().manual_seed(0)), all_gather(method._encode_keys(view))

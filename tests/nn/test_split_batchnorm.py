@@ -6,7 +6,7 @@ from ray_sassl.nn.split_batchnorm import SplitBatchNorm2d, convert
 from ray_sassl.plugins import UsageError
 
 
-def test_each_group_is_normalised_as_if_it_were_alone():
+def test_each_group_is_normalized_as_if_it_were_alone():
     x = torch.randn(12, 3, 4, 4, dtype=torch.float64)
     split = convert(nn.BatchNorm2d(3).double(), 4)
     alone = torch.cat([nn.BatchNorm2d(3).double()(group) for group in x.chunk(4)])
@@ -24,7 +24,7 @@ def test_running_statistics_are_the_mean_over_the_groups():
     torch.testing.assert_close(split.running_var, torch.stack([bn.running_var for bn in groups]).mean(0))
 
 
-def test_evaluation_uses_the_running_statistics_like_plain_batch_normalisation():
+def test_evaluation_uses_the_running_statistics_like_plain_batch_normalization():
     plain = nn.BatchNorm2d(3).eval()
     x = torch.randn(5, 3, 4, 4)
     expected = plain(x)

@@ -9,13 +9,13 @@ from ray_sassl.nn.sync_batchnorm import SyncBatchNorm, convert
 from ray_sassl.plugins import UsageError
 
 
-def test_without_other_workers_it_is_plain_batch_normalisation_to_the_bit():
+def test_without_other_workers_it_is_plain_batch_normalization_to_the_bit():
     plain = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
-    synchronised = convert(momentum_copy(plain))
+    synchronized = convert(momentum_copy(plain))
     x = torch.randn(6, 3, 4, 4)
-    assert torch.equal(plain(x), synchronised(x))
-    assert plain.state_dict().keys() == synchronised.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), synchronised.state_dict().values(), strict=True))
+    assert torch.equal(plain(x), synchronized(x))
+    assert plain.state_dict().keys() == synchronized.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), synchronized.state_dict().values(), strict=True))
 
 
 def test_conversion_keeps_frozen_layers_frozen_and_the_same_tensors():
@@ -27,7 +27,7 @@ def test_conversion_keeps_frozen_layers_frozen_and_the_same_tensors():
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_conversion_leaves_split_batch_normalisation_alone():
+def test_conversion_leaves_split_batch_normalization_alone():
     split = convert_to_split(nn.Sequential(nn.BatchNorm2d(3)), 2)
     layer = split[0]
     assert convert(split)[0] is layer
@@ -40,9 +40,9 @@ def test_the_activation_in_timm_layers_is_kept():
     torch.testing.assert_close(convert(network)(x), expected)
 
 
-def test_a_foreign_batch_normalisation_is_refused():
+def test_a_foreign_batch_normalization_is_refused():
     class Foreign(nn.BatchNorm2d):
         pass
 
-    with pytest.raises(UsageError, match="Foreign cannot be synchronised"):
+    with pytest.raises(UsageError, match="Foreign cannot be synchronized"):
         convert(nn.Sequential(Foreign(3)))

@@ -1,4 +1,4 @@
-"""A Ray head of the tests' own, with dashboard and job API behind a token, and nothing of it left afterwards."""
+"""A Ray head of the tests' own, with dashboard and job API behind a token, and nothing of it left afterward."""
 
 from __future__ import annotations
 

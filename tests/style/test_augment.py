@@ -13,7 +13,7 @@ from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import draw
-from ray_sassl.views.opencv import colour
+from ray_sassl.views.opencv import color
 from ray_sassl.views.recipes import byol
 
 CPU = torch.device("cpu")
@@ -118,21 +118,21 @@ def test_uint8_survives_the_trip_through_float(images):
 
 
 def test_views_are_the_same_bytes_in_any_order_batch_and_sub_batch(photos):
-    """From crop to colour: rows in another order, colours in other batches, styles in other sub-batches."""
+    """From crop to color: rows in another order, colors in other batches, styles in other sub-batches."""
     ids, sizes, config = np.arange(50, 62), np.array([photo.size for photo in photos]), byol(32)
 
-    def views(rows: np.ndarray, style_batch: int, colour_batch: int) -> list[np.ndarray]:
+    def views(rows: np.ndarray, style_batch: int, color_batch: int) -> list[np.ndarray]:
         params = [draw(view, sizes[rows], ids[rows], 4, 9, number) for number, view in enumerate(config.views)]
         chosen = [photos[row] for row in rows]
         crops = [crop(chosen, p, config.size_px, view.interpolation) for p, view in zip(params, config.views, strict=True)]
         styled = stylize_views(STYLIZER, crops, ids[rows], 4, 9, SasslConfig(views="both"), CPU, chunks=Chunks(style_batch))
-        batches = [slice(start, start + colour_batch) for start in range(0, len(rows), colour_batch)]
-        return [np.concatenate([colour(x[b], p.take(b)) for b in batches]) for x, p in zip(styled, params, strict=True)]
+        batches = [slice(start, start + color_batch) for start in range(0, len(rows), color_batch)]
+        return [np.concatenate([color(x[b], p.take(b)) for b in batches]) for x, p in zip(styled, params, strict=True)]
 
     expected = views(np.arange(12), 32, 12)
     shuffled = np.array([7, 2, 11, 0, 9, 4, 1, 10, 3, 8, 6, 5])
-    for style_batch, colour_batch in ((32, 12), (5, 12), (1, 1)):
-        for view, other in zip(expected, views(shuffled, style_batch, colour_batch), strict=True):
+    for style_batch, color_batch in ((32, 12), (5, 12), (1, 1)):
+        for view, other in zip(expected, views(shuffled, style_batch, color_batch), strict=True):
             np.testing.assert_array_equal(other, view[shuffled])
 
 

@@ -29,7 +29,7 @@ FULL = {"prob": 1.0, "alpha": (1.0, 1.0), "beta": (1.0, 1.0)}
 
 
 def _photos(count: int, width: int = 40, height: int = 36, seed: int = 0) -> list[np.ndarray]:
-    """Images (height, width, 3) uint8 whose colours differ much."""
+    """Images (height, width, 3) uint8 whose colors differ much."""
     draws = np.random.default_rng(seed)
     base = draws.integers(0, 200, (count, 1, 1, 3))
     return list((base + draws.integers(0, 56, (count, height, width, 3))).astype(np.uint8))
@@ -135,7 +135,7 @@ def test_images_are_repainted_by_algorithm_1_one_by_one(strength):
         assert np.abs(difference).max() < 0.51
 
 
-def test_full_strength_gives_each_image_the_colours_of_another_one():
+def test_full_strength_gives_each_image_the_colors_of_another_one():
     images = _photos(6)
     repainted, _ = _restyler().repaint(_rows([_encoded(image) for image in images]), 0, 10**6)
     before = np.array([image.mean(axis=(0, 1)) for image in images])

@@ -68,10 +68,10 @@ def write_shards(folder: Path, bad_rows: tuple[int, ...] = ()) -> None:
     encoded = []
     for row in range(NUM_ROWS):
         out = io.BytesIO()
-        # Images that differ in colour and contrast: of like images a network's features are so alike that normalising them
+        # Images that differ in color and contrast: of like images a network's features are so alike that normalizing them
         # over the batch would enlarge every rounding error.
-        colours = rng.uniform(0, 256, 3) + rng.uniform(0, 1) * (rng.uniform(0, 256, (4, 4, 3)) - 128)
-        Image.fromarray(colours.clip(0, 255).astype(np.uint8)).resize((20, 20), Image.Resampling.BICUBIC).save(out, "PNG")
+        colors = rng.uniform(0, 256, 3) + rng.uniform(0, 1) * (rng.uniform(0, 256, (4, 4, 3)) - 128)
+        Image.fromarray(colors.clip(0, 255).astype(np.uint8)).resize((20, 20), Image.Resampling.BICUBIC).save(out, "PNG")
         encoded.append(b"no image" if row in bad_rows else out.getvalue())
     for shard, rows in enumerate((slice(0, 24), slice(24, NUM_ROWS))):
         table = pa.table({"image": encoded[rows], "label": pa.array(np.arange(NUM_ROWS)[rows] % 4, pa.int32())})
@@ -198,7 +198,7 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 
 
 def assert_same_checkpoints(one: Checkpoint | None, other: Checkpoint | None) -> None:
-    """Step, encoder, the rest of the method (queue, momentum copies), optimiser and seen samples are equal, bit for bit."""
+    """Step, encoder, the rest of the method (queue, momentum copies), optimizer and seen samples are equal, bit for bit."""
     assert one is not None
     assert other is not None
     assert one.step == other.step

@@ -256,7 +256,7 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_asked_for(tmp_path):
     assert (method.backbone.weight - 1).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
-def test_the_network_sees_normalised_pixels(tmp_path):
+def test_the_network_sees_normalized_pixels(tmp_path):
     method, _ = _train(tmp_path, num_rows=4, pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.5, 0.25, 0.25))
     pixels = torch.from_numpy(next(_batches(4, 4))["view_0"]).double().div(255).mean((1, 2))
     x = (pixels - 0.5) / torch.tensor([0.5, 0.25, 0.25])

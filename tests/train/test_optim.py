@@ -128,6 +128,6 @@ def test_adamw_takes_its_betas_from_the_config(network):
 @pytest.mark.parametrize(
     ("name", "option", "owner"), [("sgd", "beta2", "adamw"), ("lars", "beta2", "adamw"), ("adamw", "trust_coefficient", "lars")]
 )
-def test_an_option_of_another_optimiser_is_refused(name, option, owner):
+def test_an_option_of_another_optimizer_is_refused(name, option, owner):
     with pytest.raises(ValidationError, match=rf"optim\.{option} has no effect on {name}; it belongs to {owner}"):
         OptimConfig(name=name, **{option: 0.5})

@@ -25,7 +25,7 @@ def test_after_warmup_the_cosine_spans_the_steps_that_are_left():
     assert _rates(20, 4)[12] == pytest.approx(1.0, rel=1e-12)  # half of the 16 steps
 
 
-def test_the_rate_falls_towards_its_end_and_stays_there():
+def test_the_rate_falls_toward_its_end_and_stays_there():
     rates = _rates(1000, 10, final=0.5)
     assert rates[-1] == pytest.approx(0.5, abs=1e-4)
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))

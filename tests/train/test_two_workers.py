@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("two_workers.py")
 CALM = "optim.base_lr=0.0005"  # at higher rates, the last bit of a float32 can grow to a visible difference within six steps
-CALMER = "optim.base_lr=0.00005"  # for a loss that is ten times as large, of embeddings that are standardised
+CALMER = "optim.base_lr=0.00005"  # for a loss that is ten times as large, of embeddings that are standardized
 RUNS = {
     "simclr": ("simclr", CALM),
     "moco": ("moco", CALM),

@@ -54,7 +54,7 @@ def test_every_space_says_in_one_line_what_it_searches(source):
 
 
 @pytest.mark.parametrize("experiment", ["byol_cifar10_cpu", "moco_cifar10_cpu", "simclr_cifar10_cpu", "demo_plain"])
-@pytest.mark.parametrize("name", ["feature_augmentation", "optimisation", "views"])
+@pytest.mark.parametrize("name", ["feature_augmentation", "optimization", "views"])
 def test_spaces_follow_the_method_that_they_find(name, experiment):
     base = load_experiment(experiment)
     load_space(name).space(base).check(base)

@@ -53,25 +53,25 @@ def test_hue_is_near_pillows_whose_hsv_has_eight_bits(photos, shift):
     views = photos.copy()
     opencv.adjust_hue(views, np.arange(len(views)), np.full(len(views), shift))
     expected = np.stack([np.asarray(tv.adjust_hue(Image.fromarray(photo), shift)) for photo in photos])
-    # Pillow cuts hue, saturation and value off to 8 bits: a level of hue alone is 6 grey levels at full saturation.
+    # Pillow cuts hue, saturation and value off to 8 bits: a level of hue alone is 6 gray levels at full saturation.
     assert difference(views, expected) <= 16
     assert np.abs(views.astype(int) - expected).mean() < 2.0
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.5, 2.0])
 def test_blur_equals_torchvisions_to_one_level(photos, sigma):
-    views = opencv.colour(photos, params_for(photos, blur_sigma=np.full(len(photos), sigma)))
+    views = opencv.color(photos, params_for(photos, blur_sigma=np.full(len(photos), sigma)))
     expected = tv2.gaussian_blur(torch.from_numpy(photos).permute(0, 3, 1, 2), [23, 23], [sigma, sigma])
     assert difference(views, expected.permute(0, 2, 3, 1).numpy()) <= 1
 
 
 def test_grayscale_equals_pillows_to_one_level(photos):
-    views = opencv.colour(photos, params_for(photos, grayscale=np.ones(len(photos), bool)))
+    views = opencv.color(photos, params_for(photos, grayscale=np.ones(len(photos), bool)))
     assert difference(views, np.stack([np.asarray(Image.fromarray(photo).convert("L").convert("RGB")) for photo in photos])) <= 1
 
 
 def test_solarize_equals_pillows(photos):
-    views = opencv.colour(photos, params_for(photos, solarize=np.ones(len(photos), bool)))
+    views = opencv.color(photos, params_for(photos, solarize=np.ones(len(photos), bool)))
     assert difference(views, np.stack([np.asarray(ImageOps.solarize(Image.fromarray(photo), 128)) for photo in photos])) == 0
 
 
@@ -80,7 +80,7 @@ def test_the_jitter_follows_each_samples_order(photos):
     params = params_for(pair, jitter=np.array([True, True]), order=np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.int8))
     fixed = {"brightness": 1.4, "contrast": 0.6, "saturation": 1.3, "hue": 0.1}
     params = replace(params, **{name: np.full(2, value) for name, value in fixed.items()})
-    views = opencv.colour(pair, params)
+    views = opencv.color(pair, params)
     for row in range(2):
         expected = pair[:1].copy()
         for op in params.order[row]:
@@ -94,8 +94,8 @@ def test_the_jitter_follows_each_samples_order(photos):
 def test_both_backends_agree_but_for_their_rounding(photos, size):
     images = np.stack([np.asarray(Image.fromarray(photo).resize((size, size))) for photo in photos] * 8)
     params = draw(byol(224).right, np.full((len(images), 2), size), np.arange(len(images)), 0, 3, 1)
-    ours = opencv.colour(images, params)
-    floats = to_levels(ops.colour(ops_input(images), params))
+    ours = opencv.color(images, params)
+    floats = to_levels(ops.color(ops_input(images), params))
     # Up to seven roundings to 8 bits against none, some amplified by what follows; solarization flips what straddles its threshold.
     error = np.abs(ours.astype(int) - floats.astype(int))
     steady = error[~params.solarize]
@@ -106,17 +106,17 @@ def test_both_backends_agree_but_for_their_rounding(photos, size):
 def test_images_are_left_as_they_are_and_chunks_do_not_matter(photos, monkeypatch):
     before = photos.copy()
     params = draw(byol(224).right, np.full((len(photos), 2), 128), np.arange(len(photos)), 0, 3, 1)
-    whole = opencv.colour(photos, params)
+    whole = opencv.color(photos, params)
     np.testing.assert_array_equal(photos, before)
     monkeypatch.setattr(opencv, "_CHUNK_PIXELS", 1)
-    np.testing.assert_array_equal(opencv.colour(photos, params), whole)
+    np.testing.assert_array_equal(opencv.color(photos, params), whole)
 
 
-def test_colours_may_be_changed_in_place_or_into_another_array(photos):
+def test_colors_may_be_changed_in_place_or_into_another_array(photos):
     params = draw(byol(224).right, np.full((len(photos), 2), 128), np.arange(len(photos)), 0, 3, 1)
-    expected, other, same = opencv.colour(photos, params), np.empty_like(photos), photos.copy()
-    assert opencv.colour(photos, params, out=other) is other
-    assert opencv.colour(same, params, out=same) is same
+    expected, other, same = opencv.color(photos, params), np.empty_like(photos), photos.copy()
+    assert opencv.color(photos, params, out=other) is other
+    assert opencv.color(same, params, out=same) is same
     np.testing.assert_array_equal(other, expected)
     np.testing.assert_array_equal(same, expected)
 

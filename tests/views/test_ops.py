@@ -53,19 +53,19 @@ def test_neutral_factors_change_nothing(photos):
     torch.testing.assert_close(ops.adjust_hue(photos, zeros), photos, atol=1e-5, rtol=0)
 
 
-def test_colour_of_a_batch_equals_colour_of_each_image(photos):
+def test_color_of_a_batch_equals_color_of_each_image(photos):
     params = draw(byol(224).right, np.full((6, 2), 64), np.arange(6), 0, 4, 1)
     before = photos.clone()
-    together = ops.colour(photos, params)
-    alone = torch.cat([ops.colour(photos[row : row + 1], params.take(slice(row, row + 1))) for row in range(6)])
+    together = ops.color(photos, params)
+    alone = torch.cat([ops.color(photos[row : row + 1], params.take(slice(row, row + 1))) for row in range(6)])
     torch.testing.assert_close(together, alone, atol=0.01 * LEVEL, rtol=0)
     torch.testing.assert_close(photos, before)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_gives_the_colours_of_the_cpu(photos):
+def test_the_gpu_gives_the_colors_of_the_cpu(photos):
     params = draw(byol(224).right, np.full((6, 2), 64), np.arange(6), 0, 4, 1)
     params = params.take(np.flatnonzero(~params.solarize))
     chosen = photos[: len(params)]
-    torch.testing.assert_close(ops.colour(chosen.cuda(), params).cpu(), ops.colour(chosen, params), atol=0.5 * LEVEL, rtol=0)
+    torch.testing.assert_close(ops.color(chosen.cuda(), params).cpu(), ops.color(chosen, params), atol=0.5 * LEVEL, rtol=0)

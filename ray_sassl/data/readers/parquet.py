@@ -113,7 +113,7 @@ def _footer(path: str) -> tuple[pa.Schema, pq.FileMetaData]:
 def _check_column(path: str, schema: pa.Schema, name: str, role: str) -> None:
     known = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if name not in schema.names:
-        hint = "; data.label_column=null takes the data set as unlabelled" if role == "label" else ""
+        hint = "; data.label_column=null takes the data set as unlabeled" if role == "label" else ""
         raise UsageError(f"{path} has no {role} column {name!r}{did_you_mean(name, schema.names)}. Its columns: {known}{hint}.")
     kind = schema.field(name).type
     if role == "image" and not _is_binary(kind) and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):

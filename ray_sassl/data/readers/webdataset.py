@@ -193,7 +193,7 @@ def _parse_label(text: bytes, member: Member, path: str, config: DataConfig) -> 
         return int(text)
     raise UsageError(
         f"{path}: member {member.name!r} should hold a label as decimal text but holds {text[:40]!r}; data.label_extension="
-        f"{config.label_extension!r} names the label members, and data.label_column=null takes the data set as unlabelled"
+        f"{config.label_extension!r} names the label members, and data.label_column=null takes the data set as unlabeled"
     )
 
 

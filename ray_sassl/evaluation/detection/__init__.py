@@ -1,7 +1,7 @@
 """Detection: an encoder as the backbone of Faster R-CNN (Ren et al. 2015, arXiv 1506.01497), trained and scored on a data set in PASCAL VOC's form.
 
 The defaults are the protocol of MoCo (He et al. 2020, arXiv 1911.05722, section 4.2 and its code) on VOC 2007 + 2012 with a ResNet-50-C4: 24,000 steps
-of 16 images, all layers trained, batch normalisation trained over all workers.
+of 16 images, all layers trained, batch normalization trained over all workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DetectConfig(FrozenConfig):
         train: Splits to train on, each `FOLDER/SPLIT`, or `SPLIT` where the data's folder is itself one of VOC's form. Not given: `trainval` of
             the folder, or of VOC2007 and VOC2012 where these are in it.
         test: Splits to measure on; not given: `test` of the folder, or of VOC2007.
-        steps: Optimiser updates.
+        steps: Optimizer updates.
         batch_size: Images of an update, over all workers.
         learning_rate: Of SGD, for a batch of 16; it is scaled linearly with the batch.
         momentum: Of SGD.

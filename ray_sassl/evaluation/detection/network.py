@@ -187,13 +187,13 @@ def _freeze_batch_norm(stage: nn.Module) -> None:
     """Statistics, scales and shifts become constants.
 
     Raises:
-        UsageError: a batch normalisation of a foreign kind is in the stage.
+        UsageError: a batch normalization of a foreign kind is in the stage.
     """
     for name, module in list(stage.named_modules()):
         if not isinstance(module, _BatchNorm):
             continue
         if type(module) is not nn.BatchNorm2d:
-            raise UsageError(f"batch normalisation of the kind {type(module).__name__} cannot be frozen here; take batch_norm=synced")
+            raise UsageError(f"batch normalization of the kind {type(module).__name__} cannot be frozen here; take batch_norm=synced")
         frozen = FrozenBatchNorm2d(module.num_features, module.eps).to(module.weight.device)
         frozen.load_state_dict(module.state_dict())
         stage.set_submodule(name, frozen)

@@ -18,7 +18,7 @@ from ray_sassl.views.grid import image_grid
 SHOWN_FROM = 0.5
 """Detections of lower scores are not drawn."""
 _CELL_PX = 360
-_COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75), (227, 119, 194), (188, 189, 34))
+_COLORS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75), (227, 119, 194), (188, 189, 34))
 _MAX_PIXELS = DataConfig.model_fields["max_pixels"].default
 
 
@@ -54,9 +54,9 @@ def _drawn(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, texts: S
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(9)
     for box, label, text in zip(boxes * scale + [0, top, 0, top], labels.tolist(), texts, strict=True):
-        colour = _COLOURS[label % len(_COLOURS)]
-        draw.rectangle(box.tolist(), outline=colour, width=2)
-        draw.text((box[0] + 3, box[1] + 1), text, colour, font)
+        color = _COLORS[label % len(_COLORS)]
+        draw.rectangle(box.tolist(), outline=color, width=2)
+        draw.text((box[0] + 3, box[1] + 1), text, color, font)
     return np.asarray(canvas)
 
 

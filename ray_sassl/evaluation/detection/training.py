@@ -221,7 +221,7 @@ def _wrapped(detector: FasterRCNN, context: Context) -> nn.Module:
     if context.world_size == 1:
         return detector
     device_ids = [context.device] if context.device.type == "cuda" else None
-    # The statistics are synchronised by the layers themselves; torch 2.15 has renamed the option.
+    # The statistics are synchronized by the layers themselves; torch 2.15 has renamed the option.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(detector, device_ids=device_ids, **own_buffers)
@@ -342,7 +342,7 @@ def detect_images(
 ) -> dict[int, Detections]:
     """What the detector finds in these test images, by their places, without those that cannot be decoded.
 
-    Its mode and the size of its images are as before afterwards.
+    Its mode and the size of its images are as before afterward.
     """
     detector.eval()
     resize: Any = detector.transform

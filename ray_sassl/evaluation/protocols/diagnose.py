@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from ray_sassl.evaluation import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation import Evaluation, LabeledFeatures, Protocol, ProtocolConfig, Score, Subject
 from ray_sassl.evaluation.changes import Augmented, Stylized, textures_of
 from ray_sassl.evaluation.figures import curves, scatter
 from ray_sassl.evaluation.geometry import alignment, nearest, principal_components, uniformity
@@ -28,8 +28,8 @@ class Config(ProtocolConfig):
     """Diagnosis of features.
 
     Attributes:
-        num_queries: Test images whose neighbours are shown.
-        num_neighbours: Train images shown for each, and counted for `same_class_share`.
+        num_queries: Test images whose neighbors are shown.
+        num_neighbors: Train images shown for each, and counted for `same_class_share`.
         num_shown: Images that are shown of the most and of the least style-sensitive ones.
         stylize: The stylizer of the repainted copies.
         style_copies: Repainted copies of each test image.
@@ -40,7 +40,7 @@ class Config(ProtocolConfig):
     """
 
     num_queries: int = Field(default=10, ge=1)
-    num_neighbours: int = Field(default=8, ge=1)
+    num_neighbors: int = Field(default=8, ge=1)
     num_shown: int = Field(default=6, ge=1)
     stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) = "swift"  # type: ignore[valid-type]
     style_copies: int = Field(default=2, ge=1)
@@ -54,7 +54,7 @@ class Config(ProtocolConfig):
 
 
 class Diagnosis(Protocol):
-    """Figures of spread, alignment and style sensitivity, with pictures of neighbours, of a map and of the most and least sensitive images."""
+    """Figures of spread, alignment and style sensitivity, with pictures of neighbors, of a map and of the most and least sensitive images."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -72,7 +72,7 @@ class Diagnosis(Protocol):
 
         z = torch.from_numpy(test.features)
         rows = _sample(len(z), config.max_images, config.seed)
-        similarity, places = nearest(z, torch.from_numpy(train.features), config.num_neighbours)
+        similarity, places = nearest(z, torch.from_numpy(train.features), config.num_neighbors)
         same_class = train.labels[places.numpy()] == test.labels[:, None]
         distances = torch.stack([1 - F.cosine_similarity(z, copy, dim=1) for copy in restyled]).mean(0).numpy()
         points, shares = principal_components(z[rows], 2)
@@ -86,7 +86,7 @@ class Diagnosis(Protocol):
             "same_class_share": mean_score(same_class.mean(1)),
         }
         figures = {
-            "neighbours": self._neighbours(subject, train, test, places.numpy(), similarity.numpy()),
+            "neighbors": self._neighbors(subject, train, test, places.numpy(), similarity.numpy()),
             "map": scatter(
                 points.numpy(),
                 test.labels[rows],
@@ -108,18 +108,18 @@ class Diagnosis(Protocol):
         }
         return Evaluation(scores, figures, details)
 
-    def _neighbours(
-        self, subject: Subject, train: LabelledFeatures, test: LabelledFeatures, places: np.ndarray, similarity: np.ndarray
+    def _neighbors(
+        self, subject: Subject, train: LabeledFeatures, test: LabeledFeatures, places: np.ndarray, similarity: np.ndarray
     ) -> bytes:
-        """Queries spread over the classes, each with its neighbours; one of another class has an x before its name."""
+        """Queries spread over the classes, each with its neighbors; one of another class has an x before its name."""
         rng = np.random.default_rng(self.config.seed)
         shuffled = rng.permutation(len(test.labels))
         turn = np.array([np.sum(test.labels[shuffled[:place]] == test.labels[row]) for place, row in enumerate(shuffled[:2000])])
         queries = shuffled[np.lexsort((test.labels[shuffled[:2000]], turn))][: self.config.num_queries]
         shown = train.sample_id[places[queries]]
         distinct, back = np.unique(shown, return_inverse=True)
-        neighbours = subject.images("train", distinct)[back.reshape(shown.shape)]
-        images = [[image, *near] for image, near in zip(subject.images("test", test.sample_id[queries]), neighbours, strict=True)]
+        neighbors = subject.images("train", distinct)[back.reshape(shown.shape)]
+        images = [[image, *near] for image, near in zip(subject.images("test", test.sample_id[queries]), neighbors, strict=True)]
         captions = []
         for row in queries:
             own = int(test.labels[row])
@@ -128,10 +128,10 @@ class Diagnosis(Protocol):
                 for value, label in zip(similarity[row].tolist(), train.labels[places[row]].tolist(), strict=True)
             ]
             captions.append([_class_name(subject, own), *near])
-        titles = ["query", *(f"neighbour {number + 1}" for number in range(places.shape[1]))]
+        titles = ["query", *(f"neighbor {number + 1}" for number in range(places.shape[1]))]
         return image_grid(images, titles, captions, cell_px=max(112, subject.size_px // 2))
 
-    def _style(self, subject: Subject, test: LabelledFeatures, distances: np.ndarray, copies: list[Stylized]) -> bytes:
+    def _style(self, subject: Subject, test: LabeledFeatures, distances: np.ndarray, copies: list[Stylized]) -> bytes:
         """The images whose features change most and least when they are repainted, beside their copies."""
         order = np.argsort(distances, kind="stable")
         chosen = np.concatenate([order[::-1][: self.config.num_shown], order[: self.config.num_shown][::-1]])

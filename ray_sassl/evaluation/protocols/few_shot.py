@@ -1,8 +1,8 @@
 """Few-shot classification on frozen features: a classifier fitted on a few images of each class, over many random draws of them.
 
-`ridge` is regularised least squares onto targets of -1 and 1 in closed form (Dosovitskiy et al. 2021, arXiv 2010.11929, section 4.1). `centroid` is
+`ridge` is regularized least squares onto targets of -1 and 1 in closed form (Dosovitskiy et al. 2021, arXiv 2010.11929, section 4.1). `centroid` is
 the nearest class mean after centring and scaling to unit length (Wang, Chao, Weinberger and van der Maaten 2019, "SimpleShot", arXiv 1911.04623,
-section 3: CL2N). Both see features that were centred by the mean of all train features, whose labels are not needed for that, and scaled to unit
+section 3: CL2N). Both see features that were centered by the mean of all train features, whose labels are not needed for that, and scaled to unit
 length.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ray_sassl.evaluation import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Subject
+from ray_sassl.evaluation import Evaluation, LabeledFeatures, Protocol, ProtocolConfig, Subject
 from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.scores import check_features, top_k_accuracy
 from ray_sassl.evaluation.splits import n_of_each
@@ -53,7 +53,7 @@ class FewShot(Protocol):
         check_features(train, test)
         if len(np.unique(train.labels)) < 2:
             raise UsageError("few-shot classification needs train images of at least two classes")
-        x_train, x_test = centred_to_unit_length(train, test)
+        x_train, x_test = centered_to_unit_length(train, test)
         fit = fit_ridge if self.config.classifier == "ridge" else fit_centroids
         scores, details = {}, {}
         for shots in self.config.shots:
@@ -71,11 +71,11 @@ class FewShot(Protocol):
         return Evaluation(scores, details=details)
 
 
-def centred_to_unit_length(train: LabelledFeatures, test: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
+def centered_to_unit_length(train: LabeledFeatures, test: LabeledFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Features minus the train set's mean, divided by their length."""
     mean = train.features.mean(0, dtype=np.float64)
-    centred = ((part.features - mean).astype(np.float32) for part in (train, test))
-    x_train, x_test = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in centred)
+    centered = ((part.features - mean).astype(np.float32) for part in (train, test))
+    x_train, x_test = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in centered)
     return x_train, x_test
 
 

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbours classification: Wu, Xiong, Yu and Lin 2018 (arXiv 1805.01978), section 3.4."""
+"""Weighted k-nearest-neighbors classification: Wu, Xiong, Yu and Lin 2018 (arXiv 1805.01978), section 3.4."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Config(ProtocolConfig):
     """Weighted kNN.
 
     Attributes:
-        k: Neighbours that vote (section 4.1: 200). Of a smaller train set all vote; the result's details say how many did.
-        temperature: A neighbour's vote is exp(cosine similarity / temperature); 0.07 in the paper, 0.1 in most later code.
+        k: Neighbors that vote (section 4.1: 200). Of a smaller train set all vote; the result's details say how many did.
+        temperature: A neighbor's vote is exp(cosine similarity / temperature); 0.07 in the paper, 0.1 in most later code.
         device: Where to compute; "auto" is the GPU where there is one.
     """
 

@@ -1,12 +1,12 @@
-"""Linear probe: multinomial logistic regression on frozen features, standardised by the train set's mean and deviation.
+"""Linear probe: multinomial logistic regression on frozen features, standardized by the train set's mean and deviation.
 
 The objective of both solvers is the mean cross-entropy + l2 / 2 times the squared weights. With `l2=grid` the penalty is chosen as in Kornblith,
 Shlens and Le 2019 ("Do better ImageNet models transfer better?", arXiv 1805.08974, appendix): L-BFGS over 45 values from 1e-6 to 1e5, evenly
 spaced in the logarithm; the one that does best on held-out train images is fitted again on all of them. SimCLR, BYOL and SASSL follow it.
 With `solver=sgd augment=true` the classifier learns from crops at random, mirrored half of the time, new in every epoch, through the frozen encoder
 with its batch statistics fixed, as on ImageNet in MoCo, SimCLR and BYOL (Grill et al. 2020, arXiv 2006.07733, appendix C.1: 80 epochs of Nesterov SGD,
-batch 1,024, no penalty, five learning rates tried on held-out train images, one crop at the centre to test).
-Differs from the papers: features are standardised, which they do not speak of; learning rates then mean the same for every encoder. Where a data
+batch 1,024, no penalty, five learning rates tried on held-out train images, one crop at the center to test).
+Differs from the papers: features are standardized, which they do not speak of; learning rates then mean the same for every encoder. Where a data
 set has no validation split of its own, part of its train set stands in.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from ray_sassl.evaluation import Evaluation, LabelledFeatures, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation import Evaluation, LabeledFeatures, Protocol, ProtocolConfig, Score, Subject
 from ray_sassl.evaluation.figures import curves
 from ray_sassl.evaluation.linear_sgd import fit_sgd, fixed_rows, new_crops, steps_of
 from ray_sassl.evaluation.logistic import fit_lbfgs, inverse_penalty, moments, unconverged_is_fine
@@ -46,11 +46,11 @@ class Config(ProtocolConfig):
         num_l2: Values of the grid.
         validation_share: Of each class's train images, held out to choose the penalty or the learning rate with; our choice.
         augment: Whether SGD sees new crops of the train images in every epoch, which go through the encoder, or the features of one crop at the
-            centre.
+            center.
         max_iterations: Of L-BFGS.
         epochs: Of SGD, with a cosine schedule to 0.
         batch_size: Of SGD.
-        learning_rate: Of SGD, for rows of unit length: it is divided by the number of features, whose rows are that long when standardised. Of
+        learning_rate: Of SGD, for rows of unit length: it is divided by the number of features, whose rows are that long when standardized. Of
             a list, the one that does best on held-out train images is fitted again on all of them.
         sgd_momentum: Of SGD, in Nesterov's form.
         seed: Of SGD's order of the images, and of the choice of held-out images.
@@ -131,7 +131,7 @@ class LinearProbe(Protocol):
         )
 
     def _by_sgd(
-        self, subject: Subject, train: LabelledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray]
+        self, subject: Subject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
         """Weights, biases, figures and details; the learning rate is chosen where there are several, of equally good ones the smallest."""
         config = self.config
@@ -154,9 +154,9 @@ class LinearProbe(Protocol):
         )
 
     def _fit_sgd(
-        self, subject: Subject, train: LabelledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray], rates: list[float]
+        self, subject: Subject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray], rates: list[float]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Weights and biases of each learning rate, fitted on all of `train`, whose standardised features are `x`."""
+        """Weights and biases of each learning rate, fitted on all of `train`, whose standardized features are `x`."""
         config, device = self.config, evaluation_device(self.config.device)
         assert config.l2 != "grid"
         options = (config.epochs, config.batch_size, config.seed, device)

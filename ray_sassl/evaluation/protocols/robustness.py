@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ray_sassl.evaluation import Evaluation, ImageChange, LabelledFeatures, Predictions, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, Predictions, Protocol, ProtocolConfig, Score, Subject
 from ray_sassl.evaluation.changes import Stylized, Textures, textures_of
 from ray_sassl.evaluation.corruptions import CORRUPTIONS, MAX_SEVERITY, Corrupted
 from ray_sassl.evaluation.figures import draw
@@ -41,7 +41,7 @@ class Config(ProtocolConfig):
             always take the train images', whose classes are known.
         render_px: Smaller images are enlarged to it, repainted and reduced again; 0: repainted as they are, which leaves little of their shape
             where they are of 32 px.
-        l2: Weight of the penalty on the classifier's squared weights, which is fitted on standardised features as in `linear`.
+        l2: Weight of the penalty on the classifier's squared weights, which is fitted on standardized features as in `linear`.
         max_iterations: Of L-BFGS, which fits it.
         num_shown: Test images on the contact sheet.
         seed: Of all draws, which follow from it and an image's id.
@@ -130,9 +130,9 @@ class Robustness(Protocol):
             from matplotlib import colormaps
 
             for number, (name, row) in enumerate(zip(config.corruptions, by_severity, strict=True)):
-                colour = colormaps["tab20"](number % 20)
+                color = colormaps["tab20"](number % 20)
                 axes.plot(
-                    [0, *config.severities], [100 * clean, *(100 * row)], marker="o", markersize=3, linewidth=1, color=colour, label=name
+                    [0, *config.severities], [100 * clean, *(100 * row)], marker="o", markersize=3, linewidth=1, color=color, label=name
                 )
             axes.plot([0, *config.severities], [100 * clean, *(100 * by_severity.mean(0))], color="black", linewidth=2.5, label="mean")
             axes.set_xticks([0, *config.severities])
@@ -143,7 +143,7 @@ class Robustness(Protocol):
 
         return draw(7.5, 4, paint)
 
-    def _contact_sheet(self, subject: Subject, test: LabelledFeatures, stylized: Stylized, conflict: Stylized, textures: Textures) -> bytes:
+    def _contact_sheet(self, subject: Subject, test: LabeledFeatures, stylized: Stylized, conflict: Stylized, textures: Textures) -> bytes:
         """Some test images, one a line: as they are, repainted, with the texture of another class, and corrupted at the middle severity."""
         config = self.config
         rows = np.random.default_rng(config.seed).permutation(len(test.labels))[: config.num_shown]
@@ -163,7 +163,7 @@ class Robustness(Protocol):
 
 
 class LinearClassifier(nn.Module):
-    """The number of the class (B, 1) that a linear layer on standardised features finds the likeliest; equal ones give the lower number."""
+    """The number of the class (B, 1) that a linear layer on standardized features finds the likeliest; equal ones give the lower number."""
 
     def __init__(self, encoder: nn.Module, mean: np.ndarray, deviation: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
         super().__init__()
@@ -172,12 +172,12 @@ class LinearClassifier(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.asarray(array, np.float32)))
 
     def forward(self, x: Tensor) -> Tensor:
-        standardised = (self.encoder(x) - self.get_buffer("mean")) / self.get_buffer("deviation")
-        class_scores = standardised @ self.get_buffer("weight").T + self.get_buffer("bias")
+        standardized = (self.encoder(x) - self.get_buffer("mean")) / self.get_buffer("deviation")
+        class_scores = standardized @ self.get_buffer("weight").T + self.get_buffer("bias")
         return class_scores.argmax(1, keepdim=True).float()
 
 
-def _fitted(subject: Subject, train: LabelledFeatures, config: Config) -> LinearClassifier:
+def _fitted(subject: Subject, train: LabeledFeatures, config: Config) -> LinearClassifier:
     mean, deviation = moments(train.features)
     x = ((train.features - mean) / deviation).astype(np.float32)
     weight, bias, _ = fit_lbfgs(x, train.labels, config.l2, config.max_iterations)
@@ -185,16 +185,16 @@ def _fitted(subject: Subject, train: LabelledFeatures, config: Config) -> Linear
     return LinearClassifier(encoder.cpu(), mean, deviation, weight, bias)
 
 
-def _predicted(part: LabelledFeatures) -> np.ndarray:
+def _predicted(part: LabeledFeatures) -> np.ndarray:
     """(N,) int64, from what `LinearClassifier` puts out."""
     return part.features[:, 0].astype(np.int64)
 
 
-def _hits(part: LabelledFeatures) -> np.ndarray:
+def _hits(part: LabeledFeatures) -> np.ndarray:
     return (_predicted(part) == part.labels).astype(np.float64)
 
 
-def _cues(part: LabelledFeatures, textures: Textures, conflict: Stylized) -> tuple[np.ndarray, np.ndarray]:
+def _cues(part: LabeledFeatures, textures: Textures, conflict: Stylized) -> tuple[np.ndarray, np.ndarray]:
     """(N,) float each: 1 where an image was taken for the class of its shape, and where for that of its texture."""
     predicted = _predicted(part)
     texture_labels = textures.labels[conflict.styles(part.labels, part.sample_id)]

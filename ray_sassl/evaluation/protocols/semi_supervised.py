@@ -100,7 +100,7 @@ def rows_of_split_file(path: str, names: list[str]) -> np.ndarray:
     place = {_stem(name): number for number, name in enumerate(names)}
     if missing := [name for name in wanted if name not in place]:
         raise UsageError(
-            f"{len(missing):,} of the {len(wanted):,} images that {path} names are not among the {len(names):,} labelled train images, such as "
+            f"{len(missing):,} of the {len(wanted):,} images that {path} names are not among the {len(names):,} labeled train images, such as "
             f"{', '.join(missing[:_SHOWN])}; train images have names like {', '.join(names[:_SHOWN])}"
         )
     if len(set(wanted)) != len(wanted):

@@ -1,7 +1,7 @@
 """Transfer: the same frozen or fine-tuned encoder judged on other data sets, each by its own split and figure.
 
 The data sets of the papers are named by their cards (`ray_sassl/evaluation/targets/cards.py`) and come from the cache, where `ray-sassl data fetch NAME` puts them;
-any other labelled data set is given by its train and test images. As Kornblith, Shlens and Le 2019 (arXiv 1805.08974) do, and SimCLR, BYOL and SASSL
+any other labeled data set is given by its train and test images. As Kornblith, Shlens and Le 2019 (arXiv 1805.08974) do, and SimCLR, BYOL and SASSL
 after them, each is judged by logistic regression on frozen features, with the penalty chosen on held-out train images; any protocol can take its
 place.
 """
@@ -203,7 +203,7 @@ def _scores(target: _Ready, found: Evaluation) -> dict[str, Score]:
 
 def _details(target: _Ready, found: Evaluation) -> dict[str, Any]:
     facts = {"metric": target.metric, "num_train": target.num_train, "num_test": target.num_test, "num_classes": target.num_classes}
-    card = {"splits": target.card.splits, "licence": target.card.licence, "source": target.card.source} if target.card is not None else {}
+    card = {"splits": target.card.splits, "license": target.card.license, "source": target.card.source} if target.card is not None else {}
     return {**facts, "chance": target.chance, **card, **found.details}
 
 

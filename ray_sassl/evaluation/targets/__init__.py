@@ -16,7 +16,7 @@ Half = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled images on disk.
+    """Labeled images on disk.
 
     Attributes:
         labels: The class of each.
@@ -41,7 +41,7 @@ class Card:
         num_train: Images of the train split.
         num_test: Images of the test split.
         splits: Which images those are.
-        licence: Its terms, in brief.
+        license: Its terms, in brief.
         source: Where it comes from.
         paper: Who made it.
         layout: The files below the folder that `data fetch --from` takes.
@@ -57,7 +57,7 @@ class Card:
     num_train: int
     num_test: int
     splits: str
-    licence: str
+    license: str
     source: str
     paper: str
     layout: str

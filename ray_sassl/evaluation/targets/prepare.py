@@ -143,7 +143,7 @@ def prepare(
 
 
 def fetch(card: Card, root: str, *, keep_files: bool = False, advance: Callable[[int], object] = lambda done: None) -> Prepared:
-    """Download a data set and write it as Parquet; what was downloaded is deleted afterwards, and kept where that fails.
+    """Download a data set and write it as Parquet; what was downloaded is deleted afterward, and kept where that fails.
 
     Raises:
         UsageError: it may not be downloaded, the download fails, or what came is not what the card says.
@@ -206,7 +206,7 @@ def _as_png(content: bytes) -> bytes | None:
 
 
 def _facts(card: Card, class_names: tuple[str, ...]) -> dict[str, Any]:
-    names = ("name", "title", "metric", "num_classes", "num_train", "num_test", "splits", "licence", "source", "paper")
+    names = ("name", "title", "metric", "num_classes", "num_train", "num_test", "splits", "license", "source", "paper")
     return {**{name: getattr(card, name) for name in names}, "class_names": class_names}
 
 

@@ -1,6 +1,6 @@
 """Work on whole data sets, as Ray tasks: decode everything to find bad rows, and convert to other shards.
 
-Ray must have been initialised. The tasks import neither torch nor the training code, so their processes start in about a second.
+Ray must have been initialized. The tasks import neither torch nor the training code, so their processes start in about a second.
 """
 
 from __future__ import annotations

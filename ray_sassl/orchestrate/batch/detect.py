@@ -1,4 +1,4 @@
-"""Detection as a Ray Train job: `detection.training.run_detection` in each worker. Ray must have been initialised.
+"""Detection as a Ray Train job: `detection.training.run_detection` in each worker. Ray must have been initialized.
 
 The workers' gradients are averaged, and each looks at its share of the test images. A worker that is lost is started again with the others, and they
 go on from the job's last checkpoint.

@@ -47,7 +47,7 @@ class DistillResult:
     """What `distill` has done.
 
     Attributes:
-        steps: Optimiser steps of the whole training.
+        steps: Optimizer steps of the whole training.
         code_space: Of the student's file.
         metrics: The last logged means of the loss and its parts.
         bad_rows: Rows that could not be used.
@@ -73,7 +73,7 @@ def distill(
     checkpoint_every: int = 500,
     show_progress: bool = True,
 ) -> DistillResult:
-    """Train a student and write its file; Ray must have been initialised. A call that was stopped goes on from its last checkpoint.
+    """Train a student and write its file; Ray must have been initialized. A call that was stopped goes on from its last checkpoint.
 
     Args:
         contents: Photographs, of any kind that is read.
@@ -220,7 +220,7 @@ def _crops(spec: dict[str, Any], config: DistillConfig, teacher: Teacher, rank: 
 
 
 def _any_failed(has_failed: bool, world_size: int, device: torch.device) -> bool:
-    """Whether one of the workers has; none may wait for it afterwards."""
+    """Whether one of the workers has; none may wait for it afterward."""
     if world_size == 1:
         return has_failed
     flag = torch.tensor(float(has_failed), device=device)

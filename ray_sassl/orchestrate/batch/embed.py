@@ -1,4 +1,4 @@
-"""Features of whole data sets as Parquet, on a pool of Ray actors. Ray must have been initialised.
+"""Features of whole data sets as Parquet, on a pool of Ray actors. Ray must have been initialized.
 
 The encoder reaches the actors through Ray, and the features come back through it, so nodes need to reach the data and nothing else. The driver
 writes; a part is there whole or not at all, and a job that was stopped makes only the parts that are missing.

@@ -1,6 +1,6 @@
-"""Features of whole data sets, and whole judgements by other data sets, on a pool of Ray actors. Ray must have been initialised.
+"""Features of whole data sets, and whole judgments by other data sets, on a pool of Ray actors. Ray must have been initialized.
 
-Each actor holds the encoder. Of features it is handed portions of row groups, of crops portions of an epoch's order, of judgements one data set at a
+Each actor holds the encoder. Of features it is handed portions of row groups, of crops portions of an epoch's order, of judgments one data set at a
 time; what an actor was doing when it died is done again by its successor. A job travels as a reference that actors resolve once: an argument of their construction could not be had again
 where a node is lost.
 """
@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import Evaluation
-from ray_sassl.evaluation.crops import CropPortion, labelled_batches
+from ray_sassl.evaluation.crops import CropPortion, labeled_batches
 from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, encode_crops_on, extract_on, joined
 from ray_sassl.evaluation.subject import JudgeJob, judge_one
 from ray_sassl.files import storage
@@ -103,7 +103,7 @@ class EvaluationPool:
                 yield features, labels
 
         for _, of_epoch in groupby(found, lambda pair: pair[0].epoch):
-            yield from labelled_batches(pieces(of_epoch), job.batch_size)
+            yield from labeled_batches(pieces(of_epoch), job.batch_size)
 
     def judge(self, job: JudgeJob) -> list[Evaluation]:
         """What the job's tasks find, each on one actor, begun in their order.

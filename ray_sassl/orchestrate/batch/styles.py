@@ -1,4 +1,4 @@
-"""Style transfer over whole data sets, on a pool of Ray actors: banks of style codes, and stylised copies.
+"""Style transfer over whole data sets, on a pool of Ray actors: banks of style codes, and stylized copies.
 
 Each actor holds the stylizer and its weights; it is handed row groups or whole shards, so that what an actor was doing when it died is
 done again by its successor, and a shard is there whole or not at all. What the user can have got wrong is looked at before Ray is started
@@ -81,7 +81,7 @@ class StyleWorker:
         return codes, [key.removeprefix(index.root) for key in keys], bad, self._notes()
 
     def shard(self, index: Index, conversion: Conversion, target: str, copy: int, shard: int) -> tuple[list[BadRow], list[str]]:
-        """Write one shard of a stylised copy; returns the bad rows and what is to be noted."""
+        """Write one shard of a stylized copy; returns the bad rows and what is to be noted."""
 
         def change(rows: Rows) -> tuple[Rows, list[BadRow]]:
             return self._restyler.repaint(rows, copy, index.config.max_pixels)
@@ -146,7 +146,7 @@ def stylize_dataset(
     address: str | None = None,
     show_progress: bool = True,
 ) -> StylizeResult:
-    """Write stylised copies of a data set, with its labels, keys and order; a call that was stopped goes on where it was.
+    """Write stylized copies of a data set, with its labels, keys and order; a call that was stopped goes on where it was.
 
     Args:
         target: A folder or URI that is empty or holds the beginnings of this very job; several copies go to `copy-0`, `copy-1`, ... in it.
@@ -208,7 +208,7 @@ def _write_shards(
     notes: list[str] = []
     with (
         _style_workers(config, pool, len(items), show_progress) as workers,
-        progress_bar("stylising", total, skipped=skipped, is_shown=show_progress) as advance,
+        progress_bar("stylizing", total, skipped=skipped, is_shown=show_progress) as advance,
     ):
         for (copy, shard), (bad, noted) in spread(workers, start, items):
             quarantines[copy].add(bad)

@@ -143,7 +143,7 @@ def check_evaluation(config: ExperimentConfig) -> None:
                 check_there(data)
         except UsageError as error:
             raise UsageError(
-                f"evaluate.{split}: {error}. The run is scored on these images as it goes; give your own labelled ones "
+                f"evaluate.{split}: {error}. The run is scored on these images as it goes; give your own labeled ones "
                 f"(evaluate.train.path=..., evaluate.test.path=...), or none: evaluate.train=null evaluate.test=null"
             ) from error
 

@@ -287,7 +287,7 @@ class FusedStage:
 
 
 class StyleActor:
-    """One member of the pool: the stylizer with its weights, then the colour operations."""
+    """One member of the pool: the stylizer with its weights, then the color operations."""
 
     def __init__(
         self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None, run: str

@@ -48,7 +48,7 @@ STYLIZERS = Metric("sassl_stylizers", "gauge", "Stylizers by what they are (runn
 BAD_ROWS = Metric("sassl_quarantined_rows", "gauge", "Rows that cannot be used.")
 COST = Metric("sassl_usd_per_million_images", "gauge", "What the nodes that are up cost while a million images are trained on.")
 _TRAINING = {
-    "step": Metric("sassl_step", "gauge", "Optimiser updates done."),
+    "step": Metric("sassl_step", "gauge", "Optimizer updates done."),
     "epoch": Metric("sassl_epoch", "gauge", "Passes over the data done."),
     "loss": Metric("sassl_loss", "gauge", "Mean over the workers."),
     "chance_loss": Metric("sassl_chance_loss", "gauge", "The loss of a network that tells no two images apart."),

@@ -27,7 +27,7 @@ _TUNED = {
 
 @contextmanager
 def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray within the block; a Ray that was initialised before is used and left as it is.
+    """Ray within the block; a Ray that was initialized before is used and left as it is.
 
     Args:
         address: Of a running cluster, as `ray start --head` prints it; RAY_ADDRESS where not given; a Ray of our own where neither is.

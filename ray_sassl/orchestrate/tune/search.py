@@ -212,7 +212,7 @@ def _check_is_measured(metric: str, config: ExperimentConfig) -> None:
     if metric in scores:
         if evaluate.train is None or evaluate.test is None:
             raise UsageError(
-                f"{metric} is measured on labelled images: set evaluate.train and evaluate.test, as in 'evaluate.train={{path: FOLDER}}'"
+                f"{metric} is measured on labeled images: set evaluate.train and evaluate.test, as in 'evaluate.train={{path: FOLDER}}'"
             )
         if evaluate.online not in (scores[metric], "both"):
             raise UsageError(

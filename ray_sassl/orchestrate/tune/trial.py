@@ -93,7 +93,7 @@ def num_evaluations(config: ExperimentConfig, num_rows: int) -> int:
 
 
 def evaluating_metrics(study: StudyConfig) -> tuple[str, ...]:
-    """The metrics whose report is an evaluation: the scores where there are labelled images, else the first objective."""
+    """The metrics whose report is an evaluation: the scores where there are labeled images, else the first objective."""
     evaluate = study.base.evaluate
     if evaluate.train is None or evaluate.test is None:
         return (study.goals[0].metric,)

@@ -28,13 +28,13 @@ PANELS = {
 _BESIDE = {"loss": "chance_loss"}
 _FROM_ZERO = ("embedding_std", "effective_rank", "images_per_s", "data_wait")
 _NOT_DRAWN = ("step", "epoch", *_BESIDE.values())
-_COLOURS = ("#2471a3", "#d35400", "#1b7f4d", "#8e44ad", "#b7950b", "#117a8b", "#922b21", "#5d6d7e")
+_COLORS = ("#2471a3", "#d35400", "#1b7f4d", "#8e44ad", "#b7950b", "#117a8b", "#922b21", "#5d6d7e")
 _COLUMNS = 3
 
 
 @dataclass(frozen=True)
 class Line:
-    """A run, as it is drawn: runs of one group share a colour and a place in the legend."""
+    """A run, as it is drawn: runs of one group share a color and a place in the legend."""
 
     run: RunRecord
     group: str
@@ -57,7 +57,7 @@ def run_curves(lines: Sequence[Line]) -> str | None:
     for axes, name in zip(grid.flat, names, strict=False):
         _panel(axes, name, lines, groups)
     if len(groups) > 1:
-        marks = [Line2D([], [], color=_COLOURS[number % len(_COLOURS)]) for number in range(len(groups))]
+        marks = [Line2D([], [], color=_COLORS[number % len(_COLORS)]) for number in range(len(groups))]
         figure.legend(marks, groups, loc="outside upper left", frameon=False, fontsize=8, ncols=min(4, len(groups)))
     return svg(figure)
 
@@ -76,11 +76,11 @@ def _panel(axes: Axes, name: str, lines: Sequence[Line], groups: Sequence[str]) 
     for line in lines:
         steps, values = line.run.curve(name)
         scale = (_epochs_per_step(line.run) or 1.0) if in_epochs else 1.0
-        colour = _COLOURS[groups.index(line.group) % len(_COLOURS)]
-        axes.plot([step * scale for step in steps], values, color=colour, linewidth=1.3, marker="." if len(steps) < 12 else None)
+        color = _COLORS[groups.index(line.group) % len(_COLORS)]
+        axes.plot([step * scale for step in steps], values, color=color, linewidth=1.3, marker="." if len(steps) < 12 else None)
         if name in _BESIDE:
             steps, values = line.run.curve(_BESIDE[name])
-            axes.plot([step * scale for step in steps], values, color=colour, linewidth=1, linestyle="--", alpha=0.6)
+            axes.plot([step * scale for step in steps], values, color=color, linewidth=1, linestyle="--", alpha=0.6)
     if name in _FROM_ZERO:
         axes.set_ylim(bottom=0)
     axes.set_title(PANELS.get(name, name), fontsize=9, loc="left")

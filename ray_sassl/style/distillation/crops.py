@@ -170,7 +170,7 @@ def _small(pixels: Tensor, size_px: int) -> np.ndarray:
 
 
 def _augmented_crop(image: np.ndarray, is_style: bool, rng: np.random.Generator) -> np.ndarray:
-    """(256, 256, 3) uint8: a random square of the image, perhaps flipped or coarsened, its colours perhaps changed."""
+    """(256, 256, 3) uint8: a random square of the image, perhaps flipped or coarsened, its colors perhaps changed."""
     shortest = min(image.shape[:2])
     side = shortest if shortest <= 64 else max(64, round(shortest * np.sqrt(rng.uniform(0.1, 1.0))))
     top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
@@ -184,10 +184,10 @@ def _augmented_crop(image: np.ndarray, is_style: bool, rng: np.random.Generator)
         crop = crop[:, ::-1]
     if is_style and rng.random() < 0.5:
         crop = np.rot90(crop, int(rng.integers(1, 4)))
-    return _other_colours(crop, rng) if rng.random() < (0.6 if is_style else 0.3) else np.ascontiguousarray(crop)
+    return _other_colors(crop, rng) if rng.random() < (0.6 if is_style else 0.3) else np.ascontiguousarray(crop)
 
 
-def _other_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _other_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Channels mixed, permuted, scaled, shifted and bent at random."""
     mixing = np.eye(3) + rng.normal(0, 0.25, (3, 3))
     if rng.random() < 0.3:

@@ -20,13 +20,13 @@ class Fidelity:
 
     Attributes:
         difference: Mean absolute difference of the student's pictures to the teacher's.
-        colour, teacher_colour: Distance of a picture's mean colour to its style's, mean absolute over the channels.
+        color, teacher_color: Distance of a picture's mean color to its style's, mean absolute over the channels.
         ssim, teacher_ssim: Structural similarity of the pictures' luminance to the contents'.
     """
 
     difference: float
-    colour: float
-    teacher_colour: float
+    color: float
+    teacher_color: float
     ssim: float
     teacher_ssim: float
 
@@ -42,17 +42,17 @@ def fidelity(student: Stylizer, teacher: Stylizer, contents: Tensor, styles: Ten
         styles: (M, 3, S, S) float in [0, 1].
     """
     student_codes, teacher_codes = student.embed(styles), teacher.embed(styles)
-    colours = styles.mean(dim=(2, 3))
+    colors = styles.mean(dim=(2, 3))
     sums = torch.zeros(5, dtype=torch.float64)
     at_once = max(1, _AT_ONCE_PIXELS // (contents.shape[2] * contents.shape[3]))
     for part in contents.split(at_once):
         gray = luminance(part)
-        for mine, theirs, colour in zip(student_codes, teacher_codes, colours, strict=True):
+        for mine, theirs, color in zip(student_codes, teacher_codes, colors, strict=True):
             painted = student.render(part, mine.expand(len(part), -1))
             wanted = teacher.render(part, theirs.expand(len(part), -1))
             figures = [
                 (painted - wanted).abs().mean(),
-                *((picture.mean(dim=(2, 3)) - colour).abs().mean() for picture in (painted, wanted)),
+                *((picture.mean(dim=(2, 3)) - color).abs().mean() for picture in (painted, wanted)),
                 *(ssim(luminance(picture), gray).mean() for picture in (painted, wanted)),
             ]
             sums += torch.stack(figures).double().cpu() * len(part)

@@ -70,7 +70,7 @@ def distillation_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch, and its parts.
 
-    - pixels, edges, coarse: mean absolute differences of the pictures, of their differences between neighbours, and of their means over 8 x 8;
+    - pixels, edges, coarse: mean absolute differences of the pictures, of their differences between neighbors, and of their means over 8 x 8;
     - effect: squared difference of the scales and shifts that the student's codes and the teacher's give to the teacher's instance norms;
     - hints (Romero et al. 2015, arXiv 1412.6550): squared difference of the feature maps to linear maps of the student's, in the variances
       of the former.
@@ -141,7 +141,7 @@ class Distiller:
     def train_step(
         self, crops: Crops, rank: int = 0, world_size: int = 1, share_gradients: Callable[[nn.Module], object] | None = None
     ) -> dict[str, Tensor]:
-        """One optimiser step; returns the loss and its parts.
+        """One optimizer step; returns the loss and its parts.
 
         Args:
             share_gradients: Averages the gradients over the workers, where there are several.

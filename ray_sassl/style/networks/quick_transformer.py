@@ -19,7 +19,7 @@ from ray_sassl.style.networks.fused import convolution, convolved
 from ray_sassl.style.networks.style_network import EPSILON, StyleTransformer
 
 _TAPS = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-"""(phase, tap of the small image, tap of the large image): which of three neighbours of the upsampled image lie in which pixel."""
+"""(phase, tap of the small image, tap of the large image): which of three neighbors of the upsampled image lie in which pixel."""
 _SPARE = 4
 """Channels of zeros that fill the last convolution's 12 up to 16."""
 
@@ -70,7 +70,7 @@ class QuickTransformer(nn.Module):
 
 
 def norm_(x: Tensor, gamma: Tensor, beta: Tensor, shared: int = 1) -> Tensor:
-    """Conditional instance normalisation of `x` in its place, as the function of that name in `style_network`.
+    """Conditional instance normalization of `x` in its place, as the function of that name in `style_network`.
 
     Args:
         x: (B, C, H, W) float32, channels_last.

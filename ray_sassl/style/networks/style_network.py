@@ -1,7 +1,7 @@
 """The two networks of arbitrary style transfer: Ghiasi, Lee, Kudlur, Dumoulin and Shlens 2017, arXiv 1705.06830.
 
 A predictor describes the style of an image by a code; a transformer repaints a content image as a code says, through conditional
-instance normalisation (Dumoulin, Shlens and Kudlur 2017, arXiv 1610.07629, equation 5). Sizes and layers are those of the form that Magenta
+instance normalization (Dumoulin, Shlens and Kudlur 2017, arXiv 1610.07629, equation 5). Sizes and layers are those of the form that Magenta
 released for mobile devices. Images are RGB in [0, 1] throughout.
 """
 
@@ -141,7 +141,7 @@ class SmallPredictor(nn.Module):
     """Our own predictor for small images: six convolutions from 64 px down to 4 px.
 
     Style is in the statistics of features (Gatys, Ecker and Bethge 2016), so the code is a linear map of the mean and the standard deviation of
-    the colours, of an early and of the last feature map.
+    the colors, of an early and of the last feature map.
     """
 
     WIDTHS = (48, 64, 96, 128, 160)

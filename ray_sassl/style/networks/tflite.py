@@ -15,7 +15,7 @@ class BadTfliteError(UsageError):
 
 
 def read_constants(content: bytes) -> dict[str, np.ndarray]:
-    """The constants of the first subgraph by their names, in the shapes of the file; integers with a scale are dequantised.
+    """The constants of the first subgraph by their names, in the shapes of the file; integers with a scale are dequantized.
 
     Raises:
         BadTfliteError: the content cannot be read.
@@ -48,7 +48,7 @@ def read_constants(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _dequantized(values: np.ndarray, quantization: Any) -> np.ndarray:
-    """scale * (value - zero point), the scale of the whole tensor or of each slice along its quantised dimension."""
+    """scale * (value - zero point), the scale of the whole tensor or of each slice along its quantized dimension."""
     if quantization is None or quantization.ScaleLength() == 0:
         return values.astype(np.float32) if values.dtype == np.float16 else values.copy()
     along = [1] * values.ndim

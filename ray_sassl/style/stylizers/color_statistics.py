@@ -1,6 +1,6 @@
-"""Style as the statistics of colour: no weights, one linear map of RGB for each image.
+"""Style as the statistics of color: no weights, one linear map of RGB for each image.
 
-Pitie and Kokaram, "The linear Monge-Kantorovitch linear colour mapping for example-based colour transfer", CVMP 2007. A style code is
+Pitie and Kokaram, "The linear Monge-Kantorovitch linear color mapping for example-based color transfer", CVMP 2007. A style code is
 the mean and the covariance of an image's RGB values; rendering is the linear map that carries the image's Gaussian to the code's at the
 least cost (their equation for T in section 3). Means and covariances mix linearly: a mixture of codes is again a valid Gaussian.
 """
@@ -19,11 +19,11 @@ _UPPER = torch.triu_indices(3, 3)
 
 
 class Config(StylizerConfig):
-    """Colour transfer between Gaussians."""
+    """Color transfer between Gaussians."""
 
     regularization: Annotated[float, Field(gt=0)] = 1e-4
-    """Added to the variance of every channel of image and style, in squared [0, 1] units (2.6 grey levels of noise at the default), so
-    that an image of one colour gets a bounded map. Our choice; the paper has none."""
+    """Added to the variance of every channel of image and style, in squared [0, 1] units (2.6 gray levels of noise at the default), so
+    that an image of one color gets a bounded map. Our choice; the paper has none."""
 
     def build(self, device: torch.device) -> ColorStatistics:
         return ColorStatistics(self.regularization)
@@ -42,12 +42,12 @@ class ColorStatistics(Stylizer):
         """Style codes (B, 9) float32 of images (B, 3, H, W), float in [0, 1]."""
         pixels = images.float().flatten(2)
         mean = pixels.mean(dim=2)
-        centred = pixels - mean[:, :, None]
-        covariance = centred @ centred.mT / pixels.shape[2]
+        centered = pixels - mean[:, :, None]
+        covariance = centered @ centered.mT / pixels.shape[2]
         return torch.cat([mean, covariance[:, _UPPER[0], _UPPER[1]]], dim=1)
 
     def render(self, images: Tensor, codes: Tensor) -> Tensor:
-        """The images (B, 3, H, W) with the colour mean and covariance of `codes` (B, 9), clamped to [0, 1]."""
+        """The images (B, 3, H, W) with the color mean and covariance of `codes` (B, 9), clamped to [0, 1]."""
         content_mean, content_covariance = self._gaussian(self.embed(images))
         style_mean, style_covariance = self._gaussian(codes)
         transport = monge_kantorovich(content_covariance, style_covariance)
@@ -56,7 +56,7 @@ class ColorStatistics(Stylizer):
         return pixels.clamp_(0, 1).reshape(images.shape)
 
     def _gaussian(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, 3) and regularised covariance (B, 3, 3), float64: the map is the ratio of variances that may be tiny."""
+        """Mean (B, 3) and regularized covariance (B, 3, 3), float64: the map is the ratio of variances that may be tiny."""
         codes = codes.double()
         covariance = codes.new_empty((len(codes), 3, 3))
         covariance[:, _UPPER[0], _UPPER[1]] = codes[:, 3:]

@@ -138,7 +138,7 @@ WEIGHTS = PublishedWeights(
             "c60cff7395544eda1f0915d6dddaedd8ed868cefe8ec6c5ed220ba801f120303",
         ),
     ),
-    licence="Apache-2.0",
+    license="Apache-2.0",
     authors="the Magenta team",
     paper="Ghiasi et al. 2017, arXiv 1705.06830",
     code_space=CODE_SPACE,

@@ -1,4 +1,4 @@
-"""A small data set of VOC's form: coloured squares and discs on grey, and what trains on it in seconds."""
+"""A small data set of VOC's form: colored squares and discs on gray, and what trains on it in seconds."""
 
 from __future__ import annotations
 

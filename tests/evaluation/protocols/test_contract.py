@@ -21,7 +21,7 @@ from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation, ProtocolConfig
-from ray_sassl.evaluation.datasets import labelled_data
+from ray_sassl.evaluation.datasets import labeled_data
 from ray_sassl.evaluation.extraction import KeptImages, extract_here
 from ray_sassl.evaluation.results import is_share
 from ray_sassl.evaluation.subject import EncoderSubject
@@ -38,13 +38,13 @@ pytestmark = pytest.mark.slow
 
 
 def _shuffled(path: Path, seed: int) -> DataConfig:
-    """Noisy images of a drawn colour with labels that are drawn apart from them, as many of each class."""
+    """Noisy images of a drawn color with labels that are drawn apart from them, as many of each class."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(NUM_IMAGES) % NUM_CLASSES)
     images = []
-    for colour in rng.uniform(60, 200, (NUM_IMAGES, 3)):
+    for color in rng.uniform(60, 200, (NUM_IMAGES, 3)):
         out = io.BytesIO()
-        pixels = (colour + rng.normal(0, 30, (SIZE_PX, SIZE_PX, 3))).clip(0, 255).astype(np.uint8)
+        pixels = (color + rng.normal(0, 30, (SIZE_PX, SIZE_PX, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(out, "PNG")
         images.append(out.getvalue())
     pq.write_table(pa.table({"image": images, "label": pa.array(labels, pa.int32())}), path, row_group_size=90)
@@ -62,7 +62,7 @@ def subject(splits: tuple[DataConfig, DataConfig]) -> EncoderSubject:
     config = apply_overrides(load_experiment("demo_plain"), [f"evaluate.size_px={SIZE_PX}"])
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
-    return EncoderSubject(encoder, config, labelled_data(*splits, SIZE_PX), partial(extract_here, kept=KeptImages()))
+    return EncoderSubject(encoder, config, labeled_data(*splits, SIZE_PX), partial(extract_here, kept=KeptImages()))
 
 
 _known: dict[str, Evaluation] = {}

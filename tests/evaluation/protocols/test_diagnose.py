@@ -10,7 +10,7 @@ from ray_sassl.evaluation.protocols import diagnose
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from tests.evaluation.conftest import SmallSubject
 
-OPTIONS = {"num_queries": 6, "num_neighbours": 4, "num_shown": 3, "style_copies": 2}
+OPTIONS = {"num_queries": 6, "num_neighbors": 4, "num_shown": 3, "style_copies": 2}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_figures_are_in_their_ranges(result):
 
 
 def test_every_picture_is_one(result):
-    assert set(result.figures) == {"neighbours", "map", "spectrum", "style"}
+    assert set(result.figures) == {"neighbors", "map", "spectrum", "style"}
     for content in result.figures.values():
         picture = Image.open(io.BytesIO(content))
         assert min(picture.size) > 100
@@ -49,7 +49,7 @@ def test_test_images_are_read_once_for_all_copies():
     assert subject.num_passes == 1
 
 
-def test_with_shuffled_labels_neighbours_are_of_the_same_class_by_chance():
+def test_with_shuffled_labels_neighbors_are_of_the_same_class_by_chance():
     shuffled = SmallSubject(300, 300, shuffled=True)
     result = diagnose.Config(**OPTIONS, stylize=ColorStatistics()).build().evaluate(shuffled)
     assert result.scores["same_class_share"].value == pytest.approx(1 / 3, abs=0.05)

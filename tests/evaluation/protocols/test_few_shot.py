@@ -5,22 +5,22 @@ import pytest
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import NearestCentroid
 
-from ray_sassl.evaluation import Evaluation, FixedFeatures, LabelledFeatures
+from ray_sassl.evaluation import Evaluation, FixedFeatures, LabeledFeatures
 from ray_sassl.evaluation.protocols import few_shot
 from ray_sassl.plugins import UsageError
 
 LABELS = np.array([1, 2, 4])
 
 
-def _data(num: int, seed: int, spread: float = 1.0) -> LabelledFeatures:
-    """Clouds around three centres far from the origin; the labels have gaps."""
+def _data(num: int, seed: int, spread: float = 1.0) -> LabeledFeatures:
+    """Clouds around three centers far from the origin; the labels have gaps."""
     rng = np.random.default_rng(seed)
     labels = LABELS[np.arange(num) % 3]
-    centres = np.random.default_rng(9).normal(size=(5, 12))
-    return LabelledFeatures((centres[labels] + spread * rng.normal(size=(num, 12)) + 20).astype(np.float32), labels)
+    centers = np.random.default_rng(9).normal(size=(5, 12))
+    return LabeledFeatures((centers[labels] + spread * rng.normal(size=(num, 12)) + 20).astype(np.float32), labels)
 
 
-def _evaluated(train: LabelledFeatures, test: LabelledFeatures, **options) -> Evaluation:
+def _evaluated(train: LabeledFeatures, test: LabeledFeatures, **options) -> Evaluation:
     return few_shot.Config(**{"num_draws": 5} | options).build().evaluate(FixedFeatures(train, test))
 
 
@@ -29,7 +29,7 @@ def _evaluated(train: LabelledFeatures, test: LabelledFeatures, **options) -> Ev
 )
 def test_classifiers_choose_as_scikit_learns_do(fit, reference):
     train, test = _data(30, 0), _data(300, 1)
-    x_train, x_test = few_shot.centred_to_unit_length(train, test)
+    x_train, x_test = few_shot.centered_to_unit_length(train, test)
     weight, bias = fit(x_train, train.labels, 1.0)
     chosen = (x_test @ weight.T + bias).argmax(1)
     expected = reference.fit(x_train.astype(np.float64), train.labels).predict(x_test.astype(np.float64))
@@ -40,8 +40,8 @@ def test_ridge_solves_the_normal_equations():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(40, 6)), np.arange(40) % 3
     weight, bias = few_shot.fit_ridge(x, labels, 0.5)
-    centred, targets = x - x.mean(0), 2.0 * np.eye(3)[labels] - 1
-    expected = np.linalg.solve(centred.T @ centred + 0.5 * np.eye(6), centred.T @ (targets - targets.mean(0))).T
+    centered, targets = x - x.mean(0), 2.0 * np.eye(3)[labels] - 1
+    expected = np.linalg.solve(centered.T @ centered + 0.5 * np.eye(6), centered.T @ (targets - targets.mean(0))).T
     np.testing.assert_allclose(weight, expected, atol=1e-5)
     np.testing.assert_allclose(bias, targets.mean(0) - expected @ x.mean(0), atol=1e-5)
 
@@ -62,7 +62,7 @@ def test_separate_clouds_need_one_image_each():
 
 def test_shuffled_labels_score_chance():
     rng = np.random.default_rng(0)
-    train, test = (LabelledFeatures(part.features, rng.permutation(part.labels)) for part in (_data(600, 0), _data(600, 1)))
+    train, test = (LabeledFeatures(part.features, rng.permutation(part.labels)) for part in (_data(600, 0), _data(600, 1)))
     for score in _evaluated(train, test, num_draws=20).scores.values():
         assert score.value == pytest.approx(1 / 3, abs=0.03)
 

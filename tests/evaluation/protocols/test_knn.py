@@ -5,17 +5,17 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from ray_sassl.evaluation import Evaluation, FixedFeatures, LabelledFeatures, geometry
+from ray_sassl.evaluation import Evaluation, FixedFeatures, LabeledFeatures, geometry
 from ray_sassl.evaluation.protocols import knn
 from ray_sassl.plugins import UsageError
 
 
-def _data(num: int, seed: int, num_classes: int = 7) -> LabelledFeatures:
+def _data(num: int, seed: int, num_classes: int = 7) -> LabeledFeatures:
     rng = np.random.default_rng(seed)
-    return LabelledFeatures(rng.normal(size=(num, 5)).astype(np.float32), rng.integers(0, num_classes, num))
+    return LabeledFeatures(rng.normal(size=(num, 5)).astype(np.float32), rng.integers(0, num_classes, num))
 
 
-def _evaluated(train: LabelledFeatures, test: LabelledFeatures, **options: float) -> Evaluation:
+def _evaluated(train: LabeledFeatures, test: LabeledFeatures, **options: float) -> Evaluation:
     return knn.Config(**options).build().evaluate(FixedFeatures(train, test))
 
 
@@ -23,8 +23,8 @@ def _values(*args, **options) -> dict[str, float]:
     return {name: score.value for name, score in _evaluated(*args, **options).scores.items()}
 
 
-def _reference_votes(train: LabelledFeatures, x: np.ndarray, k: int, temperature: float) -> list[float]:
-    """Section 3.4 of Wu et al. 2018, one neighbour at a time in float64."""
+def _reference_votes(train: LabeledFeatures, x: np.ndarray, k: int, temperature: float) -> list[float]:
+    """Section 3.4 of Wu et al. 2018, one neighbor at a time in float64."""
     cosine = [float(row @ x / math.sqrt((row @ row) * (x @ x))) for row in train.features.astype(np.float64)]
     votes = [0.0] * (int(train.labels.max()) + 1)
     for i in sorted(range(len(cosine)), key=lambda i: -cosine[i])[:k]:
@@ -42,14 +42,14 @@ def test_votes_equal_the_equation_in_blocks_of_any_size(max_similarities, monkey
         torch.testing.assert_close(row / row.sum(), expected / expected.sum(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_train_set_finds_itself_with_one_neighbour():
+def test_the_train_set_finds_itself_with_one_neighbor():
     train = _data(50, 0)
     assert _values(train, train, k=1) == {"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0}
 
 
 def test_the_length_of_features_does_not_matter():
     train, test = _data(60, 0), _data(40, 1)
-    scaled = LabelledFeatures(train.features * np.linspace(0.1, 9, 60, dtype=np.float32)[:, None], train.labels)
+    scaled = LabeledFeatures(train.features * np.linspace(0.1, 9, 60, dtype=np.float32)[:, None], train.labels)
     assert _values(train, test, k=5) == _values(scaled, test, k=5)
 
 
@@ -67,13 +67,13 @@ def test_top5_is_left_out_of_five_classes():
 
 
 def test_features_of_another_width_are_refused():
-    narrow = LabelledFeatures(np.ones((3, 4), np.float32), np.zeros(3, np.int64))
+    narrow = LabeledFeatures(np.ones((3, 4), np.float32), np.zeros(3, np.int64))
     with pytest.raises(UsageError, match="5 wide, test features 4"):
         _evaluated(_data(30, 0), narrow)
 
 
 def test_features_that_are_not_finite_are_refused():
-    broken = LabelledFeatures(np.full((3, 5), np.nan, np.float32), np.zeros(3, np.int64))
+    broken = LabeledFeatures(np.full((3, 5), np.nan, np.float32), np.zeros(3, np.int64))
     with pytest.raises(UsageError, match="test features are not all finite"):
         _evaluated(_data(30, 0), broken)
 
@@ -93,9 +93,9 @@ def test_shuffled_labels_score_chance():
     rng = np.random.default_rng(3)
     labels = np.arange(2000) % 4
     features = (np.eye(4)[labels] * 8 + rng.normal(size=(2000, 4))).astype(np.float32)
-    told_apart = LabelledFeatures(features, labels)
+    told_apart = LabeledFeatures(features, labels)
     assert _values(told_apart, told_apart)["top1"] == 1.0
-    train, test = (LabelledFeatures(features, rng.permutation(labels)) for _ in range(2))
+    train, test = (LabeledFeatures(features, rng.permutation(labels)) for _ in range(2))
     top1 = _evaluated(train, test, k=50).scores["top1"]
     assert top1.low is not None
     assert top1.high is not None

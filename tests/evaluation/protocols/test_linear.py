@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from ray_sassl.evaluation import Evaluation, FixedFeatures, LabelledFeatures, linear_sgd
+from ray_sassl.evaluation import Evaluation, FixedFeatures, LabeledFeatures, linear_sgd
 from ray_sassl.evaluation.protocols import linear
 from ray_sassl.plugins import UsageError
 from tests.evaluation.conftest import SmallSubject
@@ -15,17 +15,17 @@ CPU = torch.device("cpu")
 SGD = {"solver": "sgd", "epochs": 40, "batch_size": 64}
 
 
-def _data(num: int, seed: int, num_classes: int = 3) -> LabelledFeatures:
+def _data(num: int, seed: int, num_classes: int = 3) -> LabeledFeatures:
     """Gaussian clouds that overlap, in units that differ widely by feature, one feature constant."""
     rng = np.random.default_rng(seed)
     labels = np.arange(num) % num_classes
-    centres = np.random.default_rng(99).normal(size=(num_classes, 8)) * 2
-    features = (centres[labels] + rng.normal(size=(num, 8))) * np.logspace(-2, 2, 8) + 50
+    centers = np.random.default_rng(99).normal(size=(num_classes, 8)) * 2
+    features = (centers[labels] + rng.normal(size=(num, 8))) * np.logspace(-2, 2, 8) + 50
     features[:, 3] = 4.0
-    return LabelledFeatures(features.astype(np.float32), labels.astype(np.int64))
+    return LabeledFeatures(features.astype(np.float32), labels.astype(np.int64))
 
 
-def _evaluated(train: LabelledFeatures, test: LabelledFeatures, **options) -> Evaluation:
+def _evaluated(train: LabeledFeatures, test: LabeledFeatures, **options) -> Evaluation:
     return linear.Config(**options).build().evaluate(FixedFeatures(train, test))
 
 
@@ -80,13 +80,13 @@ def test_the_penalty_of_two_classes_is_that_of_many():
 def test_the_units_of_the_features_do_not_matter(options):
     train, test = _data(300, 0), _data(200, 1)
     units = np.logspace(-1, 1, 8).astype(np.float32)
-    scaled = [LabelledFeatures(part.features * units, part.labels) for part in (train, test)]
+    scaled = [LabeledFeatures(part.features * units, part.labels) for part in (train, test)]
     assert _top1(train, test, **options) == pytest.approx(_top1(*scaled, **options), abs=0.011)
 
 
 def test_two_classes_and_labels_with_gaps_are_scored_right():
     train, test = _data(200, 0, 2), _data(100, 1, 2)
-    moved = [LabelledFeatures(part.features, 1 + 5 * part.labels) for part in (train, test)]
+    moved = [LabeledFeatures(part.features, 1 + 5 * part.labels) for part in (train, test)]
     assert _top1(*moved) == _top1(train, test)
     assert _top1(train, test) > 0.9
 
@@ -140,7 +140,7 @@ def test_the_grid_chooses_on_held_out_train_images_and_fits_again_on_all():
 
 def test_the_grids_choice_never_looks_at_test_labels():
     train, test = _data(300, 0), _data(200, 1)
-    shuffled = LabelledFeatures(test.features, np.random.default_rng(0).permutation(test.labels))
+    shuffled = LabeledFeatures(test.features, np.random.default_rng(0).permutation(test.labels))
     assert _evaluated(train, test, l2="grid", num_l2=9).details["l2"] == _evaluated(train, shuffled, l2="grid", num_l2=9).details["l2"]
 
 
@@ -152,7 +152,7 @@ def test_the_paper_has_45_values_from_1e_minus_6_to_1e5():
 @pytest.mark.parametrize("options", [{}, SGD, SGD | {"learning_rate": [0.1, 1.0]}, {"l2": "grid", "num_l2": 9}])
 def test_shuffled_labels_score_chance(options):
     rng = np.random.default_rng(0)
-    train, test = (LabelledFeatures(part.features, rng.permutation(part.labels)) for part in (_data(900, 0), _data(900, 1)))
+    train, test = (LabeledFeatures(part.features, rng.permutation(part.labels)) for part in (_data(900, 0), _data(900, 1)))
     top1 = _evaluated(train, test, **options).scores["top1"]
     assert top1.low - 0.02 < 1 / 3 < top1.high + 0.02
 
@@ -180,7 +180,7 @@ def test_the_learning_rate_is_chosen_on_held_out_train_images_and_never_by_test_
     assert details["num_held_out"] == 60
     assert details["learning_rate"] == details["learning_rates"][int(np.argmax(details["validation_top1"]))]
     assert result.scores == _evaluated(train, test, **SGD, learning_rate=details["learning_rate"]).scores
-    shuffled = LabelledFeatures(test.features, np.random.default_rng(0).permutation(test.labels))
+    shuffled = LabeledFeatures(test.features, np.random.default_rng(0).permutation(test.labels))
     assert _evaluated(train, shuffled, **SGD, **rates).details == details
     assert result.figures["learning_rate"].startswith(b"\x89PNG")
 
@@ -188,19 +188,19 @@ def test_the_learning_rate_is_chosen_on_held_out_train_images_and_never_by_test_
 CROPS = {"solver": "sgd", "augment": True, "epochs": 4, "batch_size": 16}
 
 
-def test_crops_go_through_the_encoder_whose_weights_and_batch_statistics_stay(normalised_subject):
-    before = {name: value.clone() for name, value in normalised_subject.network.state_dict().items()}
-    result = linear.Config(**CROPS).build().evaluate(normalised_subject)
+def test_crops_go_through_the_encoder_whose_weights_and_batch_statistics_stay(normalized_subject):
+    before = {name: value.clone() for name, value in normalized_subject.network.state_dict().items()}
+    result = linear.Config(**CROPS).build().evaluate(normalized_subject)
     assert result.scores["top1"].value > 0.6
-    assert all(torch.equal(value, before[name]) for name, value in normalised_subject.network.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in normalized_subject.network.state_dict().items())
 
 
-def test_a_seeded_probe_of_crops_repeats_exactly_and_another_seed_sees_others(normalised_subject):
-    first, again = (linear.Config(**CROPS, seed=3).build().evaluate(normalised_subject) for _ in range(2))
+def test_a_seeded_probe_of_crops_repeats_exactly_and_another_seed_sees_others(normalized_subject):
+    first, again = (linear.Config(**CROPS, seed=3).build().evaluate(normalized_subject) for _ in range(2))
     assert (first.scores, first.details) == (again.scores, again.details)
     moments = np.zeros(24), np.ones(24)
-    sample_id = normalised_subject.labels("train")[0]
-    sides = [list(linear_sgd.new_crops(normalised_subject, sample_id, moments, 2, 16, seed, CPU)) for seed in (0, 0, 1)]
+    sample_id = normalized_subject.labels("train")[0]
+    sides = [list(linear_sgd.new_crops(normalized_subject, sample_id, moments, 2, 16, seed, CPU)) for seed in (0, 0, 1)]
     assert all(torch.equal(one[0], other[0]) for one, other in zip(sides[0], sides[1], strict=True))
     assert not torch.equal(sides[0][0][0], sides[2][0][0])
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from ray_sassl.evaluation import FixedFeatures, LabelledFeatures
+from ray_sassl.evaluation import FixedFeatures, LabeledFeatures
 from ray_sassl.evaluation.changes import Stylized, Textures
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.evaluation.protocols import robustness
@@ -70,20 +70,20 @@ def test_predictions_are_those_for_the_repainted_copies(result):
     assert result.predictions.sample_id.tolist() == (3 * np.arange(60) + 5).tolist()
 
 
-def test_an_encoder_that_sees_colour_alone_goes_by_texture():
-    class Colour(torch.nn.Module):
+def test_an_encoder_that_sees_color_alone_goes_by_texture():
+    class Color(torch.nn.Module):
         def forward(self, x):
             return x.mean((2, 3))
 
-    class ColourSubject(SmallSubject):
+    class ColorSubject(SmallSubject):
         def encoder(self):
-            return Colour(), 3
+            return Color(), 3
 
-    subject = ColourSubject(300, 90)
-    subject.network = Colour()
+    subject = ColorSubject(300, 90)
+    subject.network = Color()
     scores = robustness.Config(corruptions=(), stylize=ColorStatistics()).build().evaluate(subject).scores
     assert scores["clean_top1"].value > 0.9
-    assert scores["shape_share"].value < 0.1  # the repainted image has the mean colour of its style
+    assert scores["shape_share"].value < 0.1  # the repainted image has the mean color of its style
     assert "corrupted_top1" not in scores
 
 
@@ -92,7 +92,7 @@ def test_shape_and_texture_are_counted_by_their_classes():
     conflict = Stylized(ColorStatistics(), textures, 0, other_class=True)
     labels = np.array([0, 0, 1, 1, 2])
     predicted = np.array([0, 1, 0, 2, 2])
-    part = LabelledFeatures(predicted[:, None].astype(np.float32), labels, np.arange(5))
+    part = LabeledFeatures(predicted[:, None].astype(np.float32), labels, np.arange(5))
     shape, texture = robustness._cues(part, textures, conflict)
     assert shape.tolist() == [1, 0, 0, 0, 1]
     assert texture[:4].tolist() == [0, 1, 1, 0]
@@ -120,6 +120,6 @@ def test_options_without_a_meaning_are_refused(options):
 
 
 def test_features_alone_are_not_enough():
-    part = LabelledFeatures(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
+    part = LabeledFeatures(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
     with pytest.raises(UsageError, match="needs the images"):
         robustness.Config(**OPTIONS).build().evaluate(FixedFeatures(part, part))

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from ray_sassl.evaluation.protocols import semi_supervised
 from ray_sassl.evaluation.protocols.semi_supervised import rows_of_split_file, subset_name
 from ray_sassl.plugins import UsageError
-from tests.evaluation.conftest import Normalised, SmallSubject
+from tests.evaluation.conftest import Normalized, SmallSubject
 
 QUICK = {"batch_size": 8, "learning_rate": 0.5, "epochs": 3}
 
@@ -21,7 +21,7 @@ class Watched(SmallSubject):
 
 
 def test_each_share_trains_on_as_many_images_of_each_class_and_scores_on_all_test_images():
-    subject = Watched(network=Normalised())
+    subject = Watched(network=Normalized())
     result = semi_supervised.Config(subsets=(0.1, 0.5), **(QUICK | {"epochs": (5, 2)})).build().evaluate(subject)
     (few, few_epochs), (half, half_epochs) = subject.asked
     labels = subject.labels("train")[1]
@@ -74,7 +74,7 @@ def test_names_in_a_split_file_match_without_folders_and_image_extensions(tmp_pa
         ("", "names no images"),
         (
             "a.png\nz.png",
-            "1 of the 2 images that .* names are not among the 2 labelled train images, such as z; train images have names like a",
+            "1 of the 2 images that .* names are not among the 2 labeled train images, such as z; train images have names like a",
         ),
         ("a.png\na.png", "names 1 images twice"),
     ],

@@ -23,17 +23,17 @@ from ray_sassl.evaluation.targets.cards import card_of
 from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import UsageError
 
-COLOURS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
+COLORS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
 
 
 def write_split(folder: Path, half: str, num_rows: int, num_classes: int = 3, seed: int = 0, shuffled: bool = False) -> str:
-    """Plain images with noise, whose label is their colour, or is drawn at random."""
+    """Plain images with noise, whose label is their color, or is drawn at random."""
     rng = np.random.default_rng([seed, num_rows])
     labels = np.arange(num_rows) % num_classes
     images = []
     for label in labels:
         out = io.BytesIO()
-        pixels = (COLOURS[label % 3] + rng.normal(0, 12, (8, 8, 3))).clip(0, 255).astype(np.uint8)
+        pixels = (COLORS[label % 3] + rng.normal(0, 12, (8, 8, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(out, "PNG")
         images.append(out.getvalue())
     (folder / half).mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def test_each_target_has_its_own_figure_and_the_mean_is_over_all(subject, tmp_pa
     assert (details["num_train"], details["num_test"], details["num_classes"], details["bad_images"]) == (60, 45, 3, 0)
     assert details["chance"] == pytest.approx(1 / 3)
     assert "l2" in details
-    assert details["licence"] == card_of("flowers102").licence
+    assert details["license"] == card_of("flowers102").license
     assert "noise_l2" in found.figures
     assert found.predictions is None
 

@@ -62,7 +62,7 @@ def test_what_the_data_set_is_stands_beside_it(food: Written, tmp_path: Path):
     done = prepare(food.card, food.folder, str(tmp_path))
     facts = json.loads((Path(done.path) / "card.json").read_text())
     assert facts["class_names"] == ["apple_pie", "waffles"]
-    assert facts["licence"] == food.card.licence
+    assert facts["license"] == food.card.license
     assert [card.name for card in prepared_cards(str(tmp_path))] == ["food101"]
 
 

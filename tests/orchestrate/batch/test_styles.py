@@ -1,4 +1,4 @@
-"""Banks and stylised copies of whole data sets. Most tests have one worker in this process, where a pool of actors would be; those marked
+"""Banks and stylized copies of whole data sets. Most tests have one worker in this process, where a pool of actors would be; those marked
 `ray` have the pool, and compare what it makes with what the one worker makes."""
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _patch_workers(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 small pictures of very different colours in two classes."""
+    """50 small pictures of very different colors in two classes."""
     draws = np.random.default_rng(0)
     root = tmp_path_factory.mktemp("pictures")
     for row in range(NUM_ROWS):
@@ -173,7 +173,7 @@ def test_a_bank_is_not_computed_where_it_cannot_be_written(here: None, sources, 
         _bank(sources["folder"], tmp_path)
 
 
-# Stylised copies.
+# Stylized copies.
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def test_a_target_that_cannot_be_used_is_refused_before_anything_is_written(here
     with pytest.raises(UsageError, match="is a file, not a folder"):
         _stylize(sources["parquet"], tmp_path / "taken" / "notes.txt")
     with pytest.raises(UsageError, match="lies in"):
-        _stylize(sources["folder"], folder / "stylised")
-    assert not (folder / "stylised").exists()
+        _stylize(sources["folder"], folder / "stylized")
+    assert not (folder / "stylized").exists()
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes.txt"]
 
 
@@ -340,7 +340,7 @@ def test_two_actors_make_the_very_bytes_that_one_worker_makes(one_worker: Path, 
     result = _stylize(sources["folder"], tmp_path / "copy", "stylize=swift", show_progress=True)
     assert result.num_rows == NUM_ROWS
     assert "starting 2 actors of 0.5 CPU" in (said := capfd.readouterr().out)
-    assert "stylising: 50 of 50" in said
+    assert "stylizing: 50 of 50" in said
     assert (tmp_path / "bank").read_bytes() == (one_worker / "bank").read_bytes()
     assert _files(tmp_path / "copy") == _files(one_worker / "copy")
     deadline = time.monotonic() + 60  # no actor outlives its job

@@ -137,7 +137,7 @@ def test_a_run_is_scored_by_a_job(cluster: JobCluster, project: Path, tmp_path: 
         cluster, "job", "submit", "--wait", "--", *_pretrain(run_dir, "train.epochs=1", "scaling.num_workers=0"), cwd=project
     )
     assert code == 0, output
-    data = tmp_path / "labelled"
+    data = tmp_path / "labeled"
     data.mkdir()
     paths = [f"evaluate.{part}.path={write_shards(data)}" for part in ("train", "test")]
     code, output = ray_sassl(

@@ -38,7 +38,7 @@ PATIENCE_S = 420
 
 
 def assert_same_end(run_dir: str, other: str) -> None:
-    """Weights, optimiser and seen samples are equal to the bit."""
+    """Weights, optimizer and seen samples are equal to the bit."""
     mine, theirs = latest_checkpoint(run_dir), latest_checkpoint(other)
     assert mine is not None
     assert theirs is not None
@@ -114,7 +114,7 @@ def test_a_killed_stylizer_and_a_killed_decode_task_lose_and_repeat_no_row(ray_c
 
 @contextmanager
 def begun(config: ExperimentConfig, run_dir: str, folder: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, in a process of its own, of which nothing is left afterwards."""
+    """The command, in a process of its own, of which nothing is left afterward."""
     (folder / "run.yaml").write_text(to_yaml(config))
     command = [sys.executable, "-m", "ray_sassl.cli", "pretrain", str(folder / "run.yaml"), "--run-dir", run_dir, *flags]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}

@@ -38,7 +38,7 @@ def test_groups_with_gpus_on_google_cloud_wait_for_their_driver():
 
 
 BROKEN = {
-    "misspelt field": ({"max_worker": 3}, "Additional properties are not allowed"),
+    "misspelled field": ({"max_worker": 3}, "Additional properties are not allowed"),
     "no provider": ({"provider": {}}, "KeyError: 'type'"),
     "text for a number": ({"max_workers": "many"}, "'many' is not of type 'integer'"),
     "a head that is not there": ({"head_node_type": "heat"}, "`head_node_type` must be one of"),

@@ -39,7 +39,7 @@ def test_a_stylizer_is_true_to_itself():
     stylizer = ColorStatistics().build(CPU)
     found = fidelity(stylizer, stylizer, _images(3, 0), _images(2, 1))
     assert found.difference == 0
-    assert found.colour == found.teacher_colour
+    assert found.color == found.teacher_color
     assert found.ssim == found.teacher_ssim
 
 
@@ -50,8 +50,8 @@ def test_figures_are_means_over_all_pairs():
     pairs = [(content[None], style[None]) for content in contents for style in styles]
     painted = [teacher.render(content, teacher.embed(style)) for content, style in pairs]
     differences = [(content - picture).abs().mean() for (content, _), picture in zip(pairs, painted, strict=True)]
-    colours = [(content.mean(dim=(2, 3)) - style.mean(dim=(2, 3))).abs().mean() for content, style in pairs]
+    colors = [(content.mean(dim=(2, 3)) - style.mean(dim=(2, 3))).abs().mean() for content, style in pairs]
     assert found.difference == pytest.approx(torch.stack(differences).mean().item(), abs=1e-6)
-    assert found.colour == pytest.approx(torch.stack(colours).mean().item(), abs=1e-6)
-    assert found.teacher_colour < 0.02
+    assert found.color == pytest.approx(torch.stack(colors).mean().item(), abs=1e-6)
+    assert found.teacher_color < 0.02
     assert found.ssim == pytest.approx(1, abs=1e-5)

@@ -73,7 +73,7 @@ def test_the_predictors_convolutions_pad_as_tensorflow_does(size):
     assert network(x).shape == (1, 5)
 
 
-def test_the_small_predictor_sees_colours_and_not_places():
+def test_the_small_predictor_sees_colors_and_not_places():
     network = SmallPredictor(code_size=5).eval()
     image = torch.rand(1, 3, 64, 64)
     assert network(image).shape == (1, 5)

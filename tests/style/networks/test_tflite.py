@@ -11,7 +11,7 @@ def predictor(shared_dir) -> bytes:
     return (shared_dir / "stylizer" / "style_predict_quantized_256.tflite").read_bytes()
 
 
-def test_integers_are_dequantised_per_channel(predictor):
+def test_integers_are_dequantized_per_channel(predictor):
     kernel = read_constants(predictor)["MobilenetV2/Conv/weights"]
     assert (kernel.shape, kernel.dtype) == ((32, 3, 3, 3), np.float32)
     # Symmetric int8: in every output channel the largest weight is 127 steps, and all are whole steps.

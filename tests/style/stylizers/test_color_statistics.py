@@ -69,7 +69,7 @@ def test_a_mixture_of_codes_is_a_valid_gaussian(photos):
     assert torch.linalg.eigvalsh(covariance).min() > -1e-7
 
 
-def test_images_of_one_colour_stay_finite_and_take_the_styles_mean(photos):
+def test_images_of_one_color_stay_finite_and_take_the_styles_mean(photos):
     plain = torch.full((1, 3, 16, 16), 0.25)
     codes = STYLIZER.embed(photos[:1])
     rendered = STYLIZER.render(plain, codes)

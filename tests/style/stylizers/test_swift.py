@@ -47,14 +47,14 @@ def test_it_paints_as_the_published_one_does(shared_dir, weights_cache, monkeypa
     contents = _squares(sorted((shared_dir / "data/transfer/bccd/JPEGImages").glob("*.jpg"))[:3], 96)
     found = fidelity(Config().build(CPU), Magenta().build(CPU), contents, styles)
     assert found.difference < 0.08
-    assert found.colour < 0.08
+    assert found.color < 0.08
     assert found.ssim > found.teacher_ssim - 0.05
 
 
-def test_colours_of_the_style_are_reached():
+def test_colors_of_the_style_are_reached():
     stylizer = Config().build(CPU)
     contents = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    reddish, bluish = (torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 64, 64) for colour in ([0.8, 0.2, 0.2], [0.2, 0.2, 0.8]))
+    reddish, bluish = (torch.tensor(color).view(1, 3, 1, 1).expand(1, 3, 64, 64) for color in ([0.8, 0.2, 0.2], [0.2, 0.2, 0.8]))
     red, blue = (stylizer.render(contents, stylizer.embed(style).expand(2, -1)).mean(dim=(0, 2, 3)) for style in (reddish, bluish))
     assert red[0] > blue[0] + 0.2
     assert blue[2] > red[2] + 0.2

@@ -1,4 +1,4 @@
-"""Learning rate, weight decay, the optimiser's momentum, and the method's temperature and momentum where it has them.
+"""Learning rate, weight decay, the optimizer's momentum, and the method's temperature and momentum where it has them.
 
 Rates range from a tenth to ten times the base experiment's.
 """

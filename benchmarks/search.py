@@ -44,7 +44,7 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
-from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler
 from ray_sassl.orchestrate.tune.search import search
@@ -290,7 +290,7 @@ class SleepingRun:
                 status = "interrupted"
                 break
             metrics = {"step": step, "epoch": step, "knn_top1": (1 - abs(config.sassl.prob - 0.7)) * step / 3 + 0.02 * draws.normal()}
-            watch(News([metrics]))
+            watch(ProgressUpdate([metrics]))
         Path(run_dir, "time.json").write_text(json.dumps({"began": began, "ended": time.time(), "pid": os.getpid()}))
         return RunResult(status, int(metrics.get("step", 0)), run_dir, None, metrics)
 

@@ -1,8 +1,8 @@
-"""How fast stylizers are: computing codes, repainting, and the whole SASSL block, against a plain port of the networks and against their convolutions.
+"""How fast stylizers are: computing codes, stylizing, and the whole SASSL block, against a plain port of the networks and against their convolutions.
 
     python -m benchmarks.stylize [--rounds 3] [--device cpu] [--size-px 224] [--batch-size 64] [--out FILE] [--resume]
 
-One thread; random images. *Block* is all that SASSL does to uint8 crops at the paper's p = 0.8: of a batch of 64, 51 are repainted, and the codes
+One thread; random images. *Block* is all that SASSL does to uint8 crops at the paper's p = 0.8: of a batch of 64, 51 are stylized, and the codes
 of these and of the images whose style they take are computed. *Plain* is a direct port: eager PyTorch in NCHW, float32, one image at a time.
 *Floor* is the networks' convolutions alone, in channels_last through oneDNN, called back to back on inputs that are there already, in the shapes
 in which the networks call them; the closed-form stylizer `color_statistics` has none. Forms take turns; figures are medians. Goals, at the largest
@@ -139,7 +139,7 @@ def measure(name: str, size_px: int, batch: int, rounds: int) -> dict[str, float
     """Images per CPU-second and per second of each part, and how the block stands to its floor and to the plain port."""
     stylizer = build(name)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size_px, size_px, 3), np.uint8)
-    ids, epoch, embedded, repainted = draws(batch)
+    ids, epoch, embedded, stylized = draws(batch)
     images = to_float(pixels, CPU)
     codes = stylizer.embed(images)
     forms: dict[str, tuple[int, Callable[[], object]]] = {
@@ -171,7 +171,7 @@ def measure(name: str, size_px: int, batch: int, rounds: int) -> dict[str, float
     figures |= {f"{form}_per_s": 1 / statistics.median(wall[form]) for form in ("embed", "render", "block")}
     if name != "color_statistics":
         for against in ("floor", "plain"):
-            whole = (embedded * seconds[f"{against}_embed"] + repainted * seconds[f"{against}_render"]) / batch
+            whole = (embedded * seconds[f"{against}_embed"] + stylized * seconds[f"{against}_render"]) / batch
             figures[f"{against}_block_per_cpu_s"] = 1 / whole
         figures["block_over_floor"] = figures["floor_block_per_cpu_s"] / figures["block_per_cpu_s"]
         figures["block_over_plain"] = figures["block_per_cpu_s"] / figures["plain_block_per_cpu_s"]
@@ -182,9 +182,9 @@ def measure_card(name: str, device: torch.device, batch: int, size_px: int, roun
     """Images per second of the block in bfloat16, and its share of what the card's arithmetic and memory allow."""
     stylizer = build(name, device, "bfloat16")
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size_px, size_px, 3), np.uint8)
-    ids, epoch, embedded, repainted = draws(batch)
+    ids, epoch, embedded, stylized = draws(batch)
     to_embed, to_render = recorded(networks_of(name), stylizer.style_px, size_px)
-    work = [(conv, count) for convs, count in ((to_embed, embedded), (to_render, repainted)) for conv in convs]
+    work = [(conv, count) for convs, count in ((to_embed, embedded), (to_render, stylized)) for conv in convs]
     flops_per_s, bytes_per_s = limits(device)
     arithmetic_s = sum(conv.flops() * count for conv, count in work) / flops_per_s
     memory_s = sum(2 * conv.values() * count for conv, count in work) / bytes_per_s
@@ -193,7 +193,7 @@ def measure_card(name: str, device: torch.device, batch: int, size_px: int, roun
     block_s = seconds_on(device, rounds, lambda: stylize_views(stylizer, [pixels], ids, epoch, 0, PAPER, device, chunks=Chunks(batch)))
     # The networks without the way of the pixels to the card and back.
     networks_s = seconds_on(
-        device, rounds, lambda: (stylizer.embed(images[:embedded]), stylizer.render(images[:repainted], codes[:repainted]))
+        device, rounds, lambda: (stylizer.embed(images[:embedded]), stylizer.render(images[:stylized], codes[:stylized]))
     )
     return {
         "block_per_s": batch / block_s,
@@ -239,7 +239,7 @@ def networks_of(name: str) -> Networks:
 
 
 def draws(batch: int) -> tuple[np.ndarray, int, int, int]:
-    """Sample ids and an epoch in which just p of them are repainted, and how many are embedded and repainted."""
+    """Sample ids and an epoch in which just p of them are stylized, and how many are embedded and stylized."""
     ids = np.arange(batch)
     for epoch in range(10_000):
         params = draw_styles(PAPER, ids, epoch, 0, 0)
@@ -302,7 +302,7 @@ def plain_embed(networks: Networks, pixels: np.ndarray, style_px: int) -> Callab
 
 
 def plain_render(networks: Networks, pixels: np.ndarray, codes: Tensor) -> Callable[[], None]:
-    """Repainting one by one, from images as they come to images as they go."""
+    """Stylizing one by one, from images as they come to images as they go."""
 
     class Port(Stylizer):
         def embed(self, images: Tensor) -> Tensor:

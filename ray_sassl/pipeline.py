@@ -31,7 +31,7 @@ from ray_sassl.views.recipes import ViewsConfig
 OnBad = Callable[[list[BadRow]], object]
 """Told of the rows that could not be read or decoded; raises where there are too many."""
 
-Restyle = Callable[[list[np.ndarray], np.ndarray, int], list[np.ndarray]]
+StylizeBlock = Callable[[list[np.ndarray], np.ndarray, int], list[np.ndarray]]
 """Style augmentation of one block: views (each (B, H, W, 3) uint8), sample ids (B,) and the epoch in, views out."""
 
 
@@ -115,9 +115,9 @@ def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Imag
     return [image for image in decoded if not isinstance(image, BadRow)], good
 
 
-def finish_block(source: ViewSource, block: CropBlock, restyle: Restyle | None, device_type: str = "cpu") -> Arrays:
+def finish_block(source: ViewSource, block: CropBlock, stylize_block: StylizeBlock | None, device_type: str = "cpu") -> Arrays:
     """The block's views, stylized and with their colors changed, without the rows that are there as partners only."""
-    views = restyle(block.views, block.sample_id, block.epoch) if restyle else block.views
+    views = stylize_block(block.views, block.sample_id, block.epoch) if stylize_block else block.views
     sample_id = block.sample_id[block.keep]
     if not block.keep.all():
         views = [view[block.keep] for view in views]
@@ -160,7 +160,7 @@ def local_batches(
     epochs: float,
     batch_size: int,
     on_bad: OnBad,
-    restyle: Restyle | None = None,
+    stylize_block: StylizeBlock | None = None,
     seen: SeenIds | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -173,7 +173,7 @@ def local_batches(
     """
     seen = seen or SeenIds(source.index.num_rows)
     blocks = (
-        finish_block(source, block, restyle)
+        finish_block(source, block, stylize_block)
         for window in windows(source, epochs, seen)
         for block in crop_blocks(source, window, seen, on_bad)
     )

@@ -65,14 +65,14 @@ def source(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> ViewSo
 
 
 @pytest.fixture(scope="module")
-def restyle() -> Callable[..., list[np.ndarray]]:
+def stylize_block() -> Callable[..., list[np.ndarray]]:
     stylizer = ColorStatistics().build(torch.device("cpu"))
     config = SasslConfig(views="both", prob=0.9, alpha=(0.5, 1), beta=(0.5, 1))
 
-    def restyle(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
+    def stylize_block(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
         return stylize_views(stylizer, views, sample_id, epoch, 3, config, torch.device("cpu"))
 
-    return restyle
+    return stylize_block
 
 
 def _ignore(rows: list[BadRow]) -> None:
@@ -158,28 +158,28 @@ def test_every_row_is_seen_once_an_epoch_when_a_run_is_resumed_on_other_workers(
 
 
 @pytest.mark.parametrize("kwargs", [{"batch_size": 1}, {"batch_size": 47}, {"batch_size": 5, "accumulate": 2}])
-def test_a_samples_views_are_the_same_bytes_in_any_batch(source, restyle, kwargs):
-    expected = _views_by_key(_batches(source, 10, restyle=restyle))
-    found = _views_by_key(_batches(source, restyle=restyle, **kwargs))
+def test_a_samples_views_are_the_same_bytes_in_any_batch(source, stylize_block, kwargs):
+    expected = _views_by_key(_batches(source, 10, stylize_block=stylize_block))
+    found = _views_by_key(_batches(source, stylize_block=stylize_block, **kwargs))
     assert len(found) > 60
     assert all(found[key] == expected[key] for key in found.keys() & expected.keys())
 
 
-def test_a_samples_views_are_the_same_bytes_on_any_number_of_workers(source, restyle):
-    expected = _views_by_key(_batches(source, 12, restyle=restyle))
+def test_a_samples_views_are_the_same_bytes_on_any_number_of_workers(source, stylize_block):
+    expected = _views_by_key(_batches(source, 12, stylize_block=stylize_block))
     for world_size in (2, 3):
         found: dict[Key, bytes] = {}
         for rank in range(world_size):
-            found |= _views_by_key(_batches(source, 12 // world_size, rank=rank, world_size=world_size, restyle=restyle))
+            found |= _views_by_key(_batches(source, 12 // world_size, rank=rank, world_size=world_size, stylize_block=stylize_block))
         assert found == expected
 
 
-def test_a_resumed_run_gives_its_samples_the_style_partners_that_they_would_have_had(source, restyle):
-    expected = _views_by_key(_batches(source, 1, restyle=restyle))
+def test_a_resumed_run_gives_its_samples_the_style_partners_that_they_would_have_had(source, stylize_block):
+    expected = _views_by_key(_batches(source, 1, stylize_block=stylize_block))
     seen = SeenIds(NUM_ROWS)
     half = np.random.default_rng(1).permutation(NUM_ROWS)[:25]
     seen.add(np.zeros(25, np.int64), half)
-    found = _views_by_key(_batches(source, 1, restyle=restyle, seen=seen))
+    found = _views_by_key(_batches(source, 1, stylize_block=stylize_block, seen=seen))
     assert found.keys() == {key for key in expected if key[0] == 1 or key[1] not in half}
     assert all(found[key] == expected[key] for key in found)
 
@@ -206,8 +206,8 @@ def test_left_and_right_views_differ(source):
     assert (batch["view_0"] != batch["view_1"]).any(axis=(1, 2, 3)).all()
 
 
-def test_style_augmentation_changes_pixels_and_nothing_else(source, restyle):
-    plain, styled = next(_batches(source, 40)), next(_batches(source, 40, restyle=restyle))
+def test_style_augmentation_changes_pixels_and_nothing_else(source, stylize_block):
+    plain, styled = next(_batches(source, 40)), next(_batches(source, 40, stylize_block=stylize_block))
     assert np.array_equal(plain["sample_id"], styled["sample_id"])
     assert (plain["view_0"] != styled["view_0"]).any(axis=(1, 2, 3)).mean() > 0.5
 
@@ -225,8 +225,10 @@ def test_small_views_stand_behind_the_pair_in_their_own_size(multi_crop):
     assert [batch[name].shape for name in view_names(batch)] == [(9, 8, 8, 3)] * 2 + [(9, 4, 4, 3)] * 9
 
 
-def test_small_views_do_not_change_the_pair(source, multi_crop, restyle):
-    assert _views_by_key(_batches(multi_crop, 10, restyle=restyle)) == _views_by_key(_batches(source, 10, restyle=restyle))
+def test_small_views_do_not_change_the_pair(source, multi_crop, stylize_block):
+    assert _views_by_key(_batches(multi_crop, 10, stylize_block=stylize_block)) == _views_by_key(
+        _batches(source, 10, stylize_block=stylize_block)
+    )
 
 
 def test_all_views_of_a_sample_differ(multi_crop):
@@ -240,13 +242,16 @@ def test_all_views_of_a_sample_differ(multi_crop):
 def test_a_samples_small_views_are_the_same_bytes_in_any_batch_and_on_any_worker(multi_crop, kwargs):
     stylizer, config = ColorStatistics().build(torch.device("cpu")), SasslConfig(views="all", alpha=(0.5, 1), beta=(0.5, 1))
 
-    def restyle(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
+    def stylize_block(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
         return stylize_views(stylizer, views, sample_id, epoch, 3, config, torch.device("cpu"))
 
     def small_views(batches: Iterator[Arrays]) -> dict[Key, list[bytes]]:
         return {key: [b[name][row].tobytes() for name in view_names(b)[2:]] for b in batches for row, key in enumerate(_keys(b))}
 
-    expected, found = small_views(_batches(multi_crop, 10, restyle=restyle)), small_views(_batches(multi_crop, restyle=restyle, **kwargs))
+    expected, found = (
+        small_views(_batches(multi_crop, 10, stylize_block=stylize_block)),
+        small_views(_batches(multi_crop, stylize_block=stylize_block, **kwargs)),
+    )
     assert len(found) > 30
     assert all(found[key] == expected[key] for key in found.keys() & expected.keys())
     plain = small_views(_batches(multi_crop, 10))

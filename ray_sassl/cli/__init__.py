@@ -20,7 +20,7 @@ from ray_sassl.plugins import UsageError
 
 _HELP = """Pretrain image encoders without labels, on Ray.
 
-SASSL (arXiv 2312.01187) repaints one view of each image by style transfer, so that the encoder learns to look past colors and textures.
+SASSL (arXiv 2312.01187) stylizes one view of each image by style transfer, so that the encoder learns to look past colors and textures.
 
 \b
 See it work, in minutes, without data or a GPU:
@@ -131,7 +131,7 @@ def views(
 ) -> None:
     """Draw what the network will see.
 
-    Crops, repainted crops and final views of some images, as a PNG.
+    Crops, stylized crops and final views of some images, as a PNG.
     """
     from ray_sassl.cli import pretraining
 

@@ -113,7 +113,7 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
 @contextmanager
 def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     """A bar with what matters beside it on a terminal; a line now and then elsewhere."""
-    from ray_sassl.orchestrate.pretraining.control import News
+    from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
 
     columns = (
@@ -131,15 +131,15 @@ def _progress(console: Console, config: ExperimentConfig) -> Iterator:
         task = bar.add_task("starting", total=None, metrics="")
         announce = Announcer(lambda line: bar.console.print(escape(line), highlight=False, soft_wrap=True))
 
-        def watch(news: News) -> None:
+        def watch(update: ProgressUpdate) -> None:
             nonlocal last_printed, last_bad
-            announce(news.waiting)
-            for note in news.notes:
+            announce(update.waiting)
+            for note in update.notes:
                 bar.console.print(f"[yellow]Warning:[/] {escape(note)}", soft_wrap=True)
-            if news.num_bad > last_bad:
-                bar.console.print(f"[yellow]{news.num_bad:,} bad images so far[/]; see quarantine.jsonl")
-                last_bad = news.num_bad
-            for report in news.reports:
+            if update.num_bad > last_bad:
+                bar.console.print(f"[yellow]{update.num_bad:,} bad images so far[/]; see quarantine.jsonl")
+                last_bad = update.num_bad
+            for report in update.reports:
                 latest.update(report)
                 if "knn_top1" in report:
                     bar.console.print(f"step {report['step']:,}: kNN top-1 {report['knn_top1']:.1%}", highlight=False)
@@ -171,12 +171,12 @@ def views(console: Console, experiment: str, overrides: list[str], out: str, row
     from ray_sassl.data.reading import build_index
     from ray_sassl.runs.directory import INDEX
     from ray_sassl.runs.pictures import views_picture
-    from ray_sassl.runs.process import build_restyle, view_source
+    from ray_sassl.runs.process import build_stylize_block, view_source
 
     config = load_config(experiment, overrides)
     with tempfile.TemporaryDirectory() as folder:
         build_index(config.data).save(Path(folder) / INDEX)
-        picture = views_picture(config, view_source(config, folder), build_restyle(config, "cpu", 1), rows)
+        picture = views_picture(config, view_source(config, folder), build_stylize_block(config, "cpu", 1), rows)
     storage.write_bytes(out, picture)
     console.print(f"Views: {out}")
 

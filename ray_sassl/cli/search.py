@@ -318,7 +318,7 @@ def _clock(seconds_: float) -> str:
 
 @contextmanager
 def _live(console: Console) -> Iterator[Any]:
-    """A table that is kept up to date on a terminal; a line for each fate elsewhere."""
+    """A table that is kept up to date on a terminal; a line for each outcome elsewhere."""
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
 
     told: set[int] = set()

@@ -100,7 +100,7 @@ def dataset_command(
 ) -> None:
     """Write a stylized copy of a data set, with its labels and keys.
 
-    Every image is repainted at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently: images
+    Every image is stylized at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently: images
     that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
     """
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig

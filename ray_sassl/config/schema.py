@@ -135,17 +135,17 @@ class ExperimentConfig(FrozenConfig):
                 f"recipe without them, such as views=simclr_224, or a method that takes them: {', '.join(takers)}"
             )
         if self.sassl.views == "small" and not self.views.num_small:
-            raise ValueError("sassl.views='small' repaints the small views, and views.num_small=0 makes none; set one or the other")
+            raise ValueError("sassl.views='small' stylizes the small views, and views.num_small=0 makes none; set one or the other")
         return self
 
     @model_validator(mode="after")
-    def _repainted_views_are_large_enough(self) -> Self:
+    def _stylized_views_are_large_enough(self) -> Self:
         assert isinstance(self.stylize, StylizerConfig)
-        sizes_px = [size_px for number, size_px in enumerate(self.views.sizes_px) if self.sassl.repaints(number)]
+        sizes_px = [size_px for number, size_px in enumerate(self.views.sizes_px) if self.sassl.stylizes(number)]
         if not self.stylize.is_identity and min(sizes_px) < self.stylize.min_px:
             takers = [name for name in plugin_names(_STYLIZERS) if load_plugin(_STYLIZERS, name).Config.min_px <= min(sizes_px)]
             raise ValueError(
-                f"stylize={self.stylize.name} repaints views of at least {self.stylize.min_px} px, not of {min(sizes_px)} px; take larger views, "
+                f"stylize={self.stylize.name} stylizes views of at least {self.stylize.min_px} px, not of {min(sizes_px)} px; take larger views, "
                 f"leave the small ones out of sassl.views, or take a stylizer for them: {', '.join(takers)}"
             )
         return self

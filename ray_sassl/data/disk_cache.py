@@ -47,7 +47,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def read_kept(index: Index, group: int, read: Callable[[], Rows]) -> Rows:
+def read_cached(index: Index, group: int, read: Callable[[], Rows]) -> Rows:
     """The rows of a row group: those that are kept on this machine, or else what `read` returns, which is then kept if `data.cache_gb` allows it."""
     limit_bytes = int(index.config.cache_gb * 1e9)
     if not limit_bytes or storage.local_path(index.file_path(0)) is not None:
@@ -62,8 +62,8 @@ def read_kept(index: Index, group: int, read: Callable[[], Rows]) -> Rows:
 
 
 @lru_cache(maxsize=8)
-def _kept(folder: str, limit_bytes: int) -> KeptGroups:
-    return KeptGroups(Path(folder), limit_bytes)
+def _kept(folder: str, limit_bytes: int) -> DiskCache:
+    return DiskCache(Path(folder), limit_bytes)
 
 
 @lru_cache(maxsize=64)
@@ -71,7 +71,7 @@ def _name(root: str, fingerprint: str) -> str:
     return hashlib.sha256(f"{root}\0{fingerprint}".encode()).hexdigest()[:16]
 
 
-class KeptGroups:
+class DiskCache:
     """The folder, as one process uses it.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_sassl.data import NO_LABEL, DataConfig, Format, Reader, Rows
-from ray_sassl.data.disk_cache import read_kept
+from ray_sassl.data.disk_cache import read_cached
 from ray_sassl.data.index import FILE_SCHEMA, SCANNED_FIELDS, Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.readers.folder import FolderReader
@@ -112,7 +112,7 @@ def read_groups(index: Index, groups: Sequence[int]) -> Rows:
         try:
             if not is_made_here:
                 _refuse_changed(index, group)
-            parts.append(read_kept(index, group, partial(READERS[index.format].read, index, group)))
+            parts.append(read_cached(index, group, partial(READERS[index.format].read, index, group)))
         except FileNotFoundError:
             parts.append(_gone(index, group))
     return parts[0] if len(parts) == 1 else Rows.joined(parts)

@@ -53,7 +53,7 @@ class Augmented(ImageChange):
 
 @dataclass(frozen=True, eq=False)
 class Textures:
-    """Styles to repaint images in.
+    """Styles to stylize images in.
 
     Attributes:
         codes: (N, C) float32, style codes.
@@ -68,7 +68,7 @@ class Textures:
 
 @dataclass(frozen=True, eq=False)
 class Stylized(ImageChange):
-    """Each image repainted, at full strength, in a style that is drawn for it.
+    """Each image stylized, at full strength, in a style that is drawn for it.
 
     Attributes:
         stylize: The stylizer.
@@ -76,7 +76,7 @@ class Stylized(ImageChange):
         seed: Of the draws.
         number: Copies of different numbers are drawn independently.
         other_class: Whether styles of the image's own class are left out: cues of shape and texture then conflict.
-        render_px: Images of a smaller side are enlarged to it, repainted and reduced again: the strokes are those of the stylizer, and the few
+        render_px: Images of a smaller side are enlarged to it, stylized and reduced again: the strokes are those of the stylizer, and the few
             pixels of a small image are not painted over by them.
     """
 
@@ -93,10 +93,10 @@ class Stylized(ImageChange):
         which = "another class's style" if self.other_class else "any style"
         at = f" at {self.render_px} px" if self.render_px else ""
         how = f"{self.stylize.name} {self.stylize.model_dump_json()}{at}"
-        return f"repainted by {how} in {which} of {digest}, seed {self.seed}, copy {self.number}"
+        return f"stylized by {how} in {which} of {digest}, seed {self.seed}, copy {self.number}"
 
     def styles(self, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
-        """(B,) int64: the style that each image is repainted in, by its row among the textures.
+        """(B,) int64: the style that each image is stylized in, by its row among the textures.
 
         Raises:
             UsageError: all styles are of an image's own class.
@@ -123,8 +123,8 @@ class Stylized(ImageChange):
             for start in range(0, len(images), at_once):
                 rows = slice(start, start + at_once)
                 content = torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))).to(device).float() / 255
-                repainted = resized(stylizer.render(resized(content, render_px), codes[rows].to(device)), size_px)
-                painted[rows] = (repainted * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+                stylized = resized(stylizer.render(resized(content, render_px), codes[rows].to(device)), size_px)
+                painted[rows] = (stylized * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return painted
 
 

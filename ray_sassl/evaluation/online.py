@@ -19,7 +19,7 @@ from ray_sassl.evaluation.protocols.linear import Config as LinearConfig
 
 log = logging.getLogger(__name__)
 
-_UNMET = 0.02
+_UNSEEN_SHARE = 0.02
 
 ONLINE_SCORES: dict[str, ProtocolConfig] = {"knn": KnnConfig(), "linear": LinearConfig()}
 """What `evaluate.online` may name; each is logged as NAME_top1."""
@@ -38,7 +38,7 @@ def online_scores(config: ExperimentConfig, device: torch.device) -> Callable[[n
 
     def scores(backbone: nn.Module) -> dict[str, float]:
         train, test = (extract_features(backbone, images, mean, std, device) for images in splits)
-        warn_of_unmet_classes(train.labels, test.labels)
+        warn_unseen_classes(train.labels, test.labels)
         subject = FixedFeatures(train, test)
         return {f"{name}_top1": ONLINE_SCORES[name].build().evaluate(subject).scores["top1"].value for name in names}
 
@@ -50,10 +50,10 @@ def _warn_once(text: str) -> None:
     log.warning(text)
 
 
-def warn_of_unmet_classes(train: np.ndarray, test: np.ndarray) -> None:
+def warn_unseen_classes(train: np.ndarray, test: np.ndarray) -> None:
     """Say so, once, where of labels (N,) and (M,) more than one test image in fifty has a class that no train image has."""
     unmet = float(np.isin(test, train, invert=True).mean())
-    if unmet > _UNMET:
+    if unmet > _UNSEEN_SHARE:
         _warn_once(
             f"{unmet:.0%} of the test images taken for the scores during the run have a class that none of the train images taken has, and can only be "
             "wrong: the row groups of evaluate.train or evaluate.test are ordered by class. Raise evaluate.online_rows, or write shards in which "

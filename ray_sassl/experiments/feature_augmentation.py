@@ -134,7 +134,7 @@ def sassl_fa_imagenet() -> ExperimentConfig:
 
 
 def _with_fa(name: str, config: ExperimentConfig, *overrides: str) -> ExperimentConfig:
-    """The config with feature augmentation by these overrides, and with the strong view that style augmentation repaints, where it does."""
+    """The config with feature augmentation by these overrides, and with the strong view that style augmentation stylizes, where it does."""
     config = apply_overrides(config, [f"name={name}", *overrides])
     return config.model_copy(update={"views": with_strong_left(config.views)})
 

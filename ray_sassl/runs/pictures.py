@@ -13,7 +13,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
 from ray_sassl.nn.pixels import to_float, to_uint8
-from ray_sassl.pipeline import Restyle, ViewSource, crop_blocks, finish_block, windows
+from ray_sassl.pipeline import StylizeBlock, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.augment import blend, draw_styles
 from ray_sassl.style.stylizers import Stylizer
@@ -23,7 +23,7 @@ from ray_sassl.views.grid import TEXT_PX, image_grid
 _BACKGROUND = (255, 255, 255)
 
 
-def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle | None, num_rows: int = 8) -> bytes:
+def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: StylizeBlock | None, num_rows: int = 8) -> bytes:
     """A PNG of what the network will see: for some samples each view's crop and final form, with and without style augmentation.
 
     Bad rows are passed over here; the run itself counts them.
@@ -35,12 +35,12 @@ def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle
         raise UsageError("none of the images in the first block could be decoded; `ray-sassl data check PATH` lists what is wrong")
     rows = np.arange(min(num_rows, len(block.sample_id)))
     plain = finish_block(source, block, None)
-    styled = finish_block(source, block, restyle)
-    repainted = restyle(block.views, block.sample_id, block.epoch) if restyle else block.views
+    styled = finish_block(source, block, stylize_block)
+    stylized = stylize_block(block.views, block.sample_id, block.epoch) if stylize_block else block.views
     columns: list[tuple[str, np.ndarray, list[str]]] = []
     for number, side in enumerate(source.views.names):
         columns.append((f"{side} crop", block.views[number], ["" for _ in rows]))
-        if restyle is not None and config.sassl.repaints(number):
+        if stylize_block is not None and config.sassl.stylizes(number):
             bank = config.sassl.load_bank()
             styles = draw_styles(config.sassl, block.sample_id, block.epoch, config.seed, number, bank)
             strengths = zip(styles.apply[rows], styles.alpha[rows], styles.beta[rows], strict=True)
@@ -49,7 +49,7 @@ def views_picture(config: ExperimentConfig, source: ViewSource, restyle: Restyle
                 columns.append(("its style", block.views[number][styles.partner], ["" for _ in rows]))
             elif styles.partner is not None and bank is not None:
                 captions = [f"{storage.name_of(bank.names[style])}, {text}" for style, text in zip(styles.partner, captions, strict=False)]
-            columns.append(("repainted", repainted[number], captions))
+            columns.append(("stylized", stylized[number], captions))
             columns.append((f"{side}, no style", plain[view_name(number)], ["" for _ in rows]))
         columns.append((f"{side} view", styled[view_name(number)], ["" for _ in rows]))
     images = [[array[row] for _, array, _ in columns] for row in rows]
@@ -80,7 +80,7 @@ def styles_picture(
     strengths: Sequence[tuple[float, float]] = PREVIEW_STRENGTHS,
     style_names: Sequence[str] | None = None,
 ) -> bytes:
-    """A PNG of what a stylizer does: a row for each content image, with the content, its repainting in its own style (what the network
+    """A PNG of what a stylizer does: a row for each content image, with the content, its stylizing in its own style (what the network
     loses where it changes nothing), and in each style at each strength. The styles stand above their columns.
 
     Args:
@@ -104,12 +104,12 @@ def styles_picture(
         content = to_float(image[None], device)
         z_c = stylizer.embed(content)
 
-        def repainted(z_s: Tensor, alpha: float, beta: float, content: Tensor = content, z_c: Tensor = z_c) -> np.ndarray:
+        def stylized(z_s: Tensor, alpha: float, beta: float, content: Tensor = content, z_c: Tensor = z_c) -> np.ndarray:
             strength = (torch.tensor([value], device=device) for value in (alpha, beta))
             return to_uint8(blend(stylizer, content, z_c, z_s, *strength))[0]
 
-        row = [image, repainted(z_c, 0.0, 1.0)]
-        row += [repainted(codes[[number]], alpha, beta) for number in range(len(styles)) for alpha, beta in strengths]
+        row = [image, stylized(z_c, 0.0, 1.0)]
+        row += [stylized(codes[[number]], alpha, beta) for number in range(len(styles)) for alpha, beta in strengths]
         rows.append(row)
         captions.append(["" for _ in row])
     return image_grid(rows, titles, captions, cell_px)

@@ -16,7 +16,7 @@ from ray_sassl.evaluation.online import online_scores
 from ray_sassl.files import storage
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.nn.chunks import Chunks
-from ray_sassl.pipeline import Restyle, ViewSource
+from ray_sassl.pipeline import StylizeBlock, ViewSource
 from ray_sassl.runs.directory import CONFIG, INDEX
 from ray_sassl.style.augment import stylize_views
 from ray_sassl.train.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ def build_method(config: ExperimentConfig) -> Method:
     return method_config.build(backbone, num_features)
 
 
-def build_restyle(config: ExperimentConfig, device_type: str, num_threads: int) -> Restyle | None:
+def build_stylize_block(config: ExperimentConfig, device_type: str, num_threads: int) -> StylizeBlock | None:
     """Style augmentation as `pipeline.finish_block` takes it, or None where the stylizer is the identity.
 
     Args:
@@ -57,10 +57,10 @@ def build_restyle(config: ExperimentConfig, device_type: str, num_threads: int) 
     bank = config.sassl.load_bank(stylizer.bundle_id)
     chunks = Chunks()
 
-    def restyle(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
+    def stylize_block(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
         return stylize_views(stylizer, views, sample_id, epoch, config.seed, config.sassl, device, bank, chunks)
 
-    return restyle
+    return stylize_block
 
 
 def train_process(

@@ -83,12 +83,12 @@ class Evaluation:
 
 @dataclass
 class TrialRecord:
-    """One trial, from its suggestion to its fate.
+    """One trial, from its suggestion to its outcome.
 
     Attributes:
         number: From 0, in the order of suggestion.
         point: Where in the space it is; population based training moves it.
-        state: Its fate so far.
+        state: Its outcome so far.
         curve: Its evaluations, in order.
         reason: Why it failed, or was stopped.
         attempts: How often it was started.

@@ -90,15 +90,17 @@ def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) ->
     if not there:
         return None
     dimensions = [d.name for d in study.space.dimensions if any(d.name in trial.point for trial in trials)]
-    names = ["trial", *(o.metric for o in study.goals), "epochs", "minutes", *(".".join(n.split(".")[-2:]) for n in dimensions), "fate"]
+    names = ["trial", *(o.metric for o in study.goals), "epochs", "minutes", *(".".join(n.split(".")[-2:]) for n in dimensions), "outcome"]
     rows = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in names) + "</tr>"]
     for trial in there[:most] + failed:
         last = trial.curve[-1].metrics.get("epoch", 0.0) if trial.curve else 0.0
         figures_ = [str(trial.number), *(figure(o, trial) for o in study.goals), f"{last:.2f}", f"{trial.wall_s / 60:.1f}"]
         cells = "".join(f'<td class="number">{html.escape(text)}</td>' for text in figures_)
         cells += "".join(f"<td>{html.escape(str(trial.point.get(name, '')))}</td>" for name in dimensions)
-        fate = trial.state + (f": {trial.reason}" if trial.reason else "") + (f" ({trial.attempts} attempts)" if trial.attempts > 1 else "")
-        rows.append(f'<tr>{cells}<td class="{trial.state}">{html.escape(fate)}</td></tr>')
+        outcome = (
+            trial.state + (f": {trial.reason}" if trial.reason else "") + (f" ({trial.attempts} attempts)" if trial.attempts > 1 else "")
+        )
+        rows.append(f'<tr>{cells}<td class="{trial.state}">{html.escape(outcome)}</td></tr>')
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
@@ -149,7 +151,7 @@ def _views(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord], va
             png = storage.read_bytes(path)
             strip = picture(png, "views", _STRIP_WIDTH_PX, _share_of_rows(png))
             strips.append(f"<h3>{title}: {trial.number}, {goal.metric} {figure(goal, trial)}</h3>\n{strip}")
-    return section("What the network saw", "\n".join(strips) or None, "Crops, repainted crops and final views of the same images.")
+    return section("What the network saw", "\n".join(strips) or None, "Crops, stylized crops and final views of the same images.")
 
 
 def _share_of_rows(png: bytes) -> float:

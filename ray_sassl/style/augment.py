@@ -33,16 +33,16 @@ ShareInterval = Annotated[tuple[Share, Share], AfterValidator(ordered)]
 
 
 class SasslConfig(FrozenConfig):
-    """When and how strongly views are repainted; the defaults are the paper's (section 4)."""
+    """When and how strongly views are stylized; the defaults are the paper's (section 4)."""
 
     views: Literal["left", "right", "both", "small", "all"] = "left"
-    """The views that may be repainted: one of the two large ones, or `both`; of multi-crop also the `small` ones, or `all`."""
+    """The views that may be stylized: one of the two large ones, or `both`; of multi-crop also the `small` ones, or `all`."""
     prob: Share = 0.8
-    """Chance that a view is repainted (p)."""
+    """Chance that a view is stylized (p)."""
     alpha: ShareInterval = (0.1, 0.3)
     """Feature blending: share of the style's code in the mixed code, uniform in this interval."""
     beta: ShareInterval = (0.1, 0.3)
-    """Image blending: share of the repainted image in the output, uniform in this interval."""
+    """Image blending: share of the stylized image in the output, uniform in this interval."""
     style_source: Literal["in_batch", "bank", "gaussian"] = "in_batch"
     """Where styles come from: `in_batch`, the same view of another image of the block; `bank`, a style of the bank; `gaussian`, a draw from
     the Gaussian that has the mean and the covariance of the bank's codes."""
@@ -67,8 +67,8 @@ class SasslConfig(FrozenConfig):
         """
         return None if self.bank is None else StyleBank.load(self.bank, bundle_id)
 
-    def repaints(self, view: int) -> bool:
-        """Whether view number `view` (0 left, 1 right, the small ones from 2 on) may be repainted."""
+    def stylizes(self, view: int) -> bool:
+        """Whether view number `view` (0 left, 1 right, the small ones from 2 on) may be stylized."""
         kind = ("left", "right", "small")[min(view, 2)]
         return self.views in ("all", kind) or (self.views == "both" and kind != "small")
 
@@ -78,9 +78,9 @@ class StyleParams:
     """What is done to each of B views.
 
     Attributes:
-        apply: (B,) bool, whether the view is repainted.
+        apply: (B,) bool, whether the view is stylized.
         alpha: (B,) float64, share of the style's code.
-        beta: (B,) float64, share of the repainted image.
+        beta: (B,) float64, share of the stylized image.
         partner: (B,) int64, the row of the block whose image gives the style (`in_batch`), or the style's row in the bank (`bank`).
         code: (B, C) float32, the styles' codes, where they do not come from the block.
     """
@@ -103,7 +103,7 @@ def draw_styles(
     apply, alpha, beta = uniform(seed, epoch, sample_id, Stream.STYLE + view, 3).T
     partner, code = _draw_sources(config, sample_id, epoch, seed, Stream.STYLE_PARTNER + view, bank)
     return StyleParams(
-        apply=(apply < config.prob) & config.repaints(view),
+        apply=(apply < config.prob) & config.stylizes(view),
         alpha=config.alpha[0] + (config.alpha[1] - config.alpha[0]) * alpha,
         beta=config.beta[0] + (config.beta[1] - config.beta[0]) * beta,
         partner=partner,
@@ -149,7 +149,7 @@ def stylize_views(
     bank: StyleBank | None = None,
     chunks: Chunks | None = None,
 ) -> list[np.ndarray]:
-    """The views of one whole plan block, repainted where drawn; views that are left as they are come back without a copy.
+    """The views of one whole plan block, stylized where drawn; views that are left as they are come back without a copy.
 
     Args:
         views: (B, H, W, 3) uint8 each, cropped, with their natural colors.
@@ -160,7 +160,7 @@ def stylize_views(
     """
     styled = []
     for number, images in enumerate(views):
-        if not config.repaints(number):
+        if not config.stylizes(number):
             styled.append(images)
             continue
         params = draw_styles(config, sample_id, epoch, seed, number, bank)
@@ -172,7 +172,7 @@ def _stylize(stylizer: Stylizer, images: np.ndarray, params: StyleParams, device
     content = np.flatnonzero(params.apply)
     needed = content
     if params.code is None:
-        # One pass gives the codes both of the images that are repainted (z_c) and of those whose style they take (z_s).
+        # One pass gives the codes both of the images that are stylized (z_c) and of those whose style they take (z_s).
         assert params.partner is not None
         needed = np.union1d(content, params.partner[content])
     most = max(1, _CPU_PIXELS // math.prod(images.shape[1:3])) if device.type == "cpu" else None
@@ -180,7 +180,7 @@ def _stylize(stylizer: Stylizer, images: np.ndarray, params: StyleParams, device
     code_of = np.empty(len(images), np.int64)
     code_of[needed] = np.arange(len(needed))
 
-    def repainted(rows: np.ndarray) -> np.ndarray:
+    def stylized(rows: np.ndarray) -> np.ndarray:
         z_c = codes[torch.from_numpy(code_of[rows]).to(device)]
         if params.code is None:
             assert params.partner is not None
@@ -191,7 +191,7 @@ def _stylize(stylizer: Stylizer, images: np.ndarray, params: StyleParams, device
         return to_uint8(blend(stylizer, to_float(images[rows], device), z_c, z_s, alpha, beta))
 
     styled = images.copy()
-    for rows, pixels in chunks.map(repainted, content, most):
+    for rows, pixels in chunks.map(stylized, content, most):
         styled[rows] = pixels
     return styled
 
@@ -204,7 +204,7 @@ def blend(stylizer: Stylizer, content: Tensor, z_c: Tensor, z_s: Tensor, alpha: 
         z_c: (B, C), the content images' own codes.
         z_s: (B, C), the style images' codes.
         alpha: (B,), share of the style's code.
-        beta: (B,), share of the repainted image.
+        beta: (B,), share of the stylized image.
     """
     z = torch.lerp(z_c, z_s, alpha[:, None])
     x = stylizer.render(content, z)

@@ -45,10 +45,10 @@ class StyleJobConfig(FrozenConfig):
     stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) = "color_statistics"  # type: ignore[valid-type]
     """The stylizer."""
     sassl: SasslConfig = SasslConfig(prob=1.0, alpha=(1.0, 1.0), beta=(1.0, 1.0))
-    """Strength and source of styles; by default every image is repainted at full strength in the style of another one."""
+    """Strength and source of styles; by default every image is stylized at full strength in the style of another one."""
     seed: int = Field(default=0, ge=0)
     jpeg_quality: int = Field(default=95, ge=1, le=100)
-    """Of repainted images that came as JPEG or lossy WebP."""
+    """Of stylized images that came as JPEG or lossy WebP."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
@@ -60,7 +60,7 @@ class StyleJobConfig(FrozenConfig):
 
 
 @dataclass
-class Restyler:
+class DatasetStylizer:
     """A stylizer with all that it needs to change rows, in one process.
 
     Attributes:
@@ -82,7 +82,7 @@ class Restyler:
     _pixels_at_once: int = _PIXELS_AT_ONCE
 
     @classmethod
-    def build(cls, config: StyleJobConfig, device: torch.device, num_threads: int) -> Restyler:
+    def build(cls, config: StyleJobConfig, device: torch.device, num_threads: int) -> DatasetStylizer:
         """Load the stylizer and the bank, and give torch its share of the CPU."""
         torch.set_num_threads(max(1, num_threads))
         stylizer = config.stylize.build(device)
@@ -101,8 +101,8 @@ class Restyler:
                 lost += bad
         return np.concatenate(parts), keys, lost
 
-    def repaint(self, rows: Rows, copy: int, max_pixels: int) -> tuple[Rows, list[BadRow]]:
-        """The rows with their images repainted, in the format in which they came, and the rows that cannot be used.
+    def stylize(self, rows: Rows, copy: int, max_pixels: int) -> tuple[Rows, list[BadRow]]:
+        """The rows with their images stylized, in the format in which they came, and the rows that cannot be used.
 
         Args:
             copy: Number of the copy, which stands for the epoch in the keys of the draws.
@@ -112,19 +112,19 @@ class Restyler:
         with ThreadPoolExecutor(self.num_threads) as pool:
             for part in _blocks(rows):
                 usable, images, bad = _usable(part, max_pixels, self.stylizer.min_px, pool)
-                encoded = self._repaint_block(usable, images, copy, pool)
+                encoded = self._stylize_block(usable, images, copy, pool)
                 whole = replace(usable, encoded=encoded)
                 done.append(whole.take(whole.sample_id[[not isinstance(content, BadRow) for content in encoded]]))
                 lost += bad + [content for content in encoded if isinstance(content, BadRow)]
         return Rows.joined(done), lost
 
-    def _repaint_block(self, rows: Rows, images: list[Image.Image], copy: int, pool: ThreadPoolExecutor) -> list[bytes | BadRow]:
+    def _stylize_block(self, rows: Rows, images: list[Image.Image], copy: int, pool: ThreadPoolExecutor) -> list[bytes | BadRow]:
         """File content of each image of a block, or why there is none."""
         if not images:
             return []
         params = draw_styles(self.config.sassl, rows.sample_id, copy, self.config.seed, 0, self.bank)
         if params.code is None and len(images) == 1 and params.apply[0]:
-            self.notes.append(f"{rows.key[0]} was repainted in its own style: it had no other image beside it to take a style from")
+            self.notes.append(f"{rows.key[0]} was stylized in its own style: it had no other image beside it to take a style from")
         contents, styles = self._codes_of_block(images, params, pool)
         pixels = [np.asarray(image) for image in images]
         painted: dict[int, np.ndarray | None] = {}
@@ -138,7 +138,7 @@ class Restyler:
             if number not in painted:
                 return original
             if (array := painted[number]) is None:
-                return rows.bad_row(number, "memory does not suffice to repaint its {} x {} px, even alone".format(*images[number].size))
+                return rows.bad_row(number, "memory does not suffice to stylize its {} x {} px, even alone".format(*images[number].size))
             return encode(array, original, self.config.jpeg_quality)
 
         return list(pool.map(content, range(len(images))))
@@ -158,7 +158,7 @@ class Restyler:
     def _painted(
         self, pixels: list[np.ndarray], chosen: np.ndarray, contents: Tensor, styles: Tensor, params: StyleParams
     ) -> dict[int, np.ndarray | None]:
-        """The chosen images, which are of one size, repainted; None where memory does not suffice for one alone."""
+        """The chosen images, which are of one size, stylized; None where memory does not suffice for one alone."""
         if not len(chosen):
             return {}
         alpha, beta = (torch.from_numpy(values).to(self.device, torch.float32) for values in (params.alpha, params.beta))

@@ -84,7 +84,7 @@ class ViewsConfig(FrozenConfig):
     size_px: Annotated[int, Field(ge=4)]
     """Side of the square views left and right."""
     left: ViewConfig
-    """The view that style augmentation repaints by default."""
+    """The view that style augmentation stylizes by default."""
     right: ViewConfig
     num_small: Annotated[int, Field(ge=0, le=MAX_VIEWS - 2)] = 0
     """Small views of each image, for methods that take them (multi-crop; SwAV, section 3.2)."""
@@ -212,7 +212,7 @@ def symmetric(size_px: int) -> ViewsConfig:
     """Two views of one strength: MoCo v2's. The other two strengths are changes of one side of it.
 
     Zhang et al. 2024 (arXiv 2410.12396) find that feature augmentation helps most with asymmetric strong views, and the public texts do not
-    say which these are. All three are our choice. Style augmentation repaints the left view by default, which is the stronger one.
+    say which these are. All three are our choice. Style augmentation stylizes the left view by default, which is the stronger one.
     """
     return moco_v2(size_px)
 

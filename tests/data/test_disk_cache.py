@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_sassl.data import DataConfig, Rows
-from ray_sassl.data.disk_cache import KeptGroups, _kept
+from ray_sassl.data.disk_cache import DiskCache, _kept
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, read_groups
@@ -138,7 +138,7 @@ def test_a_disk_that_refuses_is_a_warning(store: FlakyStore, cache: Path, caplog
 
 def test_two_processes_that_keep_the_same_leave_one_file(tmp_path: Path, store: FlakyStore):
     rows = read_groups(_index(store, 0), [0])
-    one, two = (KeptGroups(tmp_path / "both", 10**6) for _ in range(2))
+    one, two = (DiskCache(tmp_path / "both", 10**6) for _ in range(2))
     for kept in (one, two):
         kept.keep(Path("data", "0.arrow"), rows)
     assert [file.name for file in (tmp_path / "both" / "data").iterdir()] == ["0.arrow"]

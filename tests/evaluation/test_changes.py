@@ -62,7 +62,7 @@ def test_an_image_gets_its_styles_colors():
     np.testing.assert_allclose(means, _textures().codes[change.styles(labels, ids), :3], atol=0.02)
 
 
-def test_small_images_keep_their_shape_when_they_are_repainted_enlarged(shared_dir):
+def test_small_images_keep_their_shape_when_they_are_stylized_enlarged(shared_dir):
     encoded = pq.ParquetFile(shared_dir / "data/cifar10/test-00000.parquet").read_row_group(0, ["image"])["image"].to_pylist()[:16]
     images = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in encoded])
     stylizer = Swift().build(torch.device("cpu"))

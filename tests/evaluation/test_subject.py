@@ -21,7 +21,7 @@ from ray_sassl.evaluation import Task
 from ray_sassl.evaluation.corruptions import Corrupted
 from ray_sassl.evaluation.datasets import LabeledImages, load_evaluation_data
 from ray_sassl.evaluation.extraction import extract_here
-from ray_sassl.evaluation.online import online_scores, warn_of_unmet_classes
+from ray_sassl.evaluation.online import online_scores, warn_unseen_classes
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.robustness import Config as Robustness
 from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, score, untrained_backbone
@@ -95,10 +95,10 @@ def test_scoring_leaves_the_encoder_in_training_mode(config):
 
 
 def test_classes_that_the_images_scored_on_during_a_run_cannot_tell_are_named(caplog: pytest.LogCaptureFixture):
-    warn_of_unmet_classes(np.arange(100), np.arange(102))
+    warn_unseen_classes(np.arange(100), np.arange(102))
     assert not caplog.text
     for _ in range(2):
-        warn_of_unmet_classes(np.arange(10), np.arange(40))
+        warn_unseen_classes(np.arange(10), np.arange(40))
     assert caplog.text.count("75% of the test images") == 1
 
 

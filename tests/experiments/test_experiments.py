@@ -81,7 +81,7 @@ def test_the_form_with_style_differs_in_style_alone(name):
     assert styled["stylize"]["name"] in ("swift", "magenta")
 
 
-def test_large_images_are_repainted_by_the_published_network_where_its_weights_are(tmp_path, monkeypatch):
+def test_large_images_are_stylized_by_the_published_network_where_its_weights_are(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path))
     assert load_experiment("moco_imagenet_sassl").stylize.name == "swift"
     path = weights_path(all_published_weights()["magenta"])

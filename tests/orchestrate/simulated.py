@@ -14,7 +14,7 @@ import torch
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
-from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
 from ray_sassl.style.stylizers import StylizerConfig
@@ -58,12 +58,12 @@ class SimulatedRun:
             metrics = _metrics(config, step, score)
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step, "prob": config.sassl.prob, "resume": resume}) + "\n")
-            watch(News([metrics]))
+            watch(ProgressUpdate([metrics]))
             saved = folder / "checkpoints" / f"step-{step:08d}"
             saved.mkdir(exist_ok=True)
             (saved / "manifest.json").write_text(json.dumps({"step": step, "score": score}))
         if not metrics:  # like a real run, one that had ended already is evaluated again
-            watch(News([_metrics(config, step, score)]))
+            watch(ProgressUpdate([_metrics(config, step, score)]))
         return RunResult("finished", step, run_dir, None, metrics)
 
     def _perhaps_fail(self, config: ExperimentConfig, folder: Path, step: int) -> None:
@@ -79,7 +79,7 @@ class SimulatedRun:
             raise DivergedError(f"the loss is nan at step {step}")
 
 
-class PaintingRun(SimulatedRun):
+class StylizingRun(SimulatedRun):
     """One that builds its stylizer first, as a real run does."""
 
     def __call__(self, config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:

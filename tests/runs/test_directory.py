@@ -22,7 +22,7 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, SUMMARY, RunDirectoryError, find_checkpoint, prepare_run_dir, write_summary
-from ray_sassl.runs.process import build_method, build_restyle, load_backbone, seen_of, train_process, view_source
+from ray_sassl.runs.process import build_method, build_stylize_block, load_backbone, seen_of, train_process, view_source
 from ray_sassl.train.checkpoint import BadCheckpointError, latest_checkpoint, save_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.types import RunResult
@@ -173,13 +173,15 @@ def test_weights_follow_from_the_seed_alone(config):
     assert all(torch.equal(value, one[f"backbone.{name}"]) for name, value in untrained.items())
 
 
-def test_the_identity_needs_no_restyling_and_a_stylizer_repaints(config):
-    assert build_restyle(config, "cpu", 1) is None
-    restyle = build_restyle(apply_overrides(config, ["stylize=color_statistics", "sassl={prob: 1, alpha: [1, 1], beta: [1, 1]}"]), "cpu", 1)
-    assert restyle is not None
+def test_the_identity_needs_no_restyling_and_a_stylizer_stylizes(config):
+    assert build_stylize_block(config, "cpu", 1) is None
+    stylize_block = build_stylize_block(
+        apply_overrides(config, ["stylize=color_statistics", "sassl={prob: 1, alpha: [1, 1], beta: [1, 1]}"]), "cpu", 1
+    )
+    assert stylize_block is not None
     view = np.zeros((2, 4, 4, 3), np.uint8)
     view[1] = 255
-    left, right = restyle([view, view], np.arange(2), 0)
+    left, right = stylize_block([view, view], np.arange(2), 0)
     assert left[0].min() > 250
     assert left[1].max() < 5
     assert right is view

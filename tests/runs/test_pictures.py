@@ -12,7 +12,7 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.runs import pictures
 from ray_sassl.runs.directory import INDEX
 from ray_sassl.runs.pictures import views_picture
-from ray_sassl.runs.process import build_restyle, view_source
+from ray_sassl.runs.process import build_stylize_block, view_source
 
 SMALL_VIEWS = ("method=swav", "views.num_small=2", "views.small_px=16")
 
@@ -31,8 +31,8 @@ def titles_of(tmp_path, monkeypatch):
             return image_grid(rows, titles, captions, cell_px)
 
         monkeypatch.setattr(pictures, "image_grid", spy)
-        restyle = build_restyle(config, "cpu", 1)
-        picture = Image.open(io.BytesIO(views_picture(config, view_source(config, str(tmp_path)), restyle, num_rows=2)))
+        stylize_block = build_stylize_block(config, "cpu", 1)
+        picture = Image.open(io.BytesIO(views_picture(config, view_source(config, str(tmp_path)), stylize_block, num_rows=2)))
         assert np.asarray(picture).std() > 0
         ((titles, shapes),) = grids
         for row in shapes:
@@ -52,7 +52,7 @@ def _with_their_view(titles: list[str]) -> list[str]:
 
 
 def test_a_pair_is_shown_with_its_style(titles_of):
-    assert titles_of() == ["left crop", "its style", "repainted", "left, no style", "left view", "right crop", "right view"]
+    assert titles_of() == ["left crop", "its style", "stylized", "left, no style", "left view", "right crop", "right view"]
 
 
 def test_every_small_view_is_shown(titles_of):
@@ -60,8 +60,8 @@ def test_every_small_view_is_shown(titles_of):
     assert titles_of(*SMALL_VIEWS, "stylize=identity") == [*pair, "small 1 crop", "small 1 view", "small 2 crop", "small 2 view"]
 
 
-def test_repainted_small_views_are_shown_with_their_styles(titles_of):
+def test_stylized_small_views_are_shown_with_their_styles(titles_of):
     titles = titles_of(*SMALL_VIEWS, "sassl.views=small")
     assert titles[:4] == ["left crop", "left view", "right crop", "right view"]
-    assert titles[4:9] == ["small 1 crop", "its style", "repainted", "small 1, no style", "small 1 view"]
+    assert titles[4:9] == ["small 1 crop", "its style", "stylized", "small 1, no style", "small 1 view"]
     assert len(titles) == 14

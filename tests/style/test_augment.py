@@ -68,7 +68,7 @@ def test_draws_follow_the_config():
         ("all", [True, True, True, True]),
     ],
 )
-def test_only_the_chosen_views_are_repainted(images, views, changed):
+def test_only_the_chosen_views_are_stylized(images, views, changed):
     small = images[:, ::2, ::2]
     before = [images, images, small, small]
     styled = stylize_views(STYLIZER, before, np.arange(12), 0, 0, SasslConfig(views=views, prob=1.0), CPU)
@@ -82,7 +82,7 @@ def test_each_small_view_draws_its_own_style(images):
     assert (styled[2] != styled[3]).any(axis=(1, 2, 3)).all()
 
 
-def test_only_the_drawn_samples_are_repainted(images):
+def test_only_the_drawn_samples_are_stylized(images):
     config, ids = SasslConfig(prob=0.5, alpha=(1, 1), beta=(1, 1)), np.arange(12)
     (styled,) = stylize_views(STYLIZER, [images], ids, 0, 3, config, CPU)
     np.testing.assert_array_equal((styled != images).any(axis=(1, 2, 3)), draw_styles(config, ids, 0, 3, 0).apply)

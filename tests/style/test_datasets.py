@@ -16,10 +16,19 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.plugins import UsageError
-from ray_sassl.style import datasets as stylized
+from ray_sassl.style import datasets
 from ray_sassl.style.augment import SasslConfig, draw_styles
 from ray_sassl.style.bank import BadBankError, StyleBank
-from ray_sassl.style.datasets import Restyler, StyleJobConfig, change_of, check_job, encode, sample_squares, square, with_absolute_paths
+from ray_sassl.style.datasets import (
+    DatasetStylizer,
+    StyleJobConfig,
+    change_of,
+    check_job,
+    encode,
+    sample_squares,
+    square,
+    with_absolute_paths,
+)
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.style.weights import MissingWeightsError
@@ -53,9 +62,9 @@ def _pixels(encoded: object) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
-def _restyler(stylize: str = "color_statistics", num_threads: int = 1, **sassl) -> Restyler:
+def _dataset_stylizer(stylize: str = "color_statistics", num_threads: int = 1, **sassl) -> DatasetStylizer:
     config = StyleJobConfig(stylize=stylize, sassl=SasslConfig(**{**FULL, **sassl}), seed=3)  # pyright: ignore[reportArgumentType]
-    return Restyler.build(config, CPU, num_threads)
+    return DatasetStylizer.build(config, CPU, num_threads)
 
 
 def _float(pixels: np.ndarray) -> torch.Tensor:
@@ -74,25 +83,25 @@ def bank(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("stylize", ["color_statistics", "swift"])
 def test_codes_are_the_stylizers_of_each_images_middle(stylize: str):
-    restyler = _restyler(stylize)
+    stylizer = _dataset_stylizer(stylize)
     images = [*_photos(3, 60, 40), *_photos(3, 33, 90, seed=1)]
-    codes, keys, bad = restyler.codes(_rows([_encoded(image) for image in images]), 10**6)
+    codes, keys, bad = stylizer.codes(_rows([_encoded(image) for image in images]), 10**6)
     assert (keys, bad) == ([f"/data/a.parquet#{row}" for row in range(6)], [])
     for image, code in zip(images, codes, strict=True):
         height, width, _ = image.shape
         top, left = max(0, (height - width) / 2), max(0, (width - height) / 2)
-        side, px = min(height, width), restyler.stylizer.style_px
+        side, px = min(height, width), stylizer.stylizer.style_px
         middle = Image.fromarray(image).resize((px, px), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-        expected = restyler.stylizer.embed(_float(np.asarray(middle)))[0].numpy()
+        expected = stylizer.stylizer.embed(_float(np.asarray(middle)))[0].numpy()
         np.testing.assert_allclose(code, expected, atol=1e-5, rtol=1e-4)
-        unscaled = restyler.stylizer.embed(_float(image[int(top) : int(top) + side, int(left) : int(left) + side]))[0].numpy()
+        unscaled = stylizer.stylizer.embed(_float(image[int(top) : int(top) + side, int(left) : int(left) + side]))[0].numpy()
         assert np.corrcoef(code, unscaled)[0, 1] > 0.99
 
 
 def test_codes_of_bad_rows_are_left_out_and_named():
     images = _photos(4)
     rows = _rows([_encoded(images[0]), b"GIF89a", _encoded(images[1])[:60], BadRow("/data/a.parquet", 3, 3, "cannot be read")])
-    codes, keys, bad = _restyler().codes(rows, 10**6)
+    codes, keys, bad = _dataset_stylizer().codes(rows, 10**6)
     assert (len(codes), keys) == (1, ["/data/a.parquet#0"])
     assert [row.sample_id for row in bad] == [1, 2, 3]
     assert "GIF" in bad[0].reason
@@ -101,45 +110,45 @@ def test_codes_of_bad_rows_are_left_out_and_named():
 
 
 def test_no_usable_image_gives_no_codes_and_no_rows():
-    restyler, rows = _restyler(), _rows([b"GIF89a", b""])
-    codes, keys, bad = restyler.codes(rows, 10**6)
+    stylizer, rows = _dataset_stylizer(), _rows([b"GIF89a", b""])
+    codes, keys, bad = stylizer.codes(rows, 10**6)
     assert (codes.shape, keys, len(bad)) == ((0, 9), [], 2)
-    repainted, bad = restyler.repaint(rows, 0, 10**6)
-    assert (len(repainted), len(bad)) == (0, 2)
+    stylized, bad = stylizer.stylize(rows, 0, 10**6)
+    assert (len(stylized), len(bad)) == (0, 2)
 
 
 @pytest.mark.parametrize("strength", [{}, {"alpha": (0.2, 0.9), "beta": (0.3, 0.8), "prob": 0.6}])
-def test_images_are_repainted_by_algorithm_1_one_by_one(strength):
+def test_images_are_stylized_by_algorithm_1_one_by_one(strength):
     """Each image by itself, in float64, against the batched work."""
-    restyler, images = _restyler(**strength), _photos(9)
+    stylizer, images = _dataset_stylizer(**strength), _photos(9)
     rows = _rows([_encoded(image) for image in images], first=100)
-    repainted, bad = restyler.repaint(rows, 2, 10**6)
-    assert (repainted.sample_id.tolist(), repainted.label.tolist(), repainted.key, bad) == (
+    stylized, bad = stylizer.stylize(rows, 2, 10**6)
+    assert (stylized.sample_id.tolist(), stylized.label.tolist(), stylized.key, bad) == (
         rows.sample_id.tolist(),
         rows.label.tolist(),
         rows.key,
         [],
     )
-    params = draw_styles(restyler.config.sassl, rows.sample_id, 2, 3, 0)
+    params = draw_styles(stylizer.config.sassl, rows.sample_id, 2, 3, 0)
     assert params.partner is not None
-    codes, _, _ = restyler.codes(rows, 10**6)
+    codes, _, _ = stylizer.codes(rows, 10**6)
     for row, image in enumerate(images):
         if not params.apply[row]:
-            assert repainted.encoded[row] == rows.encoded[row]
+            assert stylized.encoded[row] == rows.encoded[row]
             continue
         alpha, beta = params.alpha[row], params.beta[row]
         z = torch.from_numpy((1 - alpha) * codes[row].astype(np.float64) + alpha * codes[params.partner[row]].astype(np.float64))
         content = _float(image).double()
-        expected = (1 - beta) * content + beta * restyler.stylizer.render(content, z[None])
-        difference = _pixels(repainted.encoded[row]) - expected[0].permute(1, 2, 0).numpy() * 255
+        expected = (1 - beta) * content + beta * stylizer.stylizer.render(content, z[None])
+        difference = _pixels(stylized.encoded[row]) - expected[0].permute(1, 2, 0).numpy() * 255
         assert np.abs(difference).max() < 0.51
 
 
 def test_full_strength_gives_each_image_the_colors_of_another_one():
     images = _photos(6)
-    repainted, _ = _restyler().repaint(_rows([_encoded(image) for image in images]), 0, 10**6)
+    stylized, _ = _dataset_stylizer().stylize(_rows([_encoded(image) for image in images]), 0, 10**6)
     before = np.array([image.mean(axis=(0, 1)) for image in images])
-    after = np.array([_pixels(encoded).mean(axis=(0, 1)) for encoded in repainted.encoded])
+    after = np.array([_pixels(encoded).mean(axis=(0, 1)) for encoded in stylized.encoded])
     given = [int(np.abs(before - mean).sum(axis=1).argmin()) for mean in after]
     assert sorted(given) == list(range(6))
     assert all(row != style for row, style in enumerate(given))
@@ -147,13 +156,13 @@ def test_full_strength_gives_each_image_the_colors_of_another_one():
 
 def test_probability_zero_gives_the_very_bytes_back():
     encoded = [_encoded(image, format_) for image, format_ in zip(_photos(3), ("JPEG", "PNG", "WEBP"), strict=True)]
-    repainted, bad = _restyler(prob=0.0).repaint(_rows([*encoded]), 0, 10**6)
-    assert (repainted.encoded, bad) == (encoded, [])
+    stylized, bad = _dataset_stylizer(prob=0.0).stylize(_rows([*encoded]), 0, 10**6)
+    assert (stylized.encoded, bad) == (encoded, [])
 
 
 def test_copies_differ_and_each_is_the_same_every_time():
     rows = _rows([_encoded(image) for image in _photos(8)])
-    copies = [_restyler().repaint(rows, copy, 10**6)[0] for copy in (0, 1, 2, 0)]
+    copies = [_dataset_stylizer().stylize(rows, copy, 10**6)[0] for copy in (0, 1, 2, 0)]
     assert copies[0].encoded == copies[3].encoded
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert sum(a != b for a, b in zip(copies[one].encoded, copies[other].encoded, strict=True)) >= 4
@@ -162,14 +171,14 @@ def test_copies_differ_and_each_is_the_same_every_time():
 
 def test_threads_and_batches_change_nothing():
     rows = _rows([_encoded(image) for image in _photos(40)])
-    expected, _ = _restyler("swift").repaint(rows, 0, 10**6)
-    other = _restyler("swift", num_threads=3)
+    expected, _ = _dataset_stylizer("swift").stylize(rows, 0, 10**6)
+    other = _dataset_stylizer("swift", num_threads=3)
     other._embed_chunks, other._pixels_at_once = Chunks(7), 5 * 40 * 36
     try:
-        repainted, _ = other.repaint(rows, 0, 10**6)
+        stylized, _ = other.stylize(rows, 0, 10**6)
     finally:
         torch.set_num_threads(1)
-    for one, two in zip(expected.encoded, repainted.encoded, strict=True):
+    for one, two in zip(expected.encoded, stylized.encoded, strict=True):
         assert np.abs(_pixels(one).astype(int) - _pixels(two)).max() <= 1
 
 
@@ -178,12 +187,12 @@ def test_every_image_keeps_its_size_and_format():
     images = [_photos(1, *size, seed=number)[0] for number, size in enumerate(sizes)]
     formats = [("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("WEBP", {"quality": 80}), ("PNG", {})]
     encoded = [_encoded(image, format_, **options) for image, (format_, options) in zip(images, formats, strict=True)]
-    repainted, bad = _restyler().repaint(_rows([*encoded]), 0, 10**6)
+    stylized, bad = _dataset_stylizer().stylize(_rows([*encoded]), 0, 10**6)
     assert bad == []
-    opened = [Image.open(io.BytesIO(content)) for content in repainted.encoded]  # pyright: ignore[reportArgumentType]
+    opened = [Image.open(io.BytesIO(content)) for content in stylized.encoded]  # pyright: ignore[reportArgumentType]
     assert [image.size for image in opened] == sizes
     assert [image.format for image in opened] == [format_ for format_, _ in formats]
-    assert all(content != original for content, original in zip(repainted.encoded, encoded, strict=True))
+    assert all(content != original for content, original in zip(stylized.encoded, encoded, strict=True))
 
 
 @pytest.mark.parametrize(("format_", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
@@ -203,8 +212,8 @@ def test_images_that_are_too_small_or_damaged_are_listed_and_the_others_kept():
     images = [*_photos(2), *_photos(1, 31, 40, seed=4), *_photos(2, seed=5)]
     encoded: list[bytes | BadRow] = [_encoded(image) for image in images]
     encoded[3] = b"GIF89a"
-    repainted, bad = _restyler("swift").repaint(_rows(encoded, first=10), 0, 10**6)
-    assert repainted.sample_id.tolist() == [10, 11, 14]
+    stylized, bad = _dataset_stylizer("swift").stylize(_rows(encoded, first=10), 0, 10**6)
+    assert stylized.sample_id.tolist() == [10, 11, 14]
     assert sorted((row.sample_id, row.reason[:40]) for row in bad) == [
         (12, "31 x 40 px: the stylizer needs at least "),
         (13, "not a JPEG, PNG or WebP image but GIF"[:40]),
@@ -213,19 +222,19 @@ def test_images_that_are_too_small_or_damaged_are_listed_and_the_others_kept():
 
 
 def test_blocks_are_of_equal_size_so_that_no_image_is_left_without_a_style(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stylized, "BLOCK_ROWS", 4)
-    restyler, images = _restyler(), _photos(5)
-    repainted, _ = restyler.repaint(_rows([_encoded(image) for image in images]), 0, 10**6)
+    monkeypatch.setattr(datasets, "BLOCK_ROWS", 4)
+    stylizer, images = _dataset_stylizer(), _photos(5)
+    stylized, _ = stylizer.stylize(_rows([_encoded(image) for image in images]), 0, 10**6)
     means = np.array([image.mean(axis=(0, 1)) for image in images])
-    moved = [np.abs(_pixels(encoded).mean(axis=(0, 1)) - mean).max() for encoded, mean in zip(repainted.encoded, means, strict=True)]
+    moved = [np.abs(_pixels(encoded).mean(axis=(0, 1)) - mean).max() for encoded, mean in zip(stylized.encoded, means, strict=True)]
     assert min(moved) > 3
-    assert restyler.notes == []
+    assert stylizer.notes == []
 
 
 def test_a_lonely_image_is_reported():
-    restyler = _restyler()
-    restyler.repaint(_rows([_encoded(_photos(1)[0]), b"GIF89a"]), 0, 10**6)
-    assert restyler.notes == ["/data/a.parquet#0 was repainted in its own style: it had no other image beside it to take a style from"]
+    stylizer = _dataset_stylizer()
+    stylizer.stylize(_rows([_encoded(_photos(1)[0]), b"GIF89a"]), 0, 10**6)
+    assert stylizer.notes == ["/data/a.parquet#0 was stylized in its own style: it had no other image beside it to take a style from"]
 
 
 class Crowded(Stylizer):
@@ -263,57 +272,57 @@ class Crowded(Stylizer):
 )
 def test_out_of_memory_halves_the_batch_loses_nothing_and_is_told_once(error, message):
     rows = _rows([_encoded(image) for image in _photos(24)])
-    expected, _ = _restyler().repaint(rows, 0, 10**6)
-    restyler = _restyler()
+    expected, _ = _dataset_stylizer().stylize(rows, 0, 10**6)
+    stylizer = _dataset_stylizer()
     crowded = Crowded(3 * 256 * 256, error, message)
-    restyler.stylizer = crowded
-    repainted, bad = restyler.repaint(rows, 0, 10**6)
+    stylizer.stylizer = crowded
+    stylized, bad = stylizer.stylize(rows, 0, 10**6)
     assert bad == []
-    assert [_pixels(one).tolist() for one in repainted.encoded] == [_pixels(one).tolist() for one in expected.encoded]
-    assert restyler.notes == ["memory did not suffice for 24 codes from 256 x 256 px at once; went on with 3, and nothing was left out"]
+    assert [_pixels(one).tolist() for one in stylized.encoded] == [_pixels(one).tolist() for one in expected.encoded]
+    assert stylizer.notes == ["memory did not suffice for 24 codes from 256 x 256 px at once; went on with 3, and nothing was left out"]
     refused = crowded.refused
-    restyler.repaint(rows, 1, 10**6)
+    stylizer.stylize(rows, 1, 10**6)
     assert crowded.refused == refused  # the smaller size is kept
 
 
 def test_out_of_memory_in_rendering_halves_the_batch_for_all_sizes():
-    restyler = _restyler()
+    stylizer = _dataset_stylizer()
     small, large = _photos(8), _photos(8, 80, 72, seed=1)
     rows = _rows([_encoded(image) for image in (*small, *large)])
-    expected, _ = restyler.repaint(rows, 0, 10**6)
-    restyler.stylizer = crowded = Crowded(1 * 256 * 256)  # one square at a time, so 11 of the large images
-    restyler._embed_chunks = Chunks(1)
+    expected, _ = stylizer.stylize(rows, 0, 10**6)
+    stylizer.stylizer = crowded = Crowded(1 * 256 * 256)  # one square at a time, so 11 of the large images
+    stylizer._embed_chunks = Chunks(1)
     crowded.most_pixels = 80 * 72 * 5
     crowded.embed = crowded.inner.embed
-    repainted, bad = restyler.repaint(rows, 0, 10**6)
-    assert (bad, repainted.encoded) == ([], expected.encoded)
-    assert restyler.notes == ["memory did not suffice for 8 images of 80 x 72 px at once; went on with 4, and nothing was left out"]
+    stylized, bad = stylizer.stylize(rows, 0, 10**6)
+    assert (bad, stylized.encoded) == ([], expected.encoded)
+    assert stylizer.notes == ["memory did not suffice for 8 images of 80 x 72 px at once; went on with 4, and nothing was left out"]
 
 
 def test_an_image_that_never_fits_is_listed_and_the_others_are_kept():
-    restyler = _restyler()
+    stylizer = _dataset_stylizer()
     images = [*_photos(3), *_photos(1, 200, 150, seed=2), *_photos(2, seed=3)]
     crowded = Crowded(6 * 40 * 36)
     crowded.embed = crowded.inner.embed
-    restyler.stylizer = crowded
-    repainted, (bad,) = restyler.repaint(_rows([_encoded(image) for image in images]), 0, 10**6)
-    assert repainted.sample_id.tolist() == [0, 1, 2, 4, 5]
-    assert (bad.sample_id, bad.reason) == (3, "memory does not suffice to repaint its 200 x 150 px, even alone")
+    stylizer.stylizer = crowded
+    stylized, (bad,) = stylizer.stylize(_rows([_encoded(image) for image in images]), 0, 10**6)
+    assert stylized.sample_id.tolist() == [0, 1, 2, 4, 5]
+    assert (bad.sample_id, bad.reason) == (3, "memory does not suffice to stylize its 200 x 150 px, even alone")
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory():
-    restyler = _restyler()
-    restyler.stylizer = Crowded(-1, RuntimeError, "a bug")
+    stylizer = _dataset_stylizer()
+    stylizer.stylizer = Crowded(-1, RuntimeError, "a bug")
     with pytest.raises(RuntimeError, match="a bug"):
-        restyler.repaint(_rows([_encoded(image) for image in _photos(2)]), 0, 10**6)
+        stylizer.stylize(_rows([_encoded(image) for image in _photos(2)]), 0, 10**6)
 
 
 def test_styles_come_from_the_bank(bank: str):
-    restyler = _restyler(style_source="bank", bank=bank)
+    stylizer = _dataset_stylizer(style_source="bank", bank=bank)
     images = _photos(12)
-    repainted, _ = restyler.repaint(_rows([_encoded(image) for image in images]), 0, 10**6)
+    stylized, _ = stylizer.stylize(_rows([_encoded(image) for image in images]), 0, 10**6)
     means = StyleBank.load(bank).codes[:, :3] * 255
-    found = np.array([_pixels(encoded).mean(axis=(0, 1)) for encoded in repainted.encoded])
+    found = np.array([_pixels(encoded).mean(axis=(0, 1)) for encoded in stylized.encoded])
     nearest = np.abs(found[:, None] - means[None]).max(axis=2).argmin(axis=1)
     assert np.abs(found - means[nearest]).max() < 2
     assert len(set(nearest.tolist())) >= 3
@@ -323,9 +332,9 @@ def test_codes_without_effect_are_not_computed(bank: str):
     rows = _rows([_encoded(image) for image in _photos(12)])
 
     def embedded(**sassl) -> int:
-        restyler = _restyler(**sassl)
-        restyler.stylizer = crowded = Crowded(float("inf"))
-        restyler.repaint(rows, 0, 10**6)
+        stylizer = _dataset_stylizer(**sassl)
+        stylizer.stylizer = crowded = Crowded(float("inf"))
+        stylizer.stylize(rows, 0, 10**6)
         return crowded.embedded
 
     assert embedded() == 12
@@ -415,6 +424,6 @@ def test_samples_of_which_none_can_be_decoded_are_an_error_with_the_reason(tmp_p
 
 def test_images_pass_through_an_actor_unchanged_where_nothing_is_blended_in():
     images = _photos(2)
-    repainted, _ = _restyler(beta=(0.0, 0.0)).repaint(_rows([_encoded(image) for image in images]), 0, 10**6)
-    for image, encoded in zip(images, repainted.encoded, strict=True):
+    stylized, _ = _dataset_stylizer(beta=(0.0, 0.0)).stylize(_rows([_encoded(image) for image in images]), 0, 10**6)
+    for image, encoded in zip(images, stylized.encoded, strict=True):
         np.testing.assert_array_equal(_pixels(encoded), image)

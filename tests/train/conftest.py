@@ -25,7 +25,7 @@ from ray_sassl.files import storage
 from ray_sassl.pipeline import local_batches
 from ray_sassl.plugins import load_plugin
 from ray_sassl.runs.directory import INDEX
-from ray_sassl.runs.process import build_restyle, seen_of, train_process, view_source
+from ray_sassl.runs.process import build_stylize_block, seen_of, train_process, view_source
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import micro_batch
@@ -160,7 +160,7 @@ def run_here(config: ExperimentConfig, run_dir: str | Path, context: LocalContex
         epochs=config.train.epochs,
         batch_size=micro_batch(config.train, context.world_size),
         on_bad=bad.extend,
-        restyle=build_restyle(config, "cpu", 1),
+        stylize_block=build_stylize_block(config, "cpu", 1),
         seen=seen_of(checkpoint, index.num_rows),
         rank=context.rank,
         world_size=context.world_size,

@@ -62,7 +62,7 @@ def _train(
 
 @pytest.fixture(scope="module", params=["simclr", "moco", "byol", "swav", "dino"])
 def whole(request, tiny_config, run_here, tmp_path_factory) -> Any:
-    """A config whose views are repainted, and the folder and outcome of its run without a stop."""
+    """A config whose views are stylized, and the folder and outcome of its run without a stop."""
     config = tiny_config(request.param, "stylize=color_statistics", "sassl.views=all")
     folder = tmp_path_factory.mktemp(f"whole_{request.param}")
     return config, folder, run_here(config, folder)

@@ -2,7 +2,7 @@
 
 Alignment and uniformity are those of Wang and Isola 2020 (arXiv 2005.10242); positive pairs are two of SimCLR's views of a test image, whatever the
 encoder was trained with, so that runs with different views can be compared. The effective rank is RankMe (Garrido et al. 2023, arXiv 2210.02885).
-An image's style sensitivity is the mean cosine distance of its features from those of copies that were repainted in the styles of train images.
+An image's style sensitivity is the mean cosine distance of its features from those of copies that were stylized in the styles of train images.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Config(ProtocolConfig):
         num_queries: Test images whose neighbors are shown.
         num_neighbors: Train images shown for each, and counted for `same_class_share`.
         num_shown: Images that are shown of the most and of the least style-sensitive ones.
-        stylize: The stylizer of the repainted copies.
-        style_copies: Repainted copies of each test image.
+        stylize: The stylizer of the stylized copies.
+        style_copies: Stylized copies of each test image.
         styles_per_class: Train images of each class whose styles are drawn from.
-        render_px: As in `robustness`: smaller images are enlarged to it, repainted and reduced again, since at 32 px little but a blur is left.
+        render_px: As in `robustness`: smaller images are enlarged to it, stylized and reduced again, since at 32 px little but a blur is left.
         max_images: Images on the map, and rows of which uniformity and effective rank are computed; a sample where there are more.
         seed: Of all draws.
     """
@@ -68,13 +68,13 @@ class Diagnosis(Protocol):
         copies = [
             Stylized(config.stylize, textures, config.seed, number, render_px=config.render_px) for number in range(config.style_copies)
         ]
-        first, second, *restyled = (torch.from_numpy(part.features) for part in subject.changed_features([*changes, *copies]))
+        first, second, *stylized = (torch.from_numpy(part.features) for part in subject.changed_features([*changes, *copies]))
 
         z = torch.from_numpy(test.features)
         rows = _sample(len(z), config.max_images, config.seed)
         similarity, places = nearest(z, torch.from_numpy(train.features), config.num_neighbors)
         same_class = train.labels[places.numpy()] == test.labels[:, None]
-        distances = torch.stack([1 - F.cosine_similarity(z, copy, dim=1) for copy in restyled]).mean(0).numpy()
+        distances = torch.stack([1 - F.cosine_similarity(z, copy, dim=1) for copy in stylized]).mean(0).numpy()
         points, shares = principal_components(z[rows], 2)
         spectrum = torch.linalg.svdvals(F.normalize(z[rows].double(), dim=1))
         scores = {
@@ -132,7 +132,7 @@ class Diagnosis(Protocol):
         return image_grid(images, titles, captions, cell_px=max(112, subject.size_px // 2))
 
     def _style(self, subject: Subject, test: LabeledFeatures, distances: np.ndarray, copies: list[Stylized]) -> bytes:
-        """The images whose features change most and least when they are repainted, beside their copies."""
+        """The images whose features change most and least when they are stylized, beside their copies."""
         order = np.argsort(distances, kind="stable")
         chosen = np.concatenate([order[::-1][: self.config.num_shown], order[: self.config.num_shown][::-1]])
         labels, ids = test.labels[chosen], test.sample_id[chosen]
@@ -141,7 +141,7 @@ class Diagnosis(Protocol):
         images = [list(row) for row in zip(*columns, strict=True)]
         kinds = ["most"] * min(len(order), self.config.num_shown) + ["least"] * min(len(order), self.config.num_shown)
         captions = [[f"{kind}: {distances[row]:.3f}", *("" for _ in copies)] for kind, row in zip(kinds, chosen, strict=True)]
-        titles = ["cosine distance", *(f"repainted {number + 1}" for number in range(len(copies)))]
+        titles = ["cosine distance", *(f"stylized {number + 1}" for number in range(len(copies)))]
         return image_grid(images, titles, captions, cell_px=max(112, subject.size_px // 2))
 
 

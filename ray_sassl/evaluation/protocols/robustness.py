@@ -1,10 +1,10 @@
-"""Robustness of a linear classifier that has seen clean images only: repainted test images, common corruptions, and shape against texture.
+"""Robustness of a linear classifier that has seen clean images only: stylized test images, common corruptions, and shape against texture.
 
 Corruptions are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) that `corruptions.py` has. The shape share is that of Geirhos et al. 2019
 (arXiv 1811.12231): of the images that hold the shape of one class and the texture of another, and are taken for one of the two, the share that is
 taken for the shape's class.
 Differs from the papers: accuracies are means over corruptions and severities, not errors as shares of AlexNet's; and cue conflicts are all test
-images, repainted by the project's stylizer in the style of a train image of another class. It keeps more of the content than the one of Geirhos et
+images, stylized by the project's stylizer in the style of a train image of another class. It keeps more of the content than the one of Geirhos et
 al., so shape shares are to be held against each other, not against theirs.
 """
 
@@ -35,11 +35,11 @@ class Config(ProtocolConfig):
     Attributes:
         corruptions: Which of them are made.
         severities: Of each corruption.
-        stylize: The stylizer of the repainted copies.
+        stylize: The stylizer of the stylized copies.
         styles_per_class: Train images of each class whose styles are drawn from.
-        bank: A style bank to draw the repainted copies' styles from, made by this stylizer; not given: the train images' styles. Cue conflicts
+        bank: A style bank to draw the stylized copies' styles from, made by this stylizer; not given: the train images' styles. Cue conflicts
             always take the train images', whose classes are known.
-        render_px: Smaller images are enlarged to it, repainted and reduced again; 0: repainted as they are, which leaves little of their shape
+        render_px: Smaller images are enlarged to it, stylized and reduced again; 0: stylized as they are, which leaves little of their shape
             where they are of 32 px.
         l2: Weight of the penalty on the classifier's squared weights, which is fitted on standardized features as in `linear`.
         max_iterations: Of L-BFGS, which fits it.
@@ -77,10 +77,10 @@ class Config(ProtocolConfig):
 
 
 class Robustness(Protocol):
-    """Top-1 on clean, repainted and corrupted test images, and the share of shape in conflicts of shape and texture.
+    """Top-1 on clean, stylized and corrupted test images, and the share of shape in conflicts of shape and texture.
 
     `corrupted_top1` is the mean over corruptions and severities (the mean corruption accuracy), `NAME_top1` that over a corruption's severities.
-    The predictions are those for the repainted copies.
+    The predictions are those for the stylized copies.
     """
 
     def __init__(self, config: Config) -> None:
@@ -114,7 +114,7 @@ class Robustness(Protocol):
         shape, texture = _cues(conflict_part, textures, conflict)
         scores |= _cue_scores(shape, texture)
         figures = {"images": self._contact_sheet(subject, test, stylized, conflict, textures)}
-        details: dict[str, Any] = {"styles": styles.sources, "predictions": "for the repainted copies", "images": len(test.labels)}
+        details: dict[str, Any] = {"styles": styles.sources, "predictions": "for the stylized copies", "images": len(test.labels)}
         if corrupted_hits is not None:
             by_severity = corrupted_hits.mean(2)
             figures["severity"] = self._curves(float(hits["clean_top1"].mean()), by_severity)
@@ -144,13 +144,13 @@ class Robustness(Protocol):
         return draw(7.5, 4, paint)
 
     def _contact_sheet(self, subject: Subject, test: LabeledFeatures, stylized: Stylized, conflict: Stylized, textures: Textures) -> bytes:
-        """Some test images, one a line: as they are, repainted, with the texture of another class, and corrupted at the middle severity."""
+        """Some test images, one a line: as they are, stylized, with the texture of another class, and corrupted at the middle severity."""
         config = self.config
         rows = np.random.default_rng(config.seed).permutation(len(test.labels))[: config.num_shown]
         labels, ids = test.labels[rows], test.sample_id[rows]
         originals = subject.images("test", ids)
         severity = sorted(config.severities)[len(config.severities) // 2] if config.severities else 0
-        shown: list[tuple[str, ImageChange]] = [("repainted", stylized), ("cue conflict", conflict)]
+        shown: list[tuple[str, ImageChange]] = [("stylized", stylized), ("cue conflict", conflict)]
         shown += [(f"{name} {severity}", Corrupted(name, severity, config.seed)) for name in config.corruptions if severity]
         columns = [originals, *(change.apply(originals, labels, ids) for _, change in shown)]
         others = textures.labels[conflict.styles(labels, ids)]

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 
 from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult, run_detection
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.control import News, start_control
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.orchestrate.pretraining.worker import RayContext
 from ray_sassl.plugins import UsageError
@@ -58,8 +58,8 @@ def detect_on_ray(
     result = cast(Any, ray.remote)(num_cpus=0)(_Result).remote()
     spec = {"job": [ray.put(job)], "control": control, "result": result, "num_threads": workers.num_threads}
 
-    def show(news: News) -> None:
-        for report in news.reports:
+    def show(update: ProgressUpdate) -> None:
+        for report in update.reports:
             watch(report)
 
     workers.run(_worker, spec, name="detect", folder=folder, control=control, watch=show)

@@ -25,7 +25,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.control import News, start_control
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
@@ -121,9 +121,9 @@ def distill(
         progress_bar("distilling", config.steps, is_shown=show_progress) as advance_steps,
     ):
 
-        def show(news: News) -> None:
+        def show(update: ProgressUpdate) -> None:
             nonlocal step
-            for report in news.reports:
+            for report in update.reports:
                 if "crops" in report:
                     advance_crops(int(report["crops"]))
                 else:

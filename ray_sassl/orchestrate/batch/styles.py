@@ -34,7 +34,7 @@ from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.bank import StyleBank
-from ray_sassl.style.datasets import Restyler, StyleJobConfig, change_of, check_job, with_absolute_paths
+from ray_sassl.style.datasets import DatasetStylizer, StyleJobConfig, change_of, check_job, with_absolute_paths
 
 log = logging.getLogger(__name__)
 
@@ -73,23 +73,23 @@ class StyleWorker:
     def __init__(self, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
         config = StyleJobConfig.model_validate_json(config_json)
         receive_weights(config.stylize, keeper)
-        self._restyler = Restyler.build(config, torch.device(device_type(num_gpus)), max(1, int(num_cpus)))
+        self._dataset_stylizer = DatasetStylizer.build(config, torch.device(device_type(num_gpus)), max(1, int(num_cpus)))
 
     def codes(self, index: Index, group: int) -> tuple[np.ndarray, list[str], list[BadRow], list[str]]:
         """The codes of a row group's images, their names, the bad rows and what is to be noted."""
-        codes, keys, bad = self._restyler.codes(read_groups(index, [group]), index.config.max_pixels)
+        codes, keys, bad = self._dataset_stylizer.codes(read_groups(index, [group]), index.config.max_pixels)
         return codes, [key.removeprefix(index.root) for key in keys], bad, self._notes()
 
     def shard(self, index: Index, conversion: Conversion, target: str, copy: int, shard: int) -> tuple[list[BadRow], list[str]]:
         """Write one shard of a stylized copy; returns the bad rows and what is to be noted."""
 
         def change(rows: Rows) -> tuple[Rows, list[BadRow]]:
-            return self._restyler.repaint(rows, copy, index.config.max_pixels)
+            return self._dataset_stylizer.stylize(rows, copy, index.config.max_pixels)
 
         return convert_shard(index, conversion, target, shard, change), self._notes()
 
     def _notes(self) -> list[str]:
-        notes, self._restyler.notes = self._restyler.notes, []
+        notes, self._dataset_stylizer.notes = self._dataset_stylizer.notes, []
         return notes
 
 

@@ -13,14 +13,14 @@ from ray.actor import ActorHandle
 
 from ray_sassl.data.quarantine import BadRow, Quarantine, TooManyBadRowsError
 from ray_sassl.orchestrate.runtime.metrics import CostMeter, set_bad_rows
-from ray_sassl.orchestrate.runtime.session import beside_the_driver
+from ray_sassl.orchestrate.runtime.session import pin_to_driver
 from ray_sassl.types import Outcome
 
 _SAVE_EVERY_S = 2.0
 
 
 @dataclass
-class News:
+class ProgressUpdate:
     """What has happened since the last look.
 
     Attributes:
@@ -54,7 +54,7 @@ class RunControl:
         self._path = quarantine_path
         self._quarantine.load_jsonl(quarantine_path)
         self._saved_at, self._num_saved = time.monotonic(), self._quarantine.num_bad
-        self._news = News()
+        self._update = ProgressUpdate()
         self._stop = False
         self._wants_checkpoint = False
         self._start: str | None = None
@@ -107,12 +107,12 @@ class RunControl:
         self._wants_checkpoint = wanted
 
     def report(self, metrics: dict[str, float]) -> None:
-        self._news.reports.append(metrics)
+        self._update.reports.append(metrics)
         if self._cost is not None and "images_per_s" in metrics:
             self._cost(metrics["images_per_s"])
 
     def note(self, text: str) -> None:
-        self._news.notes.append(text)
+        self._update.notes.append(text)
 
     def finish(self, outcome: Outcome) -> None:
         self._outcome = outcome
@@ -121,19 +121,19 @@ class RunControl:
         self.save()
         return self._outcome
 
-    def news(self) -> News:
+    def progress(self) -> ProgressUpdate:
         """What has happened since the last call."""
         set_bad_rows(self._run, self._quarantine.num_bad)  # a gauge that is not set again is soon gone from the endpoint
-        news, self._news = self._news, News()
-        news.num_bad, news.fatal = self._quarantine.num_bad, self._fatal
-        return news
+        update, self._update = self._update, ProgressUpdate()
+        update.num_bad, update.fatal = self._quarantine.num_bad, self._fatal
+        return update
 
 
 def start_control(
     num_rows: int, max_bad_fraction: float, quarantine_path: str, *, run: str = "", prices: Mapping[str, float] | None = None
 ) -> ActorHandle:
     """The run's control actor, with the arguments of `RunControl`; it takes no CPU and ends with the driver."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=beside_the_driver(), max_concurrency=1)(RunControl)
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=pin_to_driver(), max_concurrency=1)(RunControl)
     return remote.remote(num_rows, max_bad_fraction, quarantine_path, run, prices)
 
 

@@ -28,7 +28,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.sources import check_there
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.control import News, start_control
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
 from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, fit
@@ -43,7 +43,7 @@ from ray_sassl.pipeline import local_batches, without
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import QUARANTINE, VIEWS, prepare_run_dir, write_summary
 from ray_sassl.runs.pictures import views_picture
-from ray_sassl.runs.process import build_restyle, seen_of, train_process, view_source
+from ray_sassl.runs.process import build_stylize_block, seen_of, train_process, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import check_shares, micro_batch
@@ -58,7 +58,7 @@ def pretrain(
     *,
     resume: bool = False,
     address: str | None = None,
-    watch: Watch = lambda news: None,
+    watch: Watch = lambda update: None,
     stop: threading.Event | None = None,
 ) -> RunResult:
     """Pretrain an encoder; the record is the run directory.
@@ -83,15 +83,15 @@ def pretrain(
     check_evaluation(config)
     index = prepare_run_dir(config, run_dir, resume=resume)
     if not resume:
-        picture = views_picture(config, view_source(config, run_dir), build_restyle(config, "cpu", 1))
+        picture = views_picture(config, view_source(config, run_dir), build_stylize_block(config, "cpu", 1))
         storage.write_bytes(storage.join(run_dir, VIEWS), picture)
     launch = _pretrain_here if config.scaling.num_workers == 0 else partial(_pretrain_on_ray, address=address)
     metrics: dict[str, float] = {}
 
-    def observe(news: News) -> None:
-        for report in news.reports:
+    def observe(update: ProgressUpdate) -> None:
+        for report in update.reports:
             metrics.update(report)
-        watch(news)
+        watch(update)
 
     try:
         outcome = launch(config, run_dir, index, observe, stop or threading.Event())
@@ -171,7 +171,7 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
 
     class Context(LocalContext):
         def report(self, metrics: dict[str, float]) -> None:
-            watch(News([metrics], num_bad=quarantine.num_bad))
+            watch(ProgressUpdate([metrics], num_bad=quarantine.num_bad))
 
         def stop_requested(self) -> bool:
             return stop.is_set()
@@ -182,7 +182,7 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         epochs=config.train.epochs,
         batch_size=micro_batch(config.train, 1),
         on_bad=quarantine.add,
-        restyle=build_restyle(config, "cpu", config.scaling.threads_per_worker or torch.get_num_threads()),
+        stylize_block=build_stylize_block(config, "cpu", config.scaling.threads_per_worker or torch.get_num_threads()),
         seen=seen,
         accumulate=config.train.accumulate,
     )

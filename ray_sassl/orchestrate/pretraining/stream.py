@@ -33,7 +33,7 @@ from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.runtime.weights import receive_weights
-from ray_sassl.pipeline import Restyle, ViewSource, finish_block, ids_of, windows, without
+from ray_sassl.pipeline import StylizeBlock, ViewSource, finish_block, ids_of, windows, without
 from ray_sassl.types import Arrays
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _RUN = "ray_sassl.runs.directory"
 """Under this name the DataContext carries the run's name."""
 
 
-class Pace(ExecutionCallback):
+class LoopThrottle(ExecutionCallback):
     """Keeps Ray Data's scheduling loop from spinning, and looks at the stylizers' queue now and then.
 
     While finished blocks wait for a slower consumer, which is most of the time in training, Ray 2.60's loop waits for nothing: it took a
@@ -158,8 +158,8 @@ def make_stream(
     context = DataContext.get_current()
     context.execution_options = execution_options()
     context.set_config(_RUN, spec.run)
-    if Pace not in context.custom_execution_callback_classes:
-        context.custom_execution_callback_classes.append(Pace)
+    if LoopThrottle not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(LoopThrottle)
     # A block is cut when it is larger than this, so every block of views becomes one of Ray's, neither merged nor split.
     context.target_max_block_size = max(1, int(_CUT_AT * block_bytes(spec.source)))
     shares = _shares(spec, seen)
@@ -280,9 +280,9 @@ class FusedStage:
         self.reading, self.config_json, self.keeper = reading, config_json, keeper
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
-        restyle = _restyle(self.config_json, "cpu", 1, self.keeper)
+        stylize_block = _stylize(self.config_json, "cpu", 1, self.keeper)
         for block in self.reading.blocks(batch):
-            yield finish_block(self.reading.source, block, restyle)
+            yield finish_block(self.reading.source, block, stylize_block)
             count_images(self.reading.run, "stylize", int(block.keep.sum()))
 
 
@@ -294,21 +294,21 @@ class StyleActor:
     ) -> None:
         self._source, self._run = source, run
         self._device_type = device_type(num_gpus)
-        self._restyle = _restyle(config_json, self._device_type, int(num_cpus), keeper)
+        self._stylize = _stylize(config_json, self._device_type, int(num_cpus), keeper)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):
             block = block_of_row(batch, row)
-            yield finish_block(self._source, block, self._restyle, self._device_type)
+            yield finish_block(self._source, block, self._stylize, self._device_type)
             count_images(self._run, "stylize", int(block.keep.sum()))
 
 
 @lru_cache(maxsize=1)
-def _restyle(config_json: str, device_type: str, num_threads: int, keeper: ActorHandle | None) -> Restyle | None:
+def _stylize(config_json: str, device_type: str, num_threads: int, keeper: ActorHandle | None) -> StylizeBlock | None:
     """The config's style augmentation, built once a process."""
     from ray_sassl.config.schema import ExperimentConfig
-    from ray_sassl.runs.process import build_restyle
+    from ray_sassl.runs.process import build_stylize_block
 
     config = ExperimentConfig.model_validate_json(config_json)
     receive_weights(config.stylize, keeper)
-    return build_restyle(config, device_type, num_threads)
+    return build_stylize_block(config, device_type, num_threads)

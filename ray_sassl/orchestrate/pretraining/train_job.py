@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.autoscaler import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
 from ray_sassl.orchestrate.runtime.reasons import reason_of
 from ray_sassl.orchestrate.runtime.watched import run_watched
@@ -23,8 +23,8 @@ from ray_sassl.plugins import UsageError
 LOOK_EVERY_S = 0.25
 _MAX_FAILURES = 3
 
-Watch = Callable[[News], None]
-"""Is shown a job's news several times a second, in the driver's process."""
+Watch = Callable[[ProgressUpdate], None]
+"""Is shown a job's update several times a second, in the driver's process."""
 
 
 class RunFailedError(UsageError):
@@ -49,10 +49,10 @@ def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequen
         nonlocal has_begun
         if stop is not None and stop.is_set():
             control.request_stop.remote()
-        news = cast(News, ray.get(control.news.remote()))
-        has_begun = has_begun or bool(news.reports)
-        news.waiting = waiting.look(has_begun=has_begun) if is_running else ""
-        watch(news)
+        update = cast(ProgressUpdate, ray.get(control.progress.remote()))
+        has_begun = has_begun or bool(update.reports)
+        update.waiting = waiting.look(has_begun=has_begun) if is_running else ""
+        watch(update)
 
     error = run_watched(trainer.fit, look, every_s=LOOK_EVERY_S)
     if error is not None and ray.get(control.fatal.remote()) is None:
@@ -111,9 +111,9 @@ class Workers:
         """
         announce = Announcer(say)
 
-        def show(news: News) -> None:
-            announce(news.waiting)
-            watch(news)
+        def show(update: ProgressUpdate) -> None:
+            announce(update.waiting)
+            watch(update)
 
         with tempfile.TemporaryDirectory(prefix="ray-sassl-") as ray_storage:
             trainer = TorchTrainer(

@@ -162,7 +162,7 @@ class Waiting:
         alive = [node for node in cluster.node_states if node.status not in (DEAD, DRAINING)]
         unmet = without_room(self._needs, [(node.total_resources, node.labels.get(GROUP_LABEL)) for node in alive])
         self._text = _in_words(unmet, state, _is_queued(self._needs, cluster))
-        never = _hopeless(unmet, state)
+        never = _never_met(unmet, state)
         if has_begun or _coming(state) or not never:
             self._hopeful = now
         if now - self._hopeful > PATIENCE_S:
@@ -263,7 +263,7 @@ def _infeasible(state: AutoscalingState) -> list[ResourceRequest]:
     return found
 
 
-def _hopeless(unmet: list[tuple[Need, int]], state: AutoscalingState) -> list[tuple[Need, int]]:
+def _never_met(unmet: list[tuple[Need, int]], state: AutoscalingState) -> list[tuple[Need, int]]:
     """For which of it there will never be room: an autoscaler says so, or there is none."""
     if state.autoscaler_state_version == 0:
         return unmet

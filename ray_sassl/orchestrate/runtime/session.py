@@ -61,7 +61,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
         ray.shutdown()
 
 
-def beside_the_driver() -> NodeAffinitySchedulingStrategy:
+def pin_to_driver() -> NodeAffinitySchedulingStrategy:
     """Where an actor belongs that must live as long as the run: it holds no resources, and an autoscaler takes a node for idle that has only such."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import ray
 from ray.actor import ActorHandle
 
-from ray_sassl.orchestrate.runtime.session import beside_the_driver
+from ray_sassl.orchestrate.runtime.session import pin_to_driver
 
 if TYPE_CHECKING:
     from ray_sassl.style.stylizers import StylizerConfig
@@ -30,7 +30,7 @@ class WeightsKeeper:
 
 def keep(content: bytes) -> ActorHandle:
     """An actor that holds the content for as long as the handle is held; `kept` gives it back, on any node."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=beside_the_driver(), max_concurrency=4)(WeightsKeeper)
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=pin_to_driver(), max_concurrency=4)(WeightsKeeper)
     return remote.remote(content)
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorHandle
 
-from ray_sassl.orchestrate.runtime.session import beside_the_driver
+from ray_sassl.orchestrate.runtime.session import pin_to_driver
 
 
 class StudyControl:
@@ -46,5 +46,5 @@ class StudyControl:
 
 def start_control() -> ActorHandle:
     """The study's control actor; it takes no CPU and ends with the driver."""
-    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=beside_the_driver())(StudyControl)
+    remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=pin_to_driver())(StudyControl)
     return remote.remote()

@@ -176,7 +176,7 @@ def search(
                 _fit(tuner, state, control, watch, Waiting(trial_needs(study.base, is_alone=True)))
             finally:
                 write_tables(study, study_dir, state.records)
-    if reason := hopeless(state):
+    if reason := too_many_failures(state):
         raise UsageError(
             f"the first {_HOPELESS} trials failed before their first evaluation, so no more were started; the last one: {reason}"
         )
@@ -250,7 +250,7 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
         raise UsageError(f"the search ended by an error of Ray Tune: {reason_of(error)}") from error
 
 
-def hopeless(state: StudyState) -> str | None:
+def too_many_failures(state: StudyState) -> str | None:
     """The last reason, where the first trials of this search have all failed before their first evaluation, and no other one has come to its own:
     more would fare no better."""
     trials = state.records[state.num_earlier :]
@@ -277,7 +277,7 @@ class RecordSearcher(Searcher):
         with state.lock:
             if state.is_stopping:
                 return Searcher.FINISHED
-            if hopeless(state):  # for good, unless one that is running does better
+            if too_many_failures(state):  # for good, unless one that is running does better
                 return None if self._live else Searcher.FINISHED
             # A population is there as a whole; Tune lets its members take turns.
             if study.scheduler != "pbt" and len(self._live) >= state.concurrent:

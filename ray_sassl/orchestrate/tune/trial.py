@@ -28,7 +28,7 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.online import ONLINE_SCORES
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.weights import receive_weights
 from ray_sassl.runs.directory import CONFIG
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
@@ -122,7 +122,7 @@ class TrialRun:
     ) -> None:
         self.config, self.run_dir, self.num_rows, self.metrics = config, run_dir, num_rows, metrics
         self._pretrain, self._should_stop, self._on_progress = pretrain, should_stop, on_progress
-        self._news: queue.Queue[dict[str, Any] | RunResult | BaseException] = queue.Queue()
+        self._update: queue.Queue[dict[str, Any] | RunResult | BaseException] = queue.Queue()
         self._stop = threading.Event()
         self._latest: dict[str, float] = {}
         self._speeds: list[float] = []
@@ -136,12 +136,12 @@ class TrialRun:
     def _run(self) -> None:
         try:
             resume = storage.exists(storage.join(self.run_dir, CONFIG))
-            self._news.put(self._pretrain(self.config, self.run_dir, resume=resume, watch=self._watch, stop=self._stop))
+            self._update.put(self._pretrain(self.config, self.run_dir, resume=resume, watch=self._watch, stop=self._stop))
         except BaseException as error:  # noqa: BLE001 - raised by `next`, in the thread that Tune looks at
-            self._news.put(error)
+            self._update.put(error)
 
-    def _watch(self, news: News) -> None:
-        for report in news.reports:
+    def _watch(self, update: ProgressUpdate) -> None:
+        for report in update.reports:
             self._latest.update(report)
             if "images_per_s" in report:
                 self._speeds.append(report["images_per_s"])
@@ -152,7 +152,7 @@ class TrialRun:
             self._scored_step = step
             if (number := evaluation_number(self.config, self.num_rows, step)) > self._evaluated:
                 self._evaluated = number
-                self._news.put(self._evaluation(number, step))
+                self._update.put(self._evaluation(number, step))
 
     def _evaluation(self, number: int, step: int) -> dict[str, Any]:
         speed = {"images_per_s": statistics.median(self._speeds)} if self._speeds else {}
@@ -190,7 +190,7 @@ class TrialRun:
     def _wait(self) -> dict[str, Any] | RunResult | BaseException:
         while True:
             try:
-                return self._news.get(timeout=_LOOK_EVERY_S)
+                return self._update.get(timeout=_LOOK_EVERY_S)
             except queue.Empty:
                 if self._should_stop():
                     self._stop.set()

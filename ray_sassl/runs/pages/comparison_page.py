@@ -10,7 +10,7 @@ from ray_sassl.files import storage
 from ray_sassl.runs.pages.comparing import Comparison, Contrast, Group, as_json, as_markdown, described
 from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.page import Cell, page, picture, section, side_by_side, table
-from ray_sassl.runs.pages.run_page import facts, fate, flat
+from ray_sassl.runs.pages.run_page import facts, flat, outcome
 from ray_sassl.runs.record import RunRecord
 
 _WIDTH_PX = 1500
@@ -48,7 +48,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _runs_table(runs: Sequence[tuple[Group, RunRecord]]) -> str:
-    told = [{"ended": fate(run)[1], "run directory": run.path, **facts(run)} for _, run in runs]
+    told = [{"ended": outcome(run)[1], "run directory": run.path, **facts(run)} for _, run in runs]
     names = list(dict.fromkeys(name for tree in told for name in tree))
     return table(["", *(run.name for _, run in runs)], [[name, *(tree.get(name, "") for tree in told)] for name in names])
 

@@ -52,7 +52,7 @@ def run_body(run: RunRecord) -> str:
             run_curves([Line(run, run.name)]) or "<p>Nothing was logged yet.</p>",
             "Dashed: the loss of an encoder that tells no two images apart.",
         ),
-        section("What the network saw", views, "Crops, repainted crops and finished views of the same images."),
+        section("What the network saw", views, "Crops, stylized crops and finished views of the same images."),
         section("Images that could not be used", _quarantine(run)),
         section("What the protocols show", _pictures(run.scores)),
         folded("The whole config", f"<pre>{html.escape(yaml.safe_dump(run.config, sort_keys=False, width=120))}</pre>"),
@@ -60,7 +60,7 @@ def run_body(run: RunRecord) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def fate(run: RunRecord) -> tuple[str, str]:
+def outcome(run: RunRecord) -> tuple[str, str]:
     """How the run ended or stands, and what is to be said of it."""
     last = run.metrics[-1] if run.metrics else None
     epochs = (run.config.get("train") or {}).get("epochs")
@@ -79,7 +79,7 @@ def fate(run: RunRecord) -> tuple[str, str]:
 
 
 def _fate(run: RunRecord) -> str:
-    kind, text = fate(run)
+    kind, text = outcome(run)
     return f'<span class="{html.escape(kind)}">{html.escape(text[:1].upper() + text[1:])}</span>'
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from ray_sassl.plugins import FrozenConfig
 
 CONTENT_PX = 96
-"""Side of the contents that are kept; training repaints them at this size and at smaller ones."""
+"""Side of the contents that are kept; training stylizes them at this size and at smaller ones."""
 THUMBNAIL_PX = 64
 """Side of the images that the student's predictor sees."""
 TEACHER_PX = 256
@@ -27,7 +27,7 @@ class DistillConfig(FrozenConfig):
     num_crops: Annotated[int, Field(ge=8)] = 24_000
     """Crops whose codes the teacher computes once; half of them of styles, half of contents."""
     painted_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the styles' crops that the teacher repaints with a mixture of two others' styles: paintings that no data set holds."""
+    """Share of the styles' crops that the teacher stylizes with a mixture of two others' styles: paintings that no data set holds."""
     steps: Annotated[int, Field(ge=1)] = 9_000
     batch_size: Annotated[int, Field(ge=2)] = 16
     """Pictures of a step, of all workers together."""

@@ -145,7 +145,7 @@ def _chunks(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 @torch.inference_mode()
 def _with_codes(teacher: Teacher, chunk: np.ndarray, painted_share: float, is_style: bool, rng: np.random.Generator) -> Crops:
-    """The crops of (n, 256, 256, 3) uint8 images; some of them are repainted first, with mixtures of the codes of the others."""
+    """The crops of (n, 256, 256, 3) uint8 images; some of them are stylized first, with mixtures of the codes of the others."""
     pixels = torch.from_numpy(chunk).permute(0, 3, 1, 2).float().div_(255)
     plain = len(chunk) - round(painted_share * len(chunk)) or len(chunk)
     codes = _codes(teacher, pixels[:plain])

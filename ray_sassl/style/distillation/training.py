@@ -51,7 +51,7 @@ def draw_batch(crops: Crops, config: DistillConfig, step: int, rank: int = 0, wo
     count = max(1, config.batch_size // world_size)
     everything, styles = np.arange(len(crops)), np.flatnonzero(crops.is_style)
     photos = np.flatnonzero(~crops.is_style)
-    # Any image may be a style, and a painting may be repainted; both mostly are what their names say.
+    # Any image may be a style, and a painting may be stylized; both mostly are what their names say.
     style = np.where(rng.random(count) < 0.6, rng.choice(styles, count), rng.choice(everything, count))
     content = np.where(rng.random(count) < 0.8, rng.choice(photos, count), rng.choice(everything, count))
     alpha = torch.from_numpy(np.where(rng.random(count) < config.full_strength_share, 1.0, rng.random(count))[:, None]).float()

@@ -25,7 +25,7 @@ _SPARE = 4
 
 
 class QuickTransformer(nn.Module):
-    """Repaints as the given transformer does, to about 1e-5; it has no gradients.
+    """Stylizes as the given transformer does, to about 1e-5; it has no gradients.
 
     Args:
         network: Whose weights are used; later changes to them are not seen.
@@ -40,7 +40,7 @@ class QuickTransformer(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor, codes: Tensor) -> Tensor:
-        """(B, 3, H, W) repainted images in [0, 1], of (B, 3, H, W) contents, H and W multiples of 4, and (B, C) codes."""
+        """(B, 3, H, W) stylized images in [0, 1], of (B, 3, H, W) contents, H and W multiples of 4, and (B, C) codes."""
         network = self._network
         gammas = network.gamma(codes).split(network.norm_widths, dim=1)  # (B, width) each
         betas = network.beta(codes).split(network.norm_widths, dim=1)

@@ -1,6 +1,6 @@
 """The two networks of arbitrary style transfer: Ghiasi, Lee, Kudlur, Dumoulin and Shlens 2017, arXiv 1705.06830.
 
-A predictor describes the style of an image by a code; a transformer repaints a content image as a code says, through conditional
+A predictor describes the style of an image by a code; a transformer stylizes a content image as a code says, through conditional
 instance normalization (Dumoulin, Shlens and Kudlur 2017, arXiv 1610.07629, equation 5). Sizes and layers are those of the form that Magenta
 released for mobile devices. Images are RGB in [0, 1] throughout.
 """
@@ -17,7 +17,7 @@ EPSILON = 1e-5
 
 
 class StyleTransformer(nn.Module):
-    """Repaints content images in the styles of codes.
+    """Stylizes content images in the styles of codes.
 
     Args:
         code_size: Width C of a code.
@@ -40,7 +40,7 @@ class StyleTransformer(nn.Module):
         """All instance norms' shifts."""
 
     def forward(self, images: Tensor, codes: Tensor) -> Tensor:
-        """(B, 3, H, W) repainted images in [0, 1], of (B, 3, H, W) contents, H and W multiples of 4, and (B, C) codes."""
+        """(B, 3, H, W) stylized images in [0, 1], of (B, 3, H, W) contents, H and W multiples of 4, and (B, C) codes."""
         gammas = self.gamma(codes).split(self.norm_widths, dim=1)  # (B, width) each
         betas = self.beta(codes).split(self.norm_widths, dim=1)
         norms = iter(zip(gammas, betas, strict=True))

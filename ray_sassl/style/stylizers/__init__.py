@@ -37,7 +37,7 @@ class Stylizer(ABC):
 
     @abstractmethod
     def render(self, images: Tensor, codes: Tensor) -> Tensor:
-        """The images (B, 3, H, W) repainted in the styles `codes` (B, C); same shape, float in [0, 1]."""
+        """The images (B, 3, H, W) stylized in the styles `codes` (B, C); same shape, float in [0, 1]."""
 
 
 class StylizerConfig(PluginConfig, ABC):
@@ -46,7 +46,7 @@ class StylizerConfig(PluginConfig, ABC):
     is_identity: ClassVar[bool] = False
     """True for the one stylizer that changes nothing; the pipeline then leaves the whole block out."""
     min_px: ClassVar[int] = 1
-    """As the stylizer's, so that views which it cannot repaint are refused before it is built."""
+    """As the stylizer's, so that views which it cannot stylize are refused before it is built."""
 
     def published_weights(self) -> PublishedWeights | None:
         """The weights that have to be on a machine before the stylizer can be built there; None where it needs none but its own."""

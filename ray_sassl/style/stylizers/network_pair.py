@@ -61,7 +61,7 @@ class NetworkPair(Stylizer):
 
     @torch.inference_mode()
     def render(self, images: Tensor, codes: Tensor) -> Tensor:
-        """The images (B, 3, H, W) repainted as `codes` (B, C) say, float32; sides that are no multiples of 4 are padded and cropped.
+        """The images (B, 3, H, W) stylized as `codes` (B, C) say, float32; sides that are no multiples of 4 are padded and cropped.
 
         Raises:
             UsageError: the images are smaller than 32 px.

@@ -65,7 +65,7 @@ def test_a_run_repeats_and_reads_the_test_images_once(result):
     assert subject.num_passes == 1
 
 
-def test_predictions_are_those_for_the_repainted_copies(result):
+def test_predictions_are_those_for_the_stylized_copies(result):
     assert np.mean(result.predictions.predicted == result.predictions.labels) == result.scores["stylized_top1"].value
     assert result.predictions.sample_id.tolist() == (3 * np.arange(60) + 5).tolist()
 
@@ -83,7 +83,7 @@ def test_an_encoder_that_sees_color_alone_goes_by_texture():
     subject.network = Color()
     scores = robustness.Config(corruptions=(), stylize=ColorStatistics()).build().evaluate(subject).scores
     assert scores["clean_top1"].value > 0.9
-    assert scores["shape_share"].value < 0.1  # the repainted image has the mean color of its style
+    assert scores["shape_share"].value < 0.1  # the stylized image has the mean color of its style
     assert "corrupted_top1" not in scores
 
 

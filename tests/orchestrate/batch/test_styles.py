@@ -313,7 +313,7 @@ def test_what_an_actor_notes_reaches_the_user(here: None, tmp_path: Path, caplog
     (tmp_path / "in").mkdir()
     Image.new("RGB", (40, 40), "red").save(tmp_path / "in" / "only.png")
     result = _stylize(str(tmp_path / "in"), tmp_path / "out")
-    assert "only.png was repainted in its own style" in result.notes[0]
+    assert "only.png was stylized in its own style" in result.notes[0]
     assert result.notes[0] in caplog.text
 
 

@@ -21,12 +21,12 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.orchestrate.pretraining.control import News, start_control
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import prepare_run_dir
-from ray_sassl.runs.process import build_restyle, view_source
+from ray_sassl.runs.process import build_stylize_block, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 
@@ -63,8 +63,8 @@ class KillAt:
         self.todo, self.what = list(steps), what
         self.reported: list[int] = []
 
-    def __call__(self, news: News) -> None:
-        self.reported += [int(report["step"]) for report in news.reports if "loss" in report]
+    def __call__(self, update: ProgressUpdate) -> None:
+        self.reported += [int(report["step"]) for report in update.reports if "loss" in report]
         if self.todo and self.reported and self.reported[-1] >= self.todo[0]:
             self.todo.pop(0)
             kill_one(self.what)
@@ -97,7 +97,11 @@ def test_a_killed_stylizer_and_a_killed_decode_task_lose_and_repeat_no_row(ray_c
     control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
     stream = make_stream(stream_spec(config, view_source(config, run_dir)), SeenIds(NUM_ROWS), control)
     expected = local_batches(
-        view_source(config, run_dir), epochs=15, batch_size=16, on_bad=lambda rows: None, restyle=build_restyle(config, "cpu", 1)
+        view_source(config, run_dir),
+        epochs=15,
+        batch_size=16,
+        on_bad=lambda rows: None,
+        stylize_block=build_stylize_block(config, "cpu", 1),
     )
     num_batches = 0
     with ThreadPoolExecutor(1) as pool:

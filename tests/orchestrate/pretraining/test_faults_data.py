@@ -14,7 +14,7 @@ from PIL import Image
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
-from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.plugins import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
@@ -38,8 +38,8 @@ def _once(action):
     """A watch that acts at the first reported step."""
     todo = [action]
 
-    def watch(news: News) -> None:
-        if news.reports and todo:
+    def watch(update: ProgressUpdate) -> None:
+        if update.reports and todo:
             todo.pop()()
 
     return watch

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.pretraining.launch import ResourcesError, check_workers, pretrain
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError
 from ray_sassl.plugins import UsageError
@@ -41,8 +41,8 @@ def test_a_run_directory_holds_the_record(ray_cluster: None, tmp_path: Path):
     run_dir = tmp_path / "run"
     reports: list[dict[str, float]] = []
 
-    def watch(news: News) -> None:
-        reports.extend(news.reports)
+    def watch(update: ProgressUpdate) -> None:
+        reports.extend(update.reports)
 
     result = pretrain(small_config(write_shards(tmp_path, bad=(3, 70)), epochs=1), str(run_dir), watch=watch)
     assert {"config.yaml", "environment.json", "index.arrow", "metrics.jsonl", "quarantine.jsonl", "views.png", "summary.json"} <= {

@@ -17,7 +17,7 @@ from ray_sassl.orchestrate.pretraining.reading import WHOLE
 from ray_sassl.orchestrate.pretraining.stream import _shares, make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import prepare_run_dir
-from ray_sassl.runs.process import build_restyle, view_source
+from ray_sassl.runs.process import build_stylize_block, view_source
 from ray_sassl.types import Arrays
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 
@@ -115,6 +115,6 @@ def test_a_pool_may_be_on_gpus(ray_cluster: None, tmp_path: Path):
 
 
 def _expected(config: ExperimentConfig, run_dir: str, seen: SeenIds) -> list[Arrays]:
-    restyle = build_restyle(config, "cpu", 1)
+    stylize_block = build_stylize_block(config, "cpu", 1)
     source = view_source(config, run_dir)
-    return list(local_batches(source, epochs=2, batch_size=16, on_bad=lambda rows: None, restyle=restyle, seen=seen))
+    return list(local_batches(source, epochs=2, batch_size=16, on_bad=lambda rows: None, stylize_block=stylize_block, seen=seen))

@@ -17,14 +17,14 @@ from ray.tune.search import Searcher
 from benchmarks.measuring import tree
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler
-from ray_sassl.orchestrate.tune.search import RecordSearcher, StudyState, hopeless, search
+from ray_sassl.orchestrate.tune.search import RecordSearcher, StudyState, search, too_many_failures
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import Evaluation, read_trials
 from ray_sassl.study.space import Choice, Float, SearchSpace
 from ray_sassl.style.stylizers.magenta import WEIGHTS
 from ray_sassl.style.weights import MissingWeightsError, weights_path
 from tests.orchestrate.conftest import small_study
-from tests.orchestrate.simulated import NUM_EVALUATIONS, PaintingRun, SimulatedRun, simulated_study
+from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, StylizingRun, simulated_study
 
 pytestmark = pytest.mark.ray
 
@@ -103,10 +103,10 @@ def test_a_study_whose_first_trials_fail_waits_for_those_that_run_before_it_is_g
     for number in range(3):
         state.trials[number].state, state.trials[number].reason = "failed", "no room"
         searcher.on_trial_complete(str(number), error=True)
-    assert hopeless(state) == "no room"
+    assert too_many_failures(state) == "no room"
     assert searcher.suggest("more") is None
     state.trials[3].curve.append(Evaluation(1, {"knn_top1": 0.5}, 1.0))
-    assert hopeless(state) is None
+    assert too_many_failures(state) is None
     assert isinstance(searcher.suggest("more"), dict)
     state.trials[3].curve.clear()
     for trial_id in ("3", "more"):
@@ -190,7 +190,7 @@ def test_trials_on_nodes_without_a_stylizers_weights_get_them_from_the_driver(
     assert not (tmp_path / "study").exists()
     monkeypatch.setenv("RAY_SASSL_CACHE", str(weights_cache))  # of this process alone: Ray's were started before
     try:
-        state = search(study, str(tmp_path / "study"), run=PaintingRun())
+        state = search(study, str(tmp_path / "study"), run=StylizingRun())
         assert [(trial.point["stylize"], trial.state) for trial in state.records] == [("swift", "finished"), ("magenta", "finished")]
         assert cache_of_the_nodes.read_bytes() == weights_path(WEIGHTS).read_bytes()
     finally:

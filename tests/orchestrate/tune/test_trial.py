@@ -14,7 +14,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.control import News
+from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.tune.trial import (
     ENDED,
     EVALUATION,
@@ -55,7 +55,7 @@ def test_a_run_is_a_sequence_of_evaluations_that_ends_by_itself(tmp_path: Path):
 def test_the_end_of_a_run_that_bad_images_made_shorter_is_its_last_evaluation(tmp_path: Path, epochs: int, scored: tuple[int, ...]):
     def pretrain(config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
         for step in scored:
-            watch(News([{"step": step, "loss": 1.0}, {"step": step, "knn_top1": step / 100}]))
+            watch(ProgressUpdate([{"step": step, "loss": 1.0}, {"step": step, "knn_top1": step / 100}]))
         return RunResult("finished", scored[-1], run_dir, None, {})
 
     config = apply_overrides(load_experiment("demo"), [f"train.epochs={epochs}", "train.global_batch=100", "train.evaluate_every=0"])
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_is_being_written_to_an_object_store_is_not_handed_on(
     assert _trial(study_dir).save_checkpoint("unused")["checkpoint"] == storage.join(run_dir, "exchange", "step-00000001")
 
     def pretrain(config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
-        watch(News([{"step": 2, "knn_top1": 0.5}]))
+        watch(ProgressUpdate([{"step": 2, "knn_top1": 0.5}]))
         stop.wait()
         return RunResult("interrupted", 2, run_dir, None, {})
 

@@ -43,7 +43,7 @@ def test_gradients_reach_scale_shift_and_input():
     assert torch.autograd.gradcheck(conditional_instance_norm, (x, gamma, beta))
 
 
-def test_a_batch_is_repainted_as_its_images_one_by_one():
+def test_a_batch_is_stylized_as_its_images_one_by_one():
     network = StyleTransformer(code_size=7).eval()
     images, codes = torch.rand(3, 3, 32, 48), torch.randn(3, 7)
     with torch.inference_mode():

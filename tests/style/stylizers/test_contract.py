@@ -67,5 +67,5 @@ def test_both_memory_formats_give_the_same(stylizer, photos):
     torch.testing.assert_close(stylizer.render(last, codes), stylizer.render(photos, codes), atol=2e-3, rtol=0)
 
 
-def test_the_config_knows_the_smallest_images_that_can_be_repainted(stylizer, request):
+def test_the_config_knows_the_smallest_images_that_can_be_stylized(stylizer, request):
     assert load_plugin(PACKAGE, request.node.callspec.params["stylizer"]).Config.min_px == stylizer.min_px

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ray_sassl import pipeline
 from ray_sassl.cli import app, evaluation
-from ray_sassl.evaluation import Evaluation, Subject
+from ray_sassl.evaluation import Evaluation, Subject, images
 from ray_sassl.evaluation.protocols.knn import WeightedKNN
 from ray_sassl.plugins import UsageError, plugin_names
 from tests.export.conftest import MakeRun, make_run, write_images
@@ -38,13 +37,13 @@ def test_report_writes_a_page_into_the_run_directory(make_run: MakeRun, tmp_path
 
 def test_frozen_protocols_read_each_data_set_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
     decoded: list[int] = []
-    decode = pipeline.decode_images
+    decode = images.decode_images
 
     def counting(rows, *args):
         decoded.append(len(rows))
         return decode(rows, *args)
 
-    monkeypatch.setattr(pipeline, "decode_images", counting)
+    monkeypatch.setattr(images, "decode_images", counting)
     run_dir = make_run("evaluate.size_px=32")
     _run("evaluate", run_dir, *FROZEN, "num_draws=2", "shots=[1]", "corruptions=[contrast]", "severities=[1]", "--no-keep-features")
     assert sum(decoded) == 60 + 42

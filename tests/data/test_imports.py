@@ -3,7 +3,7 @@ import sys
 
 
 def test_reading_and_decoding_import_neither_torch_nor_ray():
-    modules = "decode index plan inspect convert quarantine styles synthetic"
-    code = "; ".join(f"import ray_sassl.data.{name}" for name in modules.split())
+    modules = "data.decode data.index data.reading data.plan data.inspect data.convert data.quarantine data.synthetic style.bank"
+    code = "; ".join(f"import ray_sassl.{name}" for name in modules.split())
     code += "; import sys; print([name for name in ('torch', 'ray', 'torchvision') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -62,10 +62,10 @@ def test_bad_rows_are_left_out_and_told(tmp_path: Path):
 def test_changed_images_are_read_in_the_same_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     job = _job(tmp_path, changes=(None, Negative()))
     reads = []
-    from ray_sassl import pipeline
+    from ray_sassl.evaluation import images
 
-    read_groups = pipeline.read_groups
-    monkeypatch.setattr(pipeline, "read_groups", lambda index, groups: reads.extend(groups) or read_groups(index, groups))
+    read_groups = images.read_groups
+    monkeypatch.setattr(images, "read_groups", lambda index, groups: reads.extend(groups) or read_groups(index, groups))
     plain, negative = extract_here(job).parts
     assert sorted(reads) == list(range(job.index.num_groups))
     in_gray_levels = [part.features * PREPROCESSING.pixel_std + PREPROCESSING.pixel_mean for part in (plain, negative)]

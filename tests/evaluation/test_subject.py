@@ -12,12 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sassl import pipeline
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
-from ray_sassl.evaluation import Task
+from ray_sassl.evaluation import Task, crops
 from ray_sassl.evaluation.corruptions import Corrupted
 from ray_sassl.evaluation.datasets import LabeledImages, load_evaluation_data
 from ray_sassl.evaluation.extraction import extract_here
@@ -189,14 +188,14 @@ def test_rows_that_fit_are_read_once_and_shuffled_all_together(config, tmp_path,
     pq.write_table(table.take(order), tmp_path / "train.parquet", row_group_size=8)  # as a folder by classes lies
     config = apply_overrides(config, ["evaluate.train.shuffle_window=8"])
     asked = []
-    real = pipeline.read_groups
-    monkeypatch.setattr(pipeline, "read_groups", lambda index, groups: asked.extend(groups) or real(index, groups))
+    real = crops.read_groups
+    monkeypatch.setattr(crops, "read_groups", lambda index, groups: asked.extend(groups) or real(index, groups))
     wanted = np.concatenate([np.arange(0, 16), np.arange(40, 56), np.arange(80, 96)])
     kept = list(_subject(config, tmp_path / "kept").training_views(wanted, epochs=2, batch_size=12, seed=0))
     assert sorted(asked) == [0, 1, 5, 6, 10, 11]
     assert all(len(np.unique(labels)) == 3 for _, labels in kept)
     asked.clear()
-    monkeypatch.setattr(pipeline, "_KEPT_ENCODED_BYTES", 0)
+    monkeypatch.setattr(crops, "_KEPT_ENCODED_BYTES", 0)
     read_anew = list(_subject(config, tmp_path / "kept").training_views(wanted, epochs=2, batch_size=12, seed=0))
     assert sorted(asked) == sorted([0, 1, 5, 6, 10, 11] * 2)
     for batches in (kept, read_anew):

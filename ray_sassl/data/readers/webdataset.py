@@ -1,7 +1,8 @@
-"""WebDataset shards: tar files in which consecutive members with one base name make a sample.
+"""WebDataset shards: tar files in which members with one base name make a sample.
 
-For the index only the 512-byte headers are walked (and the short label members read); a row group is a run of samples that is fetched
-by one range read. Nothing is ever extracted, and members that could do harm elsewhere are refused.
+For the index only the 512-byte headers are walked (and the short label members read); a row group is a run of samples that is fetched by one range
+read. A sample's name ends at the first dot of its file name. Where no image is called so, as with dates and numbers in `2024-05-01.cam1.00001.jpg`,
+it ends at the last dot instead.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,50 +31,26 @@ from ray_sassl.data import (
     SourceFile,
 )
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.readers.tar import CutOffError, Member, WindowedFile, members
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.data.index import Index
 
-_BLOCK = 512
 _LOCAL_WINDOW, _REMOTE_WINDOW = 4096, 4 * 2**20
 _MAX_LABEL_BYTES = 64
-_MAX_NAME_BYTES = 2**20
-_PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
-_REFUSED_TYPES = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a character device",
-    b"4": "a block device",
-    b"6": "a named pipe",
-    b"S": "a sparse file",
-}
-_REGULAR, _FOLDER, _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = (b"0", b"\0", b"7"), b"5", b"L", b"K", b"x", b"g"
 _ROW_SCHEMA = pa.schema([("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.int64())])
-
-
-@dataclass(frozen=True)
-class Member:
-    """A regular file in a shard: its name, and where its content is."""
-
-    name: str
-    offset: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        """Where the next header is."""
-        return self.offset + -(-self.size // _BLOCK) * _BLOCK
+_MERGED = "members away from the rest of their sample (merged)"
+_SECOND_IMAGE = "further images of a sample"
 
 
 @dataclass
 class _Sample:
-    """A sample while its members are met; `offset` is -1 as long as no image was."""
+    """A sample while its members are met; `offset` is -1 as long as no image was, and `place` then that of its first member."""
 
     key: str
-    start: int
-    stop: int = 0
+    place: int
     offset: int = -1
     size: int = 0
     label: int = NO_LABEL
@@ -154,34 +131,80 @@ def _read_range(path: str, start: int, stop: int) -> bytes:
 
 def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> _Shard:
     """The shard's samples; `problem` says where the shard is damaged, and what lies behind that is lost."""
-    samples: list[_Sample] = []
+    found: list[tuple[Member, bytes]] = []
     ignored: Counter[str] = Counter()
     problem = None
     filesystem, inner = storage.filesystem_of(path)
     with filesystem.open_input_file(inner) as file:
-        source = _Windowed(file, size_bytes, _LOCAL_WINDOW if isinstance(filesystem, pafs.LocalFileSystem) else _REMOTE_WINDOW)
+        source = WindowedFile(file, size_bytes, _LOCAL_WINDOW if isinstance(filesystem, pafs.LocalFileSystem) else _REMOTE_WINDOW)
         try:
-            for header_start, member in _members(source, path):
-                key, extension = _split_name(member.name)
-                if not samples or samples[-1].key != key or extension in samples[-1].extensions:
-                    samples.append(_Sample(key, header_start))
-                _add_member(samples[-1], extension, member, source, path, config, ignored)
-        except _CutOffError as cut:
+            for member in members(source, path):
+                if what := _no_part_of_a_sample(member.name):
+                    ignored[what] += 1
+                    continue
+                may_be_label = config.label_column is not None and member.name.lower().endswith(f".{config.label_extension}")
+                found.append((member, source.read(member.offset, min(member.size, _MAX_LABEL_BYTES + 1)) if may_be_label else b""))
+        except CutOffError as cut:
             problem = str(cut)
+    samples = sorted(_samples(found, path, config, ignored), key=lambda sample: sample.place if sample.offset < 0 else sample.offset)
     runs = [samples[first : first + GROUP_ROWS] for first in range(0, len(samples), GROUP_ROWS)]
-    rows = pa.table([[getattr(sample, name) for sample in samples] for name in _ROW_SCHEMA.names], schema=_ROW_SCHEMA)
-    return _Shard([(run[0].start, run[-1].stop, len(run)) for run in runs], rows, problem, ignored)
+    columns = [[sample.key for sample in samples], *([getattr(sample, name) for sample in samples] for name in _ROW_SCHEMA.names[1:])]
+    return _Shard([(*_range(run, size_bytes), len(run)) for run in runs], pa.table(columns, schema=_ROW_SCHEMA), problem, ignored)
 
 
-def _add_member(
-    sample: _Sample, extension: str, member: Member, source: _Windowed, path: str, config: DataConfig, ignored: Counter[str]
-) -> None:
-    sample.stop = member.end
+def _no_part_of_a_sample(name: str) -> str | None:
+    """What a member is that other programs leave in tar files, or None where it belongs to a sample."""
+    folder, base = posixpath.split(name)
+    if base.startswith("._") or "__MACOSX" in folder.split("/"):
+        return "AppleDouble (._*)"
+    return "hidden" if base.startswith(".") else None
+
+
+def _range(run: Sequence[_Sample], size_bytes: int) -> tuple[int, int]:
+    """First byte and end of the images of a run of samples."""
+    images = [(sample.offset, min(sample.offset + sample.size, size_bytes)) for sample in run if sample.offset >= 0]
+    return (min(start for start, _ in images), max(stop for _, stop in images)) if images else (0, 0)
+
+
+def _samples(found: Sequence[tuple[Member, bytes]], path: str, config: DataConfig, ignored: Counter[str]) -> list[_Sample]:
+    """The samples that the members make, in the order of their first members."""
+    split = [_split_name(member.name) for member, _ in found]
+    plain = {key for key, extension in split if extension in IMAGE_EXTENSIONS}
+    samples: list[_Sample] = []
+    newest: dict[str, _Sample] = {}
+    for (member, text), (key, extension) in zip(found, split, strict=True):
+        if key not in plain and "." in extension:
+            start, _, extension = extension.rpartition(".")
+            key = f"{key}.{start}"
+        sample = newest.get(key)
+        if sample is None or extension in sample.extensions:
+            sample = newest[key] = _Sample(key, member.offset)
+            samples.append(sample)
+        elif sample is not samples[-1]:
+            ignored[_MERGED] += 1
+        _add_member(sample, extension, member, text, path, config, ignored)
+    _hand_labels_down(samples, newest)
+    return [sample for sample in samples if sample.extensions]
+
+
+def _hand_labels_down(samples: Iterable[_Sample], newest: dict[str, _Sample]) -> None:
+    """Give the label of `x.cls` to `x.left.jpg` and `x.right.jpg`, which have none of their own; the sample `x` without an image is gone then."""
+    for sample in samples:
+        parent = newest.get(_split_name(sample.key)[0])
+        if sample.offset >= 0 and sample.label == NO_LABEL and parent is not None and parent is not sample and parent.offset < 0:
+            sample.label = parent.label
+            parent.extensions.clear()
+
+
+def _add_member(sample: _Sample, extension: str, member: Member, text: bytes, path: str, config: DataConfig, ignored: Counter[str]) -> None:
     sample.extensions.add(extension)
-    if extension in IMAGE_EXTENSIONS and sample.offset < 0:
-        sample.offset, sample.size = member.offset, member.size
+    if extension in IMAGE_EXTENSIONS:
+        if sample.offset < 0:
+            sample.offset, sample.size = member.offset, member.size
+        else:
+            ignored[_SECOND_IMAGE] += 1
     elif extension == config.label_extension and config.label_column is not None:
-        sample.label = _parse_label(source.read(member.offset, min(member.size, _MAX_LABEL_BYTES + 1)), member, path, config)
+        sample.label = _parse_label(text, member, path, config)
     else:
         ignored[extension or "no extension"] += 1
 
@@ -195,122 +218,6 @@ def _parse_label(text: bytes, member: Member, path: str, config: DataConfig) -> 
         f"{path}: member {member.name!r} should hold a label as decimal text but holds {text[:40]!r}; data.label_extension="
         f"{config.label_extension!r} names the label members, and data.label_column=null takes the data set as unlabeled"
     )
-
-
-class _CutOffError(Exception):
-    """The shard ends, or turns into something else, where a header or a member should be."""
-
-
-class _Windowed:
-    """Reads of a few bytes from a file that is fetched in pieces: whole pages of a disk, megabytes of an object store."""
-
-    def __init__(self, file: pa.NativeFile, size_bytes: int, window_bytes: int) -> None:
-        self._file = file
-        self._window_bytes = window_bytes
-        self._start, self._data = 0, b""
-        self.size_bytes = size_bytes
-
-    def read(self, offset: int, size: int) -> bytes:
-        if not self._start <= offset <= offset + size <= self._start + len(self._data):
-            self._start, self._data = offset, self._file.read_at(max(size, self._window_bytes), offset)
-        return self._data[offset - self._start : offset - self._start + size]
-
-
-def _members(source: _Windowed, path: str) -> Iterator[tuple[int, Member]]:
-    """The regular files of the shard, each with the place of its first header.
-
-    Raises:
-        UsageError: this is no tar file, or a member is one of those that are refused.
-        _CutOffError: the shard is cut off or damaged here.
-    """
-    offset = start = 0
-    long_name: str | None = None
-    long_size: int | None = None
-    is_ended = False
-    while offset < source.size_bytes:
-        header = source.read(offset, _BLOCK)
-        if len(header) == _BLOCK and not any(header):
-            is_ended, offset = True, offset + _BLOCK
-            start = offset
-            continue
-        _check_header(header, offset, path)
-        size, kind = _number(header[124:136]), header[156:157]
-        content = offset + _BLOCK
-        if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
-            if size > _MAX_NAME_BYTES:
-                raise UsageError(f"{path}: the name at byte {offset:,} is {size:,} bytes long")
-            text = source.read(content, size)
-            if kind == _LONG_NAME:
-                long_name = text.rstrip(b"\0").decode(errors="surrogateescape")
-            elif kind == _PAX:
-                records = _pax_records(text)
-                long_name = records.get("path", long_name)
-                long_size = int(records["size"]) if "size" in records else long_size
-            offset = content + -(-size // _BLOCK) * _BLOCK
-            continue
-        name = long_name if long_name is not None else _short_name(header)
-        member = Member(name, content, long_size if long_size is not None else size)
-        _refuse_harmful(member.name, kind, path)
-        if kind in _REGULAR:
-            yield start, member
-            if member.offset + member.size > source.size_bytes:
-                raise _CutOffError(f"the shard is cut off at byte {source.size_bytes:,}, within member {member.name!r}")
-            offset = member.end
-        elif kind == _FOLDER:
-            offset = content
-        else:
-            raise UsageError(f"{path}: member {member.name!r} has the unknown tar type {kind!r}")
-        long_name = long_size = None
-        start, is_ended = offset, False
-    if not is_ended:
-        raise _CutOffError(f"the shard ends at byte {source.size_bytes:,} without a tar file's end mark, so it may be cut off")
-
-
-def _check_header(header: bytes, offset: int, path: str) -> None:
-    if len(header) < _BLOCK:
-        raise _CutOffError(f"the shard is cut off at byte {offset + len(header):,}, within a header")
-    stated = header[148:156].strip(b" \0")
-    if stated.isdigit() and int(stated, 8) == sum(header[:148]) + 8 * 32 + sum(header[156:]):
-        return
-    if offset == 0:
-        kind = " but a gzip file; decompress it" if header[:2] == b"\x1f\x8b" else ""
-        raise UsageError(f"{path} is not a tar file{kind}")
-    raise _CutOffError(f"the shard is damaged at byte {offset:,}, where a header should be")
-
-
-def _number(text: bytes) -> int:
-    """A tar header's number: octal text, or base 256 where the first bit is set."""
-    if text[0] & 0x80:
-        return int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")
-    return int(text.strip(b" \0") or b"0", 8)
-
-
-def _short_name(header: bytes) -> str:
-    name = header[:100].partition(b"\0")[0]
-    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode(errors="surrogateescape")
-
-
-def _pax_records(text: bytes) -> dict[str, str]:
-    records: dict[str, str] = {}
-    while match := re.match(rb"(\d+) ([^=]+)=", text):
-        length = int(match[1])
-        records[match[2].decode()] = text[match.end() : length - 1].decode(errors="surrogateescape")
-        text = text[max(length, match.end()) :]
-    return records
-
-
-def _refuse_harmful(name: str, kind: bytes, path: str) -> None:
-    shown = f"{path}: member {name!r}"
-    if kind in _REFUSED_TYPES:
-        raise UsageError(f"{shown} is {_REFUSED_TYPES[kind]}; shards may hold regular files only")
-    parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-        raise UsageError(f"{shown} has an absolute name; names in a shard must be relative")
-    if ".." in parts:
-        raise UsageError(f"{shown} has '..' in its name, which leads out of the shard")
-    if name.lower().rpartition(".")[2] in _PICKLES:
-        raise UsageError(f"{shown} is a pickle, which can run code when it is loaded; write such fields as .json, .npy or .cls text")
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -1,0 +1,186 @@
+"""Tar files of strangers: where their members are, told by the 512-byte headers alone.
+
+Every number in a header is checked before it is used, so that no shard can make the reader hang, jump back or ask for memory that the shard does
+not have. Nothing is ever extracted, and members that could do harm elsewhere are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ray_sassl.plugins import UsageError
+
+_BLOCK = 512
+_MAX_NAME_BYTES = 2**20
+_MAX_SIZE_BYTES = 2**60
+_PICKLES = (b"pkl", b"pickle", b"pyd", b"pth", b"pt")
+_REFUSED_TYPES = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a named pipe",
+    b"S": "a sparse file",
+}
+_REGULAR, _FOLDER, _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = (b"0", b"\0", b"7"), b"5", b"L", b"K", b"x", b"g"
+_PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=\n]{1,4096})=")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file in a shard: its name, and where its content is. Bytes of the name that are not UTF-8 stand as `\\xe9`."""
+
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the next header is."""
+        return self.offset + _padded(self.size)
+
+
+class CutOffError(Exception):
+    """The shard ends, or turns into something else, where a header or a member should be."""
+
+
+class WindowedFile:
+    """Reads of a few bytes from a file that is fetched in pieces: whole pages of a disk, megabytes of an object store."""
+
+    def __init__(self, file: pa.NativeFile, size_bytes: int, window_bytes: int) -> None:
+        self._file = file
+        self._window_bytes = window_bytes
+        self._start, self._data = 0, b""
+        self.size_bytes = size_bytes
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset` on; fewer at the end of the file."""
+        if not self._start <= offset <= offset + size <= self._start + len(self._data):
+            self._start, self._data = offset, self._file.read_at(max(size, self._window_bytes), offset)
+        return self._data[offset - self._start : offset - self._start + size]
+
+
+def members(source: WindowedFile, path: str) -> Iterator[Member]:
+    """The regular files of the shard, in their order.
+
+    Raises:
+        UsageError: this is not a tar file, or a member is one of those that are refused.
+        CutOffError: the shard is cut off or damaged here.
+    """
+    offset = 0
+    long_name: bytes | None = None
+    long_size: int | None = None
+    is_ended = False
+    while offset < source.size_bytes:
+        header = source.read(offset, _BLOCK)
+        if len(header) == _BLOCK and not any(header):
+            is_ended, offset = True, offset + _BLOCK
+            continue
+        _check_header(header, offset, path)
+        size, kind = _number(header[124:136], offset), header[156:157]
+        content = offset + _BLOCK
+        if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
+            if size > _MAX_NAME_BYTES:
+                raise UsageError(f"{path}: the name at byte {offset:,} is {size:,} bytes long")
+            text = source.read(content, size)
+            if kind == _LONG_NAME:
+                long_name = text.rstrip(b"\0")
+            elif kind == _PAX:
+                records = _pax_records(text, offset)
+                long_name = records.get(b"path", long_name)
+                long_size = _pax_size(records[b"size"], offset) if b"size" in records else long_size
+            offset = content + _padded(size)
+            continue
+        name = _short_name(header) if long_name is None else long_name
+        _refuse_harmful(name, kind, path)
+        member = Member(name.decode(errors="backslashreplace"), content, size if long_size is None else long_size)
+        if kind in _REGULAR:
+            yield member
+            if member.offset + member.size > source.size_bytes:
+                raise CutOffError(f"the shard is cut off at byte {source.size_bytes:,}, within member {member.name!r}")
+            offset = member.end
+        elif kind == _FOLDER:
+            offset = content
+        else:
+            raise UsageError(f"{path}: member {member.name!r} has the unknown tar type {kind!r}")
+        long_name, long_size, is_ended = None, None, False
+    if not is_ended:
+        raise CutOffError(f"the shard ends at byte {source.size_bytes:,} without a tar file's end mark, so it may be cut off")
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _check_header(header: bytes, offset: int, path: str) -> None:
+    if len(header) < _BLOCK:
+        raise CutOffError(f"the shard is cut off at byte {offset + len(header):,}, within a header")
+    stated = header[148:156].strip(b" \0")
+    if re.fullmatch(rb"[0-7]{1,8}", stated) and int(stated, 8) == sum(header[:148]) + 8 * 32 + sum(header[156:]):
+        return
+    if offset == 0:
+        kind = " but a gzip file; decompress it" if header[:2] == b"\x1f\x8b" else ""
+        raise UsageError(f"{path} is not a tar file{kind}")
+    raise CutOffError(f"the shard is damaged at byte {offset:,}, where a header should be")
+
+
+def _number(text: bytes, offset: int) -> int:
+    """A tar header's number: octal text, or base 256 where the first bit is set.
+
+    Raises:
+        CutOffError: it is neither, negative, or larger than any file.
+    """
+    if text[0] & 0x80:
+        value = int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")
+        if value > _MAX_SIZE_BYTES:
+            raise CutOffError(f"the shard is damaged at byte {offset:,}: no member has the size that its header states")
+        return value
+    digits = text.strip(b" \0")
+    if not re.fullmatch(rb"[0-7]*", digits):
+        raise CutOffError(f"the shard is damaged at byte {offset:,}: the size {digits!r} is not an octal number")
+    return int(digits or b"0", 8)
+
+
+def _pax_size(text: bytes, offset: int) -> int:
+    if not re.fullmatch(rb"\d{1,18}", text):
+        raise CutOffError(f"the shard is damaged at byte {offset:,}: {text[:40]!r} is not a member's size")
+    return int(text)
+
+
+def _short_name(header: bytes) -> bytes:
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _pax_records(text: bytes, offset: int) -> dict[bytes, bytes]:
+    """The records `LENGTH KEY=VALUE\\n` of an extended header.
+
+    Raises:
+        CutOffError: one of them is not of this form.
+    """
+    records: dict[bytes, bytes] = {}
+    start = 0
+    while start < len(text):
+        match = _PAX_RECORD.match(text, start)
+        if match is None or not match.end() < start + int(match[1]) <= len(text):
+            raise CutOffError(f"the shard is damaged at byte {offset:,}, in the extended header of a member")
+        records[match[2]] = text[match.end() : start + int(match[1]) - 1]
+        start += int(match[1])
+    return records
+
+
+def _refuse_harmful(name: bytes, kind: bytes, path: str) -> None:
+    shown = f"{path}: member {name.decode(errors='backslashreplace')!r}"
+    if kind in _REFUSED_TYPES:
+        raise UsageError(f"{shown} is {_REFUSED_TYPES[kind]}; shards may hold regular files only")
+    if name.startswith((b"/", b"\\")) or re.match(rb"[A-Za-z]:", name):
+        raise UsageError(f"{shown} has an absolute name; names in a shard must be relative")
+    if b".." in name.replace(b"\\", b"/").split(b"/"):
+        raise UsageError(f"{shown} has '..' in its name, which leads out of the shard")
+    if name.lower().rpartition(b".")[2] in _PICKLES:
+        raise UsageError(f"{shown} is a pickle, which can run code when it is loaded; write such fields as .json, .npy or .cls text")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
-from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.files.safe_yaml import MAX_BYTES, load_document
 from ray_sassl.plugins import UsageError
 
 
@@ -36,4 +36,4 @@ def from_yaml(text: str, source: str = "the config") -> ExperimentConfig:
 
 def read_config(path: str) -> ExperimentConfig:
     """The config in a YAML file, local or at a URI."""
-    return from_yaml(storage.read_text(path), source=path)
+    return from_yaml(storage.read_text(path, MAX_BYTES), source=path)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import read_json_lines
 from ray_sassl.plugins import UsageError
+
+log = logging.getLogger(__name__)
 
 _NAMED = 20
 
@@ -75,14 +80,16 @@ class Quarantine:
         return sorted(self._rows.values(), key=lambda row: (row.sample_id, row.path))
 
     def save_jsonl(self, path: str) -> None:
-        """Write one JSON object a bad row to the path or URI, atomically."""
-        storage.write_text(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows))
+        """Write one JSON object per bad row to the path or URI, atomically; what is not ASCII is escaped, so that only `\\n` ends a line."""
+        storage.write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in self.rows))
 
     def load_jsonl(self, path: str) -> int:
-        """Take in what `save_jsonl` wrote; returns how many rows are new. A file that is not there holds none."""
-        if not storage.exists(path):
-            return 0
-        return self.add(BadRow(**json.loads(line)) for line in storage.read_text(path).splitlines() if line)
+        """Take in what `save_jsonl` wrote; returns how many rows are new. A file that is not there holds none; damaged lines are counted in the log."""
+        lines = read_json_lines(path)
+        rows = [BadRow(**line) for line in lines.objects if _is_row(line)]
+        if damaged := lines.num_damaged + len(lines.objects) - len(rows):
+            log.warning("%s: %d of %d lines are damaged and were left out", path, damaged, lines.num_damaged + len(lines.objects))
+        return self.add(rows)
 
     def _message(self) -> str:
         first_of_file: dict[str, BadRow] = {}
@@ -96,3 +103,9 @@ class Quarantine:
             f"{self.num_bad:,} of {self.num_rows:,} rows ({share:.2%}) cannot be used; {self._option} allows "
             f"{self.max_bad_fraction:.2%}. The first of each file:\n{named}{more}"
         )
+
+
+def _is_row(line: dict[str, Any]) -> bool:
+    """Whether the object of a line is a bad row, with a value of the right type for each field."""
+    kinds = {field.name: str if field.type == "str" else int for field in fields(BadRow)}
+    return line.keys() == kinds.keys() and all(type(line[name]) is kind for name, kind in kinds.items())

@@ -1,37 +1,68 @@
-"""JSON documents and JSON lines, read back from files that a crash may have torn."""
+"""JSON documents and JSON lines, read back from files that a crash may have torn or a stranger may have written."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
+
+MAX_BYTES = 1 << 28
+"""Of a JSON document; the largest of ours has a few megabytes."""
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """The lines of a file that are JSON objects, and the number of those that are not."""
+
+    objects: list[dict[str, Any]]
+    num_damaged: int
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        source: What the text is, for the message.
+
+    Raises:
+        UsageError: it is not JSON, nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source} is damaged ({error})") from error
 
 
 def read_json(path: str) -> dict[str, Any] | None:
     """The object in a file, or None where there is no file or it holds something else.
 
     Raises:
-        UsageError: it is not JSON.
+        UsageError: it is not JSON, or too large.
     """
     if not storage.exists(path):
         return None
-    try:
-        tree = json.loads(storage.read_text(path))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is damaged ({error})") from error
+    tree = parse_json(storage.read_bytes(path, MAX_BYTES), path)
     return tree if isinstance(tree, dict) else None
 
 
-def read_json_lines(path: str) -> list[dict[str, Any]]:
-    """The objects of a file, without a line that a crash has torn."""
+def read_json_lines(path: str) -> JsonLines:
+    """The objects of a file of JSON lines; none where there is no file. Lines end at `\\n` and nowhere else."""
     if not storage.exists(path):
-        return []
-    lines = []
-    for text in storage.read_text(path).splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+        return JsonLines([], 0)
+    objects: list[dict[str, Any]] = []
+    num_damaged = 0
+    for line in storage.read_bytes(path).split(b"\n"):
+        if not line.strip():
             continue
-    return lines
+        try:
+            value = parse_json(line, path)
+        except UsageError:
+            value = None
+        if isinstance(value, dict):
+            objects.append(value)
+        else:
+            num_damaged += 1
+    return JsonLines(objects, num_damaged)

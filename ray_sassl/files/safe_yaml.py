@@ -6,7 +6,7 @@ lines of aliases can stand for. This module imports neither torch nor Ray.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import yaml
@@ -16,6 +16,7 @@ try:
 except ImportError:  # PyYAML built without libyaml
     from yaml import SafeLoader
 
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 MAX_BYTES = 1 << 20
@@ -55,13 +56,9 @@ def load_documents(text: str, source: str, *, max_bytes: int = MAX_BYTES, max_no
         raise UsageError(f"{source} has {len(text):,} characters of YAML; at most {max_bytes:,} bytes are read")
     try:
         _refuse_depth(text, source)
-        documents = [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
-    except yaml.YAMLError as error:
+        return [document for document in _documents(text, source, max_nodes) if document is not None]
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # what cannot be a date or a number is a ValueError of PyYAML's
         raise UsageError(f"{source} is not YAML that can be read: {error}") from error
-    left = max_nodes
-    for document in documents:
-        left = _count_down(document, left, source, max_nodes)
-    return documents
 
 
 def load_document(text: str, source: str, *, max_bytes: int = MAX_BYTES) -> Any:
@@ -76,6 +73,16 @@ def load_document(text: str, source: str, *, max_bytes: int = MAX_BYTES) -> Any:
     return documents[0] if documents else None
 
 
+def load_file(path: str, *, max_bytes: int = MAX_BYTES) -> Any:
+    """The one document of a YAML file, local or at a URI, or None where it is empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: as `load_document`, or the file is too large or not UTF-8; a file that is too large is not read.
+    """
+    return load_document(storage.read_text(path, max_bytes), path, max_bytes=max_bytes)
+
+
 def _refuse_depth(text: str, source: str) -> None:
     """The parser of events is a loop; the loader above it calls itself, in C, where too deep a text ends the process."""
     depth = 0
@@ -85,16 +92,31 @@ def _refuse_depth(text: str, source: str) -> None:
             raise UsageError(f"{source} is nested more than {MAX_DEPTH} deep")
 
 
-def _count_down(document: Any, left: int, source: str, max_nodes: int) -> int:
-    """What is left of the allowance after the document, which an alias to what holds it would exhaust too."""
-    todo = [document]
-    while todo:
-        node = todo.pop()
-        left -= 1
-        if left < 0:
-            raise UsageError(f"{source} stands for more than {max_nodes:,} values, or for itself")
-        if isinstance(node, dict):
-            todo.extend(node.values())
-        elif isinstance(node, list):
-            todo.extend(node)
-    return left
+def _documents(text: str, source: str, max_nodes: int) -> Iterator[Any]:
+    """The documents. Before one is made, its values are counted: an alias, also one that is merged (`<<`), stands for all that it names."""
+    loader = _Loader(text)
+    try:
+        left = max_nodes
+        while loader.check_node():
+            node = loader.get_node()
+            left -= _count(node, {}, max_nodes)
+            if left < 0:
+                raise UsageError(f"{source} stands for more than {max_nodes:,} values, or for itself")
+            yield loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node | None, counts: dict[int, int], most: int) -> int:
+    """Values below a node with itself, `most` + 1 where there are more or the node holds itself.
+
+    Args:
+        counts: Those that are known, by the node's id; 0 for a node whose own values are being counted.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counts:
+        counts[id(node)] = 0
+        children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
+        counts[id(node)] = min(1 + sum(_count(child, counts, most) for child in children), most + 1)
+    return counts[id(node)] or most + 1

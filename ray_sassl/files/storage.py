@@ -187,12 +187,18 @@ def makedirs(path: str | os.PathLike[str]) -> None:
         local.mkdir(parents=True, exist_ok=True)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
     """The file's content.
+
+    Args:
+        max_bytes: A larger file is refused before it is read.
 
     Raises:
         FileNotFoundError: there is no such file.
+        UsageError: it is larger than `max_bytes`.
     """
+    if max_bytes is not None and (entry := stat(path)) is not None and entry.size_bytes > max_bytes:
+        raise UsageError(f"{os.fspath(path)} has {entry.size_bytes:,} bytes; at most {max_bytes:,} are read")
     filesystem, inner = filesystem_of(path)
 
     def read() -> bytes:
@@ -202,9 +208,21 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return retried(path, read)
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """The file's content as UTF-8."""
-    return read_bytes(path).decode()
+def read_text(path: str | os.PathLike[str], max_bytes: int | None = None) -> str:
+    """The file's content, which is UTF-8.
+
+    Args:
+        max_bytes: A larger file is refused before it is read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: it is larger than `max_bytes`, or not UTF-8.
+    """
+    content = read_bytes(path, max_bytes)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{os.fspath(path)} is not UTF-8 text: byte {error.start:,} is {content[error.start]:#04x}") from error
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview | pa.Buffer) -> None:

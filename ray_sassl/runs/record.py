@@ -72,7 +72,7 @@ def read_run(path: str) -> RunRecord:
         raise RunDirectoryError(f"{path} is no run directory: it has no {CONFIG}")
     summary = read_json(storage.join(path, SUMMARY))
     environment = read_json(storage.join(path, ENVIRONMENT)) or {}
-    quarantine = [line.get("reason", "") for line in read_json_lines(storage.join(path, QUARANTINE))]
+    quarantine = [line.get("reason", "") for line in read_json_lines(storage.join(path, QUARANTINE)).objects]
     views = storage.join(path, VIEWS)
     return RunRecord(
         path=path,
@@ -80,7 +80,9 @@ def read_run(path: str) -> RunRecord:
         config=load_document(storage.read_text(storage.join(path, CONFIG)), storage.join(path, CONFIG)) or {},
         summary=summary,
         environment=environment,
-        metrics=sorted((line for line in read_json_lines(storage.join(path, METRICS)) if "step" in line), key=lambda line: line["step"]),
+        metrics=sorted(
+            (line for line in read_json_lines(storage.join(path, METRICS)).objects if "step" in line), key=lambda line: line["step"]
+        ),
         scores=read_scores(path),
         bad_rows=dict(Counter(reason.partition(":")[0] for reason in quarantine).most_common()),
         views=storage.read_bytes(views) if storage.exists(views) else None,

@@ -34,6 +34,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.measuring import RESULTS, Goal, write_results
+from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.style.augment import SasslConfig, blend, draw_styles, stylize_views
@@ -139,13 +140,13 @@ def measure(name: str, size_px: int, batch: int, rounds: int) -> dict[str, float
     """Images per CPU-second and per second of each part, and how the block stands to its floor and to the plain port."""
     stylizer = build(name)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size_px, size_px, 3), np.uint8)
-    ids, epoch, embedded, stylized = draws(batch)
+    key, embedded, stylized = draws(batch)
     images = to_float(pixels, CPU)
     codes = stylizer.embed(images)
     forms: dict[str, tuple[int, Callable[[], object]]] = {
         "embed": (batch, lambda: stylizer.embed(images)),
         "render": (batch, lambda: stylizer.render(images, codes)),
-        "block": (batch, lambda: stylize_views(stylizer, [pixels], ids, epoch, 0, PAPER, CPU)),
+        "block": (batch, lambda: stylize_views(stylizer, [pixels], key, PAPER, CPU)),
     }
     if name != "color_statistics":
         networks = networks_of(name)
@@ -182,7 +183,7 @@ def measure_card(name: str, device: torch.device, batch: int, size_px: int, roun
     """Images per second of the block in bfloat16, and its share of what the card's arithmetic and memory allow."""
     stylizer = build(name, device, "bfloat16")
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size_px, size_px, 3), np.uint8)
-    ids, epoch, embedded, stylized = draws(batch)
+    key, embedded, stylized = draws(batch)
     to_embed, to_render = recorded(networks_of(name), stylizer.style_px, size_px)
     work = [(conv, count) for convs, count in ((to_embed, embedded), (to_render, stylized)) for conv in convs]
     flops_per_s, bytes_per_s = limits(device)
@@ -190,7 +191,7 @@ def measure_card(name: str, device: torch.device, batch: int, size_px: int, roun
     memory_s = sum(2 * conv.values() * count for conv, count in work) / bytes_per_s
     images = to_float(pixels, device)
     codes = stylizer.embed(images)
-    block_s = seconds_on(device, rounds, lambda: stylize_views(stylizer, [pixels], ids, epoch, 0, PAPER, device, chunks=Chunks(batch)))
+    block_s = seconds_on(device, rounds, lambda: stylize_views(stylizer, [pixels], key, PAPER, device, chunks=Chunks(batch)))
     # The networks without the way of the pixels to the card and back.
     networks_s = seconds_on(
         device, rounds, lambda: (stylizer.embed(images[:embedded]), stylizer.render(images[:stylized], codes[:stylized]))
@@ -238,14 +239,14 @@ def networks_of(name: str) -> Networks:
     return predictor.eval().requires_grad_(False), transformer.eval().requires_grad_(False)
 
 
-def draws(batch: int) -> tuple[np.ndarray, int, int, int]:
-    """Sample ids and an epoch in which just p of them are stylized, and how many are embedded and stylized."""
-    ids = np.arange(batch)
+def draws(batch: int) -> tuple[DrawKey, int, int]:
+    """The key of samples and an epoch in which just p of them are stylized, and how many are embedded and stylized."""
     for epoch in range(10_000):
-        params = draw_styles(PAPER, ids, epoch, 0, 0)
+        key = DrawKey(0, epoch, np.arange(batch))
+        params = draw_styles(PAPER, key)
         if params.apply.sum() == max(1, round(PAPER.prob * batch)):
             assert params.partner is not None
-            return ids, epoch, len(np.union1d(np.flatnonzero(params.apply), params.partner[params.apply])), int(params.apply.sum())
+            return key, len(np.union1d(np.flatnonzero(params.apply), params.partner[params.apply])), int(params.apply.sum())
     raise AssertionError(batch)
 
 

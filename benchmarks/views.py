@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measuring import Goal, write_results
 from ray_sassl.data.decode import decode
+from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.views import opencv, ops
 from ray_sassl.views.crop import crop
@@ -97,7 +98,7 @@ class SasslBatches(Dataset):
         sizes = np.array([image.size for image in images])
         views = []
         for number, (view, size_px) in enumerate(zip(self._config.views, self._config.sizes_px, strict=True)):
-            params = draw(view, sizes, sample_id, 0, 0, number)
+            params = draw(view, sizes, DrawKey(0, 0, sample_id, number))
             crops = crop(images, params, size_px, view.interpolation)
             views.append(torch.from_numpy(opencv.color(crops, params, out=crops)))
         return views
@@ -199,12 +200,12 @@ def stage_rates(encoded: list[bytes], size_px: int, repetitions: int) -> dict[st
     view, ids = config.left, np.arange(len(encoded))
     images = [decode(data, MAX_PIXELS) for data in encoded]
     sizes = np.array([image.size for image in images])
-    params = draw(view, sizes, ids, 0, 0, 0)
+    params = draw(view, sizes, DrawKey(0, 0, ids))
     crops = crop(images, params, size_px, "bilinear")
     floats = torch.from_numpy(crops).permute(0, 3, 1, 2).float().div_(255)
     stages: dict[str, Callable[[], object]] = {
         "decode": lambda: [decode(data, MAX_PIXELS) for data in encoded],
-        "draw": lambda: draw(view, sizes, ids, 0, 0, 0),
+        "draw": lambda: draw(view, sizes, DrawKey(0, 0, ids)),
         "crop, bilinear": lambda: crop(images, params, size_px, "bilinear"),
         "crop, bicubic": lambda: crop(images, params, size_px, "bicubic"),
         "color, opencv": lambda: opencv.color(crops, params),

@@ -22,6 +22,7 @@ from ray_sassl.data.plan import Block, Plan, Window
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.keyed import DrawKey
 from ray_sassl.types import Arrays, view_name
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import crop
@@ -31,8 +32,8 @@ from ray_sassl.views.recipes import ViewsConfig
 OnBad = Callable[[list[BadRow]], object]
 """Told of the rows that could not be read or decoded; raises where there are too many."""
 
-StylizeBlock = Callable[[list[np.ndarray], np.ndarray, int], list[np.ndarray]]
-"""Style augmentation of one block: views (each (B, H, W, 3) uint8), sample ids (B,) and the epoch in, views out."""
+StylizeBlock = Callable[[list[np.ndarray], DrawKey], list[np.ndarray]]
+"""Style augmentation of one block: views (each (B, H, W, 3) uint8) and the key of their draws in, views out."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _crop_block(source: ViewSource, block: Block, rows: Rows, seen: SeenIds, on_
     sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
     views = []
     for number, (view, size_px) in enumerate(zip(source.views.views, source.views.sizes_px, strict=True)):
-        params = draw(view, sizes, sample_id, block.epoch, source.seed, number)
+        params = draw(view, sizes, DrawKey(source.seed, block.epoch, sample_id, number))
         views.append(crop(images, params, size_px, view.interpolation))
     return CropBlock(views, sample_id, block.epoch, seen.unseen(block.epoch, sample_id))
 
@@ -117,7 +118,7 @@ def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Imag
 
 def finish_block(source: ViewSource, block: CropBlock, stylize_block: StylizeBlock | None, device_type: str = "cpu") -> Arrays:
     """The block's views, stylized and with their colors changed, without the rows that are there as partners only."""
-    views = stylize_block(block.views, block.sample_id, block.epoch) if stylize_block else block.views
+    views = stylize_block(block.views, DrawKey(source.seed, block.epoch, block.sample_id)) if stylize_block else block.views
     sample_id = block.sample_id[block.keep]
     if not block.keep.all():
         views = [view[block.keep] for view in views]
@@ -125,7 +126,7 @@ def finish_block(source: ViewSource, block: CropBlock, stylize_block: StylizeBlo
     sizes = np.full((len(sample_id), 2), source.views.size_px, np.int64)
     arrays: Arrays = {"sample_id": sample_id, "epoch": np.full(len(sample_id), block.epoch, np.int64)}
     for number, (config, view) in enumerate(zip(source.views.views, views, strict=True)):
-        params = draw(config, sizes, sample_id, block.epoch, source.seed, number)
+        params = draw(config, sizes, DrawKey(source.seed, block.epoch, sample_id, number))
         if source.views.backend_on(device_type) == "opencv":
             arrays[view_name(number)] = opencv.color(view, params)
         else:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ray_sassl.keyed import MAX_VIEWS, Stream, normal, philox4x32, uniform
+from ray_sassl.keyed import MAX_VIEWS, DrawKey, Stream, philox4x32
 
 # The known answers of Random123's own tests for philox4x32, 10 rounds: counter, key, output.
 KNOWN_ANSWERS = [
@@ -23,28 +25,40 @@ def test_philox_gives_the_known_answers(counter, key, answer):
     assert tuple(int(word[0]) for word in philox4x32((c0, c1, c2, c3), key)) == answer
 
 
+def test_a_draw_is_the_generators_word_for_its_key():
+    key = DrawKey(seed=7 + (9 << 32), epoch=3, sample_id=np.array([5 + (2 << 32)]), view=6)
+    counter = [np.array([word], np.uint64) for word in (1 | (512 + 6) << 16, 3, 5, 2)]
+    words = np.concatenate(philox4x32((counter[0], counter[1], counter[2], counter[3]), (7, 9)))
+    np.testing.assert_array_equal(key.uniform(Stream.STYLE_PARTNER, 8)[0, 4:], words / 2**32)
+
+
 def test_draws_of_a_sample_do_not_depend_on_the_batch_or_its_order():
     ids = np.array([7, 3, 2**40, 0])
-    together = uniform(5, 2, ids, Stream.VIEW, 10)
+    together = DrawKey(5, 2, ids).uniform(Stream.VIEW, 10)
     for row, sample_id in enumerate(ids):
-        np.testing.assert_array_equal(uniform(5, 2, np.array([sample_id]), Stream.VIEW, 10)[0], together[row])
+        np.testing.assert_array_equal(DrawKey(5, 2, np.array([sample_id])).uniform(Stream.VIEW, 10)[0], together[row])
 
 
 def test_asking_for_more_draws_leaves_the_first_ones_as_they_are():
-    ids = np.arange(5)
-    np.testing.assert_array_equal(uniform(1, 0, ids, 0, 30)[:, :7], uniform(1, 0, ids, 0, 7))
+    key = DrawKey(1, 0, np.arange(5))
+    np.testing.assert_array_equal(key.uniform(Stream.VIEW, 30)[:, :7], key.uniform(Stream.VIEW, 7))
 
 
-@pytest.mark.parametrize("other", [(2, 0, 0), (1, 1, 0), (1, 0, 1), (1 + 2**32, 0, 0)])
-def test_seed_epoch_and_stream_each_change_the_draws(other):
-    seed, epoch, stream = other
-    ids = np.arange(50)
-    assert not np.isin(uniform(seed, epoch, ids, stream, 8), uniform(1, 0, ids, 0, 8)).any()
+@pytest.mark.parametrize("other", [{"seed": 2}, {"epoch": 1}, {"view": 1}, {"seed": 1 + 2**32}])
+def test_seed_epoch_and_view_each_change_the_draws(other):
+    key = DrawKey(1, 0, np.arange(50))
+    assert not np.isin(replace(key, **other).uniform(Stream.VIEW, 8), key.uniform(Stream.VIEW, 8)).any()
+
+
+@pytest.mark.parametrize("view", [0, 3])
+def test_every_stream_has_draws_of_its_own(view):
+    draws = [DrawKey(1, 0, np.arange(50), view).uniform(stream, 8) for stream in Stream]
+    assert len(np.unique(draws)) == len(Stream) * 50 * 8
 
 
 def test_epochs_may_differ_within_a_batch():
-    mixed = uniform(1, np.array([3, 4]), np.array([9, 9]), 0, 4)
-    np.testing.assert_array_equal(mixed[1], uniform(1, 4, np.array([9]), 0, 4)[0])
+    mixed = DrawKey(1, np.array([3, 4]), np.array([9, 9])).uniform(Stream.VIEW, 4)
+    np.testing.assert_array_equal(mixed[1], DrawKey(1, 4, np.array([9])).uniform(Stream.VIEW, 4)[0])
 
 
 def test_every_view_has_streams_of_its_own_whose_numbers_never_change():
@@ -54,7 +68,7 @@ def test_every_view_has_streams_of_its_own_whose_numbers_never_change():
 
 
 def test_draws_are_uniform_in_the_unit_interval():
-    draws = uniform(0, 0, np.arange(5000), 0, 24)
+    draws = DrawKey(0, 0, np.arange(5000)).uniform(Stream.VIEW, 24)
     assert draws.min() >= 0
     assert draws.max() < 1
     shares, _ = np.histogram(draws, bins=20, range=(0, 1))
@@ -64,7 +78,7 @@ def test_draws_are_uniform_in_the_unit_interval():
 
 
 def test_normal_draws_are_standard_normal():
-    draws = normal(3, 0, np.arange(4000), 7, 25)
+    draws = DrawKey(3, 0, np.arange(4000), 7).normal(Stream.VIEW, 25)
     assert draws.shape == (4000, 25)
     assert draws.mean() == pytest.approx(0, abs=0.01)
     assert draws.var() == pytest.approx(1, abs=0.02)
@@ -73,4 +87,5 @@ def test_normal_draws_are_standard_normal():
 
 
 def test_normal_draws_do_not_depend_on_how_many_are_asked_for():
-    np.testing.assert_array_equal(normal(3, 0, np.arange(5), 7, 9)[:, :4], normal(3, 0, np.arange(5), 7, 4))
+    key = DrawKey(3, 0, np.arange(5), 7)
+    np.testing.assert_array_equal(key.normal(Stream.VIEW, 9)[:, :4], key.normal(Stream.VIEW, 4))

@@ -23,6 +23,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.images import evaluation_view, labeled_images
+from ray_sassl.keyed import DrawKey
 from ray_sassl.pipeline import ViewSource, crop_blocks, finish_block, local_batches, rebatch, windows, without
 from ray_sassl.style.augment import SasslConfig, stylize_views
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
@@ -69,8 +70,8 @@ def stylize_block() -> Callable[..., list[np.ndarray]]:
     stylizer = ColorStatistics().build(torch.device("cpu"))
     config = SasslConfig(views="both", prob=0.9, alpha=(0.5, 1), beta=(0.5, 1))
 
-    def stylize_block(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
-        return stylize_views(stylizer, views, sample_id, epoch, 3, config, torch.device("cpu"))
+    def stylize_block(views: list[np.ndarray], key: DrawKey) -> list[np.ndarray]:
+        return stylize_views(stylizer, views, key, config, torch.device("cpu"))
 
     return stylize_block
 
@@ -242,8 +243,8 @@ def test_all_views_of_a_sample_differ(multi_crop):
 def test_a_samples_small_views_are_the_same_bytes_in_any_batch_and_on_any_worker(multi_crop, kwargs):
     stylizer, config = ColorStatistics().build(torch.device("cpu")), SasslConfig(views="all", alpha=(0.5, 1), beta=(0.5, 1))
 
-    def stylize_block(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
-        return stylize_views(stylizer, views, sample_id, epoch, 3, config, torch.device("cpu"))
+    def stylize_block(views: list[np.ndarray], key: DrawKey) -> list[np.ndarray]:
+        return stylize_views(stylizer, views, key, config, torch.device("cpu"))
 
     def small_views(batches: Iterator[Arrays]) -> dict[Key, list[bytes]]:
         return {key: [b[name][row].tobytes() for name in view_names(b)[2:]] for b in batches for row, key in enumerate(_keys(b))}

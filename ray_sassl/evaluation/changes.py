@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ray_sassl.evaluation import ImageChange, LabeledFeatures, Subject
 from ray_sassl.evaluation.splits import up_to_n_of_each
-from ray_sassl.keyed import Stream, uniform
+from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.plugins import UsageError, load_plugin
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
@@ -47,7 +47,7 @@ class Augmented(ImageChange):
     def apply(self, images: np.ndarray, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
         size_px = images.shape[1]
         config = simclr(size_px).left
-        params = draw(config, np.full((len(images), 2), size_px), sample_id, 0, self.seed, self.number)
+        params = draw(config, np.full((len(images), 2), size_px), DrawKey(self.seed, 0, sample_id, self.number))
         return opencv.color(crop([Image.fromarray(image) for image in images], params, size_px, config.interpolation), params)
 
 
@@ -101,7 +101,7 @@ class Stylized(ImageChange):
         Raises:
             UsageError: all styles are of an image's own class.
         """
-        draws = uniform(self.seed, self.number, sample_id, Stream.STYLE, 1)[:, 0]
+        draws = DrawKey(self.seed, self.number, sample_id).uniform(Stream.STYLE, 1)[:, 0]
         if not self.other_class:
             return np.minimum((draws * len(self.textures.labels)).astype(np.int64), len(self.textures.labels) - 1)
         chosen = np.empty(len(labels), np.int64)

@@ -16,6 +16,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Plan
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
+from ray_sassl.keyed import DrawKey
 from ray_sassl.pipeline import OnBad, decode_images
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import draw
@@ -95,7 +96,7 @@ class TrainingCrops:
         bad: list[BadRow] = []
         images, good = decode_images(rows, self._index.config.max_pixels, bad.extend)
         sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
-        params = draw(_TRAINING_CROP, sizes, rows.sample_id[good], epoch, self._seed, 0)
+        params = draw(_TRAINING_CROP, sizes, DrawKey(self._seed, epoch, rows.sample_id[good]))
         return (crop(images, params, self._size_px, _TRAINING_CROP.interpolation), rows.label[good]), bad
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
+from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.pipeline import StylizeBlock, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.plugins import UsageError
@@ -36,13 +37,13 @@ def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: S
     rows = np.arange(min(num_rows, len(block.sample_id)))
     plain = finish_block(source, block, None)
     styled = finish_block(source, block, stylize_block)
-    stylized = stylize_block(block.views, block.sample_id, block.epoch) if stylize_block else block.views
+    stylized = stylize_block(block.views, DrawKey(config.seed, block.epoch, block.sample_id)) if stylize_block else block.views
     columns: list[tuple[str, np.ndarray, list[str]]] = []
     for number, side in enumerate(source.views.names):
         columns.append((f"{side} crop", block.views[number], ["" for _ in rows]))
         if stylize_block is not None and config.sassl.stylizes(number):
             bank = config.sassl.load_bank()
-            styles = draw_styles(config.sassl, block.sample_id, block.epoch, config.seed, number, bank)
+            styles = draw_styles(config.sassl, DrawKey(config.seed, block.epoch, block.sample_id, number), bank)
             strengths = zip(styles.apply[rows], styles.alpha[rows], styles.beta[rows], strict=True)
             captions = [f"alpha {a:.2f} beta {b:.2f}" if chosen else "not drawn" for chosen, a, b in strengths]
             if styles.code is None:

@@ -14,6 +14,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.online import online_scores
 from ray_sassl.files import storage
+from ray_sassl.keyed import DrawKey
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.pipeline import StylizeBlock, ViewSource
@@ -57,8 +58,8 @@ def build_stylize_block(config: ExperimentConfig, device_type: str, num_threads:
     bank = config.sassl.load_bank(stylizer.bundle_id)
     chunks = Chunks()
 
-    def stylize_block(views: list[np.ndarray], sample_id: np.ndarray, epoch: int) -> list[np.ndarray]:
-        return stylize_views(stylizer, views, sample_id, epoch, config.seed, config.sassl, device, bank, chunks)
+    def stylize_block(views: list[np.ndarray], key: DrawKey) -> list[np.ndarray]:
+        return stylize_views(stylizer, views, key, config.sassl, device, bank, chunks)
 
     return stylize_block
 

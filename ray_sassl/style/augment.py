@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from ray_sassl.keyed import Stream, normal, uniform
+from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import FrozenConfig
@@ -92,18 +92,16 @@ class StyleParams:
     code: np.ndarray | None = None
 
 
-def draw_styles(
-    config: SasslConfig, sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, view: int, bank: StyleBank | None = None
-) -> StyleParams:
-    """The parameters of view number `view` of the samples of one plan block; nothing is applied where the config leaves the view out.
+def draw_styles(config: SasslConfig, key: DrawKey, bank: StyleBank | None = None) -> StyleParams:
+    """The parameters of the key's view of one plan block's samples; nothing is applied where the config leaves the view out.
 
     Args:
-        bank: The config's, for styles from a bank or its Gaussian.
+        bank: The config's bank, for styles from a bank or its Gaussian.
     """
-    apply, alpha, beta = uniform(seed, epoch, sample_id, Stream.STYLE + view, 3).T
-    partner, code = _draw_sources(config, sample_id, epoch, seed, Stream.STYLE_PARTNER + view, bank)
+    apply, alpha, beta = key.uniform(Stream.STYLE, 3).T
+    partner, code = _draw_sources(config, key, bank)
     return StyleParams(
-        apply=(apply < config.prob) & config.stylizes(view),
+        apply=(apply < config.prob) & config.stylizes(key.view),
         alpha=config.alpha[0] + (config.alpha[1] - config.alpha[0]) * alpha,
         beta=config.beta[0] + (config.beta[1] - config.beta[0]) * beta,
         partner=partner,
@@ -111,27 +109,25 @@ def draw_styles(
     )
 
 
-def _draw_sources(
-    config: SasslConfig, sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, stream: int, bank: StyleBank | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _draw_sources(config: SasslConfig, key: DrawKey, bank: StyleBank | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Where the styles come from, and their codes where these are known: the `partner` and `code` of `StyleParams`."""
     if config.style_source == "in_batch":
-        return style_partners(sample_id, epoch, seed, stream - Stream.STYLE_PARTNER), None
+        return style_partners(key), None
     assert bank is not None
     if config.style_source == "bank":
-        style = bank.pick(uniform(seed, epoch, sample_id, stream, 1)[:, 0])
+        style = bank.pick(key.uniform(Stream.STYLE_PARTNER, 1)[:, 0])
         return style, bank.codes[style]
-    return None, bank.gaussian_codes(normal(seed, epoch, sample_id, stream, len(bank.mean)))
+    return None, bank.gaussian_codes(key.normal(Stream.STYLE_PARTNER, len(bank.mean)))
 
 
-def style_partners(sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, view: int) -> np.ndarray:
+def style_partners(key: DrawKey) -> np.ndarray:
     """For each row of a block, the row (B,) int64 that gives its style: a permutation without fixed points, whatever the rows' order.
 
-    The samples stand in a ring, ordered by a draw of each one's own key, and each takes the next one's style. A block of one row is its
-    own partner.
+    The samples stand in a ring, ordered by a draw for each sample, and each takes the next one's style. A block of one row is its own
+    partner.
     """
-    draws = uniform(seed, epoch, sample_id, Stream.STYLE_PARTNER + view, 1)[:, 0]
-    ring = np.lexsort((np.asarray(sample_id), np.broadcast_to(epoch, draws.shape), draws))
+    draws = key.uniform(Stream.STYLE_PARTNER, 1)[:, 0]
+    ring = np.lexsort((np.asarray(key.sample_id), np.broadcast_to(key.epoch, draws.shape), draws))
     partners = np.empty(len(ring), np.int64)
     partners[ring] = np.roll(ring, -1)
     return partners
@@ -141,9 +137,7 @@ def style_partners(sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, vi
 def stylize_views(
     stylizer: Stylizer,
     views: Sequence[np.ndarray],
-    sample_id: np.ndarray,
-    epoch: np.ndarray | int,
-    seed: int,
+    key: DrawKey,
     config: SasslConfig,
     device: torch.device,
     bank: StyleBank | None = None,
@@ -153,9 +147,8 @@ def stylize_views(
 
     Args:
         views: (B, H, W, 3) uint8 each, cropped, with their natural colors.
-        sample_id: (B,) integers.
-        epoch: (B,) integers or one.
-        bank: The config's, for styles from a bank or its Gaussian; its codes are of this stylizer.
+        key: Of the samples' draws; each view has draws of its own.
+        bank: The config's bank, for styles from a bank or its Gaussian; its codes are of this stylizer.
         chunks: How many images the stylizer gets at once.
     """
     styled = []
@@ -163,7 +156,7 @@ def stylize_views(
         if not config.stylizes(number):
             styled.append(images)
             continue
-        params = draw_styles(config, sample_id, epoch, seed, number, bank)
+        params = draw_styles(config, replace(key, view=number), bank)
         styled.append(_stylize(stylizer, images, params, device, chunks or Chunks()) if params.apply.any() else images)
     return styled
 

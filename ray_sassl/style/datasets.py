@@ -27,6 +27,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
+from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks, is_out_of_memory
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
@@ -122,7 +123,7 @@ class DatasetStylizer:
         """File content of each image of a block, or why there is none."""
         if not images:
             return []
-        params = draw_styles(self.config.sassl, rows.sample_id, copy, self.config.seed, 0, self.bank)
+        params = draw_styles(self.config.sassl, DrawKey(self.config.seed, copy, rows.sample_id), self.bank)
         if params.code is None and len(images) == 1 and params.apply[0]:
             self.notes.append(f"{rows.key[0]} was stylized in its own style: it had no other image beside it to take a style from")
         contents, styles = self._codes_of_block(images, params, pool)

@@ -1,4 +1,4 @@
-"""Draws the parameters of a view, for every sample by its key (seed, epoch, sample id, view). This module imports no torch."""
+"""Draws the parameters of a view of every sample, by its key. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
-from ray_sassl.keyed import Stream, uniform
+from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.views.recipes import ViewConfig
 
 JITTER_OPS = ("brightness", "contrast", "saturation", "hue")
@@ -62,17 +62,13 @@ class ViewParams:
         return replace(self, **{name: value[rows] for name, value in arrays.items() if isinstance(value, np.ndarray)})
 
 
-def draw(config: ViewConfig, image_sizes: np.ndarray, sample_id: np.ndarray, epoch: np.ndarray | int, seed: int, view: int) -> ViewParams:
-    """The parameters of view number `view` (0 left, 1 right, the small ones from 2 on) of every sample.
-
-    All but the crop's box are independent of the images' sizes.
+def draw(config: ViewConfig, image_sizes: np.ndarray, key: DrawKey) -> ViewParams:
+    """The parameters of the key's view of every sample; all but the crop's box are independent of the images' sizes.
 
     Args:
         image_sizes: (B, 2) integers, (width, height) of the decoded images.
-        sample_id: (B,) integers.
-        epoch: (B,) integers or one.
     """
-    draws = uniform(seed, epoch, sample_id, Stream.VIEW + view, _NUM_COLOR_DRAWS + 2 + 2 * _CROP_TRIES).T
+    draws = key.uniform(Stream.VIEW, _NUM_COLOR_DRAWS + 2 + 2 * _CROP_TRIES).T
     flip, jitter, brightness, contrast, saturation, hue, order, grayscale, blur, sigma, solarize = draws[:_NUM_COLOR_DRAWS]
     top, left, height, width = crop_boxes(config, np.asarray(image_sizes), draws[_NUM_COLOR_DRAWS:])
     return ViewParams(

@@ -20,6 +20,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
+from ray_sassl.keyed import DrawKey
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, SUMMARY, RunDirectoryError, find_checkpoint, prepare_run_dir, write_summary
 from ray_sassl.runs.process import build_method, build_stylize_block, load_backbone, seen_of, train_process, view_source
@@ -181,7 +182,7 @@ def test_the_identity_needs_no_restyling_and_a_stylizer_stylizes(config):
     assert stylize_block is not None
     view = np.zeros((2, 4, 4, 3), np.uint8)
     view[1] = 255
-    left, right = stylize_block([view, view], np.arange(2), 0)
+    left, right = stylize_block([view, view], DrawKey(0, 0, np.arange(2)))
     assert left[0].min() > 250
     assert left[1].max() < 5
     assert right is view

@@ -14,6 +14,7 @@ from ray_sassl.config.overrides import OverrideError, apply_overrides
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
+from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.plugins import UsageError
 from ray_sassl.style import datasets
@@ -129,7 +130,7 @@ def test_images_are_stylized_by_algorithm_1_one_by_one(strength):
         rows.key,
         [],
     )
-    params = draw_styles(stylizer.config.sassl, rows.sample_id, 2, 3, 0)
+    params = draw_styles(stylizer.config.sassl, DrawKey(3, 2, rows.sample_id))
     assert params.partner is not None
     codes, _, _ = stylizer.codes(rows, 10**6)
     for row, image in enumerate(images):

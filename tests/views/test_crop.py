@@ -6,6 +6,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
+from ray_sassl.keyed import DrawKey
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import draw
 from ray_sassl.views.recipes import ViewConfig
@@ -17,7 +18,7 @@ def test_crops_equal_torchvisions_on_real_images(shared_dir, interpolation, size
     paths = sorted((shared_dir / "data/imagenet-sample/originals").glob("*.JPEG"))[:8]
     images = [Image.open(path).convert("RGB") for path in paths]
     sizes = np.array([image.size for image in images])
-    params = draw(ViewConfig(), sizes, np.arange(len(images)), 0, 1, 0)
+    params = draw(ViewConfig(), sizes, DrawKey(1, 0, np.arange(len(images))))
     views = crop(images, params, size_px, interpolation)
     assert len(set(params.flip)) == 2
     for row, image in enumerate(images):

@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from ray_sassl.keyed import DrawKey
 from ray_sassl.views.draw import ViewParams, draw
 from ray_sassl.views.recipes import ViewConfig, byol, simclr
 
@@ -17,24 +18,24 @@ def assert_same(first: ViewParams, second: ViewParams) -> None:
 
 
 def draw_many(config: ViewConfig, size: tuple[int, int], number: int = 4000) -> ViewParams:
-    return draw(config, np.tile(size, (number, 1)), np.arange(number), 0, 0, 0)
+    return draw(config, np.tile(size, (number, 1)), DrawKey(0, 0, np.arange(number)))
 
 
 def test_a_sample_has_the_same_parameters_alone_and_in_any_order():
     ids, sizes = np.array([5, 900, 17]), np.array([[32, 32], [50, 20], [341, 256]])
-    together = draw(byol(224).right, sizes, ids, 3, 11, 1)
+    together = draw(byol(224).right, sizes, DrawKey(11, 3, ids, 1))
     for row in range(3):
         one = slice(row, row + 1)
-        assert_same(draw(byol(224).right, sizes[one], ids[one], 3, 11, 1), together.take(one))
+        assert_same(draw(byol(224).right, sizes[one], DrawKey(11, 3, ids[one], 1)), together.take(one))
     backwards = np.array([2, 1, 0])
-    assert_same(draw(byol(224).right, sizes[::-1], ids[::-1], 3, 11, 1), together.take(backwards))
+    assert_same(draw(byol(224).right, sizes[::-1], DrawKey(11, 3, ids[::-1], 1)), together.take(backwards))
 
 
 def test_views_and_epochs_have_draws_of_their_own():
     sizes, ids = np.full((20, 2), 100), np.arange(20)
-    first = draw(simclr(32).left, sizes, ids, 0, 0, 0)
-    assert not np.any(first.brightness == draw(simclr(32).left, sizes, ids, 0, 0, 1).brightness)
-    assert not np.any(first.brightness == draw(simclr(32).left, sizes, ids, 1, 0, 0).brightness)
+    first = draw(simclr(32).left, sizes, DrawKey(0, 0, ids))
+    assert not np.any(first.brightness == draw(simclr(32).left, sizes, DrawKey(0, 0, ids, 1)).brightness)
+    assert not np.any(first.brightness == draw(simclr(32).left, sizes, DrawKey(0, 1, ids)).brightness)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (500, 20), (20, 500), (1, 1), (3, 2)])

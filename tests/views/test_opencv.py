@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional as tv
 from torchvision.transforms.v2 import functional as tv2
 
+from ray_sassl.keyed import DrawKey
 from ray_sassl.views import opencv, ops
 from ray_sassl.views.draw import JITTER_OPS, ViewParams, draw
 from ray_sassl.views.recipes import byol
@@ -22,7 +23,7 @@ def photos(shared_dir) -> np.ndarray:
 
 
 def params_for(images: np.ndarray, **fields) -> ViewParams:
-    params = draw(byol(224).right, np.full((len(images), 2), 128), np.arange(len(images)), 0, 0, 0)
+    params = draw(byol(224).right, np.full((len(images), 2), 128), DrawKey(0, 0, np.arange(len(images))))
     still = {name: np.zeros(len(images), bool) for name in ("jitter", "grayscale", "solarize")}
     return replace(params, **{**still, "blur_sigma": np.zeros(len(images)), **fields})
 
@@ -93,7 +94,7 @@ def test_the_jitter_follows_each_samples_order(photos):
 @pytest.mark.parametrize("size", [32, 96])
 def test_both_backends_agree_but_for_their_rounding(photos, size):
     images = np.stack([np.asarray(Image.fromarray(photo).resize((size, size))) for photo in photos] * 8)
-    params = draw(byol(224).right, np.full((len(images), 2), size), np.arange(len(images)), 0, 3, 1)
+    params = draw(byol(224).right, np.full((len(images), 2), size), DrawKey(3, 0, np.arange(len(images)), 1))
     ours = opencv.color(images, params)
     floats = to_levels(ops.color(ops_input(images), params))
     # Up to seven roundings to 8 bits against none, some amplified by what follows; solarization flips what straddles its threshold.
@@ -105,7 +106,7 @@ def test_both_backends_agree_but_for_their_rounding(photos, size):
 
 def test_images_are_left_as_they_are_and_chunks_do_not_matter(photos, monkeypatch):
     before = photos.copy()
-    params = draw(byol(224).right, np.full((len(photos), 2), 128), np.arange(len(photos)), 0, 3, 1)
+    params = draw(byol(224).right, np.full((len(photos), 2), 128), DrawKey(3, 0, np.arange(len(photos)), 1))
     whole = opencv.color(photos, params)
     np.testing.assert_array_equal(photos, before)
     monkeypatch.setattr(opencv, "_CHUNK_PIXELS", 1)
@@ -113,7 +114,7 @@ def test_images_are_left_as_they_are_and_chunks_do_not_matter(photos, monkeypatc
 
 
 def test_colors_may_be_changed_in_place_or_into_another_array(photos):
-    params = draw(byol(224).right, np.full((len(photos), 2), 128), np.arange(len(photos)), 0, 3, 1)
+    params = draw(byol(224).right, np.full((len(photos), 2), 128), DrawKey(3, 0, np.arange(len(photos)), 1))
     expected, other, same = opencv.color(photos, params), np.empty_like(photos), photos.copy()
     assert opencv.color(photos, params, out=other) is other
     assert opencv.color(same, params, out=same) is same

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
+from ray_sassl.keyed import DrawKey
 from ray_sassl.views import ops
 from ray_sassl.views.draw import draw
 from ray_sassl.views.recipes import byol
@@ -54,7 +55,7 @@ def test_neutral_factors_change_nothing(photos):
 
 
 def test_color_of_a_batch_equals_color_of_each_image(photos):
-    params = draw(byol(224).right, np.full((6, 2), 64), np.arange(6), 0, 4, 1)
+    params = draw(byol(224).right, np.full((6, 2), 64), DrawKey(4, 0, np.arange(6), 1))
     before = photos.clone()
     together = ops.color(photos, params)
     alone = torch.cat([ops.color(photos[row : row + 1], params.take(slice(row, row + 1))) for row in range(6)])
@@ -65,7 +66,7 @@ def test_color_of_a_batch_equals_color_of_each_image(photos):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_gives_the_colors_of_the_cpu(photos):
-    params = draw(byol(224).right, np.full((6, 2), 64), np.arange(6), 0, 4, 1)
+    params = draw(byol(224).right, np.full((6, 2), 64), DrawKey(4, 0, np.arange(6), 1))
     params = params.take(np.flatnonzero(~params.solarize))
     chosen = photos[: len(params)]
     torch.testing.assert_close(ops.color(chosen.cuda(), params).cpu(), ops.color(chosen, params), atol=0.5 * LEVEL, rtol=0)

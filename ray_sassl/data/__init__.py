@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.files import storage
 from ray_sassl.files.storage import Entry
 from ray_sassl.plugins import FrozenConfig
 
@@ -153,8 +154,8 @@ class SourceFile:
     @property
     def relative(self) -> str:
         """The path below the folder that the user gave, `/` between its components."""
-        skipped = len(self.folder.partition("?")[0].rstrip("/")) + 1
-        return self.entry.path.partition("?")[0][skipped:] if "://" in self.entry.path else self.entry.path[skipped:].replace("\\", "/")
+        skipped = len(storage.without_options(self.folder).rstrip("/")) + 1
+        return storage.without_options(self.entry.path)[skipped:]
 
 
 GROUP_SCHEMA = pa.schema([("file", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("num_rows", pa.int64())])

@@ -137,7 +137,7 @@ def load_bad_rows(target: str) -> list[BadRow]:
     """The rows that a conversion could not copy, from the lists beside the shards."""
     quarantine = Quarantine(num_rows=1, max_bad_fraction=float("inf"))
     for entry in storage.list_dir(target):
-        if entry.path.partition("?")[0].endswith(".bad.jsonl"):
+        if storage.without_options(entry.path).endswith(".bad.jsonl"):
             quarantine.load_jsonl(entry.path)
     return quarantine.rows
 
@@ -187,7 +187,7 @@ def file_names(index: Index, rows: Rows, conversion: Conversion) -> list[str]:
         return [f"{folder}{sample_id:09d}.{_MEMBER_EXTENSION[image_format(encoded)]}" for folder, sample_id, encoded in files]
     # The root of a data set of one class is that class's folder.
     above = f"{index.class_names[0]}/" if len(index.class_names) == 1 else ""
-    return [above + path.partition("?")[0].removeprefix(index.root) for path in rows.path]
+    return [above + storage.without_options(path).removeprefix(index.root) for path in rows.path]
 
 
 def write_files(target: str, rows: Rows, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,8 @@ from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
+log = logging.getLogger(__name__)
+
 READERS: dict[Format, Reader] = {"parquet": ParquetReader(), "webdataset": WebDatasetReader(), "folder": FolderReader()}
 
 _Item = TypeVar("_Item")
@@ -45,6 +48,8 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
     """
     built_ns = time.time_ns()
     format_, entries, sources = resolve(config)
+    if lost := sources.lost_in_words():
+        log.warning("%s: %s", ", ".join(config.paths), lost)
 
     def parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         listed = list(items)
@@ -119,8 +124,7 @@ def read_groups(index: Index, groups: Sequence[int]) -> Rows:
 
 
 def _refuse_changed(index: Index, group: int) -> None:
-    """See that the row group's file is the one that was indexed. A copy on another machine's disk may be older or newer than the original, but
-    not younger than the index.
+    """See that the row group's file is the one that was indexed, by its size and its time of change.
 
     Raises:
         UsageError: it is another.
@@ -134,9 +138,11 @@ def _refuse_changed(index: Index, group: int) -> None:
     now = storage.stat(path)
     if now is None:
         raise FileNotFoundError(path)
-    is_touched = now.mtime_ns != then[1] and (now.mtime_ns > index.built_ns or storage.local_path(path) is None)
-    if now.size_bytes != then[0] or is_touched:
-        raise UsageError(f"{path} has changed since the index was built; restore it, or start a new run")
+    if (now.size_bytes, now.mtime_ns) != then:
+        raise UsageError(
+            f"{path} has changed since the index was built: its size or its time of change is another. Restore it, or start a new run. Copies on the disks of "
+            "several machines must keep the time of change (cp -p, rsync -t)."
+        )
 
 
 def _gone(index: Index, group: int) -> Rows:

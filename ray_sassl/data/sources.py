@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 from collections import Counter
@@ -20,6 +19,9 @@ EXTENSIONS: dict[Format, tuple[str, ...]] = {"parquet": ("parquet", "pq"), "webd
 
 _SYNTHETIC = ("synthetic", "synthetic:train", "synthetic:test")
 _NOUN: dict[Format, str] = {"parquet": "Parquet files", "webdataset": "tar shards", "folder": "images"}
+_OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "tif", "tiff")
+"""Extensions of images that are not read."""
+_NAMED = 3
 _WILDCARD = re.compile(r"[*?\[]")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -32,12 +34,24 @@ class Sources:
         format: As given, or told from the file names.
         files: Each once. Shards sorted by path; images of a folder, which are rows themselves, mixed: by a hash of the name, so that the classes of
             a folder do not come one after the other, and a copy of it elsewhere has the same order.
-        ignored: Files that were left aside, counted by extension; hidden ones under `hidden`.
+        ignored: Files that were left aside, counted by extension, or by the reason where it is another: `hidden`, links to nothing, and so on.
+        lost: Of these, what the user may have meant to be images: names, by extension or reason.
     """
 
     format: Format
     files: list[SourceFile]
     ignored: dict[str, int]
+    lost: dict[str, list[str]]
+
+    def lost_in_words(self) -> str | None:
+        """How many files that may be images are left out, why, and three of each kind; None where there are none."""
+        if not self.lost:
+            return None
+        kinds = []
+        for reason, names in self.lost.items():
+            more = ", ..." if len(names) > _NAMED else ""
+            kinds.append(f"{len(names):,} {'.' if reason in _OTHER_IMAGES else ''}{reason} ({', '.join(names[:_NAMED])}{more})")
+        return f"{sum(map(len, self.lost.values())):,} files are left out: {'; '.join(kinds)}"
 
 
 def find_sources(config: DataConfig) -> Sources:
@@ -46,14 +60,18 @@ def find_sources(config: DataConfig) -> Sources:
     Raises:
         UsageError: a path does not exist, nothing readable is there, or several formats are.
     """
-    given = list(itertools.chain.from_iterable(_files_of(path) for path in config.paths))
+    lost: dict[str, list[str]] = {}
+    given = [file for path in config.paths for file in _files_of(path, lost)]
     by_path = {file.entry.path: file for file in given}
-    ignored = Counter({"given twice": len(given) - len(by_path)})
+    ignored = Counter({"given twice": len(given) - len(by_path)} | {reason: len(names) for reason, names in lost.items()})
     kinds: dict[Format, list[SourceFile]] = {"parquet": [], "webdataset": [], "folder": []}
     for _, file in sorted(by_path.items()):
         format_ = "hidden" if _is_hidden(file) else _format_of(file, config)
         if format_ is None or format_ == "hidden":
-            ignored[format_ or _extension(file) or "no extension"] += 1
+            extension = _extension(file)
+            ignored[format_ or extension or "no extension"] += 1
+            if format_ is None and extension in _OTHER_IMAGES:
+                lost.setdefault(extension, []).append(file.relative)
         else:
             kinds[format_].append(file)
     chosen = _choose(config, kinds, ignored)
@@ -61,7 +79,7 @@ def find_sources(config: DataConfig) -> Sources:
         if format_ != chosen:
             ignored.update(_extension(file) for file in files)
     files = sorted(kinds[chosen], key=_mixed) if chosen == "folder" else kinds[chosen]
-    return Sources(chosen, files, {name: count for name, count in sorted(ignored.items()) if count})
+    return Sources(chosen, files, {name: count for name, count in sorted(ignored.items()) if count}, lost)
 
 
 def check_there(config: DataConfig) -> None:
@@ -73,7 +91,7 @@ def check_there(config: DataConfig) -> None:
     for path in config.paths:
         for concrete, entry in _places(path) if path not in _SYNTHETIC else ():
             if entry is None:
-                next(_matches(concrete))
+                next(_matches(concrete, {}))
 
 
 def _mixed(file: SourceFile) -> bytes:
@@ -117,18 +135,18 @@ def _is_hidden(file: SourceFile) -> bool:
     return any(part.startswith(".") for part in file.relative.split("/"))
 
 
-def _files_of(given: str) -> Iterator[SourceFile]:
+def _files_of(given: str, lost: dict[str, list[str]]) -> Iterator[SourceFile]:
     if given in _SYNTHETIC:
         folder = str(ensure_synthetic() / (given.partition(":")[2] or "train"))
-        yield from _files_below(folder)
+        yield from _files_below(folder, lost)
         return
     for concrete, entry in _places(given):
         if entry is None:
-            yield from _matches(concrete)
+            yield from _matches(concrete, lost)
         elif entry.is_file:
             yield SourceFile(entry, storage.parent(concrete))
         else:
-            yield from _files_below(concrete)
+            yield from _files_below(concrete, lost)
 
 
 def _places(given: str) -> Iterator[tuple[str, Entry | None]]:
@@ -138,25 +156,31 @@ def _places(given: str) -> Iterator[tuple[str, Entry | None]]:
         UsageError: it is neither.
     """
     for concrete in _expand_numbers(given if storage.is_uri(given) else os.path.expanduser(given)):
-        entry = None if _has_options_only(concrete) else storage.stat(concrete)
-        if entry is None and not _WILDCARD.search(_without_options(concrete)):
+        entry = storage.stat(concrete)
+        if entry is None and not _WILDCARD.search(storage.without_options(concrete)):
             raise UsageError(f"{concrete} does not exist{_nearest(concrete)}")
         yield concrete, entry
 
 
-def _files_below(folder: str) -> Iterator[SourceFile]:
-    return (SourceFile(entry, folder) for entry in storage.list_dir(folder, recursive=True) if entry.is_file)
+def _files_below(folder: str, lost: dict[str, list[str]], regex: re.Pattern[str] | None = None) -> Iterator[SourceFile]:
+    """The files below the folder, those that match; what is lost, and would match, is added to `lost`."""
+    found = storage.walk(folder)
+    for reason, names in found.left_out.items():
+        if matching := [name for name in names if regex is None or regex.fullmatch(name)]:
+            lost.setdefault(reason, []).extend(matching)
+    files = (SourceFile(entry, folder) for entry in found.files)
+    return (file for file in files if regex is None or regex.fullmatch(file.relative))
 
 
-def _matches(pattern: str) -> Iterator[SourceFile]:
+def _matches(pattern: str, lost: dict[str, list[str]]) -> Iterator[SourceFile]:
     """The files that the glob matches, and those below folders that it matches."""
-    scheme, _, address = _without_options(pattern).rpartition("://")
+    without_options = storage.without_options(pattern)
+    scheme, _, address = without_options.rpartition("://")
     parts = address.split("/")
     fixed = next(number for number, part in enumerate(parts) if _WILDCARD.search(part))
-    options = pattern[len(_without_options(pattern)) :] if scheme else ""
+    options = pattern[len(without_options) :] if scheme else ""
     base = (f"{scheme}://" if scheme else "") + ("/".join(parts[:fixed]) or ("/" if address.startswith("/") else ".")) + options
-    regex = re.compile(_glob_to_regex("/".join(parts[fixed:])) + r"(/.*)?")
-    found = [file for file in _files_below(base) if regex.fullmatch(file.relative)]
+    found = list(_files_below(base, lost, re.compile(_glob_to_regex("/".join(parts[fixed:])) + r"(/.*)?", re.DOTALL)))
     if not found:
         raise UsageError(f"nothing matches {pattern}")
     yield from found
@@ -186,18 +210,6 @@ def _expand_numbers(path: str) -> Iterator[str]:
     first, last = match.groups()
     for number in range(int(first), int(last) + 1):
         yield from _expand_numbers(f"{path[: match.start()]}{number:0{len(first)}d}{path[match.end() :]}")
-
-
-def _without_options(path: str) -> str:
-    if not storage.is_uri(path):
-        return path
-    head, _, tail = path.rpartition("?")
-    return head if head and "=" in tail and "/" not in tail.partition("=")[0] else path
-
-
-def _has_options_only(path: str) -> bool:
-    """Whether a `?` of a URI is a wildcard and not the start of its options, so that the URI as a whole names nothing."""
-    return storage.is_uri(path) and _WILDCARD.search(_without_options(path)) is not None
 
 
 def _nearest(path: str) -> str:

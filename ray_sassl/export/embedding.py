@@ -220,6 +220,6 @@ def parts_bad_rows(folder: str) -> list[BadRow]:
     """The rows that are in no part, from the lists beside the parts."""
     quarantine = Quarantine(num_rows=1, max_bad_fraction=float("inf"))
     for entry in storage.list_dir(folder):
-        if entry.path.partition("?")[0].endswith(".bad.jsonl"):
+        if storage.without_options(entry.path).endswith(".bad.jsonl"):
             quarantine.load_jsonl(entry.path)
     return quarantine.rows

@@ -8,12 +8,15 @@ here keeps them. This module imports neither torch nor Ray.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +38,8 @@ _LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE"
 
 _TRANSPORT = ("aws error", "google::cloud", "azure", "curl", "time", "connect", "network", "http")
 """Words of errors that come from the way to an object store, and not from what was read there."""
+
+_OPTIONS = re.compile(r"[a-z_]+=[^&]*(&[a-z_]+=[^&]*)*", re.IGNORECASE)
 
 _Result = TypeVar("_Result")
 
@@ -108,7 +113,7 @@ def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     if scheme == "file":
         return _local(), os.path.abspath(address)
     root, _, rest = address.partition("/")
-    filesystem, root_path = _remote(f"{scheme}://{root}{query}")
+    filesystem, root_path = _remote(f"{scheme}://{root}{query if len(query) > 1 else ''}")
     return filesystem, f"{root_path}/{rest}".strip("/") if rest else root_path
 
 
@@ -124,7 +129,8 @@ def join(base: str | os.PathLike[str], *parts: str) -> str:
     if not is_uri(text):
         return os.path.join(text, *parts)
     scheme, address, query = _split_uri(text)
-    return f"{scheme}://{'/'.join([address.rstrip('/'), *(part.strip('/') for part in parts)])}{query}"
+    joined = f"{scheme}://{'/'.join([address.rstrip('/'), *(part.strip('/') for part in parts)])}{query}"
+    return joined if query or not _split_uri(joined)[2] else f"{joined}?"  # a `?` of a file's name begins no options
 
 
 def parent(path: str | os.PathLike[str]) -> str:
@@ -140,6 +146,15 @@ def name_of(path: str | os.PathLike[str]) -> str:
     """The last component of the path, without a URI's options."""
     text = os.fspath(path)
     return (_split_uri(text)[1] if is_uri(text) else text).rstrip("/").rpartition("/")[2]
+
+
+def without_options(path: str | os.PathLike[str]) -> str:
+    """The path; of a URI what stands before its options."""
+    text = os.fspath(path)
+    if not is_uri(text):
+        return text
+    scheme, address, _ = _split_uri(text)
+    return f"{scheme}://{address}"
 
 
 def stat(path: str | os.PathLike[str]) -> Entry | None:
@@ -161,6 +176,100 @@ def list_dir(path: str | os.PathLike[str], *, recursive: bool = False) -> list[E
     infos = cast(list[pafs.FileInfo], retried(path, lambda: filesystem.get_file_info(selector)))
     skipped = len(inner.rstrip("/")) + 1
     return sorted((_entry(join(path, info.path[skipped:]), info) for info in infos), key=lambda entry: entry.path)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """All files below a folder.
+
+    Attributes:
+        files: Sorted by path; each file once, however many links lead to it.
+        left_out: What else is there, as names below the folder, by the reason why it is no file of the data set.
+    """
+
+    files: list[Entry]
+    left_out: dict[str, list[str]]
+
+
+DANGLING, NOT_UTF8, LINKED_AGAIN, SPECIAL = (
+    "links to nothing",
+    "names that are not UTF-8",
+    "links to what is there already",
+    "neither files nor folders",
+)
+
+
+def walk(folder: str | os.PathLike[str]) -> Walk:
+    """The files below a folder, through links too, and what was left out; nothing where there is no such folder.
+
+    On a local disk a folder is entered once, told by its device and inode, so that links in a loop end; a file that is reached through a link
+    counts only where it is not reached otherwise.
+    """
+    filesystem, inner = filesystem_of(folder)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        return Walk([entry for entry in list_dir(folder, recursive=True) if entry.is_file], {})
+    return _walk_local(os.fspath(folder), inner)
+
+
+def _walk_local(given: str, inner: str) -> Walk:
+    files: list[Entry] = []
+    left_out: dict[str, list[str]] = {}
+    seen: set[tuple[int, int]] = set()
+    through_links: list[tuple[str, os.stat_result]] = []
+    # Real folders first: it is known by then what links lead to that lies below the folder itself.
+    folders, links = deque([""]), deque[str]()
+    while folders or links:
+        is_linked = not folders
+        name = links.popleft() if is_linked else folders.popleft()
+        for below, entry, stat in _entries(inner, name, seen, left_out):
+            if entry.is_dir():
+                (links if is_linked or entry.is_symlink() else folders).append(below)
+            elif not entry.is_file():
+                left_out.setdefault(SPECIAL, []).append(below)
+            elif is_linked or entry.is_symlink():
+                through_links.append((below, stat))
+            else:
+                seen.add((stat.st_dev, stat.st_ino))
+                files.append(_local_entry(given, below, stat))
+    for below, stat in through_links:
+        if (stat.st_dev, stat.st_ino) in seen:
+            left_out.setdefault(LINKED_AGAIN, []).append(below)
+        else:
+            seen.add((stat.st_dev, stat.st_ino))
+            files.append(_local_entry(given, below, stat))
+    return Walk(sorted(files, key=lambda entry: entry.path), {reason: sorted(names) for reason, names in left_out.items()})
+
+
+def _entries(
+    inner: str, name: str, seen: set[tuple[int, int]], left_out: dict[str, list[str]]
+) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
+    """What the folder `name` below `inner` holds, unless it has been entered before: path below `inner`, entry and what a link leads to."""
+    place = os.path.join(inner, name) if name else inner
+    try:
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in seen:
+            left_out.setdefault(LINKED_AGAIN, []).append(name)
+            return
+        seen.add((here.st_dev, here.st_ino))
+        with os.scandir(place) as found:
+            entries = list(found)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        below = f"{name}/{entry.name}" if name else entry.name
+        try:
+            below.encode()
+            yield below, entry, entry.stat()
+        except UnicodeEncodeError:
+            left_out.setdefault(NOT_UTF8, []).append(os.fsencode(below).decode(errors="backslashreplace"))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            left_out.setdefault(DANGLING, []).append(below)
+
+
+def _local_entry(folder: str, below: str, stat: os.stat_result) -> Entry:
+    return Entry(join(folder, below), True, stat.st_size, stat.st_mtime_ns)
 
 
 def check_can_write(path: str | os.PathLike[str], *, is_folder: bool = False) -> None:
@@ -325,9 +434,12 @@ def _remote(root: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _split_uri(uri: str) -> tuple[str, str, str]:
+    """Scheme, address and options: what follows the last `?` where it has the form of options, since the names of files may hold a `?` too."""
     scheme, _, rest = uri.partition("://")
-    address, mark, query = rest.partition("?")
-    return scheme, address, mark + query
+    address, mark, query = rest.rpartition("?")
+    if mark and (not query or _OPTIONS.fullmatch(query)):
+        return scheme, address, mark + query
+    return scheme, rest, ""
 
 
 def _entry(path: str, info: pafs.FileInfo) -> Entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,8 @@ _REMOTE_THREADS = 32
 class FolderReader(Reader):
     """Runs of up to `GROUP_ROWS` files stand in for row groups.
 
-    Labels are the numbers of the sorted class names. A class is the first folder below the path that the user gave. There are none where
-    an image lies beside the folders, or where `label_column` is None.
+    Labels are the numbers of the sorted class names, which are sorted as numbers where all of them are whole numbers (2 before 10). A class is the
+    first folder below the path that the user gave. There are none where an image lies beside the folders, or where `label_column` is None.
     """
 
     def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
@@ -34,7 +34,7 @@ class FolderReader(Reader):
         classes = [relative_folder(file) for file in files]
         if config.label_column is None or not all(classes):
             return Scan(groups, pa.table({"label": np.full(len(files), NO_LABEL, np.int64)}))
-        names = sorted(set(classes))
+        names = sorted_classes(set(classes))
         number = {name: label for label, name in enumerate(names)}
         return Scan(groups, pa.table({"label": pa.array([number[name] for name in classes], pa.int64())}), tuple(names))
 
@@ -57,6 +57,12 @@ class FolderReader(Reader):
 
     def names(self, index: Index) -> list[str]:
         return [storage.name_of(path) for path in index.files["path"].to_pylist()]
+
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """The names of classes in the order of their labels: as numbers where all are decimal digits, else as text."""
+    listed = sorted(names)
+    return sorted(listed, key=int) if all(name.isascii() and name.isdigit() and len(name) < 19 for name in listed) else listed
 
 
 def _read(path: str, sample_id: int) -> bytes | BadRow:

@@ -36,7 +36,6 @@ from benchmarks.processes import STYLIZER, TRAIN_WORKER, kill_one
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data.seen import SeenIds
 from ray_sassl.experiments import load_experiment
 from ray_sassl.train.checkpoint import latest_checkpoint
 
@@ -217,7 +216,7 @@ def count(run_dir: Path) -> dict[str, int]:
     """Rows trained on by the steps of the run, distinct (epoch, sample) pairs among them, and how many of these are missing or twice."""
     checkpoint = latest_checkpoint(str(run_dir))
     assert checkpoint is not None
-    seen = SeenIds.from_state_dict(checkpoint.state["seen"])
+    seen = checkpoint.seen
     trained = checkpoint.step * BATCH
     distinct = sum(seen.count(epoch) for epoch in range(trained // seen.num_rows + 2))
     whole = sum(seen.count(epoch) == seen.num_rows for epoch in range(trained // seen.num_rows))

@@ -92,7 +92,7 @@ def seconds_to_write(run_dir: str) -> tuple[float, int]:
     state = {name: value for name, value in checkpoint.state.items() if name != "method"}
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        path = write_checkpoint(folder, 1, weights, state, checkpoint.config_yaml, keep=1)
+        path = write_checkpoint(folder, 1, weights, state, checkpoint.seen, checkpoint.config_yaml, keep=1)
         return time.perf_counter() - began, sum(file.stat().st_size for file in Path(path).iterdir())
 
 

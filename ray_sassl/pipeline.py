@@ -208,7 +208,7 @@ def ids_of(index: Index, window: Window) -> np.ndarray:
 
 def without(seen: SeenIds, bad: Iterable[BadRow], epochs: Iterable[int]) -> SeenIds:
     """A copy of the record in which rows known to be bad count as seen in the epochs given, so that a resumed run does not try them again."""
-    copy = SeenIds.from_state_dict(seen.state_dict())
+    copy = seen.copy()
     ids = np.array([row.sample_id for row in bad if row.sample_id >= 0], np.int64)
     for epoch in epochs:
         if seen.is_touched(epoch) and len(ids):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import zlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -61,17 +64,34 @@ class SeenIds:
         """Whether any row of the epoch was seen."""
         return epoch in self._complete or epoch in self._bitmaps
 
-    def state_dict(self) -> dict[str, object]:
-        """Plain values and bytes, for a checkpoint."""
-        packed = {number: zlib.compress(np.packbits(bitmap).tobytes(), 1) for number, bitmap in sorted(self._bitmaps.items())}
-        return {"num_rows": self.num_rows, "complete": sorted(self._complete), "open": packed}
+    def copy(self) -> SeenIds:
+        """The same record, which changes of this one do not reach."""
+        copy = SeenIds(self.num_rows)
+        copy._bitmaps = {number: bitmap.copy() for number, bitmap in self._bitmaps.items()}
+        copy._complete = set(self._complete)
+        return copy
+
+    def encode(self) -> bytes:
+        """A JSON file; equal records have equal bytes."""
+        packed = {
+            number: base64.b64encode(zlib.compress(np.packbits(bitmap).tobytes(), 1)).decode()
+            for number, bitmap in sorted(self._bitmaps.items())
+        }
+        return json.dumps({"num_rows": self.num_rows, "complete": sorted(self._complete), "open": packed}).encode()
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, object]) -> SeenIds:
-        """The inverse of `state_dict`."""
-        seen = cls(int(state["num_rows"]))  # type: ignore[arg-type]
-        seen._complete = set(state["complete"])  # type: ignore[arg-type]
-        for number, packed in state["open"].items():  # type: ignore[attr-defined]
+    def decode(cls, content: bytes) -> SeenIds:
+        """The inverse of `encode`."""
+        tree = json.loads(content)
+        opened = {int(number): base64.b64decode(packed) for number, packed in tree["open"].items()}
+        return cls.from_state_dict(tree | {"open": opened})
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> SeenIds:
+        """The record of a checkpoint that has it in state.pt: `num_rows`, `complete` epochs, and a compressed bitmap of each `open` one."""
+        seen = cls(state["num_rows"])
+        seen._complete = set(state["complete"])
+        for number, packed in state["open"].items():
             bits = np.frombuffer(zlib.decompress(packed), np.uint8)
             seen._bitmaps[number] = np.unpackbits(bits, count=seen.num_rows).astype(bool)
         return seen

@@ -29,7 +29,8 @@ from ray_sassl.files import storage
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import FrozenConfig, UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint
-from ray_sassl.train.checkpoint import MANIFEST, Checkpoint
+from ray_sassl.train.checkpoint import Checkpoint
+from ray_sassl.train.checkpoint_folder import MANIFEST
 
 MODEL = "model.safetensors"
 _FACTS = "ray_sassl"

@@ -22,7 +22,8 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.reading import cached_index
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
-from ray_sassl.train.checkpoint import BadCheckpointError, Checkpoint, latest_checkpoint, list_checkpoints, read_checkpoint
+from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from ray_sassl.train.checkpoint_folder import MANIFEST, BadCheckpointError, list_checkpoints, newest_seen
 from ray_sassl.train.divergence import DIVERGED
 from ray_sassl.types import RunResult
 
@@ -47,7 +48,7 @@ def find_checkpoint(path: str) -> Checkpoint:
     Raises:
         UsageError: there is neither.
     """
-    if storage.exists(storage.join(path, "manifest.json")):
+    if storage.exists(storage.join(path, MANIFEST)):
         return read_checkpoint(path)
     checkpoint = latest_checkpoint(path)
     if checkpoint is None:
@@ -93,11 +94,7 @@ def _check_checkpoints(run_dir: str) -> None:
     for entry in storage.list_dir(storage.join(run_dir, "checkpoints")):
         if storage.name_of(entry.path).startswith("."):
             storage.remove(entry.path)
-    if list_checkpoints(run_dir) and latest_checkpoint(run_dir) is None:
-        raise BadCheckpointError(
-            f"every checkpoint of {run_dir} is damaged (the log says how), so there is nothing to go on from. Restore one, or start a new run "
-            "in another --run-dir."
-        )
+    newest_seen(run_dir)
 
 
 def has_begun(run_dir: str) -> bool:

@@ -11,7 +11,6 @@ from torch import nn
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.online import online_scores
 from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
@@ -115,8 +114,3 @@ def load_backbone(checkpoint: Checkpoint) -> tuple[ExperimentConfig, nn.Module]:
     backbone, _ = build_backbone(config.backbone)
     backbone.load_state_dict(checkpoint.backbone)
     return config, backbone
-
-
-def seen_of(checkpoint: Checkpoint | None, num_rows: int) -> SeenIds:
-    """Which samples the run had seen at the checkpoint."""
-    return SeenIds.from_state_dict(checkpoint.state["seen"]) if checkpoint else SeenIds(num_rows)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
-from ray_sassl.train.checkpoint import whole_checkpoints
+from ray_sassl.train.checkpoint_folder import whole_checkpoints
 from ray_sassl.train.context import Context
 from ray_sassl.types import Arrays
 

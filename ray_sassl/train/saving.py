@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.plugins import UsageError
-from ray_sassl.train.checkpoint import Checkpoint, checkpoint_path, whole_checkpoints, write_checkpoint
+from ray_sassl.train.checkpoint import Checkpoint, write_checkpoint
+from ray_sassl.train.checkpoint_folder import checkpoint_path, whole_checkpoints
 from ray_sassl.train.context import Context
 from ray_sassl.train.divergence import DivergenceWatch, end_diverged
 from ray_sassl.train.optim import load_optimizer
@@ -39,7 +40,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, step: int, method: nn.Module, state: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
+    def save(self, step: int, method: nn.Module, state: dict[str, Any], seen: SeenIds, before: Callable[[], None] = lambda: None) -> None:
         """Copy the state and have it written. Waits for the checkpoint before this one, so at most one copy is held.
 
         Args:
@@ -51,7 +52,7 @@ class CheckpointWriter:
         self.wait()
         weights, copy = copied((method.state_dict(), state))
         ready = _when_copied()
-        self._pending = self._thread.submit(self._write, step, weights, copy, ready, before)
+        self._pending = self._thread.submit(self._write, step, weights, copy, seen.copy(), ready, before)
 
     def has_failed(self) -> bool:
         """Whether the checkpoint that was being written is known to have failed; does not wait."""
@@ -71,11 +72,11 @@ class CheckpointWriter:
         """End the thread, once it is done."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, step: int, weights: dict[str, Tensor], state: dict[str, Any], *first: Callable[[], None]) -> None:
+    def _write(self, step: int, weights: dict[str, Tensor], state: dict[str, Any], seen: SeenIds, *first: Callable[[], None]) -> None:
         try:
             for action in first:
                 action()
-            write_checkpoint(self._run_dir, step, weights, state, self._config_yaml, self._keep)
+            write_checkpoint(self._run_dir, step, weights, state, seen, self._config_yaml, self._keep)
         except (OSError, UsageError) as error:
             whole = [path for number, path in whole_checkpoints(self._run_dir) if number != step]
             last = f"The last whole one is {whole[-1]}" if whole else "There is no earlier one"
@@ -139,7 +140,7 @@ class RunSaver:
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Take over the optimizer's state and what was seen."""
         load_optimizer(self.optimizer, checkpoint.state["optimizer"])
-        self.seen = SeenIds.from_state_dict(checkpoint.state["seen"])
+        self.seen = checkpoint.seen.copy()
         self.saved, self.saved_step = checkpoint.path, checkpoint.step
 
     def has_trained_on(self, parts: list[Arrays]) -> None:
@@ -163,13 +164,13 @@ class RunSaver:
             raise end_diverged(watch.bad_step(self.context), self.run_dir, self.context, lr, "the weights are not finite")
         if self.context.world_size > 1:
             everyone: list[Any] = [None] * self.context.world_size
-            dist.all_gather_object(everyone, self.seen.state_dict())
-            self.seen.merge(SeenIds.from_state_dict(state) for state in everyone)
+            dist.all_gather_object(everyone, self.seen.encode())
+            self.seen.merge(SeenIds.decode(content) for content in everyone)
         error = None
         if self.context.rank == 0:
-            state = {"optimizer": self.optimizer.state_dict(), "seen": self.seen.state_dict(), **self.extra_state}
+            state = {"optimizer": self.optimizer.state_dict(), **self.extra_state}
             try:
-                self._writer.save(step, self.method, state, self.before)
+                self._writer.save(step, self.method, state, self.seen, self.before)
             except CheckpointNotWrittenError as failed:
                 error = failed
         self._raise_on_all(error)

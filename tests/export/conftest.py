@@ -20,9 +20,10 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
+from ray_sassl.data.seen import SeenIds
 from ray_sassl.experiments import load_experiment
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, METRICS, SUMMARY
-from ray_sassl.train.checkpoint import save_checkpoint
+from ray_sassl.train.checkpoint import write_checkpoint
 from ray_sassl.types import RunResult
 
 MakeRun = Callable[..., str]
@@ -75,7 +76,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         config = apply_overrides(load_experiment("demo_plain"), [*given, *overrides])
         run_dir = tmp_path / name
         method = nn.ModuleDict({"backbone": drawn_backbone(config.backbone)})
-        checkpoint = save_checkpoint(str(run_dir), 7, method, {}, to_yaml(config), keep=1)
+        checkpoint = write_checkpoint(str(run_dir), 7, method.state_dict(), {}, SeenIds(1), to_yaml(config), keep=1)
         build_index(DataConfig(path=f"{tmp_path}/train.parquet")).save(run_dir / INDEX)
         (run_dir / CONFIG).write_text(to_yaml(config))
         lines = [{"step": step, "loss": 4.0 - step / 10, "chance_loss": 4.2, "knn_top1": 0.3 + step / 100} for step in range(1, 8)]

@@ -12,7 +12,8 @@ import pytest
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files import storage
-from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, whole_checkpoints
+from ray_sassl.train.checkpoint import latest_checkpoint
+from ray_sassl.train.checkpoint_folder import list_checkpoints, whole_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.saving import CheckpointNotWrittenError
 from tests.flaky_store import Fault, FlakyStore, flaky_store

@@ -17,14 +17,16 @@ from PIL import Image
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, SUMMARY, RunDirectoryError, find_checkpoint, prepare_run_dir, write_summary
-from ray_sassl.runs.process import build_method, build_stylize_block, load_backbone, seen_of, train_process, view_source
-from ray_sassl.train.checkpoint import BadCheckpointError, latest_checkpoint, save_checkpoint
+from ray_sassl.runs.process import build_method, build_stylize_block, load_backbone, train_process, view_source
+from ray_sassl.train.checkpoint import latest_checkpoint, write_checkpoint
+from ray_sassl.train.checkpoint_folder import BadCheckpointError
 from ray_sassl.train.context import LocalContext
 from ray_sassl.types import RunResult
 from tests.flaky_store import s3_options, s3_server
@@ -91,7 +93,7 @@ def test_a_new_run_directory_holds_config_environment_and_index(config, run_dir)
 
 def test_a_run_is_not_overwritten(config, run_dir):
     prepare_run_dir(config, run_dir, resume=False)
-    save_checkpoint(run_dir, 1, build_method(config), {}, "", keep=1)
+    write_checkpoint(run_dir, 1, build_method(config).state_dict(), {}, SeenIds(NUM_ROWS), "", keep=1)
     with pytest.raises(RunDirectoryError, match="already holds a run; add --resume to go on with it"):
         prepare_run_dir(config, run_dir, resume=False)
 
@@ -188,10 +190,6 @@ def test_the_identity_needs_no_restyling_and_a_stylizer_stylizes(config):
     assert right is view
 
 
-def test_nothing_is_seen_before_a_checkpoint():
-    assert seen_of(None, 7).count(0) == 0
-
-
 def test_a_trained_encoder_is_found_and_loaded_from_its_run(config, run_dir):
     _train(config, run_dir)
     checkpoint = find_checkpoint(run_dir)
@@ -199,13 +197,13 @@ def test_a_trained_encoder_is_found_and_loaded_from_its_run(config, run_dir):
     loaded_config, backbone = load_backbone(checkpoint)
     assert loaded_config == config
     assert all(torch.equal(value, checkpoint.backbone[name]) for name, value in backbone.state_dict().items())
-    assert seen_of(checkpoint, NUM_ROWS).count(0) == 32
+    assert checkpoint.seen.count(0) == 32
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path, config, run_dir):
     with pytest.raises(BadCheckpointError, match="is no checkpoint, and no run directory with a sound one"):
         find_checkpoint(str(tmp_path))
-    path = save_checkpoint(run_dir, 1, build_method(config), {}, "", keep=1)
+    path = write_checkpoint(run_dir, 1, build_method(config).state_dict(), {}, SeenIds(NUM_ROWS), "", keep=1)
     (Path(path) / "config.yaml").write_text("damaged")
     for given in (run_dir, path):
         with pytest.raises(BadCheckpointError):
@@ -235,7 +233,7 @@ def test_a_run_is_kept_and_resumed_on_an_object_store(config, bucket):
     assert checkpoint is not None
     assert checkpoint.step == 1
     source = view_source(tracked, run_dir)
-    batches = local_batches(source, epochs=1, batch_size=16, on_bad=_ignore, seen=seen_of(checkpoint, index.num_rows))
+    batches = local_batches(source, epochs=1, batch_size=16, on_bad=_ignore, seen=checkpoint.seen)
     outcome = train_process(tracked, run_dir, batches, index.num_rows, LocalContext(), checkpoint)
     assert (outcome.status, outcome.step) == ("finished", 2)
     resumed = find_checkpoint(run_dir)

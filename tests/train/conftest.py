@@ -25,7 +25,7 @@ from ray_sassl.files import storage
 from ray_sassl.pipeline import local_batches
 from ray_sassl.plugins import load_plugin
 from ray_sassl.runs.directory import INDEX
-from ray_sassl.runs.process import build_stylize_block, seen_of, train_process, view_source
+from ray_sassl.runs.process import build_stylize_block, train_process, view_source
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import micro_batch
@@ -161,7 +161,7 @@ def run_here(config: ExperimentConfig, run_dir: str | Path, context: LocalContex
         batch_size=micro_batch(config.train, context.world_size),
         on_bad=bad.extend,
         stylize_block=build_stylize_block(config, "cpu", 1),
-        seen=seen_of(checkpoint, index.num_rows),
+        seen=checkpoint.seen if checkpoint else None,
         rank=context.rank,
         world_size=context.world_size,
         accumulate=config.train.accumulate,
@@ -204,6 +204,7 @@ def assert_same_checkpoints(one: Checkpoint | None, other: Checkpoint | None) ->
     assert one.step == other.step
     assert_same(one.backbone, other.backbone, "backbone")
     assert_same(one.state, other.state, "state")
+    assert one.seen.encode() == other.seen.encode()
 
 
 @pytest.fixture(scope="session", name="assert_same_checkpoints")

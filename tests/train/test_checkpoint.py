@@ -1,25 +1,32 @@
+import hashlib
+import json
 import logging
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from ray_sassl.train.checkpoint import (
-    FILES,
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.train import checkpoint_folder
+from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, write_checkpoint
+from ray_sassl.train.checkpoint_folder import (
+    FORMAT,
     MANIFEST,
     BadCheckpointError,
-    Checkpoint,
-    _manifest,
-    latest_checkpoint,
+    Manifest,
     list_checkpoints,
-    read_checkpoint,
-    save_checkpoint,
+    newest_seen,
+    read_seen,
 )
+
+FILES = checkpoint_folder.FILES[FORMAT]
 
 CONFIG_YAML = "name: tiny\n"
 
@@ -33,7 +40,28 @@ class Network(nn.Module):
 
 
 def _save(run_dir: Path | str, step: int, *, seed: int = 0, keep: int = 2, **state: Any) -> str:
-    return save_checkpoint(str(run_dir), step, Network(seed), state, CONFIG_YAML, keep)
+    return write_checkpoint(str(run_dir), step, Network(seed).state_dict(), state, _seen(step), CONFIG_YAML, keep)
+
+
+def _seen(rows: int) -> SeenIds:
+    """As many rows of epoch 0 as the step says, at most nine of ten."""
+    seen = SeenIds(10)
+    seen.add(np.zeros(min(rows, 9), np.int64), np.arange(min(rows, 9)))
+    return seen
+
+
+def _in_format_1(path: str) -> str:
+    """The same checkpoint as it was written before `seen.json`: with the record in state.pt, as a dict."""
+    folder = Path(path)
+    opened = {0: zlib.compress(np.packbits(~read_seen(path).unseen(0, np.arange(10))).tobytes(), 1)}
+    state = torch.load(folder / "state.pt") | {"seen": {"num_rows": 10, "complete": [2], "open": opened}}
+    torch.save(state, folder / "state.pt")
+    (folder / "seen.json").unlink()
+    contents = {name: (folder / name).read_bytes() for name in ("model.safetensors", "state.pt", "config.yaml")}
+    digests = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    step = int(folder.name.removeprefix("step-"))
+    (folder / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": digests}, indent=2))
+    return path
 
 
 def _latest(run_dir: Path | str) -> Checkpoint:
@@ -43,13 +71,13 @@ def _latest(run_dir: Path | str) -> Checkpoint:
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    state = {"optimizer": {"state": {0: {"momentum_buffer": torch.arange(3.0)}}}, "seen": {"open": {1: b"\x00\xff"}, "complete": [0]}}
+    state = {"optimizer": {"state": {0: {"momentum_buffer": torch.arange(3.0)}}}}
     checkpoint = read_checkpoint(_save(tmp_path, 12, **state))
     other = Network(seed=5)
     checkpoint.load_method(other)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in Network().state_dict().items())
     assert (checkpoint.step, checkpoint.config_yaml) == (12, CONFIG_YAML)
-    assert checkpoint.state["seen"] == state["seen"]
+    assert checkpoint.seen.encode() == _seen(12).encode()
     assert torch.equal(checkpoint.state["optimizer"]["state"][0]["momentum_buffer"], torch.arange(3.0))
 
 
@@ -67,7 +95,7 @@ def test_the_state_is_loaded_without_unpickling_code(tmp_path):
 
     path = Path(_save(tmp_path, 1))
     torch.save({"method": Payload()}, path / "state.pt")
-    (path / MANIFEST).write_bytes(_manifest(1, {name: (path / name).read_bytes() for name in FILES}))
+    (path / MANIFEST).write_bytes(Manifest.describing(1, {name: (path / name).read_bytes() for name in FILES}).encode())
     with pytest.raises(BadCheckpointError, match=r"state\.pt holds more than tensors and plain values"):
         read_checkpoint(str(path))
     assert not marker.exists()
@@ -120,8 +148,8 @@ def test_a_copy_under_another_name_is_read(tmp_path):
 
 def test_a_newer_format_is_refused(tmp_path):
     path = Path(_save(tmp_path, 1)) / MANIFEST
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(BadCheckpointError, match="format 2, this program reads format 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(BadCheckpointError, match="format 3, this program reads format 1 and 2"):
         read_checkpoint(str(path.parent))
 
 
@@ -172,6 +200,49 @@ def test_a_sound_checkpoint_is_never_removed_for_a_damaged_one_of_a_later_step(t
 
 def test_a_run_without_checkpoints_has_no_latest_one(tmp_path):
     assert latest_checkpoint(str(tmp_path)) is None
+    assert newest_seen(str(tmp_path)) is None
+
+
+def test_a_checkpoint_of_format_1_is_read_with_what_it_has_seen(tmp_path):
+    path = _in_format_1(_save(tmp_path, 4, optimizer={"lr": 0.1}))
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.step, checkpoint.state["optimizer"], checkpoint.config_yaml) == (4, {"lr": 0.1}, CONFIG_YAML)
+    assert torch.equal(checkpoint.backbone["weight"], Network().backbone.weight)
+    for seen in (checkpoint.seen, read_seen(path)):
+        assert [seen.count(epoch) for epoch in range(3)] == [4, 0, 10]
+    (Path(path) / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(BadCheckpointError, match=r"state\.pt"):
+        read_seen(path)
+
+
+def test_what_was_seen_is_read_without_the_weights(tmp_path, monkeypatch):
+    path = _save(tmp_path, 5)
+    read = []
+
+    def noted(whole: str) -> bytes:
+        read.append(Path(whole).name)
+        return Path(whole).read_bytes()
+
+    monkeypatch.setattr("ray_sassl.files.storage.read_bytes", noted)
+    assert read_seen(path).count(0) == 5
+    assert sorted(read) == [MANIFEST, "seen.json"]
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_missing_file_or_one_that_was_cut_off_is_not_chosen_for_the_stream(tmp_path, name):
+    for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])):
+        _save(tmp_path, 1)
+        damage(Path(_save(tmp_path, 2)) / name)
+        path, seen = newest_seen(str(tmp_path)) or ("", SeenIds(0))
+        assert (Path(path).name, seen.count(0)) == ("step-00000001", 1)
+
+
+def test_a_checkpoint_that_was_refused_for_its_weights_is_passed_over(tmp_path):
+    first, second = _save(tmp_path, 1), _save(tmp_path, 2)
+    found = [newest_seen(str(tmp_path), refused) for refused in ((), {second})]
+    assert [path for path, _ in filter(None, found)] == [second, first]
+    with pytest.raises(BadCheckpointError, match=r"every checkpoint of .* is damaged"):
+        newest_seen(str(tmp_path), {first, second})
 
 
 def test_a_run_directory_may_be_a_file_uri(tmp_path):

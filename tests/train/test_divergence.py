@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_sassl.train.checkpoint import list_checkpoints, read_checkpoint
+from ray_sassl.train.checkpoint import read_checkpoint
+from ray_sassl.train.checkpoint_folder import list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.divergence import DIVERGED, DivergedError, DivergenceWatch
 from ray_sassl.train.loop import Job, TrainConfig, train

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ray_sassl.methods import Method
 from ray_sassl.plugins import UsageError, load_plugin
-from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
+from ray_sassl.train.checkpoint import latest_checkpoint, read_checkpoint
+from ray_sassl.train.checkpoint_folder import list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.train.loop import Job, TrainConfig, micro_batch, to_device, train

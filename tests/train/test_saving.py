@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.train.checkpoint import latest_checkpoint, read_checkpoint
+from ray_sassl.train.checkpoint_folder import list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.saving import CheckpointNotWrittenError, CheckpointWriter, copied
 
@@ -34,7 +36,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(w
     method, release = Network(), threading.Event()
     before = method.backbone.weight.detach().clone()
     state = {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}}
-    writer.save(1, method, state, before=release.wait)
+    writer.save(1, method, state, SeenIds(1), before=release.wait)
     assert not writer.has_failed()
     with torch.no_grad():
         method.backbone.weight.zero_()
@@ -51,10 +53,10 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(w
 
 def test_at_most_one_checkpoint_is_pending(writer: CheckpointWriter):
     release, second = threading.Event(), threading.Event()
-    writer.save(1, Network(), {}, before=release.wait)
+    writer.save(1, Network(), {}, SeenIds(1), before=release.wait)
 
     def save_another() -> None:
-        writer.save(2, Network(), {})
+        writer.save(2, Network(), {}, SeenIds(1))
         second.set()
 
     thread = threading.Thread(target=save_another)
@@ -68,15 +70,15 @@ def test_at_most_one_checkpoint_is_pending(writer: CheckpointWriter):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error_with_the_last_whole_one(writer: CheckpointWriter, tmp_path: Path):
-    writer.save(1, Network(), {})
+    writer.save(1, Network(), {}, SeenIds(1))
     writer.wait()
     (tmp_path / "checkpoints" / "step-00000002").write_text("in the way")
-    writer.save(2, Network(), {})
+    writer.save(2, Network(), {}, SeenIds(1))
     with pytest.raises(
         CheckpointNotWrittenError, match=r"step 2 could not be written to .*step-00000002: .*The last whole one is .*step-00000001\."
     ):
-        writer.save(3, Network(), {})
-    writer.save(3, Network(), {})
+        writer.save(3, Network(), {}, SeenIds(1))
+    writer.save(3, Network(), {}, SeenIds(1))
     writer.wait()
     assert [step for step, _ in list_checkpoints(str(tmp_path))] == [1, 3]
 

@@ -11,7 +11,6 @@ import torch
 
 from ray_sassl.config.files import to_yaml
 from ray_sassl.data.reading import cached_index
-from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.train.checkpoint import latest_checkpoint
 
@@ -91,7 +90,7 @@ def test_the_checkpoint_holds_what_all_workers_have_seen(folder, tiny_config, ru
     assert taken[0] | taken[1] == set(alone.taken)
     checkpoint = latest_checkpoint(str(folder / f"{name}-run"))
     assert checkpoint is not None
-    seen = SeenIds.from_state_dict(checkpoint.state["seen"])
+    seen = checkpoint.seen
     assert [seen.count(epoch) for epoch in range(3)] == [44, 44, 8]
 
 

@@ -58,6 +58,7 @@ class RunControl:
         self._stop = False
         self._wants_checkpoint = False
         self._start: str | None = None
+        self._refused: set[str] = set()
         self._fatal: str | None = None
         self._outcome: Outcome | None = None
         self._run = run
@@ -102,6 +103,16 @@ class RunControl:
 
     def start(self) -> str | None:
         return self._start
+
+    def refuse(self, path: str, reason: str) -> None:
+        """Note that a worker has found the checkpoint damaged, so that the run starts from the one before."""
+        if path not in self._refused:
+            self._refused.add(path)
+            self.note(f"Refused a checkpoint, trying the one before it. {reason}")
+
+    def refused(self) -> set[str]:
+        """The paths of the checkpoints that workers have found damaged."""
+        return self._refused
 
     def request_checkpoint(self, wanted: bool) -> None:
         self._wants_checkpoint = wanted

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.train import DataConfig as RayDataConfig
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
@@ -26,11 +27,12 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.data.seen import SeenIds
 from ray_sassl.data.sources import check_there
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
-from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, layout_of, start_of, stream_spec
+from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, layout_of, stream_spec
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, fit
 from ray_sassl.orchestrate.pretraining.worker import train_worker
 from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, is_one_machine, missing_groups, offered, sum_of
@@ -43,8 +45,9 @@ from ray_sassl.pipeline import local_batches, without
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import QUARANTINE, VIEWS, prepare_run_dir, write_summary
 from ray_sassl.runs.pictures import views_picture
-from ray_sassl.runs.process import build_stylize_block, seen_of, train_process, view_source
-from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
+from ray_sassl.runs.process import build_stylize_block, train_process, view_source
+from ray_sassl.train.checkpoint import latest_checkpoint
+from ray_sassl.train.checkpoint_folder import all_damaged, list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import check_shares, micro_batch
 from ray_sassl.types import Outcome, RunResult
@@ -163,11 +166,13 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
     """The run in this process, without Ray."""
     source = view_source(config, run_dir)
     resume = latest_checkpoint(run_dir)
+    if resume is None and list_checkpoints(run_dir):
+        raise all_damaged(run_dir)
     quarantine = Quarantine(index.num_rows, config.data.max_bad_fraction)
     path = storage.join(run_dir, QUARANTINE)
     quarantine.load_jsonl(path)
     quarantine.add(index.problems)
-    seen = without(seen_of(resume, index.num_rows), quarantine.rows, range(math.ceil(config.train.epochs)))
+    seen = without(resume.seen if resume else SeenIds(index.num_rows), quarantine.rows, range(math.ceil(config.train.epochs)))
 
     class Context(LocalContext):
         def report(self, metrics: dict[str, float]) -> None:
@@ -214,45 +219,61 @@ def _pretrain_on_ray(
         if fatal := ray.get(control.add_bad.remote(list(index.problems))):
             raise UsageError(fatal)
 
-        start = start_of(latest_checkpoint(run_dir), index.num_rows)
-        stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, start, control, keep_weights(config.stylize))
-        scaling = config.scaling
-        spec = {
-            "config_yaml": to_yaml(config),
-            "run_dir": run_dir,
-            "num_rows": index.num_rows,
-            "num_threads": scaling.threads_per_worker,
-            "control": control,
-        }
-        with tempfile.TemporaryDirectory(prefix="ray-sassl-") as ray_storage:
-            trainer = TorchTrainer(
-                train_worker,
-                train_loop_config=spec,
-                datasets={"train": stream},
-                dataset_config=RayDataConfig(execution_options=execution_options()),
-                scaling_config=RayScalingConfig(
-                    num_workers=(scaling.worker_counts[0], scaling.num_workers) if scaling.is_elastic else scaling.num_workers,
-                    use_gpu=use_gpu,
-                    resources_per_worker=_worker_bundle(config, use_gpu),
-                    label_selector=in_group(scaling.node_group),
-                    elastic_resize_monitor_interval_s=scaling.resize_every_s,
-                ),
-                torch_config=TorchConfig(backend="gloo" if pretends_gpus() else None),
-                run_config=RunConfig(
-                    name="train",
-                    storage_path=ray_storage if is_one_machine() else storage.join(run_dir, ".ray"),
-                    failure_config=FailureConfig(max_failures=scaling.max_failures),
-                    callbacks=cast(Any, [CheckpointBeforeResize(control, run_dir)]) if scaling.is_elastic else None,
-                ),
-            )
-            with on_interrupt(stop.set):
-                fit(trainer, control, watch, resource_needs(config, use_gpu), stop)
-            release_reservation(run_dir)
-        fatal, outcome = ray.get([control.fatal.remote(), control.outcome.remote()])
-        if fatal:
-            raise RunFailedError(fatal)
-        assert outcome is not None, "the workers ended without an outcome and without an error"
-        return outcome
+        refused: set[str] = set()
+        while True:
+            _fit(config, run_dir, index, watch, stop, control, use_gpu)
+            refused_before = refused
+            fatal, outcome, refused = ray.get([control.fatal.remote(), control.outcome.remote(), control.refused.remote()])
+            if fatal:
+                raise RunFailedError(fatal)
+            if outcome is not None:
+                return outcome
+            assert refused > refused_before, "the workers ended without an outcome and without an error"
+
+
+def _fit(
+    config: ExperimentConfig,
+    run_dir: str,
+    index: Index,
+    watch: Watch,
+    stop: threading.Event,
+    control: ActorHandle,
+    use_gpu: bool,
+) -> None:
+    """Train until the workers end: by an outcome, by an error, or because they have refused the checkpoint that they were to start from."""
+    stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, control, keep_weights(config.stylize))
+    scaling = config.scaling
+    spec = {
+        "config_yaml": to_yaml(config),
+        "run_dir": run_dir,
+        "num_rows": index.num_rows,
+        "num_threads": scaling.threads_per_worker,
+        "control": control,
+    }
+    with tempfile.TemporaryDirectory(prefix="ray-sassl-") as ray_storage:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=spec,
+            datasets={"train": stream},
+            dataset_config=RayDataConfig(execution_options=execution_options()),
+            scaling_config=RayScalingConfig(
+                num_workers=(scaling.worker_counts[0], scaling.num_workers) if scaling.is_elastic else scaling.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker=_worker_bundle(config, use_gpu),
+                label_selector=in_group(scaling.node_group),
+                elastic_resize_monitor_interval_s=scaling.resize_every_s,
+            ),
+            torch_config=TorchConfig(backend="gloo" if pretends_gpus() else None),
+            run_config=RunConfig(
+                name="train",
+                storage_path=ray_storage if is_one_machine() else storage.join(run_dir, ".ray"),
+                failure_config=FailureConfig(max_failures=scaling.max_failures),
+                callbacks=cast(Any, [CheckpointBeforeResize(control, run_dir)]) if scaling.is_elastic else None,
+            ),
+        )
+        with on_interrupt(stop.set):
+            fit(trainer, control, watch, resource_needs(config, use_gpu), stop)
+        release_reservation(run_dir)
 
 
 def _prices(config: ExperimentConfig) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ from ray.actor import ActorHandle
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
 
-from ray_sassl.train.checkpoint import whole_checkpoints
+from ray_sassl.train.checkpoint_folder import whole_checkpoints
 
 _LOOK_EVERY_S = 0.5
 _PATIENCE_S = 60.0

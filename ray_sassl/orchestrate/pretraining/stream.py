@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import ray
@@ -34,11 +34,11 @@ from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.runtime.weights import receive_weights
 from ray_sassl.pipeline import StylizeBlock, ViewSource, finish_block, ids_of, windows, without
+from ray_sassl.train.checkpoint_folder import BadCheckpointError, newest_seen
 from ray_sassl.types import Arrays
 
 if TYPE_CHECKING:
     from ray_sassl.config.schema import ExperimentConfig
-    from ray_sassl.train.checkpoint import Checkpoint
 
 _MAX_TASKS = 20_000
 _CUT_AT = 0.8
@@ -222,50 +222,31 @@ def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[int
     return [number for number, (rest, _) in rests.items() if rest] if is_small else []
 
 
-Start: TypeAlias = tuple[str | None, SeenIds]
-"""The path of the checkpoint that workers start from, None at the beginning, and what it has seen."""
-
-
 class StreamFactory:
-    """Called by Ray Train at every start of its workers, so that they go on from the newest checkpoint.
+    """Called by Ray Train at every start of its workers, so that they continue from the newest checkpoint.
 
-    It chooses the checkpoint for all of them and tells the control actor, so that no two workers take different ones, whatever a worker of before
-    is still writing.
+    It chooses the checkpoint for all of them and tells the control actor, so that the stream and every worker start from the same one, whatever
+    a worker of the previous start is still writing. It reads which samples the checkpoint has seen, and not the weights: workers that find those
+    damaged have the control actor refuse the checkpoint, and the next start takes the one before.
 
     Args:
         run_dir: Where the checkpoints are.
-        first: The checkpoint of the first start and what it has seen; later the newest is looked for.
         control: Is told of rows that cannot be used, and knows those of earlier starts.
         keeper: Has the stylizer's weights for nodes without them.
     """
 
-    def __init__(self, spec: StreamSpec, run_dir: str, first: Start, control: ActorHandle, keeper: ActorHandle | None = None) -> None:
+    def __init__(self, spec: StreamSpec, run_dir: str, control: ActorHandle, keeper: ActorHandle | None = None) -> None:
         self._spec, self._run_dir, self._control, self._keeper = spec, run_dir, control, keeper
-        self._first: Start | None = first
 
     def __call__(self) -> ray.data.Dataset:
-        start, self._first = self._first, None
-        if start is None:
-            start = cast(Start, ray.get(_read_start.remote(self._run_dir, self._spec.source.index.num_rows)))
-        path, seen = start
+        refused, known_bad = ray.get([self._control.refused.remote(), self._control.bad_rows.remote()])
+        path, seen = None, SeenIds(self._spec.source.index.num_rows)
+        try:
+            path, seen = newest_seen(self._run_dir, refused) or (path, seen)
+        except BadCheckpointError as error:
+            ray.get(self._control.fail.remote(str(error)))  # workers ask for this before they do anything
         ray.get(self._control.start_from.remote(path))
-        known_bad = ray.get(self._control.bad_rows.remote())
         return make_stream(self._spec, without(seen, known_bad, range(math.ceil(self._spec.epochs))), self._control, self._keeper)
-
-
-@ray.remote(num_cpus=0)
-def _read_start(run_dir: str, num_rows: int) -> Start:
-    """The newest checkpoint and what it has seen; a task, because reading checkpoints takes torch."""
-    from ray_sassl.train.checkpoint import latest_checkpoint
-
-    return start_of(latest_checkpoint(run_dir), num_rows)
-
-
-def start_of(checkpoint: Checkpoint | None, num_rows: int) -> Start:
-    """Where workers start."""
-    from ray_sassl.runs.process import seen_of
-
-    return (checkpoint.path if checkpoint else None), seen_of(checkpoint, num_rows)
 
 
 def block_bytes(source: ViewSource) -> int:

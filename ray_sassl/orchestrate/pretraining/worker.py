@@ -23,7 +23,9 @@ from ray_sassl.orchestrate.runtime.metrics import TrainingMetrics
 from ray_sassl.orchestrate.runtime.reservation import note_reservation
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.process import train_process
-from ray_sassl.train.checkpoint import read_checkpoint
+from ray_sassl.train.checkpoint import Checkpoint, read_checkpoint
+from ray_sassl.train.checkpoint_folder import BadCheckpointError
+from ray_sassl.train.context import on_any_rank
 from ray_sassl.train.loop import share_of_batch
 from ray_sassl.types import Arrays
 
@@ -85,10 +87,11 @@ def train_worker(spec: dict[str, Any]) -> None:
     if where.get_world_rank() == 0:
         note_reservation(spec["run_dir"])
     rows, parts = share_of_batch(config.train, config.scaling.num_workers, where.get_world_size())
-    path = cast(str | None, ray.get(control.start.remote()))
-    resume = read_checkpoint(path) if path is not None else None
-    metrics = TrainingMetrics(storage.name_of(spec["run_dir"]), config.train.global_batch, resume.step if resume else 0)
-    context = RayContext(where.get_world_rank(), where.get_world_size(), _device(), control, metrics)
+    context = RayContext(where.get_world_rank(), where.get_world_size(), _device(), control)
+    resume, is_refused = _read_start(context)
+    if is_refused:
+        return
+    context.metrics = TrainingMetrics(storage.name_of(spec["run_dir"]), config.train.global_batch, resume.step if resume else 0)
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     stream = shard.iter_batches(
@@ -110,6 +113,20 @@ def train_worker(spec: dict[str, Any]) -> None:
         raise
     if context.rank == 0:
         ray.get(control.finish.remote(outcome))
+
+
+def _read_start(context: RayContext) -> tuple[Checkpoint | None, bool]:
+    """The checkpoint that the stream starts from, None at the beginning; and whether a worker has found it damaged, which all of them agree on."""
+    path = cast(str | None, ray.get(context.control.start.remote()))
+    if path is None:
+        return None, False
+    checkpoint = None
+    try:
+        checkpoint = read_checkpoint(path)
+    except BadCheckpointError as error:
+        ray.get(context.control.refuse.remote(path, str(error)))
+    (is_refused,) = on_any_rank([checkpoint is None], context)
+    return checkpoint, is_refused
 
 
 def _share_of_node(num_workers: int) -> int:

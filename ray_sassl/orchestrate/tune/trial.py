@@ -33,7 +33,7 @@ from ray_sassl.orchestrate.runtime.weights import receive_weights
 from ray_sassl.runs.directory import CONFIG
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
-from ray_sassl.train.checkpoint import MANIFEST, whole_checkpoints
+from ray_sassl.train.checkpoint_folder import MANIFEST, whole_checkpoints
 from ray_sassl.train.loop import Progress
 from ray_sassl.types import RunResult
 

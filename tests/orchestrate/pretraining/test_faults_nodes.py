@@ -17,10 +17,10 @@ from benchmarks.nodes import Node, Nodes, running_nodes
 from benchmarks.processes import STYLIZER, TRAIN_WORKER, doing, kill_all
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.launch import pretrain
-from ray_sassl.train.checkpoint import latest_checkpoint, list_checkpoints
+from ray_sassl.train.checkpoint import latest_checkpoint
+from ray_sassl.train.checkpoint_folder import list_checkpoints
 from tests.flaky_store import flaky_store
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
 from tests.orchestrate.pretraining.test_faults import EVERY, PATIENCE_S, KillAt, assert_same_end, begun, long_run
@@ -109,7 +109,7 @@ def _assert_each_sample_once(run_dir: Path) -> None:
     """Every step has trained on a whole batch of rows that no other step has had."""
     checkpoint = latest_checkpoint(str(run_dir))
     assert checkpoint is not None
-    seen = SeenIds.from_state_dict(checkpoint.state["seen"])
+    seen = checkpoint.seen
     counts = [seen.count(epoch) for epoch in range(checkpoint.step * 16 // NUM_ROWS + 3)]
     assert sum(counts) == checkpoint.step * 16
     assert counts[: checkpoint.step * 16 // NUM_ROWS - 1] == [NUM_ROWS] * (checkpoint.step * 16 // NUM_ROWS - 1)

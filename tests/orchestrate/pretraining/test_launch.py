@@ -64,9 +64,33 @@ def test_a_run_goes_on_with_two_workers_and_sees_every_sample_once(ray_cluster: 
     checkpoint = latest_checkpoint(run_dir)
     assert checkpoint is not None
     assert result.step == checkpoint.step == 2 * NUM_ROWS // 16
-    seen = checkpoint.state["seen"]
-    assert seen["complete"] == [0, 1]
-    assert seen["open"] == {}
+    assert [checkpoint.seen.count(epoch) for epoch in range(3)] == [NUM_ROWS, NUM_ROWS, 0]
+
+
+def test_a_checkpoint_with_damaged_weights_is_passed_over_by_the_stream_and_all_workers(ray_cluster: None, tmp_path: Path):
+    path, run_dir = write_shards(tmp_path), tmp_path / "run"
+    overrides = ["train.checkpoint_every=4", "scaling.max_failures=0", "evaluate.train=null", "evaluate.test=null"]
+    pretrain(apply_overrides(small_config(path, epochs=0.7), overrides), str(run_dir))
+    _damage(run_dir / "checkpoints" / "step-00000007")
+    notes: list[str] = []
+    longer = apply_overrides(small_config(path, epochs=2, num_workers=2), overrides)
+    result = pretrain(longer, str(run_dir), resume=True, watch=lambda update: notes.extend(update.notes))
+    assert ["step-00000007: model.safetensors is not the file that was written" in note for note in notes] == [True]
+    checkpoint = latest_checkpoint(str(run_dir))
+    assert checkpoint is not None
+    assert result.step == checkpoint.step == 2 * NUM_ROWS // 16
+    assert [checkpoint.seen.count(epoch) for epoch in range(3)] == [NUM_ROWS, NUM_ROWS, 0]
+    for folder in (run_dir / "checkpoints").iterdir():
+        _damage(folder)
+    with pytest.raises(RunFailedError, match="every checkpoint of .* is damaged"):
+        pretrain(apply_overrides(longer, ["train.epochs=3"]), str(run_dir), resume=True)
+
+
+def _damage(checkpoint: Path) -> None:
+    """Flip a byte of the weights."""
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
 
 
 def test_too_many_bad_images_stop_the_run_and_are_named(ray_cluster: None, tmp_path: Path):

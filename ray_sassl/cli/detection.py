@@ -26,6 +26,7 @@ from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResul
 from ray_sassl.evaluation.detection.voc import read_voc
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.files import storage
+from ray_sassl.files.paths import absolute
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
 from ray_sassl.train.checkpoint import Checkpoint
@@ -65,9 +66,9 @@ def detect(
     checkpoint = find_checkpoint(run)
     config, backbone = load_backbone(checkpoint)
     out = out or storage.join(storage.parent(storage.parent(checkpoint.path)), FOLDER, f"step-{checkpoint.step:08d}")
-    out = out if storage.is_uri(out) else os.path.abspath(out)
+    out = absolute(out)
     storage.check_can_write(out, is_folder=True)
-    data = data if storage.is_uri(data) else os.path.abspath(data)
+    data = absolute(data)
     train, test = read_voc(data, settings.train, settings.test)
     for name, part in (("train", train), ("test", test)):
         console.print(f"{name}: {len(part):,} images, {part.num_boxes:,} boxes of {len(part.class_names)} classes", highlight=False)

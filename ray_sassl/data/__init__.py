@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
+from ray_sassl.files.paths import LocalPath
 from ray_sassl.files.storage import Entry
 from ray_sassl.plugins import FrozenConfig
 
@@ -31,13 +32,16 @@ GROUP_ROWS = 256
 
 NO_LABEL = -1
 
+SYNTHETIC = ("synthetic", "synthetic:train", "synthetic:test")
+"""What `data.path` may say instead of a path: the embedded data set."""
+
 Format = Literal["parquet", "webdataset", "folder"]
 
 
 class DataConfig(FrozenConfig):
     """Where the images are, and in which portions they are shuffled and worked on."""
 
-    path: str | tuple[str, ...] = "synthetic"
+    path: Annotated[str | tuple[str, ...], LocalPath(other_than=SYNTHETIC)] = "synthetic"
     """A file, a folder, a glob (`*`, `?`, `[...]`, `**`, `{000..146}`) or a list of these; local or a pyarrow filesystem URI (`s3://`,
     `gs://`). `synthetic` is the embedded data set's train split, `synthetic:test` its test split."""
     format: Literal["auto", "parquet", "webdataset", "folder"] = "auto"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl.data import NO_LABEL, DataConfig, Format, Reader, Rows
+from ray_sassl.data import NO_LABEL, SYNTHETIC, DataConfig, Format, Reader, Rows
 from ray_sassl.data.disk_cache import read_cached
 from ray_sassl.data.index import FILE_SCHEMA, SCANNED_FIELDS, Index
 from ray_sassl.data.quarantine import BadRow
@@ -109,7 +109,7 @@ def read_groups(index: Index, groups: Sequence[int]) -> Rows:
     Raises:
         UsageError: a file has changed since the index was built.
     """
-    is_made_here = any(path.startswith("synthetic") for path in index.config.paths)
+    is_made_here = any(path in SYNTHETIC for path in index.config.paths)
     if is_made_here:
         ensure_synthetic()  # this may be another machine than the one that built the index
     parts = []

@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ray_sassl.data import IMAGE_EXTENSIONS, DataConfig, Format, SourceFile
+from ray_sassl.data import IMAGE_EXTENSIONS, SYNTHETIC, DataConfig, Format, SourceFile
 from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.files import storage
+from ray_sassl.files.paths import absolute
 from ray_sassl.files.storage import Entry
 from ray_sassl.plugins import UsageError, did_you_mean
 
 EXTENSIONS: dict[Format, tuple[str, ...]] = {"parquet": ("parquet", "pq"), "webdataset": ("tar",), "folder": IMAGE_EXTENSIONS}
 
-_SYNTHETIC = ("synthetic", "synthetic:train", "synthetic:test")
 _NOUN: dict[Format, str] = {"parquet": "Parquet files", "webdataset": "tar shards", "folder": "images"}
 _OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "tif", "tiff")
 """Extensions of images that are not read."""
@@ -89,7 +89,7 @@ def check_there(config: DataConfig) -> None:
         UsageError: nothing is.
     """
     for path in config.paths:
-        for concrete, entry in _places(path) if path not in _SYNTHETIC else ():
+        for concrete, entry in _places(path) if path not in SYNTHETIC else ():
             if entry is None:
                 next(_matches(concrete, {}))
 
@@ -136,7 +136,7 @@ def _is_hidden(file: SourceFile) -> bool:
 
 
 def _files_of(given: str, lost: dict[str, list[str]]) -> Iterator[SourceFile]:
-    if given in _SYNTHETIC:
+    if given in SYNTHETIC:
         folder = str(ensure_synthetic() / (given.partition(":")[2] or "train"))
         yield from _files_below(folder, lost)
         return
@@ -227,19 +227,13 @@ def relative_folder(file: SourceFile) -> str:
     return first if slash else ""
 
 
-def absolute(file: SourceFile) -> Entry:
-    """The file's entry, with an absolute path where it is local, so that other processes find it too."""
-    if storage.is_uri(file.entry.path):
-        return file.entry
-    return Entry(os.path.abspath(file.entry.path), True, file.entry.size_bytes, file.entry.mtime_ns)
-
-
 def resolve(config: DataConfig) -> tuple[Format, list[Entry], Sources]:
     """The format, the files by absolute paths with their sizes and times, and the same as `Sources`."""
     sources = find_sources(config)
-    files = [replace(file, entry=absolute(file), folder=_absolute_folder(file.folder)) for file in sources.files]
+    files = [_from_the_root(file) for file in sources.files]
     return sources.format, [file.entry for file in files], replace(sources, files=files)
 
 
-def _absolute_folder(folder: str) -> str:
-    return folder if storage.is_uri(folder) else os.path.abspath(folder)
+def _from_the_root(file: SourceFile) -> SourceFile:
+    """The file by its absolute path, so that other processes find it too."""
+    return SourceFile(replace(file.entry, path=absolute(file.entry.path)), absolute(file.folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from ray_sassl.evaluation.extraction import CropJob, EncodeCrops, Extract, Extra
 from ray_sassl.evaluation.features import evaluation_mode
 from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.evaluation.store import Provenance, encoder_digest, read_features, write_features
-from ray_sassl.files import storage
+from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.pipeline import decode_images
 from ray_sassl.plugins import UsageError
 
@@ -175,7 +174,7 @@ class EncoderSubject(Subject):
         return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts, self._judge, self._encode_crops)
 
     def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
-        there = tuple(Task(task.protocol, _absolute(task.train), _absolute(task.test)) for task in tasks)
+        there = tuple(Task(task.protocol, with_absolute_paths(task.train), with_absolute_paths(task.test)) for task in tasks)
         job = JudgeJob(self._encoder, self._config, there, self._folder, self._facts)
         if self._judge is not None:
             return self._judge(job)
@@ -204,14 +203,6 @@ def judge_one(job: JudgeJob, number: int, extract: Extract = extract_here, encod
     subject = EncoderSubject(job.encoder, job.config, data, extract, job.folder, job.facts, encode_crops=encode_crops)
     found = task.protocol.build().evaluate(subject)
     return replace(found, details={**found.details, "bad_images": data.num_bad})
-
-
-def _absolute(data: DataConfig) -> DataConfig:
-    """The same images by absolute paths, so that other processes find them too."""
-    paths = tuple(
-        path if storage.is_uri(path) or path.startswith("synthetic") else os.path.abspath(os.path.expanduser(path)) for path in data.paths
-    )
-    return data.model_copy(update={"path": paths})
 
 
 _UNCHANGED = "none"

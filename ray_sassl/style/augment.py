@@ -18,6 +18,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
+from ray_sassl.files.paths import LocalPath
 from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
@@ -46,7 +47,7 @@ class SasslConfig(FrozenConfig):
     style_source: Literal["in_batch", "bank", "gaussian"] = "in_batch"
     """Where styles come from: `in_batch`, the same view of another image of the block; `bank`, a style of the bank; `gaussian`, a draw from
     the Gaussian that has the mean and the covariance of the bank's codes."""
-    bank: str | None = None
+    bank: Annotated[str | None, LocalPath()] = None
     """Path or URI of the style bank, which `ray-sassl stylize bank` makes; every node must reach it."""
 
     @model_validator(mode="after")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -251,17 +250,6 @@ def check_job(config: StyleJobConfig) -> str:
     stylizer = config.stylize.build(torch.device("cpu"))
     config.sassl.load_bank(stylizer.bundle_id)
     return stylizer.bundle_id
-
-
-def with_absolute_paths(config: StyleJobConfig) -> StyleJobConfig:
-    """The config for processes that run in other folders."""
-    sassl, stylize = config.sassl, config.stylize
-    if sassl.bank is not None and not storage.is_uri(sassl.bank):
-        sassl = sassl.model_copy(update={"bank": os.path.abspath(os.path.expanduser(sassl.bank))})
-    location = stylize.weights_location()
-    if location is not None and not storage.is_uri(location):
-        stylize = stylize.model_copy(update={"weights": os.path.abspath(os.path.expanduser(location))})
-    return config.model_copy(update={"sassl": sassl, "stylize": stylize})
 
 
 def change_of(config: StyleJobConfig, copy: int, code_space: str) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import json
 import math
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from ray_sassl.files import storage
+from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import FrozenConfig, UsageError
 
 
@@ -21,7 +22,7 @@ class TrackingConfig(FrozenConfig):
     """A Weights & Biases project (needs `pip install ray-sassl[wandb]`)."""
     mlflow_experiment: str | None = None
     """An MLflow experiment (needs `pip install ray-sassl[mlflow]`); the server is MLFLOW_TRACKING_URI's."""
-    prices: str | None = None
+    prices: Annotated[str | None, LocalPath()] = None
     """What each group's machines cost, as `cluster/prices.yaml` says it; with it a run on a cluster exports its cost per million images."""
 
 

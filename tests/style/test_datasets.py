@@ -14,6 +14,7 @@ from ray_sassl.config.overrides import OverrideError, apply_overrides
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
+from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.plugins import UsageError
@@ -28,7 +29,6 @@ from ray_sassl.style.datasets import (
     encode,
     sample_squares,
     square,
-    with_absolute_paths,
 )
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics

@@ -24,6 +24,7 @@ from ray_sassl.evaluation.figures import draw
 from ray_sassl.evaluation.intervals import bootstrap, mean_score
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.evaluation.scores import check_features
+from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import UsageError, did_you_mean, plugin_field
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.views.grid import image_grid
@@ -51,7 +52,7 @@ class Config(ProtocolConfig):
     severities: tuple[Annotated[int, Field(ge=1, le=MAX_SEVERITY)], ...] = tuple(range(1, MAX_SEVERITY + 1))
     stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) = "swift"  # type: ignore[valid-type]
     styles_per_class: int = Field(default=8, ge=1)
-    bank: str | None = None
+    bank: Annotated[str | None, LocalPath()] = None
     render_px: int = Field(default=128, ge=0)
     l2: float = Field(default=1e-4, ge=0)
     max_iterations: int = Field(default=500, ge=1)

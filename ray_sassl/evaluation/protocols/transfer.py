@@ -21,6 +21,7 @@ from ray_sassl.evaluation.intervals import bootstrap
 from ray_sassl.evaluation.targets import Card, Half, Metric
 from ray_sassl.evaluation.targets.cards import card_of, find_card
 from ray_sassl.evaluation.targets.prepare import check_card, default_root, prepared_cards, prepared_data
+from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Config(ProtocolConfig):
 
     targets: tuple[Annotated[Target, BeforeValidator(_named)], ...] = ()
     protocol: plugin_field("ray_sassl.evaluation.protocols", ProtocolConfig) = _KORNBLITH  # type: ignore[valid-type, assignment]
-    root: str | None = None
+    root: Annotated[str | None, LocalPath()] = None
 
     @model_validator(mode="after")
     def _targets_and_protocol_fit(self) -> Self:

@@ -26,6 +26,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files import storage
+from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
 from ray_sassl.orchestrate.batch.data import ConvertResult
 from ray_sassl.orchestrate.runtime.devices import device_type
@@ -34,7 +35,7 @@ from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.bank import StyleBank
-from ray_sassl.style.datasets import DatasetStylizer, StyleJobConfig, change_of, check_job, with_absolute_paths
+from ray_sassl.style.datasets import DatasetStylizer, StyleJobConfig, change_of, check_job
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray_sassl.cluster.plan import read_prices
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.data.sources import check_there
 from ray_sassl.files import storage
+from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
 from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, layout_of, stream_spec
@@ -80,7 +80,7 @@ def pretrain(
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
         RunFailedError: the run ended by an error.
     """
-    run_dir = run_dir if storage.is_uri(run_dir) else os.path.abspath(run_dir)
+    run_dir = absolute(run_dir)
     config = with_absolute_paths(config)
     check_workers(config)
     check_evaluation(config)
@@ -115,22 +115,6 @@ def _result(status: str, run_dir: str, metrics: dict[str, float], reason: str | 
     checkpoints = list_checkpoints(run_dir)
     step, path = checkpoints[-1] if checkpoints else (0, None)
     return RunResult(status, step, run_dir, path, metrics, reason)
-
-
-def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """Workers run in other folders than the command did."""
-
-    def absolute(data: DataConfig | None) -> DataConfig | None:
-        if data is None:
-            return None
-        paths = [path if storage.is_uri(path) or path.startswith("synthetic") else os.path.abspath(path) for path in data.paths]
-        return data.model_copy(update={"path": tuple(paths) if len(paths) > 1 else paths[0]})
-
-    evaluate = config.evaluate.model_copy(update={"train": absolute(config.evaluate.train), "test": absolute(config.evaluate.test)})
-    sassl = config.sassl
-    if sassl.bank is not None and not storage.is_uri(sassl.bank):
-        sassl = sassl.model_copy(update={"bank": os.path.abspath(sassl.bank)})
-    return config.model_copy(update={"data": absolute(config.data), "evaluate": evaluate, "sassl": sassl})
 
 
 def check_evaluation(config: ExperimentConfig) -> None:

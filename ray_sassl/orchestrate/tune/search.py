@@ -30,7 +30,8 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.reading import cached_index
 from ray_sassl.evaluation.online import ONLINE_SCORES
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.launch import check_evaluation, on_interrupt, pretrain, with_absolute_paths
+from ray_sassl.files.paths import absolute, with_absolute_paths
+from ray_sassl.orchestrate.pretraining.launch import check_evaluation, on_interrupt, pretrain
 from ray_sassl.orchestrate.runtime.autoscaler import Waiting, is_one_machine
 from ray_sassl.orchestrate.runtime.reasons import reason_of
 from ray_sassl.orchestrate.runtime.session import ray_session
@@ -133,7 +134,7 @@ def search(
     Raises:
         UsageError: space, data, directory or cluster do not allow the study, and nothing was run; or the first trials all failed alike.
     """
-    study_dir = study_dir if storage.is_uri(study_dir) else os.path.abspath(study_dir)
+    study_dir = absolute(study_dir)
     study = study.model_copy(update={"base": with_absolute_paths(study.base)})
     stylizers = _check(study)
     records = open_study(study, study_dir, resume=resume)

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ray_sassl.files.paths import LocalPath
 from ray_sassl.style.networks.style_network import MobileNetPredictor, StyleTransformer
 from ray_sassl.style.networks.tflite import BadTfliteError, read_constants
 from ray_sassl.style.stylizers import StylizerConfig
@@ -32,7 +33,7 @@ class Config(StylizerConfig):
     of 0.94 to 0.975 to those at 256 px."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' arithmetic; codes and images come out as float32."""
-    weights: str | None = None
+    weights: Annotated[str | None, LocalPath()] = None
     """Path or URI of the converted weights, for clusters; not given: the cache, which `ray-sassl weights fetch magenta` fills."""
 
     def published_weights(self) -> PublishedWeights:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ray_sassl.files import storage
+from ray_sassl.files.paths import LocalPath
 from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.stylizers.network_pair import NetworkPair
@@ -35,7 +36,7 @@ class Config(StylizerConfig):
     min_px: ClassVar[int] = NetworkPair.min_px
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' arithmetic; codes and images come out as float32."""
-    weights: str | None = None
+    weights: Annotated[str | None, LocalPath()] = None
     """Path or URI of a file that `ray-sassl stylize distill` wrote; not given: the weights in this package."""
 
     def weights_location(self) -> str | None:

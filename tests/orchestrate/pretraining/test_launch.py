@@ -73,7 +73,7 @@ def test_a_checkpoint_with_damaged_weights_is_passed_over_by_the_stream_and_all_
     pretrain(apply_overrides(small_config(path, epochs=0.7), overrides), str(run_dir))
     _damage(run_dir / "checkpoints" / "step-00000007")
     notes: list[str] = []
-    longer = apply_overrides(small_config(path, epochs=2, num_workers=2), overrides)
+    longer = apply_overrides(small_config(path, epochs=2, num_workers=2), [*overrides, "train.keep_checkpoints=1"])
     result = pretrain(longer, str(run_dir), resume=True, watch=lambda update: notes.extend(update.notes))
     assert ["step-00000007: model.safetensors is not the file that was written" in note for note in notes] == [True]
     checkpoint = latest_checkpoint(str(run_dir))
@@ -82,7 +82,7 @@ def test_a_checkpoint_with_damaged_weights_is_passed_over_by_the_stream_and_all_
     assert [checkpoint.seen.count(epoch) for epoch in range(3)] == [NUM_ROWS, NUM_ROWS, 0]
     for folder in (run_dir / "checkpoints").iterdir():
         _damage(folder)
-    with pytest.raises(RunFailedError, match="every checkpoint of .* is damaged"):
+    with pytest.raises(RunFailedError, match=r"every checkpoint of .* is damaged"):
         pretrain(apply_overrides(longer, ["train.epochs=3"]), str(run_dir), resume=True)
 
 

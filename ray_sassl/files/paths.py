@@ -1,0 +1,50 @@
+"""Absolute paths, for processes that run in other folders than the command did: one rule, and a mark for the config fields that it holds for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from ray_sassl.files import storage
+
+
+@dataclass(frozen=True)
+class LocalPath:
+    """Marks a config field that holds a path or URI, or a tuple of them: `bank: Annotated[str | None, LocalPath()] = None`.
+
+    Attributes:
+        other_than: Values of the field that are not paths.
+    """
+
+    other_than: tuple[str, ...] = ()
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def absolute(path: str) -> str:
+    """The absolute path, with `~` expanded; a URI stays as it is."""
+    return path if storage.is_uri(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def with_absolute_paths(config: ModelT) -> ModelT:
+    """The config with `absolute` applied to every field that is marked as a `LocalPath`, in nested configs too."""
+    changes = {}
+    for name, field in type(config).model_fields.items():
+        mark = next((mark for mark in field.metadata if isinstance(mark, LocalPath)), None)
+        before = getattr(config, name)
+        after = _absolute(before, mark)
+        if after != before:
+            changes[name] = after
+    return config.model_copy(update=changes) if changes else config
+
+
+def _absolute(value: Any, mark: LocalPath | None) -> Any:
+    if isinstance(value, BaseModel):
+        return with_absolute_paths(value)
+    if isinstance(value, tuple):
+        return tuple(_absolute(item, mark) for item in value)
+    return absolute(value) if mark and isinstance(value, str) and value not in mark.other_than else value

@@ -37,7 +37,7 @@ from benchmarks.measuring import RESULTS, Goal, write_results
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
-from ray_sassl.style.augment import SasslConfig, blend, draw_styles, stylize_views
+from ray_sassl.style.augment import SasslConfig, StyleAugmentation, blend, draw_styles
 from ray_sassl.style.networks.fused import convolution
 from ray_sassl.style.networks.style_network import StyleTransformer
 from ray_sassl.style.stylizers import Stylizer
@@ -143,10 +143,11 @@ def measure(name: str, size_px: int, batch: int, rounds: int) -> dict[str, float
     key, embedded, stylized = draws(batch)
     images = to_float(pixels, CPU)
     codes = stylizer.embed(images)
+    augmentation = StyleAugmentation(stylizer, PAPER, CPU)
     forms: dict[str, tuple[int, Callable[[], object]]] = {
         "embed": (batch, lambda: stylizer.embed(images)),
         "render": (batch, lambda: stylizer.render(images, codes)),
-        "block": (batch, lambda: stylize_views(stylizer, [pixels], key, PAPER, CPU)),
+        "block": (batch, lambda: augmentation.stylize(pixels, key)),
     }
     if name != "color_statistics":
         networks = networks_of(name)
@@ -191,7 +192,8 @@ def measure_card(name: str, device: torch.device, batch: int, size_px: int, roun
     memory_s = sum(2 * conv.values() * count for conv, count in work) / bytes_per_s
     images = to_float(pixels, device)
     codes = stylizer.embed(images)
-    block_s = seconds_on(device, rounds, lambda: stylize_views(stylizer, [pixels], key, PAPER, device, chunks=Chunks(batch)))
+    augmentation = StyleAugmentation(stylizer, PAPER, device, chunks=Chunks(batch))
+    block_s = seconds_on(device, rounds, lambda: augmentation.stylize(pixels, key))
     # The networks without the way of the pixels to the card and back.
     networks_s = seconds_on(
         device, rounds, lambda: (stylizer.embed(images[:embedded]), stylizer.render(images[:stylized], codes[:stylized]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image
@@ -29,11 +30,25 @@ from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import ViewParams, draw
 from ray_sassl.views.recipes import ViewsConfig
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 OnBad = Callable[[list[BadRow]], object]
 """Told of the rows that could not be read or decoded; raises where there are too many."""
 
-StylizeBlock = Callable[[list[np.ndarray], DrawKey], list[np.ndarray]]
-"""Style augmentation of one block: views (each (B, H, W, 3) uint8) and the key of their draws in, views out."""
+
+class StylizeBlock(Protocol):
+    """Style augmentation of one view of a whole block."""
+
+    def __call__(self, images: np.ndarray, key: DrawKey, finish: Callable[[Tensor, np.ndarray], Tensor] | None = None) -> np.ndarray:
+        """The view (B, H, W, 3) uint8, stylized.
+
+        Args:
+            images: (B, H, W, 3) uint8, the crops.
+            key: Of the view's draws.
+            finish: Changes images (n, 3, H, W) float in [0, 1] of some rows (n,) after they were stylized and before they are rounded.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -118,30 +133,35 @@ def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Imag
 
 def finish_block(source: ViewSource, block: CropBlock, stylize_block: StylizeBlock | None, device_type: str = "cpu") -> Arrays:
     """The block's views, stylized and with their colors changed, without the rows that are there as partners only."""
-    views = stylize_block(block.views, DrawKey(source.seed, block.epoch, block.sample_id)) if stylize_block else block.views
+    in_torch = source.views.backend_on(device_type) == "torch"
+    # The draws for the colors do not depend on the image's size, so any size will do here.
+    sizes = np.full((len(block.sample_id), 2), source.views.size_px, np.int64)
     sample_id = block.sample_id[block.keep]
-    if not block.keep.all():
-        views = [view[block.keep] for view in views]
-    # The colors' draws do not depend on the image's size, so any size will do here.
-    sizes = np.full((len(sample_id), 2), source.views.size_px, np.int64)
     arrays: Arrays = {"sample_id": sample_id, "epoch": np.full(len(sample_id), block.epoch, np.int64)}
-    for number, (config, view) in enumerate(zip(source.views.views, views, strict=True)):
-        params = draw(config, sizes, DrawKey(source.seed, block.epoch, sample_id, number))
-        if source.views.backend_on(device_type) == "opencv":
-            arrays[view_name(number)] = opencv.color(view, params)
+    for number, (config, crops) in enumerate(zip(source.views.views, block.views, strict=True)):
+        key = DrawKey(source.seed, block.epoch, block.sample_id, number)
+        params = draw(config, sizes, key)
+        if in_torch:
+            view = _finish_in_torch(crops, key, params, stylize_block, device_type)
         else:
-            arrays[view_name(number)] = _color_in_torch(view, params, device_type)
+            view = opencv.color(stylize_block(crops, key) if stylize_block else crops, params)
+        arrays[view_name(number)] = view if block.keep.all() else view[block.keep]
     return arrays
 
 
-def _color_in_torch(view: np.ndarray, params: ViewParams, device_type: str) -> np.ndarray:
+def _finish_in_torch(
+    crops: np.ndarray, key: DrawKey, params: ViewParams, stylize_block: StylizeBlock | None, device_type: str
+) -> np.ndarray:
+    """The view (B, H, W, 3) uint8; pixels go to the device once and are rounded once."""
     import torch  # which the light workers go without
 
     from ray_sassl.nn.pixels import to_float, to_uint8
     from ray_sassl.views import ops
 
+    if stylize_block is not None:
+        return stylize_block(crops, key, lambda images, rows: ops.color(images, params.take(rows)))
     with torch.inference_mode():
-        return to_uint8(ops.color(to_float(view, torch.device(device_type)), params))
+        return to_uint8(ops.color(to_float(crops, torch.device(device_type)), params))
 
 
 def windows(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Window]:

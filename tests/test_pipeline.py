@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.images import evaluation_view, labeled_images
-from ray_sassl.keyed import DrawKey
-from ray_sassl.pipeline import ViewSource, crop_blocks, finish_block, local_batches, rebatch, windows, without
-from ray_sassl.style.augment import SasslConfig, stylize_views
+from ray_sassl.pipeline import StylizeBlock, ViewSource, crop_blocks, finish_block, local_batches, rebatch, windows, without
+from ray_sassl.style.augment import SasslConfig, StyleAugmentation
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.types import Arrays, view_names
 from ray_sassl.views.recipes import simclr
 
+CPU = torch.device("cpu")
 NUM_ROWS = 50
 BAD = (7, 31, 32)
 GOOD = set(range(NUM_ROWS)) - set(BAD)
@@ -66,14 +66,12 @@ def source(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> ViewSo
 
 
 @pytest.fixture(scope="module")
-def stylize_block() -> Callable[..., list[np.ndarray]]:
-    stylizer = ColorStatistics().build(torch.device("cpu"))
-    config = SasslConfig(views="both", prob=0.9, alpha=(0.5, 1), beta=(0.5, 1))
+def stylize_block() -> StylizeBlock:
+    return _stylize_block(views="both", prob=0.9, alpha=(0.5, 1), beta=(0.5, 1))
 
-    def stylize_block(views: list[np.ndarray], key: DrawKey) -> list[np.ndarray]:
-        return stylize_views(stylizer, views, key, config, torch.device("cpu"))
 
-    return stylize_block
+def _stylize_block(**fields: Any) -> StylizeBlock:
+    return StyleAugmentation(ColorStatistics().build(CPU), SasslConfig(**fields), CPU).stylize
 
 
 def _ignore(rows: list[BadRow]) -> None:
@@ -241,10 +239,7 @@ def test_all_views_of_a_sample_differ(multi_crop):
 
 @pytest.mark.parametrize("kwargs", [{"batch_size": 1}, {"batch_size": 5, "accumulate": 2}, {"batch_size": 5, "world_size": 2, "rank": 1}])
 def test_a_samples_small_views_are_the_same_bytes_in_any_batch_and_on_any_worker(multi_crop, kwargs):
-    stylizer, config = ColorStatistics().build(torch.device("cpu")), SasslConfig(views="all", alpha=(0.5, 1), beta=(0.5, 1))
-
-    def stylize_block(views: list[np.ndarray], key: DrawKey) -> list[np.ndarray]:
-        return stylize_views(stylizer, views, key, config, torch.device("cpu"))
+    stylize_block = _stylize_block(views="all", alpha=(0.5, 1), beta=(0.5, 1))
 
     def small_views(batches: Iterator[Arrays]) -> dict[Key, list[bytes]]:
         return {key: [b[name][row].tobytes() for name in view_names(b)[2:]] for b in batches for row, key in enumerate(_keys(b))}
@@ -265,6 +260,26 @@ def test_both_backends_make_the_same_views_to_within_rounding(source):
     )
     difference = np.abs(opencv["view_0"].astype(int) - torch_["view_0"])
     assert np.quantile(difference, 0.99) <= 3
+
+
+def test_stylized_views_are_the_same_in_both_backends_to_within_rounding(source, stylize_block):
+    opencv, torch_ = (
+        next(_batches(replace(source, views=source.views.model_copy(update={"backend": backend})), 40, stylize_block=stylize_block))
+        for backend in ("opencv", "torch")
+    )
+    assert np.quantile(np.abs(opencv["view_0"].astype(int) - torch_["view_0"]), 0.99) <= 3
+
+
+@pytest.mark.parametrize("backend", ["opencv", "torch"])
+def test_rows_that_are_style_partners_only_are_left_out_of_the_views(source, stylize_block, backend):
+    source = replace(source, views=source.views.model_copy(update={"backend": backend}))
+    window = next(windows(source, 1, SeenIds(NUM_ROWS)))
+    block = next(crop_blocks(source, window, SeenIds(NUM_ROWS), _ignore))
+    keep = np.arange(len(block.keep)) % 2 == 0
+    whole, part = (finish_block(source, replace(block, keep=kept), stylize_block) for kept in (block.keep, keep))
+    assert part.keys() == whole.keys()
+    for name, array in part.items():
+        np.testing.assert_array_equal(array, whole[name][keep])
 
 
 def test_an_index_that_was_made_anew_at_the_same_path_is_the_one_that_is_used(data, tmp_path):

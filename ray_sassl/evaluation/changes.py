@@ -17,6 +17,8 @@ from torch.nn import functional
 from ray_sassl.evaluation import ImageChange, LabeledFeatures, Subject
 from ray_sassl.evaluation.splits import up_to_n_of_each
 from ray_sassl.keyed import DrawKey, Stream
+from ray_sassl.nn.chunks import Chunks
+from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import UsageError, load_plugin
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
@@ -115,17 +117,17 @@ class Stylized(ImageChange):
 
     def apply(self, images: np.ndarray, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
         stylizer, device = _stylizer(self.stylize.name, self.stylize.model_dump_json())
-        codes = torch.from_numpy(self.textures.codes[self.styles(labels, sample_id)])
+        codes = self.textures.codes[self.styles(labels, sample_id)]
         size_px, render_px = images.shape[1], max(images.shape[1], self.render_px)
-        at_once = max(1, _PIXELS_AT_ONCE // render_px**2)
-        painted = np.empty_like(images)
+
+        def stylized(rows: np.ndarray) -> np.ndarray:
+            # The layout decides the last bits of the result, and scores are compared with those of earlier runs.
+            content = resized(to_float(images[rows], device).contiguous(), render_px)
+            return to_uint8(resized(stylizer.render(content, torch.from_numpy(codes[rows]).to(device)), size_px))
+
         with torch.inference_mode():
-            for start in range(0, len(images), at_once):
-                rows = slice(start, start + at_once)
-                content = torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))).to(device).float() / 255
-                stylized = resized(stylizer.render(resized(content, render_px), codes[rows].to(device)), size_px)
-                painted[rows] = (stylized * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return painted
+            parts = Chunks(max(1, _PIXELS_AT_ONCE // render_px**2)).map(stylized, np.arange(len(images)))
+        return np.concatenate([part for _, part in parts])
 
 
 def textures_of(subject: Subject, train: LabeledFeatures, config: StylizerConfig, per_class: int, seed: int, bank: str | None) -> Textures:
@@ -145,12 +147,10 @@ def textures_of(subject: Subject, train: LabeledFeatures, config: StylizerConfig
         return Textures(codes, np.full(len(codes), -1), f"bank {bank}")
     rows = up_to_n_of_each(train.labels, per_class, np.random.default_rng(seed))
     images = subject.images("train", train.sample_id[rows])
-    codes = []
     with torch.inference_mode():
-        for start in range(0, len(images), 64):
-            part = torch.from_numpy(images[start : start + 64].transpose(0, 3, 1, 2).copy()).to(device).float() / 255
-            codes.append(stylizer.embed(part).cpu().numpy())
-    return Textures(np.concatenate(codes).astype(np.float32), train.labels[rows], f"up to {per_class} train images of each class")
+        parts = Chunks(64).map(lambda chosen: stylizer.embed(to_float(images[chosen], device).contiguous()), np.arange(len(images)))
+        codes = torch.cat([codes for _, codes in parts]).cpu().numpy()
+    return Textures(codes, train.labels[rows], f"up to {per_class} train images of each class")
 
 
 def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:

@@ -7,12 +7,20 @@ import torch
 from torch import Tensor
 
 
+def upload(images: np.ndarray, device: torch.device) -> Tensor:
+    """The images (B, H, W, 3) uint8 as a tensor on the device; on a CPU it shares the array's memory where that is writable."""
+    pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
+    return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) float32 in [0, 1] of (B, H, W, 3) uint8, on the same device."""
+    return pixels.permute(0, 3, 1, 2).float().div_(255)
+
+
 def to_float(images: np.ndarray, device: torch.device) -> Tensor:
     """(B, 3, H, W) float32 in [0, 1] on the device, of (B, H, W, 3) uint8."""
-    pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.permute(0, 3, 1, 2).float().div_(255)
+    return as_float(upload(images, device))
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

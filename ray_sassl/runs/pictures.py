@@ -37,20 +37,20 @@ def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: S
     rows = np.arange(min(num_rows, len(block.sample_id)))
     plain = finish_block(source, block, None)
     styled = finish_block(source, block, stylize_block)
-    stylized = stylize_block(block.views, DrawKey(config.seed, block.epoch, block.sample_id)) if stylize_block else block.views
+    bank = config.sassl.load_bank() if stylize_block else None
     columns: list[tuple[str, np.ndarray, list[str]]] = []
     for number, side in enumerate(source.views.names):
         columns.append((f"{side} crop", block.views[number], ["" for _ in rows]))
         if stylize_block is not None and config.sassl.stylizes(number):
-            bank = config.sassl.load_bank()
-            styles = draw_styles(config.sassl, DrawKey(config.seed, block.epoch, block.sample_id, number), bank)
+            key = DrawKey(config.seed, block.epoch, block.sample_id, number)
+            styles = draw_styles(config.sassl, key, bank)
             strengths = zip(styles.apply[rows], styles.alpha[rows], styles.beta[rows], strict=True)
             captions = [f"alpha {a:.2f} beta {b:.2f}" if chosen else "not drawn" for chosen, a, b in strengths]
             if styles.code is None:
                 columns.append(("its style", block.views[number][styles.partner], ["" for _ in rows]))
             elif styles.partner is not None and bank is not None:
                 captions = [f"{storage.name_of(bank.names[style])}, {text}" for style, text in zip(styles.partner, captions, strict=False)]
-            columns.append(("stylized", stylized[number], captions))
+            columns.append(("stylized", stylize_block(block.views[number], key), captions))
             columns.append((f"{side}, no style", plain[view_name(number)], ["" for _ in rows]))
         columns.append((f"{side} view", styled[view_name(number)], ["" for _ in rows]))
     images = [[array[row] for _, array, _ in columns] for row in rows]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -13,12 +12,10 @@ from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.online import online_scores
 from ray_sassl.files import storage
-from ray_sassl.keyed import DrawKey
 from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.nn.chunks import Chunks
 from ray_sassl.pipeline import StylizeBlock, ViewSource
 from ray_sassl.runs.directory import CONFIG, INDEX
-from ray_sassl.style.augment import stylize_views
+from ray_sassl.style.augment import StyleAugmentation
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import Context
 from ray_sassl.train.loop import Job, train
@@ -54,13 +51,7 @@ def build_stylize_block(config: ExperimentConfig, device_type: str, num_threads:
     torch.set_num_threads(max(1, num_threads))
     device = torch.device(device_type)
     stylizer = config.stylize.build(device)
-    bank = config.sassl.load_bank(stylizer.bundle_id)
-    chunks = Chunks()
-
-    def stylize_block(views: list[np.ndarray], key: DrawKey) -> list[np.ndarray]:
-        return stylize_views(stylizer, views, key, config.sassl, device, bank, chunks)
-
-    return stylize_block
+    return StyleAugmentation(stylizer, config.sassl, device, config.sassl.load_bank(stylizer.bundle_id)).stylize
 
 
 def train_process(

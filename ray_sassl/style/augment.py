@@ -9,8 +9,8 @@ block of images, from a bank of codes, or from the Gaussian of a bank (Jackson, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.nn.chunks import Chunks
-from ray_sassl.nn.pixels import to_float, to_uint8
+from ray_sassl.nn.pixels import as_float, to_uint8, upload
 from ray_sassl.plugins import FrozenConfig
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer
@@ -134,62 +134,6 @@ def style_partners(key: DrawKey) -> np.ndarray:
     return partners
 
 
-@torch.inference_mode()
-def stylize_views(
-    stylizer: Stylizer,
-    views: Sequence[np.ndarray],
-    key: DrawKey,
-    config: SasslConfig,
-    device: torch.device,
-    bank: StyleBank | None = None,
-    chunks: Chunks | None = None,
-) -> list[np.ndarray]:
-    """The views of one whole plan block, stylized where drawn; views that are left as they are come back without a copy.
-
-    Args:
-        views: (B, H, W, 3) uint8 each, cropped, with their natural colors.
-        key: Of the samples' draws; each view has draws of its own.
-        bank: The config's bank, for styles from a bank or its Gaussian; its codes are of this stylizer.
-        chunks: How many images the stylizer gets at once.
-    """
-    styled = []
-    for number, images in enumerate(views):
-        if not config.stylizes(number):
-            styled.append(images)
-            continue
-        params = draw_styles(config, replace(key, view=number), bank)
-        styled.append(_stylize(stylizer, images, params, device, chunks or Chunks()) if params.apply.any() else images)
-    return styled
-
-
-def _stylize(stylizer: Stylizer, images: np.ndarray, params: StyleParams, device: torch.device, chunks: Chunks) -> np.ndarray:
-    content = np.flatnonzero(params.apply)
-    needed = content
-    if params.code is None:
-        # One pass gives the codes both of the images that are stylized (z_c) and of those whose style they take (z_s).
-        assert params.partner is not None
-        needed = np.union1d(content, params.partner[content])
-    most = max(1, _CPU_PIXELS // math.prod(images.shape[1:3])) if device.type == "cpu" else None
-    codes = torch.cat([codes for _, codes in chunks.map(lambda rows: stylizer.embed(to_float(images[rows], device)), needed, most)])
-    code_of = np.empty(len(images), np.int64)
-    code_of[needed] = np.arange(len(needed))
-
-    def stylized(rows: np.ndarray) -> np.ndarray:
-        z_c = codes[torch.from_numpy(code_of[rows]).to(device)]
-        if params.code is None:
-            assert params.partner is not None
-            z_s = codes[torch.from_numpy(code_of[params.partner[rows]]).to(device)]
-        else:
-            z_s = torch.from_numpy(params.code[rows]).to(device)
-        alpha, beta = (torch.from_numpy(values[rows]).to(device, torch.float32) for values in (params.alpha, params.beta))
-        return to_uint8(blend(stylizer, to_float(images[rows], device), z_c, z_s, alpha, beta))
-
-    styled = images.copy()
-    for rows, pixels in chunks.map(stylized, content, most):
-        styled[rows] = pixels
-    return styled
-
-
 def blend(stylizer: Stylizer, content: Tensor, z_c: Tensor, z_s: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Algorithm 1 on a batch.
 
@@ -203,3 +147,104 @@ def blend(stylizer: Stylizer, content: Tensor, z_c: Tensor, z_s: Tensor, alpha: 
     z = torch.lerp(z_c, z_s, alpha[:, None])
     x = stylizer.render(content, z)
     return torch.lerp(content, x.to(content.dtype), beta[:, None, None, None])
+
+
+@dataclass(frozen=True, eq=False)
+class BlockStyles:
+    """All that Algorithm 1 needs to know of a block's B images but their pixels, on one device.
+
+    Attributes:
+        z_c: (B, C), the images' own codes.
+        z_s: (B, C), the codes of their styles.
+        alpha: (B,), share of the style's code.
+        beta: (B,), share of the stylized image.
+    """
+
+    z_c: Tensor
+    z_s: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+    @classmethod
+    def of(cls, params: StyleParams, embed: Callable[[np.ndarray], Tensor], code_size: int, device: torch.device) -> BlockStyles:
+        """The block's styles; only codes that have an effect are computed, the others are 0.
+
+        Args:
+            embed: Computes the codes (n, C) of the images of some rows (n,).
+        """
+        needed = np.flatnonzero(params.apply & (params.alpha < 1))
+        if params.code is None:
+            # One pass gives the codes both of the images that are stylized (z_c) and of those whose style they take (z_s).
+            assert params.partner is not None
+            needed = np.union1d(needed, params.partner[params.apply])
+        z_c = torch.zeros((len(params.apply), code_size), device=device)
+        if len(needed):
+            z_c[torch.from_numpy(needed).to(device)] = embed(needed)
+        z_s = z_c[torch.from_numpy(params.partner).to(device)] if params.code is None else torch.from_numpy(params.code).to(device)
+        alpha, beta = (torch.from_numpy(values).to(device, torch.float32) for values in (params.alpha, params.beta))
+        return cls(z_c, z_s, alpha, beta)
+
+    def blend(self, stylizer: Stylizer, content: Tensor, rows: np.ndarray) -> Tensor:
+        """Algorithm 1 on the images `content` (n, 3, H, W) of some rows (n,)."""
+        at = torch.from_numpy(rows).to(content.device)
+        return blend(stylizer, content, self.z_c[at], self.z_s[at], self.alpha[at], self.beta[at])
+
+
+@dataclass(frozen=True, eq=False)
+class StyleAugmentation:
+    """Style augmentation of views with one stylizer.
+
+    Attributes:
+        stylizer: Describes styles and renders them.
+        config: Which views are stylized, and how.
+        device: Where the stylizer computes.
+        bank: The config's bank, for styles from a bank or its Gaussian; its codes are of this stylizer.
+        chunks: How many images the stylizer gets at once.
+    """
+
+    stylizer: Stylizer
+    config: SasslConfig
+    device: torch.device
+    bank: StyleBank | None = None
+    chunks: Chunks = field(default_factory=Chunks)
+
+    @torch.inference_mode()
+    def stylize(self, images: np.ndarray, key: DrawKey, finish: Callable[[Tensor, np.ndarray], Tensor] | None = None) -> np.ndarray:
+        """One view of a whole plan block, stylized where drawn and then finished; an array that stays as it is comes back without a copy.
+
+        Pixels go to the device once and come back once; between the two, all is done on floats.
+
+        Args:
+            images: (B, H, W, 3) uint8, cropped, with their natural colors.
+            key: Of the view's draws.
+            finish: Changes images (n, 3, H, W) float in [0, 1] of some rows (n,) after they were stylized.
+        """
+        params = draw_styles(self.config, key, self.bank)
+        changed = np.flatnonzero(params.apply) if finish is None else np.arange(len(images))
+        if not len(changed):
+            return images
+        most = max(1, _CPU_PIXELS // math.prod(images.shape[1:3])) if self.device.type == "cpu" else None
+        pixels = upload(images, self.device)
+
+        def content(rows: np.ndarray) -> Tensor:
+            return as_float(pixels.index_select(0, torch.from_numpy(rows).to(self.device)))
+
+        def embed(rows: np.ndarray) -> Tensor:
+            return torch.cat([codes for _, codes in self.chunks.map(lambda part: self.stylizer.embed(content(part)), rows, most)])
+
+        styles = BlockStyles.of(params, embed, self.stylizer.code_size, self.device)
+
+        def change(rows: np.ndarray) -> np.ndarray:
+            x = content(rows)
+            stylized = np.flatnonzero(params.apply[rows])
+            if len(stylized) == len(rows):
+                x = styles.blend(self.stylizer, x, rows)
+            elif len(stylized):
+                at = torch.from_numpy(stylized).to(self.device)
+                x[at] = styles.blend(self.stylizer, x[at], rows[stylized])
+            return to_uint8(x if finish is None else finish(x, rows))
+
+        views = images.copy()
+        for rows, part in self.chunks.map(change, changed, most):
+            views[rows] = part
+        return views

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -27,10 +27,10 @@ from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
-from ray_sassl.nn.chunks import Chunks, is_out_of_memory
+from ray_sassl.nn.chunks import Chunks, Result, is_out_of_memory
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
-from ray_sassl.style.augment import SasslConfig, StyleParams, blend, draw_styles
+from ray_sassl.style.augment import BlockStyles, SasslConfig, draw_styles
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
@@ -96,7 +96,7 @@ class DatasetStylizer:
         with ThreadPoolExecutor(self.num_threads) as pool:
             for part in _blocks(rows):
                 usable, images, bad = _usable(part, max_pixels, 1, pool)
-                parts.append(self._embedded(images, pool))
+                parts.append(self._embedded(images, pool).cpu().numpy())
                 keys += usable.key
                 lost += bad
         return np.concatenate(parts), keys, lost
@@ -125,81 +125,71 @@ class DatasetStylizer:
         params = draw_styles(self.config.sassl, DrawKey(self.config.seed, copy, rows.sample_id), self.bank)
         if params.code is None and len(images) == 1 and params.apply[0]:
             self.notes.append(f"{rows.key[0]} was stylized in its own style: it had no other image beside it to take a style from")
-        contents, styles = self._codes_of_block(images, params, pool)
+        styles = BlockStyles.of(
+            params, lambda chosen: self._embedded([images[number] for number in chosen], pool), self.stylizer.code_size, self.device
+        )
         pixels = [np.asarray(image) for image in images]
-        painted: dict[int, np.ndarray | None] = {}
+        stylized: dict[int, np.ndarray | None] = {}
         for shape in sorted({array.shape for array in pixels}):
             chosen = np.array([number for number, array in enumerate(pixels) if array.shape == shape and params.apply[number]], np.int64)
-            painted |= self._painted(pixels, chosen, contents, styles, params)
+            stylized |= self._stylized(pixels, chosen, styles)
 
         def content(number: int) -> bytes | BadRow:
             original = rows.encoded[number]
             assert isinstance(original, bytes)
-            if number not in painted:
+            if number not in stylized:
                 return original
-            if (array := painted[number]) is None:
+            if (array := stylized[number]) is None:
                 return rows.bad_row(number, "memory does not suffice to stylize its {} x {} px, even alone".format(*images[number].size))
             return encode(array, original, self.config.jpeg_quality)
 
         return list(pool.map(content, range(len(images))))
 
-    def _codes_of_block(self, images: list[Image.Image], params: StyleParams, pool: ThreadPoolExecutor) -> tuple[Tensor, Tensor]:
-        """The images' own codes and those of their styles, (n, C) each; only those that have an effect are computed, the others are 0."""
-        needed = np.flatnonzero(params.apply & (params.alpha < 1))
-        if params.code is None:
-            assert params.partner is not None
-            needed = np.union1d(needed, params.partner[params.apply])
-        codes = np.zeros((len(images), self.stylizer.code_size), np.float32)
-        codes[needed] = self._embedded([images[number] for number in needed], pool)
-        styles = codes[params.partner] if params.code is None else params.code
-        return torch.from_numpy(codes).to(self.device), torch.from_numpy(styles).to(self.device)
-
     @torch.inference_mode()
-    def _painted(
-        self, pixels: list[np.ndarray], chosen: np.ndarray, contents: Tensor, styles: Tensor, params: StyleParams
-    ) -> dict[int, np.ndarray | None]:
-        """The chosen images, which are of one size, stylized; None where memory does not suffice for one alone."""
+    def _stylized(self, pixels: list[np.ndarray], chosen: np.ndarray, styles: BlockStyles) -> dict[int, np.ndarray | None]:
+        """The chosen images, all of one size, stylized; None where memory does not suffice for one alone."""
         if not len(chosen):
             return {}
-        alpha, beta = (torch.from_numpy(values).to(self.device, torch.float32) for values in (params.alpha, params.beta))
 
-        def paint(numbers: np.ndarray) -> np.ndarray | list[None]:
-            at = torch.from_numpy(numbers).to(self.device)
+        def stylize(rows: np.ndarray) -> np.ndarray | list[None]:
             try:
-                content = to_float(np.stack([pixels[number] for number in numbers]), self.device)
-                return to_uint8(blend(self.stylizer, content, contents[at], styles[at], alpha[at], beta[at]))
+                return to_uint8(styles.blend(self.stylizer, to_float(np.stack([pixels[row] for row in rows]), self.device), rows))
             except (MemoryError, RuntimeError) as error:
-                if len(numbers) > 1 or not is_out_of_memory(error):
+                if len(rows) > 1 or not is_out_of_memory(error):
                     raise
                 return [None]
 
         height, width, _ = pixels[chosen[0]].shape
-        chunks = Chunks(max(1, self._pixels_at_once // (height * width)))
-        before = min(chunks.size, len(chosen))
-        painted: dict[int, np.ndarray | None] = {}
-        for numbers, arrays in chunks.map(paint, chosen):
-            painted |= dict(zip(numbers.tolist(), arrays, strict=True))
-        if chunks.size < before:
+        at_once = max(1, self._pixels_at_once // (height * width))
+        chunks = Chunks(at_once)
+        results = self._in_chunks(chunks, stylize, chosen, f"images of {width} x {height} px")
+        if chunks.size < at_once:
             self._pixels_at_once = chunks.size * height * width
-            self._note_memory(f"images of {width} x {height} px", before, chunks.size)
-        return painted
+        return {row: array for rows, arrays in results for row, array in zip(rows.tolist(), arrays, strict=True)}
 
-    def _embedded(self, images: list[Image.Image], pool: ThreadPoolExecutor) -> np.ndarray:
-        """Style codes (n, C) float32 of the images' middles."""
+    def _embedded(self, images: list[Image.Image], pool: ThreadPoolExecutor) -> Tensor:
+        """Style codes (n, C) float32 of the images' middles, on the device."""
         if not images:
-            return np.empty((0, self.stylizer.code_size), np.float32)
+            return torch.empty((0, self.stylizer.code_size), device=self.device)
         side = self.stylizer.style_px
         squares = np.stack(list(pool.map(lambda image: square(image, side), images)))
-        before = min(self._embed_chunks.size, len(squares))
-        with torch.inference_mode():
-            parts = self._embed_chunks.map(lambda rows: self.stylizer.embed(to_float(squares[rows], self.device)), np.arange(len(squares)))
-            codes = torch.cat([codes for _, codes in parts]).cpu().numpy()
-        if self._embed_chunks.size < before:
-            self._note_memory(f"codes from {side} x {side} px", before, self._embed_chunks.size)
-        return codes
 
-    def _note_memory(self, what: str, before: int, after: int) -> None:
-        self.notes.append(f"memory did not suffice for {before} {what} at once; went on with {after}, and nothing was left out")
+        def embed(rows: np.ndarray) -> Tensor:
+            return self.stylizer.embed(to_float(squares[rows], self.device))
+
+        with torch.inference_mode():
+            parts = self._in_chunks(self._embed_chunks, embed, np.arange(len(squares)), f"codes from {side} x {side} px")
+            return torch.cat([codes for _, codes in parts])
+
+    def _in_chunks(
+        self, chunks: Chunks, work: Callable[[np.ndarray], Result], rows: np.ndarray, what: str
+    ) -> list[tuple[np.ndarray, Result]]:
+        """As `Chunks.map`; the user is told where memory did not suffice for so many at once."""
+        before = min(chunks.size, len(rows))
+        results = chunks.map(work, rows)
+        if chunks.size < before:
+            self.notes.append(f"memory did not suffice for {before} {what} at once; went on with {chunks.size}, and nothing was left out")
+        return results
 
 
 def sample_squares(index: Index, count: int, size_px: int, seed: int) -> tuple[list[np.ndarray], list[str], list[BadRow]]:

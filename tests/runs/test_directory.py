@@ -184,7 +184,7 @@ def test_the_identity_needs_no_restyling_and_a_stylizer_stylizes(config):
     assert stylize_block is not None
     view = np.zeros((2, 4, 4, 3), np.uint8)
     view[1] = 255
-    left, right = stylize_block([view, view], DrawKey(0, 0, np.arange(2)))
+    left, right = (stylize_block(view, DrawKey(0, 0, np.arange(2), number)) for number in range(2))
     assert left[0].min() > 250
     assert left[1].max() < 5
     assert right is view

@@ -126,7 +126,7 @@ def main(
     console.print(f"written to {write_results('swift_fidelity', goals_of(found, rates), details, out)}")
     if picture is not None:
         content = load_contents(data / PICTURE_CONTENTS, 224, 7 * len(PICTURE_STYLES))[::7]
-        image = Image.open(io.BytesIO(grid(teacher, student, content, load_styles(data, PICTURE_STYLES))))
+        image = Image.open(io.BytesIO(grid(teacher, student, content, load_styles(data, PICTURE_STYLES))), formats=["PNG"])
         image.save(picture, quality=88)
 
 

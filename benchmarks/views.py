@@ -80,7 +80,7 @@ class LightlyImages(Dataset):
         return len(self._encoded)
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
-        return self._transform(Image.open(io.BytesIO(self._encoded[index])).convert("RGB"))
+        return self._transform(Image.open(io.BytesIO(self._encoded[index]), formats=["JPEG"]).convert("RGB"))
 
 
 class SasslBatches(Dataset):

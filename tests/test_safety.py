@@ -61,6 +61,8 @@ def findings(source: str, file: str) -> Iterator[str]:
             yield f"{where} without weights_only=True"
         elif name in {"np.load", "numpy.load"} and not _is(node, "allow_pickle", False):
             yield f"{where} without allow_pickle=False"
+        elif name.endswith("Image.open") and not any(keyword.arg == "formats" for keyword in node.keywords):
+            yield f"{where} without formats=, so that any decoder may run"
         elif name in YAML_READERS and not file.endswith("ray_sassl/files/safe_yaml.py"):
             yield f"{where} outside safe_yaml.py, which caps the size"
         elif isinstance(node.func, ast.Attribute) and node.func.attr in EXTRACTING:
@@ -91,6 +93,8 @@ def test_the_tree_runs_nothing_that_a_file_from_elsewhere_says():
         "torch.load(path, weights_only=flag)",
         "torch.jit.load(path)",
         "np.load(path)",
+        "Image.open(path)",
+        "PIL.Image.open(data)",
         "np.load(path, allow_pickle=True)",
         "tarfile.open(path).extractall(folder)",
         "with tarfile.open(path) as tar:\n    tar.extract(name)",
@@ -122,6 +126,7 @@ def test_the_linter_finds(line: str):
         "subprocess.run([program, argument])",
         "model.eval()",
         "np.load(path, allow_pickle=False)",
+        'Image.open(path, formats=["PNG"])',
         "safetensors.torch.load(data)",
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_sassl.data import NO_LABEL, Rows
+from ray_sassl.data import NO_LABEL, DataConfig, Rows
 from ray_sassl.data.decode import DecodeError, image_format
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.data.readers.parquet import class_names_metadata
 from ray_sassl.data.reading import all_labels, read_groups
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
@@ -85,6 +87,26 @@ def plan_conversion(
     return Conversion(index.fingerprint, format_, index.num_rows, shard_rows, group_rows, has_labels, change)
 
 
+def check_target(target: str, source: DataConfig) -> None:
+    """See that nothing is written into the data that it is made of.
+
+    Raises:
+        UsageError: the target is a folder of the source, or lies in one.
+    """
+    inside = _place(target)
+    for path in source.paths:
+        if inside.startswith(_place(path)):
+            raise UsageError(
+                f"{target} lies in {path}, which it is made of: the copy would become part of the data. Choose a folder elsewhere."
+            )
+
+
+def _place(path: str) -> str:
+    """The folder, links resolved where it is local, with a `/` at its end."""
+    is_remote = storage.is_uri(path) and not path.startswith("file://")
+    return f"{(storage.without_options(path) if is_remote else os.path.realpath(storage.filesystem_of(path)[1])).rstrip('/')}/"
+
+
 def open_target(target: str, conversion: Conversion) -> list[int]:
     """Make the target folder ready, and return the numbers of the shards that are still to be written.
 
@@ -124,7 +146,7 @@ def convert_shard(index: Index, conversion: Conversion, target: str, shard: int,
     path = storage.join(target, conversion.shard_name(shard))
     match conversion.format:
         case "parquet":
-            write_parquet(path, good, conversion)
+            write_parquet(path, good, conversion, index.class_names)
         case "webdataset":
             write_webdataset(path, good, conversion)
         case "folder":
@@ -159,15 +181,16 @@ def split_rows(rows: Rows) -> tuple[Rows, list[BadRow]]:
     return rows.take(rows.sample_id[good]), bad
 
 
-def write_parquet(path: str, rows: Rows, conversion: Conversion) -> None:
+def write_parquet(path: str, rows: Rows, conversion: Conversion, class_names: Sequence[str] = ()) -> None:
     """Columns `image` (binary), `label` (int64, where there are labels) and `key` (where the row came from). Nothing is compressed:
-    images do not get smaller by it."""
+    images do not get smaller by it. The names of the classes, by label, are kept in the schema's metadata."""
     columns = {"image": pa.array(_bytes_of(rows), pa.binary())}
     if conversion.has_labels:
         columns["label"] = pa.array(rows.label, pa.int64())
     columns["key"] = pa.array([storage.name_of(key) for key in rows.key], pa.string())
     with storage.open_atomic(path) as file:
-        pq.write_table(pa.table(columns), file, row_group_size=conversion.group_rows, compression="NONE", use_dictionary=False)
+        table = pa.table(columns).replace_schema_metadata(class_names_metadata(class_names if conversion.has_labels else ()))
+        pq.write_table(table, file, row_group_size=conversion.group_rows, compression="NONE", use_dictionary=False)
 
 
 def write_webdataset(path: str, rows: Rows, conversion: Conversion) -> None:

@@ -135,7 +135,7 @@ def _jpeg(x: np.ndarray, constants: tuple[float, ...], rng: np.random.Generator)
     """JPEG at quality `constants[0]`."""
     out = io.BytesIO()
     _picture(x).save(out, "JPEG", quality=int(constants[0]))
-    return _pixels(Image.open(out))
+    return _pixels(Image.open(out, formats=["JPEG"]))
 
 
 def _picture(x: np.ndarray) -> Image.Image:

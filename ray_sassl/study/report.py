@@ -156,7 +156,7 @@ def _views(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord], va
 
 def _share_of_rows(png: bytes) -> float:
     """How much of the height of a picture of views its first rows take, captions included."""
-    height = Image.open(io.BytesIO(png)).height
+    height = Image.open(io.BytesIO(png), formats=["PNG"]).height
     return (LINE_PX + (height - LINE_PX) * _STRIP_ROWS / _PICTURE_ROWS) / height
 
 

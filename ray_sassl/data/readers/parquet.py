@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from ray_sassl.data import GROUP_SCHEMA, NO_LABEL, DataConfig, ParallelMap, Reader, Rows, Scan, SourceFile
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import parse_json
 from ray_sassl.plugins import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,16 +25,20 @@ if TYPE_CHECKING:
 
 _NAME_COLUMN = "key"
 """As `data convert` writes it."""
+_NAMES_KEY = "ray_sassl.class_names"
+_BATCH_BYTES = 2**28
+_EMPTY = pa.schema([("image", pa.large_binary()), ("path", pa.string()), ("label", pa.int64())]).empty_table()
 
 
 class ParquetReader(Reader):
     """Row groups as the files have them; only footers are read for the index."""
 
     def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
-        group_rows = parallel(lambda file: _group_rows(file.entry.path, config), files)
-        lines = [(file, group, group + 1, rows) for file, groups in enumerate(group_rows) for group, rows in enumerate(groups)]
+        footers = parallel(lambda file: _footer_facts(file.entry.path, config), files)
+        lines = [(file, group, group + 1, rows) for file, (groups, _) in enumerate(footers) for group, rows in enumerate(groups)]
         columns = list(zip(*lines, strict=True)) or [()] * len(GROUP_SCHEMA)
-        return Scan(pa.table([list(column) for column in columns], schema=GROUP_SCHEMA))
+        table = pa.table([list(column) for column in columns], schema=GROUP_SCHEMA)
+        return Scan(table, class_names=_common_names(files, [names for _, names in footers]))
 
     def read(self, index: Index, group: int) -> Rows:
         file, number, _ = index.group_place(group)
@@ -50,10 +56,9 @@ class ParquetReader(Reader):
             raise UsageError(
                 f"{path} has changed since the index was built: row group {number} has {table.num_rows} rows, not {len(sample_id)}"
             )
-        images = table["image"].to_pylist()
         encoded = [
-            image or BadRow(path, int(row), int(id_), "the image is empty")
-            for image, row, id_ in zip(images, place, sample_id, strict=True)
+            image or BadRow(path, int(row), int(id_), _why_empty(named))
+            for image, named, row, id_ in zip(table["image"].to_pylist(), table["path"].to_pylist(), place, sample_id, strict=True)
         ]
         return Rows(sample_id, encoded, table["label"].to_numpy(), key, [path] * len(encoded), place)
 
@@ -77,8 +82,44 @@ class ParquetReader(Reader):
         return names
 
 
-def _group_rows(path: str, config: DataConfig) -> list[int]:
-    """Rows of each row group of the file, once its columns are found to be as the config says."""
+def class_names_metadata(names: Sequence[str]) -> dict[str, str]:
+    """Metadata for a Parquet file's schema that keep the names of its classes, by label."""
+    return {_NAMES_KEY: json.dumps(list(names))} if names else {}
+
+
+def _common_names(files: Sequence[SourceFile], names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The class names that the files have; files that have none agree with any.
+
+    Raises:
+        UsageError: two files name their classes differently.
+    """
+    named = [(file.entry.path, of_file) for file, of_file in zip(files, names, strict=True) if of_file]
+    for path, other in named[1:]:
+        if other != named[0][1]:
+            differing = sorted(set(other) ^ set(named[0][1])) or ["their order"]
+            raise UsageError(
+                f"{named[0][0]} and {path} name their classes differently ({', '.join(differing[:10])}), so their labels do not agree"
+            )
+    return named[0][1] if named else ()
+
+
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """The class names in a file's metadata: as `data convert` writes them, or as the library `datasets` describes a `ClassLabel`."""
+    metadata = schema.metadata or {}
+    try:
+        if own := metadata.get(_NAMES_KEY.encode()):
+            names = parse_json(own, "the names")
+        else:
+            tree = parse_json(metadata.get(b"huggingface", b"{}"), "the features")
+            names = tree["info"]["features"][column]["names"]
+    except (UsageError, LookupError, TypeError):
+        return ()
+    is_right = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return tuple(names) if is_right else ()
+
+
+def _footer_facts(path: str, config: DataConfig) -> tuple[list[int], tuple[str, ...]]:
+    """Rows of each row group of the file, once its columns are found to be as the config says, and its class names."""
     try:
         schema, metadata = storage.retried(path, lambda: _footer(path))
     except _DamagedError as error:
@@ -86,7 +127,8 @@ def _group_rows(path: str, config: DataConfig) -> list[int]:
     _check_column(path, schema, config.image_column, "image")
     if config.label_column is not None:
         _check_column(path, schema, config.label_column, "label")
-    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    return rows, _class_names(schema, config.label_column) if config.label_column is not None else ()
 
 
 class _DamagedError(Exception):
@@ -127,20 +169,38 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
-    """Columns `image` (binary, null where there is none) and `label` (int64, `NO_LABEL` where there is none)."""
+    """Columns `image` (binary, null where there is none), `path` (what stands beside the bytes, mostly null) and `label` (int64, `NO_LABEL` where there
+    is none)."""
     columns = [config.image_column] if config.label_column is None else [config.image_column, config.label_column]
     with _damage_told_apart(path), _open(path) as file:
         if number >= file.metadata.num_row_groups:
             raise UsageError(f"{path} has changed since the index was built: it has no row group {number}")
-        table = file.read_row_group(number, columns=columns, use_threads=False)
+        # In batches: of a struct column, Arrow cannot read more than 2 GB at once.
+        facts = file.metadata.row_group(number)
+        rows = max(1, facts.num_rows * _BATCH_BYTES // max(facts.total_byte_size, 1))
+        batches = file.iter_batches(min(rows, max(facts.num_rows, 1)), row_groups=[number], columns=columns, use_threads=False)
+        table = pa.concat_tables([_columns(pa.Table.from_batches([batch]), config) for batch in batches] or [_EMPTY])
+    return table
+
+
+def _columns(table: pa.Table, config: DataConfig) -> pa.Table:
     image = table[config.image_column]
+    named = pa.nulls(table.num_rows, pa.string())
     if pa.types.is_struct(image.type):
+        if image.type.get_field_index("path") >= 0:
+            named = pc.struct_field(image, "path").cast(pa.string())  # pyright: ignore[reportAttributeAccessIssue]
         image = pc.struct_field(image, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     if config.label_column is None:
-        label = pa.chunked_array([np.full(table.num_rows, NO_LABEL, np.int64)])
+        label = pa.array(np.full(table.num_rows, NO_LABEL, np.int64))
     else:
         label = _whole_numbers(table[config.label_column])
-    return pa.table({"image": image, "label": label})
+    return pa.table([image.cast(pa.large_binary()), named, label], schema=_EMPTY.schema)
+
+
+def _why_empty(named: str | None) -> str:
+    if named is None:
+        return "the image is empty"
+    return f"the row holds a path ({named!r}) and no bytes: write the images themselves into the column"
 
 
 def _column(path: str, name: str) -> pa.ChunkedArray:

@@ -195,11 +195,15 @@ def _write_shard(path: str, samples: Samples, rows: range, advance: Callable[[in
     return num_converted, num_unreadable
 
 
+_CONVERTED = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats of images that are rewritten as PNG."""
+
+
 def _as_png(content: bytes) -> bytes | None:
     """The image of another format, such as a GIF that is named `.jpg`, or None where it is none."""
     try:
         out = io.BytesIO()
-        Image.open(io.BytesIO(content)).convert("RGB").save(out, "PNG")
+        Image.open(io.BytesIO(content), formats=_CONVERTED).convert("RGB").save(out, "PNG")
     except (OSError, SyntaxError, ValueError):
         return None
     return out.getvalue()

@@ -15,7 +15,7 @@ import ray
 import ray.exceptions
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.convert import Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
+from ray_sassl.data.convert import Conversion, ShardFormat, check_target, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
@@ -91,9 +91,10 @@ def convert(
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        UsageError: the source cannot be indexed, or the target holds something else.
+        UsageError: the source cannot be indexed, or the target holds something else or lies in the source.
         TooManyBadRowsError: more rows than `config.max_bad_fraction` cannot be copied; what was written stays.
     """
+    check_target(target, config)
     index = build_index(config)
     conversion = plan_conversion(index, format_, shard_rows, group_rows)
     # A shard is written on whichever machine runs its task, so a relative path must not depend on where that is.

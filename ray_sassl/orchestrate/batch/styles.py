@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -21,7 +20,16 @@ from ray.actor import ActorHandle
 from rich.console import Console
 
 from ray_sassl.data import DataConfig, Rows
-from ray_sassl.data.convert import MANIFEST, Conversion, ShardFormat, convert_shard, load_bad_rows, open_target, plan_conversion
+from ray_sassl.data.convert import (
+    MANIFEST,
+    Conversion,
+    ShardFormat,
+    check_target,
+    convert_shard,
+    load_bad_rows,
+    open_target,
+    plan_conversion,
+)
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index, read_groups
@@ -221,10 +229,7 @@ def _write_shards(
 def _check_target(target: str, data: DataConfig, copies: int) -> None:
     """Refuse a target that cannot be written, is read as part of the source, or holds something beside the copies."""
     storage.check_can_write(target, is_folder=True)
-    if (local := storage.local_path(target)) is not None:
-        for source in data.paths:
-            if not storage.is_uri(source) and (folder := Path(source).expanduser().absolute()).is_dir() and local.is_relative_to(folder):
-                raise UsageError(f"{target} lies in {source}, so its images would be read as the source's; choose a folder elsewhere")
+    check_target(target, data)
     if copies > 1:
         others = [name for name in map(storage.name_of, (entry.path for entry in storage.list_dir(target))) if not _is_of_copies(name)]
         if MANIFEST in others:

@@ -83,7 +83,7 @@ def picture(png: bytes, name: str, most_width_px: int = 1600, share_of_height: f
         most_width_px: Wider ones are made smaller.
         share_of_height: How much of it to show, from the top.
     """
-    image = Image.open(io.BytesIO(png))
+    image = Image.open(io.BytesIO(png), formats=["PNG"])
     if image.width > most_width_px or share_of_height < 1:
         image = image.convert("RGB")
         image = image.crop((0, 0, image.width, round(image.height * share_of_height)))

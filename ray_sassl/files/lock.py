@@ -1,0 +1,210 @@
+"""One command at a time in a folder: a lock file that says who has it, and shows by a heartbeat that they are still there.
+
+The file is `.lock`. On a local or shared disk it is made by a call that fails where it exists already. pyarrow has no conditional writes to object
+stores, so there the file is written, and read back a moment later: of two commands that start at once the one whose file is left has the folder. A
+lock is taken over where its process has ended on this machine, or where its heartbeat has stood still for `STALE_S`, whatever the clocks say.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ray_sassl.files import storage
+from ray_sassl.files.json_files import parse_json
+from ray_sassl.plugins import UsageError
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+BEAT_S = 10.0
+STALE_S = 45.0
+_SETTLE_S = 2.0
+"""An object store shows a file that was put at once; the writer that was a moment slower must have had its turn."""
+
+
+class FolderInUseError(UsageError):
+    """Another command is at work in the folder."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has a folder.
+
+    Attributes:
+        token: Drawn anew for each lock.
+        host: Name of the machine.
+        place: Where process numbers mean the same: this boot of this machine, and the container. Empty where the system does not tell.
+        pid: Of the process.
+        started: When the process started, in ticks, since its number may be given to another one later.
+        command: What it does, such as `pretrain`.
+        beat: Counts up while it is there.
+    """
+
+    token: str
+    host: str
+    place: str
+    pid: int
+    started: str
+    command: str
+    beat: int = 0
+
+
+@contextmanager
+def hold_folder(folder: str, command: str) -> Iterator[None]:
+    """Have the folder within the block, alone.
+
+    Args:
+        folder: Local path or URI; it is made where it is not there.
+        command: What is done there, for the message that others get.
+
+    Raises:
+        FolderInUseError: somebody has it, and is still there.
+    """
+    path = storage.join(folder, LOCK)
+    me = Holder(uuid.uuid4().hex, socket.gethostname(), _place(), os.getpid(), _started(os.getpid()) or "", command)
+    storage.makedirs(folder)
+    _acquire(path, me, folder)
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(path, me, ended), name="lock", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        if (there := _read(path)) is not None and there.token == me.token:
+            storage.remove(path)
+
+
+def _acquire(path: str, me: Holder, folder: str) -> None:
+    while not _put_new(path, me):
+        there = _read(path)
+        if there is None and not storage.exists(path):
+            continue
+        if there is None or not _has_ended(there, path):
+            who = (
+                f"{there.command!r} is at work there, on {there.host} as process {there.pid}"
+                if there
+                else "another command is at work there"
+            )
+            raise FolderInUseError(
+                f"{folder} is in use: {who}. Wait until it has ended, or give another folder. If nothing is, delete {path}."
+            )
+        log.warning("taking over %s from %r on %s (process %d), which has ended", folder, there.command, there.host, there.pid)
+        _take_away(path, there)
+
+
+def _put_new(path: str, me: Holder) -> bool:
+    """Write the lock where there is none; whether this was the one to do it."""
+    text = json.dumps(asdict(me))
+    local = storage.local_path(path)
+    if local is None:
+        if storage.exists(path):
+            return False
+        storage.write_text(path, text)
+        time.sleep(_SETTLE_S)
+        there = _read(path)
+        return there is not None and there.token == me.token
+    aside = local.with_name(f"{LOCK}.{me.token}")
+    aside.write_text(text)
+    try:
+        os.link(aside, local)  # whole, and only where there is none
+    except FileExistsError:
+        return False
+    except OSError:  # a disk without hard links
+        try:
+            with local.open("x") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def _take_away(path: str, there: Holder) -> None:
+    """Remove the lock that was left behind, where it is still that one: another command may have taken the folder over meanwhile."""
+    with _alone_in(storage.parent(path)):
+        if (now := _read(path)) is not None and now.token == there.token:
+            storage.remove(path)
+
+
+@contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Among the processes that take over locks, alone within the block, as far as the disk can tell."""
+    local = storage.local_path(folder)
+    if local is None:
+        yield
+        return
+    handle = os.open(local, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network disk without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _has_ended(there: Holder, path: str) -> bool:
+    """Whether the holder is gone: its process where numbers of processes mean the same, else its heartbeat for `STALE_S`."""
+    if there.place and there.place == _place():
+        return _started(there.pid) != there.started
+    until = time.monotonic() + STALE_S
+    while time.monotonic() < until:
+        time.sleep(min(1.0, STALE_S / 10))
+        now = _read(path)
+        if now is None or now.token != there.token or now.beat != there.beat:
+            return False
+    return True
+
+
+def _beat(path: str, me: Holder, ended: threading.Event) -> None:
+    number = 0
+    while not ended.wait(BEAT_S):
+        number += 1
+        there = _read(path)
+        if there is None or there.token != me.token:
+            log.error("the lock %s is gone or another's: someone else may be writing there", path)
+            return
+        try:
+            storage.write_text(path, json.dumps(asdict(me) | {"beat": number}))
+        except OSError as error:
+            log.warning("cannot write the heartbeat %s: %s", path, error)
+
+
+def _read(path: str) -> Holder | None:
+    try:
+        tree = parse_json(storage.read_text(path, 10_000), path)
+        return Holder(**{name: type_(tree[name]) for name, type_ in _FIELDS.items()})
+    except (FileNotFoundError, UsageError, LookupError, TypeError, ValueError):
+        return None
+
+
+_FIELDS = {"token": str, "host": str, "place": str, "pid": int, "started": str, "command": str, "beat": int}
+
+
+def _place() -> str:
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine started, in ticks since the boot; None where there is no such process, or nothing of it but its exit code."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if facts[0] in "ZX" else facts[19]
+    except (OSError, IndexError):
+        return None

@@ -26,7 +26,7 @@ from benchmarks.measuring import write_results
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.evaluation import FixedFeatures, ProtocolConfig
+from ray_sassl.evaluation import FixedFeatures
 from ray_sassl.evaluation.datasets import LabeledImages, load_evaluation_data
 from ray_sassl.evaluation.features import extract_features
 from ray_sassl.evaluation.protocols.knn import Config as Knn
@@ -39,7 +39,7 @@ from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
 
 UNTRAINED = "untrained"
-SCORES: dict[str, ProtocolConfig] = {"knn_top1": Knn(), "linear_top1": Linear()}
+SCORES: dict[str, Knn | Linear] = {"knn_top1": Knn(), "linear_top1": Linear()}
 Runs = dict[str, dict[str, Any]]
 """By `run_key`: the scores of a run, its seconds, and the digest of its config."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl.evaluation import Protocol, ProtocolConfig
+from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names

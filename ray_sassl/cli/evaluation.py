@@ -20,11 +20,13 @@ from rich.table import Table
 
 from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.evaluation import Evaluation, Predictions, ProtocolConfig, Score, Task
+from ray_sassl.evaluation import Evaluation, Predictions, Score, Task
 from ray_sassl.evaluation.datasets import EvaluationData, load_evaluation_data
-from ray_sassl.evaluation.extraction import EncodeCrops, Extract, Extracted, ExtractionJob, KeptImages, encode_crops_here, extract_here
+from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.results import read_scores
-from ray_sassl.evaluation.subject import EncoderSubject, Judge, RawPixels, untrained_backbone
+from ray_sassl.evaluation.store import FeatureStore
+from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, untrained_backbone
+from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
 from ray_sassl.experiments import data_root
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
@@ -80,18 +82,17 @@ def evaluate(
     found: dict[str, dict[str, Evaluation]] = {}
     failed: dict[str, str] = {}
     logging.getLogger(_PROTOCOLS).setLevel(logging.INFO)
-    with _workplace(actors, actor_cpus, actor_gpus, address) as (extract, judge, encode):
-        facts = {"checkpoint": checkpoint.path, "step": checkpoint.step}
-        subjects = {f"step {checkpoint.step:,}": EncoderSubject(backbone, config, data, extract, folder, facts, judge, encode)}
+    with _workplace(actors, actor_cpus, actor_gpus, address) as workplace:
+        store = FeatureStore(folder, {"checkpoint": checkpoint.path, "step": checkpoint.step}) if folder is not None else None
+        subjects = {f"step {checkpoint.step:,}": EncoderSubject(backbone, config, data, workplace, store)}
         if baselines:
-            untrained = untrained_backbone(config)
-            facts = {"untrained, of seed": config.seed}
-            subjects["untrained encoder"] = EncoderSubject(untrained, config, data, extract, folder, facts, judge, encode)
-            subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, extract, None, None, judge, encode)
+            store = FeatureStore(folder, {"untrained, of seed": config.seed}) if folder is not None else None
+            subjects["untrained encoder"] = EncoderSubject(untrained_backbone(config), config, data, workplace, store)
+            subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, workplace)
         for protocol in protocols:
             own = None if protocol.brings_images else data
             try:
-                evaluations = _judged(console, protocol, subjects, config, has_pool=judge is not None)
+                evaluations = _judged(console, protocol, subjects, config, has_pool=workplace.is_remote)
                 path = _write(out, protocol, evaluations, checkpoint, config, own)
             except Exception as error:
                 if len(protocols) == 1:
@@ -230,7 +231,7 @@ def _evaluated(subject: EncoderSubject, protocol: ProtocolConfig, config: Experi
     """What the protocol finds: in this process, or on one actor of a pool where it trains the encoder itself."""
     train, test = config.evaluate.train, config.evaluate.test
     if has_pool and protocol.sees_encoder and train is not None and test is not None:
-        return subject.judge([Task(protocol, train, test)])[0]
+        return subject.evaluate([Task(protocol, train, test)])[0]
     return protocol.build().evaluate(subject)
 
 
@@ -276,16 +277,15 @@ def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:
 
 
 @contextmanager
-def _workplace(
-    actors: int | None, cpus: float, gpus: float | None, address: str | None
-) -> Iterator[tuple[Extract, Judge | None, EncodeCrops]]:
-    """Where features are computed, other data sets looked at, and crops encoded: on actors where a cluster is named, actors are asked for, or this machine has
-    several GPUs; else here."""
+def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str | None) -> Iterator[Workplace]:
+    """Actors if a cluster is named, actors are asked for, or this machine has several GPUs; else this process."""
     import torch
+
+    from ray_sassl.orchestrate.runtime.progress import progress_bar
 
     with ExitStack() as until_the_end:
         if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
-            yield _extract_here(), None, encode_crops_here
+            yield LocalWorkplace(progress=progress_bar)
             return
         from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
         from ray_sassl.orchestrate.batch.features import evaluation_pool
@@ -295,22 +295,8 @@ def _workplace(
         until_the_end.enter_context(ray_session(address))
         if gpus is None:
             gpus = 1.0 if offered("GPU") >= 1 else 0.0
-        pool = until_the_end.enter_context(evaluation_pool(ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus)))
-        yield pool.extract, pool.judge, pool.encode_crops
-
-
-def _extract_here() -> Extract:
-    """In this process; what was decoded for one job is not decoded again for the next, up to 1 GiB."""
-    from ray_sassl.orchestrate.runtime.progress import progress_bar
-
-    kept = KeptImages()
-
-    def extract(job: ExtractionJob) -> Extracted:
-        changed = f", {len(job.changes)} versions of each image" if len(job.changes) > 1 else ""
-        with progress_bar(f"features{changed}", job.index.num_rows) as advance:
-            return extract_here(job, kept, advance)
-
-    return extract
+        config = ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus)
+        yield until_the_end.enter_context(evaluation_pool(config, progress_bar))
 
 
 def scores_table(title: str, found: dict[str, dict[str, Evaluation]], chance: float | None) -> Table:

@@ -1,14 +1,13 @@
-"""Features of whole data sets, as plain functions: what one process does, and what Ray spreads over actors.
+"""Features of whole data sets in portions, which a workplace does one after the other or spreads over actors.
 
-The work is cut into portions of row groups. Each is read once, whatever the number of image changes that features are wanted of; while the
-encoder works on one batch, threads decode the next. Crops of train images, which are new in every epoch, are encoded likewise, in portions of an
-epoch's order.
+A portion is some row groups. Each is read once, however many changes of its images are wanted; while the encoder works on one batch, threads
+decode the next. Crops of train images, which are new in every epoch, are encoded in portions of an epoch's order.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import nn
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import ImageChange, LabeledFeatures
-from ray_sassl.evaluation.crops import CropPortion, TrainingCrops, labeled_batches
+from ray_sassl.evaluation.crops import CropPortion, TrainingCrops
 from ray_sassl.evaluation.features import features_of
 from ray_sassl.evaluation.images import EvaluationBatch, evaluation_images, portions
 from ray_sassl.pipeline import OnBad
@@ -33,7 +32,7 @@ class Preprocessing:
     """How images become what an encoder sees.
 
     Attributes:
-        size_px: Side of the squares; see `pipeline.evaluation_view`.
+        size_px: Side of the squares; see `images.evaluation_view`.
         pixel_mean: By channel, of intensities in [0, 1].
         pixel_std: By channel, of intensities in [0, 1].
     """
@@ -51,12 +50,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """Whose features of which images are wanted.
+    """An encoder and the images to compute its features of.
 
     Attributes:
         encoder: (B, 3, S, S) -> (B, F).
         index: The images; those without a label are left out.
-        changes: What is done to the images first: features are computed for each entry, None standing for no change.
+        changes: What is done to the images first. Features are computed for each entry; None is no change.
     """
 
     encoder: nn.Module
@@ -78,17 +77,10 @@ class Extracted:
     bad: list[BadRow]
 
 
-Extract = Callable[[ExtractionJob], Extracted]
-"""Does a whole job: in this process, or on a pool of actors."""
-
-
 class KeptImages:
-    """Decoded images of the portions that were read before, as long as all of them together take no more than `max_bytes`.
+    """Decoded images of portions that were read before, up to `max_bytes`; what does not fit is decoded again each time."""
 
-    What no longer fits is decoded anew each time it is needed.
-    """
-
-    def __init__(self, max_bytes: int = 2**30) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._num_bytes = max_bytes, 0
         self._known: dict[tuple[str, int, tuple[int, ...]], tuple[list[EvaluationBatch], list[BadRow]]] = {}
 
@@ -113,7 +105,7 @@ class KeptImages:
 
 
 class Extractor:
-    """Does portions of one job in this process; the encoder is copied, put on the device and in evaluation mode once.
+    """Does portions of one job in this process. The encoder is copied once, to the device and into evaluation mode.
 
     Args:
         num_threads: For decoding; torch has its own.
@@ -150,35 +142,9 @@ class Extractor:
         return features_of(self._encoder, images, prep.pixel_mean, prep.pixel_std, self._device)
 
 
-def extract_here(job: ExtractionJob, kept: KeptImages | None = None, advance: Callable[[int], None] | None = None) -> Extracted:
-    """All of the job in this process, on its GPU where it has one.
-
-    Args:
-        advance: Told of the rows of each portion that is done.
-    """
-    return extract_on(torch.device("cuda" if torch.cuda.is_available() else "cpu"), max(1, torch.get_num_threads()), job, kept, advance)
-
-
-def extract_on(
-    device: torch.device,
-    num_threads: int,
-    job: ExtractionJob,
-    kept: KeptImages | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Extracted:
-    """All of the job in this process, on a device, with so many threads that decode."""
-    extractor = Extractor(job, device, num_threads, kept)
-    done = []
-    for groups in job.items:
-        done.append(extractor.portion(groups))
-        if advance is not None:
-            advance(int(job.index.group_rows[groups].sum()))
-    return joined(job, done)
-
-
 @dataclass(frozen=True)
 class CropJob:
-    """Features are wanted of crops of train images, new in every epoch; see `pipeline.TrainingCrops`.
+    """An encoder and the crops of train images to compute its features of, new in every epoch; see `crops.TrainingCrops`.
 
     Attributes:
         encoder: (B, 3, S, S) -> (B, F).
@@ -196,16 +162,12 @@ class CropJob:
     seed: int
 
     def crops(self) -> TrainingCrops:
-        """What makes them."""
+        """The crops, before they are encoded."""
         return TrainingCrops(self.index, self.sample_id, self.preprocessing.size_px, self.batch_size, self.seed)
 
 
-EncodeCrops = Callable[[CropJob, OnBad], Iterator[tuple[np.ndarray, np.ndarray]]]
-"""Batches of features (B, F) float32 and labels (B,), epoch by epoch in the order of the crops: by this process, or by a pool of actors."""
-
-
 class CropEncoder:
-    """Does portions of one such job in this process; the encoder is copied, and in evaluation mode, so that its batch statistics are fixed."""
+    """Does portions of one job in this process. The encoder is copied and in evaluation mode, so that its batch statistics are fixed."""
 
     def __init__(self, job: CropJob, device: torch.device, num_threads: int) -> None:
         self.crops = job.crops()
@@ -225,21 +187,8 @@ class CropEncoder:
         return features, labels, bad
 
 
-def encode_crops_here(job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All of the job in this process, on its GPU where it has one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return encode_crops_on(device, max(1, torch.get_num_threads()), job, on_bad)
-
-
-def encode_crops_on(device: torch.device, num_threads: int, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All of the job in this process, on a device, with so many threads that decode."""
-    encoder = CropEncoder(job, device, num_threads)
-    for epoch in range(job.epochs):
-        yield from labeled_batches(encoder.pieces(encoder.crops.portions(epoch), on_bad), job.batch_size)
-
-
 def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:
-    """What the portions of a job found, in the order of the images, whichever order the portions come in.
+    """The portions of a job put together in the order of the images; the portions may come in any order.
 
     Raises:
         UsageError: there are no labeled images that can be decoded.

@@ -1,4 +1,4 @@
-"""Scores of an encoder while it trains, on a part of the evaluation data."""
+"""Scores of an encoder during its training, on a part of the evaluation data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.evaluation import FixedFeatures, ProtocolConfig
+from ray_sassl.evaluation import FixedFeatures
 from ray_sassl.evaluation.datasets import LabeledImages
 from ray_sassl.evaluation.features import extract_features
 from ray_sassl.evaluation.protocols.knn import Config as KnnConfig
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 _UNSEEN_SHARE = 0.02
 
-ONLINE_SCORES: dict[str, ProtocolConfig] = {"knn": KnnConfig(), "linear": LinearConfig()}
-"""What `evaluate.online` may name; each is logged as NAME_top1."""
+ONLINE_SCORES: dict[str, KnnConfig | LinearConfig] = {"knn": KnnConfig(), "linear": LinearConfig()}
+"""The choices of `evaluate.online`; each is logged as NAME_top1."""
 
 
 def online_scores(config: ExperimentConfig, device: torch.device) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Scores a backbone as `evaluate.online` says on a part of the evaluation data, or None where no such data are configured."""
+    """A function that scores a backbone on a part of the evaluation data as `evaluate.online` says, or None if no such data are configured."""
     if config.evaluate.train is None or config.evaluate.test is None:
         return None
     splits = [
@@ -51,11 +51,11 @@ def _warn_once(text: str) -> None:
 
 
 def warn_unseen_classes(train: np.ndarray, test: np.ndarray) -> None:
-    """Say so, once, where of labels (N,) and (M,) more than one test image in fifty has a class that no train image has."""
-    unmet = float(np.isin(test, train, invert=True).mean())
-    if unmet > _UNSEEN_SHARE:
+    """Warn once if more than one test image in fifty has a class that no train image has; labels are (N,) and (M,)."""
+    unseen = float(np.isin(test, train, invert=True).mean())
+    if unseen > _UNSEEN_SHARE:
         _warn_once(
-            f"{unmet:.0%} of the test images taken for the scores during the run have a class that none of the train images taken has, and can only be "
-            "wrong: the row groups of evaluate.train or evaluate.test are ordered by class. Raise evaluate.online_rows, or write shards in which "
-            "classes are mixed."
+            f"{unseen:.0%} of the test images used for scores during the run have a class that none of the train images used has, so they are "
+            "always wrong: the row groups of evaluate.train or evaluate.test are ordered by class. Raise evaluate.online_rows, or write shards "
+            "in which classes are mixed."
         )

@@ -1,7 +1,7 @@
 """Features on disk: one Parquet file for an encoder, a data set and a preprocessing, with all three in its metadata.
 
-Columns: `sample_id` int64, `label` int64, `features` fixed-size list of float32. The file's name follows from its provenance, and the
-provenance is read back and compared, so that features are never taken for those of another encoder or other images.
+Columns: `sample_id` int64, `label` int64, `features` fixed-size list of float32. The file is named after its provenance, which is also read back
+and compared, so that features are never mistaken for those of another encoder or other images.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ _GROUP_ROWS = 8192
 _PROVENANCE, _FACTS = b"provenance", b"facts"
 
 Provenance = dict[str, str]
-"""What features follow from: equal provenances mean equal features."""
+"""What features depend on: equal provenances mean equal features."""
 
 
 def encoder_digest(encoder: nn.Module) -> str:
@@ -45,38 +46,43 @@ def file_name(provenance: Provenance) -> str:
     return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.parquet"
 
 
-def write_features(folder: str, part: LabeledFeatures, provenance: Provenance, facts: dict[str, Any]) -> str:
-    """Put the features into the folder (path or URI), whole or not at all; returns the file's path.
+@dataclass(frozen=True)
+class FeatureStore:
+    """A folder of features, a path or URI.
 
-    Args:
-        provenance: What they follow from.
-        facts: What is to be known of them besides, as JSON has it.
+    Attributes:
+        facts: What else to note in each file about the encoder, as JSON has it, such as its checkpoint.
     """
-    features = np.ascontiguousarray(part.features, np.float32)
-    values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-    metadata = {_PROVENANCE: json.dumps(provenance, sort_keys=True), _FACTS: json.dumps(facts)}
-    table = pa.table({"sample_id": part.sample_id, "label": part.labels, "features": values}).replace_schema_metadata(metadata)
-    path = storage.join(folder, file_name(provenance))
-    with storage.open_atomic(path) as file:
-        pq.write_table(table, file, row_group_size=_GROUP_ROWS, compression="none", use_dictionary=False, write_statistics=False)
-    return path
 
+    folder: str
+    facts: dict[str, Any]
 
-def read_features(folder: str, provenance: Provenance) -> tuple[LabeledFeatures, dict[str, Any]] | None:
-    """The features of this provenance and their facts, or None where the folder has none; a damaged file is named in the log."""
-    path = storage.join(folder, file_name(provenance))
-    try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
-        metadata = table.schema.metadata or {}
-        if json.loads(metadata[_PROVENANCE]) != provenance:
-            raise ValueError("it is of another encoder or of other images")
-        column = table["features"]
-        width = column.type.list_size
-        chunks = [np.asarray(chunk.values, np.float32).reshape(-1, width) for chunk in column.chunks]
-        part = LabeledFeatures(np.concatenate(chunks), *(np.array(table[name].to_numpy()) for name in ("label", "sample_id")))
-        return part, json.loads(metadata[_FACTS])
-    except FileNotFoundError:
-        return None
-    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
-        log.warning("Cannot use the features in %s (%s); they are computed anew.", path, error)
-        return None
+    def write(self, part: LabeledFeatures, provenance: Provenance, facts: dict[str, Any]) -> str:
+        """Put features of this provenance into the folder in one step, with some more facts; returns the file's path."""
+        features = np.ascontiguousarray(part.features, np.float32)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+        metadata = {_PROVENANCE: json.dumps(provenance, sort_keys=True), _FACTS: json.dumps({**self.facts, **facts})}
+        table = pa.table({"sample_id": part.sample_id, "label": part.labels, "features": values}).replace_schema_metadata(metadata)
+        path = storage.join(self.folder, file_name(provenance))
+        with storage.open_atomic(path) as file:
+            pq.write_table(table, file, row_group_size=_GROUP_ROWS, compression="none", use_dictionary=False, write_statistics=False)
+        return path
+
+    def read(self, provenance: Provenance) -> tuple[LabeledFeatures, dict[str, Any]] | None:
+        """The features of this provenance and their facts, or None if the folder has none; a damaged file is logged."""
+        path = storage.join(self.folder, file_name(provenance))
+        try:
+            table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+            metadata = table.schema.metadata or {}
+            if json.loads(metadata[_PROVENANCE]) != provenance:
+                raise ValueError("it is of another encoder or of other images")
+            column = table["features"]
+            width = column.type.list_size
+            chunks = [np.asarray(chunk.values, np.float32).reshape(-1, width) for chunk in column.chunks]
+            part = LabeledFeatures(np.concatenate(chunks), *(np.array(table[name].to_numpy()) for name in ("label", "sample_id")))
+            return part, json.loads(metadata[_FACTS])
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
+            log.warning("Cannot use the features in %s (%s); they are computed again.", path, error)
+            return None

@@ -1,13 +1,11 @@
-"""Encoders and the labeled images that they are judged by: during a run (`online_scores`) and after it (`EncoderSubject`)."""
+"""Encoders with the labeled images that they are evaluated on."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,32 +16,29 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import all_labels, all_names, read_groups
-from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, ProtocolConfig, Split, Subject, Task
+from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, Split, Subject, Task
 from ray_sassl.evaluation.crops import training_crops
 from ray_sassl.evaluation.datasets import EvaluationData, LabeledImages, labeled_data
-from ray_sassl.evaluation.extraction import CropJob, EncodeCrops, Extract, ExtractionJob, Preprocessing, encode_crops_here, extract_here
+from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing
 from ray_sassl.evaluation.features import evaluation_mode
 from ray_sassl.evaluation.images import evaluation_view
-from ray_sassl.evaluation.store import Provenance, encoder_digest, read_features, write_features
+from ray_sassl.evaluation.protocols import ProtocolConfig
+from ray_sassl.evaluation.store import FeatureStore, Provenance, encoder_digest
+from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
 from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.pipeline import decode_images
 from ray_sassl.plugins import UsageError
 
-log = logging.getLogger(__name__)
-
 
 class EncoderSubject(Subject):
-    """An encoder and the labeled images that it is judged by; features are computed once, and kept in memory and where wanted on disk.
+    """An encoder and the labeled images that it is evaluated on. Features are computed once and kept in memory, and in a store if there is one.
 
     Args:
-        encoder: (B, 3, S, S) -> (B, F); it is left as it is.
-        config: Of the run that it comes from: the pixels' mean and deviation, and the size of images.
-        data: The images; None where only protocols that bring their own judge it.
-        extract: Where features are computed.
-        folder: Where features are kept, a path or URI; None: nowhere.
-        facts: What is to be known of the encoder beside its digest, such as its checkpoint; kept with the features.
-        judge: Where it is judged by other images; not given: here, one set after the other, with `extract`.
-        encode_crops: Where crops of train images are encoded.
+        encoder: (B, 3, S, S) -> (B, F); it is not changed.
+        config: Of the encoder's run; gives the pixels' mean and deviation, and the size of images.
+        data: The images; None if only protocols that bring their own images are run.
+        workplace: Where features are computed; not given: this process.
+        store: Where features are kept; None: only in memory.
     """
 
     def __init__(
@@ -51,15 +46,11 @@ class EncoderSubject(Subject):
         encoder: nn.Module,
         config: ExperimentConfig,
         data: EvaluationData | None,
-        extract: Extract = extract_here,
-        folder: str | None = None,
-        facts: dict[str, Any] | None = None,
-        judge: Judge | None = None,
-        encode_crops: EncodeCrops = encode_crops_here,
+        workplace: Workplace | None = None,
+        store: FeatureStore | None = None,
     ) -> None:
         self._encoder, self._config, self._images_of_both = encoder, config, data
-        self._extract, self._folder, self._facts, self._judge = extract, folder, facts or {}, judge
-        self._encode_crops = encode_crops
+        self._workplace, self._store = workplace or LocalWorkplace(), store
         self._known: dict[tuple[Split, str], LabeledFeatures] = {}
         self.size_px = config.evaluate.size_px
         self.pixel_mean, self.pixel_std = config.train.pixel_mean, config.train.pixel_std
@@ -76,7 +67,7 @@ class EncoderSubject(Subject):
     @property
     def _data(self) -> EvaluationData:
         if self._images_of_both is None:
-            raise UsageError("this protocol judges by evaluate.train and evaluate.test, which are not set")
+            raise UsageError("this protocol needs evaluate.train and evaluate.test, which are not set")
         return self._images_of_both
 
     def _images(self, split: Split) -> LabeledImages:
@@ -103,19 +94,19 @@ class EncoderSubject(Subject):
         return self._features("test", changes)
 
     def _features(self, split: Split, changes: Sequence[ImageChange | None]) -> list[LabeledFeatures]:
-        """From memory or disk, and those that are in neither computed in one pass over the images."""
+        """From memory or the store; what is in neither is computed in one pass over the images."""
         keys = [change.key if change is not None else _UNCHANGED for change in changes]
         images = self._images(split)
         for key in keys:
-            if (split, key) not in self._known and self._folder is not None:
-                found = read_features(self._folder, self._provenance(images, key))
+            if (split, key) not in self._known and self._store is not None:
+                found = self._store.read(self._provenance(images, key))
                 if found is not None:
                     self._known[split, key] = found[0]
                     images.quarantine.add(BadRow(**row) for row in found[1]["bad_rows"])
         missing = {key: change for key, change in zip(keys, changes, strict=True) if (split, key) not in self._known}
         if missing:
             job = ExtractionJob(self._encoder, images.index, self._preprocessing, tuple(missing.values()))
-            result = self._extract(job)
+            result = self._workplace.extract(job)
             images.quarantine.add(result.bad)
             for key, part in zip(missing, result.parts, strict=True):
                 self._known[split, key] = part
@@ -126,10 +117,9 @@ class EncoderSubject(Subject):
         return {"encoder": self._digest, "data": images.index.fingerprint, "preprocessing": self._preprocessing.key, "change": key}
 
     def _keep(self, images: LabeledImages, key: str, part: LabeledFeatures, bad: list[BadRow]) -> None:
-        if self._folder is None:
-            return
-        facts = {**self._facts, "data": images.config.model_dump(mode="json"), "bad_rows": [asdict(row) for row in bad]}
-        write_features(self._folder, part, self._provenance(images, key), facts)
+        if self._store is not None:
+            facts = {"data": images.config.model_dump(mode="json"), "bad_rows": [asdict(row) for row in bad]}
+            self._store.write(part, self._provenance(images, key), facts)
 
     def images(self, split: Split, sample_id: np.ndarray) -> np.ndarray:
         index = self._images(split).index
@@ -156,7 +146,7 @@ class EncoderSubject(Subject):
     def training_features(self, sample_id: np.ndarray, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         train = self._data.train
         job = CropJob(self._encoder, train.index, self._preprocessing, sample_id, epochs, batch_size, seed)
-        return self._encode_crops(job, train.quarantine.add)
+        return self._workplace.encode_crops(job, train.quarantine.add)
 
     def outputs(self, network: nn.Module) -> LabeledFeatures:
         return self._outputs(network, (None,))[0]
@@ -165,55 +155,44 @@ class EncoderSubject(Subject):
         return self._outputs(network, tuple(changes))
 
     def _outputs(self, network: nn.Module, changes: tuple[ImageChange | None, ...]) -> list[LabeledFeatures]:
-        result = self._extract(ExtractionJob(network, self._data.test.index, self._preprocessing, changes))
+        result = self._workplace.extract(ExtractionJob(network, self._data.test.index, self._preprocessing, changes))
         self._data.test.quarantine.add(result.bad)
         return result.parts
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
-        data = labeled_data(train, test, self.size_px)
-        return EncoderSubject(self._encoder, self._config, data, self._extract, self._folder, self._facts, self._judge, self._encode_crops)
+        return EncoderSubject(self._encoder, self._config, labeled_data(train, test, self.size_px), self._workplace, self._store)
 
-    def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
+    def evaluate(self, tasks: Sequence[Task]) -> list[Evaluation]:
         there = tuple(Task(task.protocol, with_absolute_paths(task.train), with_absolute_paths(task.test)) for task in tasks)
-        job = JudgeJob(self._encoder, self._config, there, self._folder, self._facts)
-        if self._judge is not None:
-            return self._judge(job)
-        return [judge_one(job, number, self._extract, self._encode_crops) for number in range(len(tasks))]
+        return self._workplace.evaluate(EvaluationJob(self._encoder, self._config, there, self._store))
 
 
 @dataclass(frozen=True)
-class JudgeJob:
-    """An encoder that is to be judged by other images than those of its run; the attributes are those of `EncoderSubject`, and its tasks."""
+class EvaluationJob:
+    """An encoder and tasks to evaluate it on, each with its own images; the other attributes are those of `EncoderSubject`."""
 
     encoder: nn.Module
     config: ExperimentConfig
     tasks: tuple[Task, ...]
-    folder: str | None
-    facts: dict[str, Any]
+    store: FeatureStore | None = None
 
-
-Judge = Callable[[JudgeJob], list[Evaluation]]
-"""Does all tasks of such a job, side by side where it can."""
-
-
-def judge_one(job: JudgeJob, number: int, extract: Extract = extract_here, encode_crops: EncodeCrops = encode_crops_here) -> Evaluation:
-    """Does one of the job's tasks; how many images could not be decoded is the detail `bad_images`."""
-    task = job.tasks[number]
-    data = labeled_data(task.train, task.test, job.config.evaluate.size_px)
-    subject = EncoderSubject(job.encoder, job.config, data, extract, job.folder, job.facts, encode_crops=encode_crops)
-    found = task.protocol.build().evaluate(subject)
-    return replace(found, details={**found.details, "bad_images": data.num_bad})
+    def evaluate_task(self, number: int, workplace: Workplace) -> Evaluation:
+        """The evaluation of one task; its detail `bad_images` is the number of images that could not be decoded."""
+        task = self.tasks[number]
+        data = labeled_data(task.train, task.test, self.config.evaluate.size_px)
+        found = task.protocol.build().evaluate(EncoderSubject(self.encoder, self.config, data, workplace, self.store))
+        return replace(found, details={**found.details, "bad_images": data.num_bad})
 
 
 _UNCHANGED = "none"
 
 
 def _ignore(bad: list[BadRow]) -> None:
-    """Bad rows were counted when the features were computed."""
+    """Bad rows are counted when features are computed."""
 
 
 def score(config: ExperimentConfig, backbone: nn.Module, data: EvaluationData, protocols: list[ProtocolConfig]) -> list[dict[str, float]]:
-    """The protocols' scores of an encoder, one dictionary a protocol; features are computed once.
+    """An encoder's scores, one dictionary per protocol; features are computed once.
 
     Raises:
         TooManyBadRowsError: more images cannot be decoded than `max_bad_fraction` of their data allows.
@@ -230,7 +209,7 @@ def untrained_backbone(config: ExperimentConfig) -> nn.Module:
 
 
 class RawPixels(nn.Module):
-    """The baseline that looks at nothing but pixels: an image's features are its normalized values."""
+    """The baseline without an encoder: an image's features are its normalized pixels."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)

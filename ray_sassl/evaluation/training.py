@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ray_sassl.evaluation import Evaluation, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation import Evaluation, Score, Subject
 from ray_sassl.evaluation.features import evaluation_mode, features_of
 from ray_sassl.evaluation.figures import curves
+from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.scores import check_classes, classification_scores, evaluation_device
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.nn.normalize import normalize
@@ -88,7 +89,7 @@ class Classifier(nn.Module):
         return self.head(self.encoder(x))
 
 
-def judge_by_training(subject: Subject, sample_id: np.ndarray, labels: np.ndarray, epochs: int, config: TrainingConfig) -> Evaluation:
+def evaluate_by_training(subject: Subject, sample_id: np.ndarray, labels: np.ndarray, epochs: int, config: TrainingConfig) -> Evaluation:
     """Scores of a classifier that was trained, encoder and all, on these train images; the subject's encoder stays as it is.
 
     Args:

@@ -109,7 +109,7 @@ class SmallSubject(Subject):
     def on(self, train: object, test: object) -> Subject:
         raise UsageError("there are no other images here")
 
-    def judge(self, tasks: Sequence[Task]) -> list[Evaluation]:
+    def evaluate(self, tasks: Sequence[Task]) -> list[Evaluation]:
         raise UsageError("there are no other images here")
 
 

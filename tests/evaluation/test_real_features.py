@@ -14,8 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
-from ray_sassl.evaluation import FixedFeatures, LabeledFeatures, ProtocolConfig
+from ray_sassl.evaluation import FixedFeatures, LabeledFeatures
 from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing
+from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
 

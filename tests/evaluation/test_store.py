@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ray_sassl.evaluation import LabeledFeatures
-from ray_sassl.evaluation.store import encoder_digest, file_name, read_features, write_features
+from ray_sassl.evaluation.store import FeatureStore, encoder_digest, file_name
 
 PROVENANCE = {"encoder": "a", "data": "b", "preprocessing": "c", "change": "none"}
 
@@ -21,35 +21,36 @@ def _part(num: int = 9000) -> LabeledFeatures:
 
 def test_features_come_back_as_they_were_with_their_facts(tmp_path: Path):
     part = _part()
-    path = write_features(str(tmp_path), part, PROVENANCE, {"step": 7})
-    found = read_features(str(tmp_path), PROVENANCE)
+    store = FeatureStore(str(tmp_path), {"step": 7})
+    path = store.write(part, PROVENANCE, {"bad_rows": []})
+    found = store.read(PROVENANCE)
     assert found is not None
     for name in ("features", "labels", "sample_id"):
         assert np.array_equal(getattr(found[0], name), getattr(part, name))
         assert getattr(found[0], name).flags.writeable
-    assert found[1] == {"step": 7}
+    assert found[1] == {"step": 7, "bad_rows": []}
     assert pq.read_table(path).column_names == ["sample_id", "label", "features"]
 
 
 def test_features_of_anything_else_are_not_found(tmp_path: Path):
-    write_features(str(tmp_path), _part(5), PROVENANCE, {})
+    FeatureStore(str(tmp_path), {}).write(_part(5), PROVENANCE, {})
     for name in PROVENANCE:
-        assert read_features(str(tmp_path), PROVENANCE | {name: "other"}) is None
+        assert FeatureStore(str(tmp_path), {}).read(PROVENANCE | {name: "other"}) is None
 
 
 def test_features_under_a_wrong_name_are_refused(tmp_path: Path, caplog):
     other = PROVENANCE | {"encoder": "other"}
-    Path(write_features(str(tmp_path), _part(5), PROVENANCE, {})).rename(tmp_path / file_name(other))
+    Path(FeatureStore(str(tmp_path), {}).write(_part(5), PROVENANCE, {})).rename(tmp_path / file_name(other))
     with caplog.at_level(logging.WARNING):
-        assert read_features(str(tmp_path), other) is None
+        assert FeatureStore(str(tmp_path), {}).read(other) is None
     assert "of another encoder" in caplog.text
 
 
 def test_a_damaged_file_is_named_and_not_used(tmp_path: Path, caplog):
-    path = Path(write_features(str(tmp_path), _part(5), PROVENANCE, {}))
+    path = Path(FeatureStore(str(tmp_path), {}).write(_part(5), PROVENANCE, {}))
     path.write_bytes(path.read_bytes()[:-20])
     with caplog.at_level(logging.WARNING):
-        assert read_features(str(tmp_path), PROVENANCE) is None
+        assert FeatureStore(str(tmp_path), {}).read(PROVENANCE) is None
     assert path.name in caplog.text
 
 

@@ -19,11 +19,13 @@ from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.evaluation import Task, crops
 from ray_sassl.evaluation.corruptions import Corrupted
 from ray_sassl.evaluation.datasets import LabeledImages, load_evaluation_data
-from ray_sassl.evaluation.extraction import extract_here
+from ray_sassl.evaluation.extraction import Extracted, ExtractionJob
 from ray_sassl.evaluation.online import online_scores, warn_unseen_classes
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.robustness import Config as Robustness
+from ray_sassl.evaluation.store import FeatureStore
 from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, score, untrained_backbone
+from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
 from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
@@ -135,18 +137,25 @@ def test_what_is_small_is_decoded_once_and_what_is_large_at_each_pass(config, tm
         assert all(np.array_equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True))
 
 
-def _subject(config: ExperimentConfig, folder: Path, extract=extract_here, seed: int = 0) -> EncoderSubject:
+class _Closed(LocalWorkplace):
+    """Computes nothing."""
+
+    def extract(self, job: ExtractionJob) -> Extracted:
+        raise AssertionError("the data were read again")
+
+
+def _subject(config: ExperimentConfig, folder: Path, workplace: Workplace | None = None, seed: int = 0) -> EncoderSubject:
     encoder = untrained_backbone(apply_overrides(config, [f"seed={seed}"]))
-    return EncoderSubject(encoder, config, load_evaluation_data(config), extract, str(folder))
+    return EncoderSubject(encoder, config, load_evaluation_data(config), workplace, FeatureStore(str(folder), {}))
 
 
 def test_features_are_computed_once_for_an_encoder_and_a_data_set(config, tmp_path):
     first = _subject(config, tmp_path / "kept").features("test")
-    again = _subject(config, tmp_path / "kept", _refuse).features("test")
+    again = _subject(config, tmp_path / "kept", _Closed()).features("test")
     assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ("features", "labels", "sample_id"))
     for changed, seed in (([], 1), (["evaluate.size_px=12"], 0), (["train.pixel_std=[0.3, 0.2, 0.2]"], 0)):
         with pytest.raises(AssertionError, match="read again"):
-            _subject(apply_overrides(config, changed), tmp_path / "kept", _refuse, seed).features("test")
+            _subject(apply_overrides(config, changed), tmp_path / "kept", _Closed(), seed).features("test")
 
 
 def test_features_of_other_images_under_the_same_name_are_not_used(config, tmp_path):
@@ -249,7 +258,7 @@ def test_labels_come_with_the_ids_of_labeled_images_and_nothing_is_decoded(confi
     table = pq.read_table(tmp_path / "train.parquet")
     labels = [None if row % 10 == 0 else row % 3 for row in range(120)]
     pq.write_table(table.set_column(1, "label", pa.array(labels, pa.int32())), tmp_path / "train.parquet")
-    sample_id, found = _subject(config, tmp_path / "kept", _refuse).labels("train")
+    sample_id, found = _subject(config, tmp_path / "kept", _Closed()).labels("train")
     assert sample_id.tolist() == [row for row in range(120) if row % 10]
     assert found.tolist() == [row % 3 for row in range(120) if row % 10]
 
@@ -262,12 +271,12 @@ def test_names_are_those_of_the_labeled_images(config, tmp_path):
     assert _subject(config, tmp_path / "kept").names("train") == [f"{row}.png" for row in range(120)]
 
 
-def test_tasks_are_judged_by_their_own_images_without_any_of_the_runs(config, tmp_path):
+def test_tasks_are_evaluated_on_their_own_images_without_any_of_the_runs(config, tmp_path):
     _write(tmp_path / "other.parquet", 60, num_bad=1)
     whole = DataConfig(path=f"{tmp_path}/other.parquet", max_bad_fraction=0.1)
     task = Task(Knn(k=3), DataConfig(path=f"{tmp_path}/train.parquet"), whole)
     subject = EncoderSubject(RawPixels(), config, None)
-    found = subject.judge([task, task])
+    found = subject.evaluate([task, task])
     assert [evaluation.scores["top1"].value for evaluation in found] == [1.0, 1.0]
     assert found[0].predictions is not None
     assert len(found[0].predictions.labels) == 59

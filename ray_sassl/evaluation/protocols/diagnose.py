@@ -12,11 +12,12 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from ray_sassl.evaluation import Evaluation, LabeledFeatures, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation import Evaluation, LabeledFeatures, Score, Subject
 from ray_sassl.evaluation.changes import Augmented, Stylized, textures_of
 from ray_sassl.evaluation.figures import curves, scatter
 from ray_sassl.evaluation.geometry import alignment, nearest, principal_components, uniformity
 from ray_sassl.evaluation.intervals import mean_score
+from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.scores import check_features
 from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.plugins import plugin_field

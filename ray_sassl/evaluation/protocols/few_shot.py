@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ray_sassl.evaluation import Evaluation, LabeledFeatures, Protocol, ProtocolConfig, Subject
+from ray_sassl.evaluation import Evaluation, FeatureSubject, LabeledFeatures
 from ray_sassl.evaluation.intervals import score_over_draws
+from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.scores import check_features, top_k_accuracy
 from ray_sassl.evaluation.splits import n_of_each
 from ray_sassl.plugins import UsageError
@@ -48,7 +49,7 @@ class FewShot(Protocol):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def evaluate(self, subject: Subject) -> Evaluation:
+    def evaluate(self, subject: FeatureSubject) -> Evaluation:
         train, test = subject.features("train"), subject.features("test")
         check_features(train, test)
         if len(np.unique(train.labels)) < 2:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ray_sassl.evaluation import Evaluation, Protocol, Subject
-from ray_sassl.evaluation.training import TrainingConfig, judge_by_training
+from ray_sassl.evaluation import Evaluation, Subject
+from ray_sassl.evaluation.protocols import Protocol
+from ray_sassl.evaluation.training import TrainingConfig, evaluate_by_training
 
 
 class Config(TrainingConfig):
@@ -28,4 +29,4 @@ class FineTuning(Protocol):
         self.config = config
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        return judge_by_training(subject, *subject.labels("train"), self.config.epochs, self.config)
+        return evaluate_by_training(subject, *subject.labels("train"), self.config.epochs, self.config)

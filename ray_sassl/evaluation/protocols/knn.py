@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ray_sassl.evaluation import Evaluation, Protocol, ProtocolConfig, Subject
+from ray_sassl.evaluation import Evaluation, FeatureSubject
 from ray_sassl.evaluation.geometry import nearest
+from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.scores import check_features, classification_scores, evaluation_device
 
 
@@ -36,7 +37,7 @@ class WeightedKNN(Protocol):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def evaluate(self, subject: Subject) -> Evaluation:
+    def evaluate(self, subject: FeatureSubject) -> Evaluation:
         train, test = subject.features("train"), subject.features("test")
         check_features(train, test)
         device = evaluation_device(self.config.device)

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from ray_sassl.evaluation import Evaluation, LabeledFeatures, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation import Evaluation, FeatureSubject, LabeledFeatures, Score, Subject
 from ray_sassl.evaluation.figures import curves
 from ray_sassl.evaluation.linear_sgd import fit_sgd, fixed_rows, new_crops, steps_of
 from ray_sassl.evaluation.logistic import fit_lbfgs, inverse_penalty, moments, unconverged_is_fine
+from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.scores import check_features, classification_scores, evaluation_device, top_k_accuracy
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.plugins import UsageError
@@ -98,7 +99,7 @@ class LinearProbe(Protocol):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def evaluate(self, subject: Subject) -> Evaluation:
+    def evaluate(self, subject: FeatureSubject) -> Evaluation:
         train, test = subject.features("train"), subject.features("test")
         check_features(train, test)
         if len(np.unique(train.labels)) < 2:
@@ -131,7 +132,7 @@ class LinearProbe(Protocol):
         )
 
     def _by_sgd(
-        self, subject: Subject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray]
+        self, subject: FeatureSubject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
         """Weights, biases, figures and details; the learning rate is chosen where there are several, of equally good ones the smallest."""
         config = self.config
@@ -154,13 +155,18 @@ class LinearProbe(Protocol):
         )
 
     def _fit_sgd(
-        self, subject: Subject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray], rates: list[float]
+        self, subject: FeatureSubject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray], rates: list[float]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Weights and biases of each learning rate, fitted on all of `train`, whose standardized features are `x`."""
         config, device = self.config, evaluation_device(self.config.device)
         assert config.l2 != "grid"
         options = (config.epochs, config.batch_size, config.seed, device)
-        batches = new_crops(subject, train.sample_id, moments, *options) if config.augment else fixed_rows(x, train.labels, *options)
+        if config.augment:
+            if not isinstance(subject, Subject):
+                raise UsageError("augment=true needs the images and the encoder, and only features are here")
+            batches = new_crops(subject, train.sample_id, moments, *options)
+        else:
+            batches = fixed_rows(x, train.labels, *options)
         num_steps = steps_of(len(x), config.epochs, config.batch_size)
         num_classes = int(train.labels.max()) + 1
         return fit_sgd(batches, num_steps, x.shape[1], num_classes, rates, config.l2, config.sgd_momentum, device)

@@ -17,12 +17,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, Predictions, Protocol, ProtocolConfig, Score, Subject
+from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, Predictions, Score, Subject
 from ray_sassl.evaluation.changes import Stylized, Textures, textures_of
 from ray_sassl.evaluation.corruptions import CORRUPTIONS, MAX_SEVERITY, Corrupted
 from ray_sassl.evaluation.figures import draw
 from ray_sassl.evaluation.intervals import bootstrap, mean_score
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
+from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.scores import check_features
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import UsageError, did_you_mean, plugin_field

@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ray_sassl.data import IMAGE_EXTENSIONS
-from ray_sassl.evaluation import Evaluation, Protocol, Subject
+from ray_sassl.evaluation import Evaluation, Subject
+from ray_sassl.evaluation.protocols import Protocol
 from ray_sassl.evaluation.splits import stratified
-from ray_sassl.evaluation.training import TrainingConfig, judge_by_training
+from ray_sassl.evaluation.training import TrainingConfig, evaluate_by_training
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
@@ -59,7 +60,7 @@ class SemiSupervised(Protocol):
         epochs = config.epochs if isinstance(config.epochs, tuple) else (config.epochs,) * len(config.subsets)
         chosen = [_rows(subject, subset, labels, config.seed) for subset in config.subsets]
         found = {
-            subset_name(subset): judge_by_training(subject, sample_id[rows], labels[rows], num_epochs, config)
+            subset_name(subset): evaluate_by_training(subject, sample_id[rows], labels[rows], num_epochs, config)
             for subset, rows, num_epochs in zip(config.subsets, chosen, epochs, strict=True)
         }
         return Evaluation(

@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from ray_sassl.data import DataConfig
-from ray_sassl.evaluation import Evaluation, Predictions, Protocol, ProtocolConfig, Score, Subject, Task
+from ray_sassl.evaluation import Evaluation, Predictions, Score, Subject, Task
 from ray_sassl.evaluation.intervals import bootstrap
+from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.targets import Card, Half, Metric
 from ray_sassl.evaluation.targets.cards import card_of, find_card
 from ray_sassl.evaluation.targets.prepare import check_card, default_root, prepared_cards, prepared_data
@@ -134,7 +135,7 @@ class Transfer(Protocol):
             "" if len(ready) == 1 else "s",
             f"{sum(target.num_train + target.num_test for target in ready):,}",
         )
-        found = dict(zip([target.name for target in ordered], subject.judge([target.task for target in ordered]), strict=True))
+        found = dict(zip([target.name for target in ordered], subject.evaluate([target.task for target in ordered]), strict=True))
         scores: dict[str, Score] = {}
         notes: dict[str, str] = {}
         for target in ready:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from functools import partial
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
-from ray_sassl.evaluation import Evaluation, ProtocolConfig
+from ray_sassl.evaluation import Evaluation, FeatureSubject, FixedFeatures
 from ray_sassl.evaluation.datasets import labeled_data
-from ray_sassl.evaluation.extraction import KeptImages, extract_here
+from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.results import is_share
 from ray_sassl.evaluation.subject import EncoderSubject
 from ray_sassl.experiments import load_experiment
@@ -62,7 +62,7 @@ def subject(splits: tuple[DataConfig, DataConfig]) -> EncoderSubject:
     config = apply_overrides(load_experiment("demo_plain"), [f"evaluate.size_px={SIZE_PX}"])
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
-    return EncoderSubject(encoder, config, labeled_data(*splits, SIZE_PX), partial(extract_here, kept=KeptImages()))
+    return EncoderSubject(encoder, config, labeled_data(*splits, SIZE_PX))
 
 
 _known: dict[str, Evaluation] = {}
@@ -93,6 +93,14 @@ def test_shuffled_labels_score_chance(found: Evaluation):
     for name, value in shares.items():
         chance = 0.5 if name == "shape_share" else 1 / NUM_CLASSES
         assert abs(value - chance) < 0.1, (name, value)  # three standard errors of 270 images
+
+
+def test_protocols_that_declare_so_need_features_only(request: pytest.FixtureRequest, found: Evaluation, subject: EncoderSubject):
+    config = load_plugin("ray_sassl.evaluation.protocols", request.node.callspec.params["found"]).Config()
+    if typing.get_type_hints(config.build().evaluate)["subject"] is FeatureSubject:
+        quick = type(config)(**{name: value for name, value in QUICK.items() if name in ("num_draws", "shots") and hasattr(config, name)})
+        again = quick.build().evaluate(FixedFeatures(subject.features("train"), subject.features("test")))
+        assert again.scores == found.scores
 
 
 def test_intervals_hold_their_score_and_everything_can_be_written(found: Evaluation):

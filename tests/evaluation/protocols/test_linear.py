@@ -213,3 +213,9 @@ def test_crops_of_shuffled_labels_score_chance():
 def test_crops_need_images():
     with pytest.raises(UsageError, match="needs the images and the encoder"):
         _evaluated(_data(60, 0), _data(30, 1), **CROPS)
+
+
+def test_new_crops_need_more_than_features():
+    part = LabeledFeatures(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
+    with pytest.raises(UsageError, match="needs the images and the encoder"):
+        _evaluated(part, part, solver="sgd", augment=True)

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from ray_sassl.evaluation import FixedFeatures, LabeledFeatures
+from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.evaluation.changes import Stylized, Textures
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.evaluation.protocols import robustness
-from ray_sassl.plugins import UsageError
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from tests.evaluation.conftest import SmallSubject
 
@@ -117,9 +116,3 @@ def test_an_unknown_corruption_is_answered_with_the_nearest():
 def test_options_without_a_meaning_are_refused(options):
     with pytest.raises(ValidationError):
         robustness.Config(**options)
-
-
-def test_features_alone_are_not_enough():
-    part = LabeledFeatures(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
-    with pytest.raises(UsageError, match="needs the images"):
-        robustness.Config(**OPTIONS).build().evaluate(FixedFeatures(part, part))

@@ -90,7 +90,7 @@ def test_each_target_has_its_own_figure_and_the_mean_is_over_all(subject, tmp_pa
     assert found.predictions is None
 
 
-def test_without_targets_all_that_were_fetched_are_judged(subject, tmp_path, monkeypatch):
+def test_without_targets_all_that_were_fetched_are_evaluated(subject, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"there are no data sets in .* to transfer to; fetch some"):
         transfer.Config(root=str(tmp_path)).build().evaluate(subject)
     prepared(tmp_path, "dtd", monkeypatch)
@@ -107,7 +107,7 @@ def test_any_protocol_takes_the_place_of_the_probe(subject, tmp_path):
         transfer.Config(protocol="transfer")
 
 
-def test_steps_of_a_scale_are_also_judged_by_kappa(subject, tmp_path, monkeypatch):
+def test_steps_of_a_scale_also_have_a_kappa(subject, tmp_path, monkeypatch):
     prepared(tmp_path, "diabetic_retinopathy", monkeypatch)
     found = transfer.Config(targets=["diabetic_retinopathy"], root=str(tmp_path)).build().evaluate(subject)
     assert list(found.scores) == ["diabetic_retinopathy_top1", "diabetic_retinopathy_quadratic_kappa"]
@@ -133,7 +133,7 @@ def test_kappa_equals_scikit_learns():
 )
 def test_a_data_set_that_is_not_what_its_card_says_is_refused_before_any_work(subject, tmp_path, monkeypatch, changes, message):
     prepared(tmp_path, "dtd", monkeypatch, **changes)
-    monkeypatch.setattr(EncoderSubject, "judge", lambda *args: pytest.fail("work was begun"))
+    monkeypatch.setattr(EncoderSubject, "evaluate", lambda *args: pytest.fail("work was begun"))
     with pytest.raises(UsageError, match=message):
         transfer.Config(targets=[own(tmp_path), "dtd"], root=str(tmp_path)).build().evaluate(subject)
 

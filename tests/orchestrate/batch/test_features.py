@@ -13,10 +13,11 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation import Task
-from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing, encode_crops_here, extract_here
+from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing
 from ray_sassl.evaluation.protocols.finetune import Config as FineTune
 from ray_sassl.evaluation.protocols.knn import Config as Knn
-from ray_sassl.evaluation.subject import JudgeJob, judge_one
+from ray_sassl.evaluation.subject import EvaluationJob
+from ray_sassl.evaluation.workplace import LocalWorkplace
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
 from ray_sassl.orchestrate.batch.features import EvaluationPool, evaluation_pool
 from ray_sassl.plugins import UsageError
@@ -36,24 +37,24 @@ def job(tmp_path: Path) -> ExtractionJob:
 @pytest.fixture(scope="module")
 def pool(ray_cluster) -> Iterator[EvaluationPool]:
     """Two actors for all tests: each imports torch, which takes longer than what they are asked for."""
-    with evaluation_pool(ActorPoolConfig(num_actors=2, num_cpus=0.5), show_progress=False) as pool:
+    with evaluation_pool(ActorPoolConfig(num_actors=2, num_cpus=0.5)) as pool:
         yield pool
 
 
-def test_other_data_sets_are_judged_side_by_side_as_in_one_process(pool: EvaluationPool, tmp_path: Path):
+def test_other_data_sets_are_evaluated_side_by_side_as_in_one_process(pool: EvaluationPool, tmp_path: Path):
     data = DataConfig(path=write_shards(tmp_path, bad=(7,)), max_bad_fraction=1)
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
     protocols = (Knn(k=3), FineTune(epochs=1, batch_size=64), Knn(k=1))
-    job = JudgeJob(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols), None, {})
-    here = [judge_one(job, number) for number in range(3)]
+    job = EvaluationJob(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols))
+    here = LocalWorkplace().evaluate(job)
     assert not pool._workers  # this is the file's first test
     pool.extract(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))
     assert len(pool._workers) == 1  # one portion is work for one
-    there = pool.judge(job)
+    there = pool.evaluate(job)
     assert len(pool._workers) == 2
     with pytest.raises(UsageError, match="nothing does not exist"):
-        pool.judge(JudgeJob(encoder, job.config, (Task(Knn(), data, DataConfig(path="nothing")),), None, {}))
+        pool.evaluate(EvaluationJob(encoder, job.config, (Task(Knn(), data, DataConfig(path="nothing")),)))
     for one, other in zip(here, there, strict=True):
         assert one.scores["top1"].value == pytest.approx(other.scores["top1"].value, abs=0.02)
         assert other.details["bad_images"] == 2
@@ -63,7 +64,7 @@ def test_other_data_sets_are_judged_side_by_side_as_in_one_process(pool: Evaluat
 
 def test_actors_find_what_one_process_finds_and_serve_several_jobs(pool: EvaluationPool, job: ExtractionJob, monkeypatch):
     monkeypatch.setattr("ray_sassl.evaluation.extraction.PORTION_ROWS", 40)
-    here = extract_here(job)
+    here = LocalWorkplace().extract(job)
     there = pool.extract(job)
     other = pool.extract(ExtractionJob(torch.nn.Flatten(), job.index, job.preprocessing))
     np.testing.assert_allclose(there.parts[0].features, here.parts[0].features, atol=1e-5)
@@ -78,7 +79,7 @@ def test_crops_encoded_by_actors_are_those_of_one_process_in_the_same_batches(po
     sample_id = np.append(np.setdiff1d(np.arange(0, 160, 2), [8]), 7)  # 7 cannot be decoded
     crops = CropJob(job.encoder, job.index, job.preprocessing, sample_id, epochs=2, batch_size=32, seed=3)
     bad: list[BadRow] = []
-    here = list(encode_crops_here(crops, lambda rows: None))
+    here = list(LocalWorkplace().encode_crops(crops, lambda rows: None))
     there = list(pool.encode_crops(crops, bad.extend))
     assert [len(labels) for _, labels in there] == [32, 32, 15] * 2
     for one, other in zip(here, there, strict=True):

@@ -1,0 +1,99 @@
+"""Where evaluations compute: in this process, or on a cluster (`orchestrate/batch/features.py`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from ray_sassl.evaluation import Evaluation
+from ray_sassl.evaluation.crops import labeled_batches
+from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, KeptImages, joined
+from ray_sassl.pipeline import OnBad
+
+if TYPE_CHECKING:
+    from ray_sassl.evaluation.subject import EvaluationJob
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Takes a title and a total, and gives a context in which a function is called with each amount that is done."""
+
+
+def no_progress(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Shows nothing."""
+    return nullcontext(lambda amount: None)
+
+
+class Workplace(ABC):
+    """Does the expensive parts of an evaluation."""
+
+    is_remote: ClassVar[bool] = False
+    """Whether other processes do the work, so that a protocol that trains the encoder is better sent there than run here."""
+
+    @abstractmethod
+    def extract(self, job: ExtractionJob) -> Extracted:
+        """The features of all images of the job, in the order of the images.
+
+        Raises:
+            UsageError: no image can be decoded, or the cluster can never offer what the work needs.
+        """
+
+    @abstractmethod
+    def encode_crops(self, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of features (B, F) float32 and labels (B,) of the job's crops, epoch by epoch, in the same order wherever they are computed.
+
+        Raises:
+            UsageError: the cluster can never offer what the work needs.
+        """
+
+    @abstractmethod
+    def evaluate(self, job: EvaluationJob) -> list[Evaluation]:
+        """The evaluations of the job's tasks, in their order; they run side by side where there are several places to work.
+
+        Raises:
+            UsageError: a task fails with one, or the cluster can never offer what the work needs.
+        """
+
+
+class LocalWorkplace(Workplace):
+    """This process.
+
+    Args:
+        device: Where encoders compute; not given: the GPU if this machine has one.
+        num_threads: For decoding; not given: as many as torch uses.
+        kept_bytes: Decoded images of earlier jobs are kept up to this size, so that later jobs do not decode them again.
+        progress: Shows how far each extraction is.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | None = None,
+        num_threads: int | None = None,
+        *,
+        kept_bytes: int = 2**30,
+        progress: Progress = no_progress,
+    ) -> None:
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._num_threads = num_threads or max(1, torch.get_num_threads())
+        self._kept, self._progress = KeptImages(kept_bytes), progress
+
+    def extract(self, job: ExtractionJob) -> Extracted:
+        extractor = Extractor(job, self._device, self._num_threads, self._kept)
+        changed = f", {len(job.changes)} versions of each image" if len(job.changes) > 1 else ""
+        done = []
+        with self._progress(f"features{changed}", job.index.num_rows) as advance:
+            for groups in job.items:
+                done.append(extractor.portion(groups))
+                advance(int(job.index.group_rows[groups].sum()))
+        return joined(job, done)
+
+    def encode_crops(self, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        encoder = CropEncoder(job, self._device, self._num_threads)
+        for epoch in range(job.epochs):
+            yield from labeled_batches(encoder.pieces(encoder.crops.portions(epoch), on_bad), job.batch_size)
+
+    def evaluate(self, job: EvaluationJob) -> list[Evaluation]:
+        return [job.evaluate_task(number, self) for number in range(len(job.tasks))]

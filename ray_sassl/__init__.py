@@ -1,30 +1,81 @@
-"""Self-supervised pretraining of image encoders on Ray, with style augmentation (SASSL) and feature augmentation (FA)."""
+"""Self-supervised pretraining of image encoders on Ray, with style augmentation (SASSL) and feature augmentation (FA).
+
+Everything that the command line does is a function here: `ray_sassl.pretrain(...)`, `ray_sassl.evaluate(...)`, `ray_sassl.load_encoder(...)` and so on.
+They are imported when they are first used, since torch and Ray take seconds.
+"""
 
 from __future__ import annotations
 
 import importlib
-import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_sassl.export.encoder import Encoder
+    from ray_sassl.api.cluster import check_cluster, plan_cluster
+    from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets
+    from ray_sassl.api.encoders import embed, export, load_encoder
+    from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, submit_job, wait_for_job
+    from ray_sassl.api.pretraining import draw_views, list_experiments, load_config, pretrain, run_demo
+    from ray_sassl.api.search import compare_studies, list_spaces, report_study, search
+    from ray_sassl.api.style import build_style_bank, distill_stylizer, preview_styles, stylize_dataset
+    from ray_sassl.api.weights import add_weights, fetch_weights, list_weights, verify_weights, weights_path
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder"]
+_MODULES = {
+    "cluster": ("check_cluster", "plan_cluster"),
+    "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets"),
+    "encoders": ("embed", "export", "load_encoder"),
+    "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "submit_job", "wait_for_job"),
+    "pretraining": ("draw_views", "list_experiments", "load_config", "pretrain", "run_demo"),
+    "search": ("compare_studies", "list_spaces", "report_study", "search"),
+    "style": ("build_style_bank", "distill_stylizer", "preview_styles", "stylize_dataset"),
+    "weights": ("add_weights", "fetch_weights", "list_weights", "verify_weights", "weights_path"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "__version__",
+    "add_weights",
+    "build_style_bank",
+    "check_cluster",
+    "check_data",
+    "compare_studies",
+    "convert_data",
+    "distill_stylizer",
+    "draw_views",
+    "embed",
+    "export",
+    "fetch_dataset",
+    "fetch_weights",
+    "inspect_data",
+    "job_logs",
+    "job_status",
+    "list_datasets",
+    "list_experiments",
+    "list_jobs",
+    "list_spaces",
+    "list_weights",
+    "load_config",
+    "load_encoder",
+    "plan_cluster",
+    "pretrain",
+    "preview_styles",
+    "report_study",
+    "run_demo",
+    "search",
+    "stop_job",
+    "stylize_dataset",
+    "submit_job",
+    "verify_weights",
+    "wait_for_job",
+    "weights_path",
+]
 
 
-def load_encoder(path: str | os.PathLike[str], *, size_px: int | None = None) -> Encoder:
-    """The encoder of a run (its newest sound checkpoint), of a checkpoint, or of a file that `ray-sassl export` wrote.
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.api.{_HOME[name]}"), name)
 
-    It is a `torch.nn.Module` in evaluation mode, (B, 3, H, W) -> (B, num_features), and `encoder.preprocess` makes of an image (a PIL image, an
-    array or a path) the (3, H, W) that it takes.
 
-    Args:
-        path: Local path or URI; for an export the file or its folder.
-        size_px: Side of the images that it is given. By default the size that the run was evaluated at, or else trained at.
-
-    Raises:
-        UsageError: nothing is there, it holds no encoder, or it is damaged.
-    """
-    # By name and only now: torch takes seconds to import, and whoever asks this package for its version must not reach it.
-    return importlib.import_module("ray_sassl.export.encoder").load_encoder(path, size_px=size_px)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -118,7 +118,7 @@ def pretrain(
     """
     from ray_sassl.cli import pretraining
 
-    how: pretraining.Resume = "if begun" if resume_if_begun and not resume else resume
+    how = "if begun" if resume_if_begun and not resume else resume
     raise typer.Exit(pretraining.pretrain(Console(), experiment, overrides or [], run_dir, resume=how, address=address))
 
 

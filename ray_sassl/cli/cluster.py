@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+import ray_sassl
+
 app = typer.Typer(no_args_is_help=True, help="Check cluster definitions; plan how many nodes keep the trainer busy.")
 
 
@@ -22,11 +24,9 @@ def check(
 
     Exits with 1 where anything is; notes alone do not count.
     """
-    from ray_sassl.orchestrate.runtime.definitions import check_files
-
     console = Console()
     has_problems = False
-    for path, findings in check_files(files, crds).items():
+    for path, findings in ray_sassl.check_cluster(files, crds).items():
         problems = [finding for finding in findings if not finding.is_note]
         has_problems = has_problems or bool(problems)
         console.print(f"{path}: {f'{len(problems)} problems' if problems else 'good'}", soft_wrap=True, highlight=False)

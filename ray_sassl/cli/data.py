@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+import ray_sassl
 from ray_sassl.data import NO_LABEL, DataConfig
-from ray_sassl.data.quarantine import BadRow, Quarantine
+from ray_sassl.data.quarantine import BadRow
+from ray_sassl.evaluation.targets.cards import card_of
+from ray_sassl.evaluation.targets.prepare import default_root
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
@@ -58,11 +61,7 @@ def inspect_command(
     label_extension: LabelExtension = "cls",
 ) -> None:
     """Counts, sizes and labels of a data set, and a contact sheet of its images."""
-    from ray_sassl.data.inspect import contact_sheet, inspect
-    from ray_sassl.data.reading import build_index
-
-    index = build_index(data_config(path, from_, image_column, label_column, label_extension=label_extension))
-    summary = inspect(index)
+    summary = ray_sassl.inspect_data(data_config(path, from_, image_column, label_column, label_extension=label_extension), sheet=out)
     table = Table(title=path, show_header=False)
     table.add_row("format", summary.format)
     table.add_row("files", f"{summary.num_files:,} ({decimal(summary.num_bytes)})")
@@ -78,7 +77,6 @@ def inspect_command(
     console = Console()
     console.print(table)
     print_bad_rows(console, [*summary.problems, *summary.bad_rows], "found in the sample")
-    contact_sheet(index, out)
     console.print(f"Contact sheet: {out}")
 
 
@@ -94,17 +92,10 @@ def check_command(
     address: Address = None,
 ) -> None:
     """Decode every image, on Ray, and list those that cannot be used. Exits with 1 where there are any."""
-    from ray_sassl.orchestrate.batch.data import check
-    from ray_sassl.orchestrate.runtime.session import ray_session
-
     config = data_config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
-    with ray_session(address):
-        result = check(config)
+    result = ray_sassl.check_data(config, out=out, address=address)
     console = Console()
     if out is not None:
-        quarantine = Quarantine(result.num_rows, max_bad_fraction=float("inf"))
-        quarantine.add(result.bad_rows)
-        quarantine.save_jsonl(out)
         console.print(f"Bad rows: {out}")
     print_bad_rows(console, result.bad_rows, f"of {result.num_rows:,} rows")
     if result.bad_rows:
@@ -127,14 +118,10 @@ def convert_command(
     address: Address = None,
 ) -> None:
     """Rewrite a data set as Parquet files, WebDataset shards or a folder of images, on Ray; the images' bytes stay as they are."""
-    from ray_sassl.orchestrate.batch.data import convert
-    from ray_sassl.orchestrate.runtime.session import ray_session
-
     if format_ is not ShardFormat.parquet and group_rows != 256:
         raise UsageError("--group-rows is for Parquet; other formats have no row groups, so leave it out")
     config = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
-    with ray_session(address):
-        result = convert(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows)
+    result = ray_sassl.convert_data(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows, address=address)
     console = Console()
     print_bad_rows(console, result.bad_rows, "left out")
     there = result.num_shards - result.num_written
@@ -150,10 +137,7 @@ def cards_command(
     root: Annotated[str | None, typer.Option(help="Where fetched data sets are. [default: the cache]")] = None,
 ) -> None:
     """List the data sets of the papers' transfer tables, and which of them are here."""
-    from ray_sassl.evaluation.targets.cards import CARDS, card_of
-    from ray_sassl.evaluation.targets.prepare import default_root, is_prepared
-
-    console, root = Console(), root or default_root()
+    console, known = Console(), ray_sassl.list_datasets(root)
     if name is not None:
         card = card_of(name)
         table = Table(title=card.title, show_header=False)
@@ -163,9 +147,9 @@ def cards_command(
         table.add_row("download", f"by hand: {card.by_hand}" if card.by_hand else f"ray-sassl data fetch {card.name}")
         console.print(table)
         return
-    table = Table("name", "figure", "classes", "train", "test", "license", "here")
-    for card in CARDS:
-        here = "yes" if is_prepared(card, root) else "by hand" if card.by_hand else "no"
+    table = Table("name", "score", "classes", "train", "test", "license", "here")
+    for card, is_here in known.values():
+        here = "yes" if is_here else "by hand" if card.by_hand else "no"
         table.add_row(card.name, card.metric, f"{card.num_classes:,}", f"{card.num_train:,}", f"{card.num_test:,}", card.license, here)
     console.print(table)
 
@@ -183,22 +167,12 @@ def fetch_command(
 
     Downloads are checked by their published md5. Each data set has terms of its own: `data cards NAME` prints them.
     """
-    from ray_sassl.evaluation.targets.cards import card_of
-    from ray_sassl.evaluation.targets.prepare import default_root, fetch, is_prepared, prepare
-    from ray_sassl.orchestrate.runtime.progress import progress_bar
-
-    console, card, root = Console(), card_of(name), out or default_root()
-    if keep_files and folder is not None:
-        raise UsageError("--keep-files is for downloads; files given by --from are never deleted, so leave it out")
-    if is_prepared(card, root):
-        console.print(f"{card.title} is in {storage.join(root, card.name)} already.", soft_wrap=True, highlight=False)
-        return
+    console, card = Console(), card_of(name)
     console.print(f"{card.title}: {card.license}. {card.source}", soft_wrap=True, highlight=False)
-    with progress_bar(card.name, card.num_train + card.num_test) as advance:
-        if folder is None:
-            done = fetch(card, root, keep_files=keep_files, advance=advance)
-        else:
-            done = prepare(card, Path(folder).expanduser(), root, advance=advance)
+    done = ray_sassl.fetch_dataset(name, files=folder, root=out, keep_files=keep_files)
+    if done is None:
+        console.print(f"{card.title} is in {storage.join(out or default_root(), card.name)} already.", soft_wrap=True, highlight=False)
+        return
     notes = [f"{done.num_converted:,} became PNG"] if done.num_converted else []
     notes += [f"{done.num_unreadable:,} cannot be read"] if done.num_unreadable else []
     what = f" ({', '.join(notes)})" if notes else ""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import ray_sassl
 from ray_sassl.cli.data import (
     Address,
     Format,
@@ -59,12 +60,10 @@ def export(
 
     The file is tried first: a fresh model of the library must take it with strict=True and give the same features, as must onnxruntime.
     """
-    from ray_sassl.export.export import export_encoder
-
     console = Console()
     with console.status("exporting"):
-        result = export_encoder(
-            run, format_.value, out, with_head=with_head is Head.linear, overrides=overrides, size_px=size_px, license=license
+        result = ray_sassl.export(
+            run, out, format=format_.value, with_head=with_head is Head.linear, overrides=overrides, size_px=size_px, license=license
         )
     facts = result.encoder.facts
     console.print(f"{facts.backbone.name} at step {facts.step:,}, {facts.num_features:,} features of {facts.size_px} px images")
@@ -99,18 +98,19 @@ def embed(
     A row has its sample_id, key, label (where the data have labels) and features. A job that was stopped goes on where it was; images that cannot
     be decoded are left out and listed.
     """
-    from ray_sassl.export.encoder import load_encoder
-    from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.batch.embed import embed_dataset
-    from ray_sassl.orchestrate.runtime.session import ray_session
-
     console = Console()
     config = data_config(data, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
-    encoder = load_encoder(run, size_px=size_px)
-    with ray_session(address):
-        result = embed_dataset(
-            encoder, config, out, ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus), part_rows=part_rows
-        )
+    result = ray_sassl.embed(
+        run,
+        config,
+        out,
+        part_rows=part_rows,
+        size_px=size_px,
+        actors=actors,
+        actor_cpus=actor_cpus,
+        actor_gpus=actor_gpus,
+        address=address,
+    )
     print_bad_rows(console, result.bad_rows, "left out")
     if result.bad_rows_path is not None:
         console.print(f"Bad rows: {result.bad_rows_path}", soft_wrap=True)

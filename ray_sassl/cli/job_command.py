@@ -87,7 +87,8 @@ def _parse(words: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def _pretrain(words: list[str], given: dict[str, Any]) -> JobCommand:
-    from ray_sassl.cli.pretraining import load_config, split_run_dir
+    from ray_sassl.cli.pretraining import split_run_dir
+    from ray_sassl.runs.configs import load_config
     from ray_sassl.runs.directory import CONFIG
     from ray_sassl.train.loop import micro_batch
 
@@ -111,23 +112,15 @@ def _pretrain(words: list[str], given: dict[str, Any]) -> JobCommand:
 
 
 def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
-    from ray_sassl.cli.search import make_study
-    from tune_spaces import load_space
+    from ray_sassl.api.search import make_study
 
-    source = load_space(given["space"])
     if given["study_dir"] is None:
         raise UsageError(
             "a job's study directory must last longer than its node: give --study-dir s3://..., or a path that all nodes share"
         )
     check_place(given["study_dir"], "--study-dir")
-    wishes = {
-        "searcher": given["searcher"],
-        "scheduler": given["scheduler"],
-        "objectives": tuple(given["objective"]) if given["objective"] else None,
-        "num_trials": given["trials"],
-        "grace": given["grace"],
-    }
-    base = make_study(source, given["experiment"], given["overrides"] or [], wishes).base
+    wishes = {name: given[name] for name in ("experiment", "overrides", "trials", "searcher", "scheduler", "grace")}
+    base = make_study(given["space"], **wishes, objectives=given["objective"] or ()).base
     space = {"the search space": given["space"]} if given["space"].endswith((".py", ".yaml", ".yml")) else {}
     return JobCommand(
         "search",
@@ -141,9 +134,9 @@ def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
 
 def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
     from ray_sassl.cli.evaluation import parse_protocols, split_detection, with_all_named
-    from ray_sassl.cli.pretraining import load_config
     from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.evaluation.detection import DetectConfig
+    from ray_sassl.runs.configs import load_config
     from ray_sassl.runs.directory import CONFIG
 
     run = given["run"]
@@ -167,7 +160,7 @@ def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
 
 
 def _stylize_dataset(words: list[str], given: dict[str, Any]) -> JobCommand:
-    from ray_sassl.cli.stylize import style_job
+    from ray_sassl.api.style import style_job
 
     check_place(given["target"], "DST")
     config, _ = style_job(given["overrides"], given["bank"])

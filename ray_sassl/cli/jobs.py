@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,11 +11,11 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from ray_sassl.files import storage
+import ray_sassl
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
-    from ray_sassl.orchestrate.jobs.submission import Job, Jobs
+    from ray_sassl.orchestrate.jobs.submission import Job
 
 _HELP = """Run commands on a cluster, with this machine switched off if need be.
 
@@ -68,37 +65,27 @@ def submit_command(
     The experiment, its data and what the cluster can offer are checked before anything is sent. The nodes need our dependencies in the
     versions of this machine; our own code travels with the job.
     """
-    from ray_sassl.cli.job_command import read_command
-    from ray_sassl.orchestrate.jobs.checks import check_actors, check_data, check_file, check_resources
-    from ray_sassl.orchestrate.jobs.payload import select_files
-    from ray_sassl.orchestrate.jobs.submission import Jobs, exit_code, refuse_secrets
+    from ray_sassl.api.jobs import exit_code
 
     console = Console()
-    variables = dict(_variable(text) for text in env or [])
-    refuse_secrets(command, variables)
-    payload = select_files(Path(working_dir), round(max_upload_mb * 1e6))
-    with contextlib.chdir(working_dir):
-        order = read_command(command)
-        sent = frozenset(payload.files)
-        notes = [*order.notes]
-        for what, path in order.files.items():
-            notes += check_file(path, what, sent)
-        for what, data in order.data.items():
-            notes += check_data(data, what, sent)
-    jobs = Jobs(address)
-    offered = _largest(cluster) if cluster is not None else jobs.resources()
-    if order.config is not None:
-        check_resources(order.config, offered, is_all=cluster is not None)
-    check_actors(order.actors, offered, is_all=cluster is not None)
-    for note in notes:
+    result = ray_sassl.submit_job(
+        command,
+        name=name,
+        working_dir=working_dir,
+        env=dict(_variable(text) for text in env or []),
+        cluster=cluster,
+        max_upload_mb=max_upload_mb,
+        address=address,
+    )
+    job = result.job
+    for note in result.notes:
         console.print(f"[yellow]Note:[/] {escape(note)}", soft_wrap=True, highlight=False)
-    if payload.secrets:
-        console.print(f"left here, as their names are those of secrets: {', '.join(payload.secrets)}", soft_wrap=True, highlight=False)
-    job = jobs.submit(order.words, name=name or default_name(order.verb, order.target), target=order.target, payload=payload, env=variables)
+    if result.left_here:
+        console.print(f"left here, as their names are those of secrets: {', '.join(result.left_here)}", soft_wrap=True, highlight=False)
     again = "" if job.id == job.name else f" (try {job.id.rpartition('-')[2]}; it goes on where the last one was)"
-    console.print(f"[bold]{job.name}[/]{again}: sent with {len(payload.files):,} files, {decimal(payload.num_bytes)}", highlight=False)
+    console.print(f"[bold]{job.name}[/]{again}: sent with {result.num_files:,} files, {decimal(result.num_bytes)}", highlight=False)
     if wait:
-        raise typer.Exit(exit_code(_followed(console, jobs, job)))
+        raise typer.Exit(exit_code(_followed(console, job.id, address)))
     where = f" --address {address}" if address else ""
     console.print(f"Follow it with: ray-sassl job logs {job.name} --follow{where}", soft_wrap=True, highlight=False)
 
@@ -106,15 +93,12 @@ def submit_command(
 @app.command("list", epilog="Example: ray-sassl job list --address http://127.0.0.1:8265")
 def list_command(address: Address = None) -> None:
     """List the cluster's jobs, the newest first."""
-    from ray_sassl.orchestrate.jobs.submission import Jobs
-
-    jobs = Jobs(address)
-    found = jobs.list()
-    console = Console()
+    found = ray_sassl.list_jobs(address)
+    console, where = Console(), address or "the cluster"
     if not found:
-        console.print(f"no jobs at {jobs.address}", highlight=False)
+        console.print(f"no jobs at {where}", highlight=False)
         return
-    table = Table("job", "status", "started", "took", "command", title=f"Jobs at {jobs.address}", title_justify="left")
+    table = Table("job", "status", "started", "took", "command", title=f"Jobs at {where}", title_justify="left")
     for job in found:
         table.add_row(job.id, f"[{_STYLE[job.status]}]{job.status}[/]", _clock(job.started), _length(job), escape(job.command))
     console.print(table)
@@ -123,9 +107,7 @@ def list_command(address: Address = None) -> None:
 @app.command("status", epilog="Example: ray-sassl job status first")
 def status_command(job: JobName, address: Address = None) -> None:
     """Show where a job stands."""
-    from ray_sassl.orchestrate.jobs.submission import Jobs
-
-    _show(Console(), Jobs(address).status(job))
+    _show(Console(), ray_sassl.job_status(job, address))
 
 
 @app.command("logs", epilog="Example: ray-sassl job logs first --follow")
@@ -135,14 +117,10 @@ def logs_command(
     address: Address = None,
 ) -> None:
     """Print what a job has printed."""
-    from ray_sassl.orchestrate.jobs.submission import Jobs
-
-    jobs = Jobs(address)
-    found = jobs.status(job)
     if follow:
-        _followed(Console(), jobs, found)
+        _followed(Console(), job, address)
     else:
-        print(jobs.logs(found), end="")
+        print(ray_sassl.job_logs(job, address=address)[0], end="")
 
 
 @app.command("stop", epilog="Example: ray-sassl job stop first")
@@ -155,17 +133,14 @@ def stop_command(
 
     What has not stopped after five minutes is killed.
     """
-    from ray_sassl.orchestrate.jobs.submission import Jobs
-
     console = Console()
-    jobs = Jobs(address)
-    found = jobs.status(job)
-    if not jobs.stop(found):
+    was_running, found = ray_sassl.stop_job(job, wait=not no_wait, address=address)
+    if not was_running:
         console.print(f"{found.id} had ended already: {found.status}", highlight=False)
         return
     console.print(f"{found.id} is asked to stop", highlight=False)
     if not no_wait:
-        _show(console, jobs.wait(found))
+        _show(console, found)
 
 
 @app.command("wait", epilog="Example: ray-sassl job wait first && ray-sassl job submit -- evaluate s3://bucket/runs/first linear")
@@ -174,21 +149,15 @@ def wait_command(job: JobName, address: Address = None) -> None:
 
     The exit code is the command's own; 130 for a job that was stopped, and 1 for one that failed before it began.
     """
-    from ray_sassl.orchestrate.jobs.submission import Jobs, exit_code
+    from ray_sassl.api.jobs import exit_code
 
-    jobs = Jobs(address)
-    ended = jobs.wait(jobs.status(job))
+    ended = ray_sassl.wait_for_job(job, address)
     _show(Console(), ended)
     raise typer.Exit(exit_code(ended))
 
 
-def default_name(verb: str, target: str) -> str:
-    """The same for the same command into the same place, such as `pretrain-first`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{verb}-{storage.name_of(target)}").strip("-")[:80]
-
-
-def _followed(console: Console, jobs: Jobs, job: Job) -> Job:
-    ended = jobs.follow(job, lambda text: print(text, end="", flush=True))
+def _followed(console: Console, job: str, address: str | None) -> Job:
+    _, ended = ray_sassl.job_logs(job, follow=lambda text: print(text, end="", flush=True), address=address)
     _show(console, ended)
     return ended
 
@@ -225,15 +194,3 @@ def _variable(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise UsageError(f"--env {text!r} is not of the form NAME=VALUE")
     return name, value
-
-
-def _largest(path: str) -> dict[str, float]:
-    """CPUs and GPUs of the cluster that a file defines, at its largest."""
-    from ray_sassl.cluster.groups import groups_of, offered_by
-    from ray_sassl.files.safe_yaml import load_documents
-    from ray_sassl.orchestrate.runtime.definitions import read_definition
-
-    groups = [group for document in load_documents(read_definition(path), path) for group in groups_of(document)]
-    if not groups:
-        raise UsageError(f"{path} defines no cluster")
-    return offered_by(groups)

@@ -9,17 +9,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ray_sassl.cli.pretraining import load_config
-from ray_sassl.cluster.counts import write_counts
-from ray_sassl.cluster.curve import curve_picture
-from ray_sassl.cluster.plan import Prediction, Prices, Target, curve, num_stylizers, read_measured, read_prices, workload_of
-from ray_sassl.cluster.plan import plan as make_plan
-from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.stream import layout_of
-from ray_sassl.orchestrate.runtime.definitions import read_definition
+import ray_sassl
+from ray_sassl.cluster.plan import Prediction, Prices, Target
 from ray_sassl.plugins import UsageError
-from ray_sassl.runs.process import build_method
 
 _HOURS = {"m": 1 / 60, "h": 1.0, "d": 24.0}
 
@@ -63,31 +55,23 @@ def plan(
     write: list[str],
 ) -> None:
     """Plan, print, draw, and write the numbers where asked to."""
-    if not measured:
-        raise UsageError("a plan follows from measurements; give their file with --measured")
-    config = load_config(experiment, overrides)
-    found = read_measured({path: read_definition(path) for path in measured}, num_images=images, num_parameters=_num_parameters(config))
-    kinds = read_prices(read_definition(prices), prices) if prices is not None else Prices()
-    workload = workload_of(config, found, has_pool=layout_of(config) == "pool")
-    chosen = make_plan(workload, found, kinds, target, trainers=max(1, config.scaling.num_workers), headroom=headroom)
-    _print(console, chosen, kinds, "a pool of actors" if workload.has_pool else "the tasks that decode")
-    storage.write_bytes(out, curve_picture(list(curve(workload, found, kinds, headroom=headroom)), chosen, config.name))
-    console.print(f"Curve: {out}", soft_wrap=True)
-    counts = {"decode": chosen.counts.decode, "stylize": chosen.counts.stylize, "train": chosen.counts.train}
-    written = {path: write_counts(read_definition(path), path, counts) for path in write}
-    for path, text in written.items():
-        storage.write_text(path, text)
+    found = ray_sassl.plan_cluster(
+        experiment,
+        measured,
+        overrides=overrides,
+        num_images=images,
+        prices=prices,
+        target=target,
+        headroom=headroom,
+        out=out,
+        write=write,
+    )
+    _print(console, found.prediction, found.prices, "a pool of actors" if found.has_pool else "the tasks that decode")
+    console.print(f"Curve: {found.curve}", soft_wrap=True)
+    for path in found.written:
         console.print(f"Numbers of nodes: {path}", soft_wrap=True)
-    size = num_stylizers(workload, kinds, chosen.counts)
-    pool = f" stream.pool.min={size} stream.pool.initial={size} stream.pool.max={size} stream.pool.num_gpus={workload.actor_gpus:g}"
-    settings = f"scaling.num_workers={chosen.counts.trainers} scaling.use_gpu=true{pool if workload.has_pool else ''}"
-    console.print(f"Run it with: {settings}", soft_wrap=True, highlight=False)
-    groups = f"scaling.node_group=train{' stream.pool.node_group=stylize' if workload.has_pool else ''}"
-    console.print(f"and, where nodes are labeled as in cluster/: {groups}", soft_wrap=True, highlight=False)
-
-
-def _num_parameters(config: ExperimentConfig) -> int:
-    return sum(parameter.numel() for parameter in build_method(config).parameters() if parameter.requires_grad)
+    console.print(f"Run it with: {' '.join(found.settings)}", soft_wrap=True, highlight=False)
+    console.print(f"and, where nodes are labeled as in cluster/: {' '.join(found.groups)}", soft_wrap=True, highlight=False)
 
 
 def _print(console: Console, chosen: Prediction, prices: Prices, stylizes: str) -> None:
@@ -108,7 +92,7 @@ def _print(console: Console, chosen: Prediction, prices: Prices, stylizes: str) 
     usd = "unknown (give --prices)" if chosen.usd is None else f"{chosen.usd:,.0f} USD"
     length = f"{chosen.hours:,.1f} hours" if math.isfinite(chosen.hours) else "for ever"
     console.print(f"{chosen.images_per_s:,.0f} images/s on {chosen.counts.trainers} GPUs that train, {length}, {usd}", highlight=False)
-    console.print(f"The bottleneck is {chosen.bottleneck}; styles are painted by {stylizes}.", highlight=False)
+    console.print(f"The bottleneck is {chosen.bottleneck}; images are stylized by {stylizes}.", highlight=False)
 
 
 def _machine(prices: Prices, group: str) -> str:

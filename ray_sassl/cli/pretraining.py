@@ -2,59 +2,38 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ray_sassl.config.files import read_config, to_yaml
-from ray_sassl.config.overrides import apply_overrides
+import ray_sassl
+from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.loop import Progress as RunProgress
 
+if TYPE_CHECKING:
+    from ray_sassl.api.pretraining import Resume
+    from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
+
 _PLAIN_EVERY_S = 10.0
-
-Resume = bool | Literal["if begun"]
-"""Whether to go on with the run in the run directory."""
-
-
-def load_config(experiment: str, overrides: list[str]) -> ExperimentConfig:
-    """The config that a name, a YAML file or a run directory stands for, with the overrides applied."""
-    from ray_sassl.experiments import load_experiment
-    from ray_sassl.runs.directory import CONFIG
-
-    if experiment.endswith((".yaml", ".yml")):
-        if not storage.exists(experiment):
-            raise UsageError(f"there is no file {experiment}")
-        config = read_config(experiment)
-    elif storage.exists(path := storage.join(experiment, CONFIG)):
-        config = read_config(path)
-    else:
-        config = load_experiment(experiment)
-    return apply_overrides(config, overrides)
 
 
 def experiments(console: Console, name: str | None) -> None:
     """Print one experiment as YAML, or a table of all."""
-    from ray_sassl.experiments import experiments as known
-    from ray_sassl.experiments import load_experiment
-
     if name is not None:
-        print(to_yaml(load_experiment(name)), end="")
+        print(to_yaml(ray_sassl.load_config(name)), end="")
         return
     table = Table("experiment", "what it is", title="Experiments", title_justify="left")
-    for key, function in known().items():
-        table.add_row(key, (function.__doc__ or "").splitlines()[0])
+    for key, about in ray_sassl.list_experiments().items():
+        table.add_row(key, about)
     console.print(table)
     console.print("`ray-sassl experiments NAME` prints one as YAML; `ray-sassl pretrain NAME` runs it.")
 
@@ -75,18 +54,14 @@ def split_run_dir(overrides: list[str], run_dir: str | None) -> tuple[list[str],
 
 def pretrain(console: Console, experiment: str, overrides: list[str], run_dir: str | None, *, resume: Resume, address: str | None) -> int:
     """Run, show progress, and say where everything is; the exit code is 130 after Ctrl-C."""
-    from ray_sassl.orchestrate.pretraining import launch
-    from ray_sassl.runs.directory import CONFIG, has_begun
+    from ray_sassl.runs.configs import default_run_dir
 
     overrides, run_dir = split_run_dir(overrides, run_dir)
-    config = load_config(experiment, overrides)
-    if run_dir is None:
-        run_dir = experiment if storage.exists(storage.join(experiment, CONFIG)) else f"runs/{config.name}"
-    if resume == "if begun":
-        resume = has_begun(run_dir)
+    config = ray_sassl.load_config(experiment, overrides)
+    run_dir = run_dir or default_run_dir(experiment, config)
     console.print(f"[bold]{config.name}[/] in {run_dir}", highlight=False)
     with _progress(console, config) as watch:
-        result = launch.pretrain(config, run_dir, resume=resume, address=address, watch=watch)
+        result = ray_sassl.pretrain(config, run_dir, resume=resume, address=address, watch=watch)
     console.print(_where(result.run_dir, result.checkpoint))
     if result.status == "interrupted":
         console.print(f"[yellow]Interrupted:[/] {result.reason}")
@@ -113,7 +88,6 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
 @contextmanager
 def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     """A bar with what matters beside it on a terminal; a line now and then elsewhere."""
-    from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
 
     columns = (
@@ -168,54 +142,34 @@ def _short(report: dict[str, float]) -> str:
 
 def views(console: Console, experiment: str, overrides: list[str], out: str, rows: int) -> None:
     """Draw the views of some images of the experiment's data."""
-    from ray_sassl.data.reading import build_index
-    from ray_sassl.runs.directory import INDEX
-    from ray_sassl.runs.pictures import views_picture
-    from ray_sassl.runs.process import build_stylize_block, view_source
-
-    config = load_config(experiment, overrides)
-    with tempfile.TemporaryDirectory() as folder:
-        build_index(config.data).save(Path(folder) / INDEX)
-        picture = views_picture(config, view_source(config, folder), build_stylize_block(config, "cpu", 1), rows)
-    storage.write_bytes(out, picture)
-    console.print(f"Views: {out}")
+    console.print(f"Views: {ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows)}")
 
 
 def demo(console: Console, run_dir: str | None, address: str | None) -> None:
     """Both demo runs, then one table of what they learned."""
-    from ray_sassl.evaluation.datasets import load_evaluation_data
-    from ray_sassl.evaluation.protocols.knn import Config as Knn
-    from ray_sassl.evaluation.protocols.linear import Config as Linear
-    from ray_sassl.evaluation.subject import score, untrained_backbone
-    from ray_sassl.experiments import load_experiment
-    from ray_sassl.orchestrate.pretraining import launch
-    from ray_sassl.orchestrate.runtime.session import ray_session
-    from ray_sassl.runs.directory import find_checkpoint
-    from ray_sassl.runs.process import load_backbone
+    from ray_sassl.api.pretraining import DEMO_RUNS
 
     began = time.monotonic()
-    folder = run_dir or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}"
-    results = {}
-    with ray_session(address):
-        for title, name in (("without style augmentation", "demo_plain"), ("with style augmentation", "demo")):
-            console.print(f"[bold]Pretraining {title}[/] ({name})")
-            with _progress(console, config := load_experiment(name)) as watch:
-                results[title] = launch.pretrain(config, storage.join(folder, name), address=address, watch=watch)
-            if results[title].status == "interrupted":
-                console.print(f"[yellow]Interrupted:[/] {results[title].reason}")
-                return
-    config = load_experiment("demo")
-    with console.status("evaluating"):
-        data = load_evaluation_data(config)
-        protocols = [Knn(), Linear()]
+    titles = {name: title for title, name in DEMO_RUNS.items()}
+    with ExitStack() as bars:
+        watches: dict[str, Callable[[ProgressUpdate], None]] = {}
+
+        def watch(name: str, update: ProgressUpdate) -> None:
+            if name not in watches:
+                bars.close()
+                console.print(f"[bold]Pretraining {titles[name]}[/] ({name})")
+                watches[name] = bars.enter_context(_progress(console, ray_sassl.load_config(name)))
+            watches[name](update)
+
+        result = ray_sassl.run_demo(run_dir, address=address, watch=watch)
+    if result.scores:
         table = Table("encoder", "kNN top-1", "linear top-1", title="What the encoders know about shapes", title_justify="left")
-        rows = {"untrained": untrained_backbone(config)}
-        rows |= {f"pretrained {title}": load_backbone(find_checkpoint(result.run_dir))[1] for title, result in results.items()}
-        for title, backbone in rows.items():
-            knn, linear = score(config, backbone, data, protocols)
-            table.add_row(title, f"{knn['top1']:.1%}", f"{linear['top1']:.1%}")
-        table.add_row("chance", f"{data.chance:.1%}", f"{data.chance:.1%}")
-    console.print(table)
-    for result in results.values():
-        console.print(_where(result.run_dir, result.checkpoint))
+        for title, values in result.scores.items():
+            table.add_row(title, *(f"{value:.1%}" for value in values))
+        table.add_row("chance", *[f"{result.chance:.1%}"] * 2)
+        console.print(table)
+    for run in result.runs:
+        console.print(_where(run.run_dir, run.checkpoint))
+        if run.status == "interrupted":
+            console.print(f"[yellow]Interrupted:[/] {run.reason}")
     console.print(f"{time.monotonic() - began:.0f} seconds in all")

@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+import ray_sassl
 from ray_sassl.cli.data import Address
+from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
-    from ray_sassl.config.schema import ExperimentConfig
     from ray_sassl.orchestrate.tune.search import StudyState
     from ray_sassl.study.record import StudyConfig, TrialRecord
 
@@ -104,36 +105,42 @@ def run_command(
 
     Each trial is a whole pretraining run. Ctrl-C stops the running ones with a checkpoint; the same command with --resume goes on.
     """
-    from ray_sassl.files import storage
-    from ray_sassl.orchestrate.tune.search import search
-    from ray_sassl.study.record import STUDY
-    from tune_spaces import load_space
+    from ray_sassl.api.search import make_study
 
     console = Console()
-    source = load_space(space)
-    given = {
+    wishes = {
+        "experiment": experiment,
+        "overrides": overrides,
+        "trials": trials,
         "searcher": searcher.value if searcher else None,
         "scheduler": scheduler.value if scheduler else None,
-        "objectives": tuple(objective) if objective else None,
-        "num_trials": trials,
         "grace": grace,
+        "objectives": objective or (),
     }
-    study = make_study(source, experiment, overrides or [], given).model_copy(
-        update={"seed": seed, "retries": retries, "max_concurrent": max_concurrent, "time_budget_s": time_budget and seconds(time_budget)}
-    )
-    study_dir = study_dir or f"studies/{source.name}"
-    resume = resume or (resume_if_begun and storage.exists(storage.join(study_dir, STUDY)))
+    study = make_study(space, **wishes)
+    study_dir = study_dir or f"studies/{study.name}"
     console.print(f"[bold]{study.name}[/] in {study_dir}: {study.num_trials} trials, {study.searcher}, {study.scheduler}", highlight=False)
     with _live(console) as watch:
-        state = search(study, study_dir, resume=resume, address=address, watch=watch)
-    console.print(results_table(state.study, state.records))
+        result = ray_sassl.search(
+            space,
+            study_dir,
+            **wishes,
+            time_budget_s=seconds(time_budget) if time_budget else None,
+            max_concurrent=max_concurrent,
+            seed=seed,
+            retries=retries,
+            resume="if begun" if resume_if_begun and not resume else resume,
+            address=address,
+            watch=watch,
+        )
+    console.print(results_table(result.study, result.trials))
     for name in ("trials.parquet", "trials.csv", "best.yaml"):
         console.print(f"{name.partition('.')[0]}: {storage.join(study_dir, name)}", soft_wrap=True, highlight=False)
-    _write_report(console, study_dir)
-    if any(trial.state == "interrupted" for trial in state.records) or (state.is_stopping and len(state.records) < study.num_trials):
+    console.print(f"report: {result.report}", soft_wrap=True, highlight=False)
+    if result.is_interrupted:
         console.print("[yellow]Interrupted:[/] the same command with --resume goes on.")
         raise typer.Exit(130)
-    if state.records and all(trial.state == "failed" for trial in state.records):
+    if result.trials and all(trial.state == "failed" for trial in result.trials):
         console.print("[red]No trial came to its end:[/] the table has each one's reason.")
         raise typer.Exit(1)
 
@@ -141,10 +148,8 @@ def run_command(
 @app.command("spaces", epilog="Example: ray-sassl search spaces")
 def spaces_command() -> None:
     """List the search spaces."""
-    from tune_spaces import spaces
-
     table = Table("space", "experiment", "what is searched", title="Search spaces", title_justify="left")
-    for source in spaces().values():
+    for source in ray_sassl.list_spaces().values():
         table.add_row(source.name, source.experiment, source.about)
     Console().print(table)
 
@@ -152,13 +157,10 @@ def spaces_command() -> None:
 @app.command("report", epilog="Example: ray-sassl search report studies/style_strength")
 def report_command(study_dir: StudyDir) -> None:
     """Draw a study's report, also while it is running."""
-    from ray_sassl.study.record import read_study, read_trials, write_tables
-
     console = Console()
-    study, trials = read_study(study_dir), read_trials(study_dir)
-    write_tables(study, study_dir, trials)
-    console.print(results_table(study, trials))
-    _write_report(console, study_dir)
+    result = ray_sassl.report_study(study_dir)
+    console.print(results_table(result.study, result.trials))
+    console.print(f"report: {result.report}", soft_wrap=True, highlight=False)
 
 
 @app.command("compare", epilog="Example: ray-sassl search compare studies/moco studies/simclr --out compare.html")
@@ -168,64 +170,12 @@ def compare_command(
     out: Annotated[str, typer.Option(help="Where to write the comparison (HTML).")] = "compare.html",
 ) -> None:
     """Put two studies side by side."""
-    from ray_sassl.files import storage
-    from ray_sassl.study.compare import comparison, comparison_html
-    from ray_sassl.study.record import read_study, read_trials
-
     console = Console()
-    studies = [(path, read_study(path), read_trials(path)) for path in (first, second)]
     table = Table("", first, second, title="Studies", title_justify="left")
-    for row in comparison(studies):
+    for row in ray_sassl.compare_studies(first, second, out):
         table.add_row(*row)
     console.print(table)
-    storage.write_text(out, comparison_html(studies))
     console.print(f"comparison: {out}", soft_wrap=True, highlight=False)
-
-
-def make_study(source: Any, experiment: str | None, overrides: list[str], given: dict[str, Any]) -> StudyConfig:
-    """The study that a space, its base experiment and the user's wishes make.
-
-    Args:
-        source: A `tune_spaces.SpaceSource`.
-        given: `searcher`, `scheduler`, `objectives`, `num_trials` and `grace` where the user says; else None, and the space's hold.
-    """
-    from ray_sassl.cli.pretraining import load_config
-    from ray_sassl.config.overrides import apply_overrides
-    from ray_sassl.study.record import StudyConfig
-    from ray_sassl.study.space import Objective
-
-    base = load_config(experiment or source.experiment, overrides)
-    space = source.space(base)
-    if space.overrides:
-        base = load_config(experiment or source.experiment, [*space.overrides, *overrides])
-        space = source.space(base)
-    space = space.without(overrides) if overrides else space
-    if given["grace"]:
-        space = space.model_copy(update={"grace": given["grace"]})
-    objectives = given["objectives"] or space.objectives
-    goals = [Objective.parse(text) for text in objectives]
-    if len({goal.metric for goal in goals}) < len(goals):
-        raise UsageError(f"--objective {' --objective '.join(objectives)}: each metric may stand there once")
-    if online := _online({goal.metric for goal in goals}, base):
-        base = apply_overrides(base, [f"evaluate.online={online}"])
-    searcher = given["searcher"] or space.searcher
-    num_trials = given["num_trials"] or (sum(1 for _ in space.grid(base)) if searcher == "grid" else space.num_trials)
-    return StudyConfig(
-        name=source.name,
-        base=base,
-        space=space,
-        objectives=tuple(str(goal) for goal in goals),
-        searcher=searcher,
-        scheduler=given["scheduler"] or space.scheduler,
-        num_trials=num_trials,
-    )
-
-
-def _online(metrics: set[str], base: ExperimentConfig) -> str | None:
-    """What `evaluate.online` has to be for the objectives, where it is not."""
-    if "linear_top1" not in metrics or base.evaluate.online != "knn":
-        return None
-    return "both" if "knn_top1" in metrics else "linear"
 
 
 def seconds(text: str) -> float:
@@ -347,9 +297,3 @@ def _live(console: Console) -> Iterator[Any]:
         return
     with Live(console=console, refresh_per_second=2) as live:
         yield lambda state: live.update(status(state))
-
-
-def _write_report(console: Console, study_dir: str) -> None:
-    from ray_sassl.study.report import write_report
-
-    console.print(f"report: {write_report(study_dir)}", soft_wrap=True, highlight=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 
+import ray_sassl
 from ray_sassl.cli.data import (
     Address,
     Format,
@@ -20,14 +20,9 @@ from ray_sassl.cli.data import (
     print_bad_rows,
 )
 from ray_sassl.data import DataConfig
-from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.style.datasets import StyleJobConfig
-
-_STYLE_IMAGE_PX = 256
-"""Side of the styles in a preview, which is enough to look at."""
 
 app = typer.Typer(no_args_is_help=True, help="Make style banks, preview styles, stylize whole data sets.")
 
@@ -66,14 +61,12 @@ def bank_command(
     address: Address = None,
 ) -> None:
     """Compute the style codes of a data set, for sassl.style_source=bank or gaussian."""
-    from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.batch.styles import make_bank
-
     console = Console()
     data = data_config(style_data, from_, image_column, "none", max_bad_fraction=max_bad_fraction)
     config = _job(console, overrides, None, only=("stylize",))
-    pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
-    result = make_bank(data, out, config, pool, address=address)
+    result = ray_sassl.build_style_bank(
+        data, out, overrides=config, actors=actors, actor_cpus=actor_cpus, actor_gpus=actor_gpus, address=address
+    )
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"{result.num_styles:,} styles of {result.bundle_id}: {out}", soft_wrap=True)
     console.print(f"Use it with: stylize={config.stylize.name} sassl.style_source=bank sassl.bank={out}", soft_wrap=True, highlight=False)
@@ -103,16 +96,22 @@ def dataset_command(
     Every image is stylized at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently: images
     that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
     """
-    from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.batch.styles import stylize_dataset
-
     console = Console()
     data = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
     config = _job(console, overrides, bank)
-    pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
-    format_name = None if format_ is CopyFormat.same else format_.value
     try:
-        result = stylize_dataset(data, target, config, pool, format_=format_name, copies=copies, shard_rows=shard_rows, address=address)
+        result = ray_sassl.stylize_dataset(
+            data,
+            target,
+            overrides=config,
+            copies=copies,
+            format=None if format_ is CopyFormat.same else format_.value,
+            shard_rows=shard_rows,
+            actors=actors,
+            actor_cpus=actor_cpus,
+            actor_gpus=actor_gpus,
+            address=address,
+        )
     except KeyboardInterrupt:
         console.print(f"Stopped. The same command goes on where it was: the shards in {target} stay.", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -142,27 +141,11 @@ def preview_command(
 
     Contents and styles are drawn at random; seed=1 shows others.
     """
-    import torch
-
-    from ray_sassl.data.reading import build_index
-    from ray_sassl.runs.pictures import styles_picture
-    from ray_sassl.style.datasets import sample_squares
-
     console = Console()
     config = _job(console, overrides, None, only=("stylize", "seed"))
-    storage.check_can_write(out)
-    stylizer = config.stylize.build(torch.device("cpu"))
-
-    def squares(path: str, format_: Format, count: int, side: int) -> tuple[list[np.ndarray], list[str]]:
-        index = build_index(data_config(path, format_, image_column, "none"))
-        found, names, bad = sample_squares(index, count, side, config.seed)
-        print_bad_rows(console, bad, "left out")
-        return found, names
-
-    contents, _ = squares(images, from_, rows, size_px)
-    style_images, names = squares(styles, styles_from, num_styles, max(_STYLE_IMAGE_PX, stylizer.style_px))
-    picture = styles_picture(stylizer, contents, style_images, torch.device("cpu"), style_names=names)
-    storage.write_bytes(out, picture)
+    contents, others = (data_config(path, format_, image_column, "none") for path, format_ in ((images, from_), (styles, styles_from)))
+    result = ray_sassl.preview_styles(contents, others, out, overrides=config, num_images=rows, num_styles=num_styles, size_px=size_px)
+    print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"Preview: {out}", soft_wrap=True)
 
 
@@ -197,73 +180,38 @@ def distill_command(
     gpu: Annotated[bool, typer.Option(help="Whether each worker takes a GPU.")] = False,
     address: Address = None,
 ) -> None:
-    """Train a small stylizer to paint as the published one does, for stylize=swift."""
-    from ray_sassl.orchestrate.batch.distill import distill
-    from ray_sassl.orchestrate.pretraining.train_job import Workers
-    from ray_sassl.orchestrate.runtime.session import ray_session
-    from ray_sassl.style.distillation import FINE_TUNING, DistillConfig
-    from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
-    from ray_sassl.style.stylizers.swift import SHIPPED
-
+    """Train a small stylizer to stylize as the published one does, for stylize=swift."""
     given: dict[str, Any] = {"steps": steps, "num_crops": crops, "batch_size": batch_size, "seed": seed}
     if size_px:
         given["sizes_px"] = tuple(size_px)
-    if start is not None:
-        given |= FINE_TUNING
-    config = DistillConfig(**{name: value for name, value in given.items() if value is not None})
 
     def data(paths: list[str]) -> list[DataConfig]:
         return [data_config(path, from_, image_column, "none", max_bad_fraction=max_bad_fraction) for path in paths]
 
     console = Console()
-    with ray_session(address):
-        result = distill(
-            data(contents),
-            data(styles),
-            out,
-            config,
-            work_dir=work_dir or f"{out}.work",
-            teacher=TeacherConfig(weights=weights),
-            start=str(SHIPPED) if start == "swift" else start,
-            excluded=exclude or (),
-            workers=Workers(workers, worker_cpus, gpu),
-        )
+    result = ray_sassl.distill_stylizer(
+        data(contents),
+        data(styles),
+        out,
+        settings={name: value for name, value in given.items() if value is not None},
+        start=start,
+        exclude=exclude or (),
+        weights=weights,
+        work_dir=work_dir,
+        workers=workers,
+        worker_cpus=worker_cpus,
+        use_gpu=gpu,
+        address=address,
+    )
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"{result.steps:,} steps; code space {result.code_space}: {out}", soft_wrap=True)
     console.print(f"Use it with: stylize=swift stylize.weights={out}", soft_wrap=True, highlight=False)
 
 
 def _job(console: Console, overrides: list[str] | None, bank: str | None, only: tuple[str, ...] = ()) -> StyleJobConfig:
-    """`style_job`, said in a line."""
+    """How images are stylized, said in a line."""
+    from ray_sassl.api.style import style_job
+
     config, hint = style_job(overrides, bank, only)
     console.print(f"stylizer: {config.stylize.name}{hint}", highlight=False, soft_wrap=True)
     return config
-
-
-def style_job(overrides: list[str] | None, bank: str | None, only: tuple[str, ...] = ()) -> tuple[StyleJobConfig, str]:
-    """The job with the overrides, and a hint where another stylizer would be better.
-
-    Args:
-        bank: Of --bank.
-        only: What alone has an effect on the verb; everything where empty.
-    """
-    from ray_sassl.config.overrides import apply_overrides, parse_override
-    from ray_sassl.style.datasets import StyleJobConfig
-    from ray_sassl.style.stylizers import neural_stylizer
-
-    given = list(overrides or [])
-    names = [parse_override(text)[0] for text in given]
-    for name in names:
-        if only and name.partition(".")[0] not in only:
-            raise UsageError(f"{name} has no effect here; what counts are {' and '.join(only)}, as in stylize=swift")
-    if bank is not None:
-        if "sassl.bank" in names:
-            raise UsageError("--bank and sassl.bank both name a style bank; give one of them")
-        given += [f"sassl.bank={bank}"]
-        if "sassl.style_source" not in names:
-            given += ["sassl.style_source=bank"]
-    chosen = neural_stylizer()
-    hint = ""
-    if chosen == "swift" and "stylize" not in names:
-        hint = " (our own small one, as the published one is not on this machine: `ray-sassl weights fetch magenta` gets it)"
-    return apply_overrides(StyleJobConfig(stylize=chosen), given), hint

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ray_sassl.cli import app
 from ray_sassl.plugins import UsageError
 from tests.evaluation.detection.conftest import write_data, write_example
-from tests.export.conftest import MakeRun, make_run
+from tests.exporting.conftest import MakeRun, make_run
 
 __all__ = ["make_run"]
 

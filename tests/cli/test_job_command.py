@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_sassl.api.jobs import default_job_name
 from ray_sassl.cli.job_command import read_command
-from ray_sassl.cli.jobs import default_name
 from ray_sassl.config.files import to_yaml
 from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import UsageError
@@ -99,5 +99,5 @@ def test_a_wrong_command_is_refused_with_the_reason(words: list[str], reason: st
 
 
 def test_a_name_follows_from_the_command_and_where_it_writes():
-    assert default_name("pretrain", "s3://bucket/runs/first/") == "pretrain-first"
-    assert default_name("stylize dataset", "/shared/my copy") == "stylize-dataset-my-copy"
+    assert default_job_name("pretrain", "s3://bucket/runs/first/") == "pretrain-first"
+    assert default_job_name("stylize dataset", "/shared/my copy") == "stylize-dataset-my-copy"

@@ -13,7 +13,7 @@ from ray_sassl.cli import app, evaluation
 from ray_sassl.evaluation import Evaluation, Subject, images
 from ray_sassl.evaluation.protocols.knn import WeightedKNN
 from ray_sassl.plugins import UsageError, plugin_names
-from tests.export.conftest import MakeRun, make_run, write_images
+from tests.exporting.conftest import MakeRun, make_run, write_images
 
 __all__ = ["make_run"]
 

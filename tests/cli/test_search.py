@@ -11,18 +11,18 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from ray_sassl.api.search import make_study
 from ray_sassl.cli import app
-from ray_sassl.cli.search import make_study, remaining_s, seconds, status
+from ray_sassl.cli.search import remaining_s, seconds, status
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import StudyConfig, TrialRecord, open_study, write_trial
 from tests.study.test_record import make_study as small_study
 from tests.study.test_record import make_trial
-from tune_spaces import load_space, spaces
+from tune_spaces import spaces
 
 
 def _study(space: str, *overrides: str, experiment: str | None = None, **given: Any) -> StudyConfig:
-    wishes = {"searcher": None, "scheduler": None, "objectives": None, "num_trials": None, "grace": None} | given
-    return make_study(load_space(space), experiment, list(overrides), wishes)
+    return make_study(space, experiment=experiment, overrides=overrides, **given)
 
 
 def _run(*args: str) -> str:
@@ -43,7 +43,7 @@ def test_what_the_user_does_not_say_is_the_spaces_choice():
     study = _study("style_strength")
     assert (study.searcher, study.scheduler, study.num_trials, study.objectives) == ("optuna", "asha", 20, ("knn_top1",))
     assert study.space.grace == 1
-    study = _study("style_strength", searcher="random", scheduler="median", objectives=("loss", "images_per_s"), num_trials=3, grace=2)
+    study = _study("style_strength", searcher="random", scheduler="median", objectives=("loss", "images_per_s"), trials=3, grace=2)
     assert (study.searcher, study.scheduler, study.num_trials, study.objectives) == ("random", "median", 3, ("loss", "images_per_s"))
     assert study.space.grace == 2
 
@@ -59,7 +59,7 @@ def test_overrides_change_the_base_experiment_and_fix_what_they_set():
 def test_a_grid_has_as_many_trials_as_points():
     fixed = ("sassl.alpha=[0.1, 0.3]", "sassl.beta=[0.1, 0.3]", "sassl.style_source=in_batch")
     assert _study("style_strength", *fixed, searcher="grid").num_trials == 3 * 3 * 2
-    assert _study("style_strength", *fixed, searcher="grid", num_trials=5).num_trials == 5
+    assert _study("style_strength", *fixed, searcher="grid", trials=5).num_trials == 5
 
 
 def test_the_linear_probe_is_measured_where_it_is_an_objective():

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from ray_sassl.cli import jobs
-from ray_sassl.cli.pretraining import load_config
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.jobs.checks import check_resources
+from ray_sassl.runs.configs import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

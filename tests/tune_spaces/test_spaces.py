@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl.cli.search import make_study
+from ray_sassl.api.search import make_study
 from ray_sassl.config.overrides import apply_overrides, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
@@ -62,8 +62,7 @@ def test_spaces_follow_the_method_that_they_find(name, experiment):
 
 @pytest.mark.parametrize("name", ["feature_augmentation", "joint"])
 def test_what_the_method_refuses_is_not_drawn(name):
-    source = load_space(name)
-    study = make_study(source, None, ["method=vicreg"], dict.fromkeys(("searcher", "scheduler", "objectives", "num_trials", "grace")))
+    study = make_study(name, overrides=["method=vicreg"])
     drawn = {config.method.fa.augmentation.name for config in study.space.check(study.base)}  # type: ignore[attr-defined]
     assert "nearest" not in drawn
     assert {"identity", "mask", "swap"} <= drawn

@@ -18,7 +18,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index
-from ray_sassl.export.embedding import (
+from ray_sassl.exporting.embedding import (
     PART_ROWS,
     Embedder,
     EmbeddingPlan,
@@ -30,7 +30,7 @@ from ray_sassl.export.embedding import (
     plan_of,
     write_part,
 )
-from ray_sassl.export.encoder import Encoder, encoder_bytes, encoder_from_bytes
+from ray_sassl.exporting.encoder import Encoder, encoder_bytes, encoder_from_bytes
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, spread
 from ray_sassl.orchestrate.runtime.devices import device_type

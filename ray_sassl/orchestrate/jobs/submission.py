@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +174,8 @@ class Jobs:
             async for text in self._client.tail_job_logs(job.id):
                 write(text)
 
-        with self._clear_errors():
-            asyncio.run(tail())
+        with self._clear_errors(), ThreadPoolExecutor(1) as apart:  # where this is called a loop may be running already
+            apart.submit(asyncio.run, tail()).result()
         return self.wait(self._now(job.id))
 
     def stop(self, job: Job) -> bool:

@@ -15,7 +15,7 @@ from ray_sassl.runs.pages.run_page import flat, training_s, write_run_report
 from ray_sassl.runs.record import read_run
 from ray_sassl.views.grid import image_grid
 from tests.data.test_object_store import bucket
-from tests.export.conftest import MakeRun, make_run
+from tests.exporting.conftest import MakeRun, make_run
 
 __all__ = ["bucket", "make_run"]
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 import ray_sassl
 from ray_sassl.evaluation.images import evaluation_view
-from ray_sassl.export.encoder import encoder_bytes, encoder_from_bytes, load_encoder, weights_sha256
+from ray_sassl.exporting.encoder import encoder_bytes, encoder_from_bytes, load_encoder, weights_sha256
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
-from tests.export.conftest import MakeRun
+from tests.exporting.conftest import MakeRun
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
 

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 import torch
 
-from ray_sassl.export.formats import FormatError, example_images
-from ray_sassl.export.onnx_file import onnx_bytes
+from ray_sassl.exporting.formats import FormatError, example_images
+from ray_sassl.exporting.onnx_file import onnx_bytes
 from ray_sassl.plugins import UsageError
-from tests.export.test_formats import encoder_named
+from tests.exporting.test_formats import encoder_named
 
 
 @pytest.mark.parametrize(

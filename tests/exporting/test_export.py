@@ -14,10 +14,10 @@ import yaml
 
 import ray_sassl
 from ray_sassl.config.files import read_config
-from ray_sassl.export.export import export_encoder
+from ray_sassl.exporting.export import export_encoder
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import find_checkpoint
-from tests.export.conftest import MakeRun
+from tests.exporting.conftest import MakeRun
 
 
 def _run_code_of_the_card(**names: object) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import torch
 
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.export.card import CardFacts, card
-from ray_sassl.export.embedding import Embedder
-from ray_sassl.export.encoder import MODEL, Encoder, encoder_bytes, encoder_of
-from ray_sassl.export.formats import Format, library_model
-from ray_sassl.export.head import LinearHead, fit_head
-from ray_sassl.export.onnx_file import onnx_bytes
+from ray_sassl.exporting.card import CardFacts, card
+from ray_sassl.exporting.embedding import Embedder
+from ray_sassl.exporting.encoder import MODEL, Encoder, encoder_bytes, encoder_of
+from ray_sassl.exporting.formats import Format, library_model
+from ray_sassl.exporting.head import LinearHead, fit_head
+from ray_sassl.exporting.onnx_file import onnx_bytes
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint

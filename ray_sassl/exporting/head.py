@@ -12,7 +12,7 @@ from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
-from ray_sassl.export.embedding import Embedder
+from ray_sassl.exporting.embedding import Embedder
 from ray_sassl.plugins import UsageError
 
 

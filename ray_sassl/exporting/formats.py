@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS
-from ray_sassl.export.encoder import Encoder
+from ray_sassl.exporting.encoder import Encoder
 from ray_sassl.plugins import UsageError
 
 Library = Literal["torchvision", "timm"]

@@ -11,11 +11,11 @@ from scipy import optimize
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
-from ray_sassl.export.embedding import Embedder
-from ray_sassl.export.encoder import load_encoder
-from ray_sassl.export.head import fit_head, fit_layer
+from ray_sassl.exporting.embedding import Embedder
+from ray_sassl.exporting.encoder import load_encoder
+from ray_sassl.exporting.head import fit_head, fit_layer
 from ray_sassl.plugins import UsageError
-from tests.export.conftest import MakeRun, write_images
+from tests.exporting.conftest import MakeRun, write_images
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ray_sassl.export.encoder import Encoder
-from ray_sassl.export.formats import TOLERANCE, FormatError, example_images, largest_difference
+from ray_sassl.exporting.encoder import Encoder
+from ray_sassl.exporting.formats import TOLERANCE, FormatError, example_images, largest_difference
 from ray_sassl.plugins import UsageError
 
 OPSET = 18

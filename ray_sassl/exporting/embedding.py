@@ -22,7 +22,7 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import all_labels, read_groups
-from ray_sassl.export.encoder import Encoder, EncoderFacts
+from ray_sassl.exporting.encoder import Encoder, EncoderFacts
 from ray_sassl.files import storage
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.plugins import UsageError

@@ -12,9 +12,9 @@ import torchvision
 from torch import nn
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.export.encoder import Encoder, EncoderFacts, weights_sha256
-from ray_sassl.export.formats import FormatError, Library, example_images, largest_difference, library_model, library_state
-from tests.export.conftest import drawn_backbone
+from ray_sassl.exporting.encoder import Encoder, EncoderFacts, weights_sha256
+from ray_sassl.exporting.formats import FormatError, Library, example_images, largest_difference, library_model, library_state
+from tests.exporting.conftest import drawn_backbone
 
 
 def encoder_named(name: str, *, stem: str = "imagenet", num_classes: int = 0, size_px: int = 64) -> Encoder:

@@ -14,8 +14,8 @@ import torch
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.reading import build_index, read_groups
-from ray_sassl.export import embedding
-from ray_sassl.export.embedding import (
+from ray_sassl.exporting import embedding
+from ray_sassl.exporting.embedding import (
     MANIFEST,
     Embedder,
     EmbeddingPlan,
@@ -28,9 +28,9 @@ from ray_sassl.export.embedding import (
     plan_of,
     write_part,
 )
-from ray_sassl.export.encoder import load_encoder
+from ray_sassl.exporting.encoder import load_encoder
 from ray_sassl.plugins import UsageError
-from tests.export.conftest import MakeRun, write_images
+from tests.exporting.conftest import MakeRun, write_images
 
 CPU = torch.device("cpu")
 

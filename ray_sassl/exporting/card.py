@@ -10,9 +10,9 @@ import yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.evaluation.results import shown
-from ray_sassl.export.encoder import EncoderFacts
-from ray_sassl.export.formats import Format
-from ray_sassl.export.head import LinearHead
+from ray_sassl.exporting.encoder import EncoderFacts
+from ray_sassl.exporting.formats import Format
+from ray_sassl.exporting.head import LinearHead
 from ray_sassl.files import storage
 from ray_sassl.runs.directory import INDEX
 from ray_sassl.runs.record import RunRecord

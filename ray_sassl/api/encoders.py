@@ -1,0 +1,87 @@
+"""Encoders from Python: load them, export them, compute features of whole data sets."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ray_sassl.api.data import DataSource, as_data
+from ray_sassl.exporting.encoder import Encoder, load_encoder
+from ray_sassl.exporting.export import Export, export_encoder
+from ray_sassl.exporting.formats import Format
+from ray_sassl.runs.configs import Overrides, override_texts
+
+if TYPE_CHECKING:
+    from ray_sassl.orchestrate.batch.embed import EmbedResult
+
+__all__ = ["embed", "export", "load_encoder"]
+
+
+def export(
+    run: str | os.PathLike[str],
+    out: str = "encoder",
+    *,
+    format: Format = "safetensors",
+    with_head: bool = False,
+    overrides: Overrides = None,
+    size_px: int | None = None,
+    license: str | None = None,
+) -> Export:
+    """Write an encoder for use elsewhere: the weights, a card and the config. The file is tried before it is written.
+
+    Args:
+        run: A run directory (its newest sound checkpoint) or a checkpoint.
+        out: A folder or URI that holds no export yet.
+        format: "torchvision", "timm", "onnx" or "safetensors".
+        with_head: Also fit a linear classifier on `evaluate.train` and add it.
+        overrides: Changes to the run's config, such as where labeled images are.
+        size_px: Side of the images; by default as the run was evaluated, else trained.
+        license: License of the weights, for the card.
+
+    Raises:
+        UsageError: there is no checkpoint, the format does not suit the network, or the folder holds an export.
+    """
+    return export_encoder(
+        os.fspath(run), format, out, with_head=with_head, overrides=override_texts(overrides), size_px=size_px, license=license
+    )
+
+
+def embed(
+    encoder: Encoder | str | os.PathLike[str],
+    data: DataSource,
+    out: str = "features.parquet",
+    *,
+    part_rows: int = 4096,
+    size_px: int | None = None,
+    actors: int | None = None,
+    actor_cpus: float = 1.0,
+    actor_gpus: float = 0.0,
+    address: str | None = None,
+    show_progress: bool = True,
+) -> EmbedResult:
+    """Write the features of a whole data set, on Ray, with ids, keys and labels; a call that was stopped is continued.
+
+    Args:
+        encoder: An encoder, a run directory, a checkpoint, or what `export` wrote (except ONNX).
+        data: The images.
+        out: A file `NAME.parquet`, or a folder for several files.
+        part_rows: Rows per part, which is made whole or not at all.
+        size_px: Side of the images; by default as the run was evaluated, else trained.
+        actors: Number of actors; by default as many as the cluster has room for.
+        actor_cpus: CPUs per actor.
+        actor_gpus: GPUs per actor; a share such as 0.5 is allowed.
+        address: Address of a running Ray cluster, as for `pretrain`.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        UsageError: the encoder or the data set cannot be read, or other features are at `out`.
+        TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be decoded; what was made stays.
+    """
+    from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
+    from ray_sassl.orchestrate.batch.embed import embed_dataset
+    from ray_sassl.orchestrate.runtime.session import ray_session
+
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, size_px=size_px)
+    pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
+    with ray_session(address):
+        return embed_dataset(loaded, as_data(data), out, pool, part_rows=part_rows, show_progress=show_progress)

@@ -1,0 +1,179 @@
+"""Commands as jobs on a cluster, from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_sassl.cluster.groups import groups_of, offered_by
+from ray_sassl.files import storage
+from ray_sassl.files.safe_yaml import load_documents
+from ray_sassl.orchestrate.jobs.checks import check_actors, check_data, check_file, check_resources
+from ray_sassl.orchestrate.jobs.payload import select_files
+from ray_sassl.orchestrate.jobs.submission import Job, Jobs, exit_code, refuse_secrets
+from ray_sassl.orchestrate.runtime.definitions import read_definition
+from ray_sassl.plugins import UsageError
+
+__all__ = ["Job", "exit_code"]
+
+
+@dataclass(frozen=True)
+class SubmitResult:
+    """A job that was sent.
+
+    Attributes:
+        job: Where it stands.
+        notes: What could not be checked from this machine.
+        left_here: Files that stayed here because their names are those of secrets.
+        num_files, num_bytes: What travels with it.
+    """
+
+    job: Job
+    notes: list[str]
+    left_here: tuple[str, ...]
+    num_files: int
+    num_bytes: int
+
+
+def submit_job(
+    command: Sequence[str],
+    *,
+    name: str | None = None,
+    working_dir: str = ".",
+    env: Mapping[str, str] | None = None,
+    cluster: str | None = None,
+    max_upload_mb: float = 100.0,
+    address: str | None = None,
+) -> SubmitResult:
+    """Send a command to a cluster, after a look at whether it can work there.
+
+    Args:
+        command: What would stand behind `ray-sassl` on the command line, such as `["pretrain", "moco_imagenet", "--run-dir", "s3://..."]`.
+        name: The same name again continues the job; by default a name from the command and where it writes.
+        working_dir: Folder that travels with the job; what Git ignores stays here.
+        env: Environment variables of the job; no secrets.
+        cluster: Definition of a cluster that grows by itself, which says how far it can.
+        max_upload_mb: Refuse to send more.
+        address: Address of the cluster's job API. By default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.
+
+    Raises:
+        UsageError: the command is wrong or cannot run as a job, its data are missing, the cluster is too small, or it holds a secret.
+        JobError: the cluster does not answer or refuses.
+    """
+    # A job is a command line, so the command line reads it; by name, since it stands above this package.
+    read_command = importlib.import_module("ray_sassl.cli.job_command").read_command
+    words = list(command)
+    refuse_secrets(words, env or {})
+    payload = select_files(Path(working_dir), round(max_upload_mb * 1e6))
+    with contextlib.chdir(working_dir):
+        order = read_command(words)
+        sent = frozenset(payload.files)
+        notes = [*order.notes]
+        for what, path in order.files.items():
+            notes += check_file(path, what, sent)
+        for what, data in order.data.items():
+            notes += check_data(data, what, sent)
+    jobs = Jobs(address)
+    offered = _largest(cluster) if cluster is not None else jobs.resources()
+    if order.config is not None:
+        check_resources(order.config, offered, is_all=cluster is not None)
+    check_actors(order.actors, offered, is_all=cluster is not None)
+    called = name or default_job_name(order.verb, order.target)
+    job = jobs.submit(order.words, name=called, target=order.target, payload=payload, env=env)
+    return SubmitResult(job, notes, tuple(payload.secrets), len(payload.files), payload.num_bytes)
+
+
+def default_job_name(verb: str, target: str) -> str:
+    """The same for the same command into the same place, such as `pretrain-first`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{verb}-{storage.name_of(target)}").strip("-")[:80]
+
+
+def _largest(path: str) -> dict[str, float]:
+    """CPUs and GPUs of the cluster that a file defines, at its largest."""
+    groups = [group for document in load_documents(read_definition(path), path) for group in groups_of(document)]
+    if not groups:
+        raise UsageError(f"{path} defines no cluster")
+    return offered_by(groups)
+
+
+def list_jobs(address: str | None = None) -> list[Job]:
+    """The cluster's jobs, the newest first.
+
+    Args:
+        address: As for `submit_job`.
+
+    Raises:
+        JobError: the cluster does not answer or refuses.
+    """
+    return Jobs(address).list()
+
+
+def job_status(job: str, address: str | None = None) -> Job:
+    """Where a job stands.
+
+    Args:
+        job: A job's name, which stands for its newest try, or a try's id.
+        address: As for `submit_job`.
+
+    Raises:
+        JobError: the cluster does not answer or refuses.
+        UsageError: there is no such job.
+    """
+    return Jobs(address).status(job)
+
+
+def job_logs(job: str, *, follow: Callable[[str], object] | None = None, address: str | None = None) -> tuple[str, Job]:
+    """What a job has printed so far, and where it stands.
+
+    Args:
+        job: As for `job_status`.
+        follow: Called with each new piece of text until the job ends; the text that is returned is then empty.
+        address: As for `submit_job`.
+
+    Raises:
+        JobError: the cluster does not answer or refuses.
+        UsageError: there is no such job.
+    """
+    jobs = Jobs(address)
+    found = jobs.status(job)
+    return ("", jobs.follow(found, follow)) if follow is not None else (jobs.logs(found), found)
+
+
+def stop_job(job: str, *, wait: bool = True, address: str | None = None) -> tuple[bool, Job]:
+    """Stop a job as by Ctrl-C: a pretraining or a search leaves checkpoints first. What has not stopped after five minutes is killed.
+
+    Args:
+        job: As for `job_status`.
+        wait: Whether to wait until it has stopped.
+        address: As for `submit_job`.
+
+    Returns:
+        Whether it was running, and where it stands now.
+
+    Raises:
+        JobError: the cluster does not answer or refuses.
+        UsageError: there is no such job.
+    """
+    jobs = Jobs(address)
+    found = jobs.status(job)
+    was_running = jobs.stop(found)
+    return was_running, jobs.wait(found) if was_running and wait else found
+
+
+def wait_for_job(job: str, address: str | None = None) -> Job:
+    """Wait until a job has ended.
+
+    Args:
+        job: As for `job_status`.
+        address: As for `submit_job`.
+
+    Raises:
+        JobError: the cluster does not answer or refuses.
+        UsageError: there is no such job.
+    """
+    jobs = Jobs(address)
+    return jobs.wait(jobs.status(job))

@@ -1,0 +1,210 @@
+"""Searches from Python: `search`, and what can be said of studies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.files import storage
+from ray_sassl.plugins import UsageError
+from ray_sassl.runs.configs import Overrides, load_config, override_texts
+from ray_sassl.study.compare import comparison, comparison_html
+from ray_sassl.study.record import BEST, STUDY, StudyConfig, TrialRecord, read_study, read_trials, write_tables
+from ray_sassl.study.report import write_report
+from ray_sassl.study.space import Objective, SearchSpace
+from tune_spaces import SpaceSource, load_space, spaces
+
+if TYPE_CHECKING:
+    from ray_sassl.api.pretraining import Resume
+    from ray_sassl.orchestrate.tune.search import StudyState
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study as it stands in its directory.
+
+    Attributes:
+        study: What is searched.
+        study_dir: The directory.
+        trials: By number.
+        report: The HTML page.
+        best: The best trial as an experiment (YAML) that `pretrain` takes, or None where no trial has a score.
+        is_interrupted: Whether the search was stopped before its end, to be continued with `resume`.
+    """
+
+    study: StudyConfig
+    study_dir: str
+    trials: list[TrialRecord]
+    report: str
+    best: str | None
+    is_interrupted: bool = False
+
+
+def make_study(
+    space: str | os.PathLike[str] | SearchSpace,
+    *,
+    experiment: ExperimentConfig | str | None = None,
+    overrides: Overrides = None,
+    trials: int | None = None,
+    searcher: str | None = None,
+    scheduler: str | None = None,
+    grace: int | None = None,
+    objectives: Sequence[str] = (),
+    **fields: Any,
+) -> StudyConfig:
+    """The study that a space, its base experiment and the caller's wishes make; the arguments are those of `search`.
+
+    Raises:
+        UsageError: the space, the experiment or a wish is wrong.
+    """
+    source = _source(space, experiment)
+    given = override_texts(overrides)
+    base = load_config(experiment or source.experiment, given)
+    found = source.space(base)
+    if found.overrides:
+        base = load_config(experiment or source.experiment, [*found.overrides, *given])
+        found = source.space(base)
+    found = found.without(given) if given else found
+    if grace:
+        found = found.model_copy(update={"grace": grace})
+    goals = [Objective.parse(text) for text in objectives or found.objectives]
+    if len({goal.metric for goal in goals}) < len(goals):
+        raise UsageError(f"--objective {' --objective '.join(objectives)}: each metric may stand there once")
+    if online := _online({goal.metric for goal in goals}, base):
+        base = apply_overrides(base, [f"evaluate.online={online}"])
+    searcher = searcher or found.searcher
+    num_trials = trials or (sum(1 for _ in found.grid(base)) if searcher == "grid" else found.num_trials)
+    return StudyConfig(
+        name=source.name,
+        base=base,
+        space=found,
+        objectives=tuple(str(goal) for goal in goals),
+        searcher=searcher,  # pyright: ignore[reportArgumentType]
+        scheduler=scheduler or found.scheduler,  # pyright: ignore[reportArgumentType]
+        num_trials=num_trials,
+        **fields,
+    )
+
+
+def _source(space: str | os.PathLike[str] | SearchSpace, experiment: ExperimentConfig | str | None) -> SpaceSource:
+    if not isinstance(space, SearchSpace):
+        return load_space(os.fspath(space))
+    if experiment is None:
+        raise UsageError("a search space by itself has no base experiment; give one: experiment=...")
+    return SpaceSource("study", "", "", lambda base: space)
+
+
+def _online(metrics: set[str], base: ExperimentConfig) -> str | None:
+    """What `evaluate.online` has to be for the objectives, where it is not."""
+    if "linear_top1" not in metrics or base.evaluate.online != "knn":
+        return None
+    return "both" if "knn_top1" in metrics else "linear"
+
+
+def search(
+    space: str | os.PathLike[str] | SearchSpace,
+    study_dir: str | None = None,
+    *,
+    experiment: ExperimentConfig | str | None = None,
+    overrides: Overrides = None,
+    trials: int | None = None,
+    time_budget_s: float | None = None,
+    max_concurrent: int | None = None,
+    searcher: str | None = None,
+    scheduler: str | None = None,
+    grace: int | None = None,
+    objectives: Sequence[str] = (),
+    seed: int = 0,
+    retries: int = 1,
+    resume: Resume = False,
+    address: str | None = None,
+    watch: Callable[[StudyState], None] = lambda state: None,
+) -> StudyResult:
+    """Run a study on Ray Tune: each trial is a whole pretraining run; the record is the study directory.
+
+    Args:
+        space: A space's name, a `.py` or `.yaml` file, or a `SearchSpace` (then `experiment` is needed).
+        study_dir: Local path or URI. By default `studies/SPACE`.
+        experiment: Another base experiment: a config, a name, a YAML file or a run directory.
+        overrides: Changes to the base experiment; what they set is not searched.
+        trials: How many; by default the space's, and for a grid all of it.
+        time_budget_s: Seconds after which running trials are stopped with a checkpoint.
+        max_concurrent: Trials at once; by default as many as there is room for.
+        searcher: "random", "grid", "optuna" or "hyperband-bayes"; by default the space's.
+        scheduler: "fifo", "asha", "pbt" or "median"; by default the space's.
+        grace: Evaluations that a trial gets before it may be stopped; by default the space's.
+        objectives: Metrics, or `METRIC:min`; several give a Pareto front, and the first one decides on stops. By default the space's.
+        seed: Seed of the suggestions; a trial's own seed is the experiment's.
+        retries: How often a failed trial is started again from its checkpoint.
+        resume: Whether to continue the study in the study directory; "if begun" continues it if there is one.
+        address: Address of a running Ray cluster, as for `pretrain`.
+        watch: Called several times a second with the state of the study.
+
+    Raises:
+        UsageError: the space, the experiment, the study directory or the cluster do not allow the study.
+    """
+    from ray_sassl.orchestrate.tune.search import search as run_search
+
+    study = make_study(
+        space,
+        experiment=experiment,
+        overrides=overrides,
+        trials=trials,
+        searcher=searcher,
+        scheduler=scheduler,
+        grace=grace,
+        objectives=objectives,
+        seed=seed,
+        retries=retries,
+        max_concurrent=max_concurrent,
+        time_budget_s=time_budget_s,
+    )
+    place = study_dir or f"studies/{study.name}"
+    goes_on = storage.exists(storage.join(place, STUDY)) if resume == "if begun" else resume
+    state = run_search(study, place, resume=goes_on, address=address, watch=watch)
+    is_interrupted = any(trial.state == "interrupted" for trial in state.records) or (
+        state.is_stopping and len(state.records) < study.num_trials
+    )
+    return _result(state.study, place, state.records, is_interrupted=is_interrupted)
+
+
+def _result(study: StudyConfig, study_dir: str, trials: list[TrialRecord], *, is_interrupted: bool = False) -> StudyResult:
+    best = storage.join(study_dir, BEST)
+    return StudyResult(study, study_dir, trials, write_report(study_dir), best if storage.exists(best) else None, is_interrupted)
+
+
+def list_spaces() -> dict[str, SpaceSource]:
+    """The search spaces by name."""
+    return spaces()
+
+
+def report_study(study_dir: str) -> StudyResult:
+    """Write a study's tables and its report, also while it is running.
+
+    Raises:
+        StudyDirectoryError: no study is there.
+    """
+    study, trials = read_study(study_dir), read_trials(study_dir)
+    write_tables(study, study_dir, trials)
+    return _result(study, study_dir, trials)
+
+
+def compare_studies(first: str, second: str, out: str | None = "compare.html") -> list[tuple[str, ...]]:
+    """Put two studies side by side: rows of what is compared and its value in each.
+
+    Args:
+        first: A study directory.
+        second: Another one.
+        out: Path or URI of an HTML page, or None.
+
+    Raises:
+        StudyDirectoryError: no study is there.
+    """
+    studies = [(path, read_study(path), read_trials(path)) for path in (first, second)]
+    if out is not None:
+        storage.write_text(out, comparison_html(studies))
+    return comparison(studies)

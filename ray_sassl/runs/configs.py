@@ -1,0 +1,79 @@
+"""The config of a run, from whatever names one: an experiment, a YAML file, a run directory or a config."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from ray_sassl.config.files import read_config
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.experiments import load_experiment
+from ray_sassl.files import storage
+from ray_sassl.plugins import UsageError
+from ray_sassl.runs.directory import CONFIG
+
+Overrides = Mapping[str, Any] | Sequence[str] | None
+"""Changes to a config: `{"train.epochs": 20}`, or `path=value` texts as on the command line."""
+
+
+def load_config(experiment: ExperimentConfig | str | os.PathLike[str], overrides: Overrides = None) -> ExperimentConfig:
+    """The config of a run, with the overrides applied.
+
+    Args:
+        experiment: A config, an experiment's name, a YAML file, or a run directory; paths may be URIs.
+        overrides: Changes by path, applied in order.
+
+    Raises:
+        UsageError: nothing of that name is there, or an override names an unknown path or an invalid value.
+    """
+    return apply_overrides(_base(experiment), override_texts(overrides))
+
+
+def _base(experiment: ExperimentConfig | str | os.PathLike[str]) -> ExperimentConfig:
+    if isinstance(experiment, ExperimentConfig):
+        return experiment
+    name = os.fspath(experiment)
+    if name.endswith((".yaml", ".yml")):
+        if not storage.exists(name):
+            raise UsageError(f"there is no file {name}")
+        return read_config(name)
+    if storage.exists(path := storage.join(name, CONFIG)):
+        return read_config(path)
+    return load_experiment(name)
+
+
+def override_texts(overrides: Overrides) -> list[str]:
+    """The overrides as `path=value` texts.
+
+    Raises:
+        UsageError: a value is neither a plain value nor a config.
+    """
+    if not isinstance(overrides, Mapping):
+        return list(overrides or ())
+    return [f"{path}={_as_text(path, value)}" for path, value in overrides.items()]
+
+
+def _as_text(path: str, value: Any) -> str:
+    def plain(other: Any) -> Any:
+        if isinstance(other, BaseModel):
+            return other.model_dump(mode="json")
+        if isinstance(other, os.PathLike):
+            return os.fspath(other)
+        raise TypeError(type(other).__name__)
+
+    try:
+        return json.dumps(value, default=plain)
+    except TypeError as error:
+        raise UsageError(f"override {path!r}: a {error} is not a value of a config") from error
+
+
+def default_run_dir(experiment: object, config: ExperimentConfig) -> str:
+    """Where a run goes that was given no directory: the run directory that its config comes from, else `runs/NAME`."""
+    if isinstance(experiment, str | os.PathLike) and storage.exists(storage.join(experiment, CONFIG)):
+        return os.fspath(experiment)
+    return f"runs/{config.name}"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from torch import nn
 
 from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.files import storage
+from ray_sassl.nn.digest import weights_sha256
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,8 @@ Provenance = dict[str, str]
 
 
 def encoder_digest(encoder: nn.Module) -> str:
-    """sha256 over the network's structure (as it prints itself) and over the names, types and bytes of its parameters and buffers."""
-    digest = hashlib.sha256(repr(encoder).encode())
-    for name, tensor in encoder.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
+    """sha256 over the network's structure (as it prints itself) and its weights."""
+    return hashlib.sha256(f"{encoder!r}\0{weights_sha256(encoder)}".encode()).hexdigest()
 
 
 def file_name(provenance: Provenance) -> str:

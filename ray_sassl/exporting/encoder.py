@@ -5,12 +5,9 @@ The file is one of safetensors whose header holds the `EncoderFacts` beside the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -26,6 +23,8 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, decode
 from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.files import storage
+from ray_sassl.files.safetensors_header import read_header
+from ray_sassl.nn.digest import weights_sha256
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import FrozenConfig, UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint
@@ -180,15 +179,6 @@ def _loaded(config: BackboneConfig, state: dict[str, Tensor]) -> tuple[nn.Module
     return backbone, num_features
 
 
-def weights_sha256(network: nn.Module) -> str:
-    """sha256 over the names, types, shapes and values of a network's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).data)
-    return digest.hexdigest()
-
-
 def encoder_bytes(encoder: Encoder, head: str = "linear_head") -> bytes:
     """The file that `load_encoder` reads, with the backbone's own names of tensors.
 
@@ -207,7 +197,7 @@ def encoder_from_bytes(content: bytes, source: str = "the file") -> Encoder:
     """The inverse of `encoder_bytes`.
 
     Raises:
-        BadEncoderError: the content is not such a file, or is damaged.
+        UsageError: the content is not such a file, or is damaged.
     """
     facts = _facts_of(content, source)
     try:
@@ -226,12 +216,7 @@ def encoder_from_bytes(content: bytes, source: str = "the file") -> Encoder:
 
 
 def _facts_of(content: bytes, source: str) -> EncoderFacts:
-    try:
-        length = int.from_bytes(content[:8], "little")
-        header: dict[str, Any] = json.loads(content[8 : 8 + length])
-        text = header.get("__metadata__", {}).get(_FACTS)
-    except (ValueError, AttributeError) as error:
-        raise BadEncoderError(f"{source} is no safetensors file ({error})") from error
+    text = read_header(content, source).metadata.get(_FACTS)
     if text is None:
         raise BadEncoderError(
             f"{source} was not written by `ray-sassl export`: its header does not say which network it is for. The encoder of a checkpoint is loaded "

@@ -16,13 +16,14 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from ray_sassl.files import storage
+from ray_sassl.files.safetensors_header import read_header
 from ray_sassl.plugins import UsageError
 
 _FORMAT = "ray-sassl style bank 1"
 
 
 class BadBankError(UsageError):
-    """The file is no style bank, or its codes are of another stylizer."""
+    """The file is not a style bank, or its codes are for another stylizer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,23 +84,19 @@ class StyleBank:
             bundle_id: Of the stylizer that the codes are for, which is then checked.
 
         Raises:
-            BadBankError: the file is missing, is no bank, or holds codes of another stylizer.
+            BadBankError: the file is missing, is not a bank, or holds codes of another stylizer.
         """
         if not storage.exists(path):
             raise BadBankError(f"there is no style bank {path}; make one with `ray-sassl stylize bank STYLE_DATA --out {path}`")
         content = storage.read_bytes(path)
+        metadata = _metadata(content, path)
         try:
-            metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-            if metadata.get("format") != _FORMAT:
-                raise BadBankError(f"{path} is no style bank; make one with `ray-sassl stylize bank STYLE_DATA --out {path}`")
             tensors = {name: _array(tensor) for name, tensor in deserialize(content)}
             bank = cls(
                 tensors["codes"], tuple(json.loads(metadata["names"])), metadata["bundle_id"], tensors["mean"], tensors["covariance"]
             )
-        except (SafetensorError, KeyError, UnicodeDecodeError, ValueError, AttributeError) as error:
-            if isinstance(error, BadBankError):
-                raise
-            raise BadBankError(f"{path} is damaged, or no style bank: {error}") from error
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise BadBankError(f"{path} is damaged, or is not a style bank: {error}") from error
         if bundle_id is not None and bank.bundle_id != bundle_id:
             raise BadBankError(
                 f"the style bank {path} holds codes of {bank.bundle_id}, which mean nothing to {bundle_id}; compute it again with this stylizer"
@@ -107,10 +104,20 @@ class StyleBank:
         return bank
 
 
+def _metadata(content: bytes, path: str | os.PathLike[str]) -> dict[str, str]:
+    try:
+        metadata = read_header(content, str(path)).metadata
+    except UsageError as error:
+        raise BadBankError(str(error)) from error
+    if metadata.get("format") != _FORMAT:
+        raise BadBankError(f"{path} is not a style bank; make one with `ray-sassl stylize bank STYLE_DATA --out {path}`")
+    return metadata
+
+
 def _in_order(content: bytes) -> bytes:
-    """The safetensors file with its header sorted, whose metadata comes in an order of chance; tensors are placed relative to its end."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    """The safetensors file with its header sorted, since the order of metadata is random; tensors are placed relative to its end."""
+    entries, end = read_header(content, "the bank")
+    header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + content[end:]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ray_sassl.files import storage
 from ray_sassl.files.cache import cache_dir, download, locked, mismatch
+from ray_sassl.files.safetensors_header import read_header
 from ray_sassl.plugins import UsageError
 
 _FORMAT = "ray-sassl weights 1"
@@ -215,10 +216,10 @@ def _convert_originals(weights: PublishedWeights) -> None:
 def _parse(weights: PublishedWeights, content: bytes, where: str) -> dict[str, Tensor]:
     again = f"delete it and run `ray-sassl weights fetch {weights.name}` or `ray-sassl weights add`"
     try:
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        metadata = read_header(content, where).metadata
         tensors = load(content)
-    except (SafetensorError, UnicodeDecodeError, ValueError, AttributeError) as error:
-        raise BadWeightsError(f"{where} is damaged, or no safetensors file ({error}); {again}") from error
+    except (SafetensorError, UsageError) as error:
+        raise BadWeightsError(f"{where} is damaged, or is not a safetensors file ({error}); {again}") from error
     if metadata.get("format") != _FORMAT or metadata.get("code_space") != weights.code_space:
         raise BadWeightsError(
             f"{where} holds weights of {metadata.get('code_space', 'another network')}, not of {weights.code_space}; {again}"

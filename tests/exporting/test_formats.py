@@ -12,8 +12,9 @@ import torchvision
 from torch import nn
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.exporting.encoder import Encoder, EncoderFacts, weights_sha256
+from ray_sassl.exporting.encoder import Encoder, EncoderFacts
 from ray_sassl.exporting.formats import FormatError, Library, example_images, largest_difference, library_model, library_state
+from ray_sassl.nn.digest import weights_sha256
 from tests.exporting.conftest import drawn_backbone
 
 

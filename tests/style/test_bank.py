@@ -43,7 +43,7 @@ def test_a_cut_bank_is_refused(bank, tmp_path, cut):
 
 def test_a_safetensors_file_of_something_else_is_refused(tmp_path):
     save_file({"codes": np.zeros((2, 3), np.float32)}, tmp_path / "model.safetensors")
-    with pytest.raises(BadBankError, match="no style bank"):
+    with pytest.raises(BadBankError, match="not a style bank"):
         StyleBank.load(tmp_path / "model.safetensors")
 
 

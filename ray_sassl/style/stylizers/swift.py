@@ -6,7 +6,6 @@ needs no download. `ray-sassl stylize distill` makes such files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from ray_sassl.files import storage
 from ray_sassl.files.paths import LocalPath
+from ray_sassl.files.safetensors_header import read_header
+from ray_sassl.plugins import UsageError
 from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.stylizers.network_pair import NetworkPair
@@ -79,10 +80,10 @@ def read_student(path: str | Path = SHIPPED) -> tuple[dict[str, Tensor], dict[st
         raise MissingWeightsError(f"there are no weights {path}; make them with `ray-sassl stylize distill`, or leave stylize.weights out")
     content = storage.read_bytes(path)
     try:
-        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        facts = read_header(content, str(path)).metadata
         state = {name: value.float() for name, value in load(content).items()}
-    except (SafetensorError, UnicodeDecodeError, ValueError, AttributeError) as error:
-        raise BadWeightsError(f"{path} is damaged, or no safetensors file: {error}") from error
+    except (SafetensorError, UsageError) as error:
+        raise BadWeightsError(f"{path} is damaged, or is not a safetensors file ({error})") from error
     if facts.get("format") != _FORMAT or "code_space" not in facts:
         raise BadWeightsError(f"{path} was not written by `ray-sassl stylize distill`; stylize=swift takes no other weights")
     return state, facts

@@ -17,7 +17,8 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.data.reading import build_index
 from ray_sassl.exporting.embedding import Embedder, EmbeddingPlan
-from ray_sassl.exporting.encoder import Encoder, EncoderFacts, encoder_bytes, weights_sha256
+from ray_sassl.exporting.encoder import Encoder, EncoderFacts, encoder_bytes
+from ray_sassl.nn.digest import weights_sha256
 from ray_sassl.orchestrate.batch import embed
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
 from ray_sassl.orchestrate.batch.embed import embed_dataset

@@ -133,7 +133,7 @@ def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
 
 
 def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
-    from ray_sassl.cli.evaluation import parse_protocols, split_detection, with_all_named
+    from ray_sassl.cli.protocol_words import parse_protocols, split_detection, with_all_named
     from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.evaluation.detection import DetectConfig
     from ray_sassl.runs.configs import load_config

@@ -13,7 +13,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: ray-sassl report runs/first --out first.html")
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, local or s3://, gs://; the run may still be going.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, local or s3://, gs://; the run may still be training.")],
     out: Annotated[str | None, typer.Option(help="The page. [default: report.html in the run directory]")] = None,
 ) -> None:
     """Write one page about a run.
@@ -30,22 +30,23 @@ def report(
 )
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run directories; the first, with its other seeds, is the yardstick.")
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run directories; the first, with its other seeds, is what the others are compared with."),
     ],
     on: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PROTOCOLS", help="Compare by these protocols only, and judge the runs that lack one; changes as for `evaluate`."
+            metavar="PROTOCOLS", help="Compare by these protocols only, and evaluate the runs that lack one; changes as for `evaluate`."
         ),
     ] = None,
     out: Annotated[str, typer.Option(help="Folder for comparison.html, .md and .json.")] = "comparison",
 ) -> None:
-    """Hold runs against each other.
+    """Compare runs.
 
-    Scores with paired intervals over test images and seeds, and whether a difference is more than noise; curves, views and pictures side by side.
-    Runs that differ only in their seed are taken together.
+    Scores with paired intervals over test images and seeds, and whether a difference is more than noise; curves, views and figures side by side.
+    Runs that differ only in their seed are one group.
     """
-    from ray_sassl.cli import evaluation
+    from ray_sassl.cli.evaluation import evaluate_missing
     from ray_sassl.runs.pages.comparing import as_markdown
     from ray_sassl.runs.pages.comparing import compare as compare_runs
     from ray_sassl.runs.pages.comparison_page import write_comparison
@@ -55,7 +56,7 @@ def compare(
     words = [word for given in on or [] for part in shlex.split(given) for word in ([part] if "=" in part else part.split(",")) if word]
     protocols = None
     for path in dict.fromkeys(runs) if words else []:
-        protocols = evaluation.evaluate_what_is_missing(console, path, words)
+        protocols = evaluate_missing(console, path, words)
     comparison = compare_runs([read_run(path) for path in runs], protocols)
     console.print(as_markdown(comparison), soft_wrap=True, highlight=False, markup=False)
     for path in write_comparison(comparison, out):

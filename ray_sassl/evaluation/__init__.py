@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -48,16 +48,29 @@ class LabeledFeatures:
 
 @dataclass(frozen=True)
 class Score:
-    """A score with its 95 % confidence interval; `low` and `high` are None if it has no interval."""
+    """A score with its 95 % confidence interval.
+
+    Attributes:
+        low: Of the interval; None if there is none.
+        high: Of the interval.
+        is_share: Whether it is a share in [0, 1], which people read in per cent.
+        chance: The value of guessing, if that is known.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
+    is_share: bool = False
+    chance: float | None = None
+
+    def as_share(self, chance: float | None = None) -> Score:
+        """The same score, known to be a share in [0, 1]."""
+        return replace(self, is_share=True, chance=chance)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was predicted for each test image, so that two encoders can be compared image by image.
+    """The predicted class of each test image, so that two encoders can be compared image by image.
 
     Attributes:
         sample_id: (N,) int64, the image's number in the test set.
@@ -69,13 +82,18 @@ class Predictions:
     labels: np.ndarray
     predicted: np.ndarray
 
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.labels == self.predicted
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """The result of a protocol.
 
     Attributes:
-        scores: By name; a name that ends in `top1`, `top5`, `per_class`, `share`, `accuracy` or `AP` is a share in [0, 1], as are AP50 and AP75.
+        scores: By name.
         figures: PNG files by name.
         details: What else is worth keeping, as JSON has it.
         predictions: For the test images, if the protocol classifies them.

@@ -1,106 +1,152 @@
-"""Scores as files: `PROTOCOL.json` with pictures and predictions beside it, as evaluations write them and pages read them."""
+"""The scores of a run as files: `PROTOCOL.json`, and beside it figures as PNG and predictions as Parquet. All evaluations are written and read here."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_sassl.evaluation import Evaluation, Predictions, Score
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json
 from ray_sassl.plugins import UsageError
 
 EVALUATION = "evaluation"
-"""The folder in a run directory for `step-NUMBER/PROTOCOL.json` and what lies beside it: pictures, and predictions as `PROTOCOL.parquet`."""
+"""The folder in a run directory for `step-NUMBER/PROTOCOL.json` and the files that belong to it."""
+
+_FEATURES = "features"
 
 _FLAT = "evaluate-"
-"""How files of scores that lie in the run directory itself begin."""
+"""How the names of files of scores begin that lie in the run directory itself."""
 
-_SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
-"""How the names of figures end that are shares in [0, 1]."""
+_OLD_SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
+"""How the names of shares end in files from before a score said so itself."""
 
 _STEP = re.compile(r"step-\d+")
 
-_BASELINES = ("untrained encoder", "raw pixels", "chance")
+_BASELINES = ("untrained encoder", "raw pixels")
+
+
+def results_folder(checkpoint: str, step: int) -> str:
+    """Where the scores of a checkpoint go unless another folder is given: `evaluation/step-NUMBER` of its run directory."""
+    return storage.join(storage.parent(storage.parent(checkpoint)), EVALUATION, f"step-{step:08d}")
+
+
+def features_folder(checkpoint: str) -> str:
+    """Where the features of a run's encoders are kept: `evaluation/features` of its run directory."""
+    return storage.join(storage.parent(storage.parent(checkpoint)), EVALUATION, _FEATURES)
+
+
+def shown(score: Score) -> tuple[str, str]:
+    """The score and its interval for people; the second is empty if it has none."""
+    text = shown_value(score.value, is_share=score.is_share)
+    if score.low is None or score.high is None:
+        return text, ""
+    low, high = (shown_value(value, is_share=score.is_share) for value in (score.low, score.high))
+    return text, f"{low} to {high}"
+
+
+def shown_value(value: float, *, is_share: bool) -> str:
+    """A share in per cent, any other value as a number."""
+    return f"{value:.2%}" if is_share else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A score, with its 95 % interval where the protocol gave one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-def is_share(name: str) -> bool:
-    """Whether a figure of that name is a share in [0, 1], which people read in per cent."""
-    return name.endswith(_SHARES)
-
-
-def shown(name: str, figure: Figure) -> tuple[str, str]:
-    """The figure and its interval, for people; the second is empty where it has none."""
-
-    def text(value: float) -> str:
-        return f"{value:.2%}" if is_share(name) else f"{value:.4g}"
-
-    if figure.low is None or figure.high is None:
-        return text(figure.value), ""
-    return text(figure.value), f"{text(figure.low)} to {text(figure.high)}"
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What was predicted for each test image: `sample_id`, `labels`, `predicted`, each (N,) int64, by ascending id."""
-
-    sample_id: np.ndarray
-    labels: np.ndarray
-    predicted: np.ndarray
-
-    @property
-    def correct(self) -> np.ndarray:
-        """(N,) bool."""
-        return self.labels == self.predicted
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one protocol found.
+class ProtocolScores:
+    """The scores of one protocol, read back.
 
     Attributes:
-        protocol: Its name, with what sets it apart where it was run in several ways.
-        figures: By name, of the run's own encoder.
-        baselines: The same of other encoders that were scored beside it, by their names.
-        predictions: Where they were kept.
-        step: Of the checkpoint that was scored, where that is known.
+        protocol: Its name, and what tells apart several settings of it.
+        scores: Of the run's own encoder, by name.
+        baselines: Of other encoders that were evaluated beside it, by their names.
+        predictions: If they were kept.
+        step: Of the checkpoint, if it is known.
         settings: Of the protocol.
-        data: What it was measured on.
+        data: What the encoders were evaluated on.
         details: What else was found for the run's own encoder.
-        pictures: PNG files by name.
+        figures: PNG files by name.
         path: The file that this was read from.
     """
 
     protocol: str
-    figures: dict[str, Figure]
-    baselines: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    scores: dict[str, Score]
+    baselines: dict[str, dict[str, Score]] = field(default_factory=dict)
     predictions: Predictions | None = None
     step: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    figures: dict[str, bytes] = field(default_factory=dict)
     path: str = ""
 
 
-def read_scores(run_dir: str) -> list[Scores]:
-    """The newest scores of every protocol in a run directory, by the protocol's name.
+def write_scores(
+    folder: str,
+    protocol: str,
+    settings: dict[str, Any],
+    evaluations: Mapping[str, Evaluation],
+    *,
+    checkpoint: str,
+    step: int,
+    data: dict[str, Any] | None,
+    num_bad: int | None,
+    detections: pa.Table | None = None,
+) -> str:
+    """Write `PROTOCOL.json`, and the figures `PROTOCOL-NAME.png` and the predictions or detections `PROTOCOL.parquet` of the first encoder.
 
-    They lie in `evaluation/step-NUMBER/`, those of the largest step first, else in `evaluation/`, else beside it as `evaluate-PROTOCOL.json`.
+    Args:
+        settings: Of the protocol.
+        evaluations: By encoder; the first is the run's own.
+        checkpoint: Of the run's own encoder.
+        step: Of the checkpoint.
+        data: What the encoders were evaluated on; None if the protocol's settings say so.
+        num_bad: Images that could not be decoded; None if the details say so.
+        detections: One row per detection of the first encoder.
+
+    Returns:
+        The path of the JSON file.
+    """
+    first = next(iter(evaluations.values()))
+    files = {}
+    for name, content in first.figures.items():
+        files[name] = f"{protocol}-{name}.png"
+        storage.write_bytes(storage.join(folder, files[name]), content)
+    tables = {"predictions": _table(first.predictions) if first.predictions is not None else None, "detections": detections}
+    for name, table in tables.items():
+        if table is not None:
+            files[name] = f"{protocol}.parquet"
+            with storage.open_atomic(storage.join(folder, files[name])) as file:
+                pq.write_table(table, file)
+    record = {
+        "checkpoint": checkpoint,
+        "step": step,
+        "protocol": {"name": protocol, **settings},
+        "data": data,
+        "bad_images": num_bad,
+        "scores": {name: {key: asdict(score) for key, score in found.scores.items()} for name, found in evaluations.items()},
+        "details": {name: found.details for name, found in evaluations.items()},
+        "files": files,
+    }
+    path = storage.join(folder, f"{protocol}.json")
+    storage.write_text(path, json.dumps(record, indent=2))
+    return path
+
+
+def _table(predictions: Predictions) -> pa.Table:
+    return pa.table({"sample_id": predictions.sample_id, "label": predictions.labels, "predicted": predictions.predicted})
+
+
+def read_scores(run_dir: str) -> list[ProtocolScores]:
+    """The newest scores of every protocol in a run directory, in the order of the protocols' names.
+
+    They are in `evaluation/step-NUMBER/`, of which the largest step is taken first, or in `evaluation/`, or beside it as `evaluate-PROTOCOL.json`.
 
     Raises:
         UsageError: a file of scores or predictions is damaged.
@@ -110,17 +156,17 @@ def read_scores(run_dir: str) -> list[Scores]:
     folders = [*steps, storage.join(run_dir, EVALUATION)]
     paths = [entry.path for folder in folders for entry in storage.list_dir(folder) if entry.is_file]
     paths += [entry.path for entry in storage.list_dir(run_dir) if entry.is_file and storage.name_of(entry.path).startswith(_FLAT)]
-    found: dict[str, Scores] = {}
+    found: dict[str, ProtocolScores] = {}
     for path in paths:
         stem, _, extension = storage.name_of(path).rpartition(".")
         stem = stem.removeprefix(_FLAT)
         if extension == "json" and stem not in found and (tree := read_json(path)) is not None and isinstance(tree.get("scores"), dict):
-            found[stem] = _scores(stem, tree, path)
+            found[stem] = _protocol_scores(stem, tree, path)
     return [found[name] for name in sorted(found)]
 
 
 def read_predictions(path: str) -> Predictions:
-    """The predictions in a Parquet file with the columns `sample_id`, `label` and `predicted`.
+    """The predictions in a Parquet file with the columns `sample_id`, `label` and `predicted`, by ascending id.
 
     Raises:
         UsageError: it is damaged, lacks a column, or names a sample twice.
@@ -128,68 +174,57 @@ def read_predictions(path: str) -> Predictions:
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(path)))
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{path} holds no predictions ({error}); delete it, and evaluate again") from error
+        raise UsageError(f"cannot read predictions from {path} ({error}); delete it and evaluate again") from error
     if missing := {"sample_id", "label", "predicted"} - set(table.column_names):
-        raise UsageError(f"{path} has no column {', '.join(sorted(missing))}; delete it, and evaluate again")
+        raise UsageError(f"{path} has no column {', '.join(sorted(missing))}; delete it and evaluate again")
     ids = table["sample_id"].to_numpy()
     order = np.argsort(ids, kind="stable")
     if len(np.unique(ids)) != len(ids):
-        raise UsageError(f"{path} names a sample twice; delete it, and evaluate again")
+        raise UsageError(f"{path} names a sample twice; delete it and evaluate again")
     return Predictions(ids[order], table["label"].to_numpy()[order], table["predicted"].to_numpy()[order])
 
 
-def _chance(chance: Any, figures: dict[str, Figure], details: dict[str, Any]) -> dict[str, Figure]:
-    """Top-1 by guessing, for each top-1 of test images: of the evaluation data, or of the data set that the figure is named after."""
-    found = {}
-    for name in figures:
-        of_target = details.get(name.removesuffix("_top1"))
-        value = of_target.get("chance", chance) if isinstance(of_target, dict) else chance
-        if name.endswith("top1") and not name.startswith("train") and isinstance(value, int | float):
-            found[name] = Figure(float(value))
-    return found
-
-
-def _scores(stem: str, tree: dict[str, Any], path: str) -> Scores:
-    """From a file of scores: those of one encoder, or `{encoder: scores}` of several, the run's own first."""
+def _protocol_scores(stem: str, tree: dict[str, Any], path: str) -> ProtocolScores:
+    """From a file's content: the scores of one encoder, or `{encoder: scores}` of several, the run's own first."""
     folder = storage.parent(path)
     files = {name: storage.join(folder, file) for name, file in (tree.get("files") or {}).items()}
-    pictures = {name: storage.read_bytes(file) for name, file in files.items() if file.endswith(".png") and storage.exists(file)}
+    figures = {name: storage.read_bytes(file) for name, file in files.items() if file.endswith(".png") and storage.exists(file)}
     predictions = files.get("predictions") if "files" in tree else storage.join(folder, f"{stem}.parquet")
-    kept = read_predictions(predictions) if predictions is not None and storage.exists(predictions) else None
+    details, settings, data = (value if isinstance(value := tree.get(name), dict) else {} for name in ("details", "protocol", "data"))
     scores = tree["scores"]
-    by_encoder = {"": scores} if any(_figure(value) is not None for value in scores.values()) else scores
-    figures = {
-        encoder: {name: figure for name, value in values.items() if (figure := _figure(value)) is not None}
+    by_encoder = {"": scores} if any(_is_score(value) for value in scores.values()) else scores
+    by_encoder = {
+        encoder: {name: _score(name, value, tree.get("chance"), details.get(encoder)) for name, value in values.items() if _is_score(value)}
         for encoder, values in by_encoder.items()
         if isinstance(values, dict)
     }
-    own = next((name for name in figures if name not in _BASELINES), None)
-    baselines = {name: values for name, values in figures.items() if name != own}
-    own_figures = figures.get(own, {}) if own is not None else {}
-    details = tree.get("details")
-    details = (details.get(own) or {}) if isinstance(details, dict) and own is not None else {}
-    if chance := _chance(tree.get("chance"), own_figures, details):
-        baselines["chance"] = chance
-    settings, data = (value if isinstance(value := tree.get(name), dict) else {} for name in ("protocol", "data"))
-    return Scores(
+    own = next((name for name in by_encoder if name not in _BASELINES and name != "chance"), None)
+    return ProtocolScores(
         protocol=stem,
-        figures=own_figures,
-        baselines=baselines,
-        predictions=kept,
+        scores=by_encoder[own] if own is not None else {},
+        baselines={name: values for name, values in by_encoder.items() if name != own},
+        predictions=read_predictions(predictions) if predictions is not None and storage.exists(predictions) else None,
         step=tree.get("step"),
         settings=settings,
         data=data,
-        details=details,
-        pictures=pictures,
+        details=(details.get(own) or {}) if own is not None else {},
+        figures=figures,
         path=path,
     )
 
 
-def _figure(value: Any) -> Figure | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
-        return Figure(float(value))
-    if isinstance(value, dict) and isinstance(value.get("value"), int | float):
-        return Figure(float(value["value"]), value.get("low"), value.get("high"))
-    return None
+def _is_score(value: Any) -> bool:
+    number = value.get("value") if isinstance(value, dict) else value
+    return isinstance(number, int | float) and not isinstance(number, bool)
+
+
+def _score(name: str, value: Any, chance: Any, details: Any) -> Score:
+    """A score as it was written; from before a score said so itself, the name tells whether it is a share, and `chance` is that of all top-1."""
+    tree = value if isinstance(value, dict) else {"value": value}
+    number, low, high = float(tree["value"]), tree.get("low"), tree.get("high")
+    if "is_share" in tree:
+        return Score(number, low, high, is_share=bool(tree["is_share"]), chance=tree.get("chance"))
+    target = details.get(name.removesuffix("_top1")) if isinstance(details, dict) else None
+    known = target.get("chance", chance) if isinstance(target, dict) else chance
+    has_chance = name.endswith("top1") and not name.startswith("train") and isinstance(known, int | float)
+    return Score(number, low, high, is_share=name.endswith(_OLD_SHARES), chance=float(known) if has_chance else None)

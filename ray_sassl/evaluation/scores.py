@@ -1,4 +1,4 @@
-"""What the classification protocols have in common: their demands on features and labels, and their scores."""
+"""What classification protocols share: checks of features and labels, and their scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED = 10
 
 
 def check_features(train: LabeledFeatures, test: LabeledFeatures) -> None:
-    """Says what makes two sets of features unfit for a classifier.
+    """Checks that two sets of features fit a classifier.
 
     Raises:
         UsageError: a set is empty or not finite, its labels do not match its rows or are out of range, or the widths differ.
@@ -34,11 +34,11 @@ def check_features(train: LabeledFeatures, test: LabeledFeatures) -> None:
 
 
 def check_range(labels: np.ndarray, what: str, num_classes: int | None = None) -> None:
-    """Says which labels cannot be class numbers.
+    """Checks that labels are class numbers.
 
     Args:
         what: Whose labels they are, for the message.
-        num_classes: How many classes there are, where that is known.
+        num_classes: How many classes there are, if that is known.
 
     Raises:
         UsageError: a label is negative, or not below `num_classes`.
@@ -46,15 +46,15 @@ def check_range(labels: np.ndarray, what: str, num_classes: int | None = None) -
     limit = MAX_CLASSES if num_classes is None else num_classes
     outside = np.unique(labels[(labels < 0) | (labels >= limit)])
     if len(outside):
-        known = f"there are {limit:,} classes" if num_classes is not None else f"at most {limit:,} classes are taken"
+        known = f"there are {limit:,} classes" if num_classes is not None else f"at most {limit:,} classes are allowed"
         raise UsageError(f"{what} has the label {_listed(outside)}; labels count from 0, and {known}")
 
 
 def check_classes(train_labels: np.ndarray, test_labels: np.ndarray, class_names: tuple[str, ...] = ()) -> None:
-    """Says which classes nothing can be learned of, and which are not numbers of classes.
+    """Checks that labels are class numbers, and that every class of the test set can be learned.
 
     Args:
-        class_names: The name of each label, where they are known.
+        class_names: The name of each label, if they are known.
 
     Raises:
         UsageError: a label is out of range, or a class has test images and no train images.
@@ -72,7 +72,7 @@ def check_classes(train_labels: np.ndarray, test_labels: np.ndarray, class_names
 
 
 def top_k_accuracy(class_scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1`, and `top5` of more than five classes, as shares in [0, 1], from scores (N, C) and labels (N,)."""
+    """`top1`, and `top5` if there are more than five classes, from scores (N, C) and labels (N,)."""
     hits = _hits(class_scores, labels)
     accuracy = {"top1": hits[:, 0].double().mean().item()}
     if class_scores.shape[1] > 5:
@@ -81,24 +81,29 @@ def top_k_accuracy(class_scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def classification_scores(class_scores: Tensor, test: LabeledFeatures) -> tuple[dict[str, Score], Predictions]:
-    """`top1`, `top5` of more than five classes, and `mean_per_class`, with intervals; and the predicted classes.
+    """`top1`, `top5` if there are more than five classes, and `mean_per_class`, with intervals; and the predicted classes.
 
     Args:
-        class_scores: (N, C); equal scores go to the lower class, as scikit-learn has it.
-        test: Whose labels they are held against.
+        class_scores: (N, C); of equal scores the lower class is predicted, as in scikit-learn.
+        test: The images with their true labels.
     """
     predicted = class_scores.argmax(1).cpu().numpy()
     correct = (predicted == test.labels).astype(np.float64)
-    scores = {"top1": mean_score(correct)}
+    scores = {"top1": mean_score(correct).as_share(chance_of(test.labels))}
     if class_scores.shape[1] > 5:
         labels = torch.from_numpy(test.labels).to(class_scores.device)
-        scores["top5"] = mean_score(_hits(class_scores, labels).any(1).double().cpu().numpy())
-    scores["mean_per_class"] = per_class_score(correct, test.labels)
+        scores["top5"] = mean_score(_hits(class_scores, labels).any(1).double().cpu().numpy()).as_share(chance_of(test.labels, 5))
+    scores["mean_per_class"] = per_class_score(correct, test.labels).as_share(1 / len(np.unique(test.labels)))
     return scores, Predictions(test.sample_id, test.labels, predicted)
 
 
+def chance_of(labels: np.ndarray, k: int = 1) -> float:
+    """Top-k of always guessing the k most frequent classes of labels (N,)."""
+    return float(np.sort(np.bincount(labels))[-k:].sum() / len(labels))
+
+
 def evaluation_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one."""
+    """The device of that name; "auto" is the GPU if there is one."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,7 @@ import yaml
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
-from ray_sassl.evaluation.results import shown
+from ray_sassl.evaluation.results import shown, shown_value
 from ray_sassl.exporting.encoder import EncoderFacts
 from ray_sassl.exporting.formats import Format
 from ray_sassl.exporting.head import LinearHead
@@ -156,7 +156,7 @@ def _quality(about: CardFacts) -> str:
     rows = _score_rows(about.run) if about.run else []
     if rows:
         lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts.append(f"| protocol | encoder | figure | value | 95 % interval |\n|---|---|---|---|---|\n{lines}")
+        parts.append(f"| protocol | encoder | score | value | 95 % interval |\n|---|---|---|---|---|\n{lines}")
     if about.run and about.run.summary:
         last = about.run.summary.get("metrics", {})
         named = ", ".join(
@@ -171,8 +171,13 @@ def _score_rows(run: RunRecord) -> list[list[str]]:
     rows = []
     for scores in run.scores:
         own = f"this one{f' at step {scores.step:,}' if scores.step is not None else ''}"
-        for encoder, figures in {own: scores.figures, **scores.baselines}.items():
-            rows += [[scores.protocol, encoder, name, *shown(name, figure)] for name, figure in figures.items()]
+        for encoder, values in {own: scores.scores, **scores.baselines}.items():
+            rows += [[scores.protocol, encoder, name, *shown(score)] for name, score in values.items()]
+        rows += [
+            [scores.protocol, "chance", name, shown_value(score.chance, is_share=score.is_share), ""]
+            for name, score in scores.scores.items()
+            if score.chance is not None
+        ]
     return rows
 
 

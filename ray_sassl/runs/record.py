@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ray_sassl.evaluation.results import Scores, read_scores
+from ray_sassl.evaluation.results import ProtocolScores, read_scores
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json, read_json_lines
 from ray_sassl.files.safe_yaml import load_document
@@ -41,7 +41,7 @@ class RunRecord:
     summary: dict[str, Any] | None
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
-    scores: list[Scores]
+    scores: list[ProtocolScores]
     bad_rows: dict[str, int]
     views: bytes | None
 

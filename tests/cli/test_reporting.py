@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from ray_sassl.cli import app, evaluation
 from ray_sassl.evaluation import Evaluation, Subject, images
+from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.knn import WeightedKNN
+from ray_sassl.evaluation.protocols.linear import Config as Linear
 from ray_sassl.plugins import UsageError, plugin_names
 from tests.exporting.conftest import MakeRun, make_run, write_images
 
@@ -98,22 +100,22 @@ def test_detection_settings_go_with_all_and_with_a_data_set(make_run: MakeRun, m
         _run("evaluate", str(tmp_path / "run"), "all", "detect.steps=5")
 
 
-def test_compare_judges_what_is_missing_and_writes_three_files(make_run: MakeRun, tmp_path: Path):
+def test_compare_evaluates_what_is_missing_and_writes_three_files(make_run: MakeRun, tmp_path: Path):
     first, second = make_run(name="first"), make_run("backbone.name=resnet18", "backbone.stem=cifar", name="second")
     _run("evaluate", first, "knn", "k=5")
     out = tmp_path / "comparison"
     output = _run("compare", first, second, "--on", "knn k=5", "--out", str(out))
-    assert "Judging" in output
-    assert f"Judging {second} by knn" in output
-    assert f"Judging {first}" not in output
+    assert "Evaluating" in output
+    assert f"Evaluating {second} by knn" in output
+    assert f"Evaluating {first}" not in output
     tree = json.loads((out / "comparison.json").read_text())
     assert [group["name"] for group in tree["groups"]] == ["first", "second"]
     assert {row["figure"] for row in tree["rows"]} == {"top1", "mean_per_class"}
     assert "paired over test images" in (out / "comparison.html").read_text()
     assert "# Runs compared" in (out / "comparison.md").read_text()
     again = _run("compare", first, second, "--on", "knn,linear k=5", "--out", str(out))
-    assert f"Judging {first} by linear" in again
-    assert f"Judging {second} by linear" in again
+    assert f"Evaluating {first} by linear" in again
+    assert f"Evaluating {second} by linear" in again
 
 
 def test_compare_says_which_command_makes_what_is_missing(make_run: MakeRun, tmp_path: Path):
@@ -135,12 +137,12 @@ def test_compare_refuses_different_test_sets(make_run: MakeRun, tmp_path: Path):
 
 
 def test_changes_that_belong_to_no_missing_protocol_are_left_out(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
-    given: list[list[str]] = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda console, run, words: given.append(words))
+    given: list[tuple] = []
+    monkeypatch.setattr(evaluation, "evaluate_run", lambda run, protocols, *, overrides, **options: given.append((protocols, overrides)))
     run_dir = make_run()
-    names = evaluation.evaluate_what_is_missing(evaluation.Console(), run_dir, ["knn", "linear", "linear.l2=grid", "train.epochs=3"])
+    names = evaluation.evaluate_missing(evaluation.Console(), run_dir, ["knn", "linear", "linear.l2=grid", "train.epochs=3"])
     assert names == ["knn", "linear"]
-    assert given == [["knn", "linear", "linear.l2=grid", "train.epochs=3"]]
+    assert given == [([Knn(), Linear(l2="grid")], ["train.epochs=3"])]
 
 
 def test_kept_images_are_those_that_were_decoded(make_run: MakeRun):

@@ -80,9 +80,9 @@ def _score(value: float, drawn: np.ndarray) -> Score:
     """With the middle of the means over classes of resampled values (R, C), which are NaN where a class was not drawn."""
     drawn = drawn[~np.isnan(drawn).all(1)]
     if not len(drawn):
-        return Score(value)
+        return Score(value, is_share=True)
     low, high = np.quantile(np.nanmean(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(value, float(low), float(high))
+    return Score(value, float(low), float(high), is_share=True)
 
 
 def _torchmetrics(detections: Sequence[Detections], truths: Sequence[Truth], *, with_classes: bool) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ def evaluation_of(job: DetectionJob, result: DetectionResult) -> Evaluation:
     if len(history.measured) > 1:
         figures["AP"] = history_picture(history.measured, "share")
         first = history.measured[0]
-        scores["start_AP50"] = Score(first["AP50"])
+        scores["start_AP50"] = Score(first["AP50"], is_share=True)
     details: dict[str, Any] = {
         "train": _facts(job.train, result.bad["train"]),
         "test": _facts(job.test, result.bad["test"]),

@@ -1,4 +1,4 @@
-"""What the features look like: figures of collapse and spread, and pictures to look at.
+"""What the features look like: scores of collapse and spread, and pictures.
 
 Alignment and uniformity are those of Wang and Isola 2020 (arXiv 2005.10242); positive pairs are two of SimCLR's views of a test image, whatever the
 encoder was trained with, so that runs with different views can be compared. The effective rank is RankMe (Garrido et al. 2023, arXiv 2210.02885).
@@ -55,7 +55,7 @@ class Config(ProtocolConfig):
 
 
 class Diagnosis(Protocol):
-    """Figures of spread, alignment and style sensitivity, with pictures of neighbors, of a map and of the most and least sensitive images."""
+    """Scores of spread, alignment and style sensitivity, with pictures of neighbors, of a map and of the most and least sensitive images."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -84,7 +84,7 @@ class Diagnosis(Protocol):
             "effective_rank": Score(effective_rank(z[rows]).item()),
             "feature_std": Score(embedding_std(z).item()),
             "style_distance": mean_score(distances),
-            "same_class_share": mean_score(same_class.mean(1)),
+            "same_class_share": mean_score(same_class.mean(1)).as_share(_same_class_chance(train.labels, test.labels)),
         }
         figures = {
             "neighbors": self._neighbors(subject, train, test, places.numpy(), similarity.numpy()),
@@ -148,6 +148,13 @@ class Diagnosis(Protocol):
 
 def _sample(num: int, most: int, seed: int) -> np.ndarray:
     return np.arange(num) if num <= most else np.sort(np.random.default_rng(seed).permutation(num)[:most])
+
+
+def _same_class_chance(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
+    """How often a train and a test image that are drawn at random are of the same class."""
+    num = int(max(train_labels.max(), test_labels.max())) + 1
+    train, test = (np.bincount(labels, minlength=num) / len(labels) for labels in (train_labels, test_labels))
+    return float(train @ test)
 
 
 def _class_name(subject: Subject, label: int) -> str:

@@ -17,7 +17,7 @@ from pydantic import Field
 from ray_sassl.evaluation import Evaluation, FeatureSubject, LabeledFeatures
 from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
-from ray_sassl.evaluation.scores import check_features, top_k_accuracy
+from ray_sassl.evaluation.scores import chance_of, check_features, top_k_accuracy
 from ray_sassl.evaluation.splits import n_of_each
 from ray_sassl.plugins import UsageError
 
@@ -64,7 +64,7 @@ class FewShot(Protocol):
                 weight, bias = fit(x_train[rows], train.labels[rows], self.config.l2)
                 class_scores = torch.from_numpy(x_test @ weight.T + bias)
                 top1.append(top_k_accuracy(class_scores, torch.from_numpy(test.labels))["top1"])
-            scores[f"{shots}_shot_top1"] = score_over_draws(top1)
+            scores[f"{shots}_shot_top1"] = score_over_draws(top1).as_share(chance_of(test.labels))
             details[f"{shots}_shot"] = {
                 "top1_by_draw": top1,
                 "deviation_over_draws": float(np.std(top1, ddof=1)) if len(top1) > 1 else None,

@@ -112,7 +112,7 @@ class LinearProbe(Protocol):
             weight, bias, figures, details = self._by_lbfgs(x_train, train.labels)
         scores, predictions = classification_scores(torch.from_numpy(x_test @ weight.T + bias), test)
         train_accuracy = top_k_accuracy(torch.from_numpy(x_train @ weight.T + bias), torch.from_numpy(train.labels))
-        return Evaluation({**scores, "train_top1": Score(train_accuracy["top1"])}, figures, details, predictions)
+        return Evaluation({**scores, "train_top1": Score(train_accuracy["top1"], is_share=True)}, figures, details, predictions)
 
     def _by_lbfgs(self, x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
         """Weights, biases, figures and details."""

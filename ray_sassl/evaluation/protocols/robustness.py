@@ -24,7 +24,7 @@ from ray_sassl.evaluation.figures import draw
 from ray_sassl.evaluation.intervals import bootstrap, mean_score
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
-from ray_sassl.evaluation.scores import check_features
+from ray_sassl.evaluation.scores import chance_of, check_features
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import UsageError, did_you_mean, plugin_field
 from ray_sassl.style.stylizers import StylizerConfig
@@ -107,14 +107,18 @@ class Robustness(Protocol):
         )
         corrupted_hits = None
         hits = {"clean_top1": _hits(clean_part), "stylized_top1": _hits(stylized_part)}
-        scores = {name: mean_score(values) for name, values in hits.items()}
+        chance = chance_of(test.labels)
+        scores = {name: mean_score(values).as_share(chance) for name, values in hits.items()}
         if corrupted:
             rows = np.stack([_hits(part) for part in corrupted_parts])
             corrupted_hits = rows.reshape(len(config.corruptions), len(config.severities), -1)
-            scores["corrupted_top1"] = mean_score(corrupted_hits.mean((0, 1)))
-            scores |= {f"{name}_top1": mean_score(rows.mean(0)) for name, rows in zip(config.corruptions, corrupted_hits, strict=True)}
-        shape, texture = _cues(conflict_part, textures, conflict)
-        scores |= _cue_scores(shape, texture)
+            scores["corrupted_top1"] = mean_score(corrupted_hits.mean((0, 1))).as_share(chance)
+            scores |= {
+                f"{name}_top1": mean_score(rows.mean(0)).as_share(chance)
+                for name, rows in zip(config.corruptions, corrupted_hits, strict=True)
+            }
+        texture_labels = textures.labels[conflict.styles(conflict_part.labels, conflict_part.sample_id)]
+        scores |= _cue_scores(_predicted(conflict_part), conflict_part.labels, texture_labels)
         figures = {"images": self._contact_sheet(subject, test, stylized, conflict, textures)}
         details: dict[str, Any] = {"styles": styles.sources, "predictions": "for the stylized copies", "images": len(test.labels)}
         if corrupted_hits is not None:
@@ -196,17 +200,15 @@ def _hits(part: LabeledFeatures) -> np.ndarray:
     return (_predicted(part) == part.labels).astype(np.float64)
 
 
-def _cues(part: LabeledFeatures, textures: Textures, conflict: Stylized) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) float each: 1 where an image was taken for the class of its shape, and where for that of its texture."""
-    predicted = _predicted(part)
-    texture_labels = textures.labels[conflict.styles(part.labels, part.sample_id)]
-    return (predicted == part.labels).astype(np.float64), (predicted == texture_labels).astype(np.float64)
-
-
-def _cue_scores(shape: np.ndarray, texture: np.ndarray) -> dict[str, Score]:
-    scores = {"conflict_shape_top1": mean_score(shape), "conflict_texture_top1": mean_score(texture)}
+def _cue_scores(predicted: np.ndarray, shape_labels: np.ndarray, texture_labels: np.ndarray) -> dict[str, Score]:
+    """How often images are classified by their shape and by their texture, from predicted and true classes (N,)."""
+    shape, texture = ((predicted == labels).astype(np.float64) for labels in (shape_labels, texture_labels))
+    scores = {
+        "conflict_shape_top1": mean_score(shape).as_share(chance_of(shape_labels)),
+        "conflict_texture_top1": mean_score(texture).as_share(chance_of(texture_labels)),
+    }
     if shape.sum() + texture.sum() > 0:
-        scores["shape_share"] = bootstrap(len(shape), lambda rows: _share(shape[rows], texture[rows]))
+        scores["shape_share"] = bootstrap(len(shape), lambda rows: _share(shape[rows], texture[rows])).as_share(0.5)
     return scores
 
 

@@ -9,7 +9,7 @@ place.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -28,7 +28,6 @@ from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
 log = logging.getLogger(__name__)
 
 _KORNBLITH = {"name": "linear", "l2": "grid"}
-_SHARES: tuple[Metric, ...] = ("top1", "mean_per_class")
 
 
 class Target(FrozenConfig):
@@ -142,9 +141,14 @@ class Transfer(Protocol):
             own = {f"{target.name}_{name}": score for name, score in _scores(target, found[target.name]).items()}
             scores |= own
             notes |= dict.fromkeys(own, target.note)
-        shares = [scores.get(f"{target.name}_{target.metric}") for target in ready if target.metric in _SHARES]
-        if len(ready) > 1 and len(shares) == len(ready) and all(shares):
-            scores["mean_accuracy"] = Score(float(np.mean([share.value for share in shares if share is not None])))
+        main = [score for target in ready if (score := scores.get(f"{target.name}_{target.metric}")) is not None and score.is_share]
+        if len(ready) > 1 and len(main) == len(ready):
+            chances = [score.chance for score in main if score.chance is not None]
+            scores["mean_accuracy"] = Score(
+                float(np.mean([score.value for score in main])),
+                is_share=True,
+                chance=float(np.mean(chances)) if len(chances) == len(main) else None,
+            )
         return Evaluation(
             scores,
             {f"{name}_{figure}": content for name, part in found.items() for figure, content in part.figures.items()},
@@ -221,4 +225,4 @@ def quadratic_kappa(predictions: Predictions, num_classes: int) -> Score:
         expected = float((weights * by_chance).sum())
         return 1.0 - float((weights * table).sum()) / expected if expected else 1.0
 
-    return bootstrap(len(cells), kappa)
+    return replace(bootstrap(len(cells), kappa), chance=0.0)

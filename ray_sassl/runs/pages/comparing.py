@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from ray_sassl.evaluation import Score
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
-from ray_sassl.evaluation.results import Figure, Scores, is_share, shown
+from ray_sassl.evaluation.results import ProtocolScores, shown
 from ray_sassl.plugins import UsageError, load_plugin, plugin_names
 from ray_sassl.runs.record import RunRecord
 
@@ -24,7 +25,7 @@ _PROTOCOLS = "ray_sassl.evaluation.protocols"
 _DETECT = "detect"
 """Detection, which has a verb of its own."""
 _PER_CLASS, _FROM_PREDICTIONS = "mean_per_class", ("top1", "mean_per_class")
-"""How figures end that may follow from the predicted classes, and so can be compared image by image."""
+"""How the names of scores end that may follow from the predicted classes, and so can be compared image by image."""
 _NO_MATTER = ("name", "device", "num_workers", "num_threads")
 """Settings of protocols that say where they compute, and not what."""
 
@@ -41,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A group's figure minus that of the first group.
+    """A group's value minus that of the first group.
 
     Attributes:
         value: The difference.
@@ -60,21 +61,26 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one protocol.
+    """One score of one protocol.
 
     Attributes:
         protocol: Its name.
-        figure: The figure's name.
+        score: The score's name.
         values: Each group's mean over its runs, with an interval; None where no run of the group has it.
         num_runs: Runs of each group that have it.
         contrasts: Each group's against the first; None for the first, and where one of the two has no value.
     """
 
     protocol: str
-    figure: str
-    values: tuple[Figure | None, ...]
+    score: str
+    values: tuple[Score | None, ...]
     num_runs: tuple[int, ...]
     contrasts: tuple[Contrast | None, ...]
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the values are shares in [0, 1]."""
+        return any(value.is_share for value in self.values if value is not None)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Comparison:
 
     Attributes:
         groups: The first is what the others are held against.
-        rows: One a figure.
+        rows: One per score.
         missing: Scores that some runs have and others lack.
         notes: What is to be known when reading the rows.
     """
@@ -145,7 +151,7 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
         _check_settings(having)
         notes += _check_test_sets(having)
         missing += [Missing(run.name, name, _command(run, having[0][1])) for run in runs if _of(run, name) is None]
-        rows += [_row(name, figure, by_group) for figure in dict.fromkeys(f for _, scores in having for f in scores.figures)]
+        rows += [_row(name, score, by_group) for score in dict.fromkeys(score for _, scores in having for score in scores.scores)]
         steps = {run.name: scores.step for run, scores in having if scores.step is not None}
         if len(set(steps.values())) > 1:
             notes.append(f"{name} looked at different steps: {', '.join(f'{step:,} of {run}' for run, step in steps.items())}.")
@@ -157,9 +163,9 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
     return Comparison(groups, tuple(rows), tuple(missing), (*_general_notes(groups, rows), *dict.fromkeys(notes)))
 
 
-def described(figure: str, contrast: Contrast) -> str:
-    """A difference in words."""
-    scale, unit, digits = (100, " points", 2) if is_share(figure) else (1, "", 4)
+def described(contrast: Contrast, *, is_share: bool) -> str:
+    """A difference in words; of shares it is in percentage points."""
+    scale, unit, digits = (100, " points", 2) if is_share else (1, "", 4)
 
     def text(value: float) -> str:
         return f"{value * scale:+.{digits}f}"
@@ -180,7 +186,7 @@ def as_json(comparison: Comparison) -> str:
             for group, value, num in zip(groups, row.values, row.num_runs, strict=True)
         }
         contrasts = {group.name: vars(contrast) for group, contrast in zip(groups, row.contrasts, strict=True) if contrast}
-        rows.append({"protocol": row.protocol, "figure": row.figure, "values": values, "against_first": contrasts})
+        rows.append({"protocol": row.protocol, "figure": row.score, "values": values, "against_first": contrasts})
     tree = {
         "groups": [{"name": group.name, "runs": [run.path for run in group.runs]} for group in groups],
         "rows": rows,
@@ -196,13 +202,13 @@ def as_markdown(comparison: Comparison) -> str:
     lines = ["# Runs compared", "", "| | runs |", "|---|---|"]
     lines += [f"| {_cell(group.name)} | {', '.join(f'`{run.path}`' for run in group.runs)} |" for group in groups]
     heads = [groups[0].name, *(head for group in groups[1:] for head in (group.name, f"against {groups[0].name}"))]
-    lines += ["", f"| protocol | figure | {' | '.join(map(_cell, heads))} |", "|---" * (len(heads) + 2) + "|"]
+    lines += ["", f"| protocol | score | {' | '.join(map(_cell, heads))} |", "|---" * (len(heads) + 2) + "|"]
     for row in comparison.rows:
         cells = [_value(row, 0)]
         for number in range(1, len(groups)):
             contrast = row.contrasts[number]
-            cells += [_value(row, number), described(row.figure, contrast) if contrast else ""]
-        lines.append(f"| {row.protocol} | {row.figure} | {' | '.join(cells)} |")
+            cells += [_value(row, number), described(contrast, is_share=row.is_share) if contrast else ""]
+        lines.append(f"| {row.protocol} | {row.score} | {' | '.join(cells)} |")
     lines += ["", "95 % intervals in brackets.", "", *(f"- {note}" for note in comparison.notes)]
     if comparison.missing:
         lines += ["", "Not judged yet:", "", *(f"- {entry.run} by {entry.protocol}: `{entry.command}`" for entry in comparison.missing)]
@@ -213,7 +219,7 @@ def _value(row: Row, number: int) -> str:
     value = row.values[number]
     if value is None:
         return "–"
-    text, interval = shown(row.figure, value)
+    text, interval = shown(value)
     return f"{text} [{interval}]" if interval else text
 
 
@@ -221,11 +227,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _of(run: RunRecord, protocol: str) -> Scores | None:
+def _of(run: RunRecord, protocol: str) -> ProtocolScores | None:
     return next((scores for scores in run.scores if scores.protocol == protocol), None)
 
 
-def _check_settings(having: Sequence[tuple[RunRecord, Scores]]) -> None:
+def _check_settings(having: Sequence[tuple[RunRecord, ProtocolScores]]) -> None:
     first_run, first = having[0]
     for run, scores in having[1:]:
         before, after = ({name: value for name, value in s.settings.items() if name not in _NO_MATTER} for s in (first, scores))
@@ -238,7 +244,7 @@ def _check_settings(having: Sequence[tuple[RunRecord, Scores]]) -> None:
             )
 
 
-def _check_test_sets(having: Sequence[tuple[RunRecord, Scores]]) -> list[str]:
+def _check_test_sets(having: Sequence[tuple[RunRecord, ProtocolScores]]) -> list[str]:
     """Notes on the test sets.
 
     Raises:
@@ -268,7 +274,7 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, Scores]]) -> list[str]:
     return notes
 
 
-def _command(run: RunRecord, like: Scores) -> str:
+def _command(run: RunRecord, like: ProtocolScores) -> str:
     """What judges the run as another was judged."""
     name = str(like.settings.get("name", like.protocol))
     if name == _DETECT:
@@ -292,37 +298,37 @@ def _command(run: RunRecord, like: Scores) -> str:
     return f"ray-sassl evaluate {shlex.join([run.path, *words])}"
 
 
-def _row(protocol: str, figure: str, by_group: Sequence[Sequence[Scores]]) -> Row:
-    having = [[scores for scores in group if figure in scores.figures] for group in by_group]
-    values = tuple(_mean(figure, group) for group in having)
+def _row(protocol: str, name: str, by_group: Sequence[Sequence[ProtocolScores]]) -> Row:
+    having = [[scores for scores in group if name in scores.scores] for group in by_group]
+    values = tuple(_mean(name, group) for group in having)
     contrasts: list[Contrast | None] = [None]
-    contrasts += [_contrast(figure, having[0], group) if having[0] and group else None for group in having[1:]]
-    return Row(protocol, figure, values, tuple(len(group) for group in having), tuple(contrasts))
+    contrasts += [_contrast(name, having[0], group) if having[0] and group else None for group in having[1:]]
+    return Row(protocol, name, values, tuple(len(group) for group in having), tuple(contrasts))
 
 
-def _mean(figure: str, group: Sequence[Scores]) -> Figure | None:
+def _mean(name: str, group: Sequence[ProtocolScores]) -> Score | None:
     """Over the group's runs: of one run its own interval, of several one over images and seeds."""
     if len(group) < 2:
-        return group[0].figures[figure] if group else None
-    if (units := _units(figure, group)) is not None:
-        found = mean_over_seeds(units, _labels(figure, group))
+        return group[0].scores[name] if group else None
+    if (units := _units(name, group)) is not None:
+        found = mean_over_seeds(units, _labels(name, group))
     else:
-        found = score_over_draws([scores.figures[figure].value for scores in group])
-    return Figure(found.value, found.low, found.high)
+        found = score_over_draws([scores.scores[name].value for scores in group])
+    return replace(group[0].scores[name], value=found.value, low=found.low, high=found.high)
 
 
-def _contrast(figure: str, first: Sequence[Scores], second: Sequence[Scores]) -> Contrast:
+def _contrast(name: str, first: Sequence[ProtocolScores], second: Sequence[ProtocolScores]) -> Contrast:
     """By the best means that both sides allow: image by image, draw by draw, over seeds, or by their two intervals."""
-    units = _units(figure, [*first, *second])
-    one, other = (np.array([scores.figures[figure].value for scores in side]) for side in (first, second))
+    units = _units(name, [*first, *second])
+    one, other = (np.array([scores.scores[name].value for scores in side]) for side in (first, second))
     if units is not None:
-        what = "test images" if _is_of_predictions(figure, first[0]) else "draws"
-        found = paired_difference(units[: len(first)], units[len(first) :], _labels(figure, first))
+        what = "test images" if _is_of_predictions(name, first[0]) else "draws"
+        found = paired_difference(units[: len(first)], units[len(first) :], _labels(name, first))
         return _called(found, f"paired over {what}" + (" and over seeds" if found.covers_seeds else ""))
     if (over_seeds := difference_of_means(one, other)) is not None:
         return _called(over_seeds, "over seeds")
     value = float(other.mean() - one.mean())
-    a, b = first[0].figures[figure], second[0].figures[figure]
+    a, b = first[0].scores[name], second[0].scores[name]
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return Contrast(value, None, None, "no interval", "unknown")
     down, up = float(np.hypot(b.value - b.low, a.high - a.value)), float(np.hypot(b.high - b.value, a.value - a.low))
@@ -334,35 +340,35 @@ def _called(found: Difference, basis: str) -> Contrast:
     return Contrast(found.value, found.low, found.high, basis, verdict)
 
 
-def _units(figure: str, all_scores: Sequence[Scores]) -> np.ndarray | None:
-    """(S, N) figures of what can be paired, test images or draws, whose mean is the figure; None where nothing can."""
-    if all(_is_of_predictions(figure, scores) for scores in all_scores):
+def _units(name: str, all_scores: Sequence[ProtocolScores]) -> np.ndarray | None:
+    """(S, N) values of what can be paired, test images or draws, whose mean is the score; None if nothing can."""
+    if all(_is_of_predictions(name, scores) for scores in all_scores):
         return np.stack([scores.predictions.correct for scores in all_scores if scores.predictions is not None])
-    draws = [_by_draw(figure, scores) for scores in all_scores]
+    draws = [_by_draw(name, scores) for scores in all_scores]
     lengths = {len(part) for part in draws}
     return np.array(draws, np.float64) if len(lengths) == 1 and lengths != {0} else None
 
 
-def _is_of_predictions(figure: str, scores: Scores) -> bool:
-    """Whether the figure is what the predictions that were kept come to; a protocol may have others of which none were kept."""
-    if scores.predictions is None or not figure.endswith(_FROM_PREDICTIONS):
+def _is_of_predictions(name: str, scores: ProtocolScores) -> bool:
+    """Whether the score follows from the predictions that were kept; a protocol may have others, whose predictions were not kept."""
+    if scores.predictions is None or not name.endswith(_FROM_PREDICTIONS):
         return False
     correct, labels = scores.predictions.correct.astype(np.float64), scores.predictions.labels
-    if figure.endswith(_PER_CLASS):
+    if name.endswith(_PER_CLASS):
         correct = np.array([correct[labels == label].mean() for label in np.unique(labels)])
-    return abs(float(correct.mean()) - scores.figures[figure].value) < 1e-9
+    return abs(float(correct.mean()) - scores.scores[name].value) < 1e-9
 
 
-def _by_draw(figure: str, scores: Scores) -> list[float]:
+def _by_draw(name: str, scores: ProtocolScores) -> list[float]:
     """`few_shot` keeps `5_shot_top1` as the mean of `details["5_shot"]["top1_by_draw"]`."""
-    part, _, name = figure.rpartition("_")
+    part, _, kind = name.rpartition("_")
     details = scores.details.get(part)
-    return list(details.get(f"{name}_by_draw") or []) if isinstance(details, dict) else []
+    return list(details.get(f"{kind}_by_draw") or []) if isinstance(details, dict) else []
 
 
-def _labels(figure: str, group: Sequence[Scores]) -> np.ndarray | None:
+def _labels(name: str, group: Sequence[ProtocolScores]) -> np.ndarray | None:
     predictions = group[0].predictions
-    return predictions.labels if figure.endswith(_PER_CLASS) and predictions is not None else None
+    return predictions.labels if name.endswith(_PER_CLASS) and predictions is not None else None
 
 
 def _general_notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:

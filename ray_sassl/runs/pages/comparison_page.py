@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ray_sassl.evaluation.results import shown
 from ray_sassl.files import storage
-from ray_sassl.runs.pages.comparing import Comparison, Contrast, Group, as_json, as_markdown, described
+from ray_sassl.runs.pages.comparing import Comparison, Contrast, Group, Row, as_json, as_markdown, described
 from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.page import Cell, page, picture, section, side_by_side, table
 from ray_sassl.runs.pages.run_page import facts, flat, outcome
@@ -65,25 +65,25 @@ def _differences(groups: Sequence[Group]) -> str:
 
 def _scores_table(comparison: Comparison) -> str:
     groups = comparison.groups
-    heads: list[str | Cell] = ["protocol", "figure", groups[0].name]
+    heads: list[str | Cell] = ["protocol", "score", groups[0].name]
     for group in groups[1:]:
         heads += [group.name, "difference"]
     rows: list[list[str | Cell]] = []
     before = None
     for row in comparison.rows:
-        cells: list[str | Cell] = [row.protocol if row.protocol != before else "", row.figure]
+        cells: list[str | Cell] = [row.protocol if row.protocol != before else "", row.score]
         before = row.protocol
         for number, value in enumerate(row.values):
-            cells.append(Cell(*shown(row.figure, value)) if value else Cell("–"))
+            cells.append(Cell(*shown(value)) if value else Cell("–"))
             if number:
                 contrast = row.contrasts[number]
-                cells.append(_difference(row.figure, contrast) if contrast else Cell(""))
+                cells.append(_difference(row, contrast) if contrast else Cell(""))
         rows.append(cells)
     return table(heads, rows)
 
 
-def _difference(figure: str, contrast: Contrast) -> Cell:
-    return Cell(described(figure, contrast), contrast.basis if contrast.low is not None else "", contrast.verdict)
+def _difference(row: Row, contrast: Contrast) -> Cell:
+    return Cell(described(contrast, is_share=row.is_share), contrast.basis if contrast.low is not None else "", contrast.verdict)
 
 
 def _said(comparison: Comparison) -> str:
@@ -106,7 +106,7 @@ def _pictures(groups: Sequence[Group]) -> str | None:
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for group in groups:
         for scores in group.runs[0].scores:
-            for name, png in scores.pictures.items():
+            for name, png in scores.figures.items():
                 found.setdefault((scores.protocol, name), []).append(
                     (group.name, picture(png, f"{scores.protocol} {name} of {group.name}"))
                 )

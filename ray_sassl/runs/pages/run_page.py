@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ray_sassl.evaluation.results import Scores, shown
+from ray_sassl.evaluation.results import ProtocolScores, shown, shown_value
 from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.files import storage
 from ray_sassl.runs.directory import METRICS
@@ -160,18 +160,22 @@ def _scores(run: RunRecord) -> str:
     if not run.scores:
         return f"<p>It has not been evaluated: <code>ray-sassl evaluate {html.escape(run.path)} all</code></p>"
     others = list(dict.fromkeys(name for scores in run.scores for name in scores.baselines))
+    has_chance = any(score.chance is not None for scores in run.scores for score in scores.scores.values())
     rows: list[list[str | Cell]] = []
     for scores in run.scores:
         title = scores.protocol
-        for name, figure in scores.figures.items():
-            cells = [Cell(*shown(name, figure))]
+        for name, score in scores.scores.items():
+            cells = [Cell(*shown(score))]
             for other in others:
                 beside = scores.baselines.get(other, {}).get(name)
-                cells.append(Cell(*shown(name, beside)) if beside else Cell(""))
+                cells.append(Cell(*shown(beside)) if beside else Cell(""))
+            if has_chance:
+                cells.append(Cell("" if score.chance is None else shown_value(score.chance, is_share=score.is_share)))
             step = f"{scores.step:,}" if title and scores.step is not None else ""
             rows.append([title, name, *cells, Cell(step, kind="number")])
             title = ""
-    return table(["protocol", "figure", "this run", *others, Cell("step", kind="number")], rows)
+    heads = ["protocol", "score", "this run", *others, *(["chance"] if has_chance else [])]
+    return table([*heads, Cell("step", kind="number")], rows)
 
 
 def _scores_note(run: RunRecord) -> str:
@@ -179,13 +183,13 @@ def _scores_note(run: RunRecord) -> str:
         return ""
     sets = {str(path) for scores in run.scores if (path := (scores.data.get("test") or {}).get("path"))}
     on = f" Test images: {', '.join(sorted(sets))}." if sets else ""
-    return f"95 % intervals, which say how far a figure would move on other test images, not on another training run.{on}"
+    return f"95 % intervals, which say how far a score would move on other test images, not on another training run.{on}"
 
 
-def _pictures(all_scores: list[Scores]) -> str | None:
+def _pictures(all_scores: list[ProtocolScores]) -> str | None:
     parts = []
     for scores in all_scores:
-        for name, png in scores.pictures.items():
+        for name, png in scores.figures.items():
             parts.append(f"<h3>{html.escape(scores.protocol)}: {html.escape(name)}</h3>\n{picture(png, f'{scores.protocol} {name}')}")
     return "\n".join(parts) or None
 

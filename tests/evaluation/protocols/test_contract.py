@@ -23,7 +23,6 @@ from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation, FeatureSubject, FixedFeatures
 from ray_sassl.evaluation.datasets import labeled_data
 from ray_sassl.evaluation.protocols import ProtocolConfig
-from ray_sassl.evaluation.results import is_share
 from ray_sassl.evaluation.subject import EncoderSubject
 from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import load_plugin, plugin_names
@@ -88,11 +87,12 @@ def _config(name: str, train: DataConfig, test: DataConfig) -> ProtocolConfig:
 
 
 def test_shuffled_labels_score_chance(found: Evaluation):
-    shares = {name: score.value for name, score in found.scores.items() if is_share(name) and name not in FITS}
+    shares = {name: score for name, score in found.scores.items() if score.is_share and name not in FITS}
     assert shares or found.predictions is None
-    for name, value in shares.items():
-        chance = 0.5 if name == "shape_share" else 1 / NUM_CLASSES
-        assert abs(value - chance) < 0.1, (name, value)  # three standard errors of 270 images
+    for name, score in shares.items():
+        assert score.chance is not None, name
+        assert abs(score.value - score.chance) < 0.1, (name, score)  # three standard errors of 270 images
+        assert name == "shape_share" or abs(score.chance - 1 / NUM_CLASSES) < 0.1, (name, score)
 
 
 def test_protocols_that_declare_so_need_features_only(request: pytest.FixtureRequest, found: Evaluation, subject: EncoderSubject):

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.evaluation.changes import Stylized, Textures
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.evaluation.protocols import robustness
@@ -91,11 +90,12 @@ def test_shape_and_texture_are_counted_by_their_classes():
     conflict = Stylized(ColorStatistics(), textures, 0, other_class=True)
     labels = np.array([0, 0, 1, 1, 2])
     predicted = np.array([0, 1, 0, 2, 2])
-    part = LabeledFeatures(predicted[:, None].astype(np.float32), labels, np.arange(5))
-    shape, texture = robustness._cues(part, textures, conflict)
-    assert shape.tolist() == [1, 0, 0, 0, 1]
-    assert texture[:4].tolist() == [0, 1, 1, 0]
-    assert robustness._cue_scores(shape, texture)["shape_share"].value == 0.5
+    texture_labels = textures.labels[conflict.styles(labels, np.arange(5))]
+    assert texture_labels[:4].tolist() == [1, 1, 0, 0]
+    scores = robustness._cue_scores(predicted, labels, texture_labels)
+    assert scores["conflict_shape_top1"].value == pytest.approx(2 / 5)  # the first and the last
+    assert scores["conflict_texture_top1"].value == pytest.approx(2 / 5)  # the second and the third
+    assert scores["shape_share"].value == 0.5
 
 
 def test_with_shuffled_labels_all_accuracies_are_chance():

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ray_sassl.evaluation import Predictions, Score
 from ray_sassl.evaluation.detection import DetectConfig
-from ray_sassl.evaluation.results import Figure, Predictions, Scores
+from ray_sassl.evaluation.results import ProtocolScores
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.pages.comparing import as_json, as_markdown, compare, described, group_runs
 from ray_sassl.runs.pages.comparison_page import comparison_page
@@ -25,17 +26,17 @@ def _hits(share: float, seed: int, num: int = 2000) -> np.ndarray:
     return ease + np.random.default_rng(seed).normal(0, 0.03, num) < share
 
 
-def _scores(share: float, seed: int = 1, protocol: str = "knn", num: int = 2000, path: str = "test/", **settings) -> Scores:
+def _scores(share: float, seed: int = 1, protocol: str = "knn", num: int = 2000, path: str = "test/", **settings) -> ProtocolScores:
     hits = _hits(share, seed, num)
     truth = TRUTH[:num]
     predictions = Predictions(np.arange(num), truth, np.where(hits, truth, (truth + 1) % 10))
-    figures = {"top1": Figure(float(hits.mean()), float(hits.mean()) - 0.02, float(hits.mean()) + 0.02)}
-    return Scores(
-        protocol, figures, predictions=predictions, step=100, settings={"name": protocol, **settings}, data={"test": {"path": path}}
+    scores = {"top1": Score(float(hits.mean()), float(hits.mean()) - 0.02, float(hits.mean()) + 0.02, is_share=True)}
+    return ProtocolScores(
+        protocol, scores, predictions=predictions, step=100, settings={"name": protocol, **settings}, data={"test": {"path": path}}
     )
 
 
-def _run(name: str, *scores: Scores, seed: int = 0, base_lr: float = 0.1) -> RunRecord:
+def _run(name: str, *scores: ProtocolScores, seed: int = 0, base_lr: float = 0.1) -> RunRecord:
     config = {"name": "moco", "seed": seed, "optim": {"base_lr": base_lr}, "train": {"epochs": 2, "global_batch": 8}}
     metrics = [{"step": step, "epoch": step / 50, "loss": 5 - step / 50} for step in range(1, 100)]
     summary = {"status": "finished", "step": 100}
@@ -49,7 +50,7 @@ def test_a_clear_difference_is_called_one():
     assert (contrast.verdict, contrast.basis) == ("higher", "paired over test images")
     assert contrast.low is not None
     assert 0 < contrast.low < contrast.value
-    assert "higher: +" in described("top1", contrast)
+    assert "higher: +" in described(contrast, is_share=True)
 
 
 def test_a_run_against_itself_is_within_noise():
@@ -59,7 +60,7 @@ def test_a_run_against_itself_is_within_noise():
     contrast = found.rows[0].contrasts[1]
     assert contrast is not None
     assert (contrast.value, contrast.verdict) == (0.0, "noise")
-    assert described("top1", contrast).startswith("within noise: +0.00 points")
+    assert described(contrast, is_share=True).startswith("within noise: +0.00 points")
 
 
 def test_a_small_difference_is_noise_and_its_interval_is_narrower_than_that_of_separate_scores():
@@ -114,10 +115,12 @@ def test_seeds_that_differ_more_than_recipes_make_a_difference_noise():
 
 
 def test_few_shot_scores_are_paired_by_draw():
-    def scores(shift: float) -> Scores:
+    def scores(shift: float) -> ProtocolScores:
         draws = [0.5 + 0.1 * np.sin(number) + shift + 0.001 * np.cos(7 * number) for number in range(50)]
         mean = float(np.mean(draws))
-        return Scores("few_shot", {"5_shot_top1": Figure(mean, mean - 0.02, mean + 0.02)}, details={"5_shot": {"top1_by_draw": draws}})
+        return ProtocolScores(
+            "few_shot", {"5_shot_top1": Score(mean, mean - 0.02, mean + 0.02)}, details={"5_shot": {"top1_by_draw": draws}}
+        )
 
     contrast = compare([_run("a", scores(0)), _run("b", scores(0.005), base_lr=0.2)]).rows[0].contrasts[1]
     assert contrast is not None
@@ -137,7 +140,7 @@ def test_what_was_not_judged_is_named_with_the_command_that_does_it():
 
 def test_detection_is_made_by_its_own_verb():
     settings = {"name": "detect", **DetectConfig(steps=90, train_px=(64,)).model_dump(mode="json")}
-    scores = Scores("detect", {"AP": Figure(0.2, 0.1, 0.3)}, settings=settings, data={"path": "cells"})
+    scores = ProtocolScores("detect", {"AP": Score(0.2, 0.1, 0.3)}, settings=settings, data={"path": "cells"})
     (entry,) = compare([_run("a", scores), _run("b", base_lr=0.2)]).missing
     assert entry.command == "ray-sassl detect runs/b cells steps=90 'train_px=[64]'"
 

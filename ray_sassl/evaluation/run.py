@@ -1,0 +1,217 @@
+"""The evaluation of one encoder, and of baselines beside it, by several protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.evaluation import Evaluation, Score, Task
+from ray_sassl.evaluation.datasets import EvaluationData
+from ray_sassl.evaluation.protocols import ProtocolConfig
+from ray_sassl.evaluation.results import read_scores, write_scores
+from ray_sassl.evaluation.store import FeatureStore
+from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, untrained_backbone
+from ray_sassl.evaluation.workplace import Workplace
+from ray_sassl.plugins import UsageError, load_plugin, plugin_names
+
+PROTOCOLS = "ray_sassl.evaluation.protocols"
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """An encoder with what is known about it.
+
+    Attributes:
+        network: (B, 3, S, S) -> (B, F).
+        config: It was trained with this one; what it is evaluated on may differ.
+        checkpoint: Its path or URI.
+        step: Of the checkpoint.
+    """
+
+    network: nn.Module
+    config: ExperimentConfig
+    checkpoint: str
+    step: int
+
+    @property
+    def name(self) -> str:
+        """What tells it from baselines."""
+        return f"step {self.step:,}"
+
+
+@dataclass
+class EvaluationResult:
+    """What several protocols found.
+
+    Attributes:
+        evaluations: By protocol and encoder; the run's own encoder is the first.
+        paths: The files of scores, by protocol.
+        failures: Why a protocol failed, in one line.
+        skipped: Why a protocol was not tried.
+        num_bad: Images of `evaluate.train` and `evaluate.test` that could not be decoded.
+    """
+
+    evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    num_bad: int = 0
+
+    @property
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """The scores of the run's own encoder, by protocol and name."""
+        return {protocol: next(iter(evaluations.values())).scores for protocol, evaluations in self.evaluations.items()}
+
+
+@dataclass(frozen=True)
+class Started:
+    """A protocol begins to evaluate an encoder."""
+
+    protocol: str
+    encoder: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A protocol has evaluated all encoders, and its scores are in a file."""
+
+    protocol: str
+    evaluations: dict[str, Evaluation]
+    path: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A protocol has failed, and the others go on."""
+
+    protocol: str
+    error: Exception
+
+
+Event = Started | Finished | Failed
+
+
+def protocol_configs(protocols: Sequence[str | ProtocolConfig]) -> list[ProtocolConfig]:
+    """The protocols' configs; a name stands for its protocol's defaults.
+
+    Raises:
+        UsageError: no protocol has the name, or one is named twice.
+    """
+    configs = [load_plugin(PROTOCOLS, one).Config() if isinstance(one, str) else one for one in protocols]
+    names = [config.name for config in configs]
+    if not names:
+        raise UsageError(f"name at least one protocol: {', '.join(plugin_names(PROTOCOLS))}")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{', '.join(twice)} is named twice")
+    return configs
+
+
+def with_images(protocols: Sequence[ProtocolConfig], config: ExperimentConfig) -> tuple[list[ProtocolConfig], dict[str, str]]:
+    """The protocols whose images are there, and why each of the others cannot run.
+
+    Raises:
+        UsageError: none can.
+    """
+    unset = [f"evaluate.{split}" for split in ("train", "test") if getattr(config.evaluate, split) is None]
+    own = f"{' and '.join(unset)} not set" if unset else None
+    reasons = {protocol.name: protocol.absent_images() if protocol.brings_images else own for protocol in protocols}
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+    if len(skipped) == len(protocols):
+        raise UsageError("no protocol has its images: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    return [protocol for protocol in protocols if protocol.name not in skipped], skipped
+
+
+def without_scores(protocols: Sequence[ProtocolConfig], run_dir: str) -> list[ProtocolConfig]:
+    """Those of the protocols that the run has no scores of. Scores with any settings count for a protocol with default settings."""
+    known = {scores.protocol: scores.settings for scores in read_scores(run_dir)}
+
+    def has_scores(protocol: ProtocolConfig) -> bool:
+        if protocol.name not in known:
+            return False
+        return protocol == type(protocol)() or known[protocol.name] == {"name": protocol.name, **protocol.model_dump(mode="json")}
+
+    return [protocol for protocol in protocols if not has_scores(protocol)]
+
+
+def evaluate(
+    encoder: TrainedEncoder,
+    protocols: Sequence[ProtocolConfig],
+    data: EvaluationData | None,
+    workplace: Workplace,
+    *,
+    out: str,
+    features: str | None = None,
+    baselines: bool = False,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> EvaluationResult:
+    """Evaluate the encoder by each protocol and write the scores. If one of several protocols fails, the others go on.
+
+    Args:
+        data: The images of `evaluate.train` and `evaluate.test`; None if all protocols bring their own.
+        workplace: Where the expensive parts are computed.
+        out: The folder for scores, figures and predictions.
+        features: A folder for features, to be used again; None: they are not kept.
+        baselines: Whether to evaluate the untrained encoder and raw pixels too.
+        watch: Is called as the work goes on.
+    """
+    subjects = _subjects(encoder, data, workplace, features, baselines=baselines)
+    result = EvaluationResult()
+    for protocol in protocols:
+        own = None if protocol.brings_images else data
+        try:
+            evaluations = {}
+            for name, subject in subjects.items():
+                watch(Started(protocol.name, name))
+                evaluations[name] = _evaluation(subject, protocol, encoder.config, workplace)
+            path = write_scores(
+                out,
+                protocol.name,
+                protocol.model_dump(mode="json"),
+                evaluations,
+                checkpoint=encoder.checkpoint,
+                step=encoder.step,
+                data=encoder.config.evaluate.model_dump(mode="json") if own is not None else None,
+                num_bad=own.num_bad if own is not None else None,
+            )
+        except Exception as error:
+            if len(protocols) == 1:
+                raise
+            result.failures[protocol.name] = in_one_line(error)
+            watch(Failed(protocol.name, error))
+            continue
+        result.evaluations[protocol.name], result.paths[protocol.name] = evaluations, path
+        watch(Finished(protocol.name, evaluations, path))
+    result.num_bad = data.num_bad if data is not None else 0
+    return result
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong; errors that are not the user's are named by their type."""
+    return str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+
+
+def _subjects(
+    encoder: TrainedEncoder, data: EvaluationData | None, workplace: Workplace, features: str | None, *, baselines: bool
+) -> Mapping[str, EncoderSubject]:
+    def store(**facts: object) -> FeatureStore | None:
+        return FeatureStore(features, facts) if features is not None else None
+
+    config = encoder.config
+    kept = store(checkpoint=encoder.checkpoint, step=encoder.step)
+    subjects = {encoder.name: EncoderSubject(encoder.network, config, data, workplace, kept)}
+    if baselines:
+        kept = store(**{"untrained, of seed": config.seed})
+        subjects["untrained encoder"] = EncoderSubject(untrained_backbone(config), config, data, workplace, kept)
+        subjects["raw pixels"] = EncoderSubject(RawPixels(), config, data, workplace)
+    return subjects
+
+
+def _evaluation(subject: EncoderSubject, protocol: ProtocolConfig, config: ExperimentConfig, workplace: Workplace) -> Evaluation:
+    """In this process, or on the workplace if that is elsewhere and the protocol trains the encoder."""
+    train, test = config.evaluate.train, config.evaluate.test
+    if workplace.is_remote and protocol.sees_encoder and train is not None and test is not None:
+        return subject.evaluate([Task(protocol, train, test)])[0]
+    return protocol.build().evaluate(subject)

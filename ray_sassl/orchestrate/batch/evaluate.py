@@ -1,0 +1,270 @@
+"""The evaluation of a run: its newest checkpoint, by protocols and by detection, in this process or on actors."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.data import DataConfig
+from ray_sassl.evaluation import Evaluation
+from ray_sassl.evaluation import run as evaluation_run
+from ray_sassl.evaluation.datasets import load_evaluation_data
+from ray_sassl.evaluation.detection import DetectConfig
+from ray_sassl.evaluation.protocols import ProtocolConfig
+from ray_sassl.evaluation.results import features_folder, results_folder, write_scores
+from ray_sassl.evaluation.run import (
+    PROTOCOLS,
+    EvaluationResult,
+    Event,
+    Failed,
+    Finished,
+    Started,
+    TrainedEncoder,
+    in_one_line,
+    protocol_configs,
+    with_images,
+)
+from ray_sassl.evaluation.subject import untrained_backbone
+from ray_sassl.evaluation.workplace import LocalWorkplace, Progress, Workplace, no_progress
+from ray_sassl.experiments import data_root
+from ray_sassl.files import storage
+from ray_sassl.files.paths import absolute
+from ray_sassl.plugins import plugin_names
+from ray_sassl.runs.directory import find_checkpoint
+from ray_sassl.runs.process import load_backbone
+from ray_sassl.train.context import LocalContext
+
+if TYPE_CHECKING:
+    from ray_sassl.evaluation.detection.training import DetectionJob, DetectionResult
+    from ray_sassl.evaluation.detection.voc import DetectionSet
+
+DETECT = "detect"
+"""The name of detection among the protocols."""
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """Detection has found its data set."""
+
+    train: DetectionSet
+    test: DetectionSet
+
+
+@dataclass(frozen=True)
+class DetectionReport:
+    """What a detector's training has logged: losses with their `step`, AP with its `measured_step`, or how many images it has `tested`."""
+
+    values: dict[str, float]
+
+
+DetectionEvent = Event | DetectionData | DetectionReport
+Watch = Callable[[DetectionEvent], None]
+
+
+def evaluate(
+    run: str,
+    protocols: Sequence[str | ProtocolConfig] | Literal["all"],
+    *,
+    train: str | DataConfig | None = None,
+    test: str | DataConfig | None = None,
+    overrides: Sequence[str] = (),
+    baselines: bool = False,
+    skip_absent: bool = False,
+    detect_on: str | None = None,
+    detection: DetectConfig | None = None,
+    out: str | None = None,
+    keep_features: bool = True,
+    actors: int | None = None,
+    actor_cpus: float = 1.0,
+    actor_gpus: float | None = None,
+    address: str | None = None,
+    progress: Progress = no_progress,
+    watch: Watch = lambda event: None,
+) -> EvaluationResult:
+    """Evaluate the encoder of a run, and write the scores beside it. If one of several protocols fails, the others go on.
+
+    Args:
+        run: A run directory, whose newest checkpoint is taken, or a checkpoint.
+        protocols: Names, or configs for other settings than the defaults; "all" is every protocol whose images are there, and detection.
+        train: Labeled images to fit on; not given: those of the run's config.
+        test: Labeled images to measure on; likewise.
+        overrides: `path=value` changes to the run's config.
+        baselines: Whether to evaluate the untrained encoder and raw pixels too.
+        skip_absent: Whether a protocol without images is skipped instead of being an error.
+        detect_on: A data set in VOC's form to detect on as well; for "all", `VOCdevkit` in the data folder if not given.
+        detection: The settings for it.
+        out: The folder for the results; not given: `evaluation/step-NUMBER` of the run.
+        keep_features: Whether features are kept beside the run, and those that are there are used.
+        actors: How many work side by side on a cluster; not given: this process, unless there is a cluster or more than one GPU.
+        actor_cpus: CPUs of an actor.
+        actor_gpus: GPUs of an actor; not given: one if the cluster has any.
+        address: Of a Ray cluster; not given: RAY_ADDRESS, or this machine.
+        progress: Shows how far the work on features is.
+        watch: Is called as the work goes on.
+
+    Raises:
+        UsageError: there is no checkpoint, a protocol or its images are not there, or the only protocol fails with one.
+    """
+    checkpoint = find_checkpoint(run)
+    config, backbone = load_backbone(checkpoint)
+    changes = {name: DataConfig(path=data) if isinstance(data, str) else data for name, data in (("train", train), ("test", test)) if data}
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
+    config = apply_overrides(config, overrides)
+    skip_absent = skip_absent or protocols == "all"
+    configs, skipped = protocol_configs(plugin_names(PROTOCOLS) if protocols == "all" else protocols), {}
+    if skip_absent:
+        configs, skipped = with_images(configs, config)
+    data = None if all(protocol.brings_images for protocol in configs) else load_evaluation_data(config)
+    encoder = TrainedEncoder(backbone, config, checkpoint.path, checkpoint.step)
+    out = out or results_folder(checkpoint.path, checkpoint.step)
+    features = features_folder(checkpoint.path) if keep_features else None
+    with _workplace(actors, actor_cpus, actor_gpus, address, progress) as workplace:
+        result = evaluation_run.evaluate(encoder, configs, data, workplace, out=out, features=features, baselines=baselines, watch=watch)
+    result.skipped |= skipped
+    if protocols == "all":
+        detect_on = detect_on or voc_folder()
+    if detect_on is not None:
+        try:
+            found = detect(run, detect_on, detection, baselines=baselines, out=out, worker_cpus=actor_cpus, address=address, watch=watch)
+            result.evaluations |= found.evaluations
+            result.paths |= found.paths
+        except Exception as error:  # noqa: BLE001 - recorded, as for the protocols
+            result.failures[DETECT] = in_one_line(error)
+            watch(Failed(DETECT, error))
+    elif protocols == "all":
+        result.skipped[DETECT] = f"there is no VOCdevkit in {data_root()}, and no other data set of VOC's form is given"
+    return result
+
+
+@contextmanager
+def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str | None, progress: Progress) -> Iterator[Workplace]:
+    """Actors if a cluster is named, actors are asked for, or this machine has several GPUs; else this process."""
+    if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
+        yield LocalWorkplace(progress=progress)
+        return
+    from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
+    from ray_sassl.orchestrate.batch.features import evaluation_pool
+    from ray_sassl.orchestrate.runtime.autoscaler import offered
+    from ray_sassl.orchestrate.runtime.session import ray_session
+
+    with ray_session(address):
+        gpus = (1.0 if offered("GPU") >= 1 else 0.0) if gpus is None else gpus
+        with evaluation_pool(ActorPoolConfig(num_actors=actors, num_cpus=cpus, num_gpus=gpus), progress) as pool:
+            yield pool
+
+
+def voc_folder() -> str | None:
+    """The data set that detection takes if none is given: `VOCdevkit` in the data folder, or None if it is not there."""
+    folder = storage.join(data_root(), "VOCdevkit")
+    return folder if storage.exists(folder) else None
+
+
+def detect(
+    run: str,
+    data: str,
+    settings: DetectConfig | None = None,
+    *,
+    baselines: bool = False,
+    out: str | None = None,
+    workers: int | None = None,
+    worker_cpus: float = 1.0,
+    address: str | None = None,
+    watch: Watch = lambda event: None,
+) -> EvaluationResult:
+    """Fine-tune the encoder of a run as a detector, and write its average precision, its detections and figures beside the run.
+
+    Args:
+        run: A run directory, whose newest checkpoint is taken, or a checkpoint.
+        data: A folder of PASCAL VOC's form.
+        settings: Of the training; not given: the defaults.
+        baselines: Whether to train the untrained encoder too.
+        out: The folder for the results; not given: `evaluation/step-NUMBER` of the run.
+        workers: How many; 0: this process. Not given: one per GPU of a cluster or of this machine if it has several; else 0.
+        worker_cpus: CPUs of a worker.
+        address: Of a Ray cluster; not given: RAY_ADDRESS, or this machine.
+        watch: Is called as the work goes on.
+
+    Raises:
+        UsageError: there is no checkpoint or no such data set, or an encoder or an image does not allow it.
+    """
+    from ray_sassl.evaluation.detection.average_precision import check_installed
+    from ray_sassl.evaluation.detection.report import detections_table, evaluation_of
+    from ray_sassl.evaluation.detection.training import DetectionJob
+    from ray_sassl.evaluation.detection.voc import read_voc
+
+    check_installed()
+    settings = settings or DetectConfig()
+    checkpoint = find_checkpoint(run)
+    config, backbone = load_backbone(checkpoint)
+    out = absolute(out or results_folder(checkpoint.path, checkpoint.step))
+    storage.check_can_write(out, is_folder=True)
+    data = absolute(data)
+    train, test = read_voc(data, settings.train, settings.test)
+    watch(DetectionData(train, test))
+    encoder = TrainedEncoder(backbone, config, checkpoint.path, checkpoint.step)
+    encoders = {encoder.name: backbone} | ({"untrained encoder": untrained_backbone(config)} if baselines else {})
+    evaluations: dict[str, Evaluation] = {}
+    bad: set[tuple[str, int]] = set()
+    detections = None
+    with _detection_place(workers, worker_cpus, address, watch) as train_and_test:
+        for number, (name, network) in enumerate(encoders.items()):
+            watch(Started(DETECT, name))
+            file = storage.join(out, f"{DETECT}{'-untrained' if number else ''}-checkpoint.pt")
+            job = DetectionJob(network, tuple(config.train.pixel_mean), tuple(config.train.pixel_std), train, test, settings, file)
+            found = train_and_test(copy.deepcopy(job))
+            evaluations[name] = evaluation_of(job, found)
+            bad |= {(row.path, row.sample_id) for rows in found.bad.values() for row in rows}
+            detections = detections if number else detections_table(found)
+            storage.remove(file)
+    path = write_scores(
+        out,
+        DETECT,
+        settings.model_dump(mode="json"),
+        evaluations,
+        checkpoint=checkpoint.path,
+        step=checkpoint.step,
+        data={"path": data},
+        num_bad=len(bad),
+        detections=detections,
+    )
+    watch(Finished(DETECT, evaluations, path))
+    return EvaluationResult({DETECT: evaluations}, {DETECT: path}, num_bad=len(bad))
+
+
+@contextmanager
+def _detection_place(
+    workers: int | None, worker_cpus: float, address: str | None, watch: Watch
+) -> Iterator[Callable[[DetectionJob], DetectionResult]]:
+    """What trains and tests a detector: in this process, or as a job on the workers of a cluster."""
+
+    def report(values: dict[str, float]) -> None:
+        watch(DetectionReport(values))
+
+    if workers is None and not address and not os.environ.get("RAY_ADDRESS"):
+        workers = torch.cuda.device_count() if torch.cuda.device_count() > 1 else 0
+    if workers == 0:
+        from ray_sassl.evaluation.detection.training import run_detection
+
+        class Context(LocalContext):
+            def report(self, metrics: dict[str, float]) -> None:
+                report(metrics)
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield lambda job: run_detection(job, Context(device=device))
+        return
+    from ray_sassl.orchestrate.batch.detect import detect_on_ray
+    from ray_sassl.orchestrate.pretraining.train_job import Workers
+    from ray_sassl.orchestrate.runtime.autoscaler import offered, present
+    from ray_sassl.orchestrate.runtime.session import ray_session
+
+    with ray_session(address):
+        count = workers or max(1, int(present("GPU")))
+        group = Workers(count, worker_cpus, use_gpu=offered("GPU") >= count)
+        yield lambda job: detect_on_ray(job, group, watch=report)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
+from ray_sassl.methods import Method
+from ray_sassl.methods.branches import Plain
+from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
-from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
-_PLAIN = Plain(has_predictor=False, needs_predictor=False, trains_targets=True, is_mutual=True)
 _EPSILON = 1e-5
 """Added to variances, as by the batch normalization without scale and shift that standardizes embeddings in the official code."""
 
 
-class Config(MethodConfig):
+class Config(HeadsConfig):
     """Barlow Twins.
 
     Attributes:
@@ -32,8 +30,6 @@ class Config(MethodConfig):
         projector_hidden_size: Width of the projector's hidden layers (section 2.2).
         embedding_size: Width of the embeddings (section 2.2).
         projector_layers: Linear layers of the projector (section 2.2).
-        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
-        predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
         bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
             the loss itself always knows the whole batch.
         fa: Feature augmentation, which its paper does not try on this objective.
@@ -41,18 +37,13 @@ class Config(MethodConfig):
 
     off_diagonal_weight: float = Field(default=0.0051, ge=0)
     loss_scale: float = Field(default=1.0, gt=0)
-    projector_hidden_size: int = Field(default=8192, ge=1)
-    embedding_size: int = Field(default=8192, ge=1)
-    projector_layers: int = Field(default=3, ge=1)
-    predictor_hidden_size: int = Field(default=4096, ge=1)
-    predictor_layers: int = Field(default=2, ge=1)
-    bn: Literal["sync", "plain"] = "sync"
-    fa: FaConfig = FaConfig()
+    projector_hidden_size: Count = 8192
+    embedding_size: Count = 8192
+    projector_layers: Count = 3
 
-    @model_validator(mode="after")
-    def _feature_augmentation_makes_sense(self) -> Self:
-        check(self, self.fa, _PLAIN)
-        return self
+    @property
+    def plain(self) -> Plain:
+        return Plain(has_predictor=False, needs_predictor=False, trains_targets=True, is_mutual=True)
 
     def build(self, backbone: nn.Module, num_features: int) -> BarlowTwins:
         return BarlowTwins(self, backbone, num_features)
@@ -68,14 +59,9 @@ class BarlowTwins(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = mlp_head(
-            num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, last_bias=False
-        )
-        size = config.embedding_size
-        self.branches = Branches(config.fa, _PLAIN, size)
-        self.predictor = (
-            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers) if self.branches.has_predictor else None
-        )
+        self.projector = config.build_projector(num_features, last_bias=False)
+        self.branches = config.build_branches()
+        self.predictor = config.build_predictor() if config.has_predictor else None
         if config.bn == "sync":
             sync_batchnorm.convert(self)
 

@@ -80,12 +80,14 @@ class Plain:
         trains_targets: Gradients flow into both sides of its loss (SimCLR); not where the targets are a momentum network's, or stopped.
         is_mutual: Its loss is the same in both directions (Barlow Twins, VICReg), so that one is enough until a predictor or an augmentation
             makes the sides differ; from then on the mean of both is taken.
+        is_symmetric: Its loss has both directions, from the left view to the right and back.
     """
 
     has_predictor: bool
     needs_predictor: bool
     trains_targets: bool
     is_mutual: bool = False
+    is_symmetric: bool = True
 
 
 class Sides(NamedTuple):
@@ -105,15 +107,14 @@ class Branches(nn.Module):
         num_losses: Losses of one direction that are summed: K for the free loss, otherwise 1.
     """
 
-    def __init__(self, fa: FaConfig, plain: Plain, embedding_size: int, *, symmetric: bool = True) -> None:
-        """`symmetric`: the plain method has both directions."""
+    def __init__(self, fa: FaConfig, plain: Plain, embedding_size: int) -> None:
         super().__init__()
         self.config = fa
         self.plain = plain
-        self.architecture = _resolve(fa, plain)
+        self.architecture = architecture(fa, plain)
         self.has_predictor = self.architecture != "basic"
         one_is_enough = plain.is_mutual and self.is_plain and not self.has_predictor
-        self.directions = ((0, 1), (1, 0)) if symmetric and fa.symmetric and not one_is_enough else ((0, 1),)
+        self.directions = ((0, 1), (1, 0)) if plain.is_symmetric and fa.symmetric and not one_is_enough else ((0, 1),)
         self.num_losses = fa.num_samples if fa.reduction == "free" else 1
         self.augmentation = fa.augmentation.build(embedding_size, fa.num_samples)
 
@@ -196,33 +197,32 @@ class Branches(nn.Module):
         return list(samples)
 
 
-def check(config: MethodConfig, fa: FaConfig, plain: Plain, *, symmetric: bool = True) -> None:
+def check(config: MethodConfig, fa: FaConfig, plain: Plain) -> None:
     """Refuse what makes no sense for a method, has no effect, or cannot be built.
 
     Args:
         config: The method's.
         fa: Its feature augmentation.
         plain: The method without it.
-        symmetric: The plain method has both directions.
 
     Raises:
         ValueError: with the reason, and what to do.
     """
-    architecture = _resolve(fa, plain)
-    if architecture == "basic" and plain.needs_predictor:
+    place = architecture(fa, plain)
+    if place == "basic" and plain.needs_predictor:
         raise ValueError(
             f"fa.architecture='basic' has no predictor, without which {config.name} collapses: nothing else keeps it from giving all images "
             "one embedding; use 'parallel_predictor', 'pre_predictor' or 'post_predictor'"
         )
-    if architecture == "basic":
+    if place == "basic":
         for field in (name for name in type(config).model_fields if name.startswith("predictor_")):
             if getattr(config, field) != type(config).model_fields[field].default:
                 raise ValueError(
                     f"{field}={getattr(config, field)} has no effect without a predictor; set fa.architecture to one that has it"
                 )
     if not fa.augmentation.is_identity:
-        _check_gradients(fa, architecture, plain)
-        _check_views(fa, architecture, plain, symmetric)
+        _check_gradients(fa, place, plain)
+        _check_views(fa, place, plain)
 
 
 def passes_gradient(fa: FaConfig) -> bool:
@@ -231,43 +231,44 @@ def passes_gradient(fa: FaConfig) -> bool:
         return fa.augmentation.build(1, fa.num_samples).passes_gradient
 
 
-def _check_gradients(fa: FaConfig, architecture: Architecture, plain: Plain) -> None:
+def _check_gradients(fa: FaConfig, place: Architecture, plain: Plain) -> None:
     passes = passes_gradient(fa)
     if not fa.stop_gradient:
         reason = ""
-        if architecture in ("pre_predictor", "post_predictor"):
-            reason = f"{architecture} has no stop-gradient"
+        if place in ("pre_predictor", "post_predictor"):
+            reason = f"{place} has no stop-gradient"
         elif not plain.trains_targets:
             reason = "the targets of this method take no gradient anyway"
         elif not passes:
             reason = f"{fa.augmentation.name} lets no gradient through anyway"
         if reason:
             raise ValueError(f"fa.stop_gradient=false has no effect: {reason}; leave it out")
-    if architecture == "post_predictor" and not passes:
+    if place == "post_predictor" and not passes:
         raise ValueError(
             f"fa.architecture='post_predictor' with {fa.augmentation.name}, which lets no gradient through, would leave the predictor "
             "untrained; use 'parallel_predictor'"
         )
-    if architecture == "pre_predictor" and not passes and not plain.trains_targets:
+    if place == "pre_predictor" and not passes and not plain.trains_targets:
         raise ValueError(
             f"fa.architecture='pre_predictor' with {fa.augmentation.name}, which lets no gradient through, would leave the encoder untrained, "
             "since the targets of this method take no gradient either; use 'parallel_predictor'"
         )
 
 
-def _check_views(fa: FaConfig, architecture: Architecture, plain: Plain, symmetric: bool) -> None:
-    if not fa.symmetric and not symmetric:
+def _check_views(fa: FaConfig, place: Architecture, plain: Plain) -> None:
+    if not fa.symmetric and not plain.is_symmetric:
         raise ValueError("fa.symmetric=false has no effect, since the method has one direction only; leave it out")
-    augments_targets = architecture == "parallel_predictor" or (architecture == "basic" and not plain.trains_targets)
+    augments_targets = place == "parallel_predictor" or (place == "basic" and not plain.trains_targets)
     only_view = "right" if augments_targets else "left"
-    if not (symmetric and fa.symmetric) and fa.view not in ("both", only_view):
+    if not (plain.is_symmetric and fa.symmetric) and fa.view not in ("both", only_view):
         raise ValueError(
-            f"fa.view={fa.view!r} has no effect: of a loss in one direction, {architecture} augments the {only_view} view; set "
+            f"fa.view={fa.view!r} has no effect: of a loss in one direction, {place} augments the {only_view} view; set "
             f"fa.view={only_view!r}, or take both directions"
         )
 
 
-def _resolve(fa: FaConfig, plain: Plain) -> Architecture:
+def architecture(fa: FaConfig, plain: Plain) -> Architecture:
+    """Where the augmentation and the predictor stand, with `auto` resolved."""
     if fa.architecture != "auto":
         return fa.architecture
     return "parallel_predictor" if plain.has_predictor or not fa.augmentation.is_identity else "basic"

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
+from ray_sassl.methods import Method
+from ray_sassl.methods.branches import Plain
+from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.ema import cosine_momentum, momentum_copy, update_momentum_copy
-from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
 CHANCE_LOSS = 2.0
 """Of predictions orthogonal to their targets, 2 - 2 cos, in one direction."""
 
-_PLAIN = Plain(has_predictor=True, needs_predictor=True, trains_targets=False)
 
-
-class Config(MethodConfig):
+class Config(HeadsConfig):
     """BYOL.
 
     Attributes:
@@ -36,22 +33,16 @@ class Config(MethodConfig):
         predictor_hidden_size: Width of the predictor's hidden layer (section 3.2).
         predictor_layers: Linear layers of the predictor (section 3.2: the projector's architecture).
         bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
-        fa: Feature augmentation.
     """
 
     base_momentum: float = Field(default=0.996, ge=0, le=1)
-    projector_hidden_size: int = Field(default=4096, ge=1)
-    embedding_size: int = Field(default=256, ge=1)
-    projector_layers: int = Field(default=2, ge=1)
-    predictor_hidden_size: int = Field(default=4096, ge=1)
-    predictor_layers: int = Field(default=2, ge=1)
-    bn: Literal["sync", "plain"] = "sync"
-    fa: FaConfig = FaConfig()
+    projector_hidden_size: Count = 4096
+    embedding_size: Count = 256
+    projector_layers: Count = 2
 
-    @model_validator(mode="after")
-    def _feature_augmentation_makes_sense(self) -> Self:
-        check(self, self.fa, _PLAIN)
-        return self
+    @property
+    def plain(self) -> Plain:
+        return Plain(has_predictor=True, needs_predictor=True, trains_targets=False)
 
     def build(self, backbone: nn.Module, num_features: int) -> BYOL:
         return BYOL(self, backbone, num_features)
@@ -69,11 +60,10 @@ class BYOL(Method):
     def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
         self.config = config
-        size = config.embedding_size
         self.backbone = backbone
-        self.projector = mlp_head(num_features, config.projector_hidden_size, size, config.projector_layers, last_bias=False)
-        self.predictor = mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers, last_bias=False)
-        self.branches = Branches(config.fa, _PLAIN, size)
+        self.projector = config.build_projector(num_features, last_bias=False)
+        self.predictor = config.build_predictor(last_bias=False)
+        self.branches = config.build_branches()
         if config.bn == "sync":
             sync_batchnorm.convert(self)
         self.target_backbone = momentum_copy(self.backbone)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods import Method
+from ray_sassl.methods.heads import Count, ProjectorConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from ray_sassl.nn.gather import all_reduce, world_size
@@ -21,7 +22,7 @@ from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
 
-class Config(MethodConfig):
+class Config(ProjectorConfig):
     """DINO.
 
     The official code counts the schedules in epochs; here they are shares of the run, which a method is told of.
@@ -54,13 +55,12 @@ class Config(MethodConfig):
     base_momentum: float = Field(default=0.996, ge=0, le=1)
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
     num_outputs: int = Field(default=65536, ge=2)
-    projector_hidden_size: int = Field(default=2048, ge=1)
-    embedding_size: int = Field(default=256, ge=1)
-    projector_layers: int = Field(default=3, ge=1)
+    projector_hidden_size: Count = 2048
+    embedding_size: Count = 256
+    projector_layers: Count = 3
     projector_bn: bool = False
     norm_last_layer: bool = True
     last_layer_frozen: float = Field(default=0.01, ge=0, le=1)
-    bn: Literal["sync", "plain"] = "sync"
 
     def build(self, backbone: nn.Module, num_features: int) -> DINO:
         return DINO(self, backbone, num_features)

@@ -6,17 +6,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.methods.branches import Branches, FaConfig, Plain, Sides, check
+from ray_sassl.methods import Method
+from ray_sassl.methods.branches import Sides
+from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
-from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
@@ -30,25 +30,14 @@ class Contrast(NamedTuple):
     num_candidates: int
 
 
-class InBatchConfig(MethodConfig, ABC):
+class InBatchConfig(HeadsConfig, ABC):
     """The fields that the configs share; what each is, and where its default comes from, stands there."""
 
-    plain: ClassVar[Plain]
-
     temperature: float = Field(default=0.1, gt=0)
-    projector_hidden_size: int = Field(default=2048, ge=1)
-    embedding_size: int = Field(default=128, ge=1)
-    projector_layers: int = Field(default=2, ge=1)
+    projector_hidden_size: Count = 2048
+    embedding_size: Count = 128
+    projector_layers: Count = 2
     projector_last_bn: bool = True
-    predictor_hidden_size: int = Field(default=4096, ge=1)
-    predictor_layers: int = Field(default=2, ge=1)
-    bn: Literal["sync", "plain"] = "sync"
-    fa: FaConfig = FaConfig()
-
-    @model_validator(mode="after")
-    def _feature_augmentation_makes_sense(self) -> Self:
-        check(self, self.fa, self.plain)
-        return self
 
 
 class InBatchContrast(Method, ABC):
@@ -61,15 +50,10 @@ class InBatchContrast(Method, ABC):
     def __init__(self, config: InBatchConfig, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
         self.config = config
-        size = config.embedding_size
         self.backbone = backbone
-        self.projector = mlp_head(
-            num_features, config.projector_hidden_size, size, config.projector_layers, last_bn=config.projector_last_bn
-        )
-        self.branches = Branches(config.fa, config.plain, size)
-        self.predictor = (
-            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers) if self.branches.has_predictor else None
-        )
+        self.projector = config.build_projector(num_features, last_bn=config.projector_last_bn)
+        self.branches = config.build_branches()
+        self.predictor = config.build_predictor() if config.has_predictor else None
         if config.bn == "sync":
             sync_batchnorm.convert(self)
 

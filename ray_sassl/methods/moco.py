@@ -11,23 +11,22 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
+from ray_sassl.methods import Method
+from ray_sassl.methods.branches import Plain
+from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import split_batchnorm, sync_batchnorm
 from ray_sassl.nn.ema import momentum_copy, update_momentum_copy
 from ray_sassl.nn.gather import all_gather, rank, world_size
-from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.nn.queue import EmbeddingQueue
 from ray_sassl.plugins import UsageError
 from ray_sassl.types import StepOutput
 
-_PLAIN = Plain(has_predictor=False, needs_predictor=False, trains_targets=False)
 _SAME = 1 - 1e-5
 """The cosine from which on two keys are the same one, up to the rounding of float32."""
 
 
-class Config(MethodConfig):
+class Config(HeadsConfig):
     """MoCo v2.
 
     Attributes:
@@ -51,21 +50,22 @@ class Config(MethodConfig):
     temperature: float = Field(default=0.2, gt=0)
     queue_size: int = Field(default=65536, ge=1)
     momentum: float = Field(default=0.999, ge=0, le=1)
-    projector_hidden_size: int = Field(default=2048, ge=1)
-    embedding_size: int = Field(default=128, ge=1)
-    projector_layers: int = Field(default=2, ge=1)
-    predictor_hidden_size: int = Field(default=2048, ge=1)
-    predictor_layers: int = Field(default=2, ge=1)
+    projector_hidden_size: Count = 2048
+    embedding_size: Count = 128
+    projector_layers: Count = 2
+    predictor_hidden_size: Count = 2048
     symmetric: bool = False
     bn: Literal["plain", "sync", "shuffle", "split"] = "plain"
     num_splits: int = Field(default=8, ge=2)
-    fa: FaConfig = FaConfig()
+
+    @property
+    def plain(self) -> Plain:
+        return Plain(has_predictor=False, needs_predictor=False, trains_targets=False, is_symmetric=self.symmetric)
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> Self:
         if self.bn != "split" and self.num_splits != type(self).model_fields["num_splits"].default:
             raise ValueError(f"num_splits={self.num_splits} has no effect with bn={self.bn!r}; set bn='split'")
-        check(self, self.fa, _PLAIN, symmetric=self.symmetric)
         return self
 
     def check_workers(self, num_workers: int) -> None:
@@ -90,21 +90,16 @@ class MoCo(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        size = config.embedding_size
-        self.projector = mlp_head(num_features, config.projector_hidden_size, size, config.projector_layers, hidden_bn=False)
-        self.branches = Branches(config.fa, _PLAIN, size, symmetric=config.symmetric)
-        self.predictor = (
-            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers, hidden_bn=False)
-            if self.branches.has_predictor
-            else None
-        )
+        self.projector = config.build_projector(num_features, hidden_bn=False)
+        self.branches = config.build_branches()
+        self.predictor = config.build_predictor(hidden_bn=False) if config.has_predictor else None
         if config.bn == "sync":
             sync_batchnorm.convert(self)
         elif config.bn == "split":
             split_batchnorm.convert(self, config.num_splits)
         self.key_backbone = momentum_copy(self.backbone)
         self.key_projector = momentum_copy(self.projector)
-        self.queue = EmbeddingQueue(config.queue_size, size)
+        self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
         """As in the contract; where `sample_id` (B,) is given, older keys of a sample are no negatives of it either.

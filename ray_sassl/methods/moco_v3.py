@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
+from ray_sassl.methods import Method
+from ray_sassl.methods.branches import Plain
+from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from ray_sassl.nn.gather import all_gather, rank, world_size
-from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.plugins import UsageError
 from ray_sassl.types import StepOutput
 
-_PLAIN = Plain(has_predictor=True, needs_predictor=False, trains_targets=False)
 
-
-class Config(MethodConfig):
+class Config(HeadsConfig):
     """MoCo v3.
 
     Attributes:
@@ -49,20 +47,15 @@ class Config(MethodConfig):
 
     temperature: float = Field(default=0.2, gt=0)
     base_momentum: float = Field(default=0.99, ge=0, le=1)
-    projector_hidden_size: int = Field(default=4096, ge=1)
-    embedding_size: int = Field(default=256, ge=1)
-    projector_layers: int = Field(default=3, ge=1)
-    predictor_hidden_size: int = Field(default=4096, ge=1)
-    predictor_layers: int = Field(default=2, ge=1)
+    projector_hidden_size: Count = 4096
+    embedding_size: Count = 256
+    projector_layers: Count = 3
     predictor_last_bn: bool = True
     patch_embedding: Literal["auto", "fixed", "trained"] = "auto"
-    bn: Literal["sync", "plain"] = "sync"
-    fa: FaConfig = FaConfig()
 
-    @model_validator(mode="after")
-    def _feature_augmentation_makes_sense(self) -> Self:
-        check(self, self.fa, _PLAIN)
-        return self
+    @property
+    def plain(self) -> Plain:
+        return Plain(has_predictor=True, needs_predictor=False, trains_targets=False)
 
     def build(self, backbone: nn.Module, num_features: int) -> MoCoV3:
         return MoCoV3(self, backbone, num_features)
@@ -80,26 +73,12 @@ class MoCoV3(Method):
     def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
         self.config = config
-        size = config.embedding_size
         self.backbone = backbone
         _fix_patch_embedding(backbone, config.patch_embedding)
-        self.projector = mlp_head(
-            num_features, config.projector_hidden_size, size, config.projector_layers, last_bn=True, last_bn_affine=False
-        )
-        self.branches = Branches(config.fa, _PLAIN, size)
-        self.predictor = (
-            mlp_head(
-                size,
-                config.predictor_hidden_size,
-                size,
-                config.predictor_layers,
-                last_bn=config.predictor_last_bn,
-                last_bn_affine=False,
-                last_bias=False,
-            )
-            if self.branches.has_predictor
-            else None
-        )
+        self.projector = config.build_projector(num_features, last_bn=True, last_bn_affine=False)
+        self.branches = config.build_branches()
+        form = {"last_bn": config.predictor_last_bn, "last_bn_affine": False, "last_bias": False}
+        self.predictor = config.build_predictor(**form) if config.has_predictor else None
         if config.bn == "sync":
             sync_batchnorm.convert(self)
         self.key_backbone = momentum_copy(self.backbone)

@@ -6,14 +6,12 @@ It is a preset: contrast within the batch, with nearest neighbors as the feature
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ray_sassl.feature_aug.nearest import Config as Nearest
 from ray_sassl.methods.branches import FaConfig, Plain, Sides
+from ray_sassl.methods.heads import Count
 from ray_sassl.methods.in_batch import Contrast, InBatchConfig, InBatchContrast, unit
 from ray_sassl.nn.gather import all_gather_with_gradient, rank
 
@@ -34,11 +32,13 @@ class Config(InBatchConfig):
             those of the first view (appendix A). `fa.architecture=basic` leaves the predictor out.
     """
 
-    plain: ClassVar[Plain] = Plain(has_predictor=True, needs_predictor=False, trains_targets=True)
-
-    embedding_size: int = Field(default=256, ge=1)
-    projector_layers: int = Field(default=3, ge=1)
+    embedding_size: Count = 256
+    projector_layers: Count = 3
     fa: FaConfig = FaConfig(augmentation=Nearest(support_size=98_304))
+
+    @property
+    def plain(self) -> Plain:
+        return Plain(has_predictor=True, needs_predictor=False, trains_targets=True)
 
     def build(self, backbone: nn.Module, num_features: int) -> NNCLR:
         return NNCLR(self, backbone, num_features)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +22,12 @@ class Config(InBatchConfig):
         embedding_size: Width of the embeddings (section 4.2).
         projector_layers: Linear layers of the projector (section 4.2: one hidden layer); SimCLR v2 has 3.
         projector_last_bn: Batch normalization of the embeddings, as in the official code.
-        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
-        predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
         bn: "sync" normalizes over the batches of all workers (section 2.2, "Global BN"), "plain" over each worker's own.
-        fa: Feature augmentation.
     """
 
-    plain: ClassVar[Plain] = Plain(has_predictor=False, needs_predictor=False, trains_targets=True)
+    @property
+    def plain(self) -> Plain:
+        return Plain(has_predictor=False, needs_predictor=False, trains_targets=True)
 
     def build(self, backbone: nn.Module, num_features: int) -> SimCLR:
         return SimCLR(self, backbone, num_features)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.methods.branches import Branches, FaConfig, Plain, check
+from ray_sassl.methods import Method
+from ray_sassl.methods.branches import Plain
+from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
-from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
-_PLAIN = Plain(has_predictor=True, needs_predictor=True, trains_targets=False)
 
-
-class Config(MethodConfig):
+class Config(HeadsConfig):
     """SimSiam.
 
     Attributes:
@@ -33,22 +30,17 @@ class Config(MethodConfig):
         predictor_lr: "constant" keeps the predictor's learning rate at its peak, which the paper finds a little better (section 4.2, table 1);
             "decayed" is the paper's baseline.
         bn: "sync" normalizes over the batches of all workers (section 3), "plain" over each worker's own.
-        fa: Feature augmentation.
     """
 
-    projector_hidden_size: int = Field(default=2048, ge=1)
-    embedding_size: int = Field(default=2048, ge=1)
-    projector_layers: int = Field(default=3, ge=1)
-    predictor_hidden_size: int = Field(default=512, ge=1)
-    predictor_layers: int = Field(default=2, ge=1)
+    projector_hidden_size: Count = 2048
+    embedding_size: Count = 2048
+    projector_layers: Count = 3
+    predictor_hidden_size: Count = 512
     predictor_lr: Literal["decayed", "constant"] = "decayed"
-    bn: Literal["sync", "plain"] = "sync"
-    fa: FaConfig = FaConfig()
 
-    @model_validator(mode="after")
-    def _feature_augmentation_makes_sense(self) -> Self:
-        check(self, self.fa, _PLAIN)
-        return self
+    @property
+    def plain(self) -> Plain:
+        return Plain(has_predictor=True, needs_predictor=True, trains_targets=False)
 
     def build(self, backbone: nn.Module, num_features: int) -> SimSiam:
         return SimSiam(self, backbone, num_features)
@@ -63,13 +55,10 @@ class SimSiam(Method):
     def __init__(self, config: Config, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
         self.config = config
-        size = config.embedding_size
         self.backbone = backbone
-        self.projector = mlp_head(
-            num_features, config.projector_hidden_size, size, config.projector_layers, last_bn=True, last_bn_affine=False
-        )
-        self.predictor = mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers)
-        self.branches = Branches(config.fa, _PLAIN, size)
+        self.projector = config.build_projector(num_features, last_bn=True, last_bn_affine=False)
+        self.predictor = config.build_predictor()
+        self.branches = config.build_branches()
         if config.bn == "sync":
             sync_batchnorm.convert(self)
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods import Method
+from ray_sassl.methods.heads import Count, ProjectorConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.gather import all_gather, all_reduce, rank, world_size
-from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.multi_crop import encode_by_size
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.nn.queue import EmbeddingQueue
 from ray_sassl.types import StepOutput
 
 
-class Config(MethodConfig):
+class Config(ProjectorConfig):
     """SwAV.
 
     The official code counts the two schedules in iterations and epochs; here they are shares of the run, which a method is told of.
@@ -54,10 +54,9 @@ class Config(MethodConfig):
     prototypes_frozen: float = Field(default=0.01, ge=0, le=1)
     queue_size: int = Field(default=0, ge=0)
     queue_start: float = Field(default=0.075, ge=0, lt=1)
-    projector_hidden_size: int = Field(default=2048, ge=1)
-    embedding_size: int = Field(default=128, ge=1)
-    projector_layers: int = Field(default=2, ge=1)
-    bn: Literal["sync", "plain"] = "sync"
+    projector_hidden_size: Count = 2048
+    embedding_size: Count = 128
+    projector_layers: Count = 2
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> Self:
@@ -83,7 +82,7 @@ class SwAV(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = mlp_head(num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers)
+        self.projector = config.build_projector(num_features)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(config.num_prototypes, config.embedding_size), dim=1))
         if config.bn == "sync":
             sync_batchnorm.convert(self)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.methods.branches import Branches, FaConfig, Plain, check, passes_gradient
+from ray_sassl.methods import Method
+from ray_sassl.methods.branches import Plain, passes_gradient
+from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
-from ray_sassl.nn.heads import mlp_head
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
-_PLAIN = Plain(has_predictor=False, needs_predictor=False, trains_targets=True, is_mutual=True)
 _EPSILON = 1e-4
 """Added to variances before the root (section 4)."""
 
 
-class Config(MethodConfig):
+class Config(HeadsConfig):
     """VICReg.
 
     Attributes:
@@ -33,8 +32,6 @@ class Config(MethodConfig):
         projector_hidden_size: Width of the expander's hidden layers (section 4).
         embedding_size: Width of the embeddings (section 4).
         projector_layers: Linear layers of the expander (section 4).
-        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; 4096 is NNCLR's.
-        predictor_layers: Linear layers of that predictor; 2 is NNCLR's.
         bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
             the variances and covariances of the loss are always those of the whole batch.
         fa: Feature augmentation, which its paper does not try on this objective. Nearest neighbors are refused: they come from a memory of unit
@@ -44,17 +41,16 @@ class Config(MethodConfig):
     invariance_weight: float = Field(default=25.0, ge=0)
     variance_weight: float = Field(default=25.0, gt=0)
     covariance_weight: float = Field(default=1.0, ge=0)
-    projector_hidden_size: int = Field(default=8192, ge=1)
-    embedding_size: int = Field(default=8192, ge=1)
-    projector_layers: int = Field(default=3, ge=1)
-    predictor_hidden_size: int = Field(default=4096, ge=1)
-    predictor_layers: int = Field(default=2, ge=1)
-    bn: Literal["sync", "plain"] = "sync"
-    fa: FaConfig = FaConfig()
+    projector_hidden_size: Count = 8192
+    embedding_size: Count = 8192
+    projector_layers: Count = 3
+
+    @property
+    def plain(self) -> Plain:
+        return Plain(has_predictor=False, needs_predictor=False, trains_targets=True, is_mutual=True)
 
     @model_validator(mode="after")
-    def _feature_augmentation_makes_sense(self) -> Self:
-        check(self, self.fa, _PLAIN)
+    def _features_keep_their_length(self) -> Self:
         if not passes_gradient(self.fa):
             raise ValueError(
                 f"fa.augmentation={self.fa.augmentation.name!r} takes features from a memory of unit vectors, and VICReg compares lengths: it wants "
@@ -76,14 +72,9 @@ class VICReg(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = mlp_head(
-            num_features, config.projector_hidden_size, config.embedding_size, config.projector_layers, last_bias=False
-        )
-        size = config.embedding_size
-        self.branches = Branches(config.fa, _PLAIN, size)
-        self.predictor = (
-            mlp_head(size, config.predictor_hidden_size, size, config.predictor_layers) if self.branches.has_predictor else None
-        )
+        self.projector = config.build_projector(num_features, last_bias=False)
+        self.branches = config.build_branches()
+        self.predictor = config.build_predictor() if config.has_predictor else None
         if config.bn == "sync":
             sync_batchnorm.convert(self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -55,7 +56,8 @@ def shifted(x: Tensor, by: float) -> Tensor:
 
 def _branches(plain: Plain, num_samples: int = 1, symmetric: bool = True, **fa: Any) -> tuple[Branches, Shift]:
     """Branches whose augmentation is `Shift`."""
-    branches = Branches(FaConfig(augmentation="mask", num_samples=num_samples, **fa), plain, 3, symmetric=symmetric)
+    plain = replace(plain, is_symmetric=symmetric)
+    branches = Branches(FaConfig(augmentation="mask", num_samples=num_samples, **fa), plain, 3)
     branches.augmentation = Shift(num_samples)
     return branches, branches.augmentation
 

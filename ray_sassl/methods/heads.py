@@ -1,0 +1,74 @@
+"""The projector, the predictor and the place of feature augmentation, as most methods have them: their fields, checks and networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from ray_sassl.methods import MethodConfig
+from ray_sassl.methods.branches import Branches, FaConfig, Plain, architecture, check
+from ray_sassl.nn.heads import mlp_head
+
+Count = Annotated[int, Field(ge=1)]
+"""A width, or a number of layers."""
+
+
+class ProjectorConfig(MethodConfig, ABC):
+    """A method with a projector. Each method gives the defaults of its own paper, and says where they stand in it.
+
+    Attributes:
+        projector_hidden_size: Width of the projector's hidden layers.
+        embedding_size: Width of the embeddings, and of the predictions where there are any.
+        projector_layers: Linear layers of the projector.
+        bn: "sync" normalizes over the batches of all workers (as most official codes), "plain" over each worker's own.
+    """
+
+    projector_hidden_size: Count
+    embedding_size: Count
+    projector_layers: Count
+    bn: Literal["sync", "plain"] = "sync"
+
+    def build_projector(self, num_features: int, **form: bool) -> nn.Sequential:
+        """The projector for features of this width; `form` is passed on to `mlp_head`."""
+        return mlp_head(num_features, self.projector_hidden_size, self.embedding_size, self.projector_layers, **form)
+
+
+class HeadsConfig(ProjectorConfig, ABC):
+    """A method with a projector, and with a predictor where it, or feature augmentation, has use for one.
+
+    Attributes:
+        predictor_hidden_size: Width of the predictor's hidden layers. 4096 is that of BYOL, NNCLR and MoCo v3; a method whose paper has no
+            predictor gets this one where an architecture of `fa` adds it.
+        predictor_layers: Linear layers of the predictor; 2 in the same three papers.
+        fa: Feature augmentation.
+    """
+
+    predictor_hidden_size: Count = 4096
+    predictor_layers: Count = 2
+    fa: FaConfig = FaConfig()
+
+    @property
+    @abstractmethod
+    def plain(self) -> Plain:
+        """The method without feature augmentation."""
+
+    @property
+    def has_predictor(self) -> bool:
+        """Whether there is a predictor to build."""
+        return architecture(self.fa, self.plain) != "basic"
+
+    @model_validator(mode="after")
+    def _feature_augmentation_makes_sense(self) -> Self:
+        check(self, self.fa, self.plain)
+        return self
+
+    def build_branches(self) -> Branches:
+        """The feature augmentation in its place."""
+        return Branches(self.fa, self.plain, self.embedding_size)
+
+    def build_predictor(self, **form: bool) -> nn.Sequential:
+        """The predictor of a method that has one; `form` is passed on to `mlp_head`."""
+        return mlp_head(self.embedding_size, self.predictor_hidden_size, self.embedding_size, self.predictor_layers, **form)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets
     from ray_sassl.api.encoders import embed, export, load_encoder
     from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, submit_job, wait_for_job
+    from ray_sassl.api.pages import report
     from ray_sassl.api.pretraining import draw_views, list_experiments, load_config, pretrain, run_demo
     from ray_sassl.api.search import compare_studies, list_spaces, report_study, search
     from ray_sassl.api.style import build_style_bank, distill_stylizer, preview_styles, stylize_dataset
@@ -25,6 +26,7 @@ _MODULES = {
     "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets"),
     "encoders": ("embed", "export", "load_encoder"),
     "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "submit_job", "wait_for_job"),
+    "pages": ("report",),
     "pretraining": ("draw_views", "list_experiments", "load_config", "pretrain", "run_demo"),
     "search": ("compare_studies", "list_spaces", "report_study", "search"),
     "style": ("build_style_bank", "distill_stylizer", "preview_styles", "stylize_dataset"),
@@ -59,6 +61,7 @@ __all__ = [
     "plan_cluster",
     "pretrain",
     "preview_styles",
+    "report",
     "report_study",
     "run_demo",
     "search",

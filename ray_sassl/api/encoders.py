@@ -9,7 +9,7 @@ from ray_sassl.api.data import DataSource, as_data
 from ray_sassl.exporting.encoder import Encoder, load_encoder
 from ray_sassl.exporting.export import Export, export_encoder
 from ray_sassl.exporting.formats import Format
-from ray_sassl.runs.configs import Overrides, override_texts
+from ray_sassl.runs.configs import Overrides, override_list
 
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.batch.embed import EmbedResult
@@ -42,7 +42,7 @@ def export(
         UsageError: there is no checkpoint, the format does not suit the network, or the folder holds an export.
     """
     return export_encoder(
-        os.fspath(run), format, out, with_head=with_head, overrides=override_texts(overrides), size_px=size_px, license=license
+        os.fspath(run), format, out, with_head=with_head, overrides=override_list(overrides), size_px=size_px, license=license
     )
 
 

@@ -11,7 +11,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
-from ray_sassl.runs.configs import Overrides, load_config, override_texts
+from ray_sassl.runs.configs import Overrides, load_config, override_list
 from ray_sassl.study.compare import comparison, comparison_html
 from ray_sassl.study.record import BEST, STUDY, StudyConfig, TrialRecord, read_study, read_trials, write_tables
 from ray_sassl.study.report import write_report
@@ -62,7 +62,7 @@ def make_study(
         UsageError: the space, the experiment or a wish is wrong.
     """
     source = _source(space, experiment)
-    given = override_texts(overrides)
+    given = override_list(overrides)
     base = load_config(experiment or source.experiment, given)
     found = source.space(base)
     if found.overrides:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_sassl.api.data import DataSource, as_data
-from ray_sassl.config.overrides import apply_overrides, parse_override
+from ray_sassl.config.overrides import apply_overrides, path_of
 from ray_sassl.data.convert import ShardFormat
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
-from ray_sassl.runs.configs import Overrides, override_texts
+from ray_sassl.runs.configs import Overrides, override_list
 from ray_sassl.style.datasets import StyleJobConfig, sample_squares
 from ray_sassl.style.stylizers import neural_stylizer
 
@@ -38,17 +38,17 @@ def style_job(overrides: Overrides = None, bank: str | None = None, only: Sequen
     Raises:
         UsageError: an override is wrong or has no effect, or two banks are named.
     """
-    given = override_texts(overrides)
-    names = [parse_override(text)[0] for text in given]
+    given = override_list(overrides)
+    names = [path_of(override) for override in given]
     for name in names:
         if only and name.partition(".")[0] not in only:
             raise UsageError(f"{name} has no effect here; what counts are {' and '.join(only)}, as in stylize=swift")
     if bank is not None:
         if "sassl.bank" in names:
             raise UsageError("--bank and sassl.bank both name a style bank; give one of them")
-        given += [f"sassl.bank={bank}"]
+        given += [("sassl.bank", bank)]
         if "sassl.style_source" not in names:
-            given += ["sassl.style_source=bank"]
+            given += [("sassl.style_source", "bank")]
     chosen = neural_stylizer()
     return apply_overrides(StyleJobConfig(stylize=chosen), given), _HINT if chosen == "swift" and "stylize" not in names else ""
 

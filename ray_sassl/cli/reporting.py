@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import ray_sassl
+
 app = typer.Typer()
 
 
@@ -20,9 +22,7 @@ def report(
 
     What was run, how it ended, curves, views, scores with their intervals and pictures; one HTML file that needs nothing else.
     """
-    from ray_sassl.runs.pages.run_page import write_run_report
-
-    Console().print(f"Report: {write_run_report(run, out)}", soft_wrap=True, highlight=False)
+    Console().print(f"Report: {ray_sassl.report(run, out)}", soft_wrap=True, highlight=False)
 
 
 @app.command(

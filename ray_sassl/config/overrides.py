@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,14 +17,19 @@ from ray_sassl.files.safe_yaml import load_document
 from ray_sassl.plugins import PluginConfig, UsageError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+Override = str | tuple[str, Any]
+"""A change: `path=value` as on the command line, or a path and a value."""
 
 
 class OverrideError(UsageError):
     """An override that names no field, or gives a field a value that it does not take."""
 
 
-def apply_overrides(config: ModelT, overrides: Iterable[str]) -> ModelT:
-    """The config with `path=value` strings applied in order.
+def apply_overrides(config: ModelT, overrides: Iterable[Override]) -> ModelT:
+    """The config with changes applied in order: `path=value` texts, whose values are YAML, or (path, value) pairs, whose values are used as they are.
+
+    The value of a field that holds text is the text as it was given, also where YAML would read it as a number or see a comment in it; quotes around it
+    are taken off, and `null` and lists are read where the field takes them.
 
     A value that is only valid together with those that follow waits for them, as in `sassl.style_source=bank sassl.bank=FILE`.
 
@@ -33,11 +39,13 @@ def apply_overrides(config: ModelT, overrides: Iterable[str]) -> ModelT:
     waiting: list[tuple[str, Any]] = []
     first_error: OverrideError | None = None
     for override in overrides:
-        path, value = parse_override(override)
+        path, value = split_override(override) if isinstance(override, str) else override
         try:
             _check_path(config, path)
         except OverrideError as error:  # a path may be missing because of a value that was refused before
             raise first_error or error from None
+        if isinstance(override, str):
+            value = _as_text_field(config, path, value) if _takes(config, path, str) else parse_override(override)[1]
         try:
             config = _set(config, [*waiting, (path, value)])
         except OverrideError as error:
@@ -50,19 +58,71 @@ def apply_overrides(config: ModelT, overrides: Iterable[str]) -> ModelT:
     return config
 
 
+def path_of(override: Override) -> str:
+    """The path that an override changes.
+
+    Raises:
+        OverrideError: it is a text that is not of the form `path=value`.
+    """
+    return split_override(override)[0] if isinstance(override, str) else override[0]
+
+
+def value_of(override: Override) -> Any:
+    """What an override sets, as far as it can be told without the config: a text that is not YAML stays text."""
+    if not isinstance(override, str):
+        return override[1]
+    try:
+        return parse_override(override)[1]
+    except OverrideError:
+        return split_override(override)[1]
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """The path and the text of `path=text`.
+
+    Raises:
+        OverrideError: not of that form.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise OverrideError(f"{override!r} is not an override; write path=value, such as train.epochs=10")
+    return path, text
+
+
 def parse_override(override: str) -> tuple[str, Any]:
     """The path and the value of `path=value`.
 
     Raises:
         OverrideError: not of that form, or the value is not YAML.
     """
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise OverrideError(f"{override!r} is no override; write path=value, such as train.epochs=10")
+    path, text = split_override(override)
     try:
         return path, _number(load_document(text, "the value"))
     except UsageError as error:
         raise OverrideError(f"{override!r}: the value is not YAML ({error})") from error
+
+
+def _as_text_field(config: BaseModel, path: str, text: str) -> Any:
+    """What a field that takes text gets of a text."""
+    if not text.strip() or text.strip().lower() == "null":
+        return None if _takes(config, path, type(None)) else text
+    try:
+        value = load_document(text, "the value")
+    except UsageError:
+        return text
+    if isinstance(value, list) and _takes(config, path, tuple):
+        return value
+    return value if isinstance(value, str) and text.strip()[0] in "'\"" else text
+
+
+def _takes(config: BaseModel, path: str, kind: type) -> bool:
+    """Whether the field at the path is annotated with the type, by itself or among others."""
+    *parents, last = path.split(".")
+    for name in parents:
+        config = getattr(config, name)
+    annotation = type(config).model_fields[last].annotation
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return any(option is kind or get_origin(option) is kind for option in options)
 
 
 def field_paths(model: BaseModel, prefix: str = "") -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ray_sassl.config.files import to_yaml
-from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.overrides import Override, apply_overrides
 from ray_sassl.exporting.card import CardFacts, card
 from ray_sassl.exporting.embedding import Embedder
 from ray_sassl.exporting.encoder import MODEL, Encoder, encoder_bytes, encoder_of
@@ -46,7 +47,7 @@ def export_encoder(
     out: str,
     *,
     with_head: bool = False,
-    overrides: list[str] | None = None,
+    overrides: Sequence[Override] | None = None,
     size_px: int | None = None,
     license: str | None = None,
 ) -> Export:

@@ -31,7 +31,7 @@ def load_config(experiment: ExperimentConfig | str | os.PathLike[str], overrides
     Raises:
         UsageError: nothing of that name is there, or an override names an unknown path or an invalid value.
     """
-    return apply_overrides(_base(experiment), override_texts(overrides))
+    return apply_overrides(_base(experiment), override_list(overrides))
 
 
 def _base(experiment: ExperimentConfig | str | os.PathLike[str]) -> ExperimentConfig:
@@ -47,18 +47,20 @@ def _base(experiment: ExperimentConfig | str | os.PathLike[str]) -> ExperimentCo
     return load_experiment(name)
 
 
-def override_texts(overrides: Overrides) -> list[str]:
-    """The overrides as `path=value` texts.
+def override_list(overrides: Overrides) -> list[str | tuple[str, Any]]:
+    """The overrides as `apply_overrides` takes them.
 
     Raises:
         UsageError: a value is neither a plain value nor a config.
     """
     if not isinstance(overrides, Mapping):
         return list(overrides or ())
-    return [f"{path}={_as_text(path, value)}" for path, value in overrides.items()]
+    return [(path, _plain(path, value)) for path, value in overrides.items()]
 
 
-def _as_text(path: str, value: Any) -> str:
+def _plain(path: str, value: Any) -> Any:
+    """The value as JSON has it."""
+
     def plain(other: Any) -> Any:
         if isinstance(other, BaseModel):
             return other.model_dump(mode="json")
@@ -67,9 +69,9 @@ def _as_text(path: str, value: Any) -> str:
         raise TypeError(type(other).__name__)
 
     try:
-        return json.dumps(value, default=plain)
+        return json.loads(json.dumps(value, default=plain))
     except TypeError as error:
-        raise UsageError(f"override {path!r}: a {error} is not a value of a config") from error
+        raise UsageError(f"override {path!r}: {error} is not a value of a config") from error
 
 
 def default_run_dir(experiment: object, config: ExperimentConfig) -> str:

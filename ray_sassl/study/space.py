@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_sassl.config.overrides import OverrideError, apply_overrides, field_paths, parse_override
+from ray_sassl.config.overrides import Override, OverrideError, apply_overrides, field_paths, path_of, value_of
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.plugins import FrozenConfig, PluginConfig, UsageError
 
@@ -230,13 +230,13 @@ class SearchSpace(FrozenConfig):
         """All dimensions, conditional ones included, in the order of the parameters."""
         return [dimension for parameter in self.parameters for dimension in parameter.dimensions()]
 
-    def without(self, overrides: Iterable[str]) -> SearchSpace:
+    def without(self, overrides: Iterable[Override]) -> SearchSpace:
         """The space in which what the overrides set is fixed; what a chosen plug-in has of its own is still searched.
 
         Raises:
             SpaceError: nothing would be left to search.
         """
-        fixed = [path for override in overrides for path in _paths_set(*parse_override(override))]
+        fixed = [path for override in overrides for path in _paths_set(path_of(override), value_of(override))]
 
         def is_fixed(parameter: Any) -> bool:
             return any(path in fixed for path in parameter.paths)

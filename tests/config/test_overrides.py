@@ -183,3 +183,39 @@ def test_a_value_whose_companion_never_comes_is_an_error_of_its_own():
 def test_a_path_that_is_missing_because_a_value_was_refused_is_answered_with_why_it_was(config):
     with pytest.raises(OverrideError, match=r"method=magenta: .*no"):
         apply_overrides(config, ["method=magenta", "method.momentum=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("photos #2", "photos #2"),
+        ("2023", "2023"),
+        ("1e3", "1e3"),
+        ("true", "true"),
+        ("a: b", "a: b"),
+        ("[raw] set", "[raw] set"),
+        ("*.tar", "*.tar"),
+        ("x, y", "x, y"),
+        ("it's", "it's"),
+        ("~/photos", "~/photos"),
+        ("{000..146}.tar", "{000..146}.tar"),
+        ("a\tb", "a\tb"),
+        ("'photos #2'", "photos #2"),
+        ('"quoted"', "quoted"),
+        ("[a, b]", ("a", "b")),
+    ],
+)
+def test_what_a_text_field_holds_is_the_text_as_it_was_given(text: str, path: str | tuple[str, ...]):
+    assert apply_overrides(load_experiment("moco_cifar10_cpu"), [f"data.path={text}"]).data.path == path
+
+
+def test_a_text_field_that_may_be_empty_takes_null():
+    config = apply_overrides(load_experiment("moco_cifar10_cpu"), ["data.label_column=null"])
+    assert config.data.label_column is None
+    assert apply_overrides(config, ["data.label_column=null_class"]).data.label_column == "null_class"
+    assert apply_overrides(config, ["name=null"]).name == "null"
+
+
+def test_a_pair_of_path_and_value_is_used_as_it_is():
+    config = apply_overrides(load_experiment("moco_cifar10_cpu"), [("name", "2023"), ("train.epochs", 3)])
+    assert (config.name, config.train.epochs) == ("2023", 3)

@@ -10,14 +10,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from ray_sassl.config.files import read_config
-from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.overrides import Override, apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import CONFIG
 
-Overrides = Mapping[str, Any] | Sequence[str] | None
+Overrides = Mapping[str, Any] | Sequence[Override] | None
 """Changes to a config: `{"train.epochs": 20}`, or `path=value` texts as on the command line."""
 
 
@@ -47,7 +47,7 @@ def _base(experiment: ExperimentConfig | str | os.PathLike[str]) -> ExperimentCo
     return load_experiment(name)
 
 
-def override_list(overrides: Overrides) -> list[str | tuple[str, Any]]:
+def override_list(overrides: Overrides) -> list[Override]:
     """The overrides as `apply_overrides` takes them.
 
     Raises:

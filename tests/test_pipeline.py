@@ -139,8 +139,7 @@ def test_every_row_is_seen_once_an_epoch_when_a_run_is_resumed_on_other_workers(
     def steps(world_size: int, seen: SeenIds, count: int) -> list[Key]:
         """The keys of so many steps, in the order of the global batch."""
         ranks = [
-            _batches(source, global_batch // world_size, rank=rank, world_size=world_size, seen=SeenIds.from_state_dict(seen.state_dict()))
-            for rank in range(world_size)
+            _batches(source, global_batch // world_size, rank=rank, world_size=world_size, seen=seen.copy()) for rank in range(world_size)
         ]
         return [key for _ in range(count) for rank in ranks for key in _keys(next(rank))]
 

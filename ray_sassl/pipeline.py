@@ -1,9 +1,9 @@
-"""From shards to batches, as plain functions: what Ray spreads over a cluster, and what one process runs by itself.
+"""From shards to batches, as plain functions, which Ray runs on a cluster or one process runs alone.
 
     window ─► read ─► decode ─► crop (each view) ─► stylize ─► color ─► rows that this run has not seen
 
-Up to the crops nothing here imports torch, so that the workers which read and decode stay light. A plan's block stays one piece up to
-the end: the partners of in-batch style transfer are its rows, whatever batch they end up in.
+Nothing up to the crops imports torch, so that the workers which read and decode stay light. A block of the plan is never split before it is
+finished: the partners of in-batch style transfer are rows of the same block, whichever batch they end up in.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OnBad = Callable[[list[BadRow]], object]
-"""Told of the rows that could not be read or decoded; raises where there are too many."""
+"""Called with the rows that could not be read or decoded; raises if there are too many."""
 
 
 class StylizeBlock(Protocol):
@@ -45,7 +45,7 @@ class StylizeBlock(Protocol):
 
         Args:
             images: (B, H, W, 3) uint8, the crops.
-            key: Of the view's draws.
+            key: The key of the view's draws.
             finish: Changes images (n, 3, H, W) float in [0, 1] of some rows (n,) after they were stylized and before they are rounded.
         """
         ...
@@ -53,12 +53,12 @@ class StylizeBlock(Protocol):
 
 @dataclass(frozen=True)
 class ViewSource:
-    """Which views of which data, in which order; small and picklable, with the index by its path.
+    """Which views of which data, in which order; small and picklable, because it has the index by its path.
 
     Attributes:
         index_path: Where the index is saved.
         data, views, seed: As in the experiment's config.
-        index_mtime_ns: When it was saved, so that a process which has loaded an older index from the same path does not use that.
+        index_mtime_ns: When the index was saved, so that a process does not use an older one that it loaded from the same path.
     """
 
     index_path: str
@@ -78,13 +78,13 @@ class ViewSource:
 
 @dataclass(frozen=True)
 class CropBlock:
-    """A plan's block, decoded and cropped.
+    """A block of the plan, decoded and cropped.
 
     Attributes:
-        views: One (B, H, W, 3) uint8 array a view, each of its own size.
-        sample_id: (B,) int64; rows that could not be decoded are gone.
+        views: One (B, H, W, 3) uint8 array per view, each of its own size.
+        sample_id: (B,) int64, without the rows that could not be decoded.
         epoch: The epoch.
-        keep: (B,) bool; False for rows that the run has seen before it was resumed, which are here as style partners only.
+        keep: (B,) bool; False for rows that the run saw before it was resumed, which only serve as style partners.
     """
 
     views: list[np.ndarray]
@@ -99,7 +99,7 @@ def _load_index(path: str, mtime_ns: int) -> Index:
 
 
 def crop_blocks(source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad, only: int | None = None) -> Iterator[CropBlock]:
-    """The window's blocks, or the one with the number `only`, decoded and cropped; blocks that the run has seen whole are left out."""
+    """The window's blocks, or only the one with number `only`, decoded and cropped, without blocks that the run has seen completely."""
     blocks = [block for block in source.plan.blocks(window) if only in (None, block.number)]
     blocks = [block for block in blocks if seen.unseen(window.epoch, block.sample_id).any()]
     if not blocks:
@@ -123,7 +123,7 @@ def _crop_block(source: ViewSource, block: Block, rows: Rows, seen: SeenIds, on_
 
 
 def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Image.Image], np.ndarray]:
-    """The images that can be decoded, and a (n,) bool mask of which these are; the others are handed to `on_bad`."""
+    """The images that can be decoded and a (n,) bool mask of them; `on_bad` is called with the other rows."""
     decoded = decode_rows(rows, max_pixels)
     good = np.array([not isinstance(image, BadRow) for image in decoded], bool)
     if bad := [row for row in decoded if isinstance(row, BadRow)]:
@@ -132,7 +132,7 @@ def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Imag
 
 
 def finish_block(source: ViewSource, block: CropBlock, stylize_block: StylizeBlock | None, device_type: str = "cpu") -> Arrays:
-    """The block's views, stylized and with their colors changed, without the rows that are there as partners only."""
+    """The block's views, stylized and with changed colors, without the rows that only serve as style partners."""
     in_torch = source.views.backend_on(device_type) == "torch"
     # The draws for the colors do not depend on the image's size, so any size will do here.
     sizes = np.full((len(block.sample_id), 2), source.views.size_px, np.int64)
@@ -153,7 +153,7 @@ def _finish_in_torch(
     crops: np.ndarray, key: DrawKey, params: ViewParams, stylize_block: StylizeBlock | None, device_type: str
 ) -> np.ndarray:
     """The view (B, H, W, 3) uint8; pixels go to the device once and are rounded once."""
-    import torch  # which the light workers go without
+    import torch  # light workers do not load it
 
     from ray_sassl.nn.pixels import to_float, to_uint8
     from ray_sassl.views import ops
@@ -165,7 +165,7 @@ def _finish_in_torch(
 
 
 def windows(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Window]:
-    """The windows of all epochs in order, as one stream, without those that the run has seen whole. A fraction of an epoch counts whole."""
+    """The windows of all epochs in order, without those that the run has seen completely. A part of an epoch counts as a whole one."""
     plan = source.plan
     for epoch in range(int(np.ceil(epochs))):
         if seen.count(epoch) == source.index.num_rows:
@@ -187,10 +187,10 @@ def local_batches(
     world_size: int = 1,
     accumulate: int = 1,
 ) -> Iterator[Arrays]:
-    """The whole flow in this process: what `rank` of `world_size` takes of each global batch, in `accumulate` parts.
+    """The whole flow in this process: the share of `rank` of `world_size` in each global batch, in `accumulate` parts.
 
     Args:
-        batch_size: Rows of one part. Every step's global batch, and each of its parts, is the same rows, however many workers share it.
+        batch_size: Rows of one part. Every step's global batch and each of its parts have the same rows for any number of workers.
     """
     seen = seen or SeenIds(source.index.num_rows)
     blocks = (
@@ -205,7 +205,7 @@ def local_batches(
 
 
 def rebatch(blocks: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
-    """Rows of the blocks, in order, in batches of exactly `batch_size`; what is left over at the end is dropped."""
+    """The rows of the blocks in order, in batches of exactly `batch_size`; the remainder at the end is dropped."""
     held: list[Arrays] = []
     num_held = 0
     for block in blocks:
@@ -222,12 +222,12 @@ def rebatch(blocks: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
 
 
 def ids_of(index: Index, window: Window) -> np.ndarray:
-    """(n,) int64: the ids of the window's rows, before they are shuffled."""
+    """(n,) int64: the ids of the window's rows before they are shuffled."""
     return np.concatenate([index.sample_ids(group) for group in window.groups])
 
 
 def without(seen: SeenIds, bad: Iterable[BadRow], epochs: Iterable[int]) -> SeenIds:
-    """A copy of the record in which rows known to be bad count as seen in the epochs given, so that a resumed run does not try them again."""
+    """A copy of the record in which known bad rows count as seen in the given epochs, so that a resumed run does not try them again."""
     copy = seen.copy()
     ids = np.array([row.sample_id for row in bad if row.sample_id >= 0], np.int64)
     for epoch in epochs:

@@ -1,6 +1,6 @@
 """Changes of images that several protocols use: SimCLR's augmentation, and style transfer at full strength.
 
-Every choice is keyed by (seed, number, sample id), so a change does the same to an image wherever and in whichever batch it is made.
+Every choice is keyed by (seed, number, sample id), so a change does the same to an image on any worker and in any batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Augmented(ImageChange):
     """SimCLR's view of an image (Chen et al. 2020, arXiv 2002.05709, appendix A): crop, flip, colors, blur.
 
     Attributes:
-        seed: Of the draws.
+        seed: The seed of the draws.
         number: Views of different numbers are drawn independently.
     """
 
@@ -59,8 +59,8 @@ class Textures:
 
     Attributes:
         codes: (N, C) float32, style codes.
-        labels: (N,) int64, the class of the image that each comes from; -1 for styles that are of no class.
-        sources: Where they come from, in words.
+        labels: (N,) int64, the class of the image that each style comes from; -1 for styles without a class.
+        sources: Description of where they come from.
     """
 
     codes: np.ndarray
@@ -70,16 +70,16 @@ class Textures:
 
 @dataclass(frozen=True, eq=False)
 class Stylized(ImageChange):
-    """Each image stylized, at full strength, in a style that is drawn for it.
+    """Each image is stylized at full strength in a style that is drawn for it.
 
     Attributes:
         stylize: The stylizer.
         textures: The styles to draw from.
-        seed: Of the draws.
+        seed: The seed of the draws.
         number: Copies of different numbers are drawn independently.
-        other_class: Whether styles of the image's own class are left out: cues of shape and texture then conflict.
-        render_px: Images of a smaller side are enlarged to it, stylized and reduced again: the strokes are those of the stylizer, and the few
-            pixels of a small image are not painted over by them.
+        other_class: Whether styles of the image's own class are left out, so that the cues of shape and texture conflict.
+        render_px: Smaller images are enlarged to this side, stylized and reduced again, so that brush strokes do not hide the few pixels of
+            a small image.
     """
 
     stylize: StylizerConfig
@@ -98,10 +98,10 @@ class Stylized(ImageChange):
         return f"stylized by {how} in {which} of {digest}, seed {self.seed}, copy {self.number}"
 
     def styles(self, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
-        """(B,) int64: the style that each image is stylized in, by its row among the textures.
+        """(B,) int64: the row of the texture whose style each image gets.
 
         Raises:
-            UsageError: all styles are of an image's own class.
+            UsageError: all styles belong to an image's own class.
         """
         draws = DrawKey(self.seed, self.number, sample_id).uniform(Stream.STYLE, 1)[:, 0]
         if not self.other_class:
@@ -111,7 +111,7 @@ class Stylized(ImageChange):
             rows = np.flatnonzero(labels == label)
             others = np.flatnonzero(self.textures.labels != label)
             if not len(others):
-                raise UsageError(f"all styles are of class {label}, and a conflict of cues needs one of another class")
+                raise UsageError(f"all styles are of class {label}; a cue conflict needs a style of another class")
             chosen[rows] = others[np.minimum((draws[rows] * len(others)).astype(np.int64), len(others) - 1)]
         return chosen
 
@@ -131,15 +131,15 @@ class Stylized(ImageChange):
 
 
 def textures_of(subject: Subject, train: LabeledFeatures, config: StylizerConfig, per_class: int, seed: int, bank: str | None) -> Textures:
-    """The styles of some train images of each class, or those of a bank.
+    """The styles of some train images of each class, or of a bank.
 
     Args:
-        train: Which train images there are.
-        per_class: Train images of each class; all of a class that has fewer.
-        bank: Path or URI of a style bank; None: train images.
+        train: The train images that exist.
+        per_class: Train images of each class; all images of a class that has fewer.
+        bank: Path or URI of a style bank, to use instead of train images.
 
     Raises:
-        UsageError: the stylizer has no weights on this machine, or the bank is another's.
+        UsageError: the stylizer's weights are not on this machine, or the bank belongs to another stylizer.
     """
     stylizer, device = _stylizer(config.name, config.model_dump_json())
     if bank is not None:
@@ -154,7 +154,7 @@ def textures_of(subject: Subject, train: LabeledFeatures, config: StylizerConfig
 
 
 def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:
-    """(B, 3, size_px, size_px) of images (B, 3, S, S) in [0, 1], smoothed where they are made smaller."""
+    """(B, 3, size_px, size_px) of images (B, 3, S, S) in [0, 1], antialiased if smaller."""
     if images.shape[-1] == size_px:
         return images
     return functional.interpolate(images, size=(size_px, size_px), mode="bicubic", antialias=True).clamp(0, 1)
@@ -162,6 +162,6 @@ def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:
 
 @lru_cache(maxsize=2)
 def _stylizer(name: str, config_json: str) -> tuple[Stylizer, torch.device]:
-    """The stylizer, built once a process."""
+    """The stylizer, built once per process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return load_plugin("ray_sassl.style.stylizers", name).Config.model_validate_json(config_json).build(device), device

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Chunks:
-    """Work on a few rows at a time, and on fewer where memory does not suffice: the size is halved and the rows are tried again.
+    """Works on a few rows at a time. When memory runs out, the size is halved and the rows are tried again.
 
     Attributes:
         size: Rows at once; it stays halved.
@@ -26,13 +26,13 @@ class Chunks:
     size: int = 256
 
     def map(self, work: Callable[[np.ndarray], Result], rows: np.ndarray, most: int | None = None) -> list[tuple[np.ndarray, Result]]:
-        """Each chunk of the rows (n,) with what `work` makes of it.
+        """Each chunk of the rows (n,) with the result of `work`.
 
         Args:
-            most: Rows of a chunk, however many memory would hold.
+            most: An upper limit for the rows of a chunk, even if more fit into memory.
 
         Raises:
-            torch.OutOfMemoryError, RuntimeError, MemoryError: memory does not suffice for a single row.
+            torch.OutOfMemoryError, RuntimeError, MemoryError: a single row does not fit into memory.
         """
         results: list[tuple[np.ndarray, Result]] = []
         first = 0
@@ -44,7 +44,7 @@ class Chunks:
                 if not is_out_of_memory(error) or len(chunk) == 1:
                     raise
                 self.size = len(chunk) // 2
-                log.warning("out of memory with %d images at once; going on with %d", len(chunk), self.size)
+                log.warning("out of memory with %d images at once; continuing with %d", len(chunk), self.size)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             else:
@@ -53,6 +53,6 @@ class Chunks:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice: PyTorch has a class of its own for CUDA; its CPU allocator and CUDA's libraries say it in words."""
-    said = any(words in str(error) for words in ("can't allocate memory", "STATUS_ALLOC_FAILED"))
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and said)
+    """Whether memory ran out: PyTorch has an error class for CUDA; its CPU allocator and CUDA's libraries only say it in the message."""
+    says_so = any(words in str(error) for words in ("can't allocate memory", "STATUS_ALLOC_FAILED"))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and says_so)

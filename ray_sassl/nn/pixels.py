@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def upload(images: np.ndarray, device: torch.device) -> Tensor:
-    """The images (B, H, W, 3) uint8 as a tensor on the device; on a CPU it shares the array's memory where that is writable."""
+    """The images (B, H, W, 3) uint8 as a tensor on the device; on a CPU it shares the memory of a writable array."""
     pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
     return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
 

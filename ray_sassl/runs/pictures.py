@@ -1,4 +1,4 @@
-"""Pictures for people of what a run will see and of what a stylizer does."""
+"""Pictures of the views that a run trains on and of what a stylizer does."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _BACKGROUND = (255, 255, 255)
 
 
 def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: StylizeBlock | None, num_rows: int = 8) -> bytes:
-    """A PNG of what the network will see: for some samples each view's crop and final form, with and without style augmentation.
+    """A PNG of what the network will see: for some samples, each view's crop and final form, with and without style augmentation.
 
-    Bad rows are passed over here; the run itself counts them.
+    Bad rows are skipped here; the run itself counts them.
     """
     seen = SeenIds(source.index.num_rows)
     window = next(windows(source, 1, seen))
@@ -59,7 +59,7 @@ def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: S
 
 
 def _shortened(text: str, width_px: int) -> str:
-    """The text, or as much of its end as fits."""
+    """The text, or the part of its end that fits."""
     font = ImageFont.load_default(TEXT_PX)
     if font.getlength(text) <= width_px:
         return text
@@ -69,7 +69,7 @@ def _shortened(text: str, width_px: int) -> str:
 
 
 PREVIEW_STRENGTHS = ((0.2, 0.2), (1.0, 1.0))
-"""Alpha and beta that a preview shows: the middle of the paper's intervals, and all of it."""
+"""Alpha and beta that a preview shows: the middle of the paper's intervals, and full strength."""
 
 
 @torch.inference_mode()
@@ -81,14 +81,14 @@ def styles_picture(
     strengths: Sequence[tuple[float, float]] = PREVIEW_STRENGTHS,
     style_names: Sequence[str] | None = None,
 ) -> bytes:
-    """A PNG of what a stylizer does: a row for each content image, with the content, its stylizing in its own style (what the network
-    loses where it changes nothing), and in each style at each strength. The styles stand above their columns.
+    """A PNG of what a stylizer does, with a row for each content image: the content, the content in its own style (what the network
+    loses even if the style stays the same), and the content in each style at each strength. The styles are shown above their columns.
 
     Args:
         contents: (H, W, 3) uint8 each.
         styles: Squares (S, S, 3) uint8, all of one size.
         strengths: (alpha, beta) pairs.
-        style_names: What is written above a style; its number where not given.
+        style_names: The titles of the styles; by default, their numbers.
     """
     cell_px = min(256, max(112, max(max(image.shape[:2]) for image in contents)))
     blank = np.full((cell_px, cell_px, 3), _BACKGROUND, np.uint8)

@@ -40,11 +40,11 @@ def build_method(config: ExperimentConfig) -> Method:
 
 
 def build_stylize_block(config: ExperimentConfig, device_type: str, num_threads: int) -> StylizeBlock | None:
-    """Style augmentation as `pipeline.finish_block` takes it, or None where the stylizer is the identity.
+    """Style augmentation for `pipeline.finish_block`, or None if the stylizer is the identity.
 
     Args:
         device_type: `cpu` or `cuda`.
-        num_threads: What torch may use of the CPU in this process.
+        num_threads: The number of CPU threads that torch may use in this process.
     """
     if config.stylize.is_identity:
         return None

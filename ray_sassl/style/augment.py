@@ -1,7 +1,7 @@
 """SASSL: style augmentation of views, around any stylizer.
 
 Rojas-Gomez et al., "SASSL: Enhancing Self-Supervised Learning via Neural Style Transfer", TMLR 2024, arXiv 2312.01187, Algorithm 1.
-It stands between the crop and the color operations. Every choice is keyed by (seed, epoch, sample id, view). Styles come from the same
+It is applied between the crop and the color operations. Every choice is keyed by (seed, epoch, sample id, view). Styles come from the same
 block of images, from a bank of codes, or from the Gaussian of a bank (Jackson, Atapour-Abarghouei, Bonner, Breckon and Obara 2019,
 "Style Augmentation: Data Augmentation via Style Randomization", arXiv 1809.05375, section 3.3).
 """
@@ -28,27 +28,27 @@ from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.views.recipes import ordered
 
 _CPU_PIXELS = 1 << 19
-"""Pixels of the images that are handled at once on a CPU: more fall out of the caches between one step and the next."""
+"""Pixels that are handled at once on a CPU: more would not stay in the caches between one step and the next."""
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareInterval = Annotated[tuple[Share, Share], AfterValidator(ordered)]
 
 
 class SasslConfig(FrozenConfig):
-    """When and how strongly views are stylized; the defaults are the paper's (section 4)."""
+    """When and how strongly views are stylized; the defaults are those of the paper (section 4)."""
 
     views: Literal["left", "right", "both", "small", "all"] = "left"
-    """The views that may be stylized: one of the two large ones, or `both`; of multi-crop also the `small` ones, or `all`."""
+    """The views that may be stylized: one of the two large views, or `both`; with multi-crop also the local crops (`small`), or `all`."""
     prob: Share = 0.8
     """Chance that a view is stylized (p)."""
     alpha: ShareInterval = (0.1, 0.3)
-    """Feature blending: share of the style's code in the mixed code, uniform in this interval."""
+    """Feature blending: the share of the style's code in the mixed code, uniform in this interval."""
     beta: ShareInterval = (0.1, 0.3)
-    """Image blending: share of the stylized image in the output, uniform in this interval."""
+    """Image blending: the share of the stylized image in the output, uniform in this interval."""
     style_source: Literal["in_batch", "bank", "gaussian"] = "in_batch"
     """Where styles come from: `in_batch`, the same view of another image of the block; `bank`, a style of the bank; `gaussian`, a draw from
-    the Gaussian that has the mean and the covariance of the bank's codes."""
+    the Gaussian with the mean and covariance of the bank's codes."""
     bank: Annotated[str | None, LocalPath()] = None
-    """Path or URI of the style bank, which `ray-sassl stylize bank` makes; every node must reach it."""
+    """Path or URI of a style bank made by `ray-sassl stylize bank`; every node must have access to it."""
 
     @model_validator(mode="after")
     def _bank_where_it_is_used(self) -> Self:
@@ -61,15 +61,15 @@ class SasslConfig(FrozenConfig):
         return self
 
     def load_bank(self, bundle_id: str | None = None) -> StyleBank | None:
-        """The style bank, where styles come from one.
+        """The style bank, if styles come from one.
 
         Args:
-            bundle_id: Of the stylizer that its codes are for, which is then checked.
+            bundle_id: The code space that the bank's codes must belong to; not checked if not given.
         """
         return None if self.bank is None else StyleBank.load(self.bank, bundle_id)
 
     def stylizes(self, view: int) -> bool:
-        """Whether view number `view` (0 left, 1 right, the small ones from 2 on) may be stylized."""
+        """Whether view number `view` (0 left, 1 right, local crops from 2 on) may be stylized."""
         kind = ("left", "right", "small")[min(view, 2)]
         return self.views in ("all", kind) or (self.views == "both" and kind != "small")
 
@@ -83,7 +83,7 @@ class StyleParams:
         alpha: (B,) float64, share of the style's code.
         beta: (B,) float64, share of the stylized image.
         partner: (B,) int64, the row of the block whose image gives the style (`in_batch`), or the style's row in the bank (`bank`).
-        code: (B, C) float32, the styles' codes, where they do not come from the block.
+        code: (B, C) float32, the codes of the styles, if they do not come from the block.
     """
 
     apply: np.ndarray
@@ -111,7 +111,7 @@ def draw_styles(config: SasslConfig, key: DrawKey, bank: StyleBank | None = None
 
 
 def _draw_sources(config: SasslConfig, key: DrawKey, bank: StyleBank | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Where the styles come from, and their codes where these are known: the `partner` and `code` of `StyleParams`."""
+    """Where the styles come from, and their codes if they are known: the `partner` and `code` of `StyleParams`."""
     if config.style_source == "in_batch":
         return style_partners(key), None
     assert bank is not None
@@ -122,9 +122,9 @@ def _draw_sources(config: SasslConfig, key: DrawKey, bank: StyleBank | None) -> 
 
 
 def style_partners(key: DrawKey) -> np.ndarray:
-    """For each row of a block, the row (B,) int64 that gives its style: a permutation without fixed points, whatever the rows' order.
+    """For each row of a block, the row (B,) int64 that gives its style: a permutation without fixed points, in any order of rows.
 
-    The samples stand in a ring, ordered by a draw for each sample, and each takes the next one's style. A block of one row is its own
+    The samples form a ring, sorted by one draw for each sample, and each takes the style of the next one. A block of one row is its own
     partner.
     """
     draws = key.uniform(Stream.STYLE_PARTNER, 1)[:, 0]
@@ -151,7 +151,7 @@ def blend(stylizer: Stylizer, content: Tensor, z_c: Tensor, z_s: Tensor, alpha: 
 
 @dataclass(frozen=True, eq=False)
 class BlockStyles:
-    """All that Algorithm 1 needs to know of a block's B images but their pixels, on one device.
+    """The codes and strengths that Algorithm 1 uses for the B images of a block, on one device.
 
     Attributes:
         z_c: (B, C), the images' own codes.
@@ -167,14 +167,14 @@ class BlockStyles:
 
     @classmethod
     def of(cls, params: StyleParams, embed: Callable[[np.ndarray], Tensor], code_size: int, device: torch.device) -> BlockStyles:
-        """The block's styles; only codes that have an effect are computed, the others are 0.
+        """Compute the codes that have an effect; the others are 0.
 
         Args:
-            embed: Computes the codes (n, C) of the images of some rows (n,).
+            embed: Computes the codes (n, C) of the images in some rows (n,).
         """
         needed = np.flatnonzero(params.apply & (params.alpha < 1))
         if params.code is None:
-            # One pass gives the codes both of the images that are stylized (z_c) and of those whose style they take (z_s).
+            # One pass computes the codes of the images that are stylized (z_c) and of those whose style they take (z_s).
             assert params.partner is not None
             needed = np.union1d(needed, params.partner[params.apply])
         z_c = torch.zeros((len(params.apply), code_size), device=device)
@@ -185,7 +185,7 @@ class BlockStyles:
         return cls(z_c, z_s, alpha, beta)
 
     def blend(self, stylizer: Stylizer, content: Tensor, rows: np.ndarray) -> Tensor:
-        """Algorithm 1 on the images `content` (n, 3, H, W) of some rows (n,)."""
+        """Algorithm 1 on the images `content` (n, 3, H, W) in some rows (n,)."""
         at = torch.from_numpy(rows).to(content.device)
         return blend(stylizer, content, self.z_c[at], self.z_s[at], self.alpha[at], self.beta[at])
 
@@ -195,7 +195,7 @@ class StyleAugmentation:
     """Style augmentation of views with one stylizer.
 
     Attributes:
-        stylizer: Describes styles and renders them.
+        stylizer: Computes style codes and renders styles.
         config: Which views are stylized, and how.
         device: Where the stylizer computes.
         bank: The config's bank, for styles from a bank or its Gaussian; its codes are of this stylizer.
@@ -210,14 +210,14 @@ class StyleAugmentation:
 
     @torch.inference_mode()
     def stylize(self, images: np.ndarray, key: DrawKey, finish: Callable[[Tensor, np.ndarray], Tensor] | None = None) -> np.ndarray:
-        """One view of a whole plan block, stylized where drawn and then finished; an array that stays as it is comes back without a copy.
+        """One view of a whole plan block, stylized where drawn and then finished; an unchanged array is returned without a copy.
 
-        Pixels go to the device once and come back once; between the two, all is done on floats.
+        Pixels go to the device once and come back once; everything in between works on floats, chunk by chunk.
 
         Args:
             images: (B, H, W, 3) uint8, cropped, with their natural colors.
-            key: Of the view's draws.
-            finish: Changes images (n, 3, H, W) float in [0, 1] of some rows (n,) after they were stylized.
+            key: The key of the view's draws.
+            finish: Changes the images (n, 3, H, W) float in [0, 1] of some rows (n,) after they were stylized and before they are rounded.
         """
         params = draw_styles(self.config, key, self.bank)
         changed = np.flatnonzero(params.apply) if finish is None else np.arange(len(images))

@@ -1,4 +1,4 @@
-"""A bank of styles: the codes of an external data set, computed once by `ray-sassl stylize bank` and kept as one safetensors file.
+"""A bank of styles: the style codes of an external data set, computed once by `ray-sassl stylize bank` and stored as one safetensors file.
 
 This module imports no torch: a bank is small, and light processes check it before anything starts.
 """
@@ -32,10 +32,10 @@ class StyleBank:
 
     Attributes:
         codes: (N, C) float32.
-        names: N times where a style came from.
-        bundle_id: The code space, which is that of the stylizer that computed the codes.
-        mean: (C,) float64, of the codes.
-        covariance: (C, C) float64, of the codes, biased.
+        names: Where each of the N styles comes from.
+        bundle_id: The code space: that of the stylizer that computed the codes.
+        mean: (C,) float64, mean of the codes.
+        covariance: (C, C) float64, biased covariance of the codes.
     """
 
     codes: np.ndarray
@@ -58,7 +58,7 @@ class StyleBank:
 
     @cached_property
     def factor(self) -> np.ndarray:
-        """(C, C) float64 with factor @ factor.T = covariance; it exists also where there are fewer styles than dimensions."""
+        """(C, C) float64 with factor @ factor.T = covariance; it also exists if there are fewer styles than dimensions."""
         variances, axes = np.linalg.eigh(self.covariance)
         return axes * np.sqrt(variances.clip(min=0))
 
@@ -81,7 +81,7 @@ class StyleBank:
         """The bank in the file.
 
         Args:
-            bundle_id: Of the stylizer that the codes are for, which is then checked.
+            bundle_id: The code space that the codes must belong to; not checked if not given.
 
         Raises:
             BadBankError: the file is missing, is not a bank, or holds codes of another stylizer.
@@ -99,7 +99,8 @@ class StyleBank:
             raise BadBankError(f"{path} is damaged, or is not a style bank: {error}") from error
         if bundle_id is not None and bank.bundle_id != bundle_id:
             raise BadBankError(
-                f"the style bank {path} holds codes of {bank.bundle_id}, which mean nothing to {bundle_id}; compute it again with this stylizer"
+                f"the style bank {path} has codes of {bank.bundle_id}, which mean nothing to {bundle_id}; "
+                "compute it again with this stylizer"
             )
         return bank
 

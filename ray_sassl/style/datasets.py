@@ -1,4 +1,4 @@
-"""Stylized copies of images and the codes of styles, as plain functions: what `ray-sassl stylize` does to the rows that one actor gets.
+"""Stylized copies of images and the codes of styles, as plain functions: the work of one `ray-sassl stylize` actor on its rows.
 
 Images keep their own sizes here. Every choice is keyed by (seed, copy, sample id), so it does not matter which actor gets which rows; the
 in-batch style of an image comes from the same block of up to `BLOCK_ROWS` rows of its shard.
@@ -35,41 +35,41 @@ from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
 BLOCK_ROWS = 256
-"""Rows, at most, that are decoded, stylized and encoded together."""
+"""The maximum number of rows that are decoded, stylized and encoded together."""
 _PIXELS_AT_ONCE = 32 * 256 * 256
 
 
 class StyleJobConfig(FrozenConfig):
-    """What is done to every image of a data set."""
+    """How every image of a data set is stylized."""
 
     stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) = "color_statistics"  # type: ignore[valid-type]
     """The stylizer."""
     sassl: SasslConfig = SasslConfig(prob=1.0, alpha=(1.0, 1.0), beta=(1.0, 1.0))
-    """Strength and source of styles; by default every image is stylized at full strength in the style of another one."""
+    """Strength and source of styles; by default, every image is stylized at full strength in the style of another one."""
     seed: int = Field(default=0, ge=0)
     jpeg_quality: int = Field(default=95, ge=1, le=100)
-    """Of stylized images that came as JPEG or lossy WebP."""
+    """Quality of stylized images whose originals are JPEG or lossy WebP."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
         if self.stylize.is_identity:
             raise ValueError("stylize=identity changes nothing; choose another stylizer")
         if self.sassl.views != "left":
-            raise ValueError("sassl.views is for pretraining: a data set's images are no views of one another; leave it out")
+            raise ValueError("sassl.views is for pretraining: the images of a data set are not views; leave it out")
         return self
 
 
 @dataclass
 class DatasetStylizer:
-    """A stylizer with all that it needs to change rows, in one process.
+    """A stylizer with everything that it needs to change rows, in one process.
 
     Attributes:
-        config: What is done.
-        stylizer: As the config says.
-        device: Where it computes.
-        bank: The config's.
-        num_threads: For decoding and encoding.
-        notes: What the user should know of and is not bad enough to stop, in words; callers take it out.
+        config: How images are stylized.
+        stylizer: The config's stylizer.
+        device: Where the stylizer computes.
+        bank: The config's bank.
+        num_threads: Threads for decoding and encoding.
+        notes: Messages for the user that are no reason to stop; callers remove those that they have shown.
     """
 
     config: StyleJobConfig
@@ -83,13 +83,13 @@ class DatasetStylizer:
 
     @classmethod
     def build(cls, config: StyleJobConfig, device: torch.device, num_threads: int) -> DatasetStylizer:
-        """Load the stylizer and the bank, and give torch its share of the CPU."""
+        """Load the stylizer and the bank, and set the number of threads that torch uses."""
         torch.set_num_threads(max(1, num_threads))
         stylizer = config.stylize.build(device)
         return cls(config, stylizer, device, config.sassl.load_bank(stylizer.bundle_id), max(1, num_threads))
 
     def codes(self, rows: Rows, max_pixels: int) -> tuple[np.ndarray, list[str], list[BadRow]]:
-        """Style codes (n, C) float32 of the images that can be decoded, their keys, and the rows that cannot."""
+        """Style codes (n, C) float32 of the images that can be decoded, their keys, and the rows that cannot be decoded."""
         parts: list[np.ndarray] = [np.empty((0, self.stylizer.code_size), np.float32)]
         keys: list[str] = []
         lost: list[BadRow] = []
@@ -102,10 +102,10 @@ class DatasetStylizer:
         return np.concatenate(parts), keys, lost
 
     def stylize(self, rows: Rows, copy: int, max_pixels: int) -> tuple[Rows, list[BadRow]]:
-        """The rows with their images stylized, in the format in which they came, and the rows that cannot be used.
+        """The rows with their images stylized, in the format of the originals, and the rows that cannot be used.
 
         Args:
-            copy: Number of the copy, which stands for the epoch in the keys of the draws.
+            copy: Number of the copy, which is the epoch in the keys of the draws.
         """
         done: list[Rows] = []
         lost: list[BadRow] = []
@@ -119,12 +119,12 @@ class DatasetStylizer:
         return Rows.joined(done), lost
 
     def _stylize_block(self, rows: Rows, images: list[Image.Image], copy: int, pool: ThreadPoolExecutor) -> list[bytes | BadRow]:
-        """File content of each image of a block, or why there is none."""
+        """The file content of each image of a block, or the reason why there is none."""
         if not images:
             return []
         params = draw_styles(self.config.sassl, DrawKey(self.config.seed, copy, rows.sample_id), self.bank)
         if params.code is None and len(images) == 1 and params.apply[0]:
-            self.notes.append(f"{rows.key[0]} was stylized in its own style: it had no other image beside it to take a style from")
+            self.notes.append(f"{rows.key[0]} was stylized in its own style: its block has no other image to take a style from")
         styles = BlockStyles.of(
             params, lambda chosen: self._embedded([images[number] for number in chosen], pool), self.stylizer.code_size, self.device
         )
@@ -140,14 +140,14 @@ class DatasetStylizer:
             if number not in stylized:
                 return original
             if (array := stylized[number]) is None:
-                return rows.bad_row(number, "memory does not suffice to stylize its {} x {} px, even alone".format(*images[number].size))
+                return rows.bad_row(number, "its {} x {} px do not fit into memory, even without other images".format(*images[number].size))
             return encode(array, original, self.config.jpeg_quality)
 
         return list(pool.map(content, range(len(images))))
 
     @torch.inference_mode()
     def _stylized(self, pixels: list[np.ndarray], chosen: np.ndarray, styles: BlockStyles) -> dict[int, np.ndarray | None]:
-        """The chosen images, all of one size, stylized; None where memory does not suffice for one alone."""
+        """The chosen images, all of one size, stylized; None for an image that does not fit into memory by itself."""
         if not len(chosen):
             return {}
 
@@ -168,7 +168,7 @@ class DatasetStylizer:
         return {row: array for rows, arrays in results for row, array in zip(rows.tolist(), arrays, strict=True)}
 
     def _embedded(self, images: list[Image.Image], pool: ThreadPoolExecutor) -> Tensor:
-        """Style codes (n, C) float32 of the images' middles, on the device."""
+        """Style codes (n, C) float32 of the central squares of the images, on the device."""
         if not images:
             return torch.empty((0, self.stylizer.code_size), device=self.device)
         side = self.stylizer.style_px
@@ -184,20 +184,19 @@ class DatasetStylizer:
     def _in_chunks(
         self, chunks: Chunks, work: Callable[[np.ndarray], Result], rows: np.ndarray, what: str
     ) -> list[tuple[np.ndarray, Result]]:
-        """As `Chunks.map`; the user is told where memory did not suffice for so many at once."""
+        """The result of `Chunks.map`; adds a note if memory did not suffice for the chunks."""
         before = min(chunks.size, len(rows))
         results = chunks.map(work, rows)
         if chunks.size < before:
-            self.notes.append(f"memory did not suffice for {before} {what} at once; went on with {chunks.size}, and nothing was left out")
+            self.notes.append(f"{before} {what} did not fit into memory at once; continued with {chunks.size}, and nothing was left out")
         return results
 
 
 def sample_squares(index: Index, count: int, size_px: int, seed: int) -> tuple[list[np.ndarray], list[str], list[BadRow]]:
-    """The middles (size_px, size_px, 3) uint8 of some images that can be decoded, their names, and what is wrong with the others that were
-    tried.
+    """The central squares (size_px, size_px, 3) uint8 of some images that can be decoded, their names, and the rows that cannot be decoded.
 
     Raises:
-        UsageError: none of those that were tried can be decoded.
+        UsageError: none of the images can be decoded.
     """
     rows = sample_rows(index, count, seed)
     decoded = decode_rows(rows, index.config.max_pixels)
@@ -210,17 +209,17 @@ def sample_squares(index: Index, count: int, size_px: int, seed: int) -> tuple[l
 
 
 def square(image: Image.Image, size_px: int) -> np.ndarray:
-    """(size_px, size_px, 3) uint8: the image's middle."""
+    """(size_px, size_px, 3) uint8: the central square of the image."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
 
 
 def encode(pixels: np.ndarray, original: bytes, quality: int) -> bytes:
-    """The file content of (H, W, 3) uint8 pixels in the format of another file: a PNG or lossless WebP stays free of loss.
+    """The file content of (H, W, 3) uint8 pixels in the format of another file; a PNG or lossless WebP stays lossless.
 
     Args:
-        quality: Of a JPEG, whose chroma is not subsampled, or a lossy WebP.
+        quality: Quality of a JPEG, whose chroma is not subsampled, or of a lossy WebP.
     """
     format_ = image_format(original)
     lossless = original[12:16] == b"VP8L"
@@ -234,8 +233,8 @@ def check_job(config: StyleJobConfig) -> str:
     """Build the stylizer and read the bank once, before anything else is started; returns the code space.
 
     Raises:
-        MissingWeightsError, BadWeightsError: the stylizer has no sound weights.
-        BadBankError: the bank is missing, damaged or of another stylizer.
+        MissingWeightsError, BadWeightsError: the weights of the stylizer are missing or damaged.
+        BadBankError: the bank is missing or damaged, or belongs to another stylizer.
     """
     stylizer = config.stylize.build(torch.device("cpu"))
     config.sassl.load_bank(stylizer.bundle_id)
@@ -243,7 +242,7 @@ def check_job(config: StyleJobConfig) -> str:
 
 
 def change_of(config: StyleJobConfig, copy: int, code_space: str) -> dict[str, Any]:
-    """What is done to the images: two copies with equal entries hold equal images. Bank and weights count by their content."""
+    """What is done to the images: two copies with equal entries have equal images. Bank and weights are compared by content."""
     tree = config.model_dump(mode="json")
     bank, weights = config.sassl.bank, config.stylize.weights_location()
     sassl = {f"sassl.{name}": value for name, value in tree["sassl"].items() if name != "bank"}
@@ -266,13 +265,13 @@ def _sha256(path: str) -> str:
 
 
 def _blocks(rows: Rows) -> Iterator[Rows]:
-    """The rows in blocks of nearly equal size, so that none is left with few to take its styles from."""
+    """The rows in blocks of nearly equal size, so that every block has many rows to take styles from."""
     count = max(1, -(-len(rows) // BLOCK_ROWS))
     return (rows.take(ids) for ids in np.array_split(rows.sample_id, count))
 
 
 def _usable(rows: Rows, max_pixels: int, min_px: int, pool: ThreadPoolExecutor) -> tuple[Rows, list[Image.Image], list[BadRow]]:
-    """The rows whose images can be decoded and are large enough, these images, and what is wrong with the other rows."""
+    """The rows whose images can be decoded and are large enough, these images, and the bad rows."""
     parts = [rows.take(ids) for ids in np.array_split(rows.sample_id, max(1, len(rows) // 16))]
     images: list[Image.Image] = []
     good: list[int] = []
@@ -282,7 +281,7 @@ def _usable(rows: Rows, max_pixels: int, min_px: int, pool: ThreadPoolExecutor) 
         if isinstance(image, BadRow):
             bad.append(image)
         elif min(image.size) < min_px:
-            bad.append(rows.bad_row(place, f"{image.width} x {image.height} px: the stylizer needs at least {min_px} px a side"))
+            bad.append(rows.bad_row(place, f"{image.width} x {image.height} px: the stylizer needs at least {min_px} px per side"))
         else:
             images.append(image)
             good.append(place)

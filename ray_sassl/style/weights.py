@@ -1,7 +1,8 @@
-"""Published weights: what there is, where it comes from, and a cache of it that is checked at every use.
+"""Published weights: which ones exist, where they come from, and a cache of them that is checked at every use.
 
-The published files are checked by their sha256 before anything in them is parsed, then converted to one safetensors file. That file says what
-it is (code space, sources, license) and carries a digest of all this and of its tensors, so that it can be handed on: to a shared path, or to other nodes.
+The published files are checked by their sha256 before anything in them is parsed, then converted to one safetensors file. That file says
+what it is (code space, sources, license) and has a digest of all this and of its tensors, so that it can be copied to a shared path or to
+other nodes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class MissingWeightsError(UsageError):
 
 
 class BadWeightsError(UsageError):
-    """The file is damaged, or is not what it should be."""
+    """The file is damaged or is not the expected one."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class WeightsFile:
 
     Attributes:
         name: Its file name.
-        addresses: Where it can be fetched, the publisher's own first.
-        num_bytes, sha256: Of its content.
+        addresses: Where it can be downloaded, the publisher's address first.
+        num_bytes, sha256: Size and digest of its content.
     """
 
     name: str
@@ -56,10 +57,10 @@ class PublishedWeights:
     Attributes:
         name: What `ray-sassl weights fetch NAME` takes.
         title: What they are, in a few words.
-        files: All that belongs to them.
+        files: The published files.
         license, authors, paper: As published.
-        code_space: The `bundle_id` of the stylizer that they are for.
-        convert: From the contents of the files by name to tensors by name.
+        code_space: The `bundle_id` of the stylizer that uses them.
+        convert: Converts the contents of the files, by name, to tensors, by name.
     """
 
     name: str
@@ -77,12 +78,12 @@ class PublishedWeights:
 
     @property
     def sources(self) -> dict[str, str]:
-        """The files' sha256 by their names."""
+        """The sha256 of each file by its name."""
         return {file.name: file.sha256 for file in self.files}
 
 
 def weights_path(weights: PublishedWeights) -> Path:
-    """Where the converted weights are or would be; another version of the files has another path."""
+    """Path of the converted weights in the cache, whether they exist or not; another version of the files has another path."""
     version = hashlib.sha256("".join(sorted(weights.sources.values())).encode()).hexdigest()[:12]
     return cache_dir() / "weights" / f"{weights.name}-{version}.safetensors"
 
@@ -91,10 +92,10 @@ def fetch_weights(weights: PublishedWeights, advance: Callable[[str, int], objec
     """Download, check and convert what is not in the cache yet; returns the converted file. A second process waits for the first.
 
     Args:
-        advance: Is told of each file how many bytes are there.
+        advance: Called with a file's name and the number of its bytes downloaded so far.
 
     Raises:
-        DownloadError: no address gives a file as it was published.
+        DownloadError: no address has the file as it was published.
     """
     path = weights_path(weights)
     with locked(path):
@@ -107,13 +108,13 @@ def fetch_weights(weights: PublishedWeights, advance: Callable[[str, int], objec
 
 
 def add_weights(known: Iterable[PublishedWeights], paths: Sequence[str | Path]) -> list[tuple[str, PublishedWeights]]:
-    """Take published files from disk, for machines without a network; files may come one by one, and are converted when all are there.
+    """Add published files from disk, for machines without a network; files may be added one by one and are converted once all are there.
 
     Returns:
         Each path with the weights that it belongs to.
 
     Raises:
-        BadWeightsError: a file is missing, or is none of the published ones, by its content.
+        BadWeightsError: a file is missing, or its content is not that of a published file.
     """
     known = list(known)
     recognized = [(str(path), *_recognize(known, Path(path))) for path in paths]
@@ -126,18 +127,18 @@ def add_weights(known: Iterable[PublishedWeights], paths: Sequence[str | Path]) 
 
 
 def missing_files(weights: PublishedWeights) -> list[str]:
-    """The published files that are still needed, by name; none where the converted weights are there."""
+    """The names of the published files that are still needed; none if the converted weights exist."""
     if weights_path(weights).exists():
         return []
     return [file.name for file in weights.files if not _original(weights, file).exists()]
 
 
 def verify_weights(weights: PublishedWeights) -> None:
-    """Check all that the cache holds of the weights.
+    """Check everything that the cache has of the weights.
 
     Raises:
-        MissingWeightsError: nothing is there.
-        BadWeightsError: something is damaged; the message says how to mend it.
+        MissingWeightsError: the cache has nothing.
+        BadWeightsError: a file is damaged; the message says how to repair it.
     """
     load_weights(weights)
     for file in weights.files:
@@ -147,35 +148,35 @@ def verify_weights(weights: PublishedWeights) -> None:
 
 
 def load_weights(weights: PublishedWeights, location: str | None = None) -> dict[str, Tensor]:
-    """The tensors by name, never from the network of their publisher.
+    """The tensors by name; nothing is downloaded.
 
     Args:
-        location: A path or URI of the converted file; not given: the cache.
+        location: A path or URI of the converted file; the cache if not given.
 
     Raises:
-        MissingWeightsError: they are not there; the message says how to get them.
-        BadWeightsError: the file is damaged or of another network.
+        MissingWeightsError: the weights do not exist there; the message says how to get them.
+        BadWeightsError: the file is damaged or belongs to another network.
     """
     return _parse(weights, *_read(weights, location))
 
 
 def read_weights(weights: PublishedWeights, location: str | None = None) -> bytes:
-    """The content of the converted file, checked; arguments and errors are those of `load_weights`."""
+    """The checked content of the converted file; arguments and errors are those of `load_weights`."""
     content, where = _read(weights, location)
     _parse(weights, content, where)
     return content
 
 
 def install_weights(weights: PublishedWeights, content: bytes) -> None:
-    """Put the content of a converted file into this machine's cache, unless it is there.
+    """Put the content of a converted file into this machine's cache, unless it is already there.
 
     Raises:
-        BadWeightsError: it is damaged or of another network.
+        BadWeightsError: the content is damaged or belongs to another network.
     """
     path = weights_path(weights)
     with locked(path):
         if not path.exists():
-            _parse(weights, content, "the weights that were handed over")
+            _parse(weights, content, "the received weights")
             storage.write_bytes(path, content)
 
 
@@ -185,7 +186,7 @@ def _read(weights: PublishedWeights, location: str | None) -> tuple[bytes, str]:
         return storage.read_bytes(where), where
     if location is not None:
         raise MissingWeightsError(
-            f"there are no weights {location}; copy the file that `ray-sassl weights path {weights.name}` names there"
+            f"there are no weights at {location}; copy the file that `ray-sassl weights path {weights.name}` names there"
         )
     raise MissingWeightsError(
         f"the weights of {weights.name} are not on this machine: `ray-sassl weights fetch {weights.name}` downloads them "
@@ -222,7 +223,7 @@ def _parse(weights: PublishedWeights, content: bytes, where: str) -> dict[str, T
         raise BadWeightsError(f"{where} is damaged, or is not a safetensors file ({error}); {again}") from error
     if metadata.get("format") != _FORMAT or metadata.get("code_space") != weights.code_space:
         raise BadWeightsError(
-            f"{where} holds weights of {metadata.get('code_space', 'another network')}, not of {weights.code_space}; {again}"
+            f"{where} has weights of {metadata.get('code_space', 'another network')}, not of {weights.code_space}; {again}"
         )
     written = metadata.pop(_DIGEST, None)
     if _digest(tensors, metadata) != written:
@@ -252,7 +253,7 @@ def _recognize(known: Sequence[PublishedWeights], path: Path) -> tuple[Published
             if file.name == path.name:
                 raise BadWeightsError(f"{path} is not the published {file.name}: {mismatch(content, file.num_bytes, file.sha256)}")
     names = ", ".join(file.name for weights in known for file in weights.files)
-    raise BadWeightsError(f"{path} is none of the published files ({names}), going by its sha256 {found}")
+    raise BadWeightsError(f"{path} is not one of the published files ({names}): its sha256 is {found}")
 
 
 def _original(weights: PublishedWeights, file: WeightsFile) -> Path:

@@ -1,4 +1,4 @@
-"""Cuts the views out of decoded images: Pillow's own resampling, so the pixels are torchvision's. This module imports no torch."""
+"""Cuts the views out of decoded images with Pillow's resampling, as torchvision does. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def crop(
     images: Sequence[Image.Image], params: ViewParams, size_px: int, interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 ) -> np.ndarray:
-    """The crops (B, size_px, size_px, 3) uint8 of B images in mode RGB, each resized and, where drawn, mirrored.
+    """The crops (B, size_px, size_px, 3) uint8 of B images in mode RGB, each resized and, if drawn, mirrored.
 
-    Equals `torchvision.transforms.functional.resized_crop` on Pillow images. The crop is copied out before it is resized, because Pillow's
-    `resize(box=...)` reads pixels beyond the box.
+    Equal to `torchvision.transforms.functional.resized_crop` on Pillow images. The crop is copied before it is resized, because Pillow's
+    `resize(box=...)` reads pixels outside the box.
     """
     views = np.empty((len(images), size_px, size_px, 3), np.uint8)
     rights, bottoms = params.left + params.width, params.top + params.height

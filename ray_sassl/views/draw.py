@@ -1,4 +1,4 @@
-"""Draws the parameters of a view of every sample, by its key. This module imports no torch."""
+"""Draws the parameters of a view for every sample. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class ViewParams:
     """What is done to each of B images to make one view.
 
     Attributes:
-        top, left, height, width: (B,) int64, the crop's box in pixels of the image.
+        top, left, height, width: (B,) int64, the box of the crop in pixels of the image.
         flip: (B,) bool, mirrored left to right after the crop.
         jitter: (B,) bool, whether the four jitter operations are applied.
         brightness, contrast, saturation: (B,) float64 factors; 1 changes nothing.
         hue: (B,) float64 shift in turns of the color circle; 0 changes nothing.
         order: (B, 4) int8, the jitter operations (indices into `JITTER_OPS`) from first to last.
         grayscale: (B,) bool, whether colors are dropped.
-        blur_sigma: (B,) float64 in pixels; 0 is no blur.
+        blur_sigma: (B,) float64 in pixels; 0 means no blur.
         solarize: (B,) bool.
         blur_kernel_px: Width of the blur's window, odd.
         solarize_threshold: In [0, 1].
@@ -63,7 +63,7 @@ class ViewParams:
 
 
 def draw(config: ViewConfig, image_sizes: np.ndarray, key: DrawKey) -> ViewParams:
-    """The parameters of the key's view of every sample; all but the crop's box are independent of the images' sizes.
+    """The parameters of the key's view for every sample; all but the crop's box are independent of the image sizes.
 
     Args:
         image_sizes: (B, 2) integers, (width, height) of the decoded images.
@@ -94,8 +94,8 @@ def draw(config: ViewConfig, image_sizes: np.ndarray, key: DrawKey) -> ViewParam
 def crop_boxes(config: ViewConfig, image_sizes: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Top, left, height and width, each (B,) int64, with the distribution of torchvision's RandomResizedCrop.
 
-    The first of ten boxes of random area and shape that fits is put at a random place; where none fits, the largest central box whose
-    shape is allowed is taken.
+    Ten boxes of random area and shape are drawn, and the first one that fits is put at a random place. If none fits, the result is the
+    largest central box with an allowed shape.
 
     Args:
         image_sizes: (B, 2) integers, (width, height).

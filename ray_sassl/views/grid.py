@@ -1,4 +1,4 @@
-"""Images in rows and columns, as a picture for people."""
+"""Images in rows and columns, as one picture."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def image_grid(
     """A PNG of images in rows and columns.
 
     Args:
-        rows: Images (H, W, 3) uint8; each is scaled to `cell_px`, small ones without smoothing, so that their pixels stay visible.
-        column_titles: One a column.
-        captions: A line under each image, in the shape of `rows`; empty for none.
+        rows: Images (H, W, 3) uint8; each is scaled to `cell_px`, small images without smoothing, so that their pixels stay visible.
+        column_titles: One title per column.
+        captions: The line under each image, in the shape of `rows`; may be empty.
         cell_px: Side of a cell in pixels.
     """
     font = ImageFont.load_default(TEXT_PX)

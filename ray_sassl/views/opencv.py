@@ -1,9 +1,9 @@
 """Changes the colors of views on CPUs with OpenCV and NumPy, without torch, so that light workers stay light.
 
-The operations follow torchvision's (truncation and rounding included), each within one gray level of it; `ops.py` is the same in torch.
-Look-up tables, matrices and blurs go image by image, in place; the hue, whose cost at 32 px is mostly in the calls, goes through OpenCV's
-float32 HSV in groups of images. With SimCLR's recipe a view costs 19 us at 32 px and 0.55 ms at 224 px of one core, against 84 us and
-8.7 ms for the batched torch operations there (`benchmarks/views.py`).
+The operations follow torchvision's (including truncation and rounding), each within one gray level; `ops.py` does the same in torch.
+Look-up tables, matrices and blurs are applied image by image, in place. Hue is changed in groups of images in OpenCV's float32 HSV, because
+at 32 px most of its cost is in the calls. With SimCLR's recipe a view costs 19 us at 32 px and 0.55 ms at 224 px on one core; the batched
+torch operations cost 84 us and 8.7 ms there (`benchmarks/views.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEVELS = np.arange(256, dtype=np.float32)
 
 
 def pin_threads(num_threads: int = 1) -> None:
-    """Sets how many threads OpenCV uses in this process; workers call it once, importing this module does not."""
+    """Sets how many threads OpenCV uses in this process; workers call it once. Importing this module does not change it."""
     cv2.setNumThreads(num_threads)
 
 
@@ -30,8 +30,8 @@ def color(images: np.ndarray, params: ViewParams, out: np.ndarray | None = None)
     """The views (B, H, W, 3) uint8 RGB with jitter, grayscale, blur and solarization applied.
 
     Args:
-        images: (B, H, W, 3) uint8 RGB; left as they are unless they are also `out`.
-        out: Where the views go, contiguous; `images` itself saves a copy. By default, a new array.
+        images: (B, H, W, 3) uint8 RGB; not changed unless they are also `out`.
+        out: Contiguous array for the views; passing `images` itself saves a copy. A new array by default.
     """
     if out is None:
         views = np.array(images, order="C")
@@ -74,7 +74,7 @@ def adjust_contrast(views: np.ndarray, rows: np.ndarray, factors: np.ndarray) ->
 
 
 def adjust_saturation(views: np.ndarray, rows: np.ndarray, factors: np.ndarray) -> None:
-    """Moves each pixel of `views[rows]` away from or toward its gray, in place; OpenCV rounds, so a half is taken off to truncate."""
+    """Moves each pixel of `views[rows]` away from or toward its gray, in place; OpenCV rounds, so a half is subtracted to truncate."""
     factors = factors[:, None, None]
     matrices = np.empty((len(rows), 3, 4))
     matrices[:, :, :3] = factors * np.eye(3) + (1 - factors) * _GRAY_WEIGHTS
@@ -89,7 +89,7 @@ def adjust_hue(views: np.ndarray, rows: np.ndarray, shifts: np.ndarray) -> None:
     flat = (num_rows * height, width, 3)
     rgb = np.multiply(views[rows], np.float32(1 / 255), dtype=np.float32)
     hsv = cv2.cvtColor(rgb.reshape(flat), cv2.COLOR_RGB2HSV)
-    # OpenCV turns back hues above 360 degrees, but not those below 0.
+    # OpenCV wraps hues above 360 degrees, but not those below 0.
     hsv.reshape(num_rows, height * width, 3)[:, :, 0] += (360 * (shifts % 1.0)).astype(np.float32)[:, None]
     cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=rgb.reshape(flat))
     views[rows] = cv2.convertScaleAbs(rgb.reshape(flat), alpha=255).reshape(rgb.shape)
@@ -114,9 +114,9 @@ def _finish(views: np.ndarray, params: ViewParams) -> None:
 
 
 def blur(image: np.ndarray, sigma: float, kernel_px: int) -> np.ndarray:
-    """The image (H, W) or (H, W, 3) uint8 under a Gaussian window of `kernel_px`, cut at three sigmas: beyond lie 0.3 % of its weight.
+    """The image (H, W) or (H, W, 3) uint8 blurred by a Gaussian window of `kernel_px`, cut at three sigmas (0.3 % of its weight).
 
-    `sepFilter2D` is twice as fast as `GaussianBlur` at sigma 1 to 2 on 224 px, and nearer to the exact result.
+    `sepFilter2D` is twice as fast as `GaussianBlur` at sigma 1 to 2 on 224 px, and closer to the exact result.
     """
     radius = min(kernel_px // 2, math.ceil(_BLUR_SIGMAS * sigma))
     kernel = cv2.getGaussianKernel(2 * radius + 1, sigma, cv2.CV_32F)

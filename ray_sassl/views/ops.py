@@ -1,7 +1,7 @@
-"""The color operations as batched torch tensor operations, on any device; `opencv.py` is the same for CPUs without torch.
+"""The color operations as batched torch tensor operations, on any device; `opencv.py` does the same on CPUs without torch.
 
-Everything takes explicit parameters for each sample and draws nothing. Images are (B, 3, H, W) float in [0, 1]; factors are (B,). The
-operations equal torchvision's on float images, each clamped to [0, 1] as there.
+All functions take explicit parameters for each sample and draw nothing. Images are (B, 3, H, W) float in [0, 1]; factors are (B,). The
+operations equal torchvision's on float images, and like these each clamps to [0, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def color(images: Tensor, params: ViewParams) -> Tensor:
-    """The images (B, 3, H, W) with jitter, grayscale, blur and solarization applied where drawn; `images` are left as they are."""
+    """The images (B, 3, H, W) with jitter, grayscale, blur and solarization applied where drawn; `images` are not changed."""
     views = images.clone()
     for position in range(len(JITTER_OPS)):
         for number, name in enumerate(JITTER_OPS):

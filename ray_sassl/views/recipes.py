@@ -1,4 +1,4 @@
-"""The views of the papers: every number a config field, with its source.
+"""The views of the papers: every number is a config field with its source.
 
 SimCLR: Chen et al. 2020, arXiv 2002.05709. MoCo v2: Chen et al. 2020, arXiv 2003.04297. BYOL: Grill et al. 2020, arXiv 2006.07733.
 SwAV: Caron et al. 2020, arXiv 2006.09882. DINO: Caron et al. 2021, arXiv 2104.14294. Asymmetric views: below.
@@ -15,14 +15,14 @@ from ray_sassl.keyed import MAX_VIEWS
 from ray_sassl.plugins import FrozenConfig, UsageError, did_you_mean
 
 SMALL_FORM_MAX_PX = 64
-"""Images up to this size get a recipe's small form."""
+"""Images up to this size get the small form of a recipe."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 
 
 def ordered(interval: tuple[float, float]) -> tuple[float, float]:
-    """The interval, checked to begin at its smaller end; a pydantic validator."""
+    """The interval, checked to start with its smaller end; a pydantic validator."""
     if interval[0] > interval[1]:
         raise ValueError(f"({interval[0]}, {interval[1]}) must be (smallest, largest); write ({interval[1]}, {interval[0]})")
     return interval
@@ -49,7 +49,7 @@ class ViewConfig(FrozenConfig):
     flip_prob: Probability = 0.5
     """Chance of a horizontal flip."""
     jitter_prob: Probability = 0.8
-    """Chance that the four jitter operations are applied, in an order drawn anew for each sample."""
+    """Chance that the four jitter operations are applied, in a random order for each sample."""
     brightness: Strength = 0.8
     """Factor is uniform in [max(0, 1 - b), 1 + b]."""
     contrast: Strength = 0.8
@@ -65,7 +65,7 @@ class ViewConfig(FrozenConfig):
     blur_sigma: PositiveInterval = (0.1, 2.0)
     """Standard deviation of the blur in pixels, uniform in this interval."""
     blur_kernel_px: Annotated[int, Field(ge=1), AfterValidator(_odd)] = 23
-    """Width of the blur's window, odd; a tenth of the image."""
+    """Width of the blur window, odd; a tenth of the image."""
     solarize_prob: Probability = 0.0
     """Chance that pixels at or above the threshold are inverted."""
     solarize_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -79,21 +79,21 @@ class ViewConfig(FrozenConfig):
 
 
 class ViewsConfig(FrozenConfig):
-    """A pair of views, and for multi-crop small ones beside it. The name of a recipe, such as `"simclr_32"`, is accepted wherever this is."""
+    """A pair of views and, for multi-crop, local crops. The name of a recipe (`"simclr_32"`) is accepted instead of this config."""
 
     size_px: Annotated[int, Field(ge=4)]
-    """Side of the square views left and right."""
+    """Side of the square views left and right, in pixels."""
     left: ViewConfig
     """The view that style augmentation stylizes by default."""
     right: ViewConfig
     num_small: Annotated[int, Field(ge=0, le=MAX_VIEWS - 2)] = 0
-    """Small views of each image, for methods that take them (multi-crop; SwAV, section 3.2)."""
+    """Number of local crops of each image, for methods that use them (multi-crop; SwAV, section 3.2)."""
     small_px: Annotated[int, Field(ge=4)] = 96
-    """Side of the small views."""
+    """Side of the local crops, in pixels."""
     small: ViewConfig = ViewConfig(crop_scale=(0.05, 0.14))
-    """How each of the small views is made; by default SimCLR's with the crops of SwAV."""
+    """How each local crop is made; by default SimCLR's view with the crop sizes of SwAV."""
     backend: Literal["auto", "opencv", "torch"] = "auto"
-    """What changes the colors: `opencv` image by image on CPUs without torch, `torch` in batches on any device, `auto` the faster."""
+    """What changes the colors: `opencv` image by image on CPUs without torch, `torch` in batches on any device, `auto` the faster one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,22 +105,22 @@ class ViewsConfig(FrozenConfig):
         return RECIPES[value].model_dump()
 
     @model_validator(mode="after")
-    def _small_views_make_sense(self) -> Self:
+    def _local_crops_make_sense(self) -> Self:
         changed = [name for name in ("small_px", "small") if getattr(self, name) != type(self).model_fields[name].default]
         if self.num_small == 0 and changed:
             raise ValueError(
-                f"{' and '.join(changed)} have no effect with num_small=0; set num_small, or take a recipe without small views, such as "
+                f"{' and '.join(changed)} have no effect with num_small=0; set num_small, or use a recipe without local crops, such as "
                 "'simclr_224'"
             )
         if self.num_small and self.small_px > self.size_px:
             raise ValueError(
-                f"small_px={self.small_px} makes the small views larger than the others (size_px={self.size_px}); make it less"
+                f"small_px={self.small_px} makes the local crops larger than the other views (size_px={self.size_px}); make it smaller"
             )
         return self
 
     @property
     def views(self) -> tuple[ViewConfig, ...]:
-        """The view configs by number: 0 is left, 1 is right, the small ones follow."""
+        """The view configs by number: 0 is left, 1 is right, local crops follow."""
         return self.left, self.right, *[self.small] * self.num_small
 
     @property
@@ -130,11 +130,11 @@ class ViewsConfig(FrozenConfig):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of each view by number, for people."""
+        """The display name of each view by number."""
         return "left", "right", *(f"small {number}" for number in range(1, self.num_small + 1))
 
     def backend_on(self, device_type: str) -> Literal["opencv", "torch"]:
-        """The backend for `cpu` or `cuda`: as configured, or for `auto` the faster one there."""
+        """The backend for `cpu` or `cuda`: the configured one, or for `auto` the faster one there."""
         if self.backend == "auto":
             return "opencv" if device_type == "cpu" else "torch"
         return self.backend
@@ -181,9 +181,9 @@ def byol(size_px: int) -> ViewsConfig:
 
 
 def swav(size_px: int) -> ViewsConfig:
-    """SwAV: two large views and six small ones, as in its published code, with SimCLR's colors and blur.
+    """SwAV: two large views and six local crops, as in its published code, with SimCLR's colors and blur.
 
-    The paper has no CIFAR form: here, the same crops, with color strength 0.5 and no blur as SimCLR has there.
+    The paper has no CIFAR form: here, the same crops with color strength 0.5 and no blur, as in SimCLR's form for CIFAR.
     """
     large = simclr(size_px).left.model_copy(update={"crop_scale": (0.14, 1.0), "interpolation": "bilinear"})
     return ViewsConfig(
@@ -197,7 +197,7 @@ def swav(size_px: int) -> ViewsConfig:
 
 
 def dino(size_px: int) -> ViewsConfig:
-    """DINO: two large views and eight small ones, as in its published code, with BYOL's colors; 16 px for small images.
+    """DINO: two large views and eight local crops, as in its published code, with BYOL's colors; local crops of small images have 16 px.
 
     Its code advises crops from 0.14 to 1 and from 0.05 to 0.14 for ResNets. The paper has no CIFAR form: here, the same without blur.
     """
@@ -209,16 +209,16 @@ def dino(size_px: int) -> ViewsConfig:
 
 
 def symmetric(size_px: int) -> ViewsConfig:
-    """Two views of one strength: MoCo v2's. The other two strengths are changes of one side of it.
+    """Two views of equal strength: MoCo v2's. The other two recipes change one side of it.
 
     Zhang et al. 2024 (arXiv 2410.12396) find that feature augmentation helps most with asymmetric strong views, and the public texts do not
-    say which these are. All three are our choice. Style augmentation stylizes the left view by default, which is the stronger one.
+    say which views these are. All three are our choice. By default, style augmentation stylizes the left view, which is the stronger one.
     """
     return moco_v2(size_px)
 
 
 def asymmetric_weak(size_px: int) -> ViewsConfig:
-    """`symmetric` with a right view that is only cropped and mirrored."""
+    """`symmetric` with a right view that is only cropped and flipped."""
     return with_weak_right(symmetric(size_px))
 
 
@@ -228,9 +228,9 @@ def asymmetric_strong(size_px: int) -> ViewsConfig:
 
 
 def with_weak_right(views: ViewsConfig) -> ViewsConfig:
-    """The views with a right one that keeps its natural colors: a crop of at least a fifth of the image, perhaps mirrored.
+    """The views with a right view that keeps its natural colors: a crop of at least a fifth of the image, flipped at random.
 
-    So are the targets made whose nearest neighbors are searched in the weak form of Koohpayegani et al. 2021 (arXiv 2105.07269). Wang et
+    The weak form of Koohpayegani et al. 2021 (arXiv 2105.07269) makes its targets, whose nearest neighbors it searches, this way. Wang et
     al. 2022 (arXiv 2204.00613) find that targets should vary less than what is compared with them.
     """
     crop_scale = (max(0.2, views.right.crop_scale[0]), max(0.2, views.right.crop_scale[1]))
@@ -238,7 +238,7 @@ def with_weak_right(views: ViewsConfig) -> ViewsConfig:
 
 
 def with_strong_left(views: ViewsConfig) -> ViewsConfig:
-    """The views with a left one of at least color strength 1 (SimCLR, appendix A), solarized as often as one of BYOL's (0.2)."""
+    """The views with a left view of at least color strength 1 (SimCLR, appendix A), solarized with BYOL's probability (0.2)."""
     strongest = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "solarize_prob": 0.2}
     stronger = {name: max(value, getattr(views.left, name)) for name, value in strongest.items()}
     return views.model_copy(update={"left": views.left.model_copy(update=stronger)})
@@ -257,7 +257,7 @@ def _tenth(size_px: int) -> int:
 
 
 def _small_px(size_px: int) -> int:
-    """The side of small views: 96 for 224 px as in the papers, 16 for 32 px; a multiple of 8, for networks that halve it thrice."""
+    """The side of local crops: 96 for 224 px as in the papers, 16 for 32 px; a multiple of 8, for networks that halve it three times."""
     return max(8, 8 * round(size_px * 96 / 224 / 8))
 
 

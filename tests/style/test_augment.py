@@ -218,7 +218,7 @@ def test_out_of_memory_halves_the_batch_loses_nothing_and_is_reported(images, ca
     styled = _augmentation(stylizer, chunks=chunks, prob=1.0).stylize(images, key)
     np.testing.assert_array_equal(styled, _augmentation(prob=1.0).stylize(images, key))
     assert (chunks.size, stylizer.refused) == (3, 2)
-    assert "going on with 3" in caplog.text
+    assert "continuing with 3" in caplog.text
 
 
 def test_out_of_memory_with_a_single_image_is_an_error(images):

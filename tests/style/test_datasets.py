@@ -235,7 +235,7 @@ def test_blocks_are_of_equal_size_so_that_no_image_is_left_without_a_style(monke
 def test_a_lonely_image_is_reported():
     stylizer = _dataset_stylizer()
     stylizer.stylize(_rows([_encoded(_photos(1)[0]), b"GIF89a"]), 0, 10**6)
-    assert stylizer.notes == ["/data/a.parquet#0 was stylized in its own style: it had no other image beside it to take a style from"]
+    assert stylizer.notes == ["/data/a.parquet#0 was stylized in its own style: its block has no other image to take a style from"]
 
 
 class Crowded(Stylizer):
@@ -280,7 +280,7 @@ def test_out_of_memory_halves_the_batch_loses_nothing_and_is_told_once(error, me
     stylized, bad = stylizer.stylize(rows, 0, 10**6)
     assert bad == []
     assert [_pixels(one).tolist() for one in stylized.encoded] == [_pixels(one).tolist() for one in expected.encoded]
-    assert stylizer.notes == ["memory did not suffice for 24 codes from 256 x 256 px at once; went on with 3, and nothing was left out"]
+    assert stylizer.notes == ["24 codes from 256 x 256 px did not fit into memory at once; continued with 3, and nothing was left out"]
     refused = crowded.refused
     stylizer.stylize(rows, 1, 10**6)
     assert crowded.refused == refused  # the smaller size is kept
@@ -297,7 +297,7 @@ def test_out_of_memory_in_rendering_halves_the_batch_for_all_sizes():
     crowded.embed = crowded.inner.embed
     stylized, bad = stylizer.stylize(rows, 0, 10**6)
     assert (bad, stylized.encoded) == ([], expected.encoded)
-    assert stylizer.notes == ["memory did not suffice for 8 images of 80 x 72 px at once; went on with 4, and nothing was left out"]
+    assert stylizer.notes == ["8 images of 80 x 72 px did not fit into memory at once; continued with 4, and nothing was left out"]
 
 
 def test_an_image_that_never_fits_is_listed_and_the_others_are_kept():
@@ -308,7 +308,7 @@ def test_an_image_that_never_fits_is_listed_and_the_others_are_kept():
     stylizer.stylizer = crowded
     stylized, (bad,) = stylizer.stylize(_rows([_encoded(image) for image in images]), 0, 10**6)
     assert stylized.sample_id.tolist() == [0, 1, 2, 4, 5]
-    assert (bad.sample_id, bad.reason) == (3, "memory does not suffice to stylize its 200 x 150 px, even alone")
+    assert (bad.sample_id, bad.reason) == (3, "its 200 x 150 px do not fit into memory, even without other images")
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory():
@@ -346,7 +346,7 @@ def test_codes_without_effect_are_not_computed(bank: str):
 
 def test_a_bank_of_another_stylizer_is_refused_before_any_work(bank: str):
     config = StyleJobConfig(stylize="swift", sassl=SasslConfig(style_source="bank", bank=bank))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(BadBankError, match=r"holds codes of color_statistics-v1, which mean nothing to swift-v1"):
+    with pytest.raises(BadBankError, match=r"has codes of color_statistics-v1, which mean nothing to swift-v1"):
         check_job(config)
 
 

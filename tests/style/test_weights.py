@@ -83,7 +83,7 @@ def test_a_truncated_file_is_refused_before_it_is_parsed(files):
 
 def test_a_foreign_file_is_refused_with_the_names_of_what_is_known(tmp_path):
     (tmp_path / "else.bin").write_bytes(b"else")
-    with pytest.raises(BadWeightsError, match=r"none of the published files \(one\.bin, two\.bin\)"):
+    with pytest.raises(BadWeightsError, match=r"not one of the published files \(one\.bin, two\.bin\)"):
         add_weights([_published()], [tmp_path / "else.bin"])
 
 
@@ -126,7 +126,7 @@ def test_a_cut_cache_is_found_out(files, length):
 
 def test_weights_of_another_network_are_refused(files):
     add_weights([_published()], files)
-    with pytest.raises(BadWeightsError, match="holds weights of toy-v1, not of toy-v2"):
+    with pytest.raises(BadWeightsError, match="has weights of toy-v1, not of toy-v2"):
         load_weights(_published("toy-v2"))
 
 

@@ -109,7 +109,7 @@ def test_small_images_have_small_views_of_16_px(recipe):
     [
         ({"small_px": 48}, "small_px have no effect with num_small=0"),
         ({"small": ViewConfig(), "small_px": 48}, "small_px and small have no effect with num_small=0"),
-        ({"num_small": 2}, "small_px=96 makes the small views larger than the others \\(size_px=32\\)"),
+        ({"num_small": 2}, "small_px=96 makes the local crops larger than the other views \\(size_px=32\\)"),
         ({"num_small": 255, "small_px": 16}, "num_small"),
         ({"num_small": -1}, "num_small"),
     ],

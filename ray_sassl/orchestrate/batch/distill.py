@@ -1,6 +1,6 @@
-"""`distill(...)`: train a small stylizer from the published one, as a Ray Train job that goes on from its checkpoints.
+"""`distill(...)`: train a small stylizer from the published one, as a Ray Train job that resumes from its checkpoints.
 
-Each worker computes its share of the teacher's codes once and keeps it in the work directory; the workers' gradients are averaged.
+Each worker computes its share of the teacher's codes once and stores it in the work directory; gradients are averaged over the workers.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _JOB, _CHECKPOINT = "job.json", "checkpoint.pt"
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What `distill` has done.
+    """The result of `distill`.
 
     Attributes:
         steps: Optimizer steps of the whole training.
-        code_space: Of the student's file.
+        code_space: The code space of the student.
         metrics: The last logged means of the loss and its parts.
         bad_rows: Rows that could not be used.
     """
@@ -73,22 +73,22 @@ def distill(
     checkpoint_every: int = 500,
     show_progress: bool = True,
 ) -> DistillResult:
-    """Train a student and write its file; Ray must have been initialized. A call that was stopped goes on from its last checkpoint.
+    """Train a student and write its file; Ray must be initialized. A call after an interruption continues from the last checkpoint.
 
     Args:
-        contents: Photographs, of any kind that is read.
+        contents: Photographs, in any format that can be read.
         styles: Paintings and textures.
         out: Path or URI of the student's safetensors file.
-        work_dir: For the crops and the checkpoint; every worker must reach it. It may be deleted when the student is there.
+        work_dir: For the crops and the checkpoint; every worker must have access to it. It may be deleted after the training.
         teacher: Where the published weights are.
-        start: Path or URI of an earlier student's file, whose training goes on with these data; random weights where not given.
+        start: Path or URI of an earlier student's file to start from; random weights if not given.
         excluded: Endings of keys of rows (file names, for a folder) that are not trained on, so that they can be tested on.
-        workers: Among which each step's batch is shared; one with one CPU where not given.
+        workers: The workers that share each step's batch; by default, one worker with one CPU.
         checkpoint_every: Steps between checkpoints.
 
     Raises:
         MissingWeightsError: the teacher's weights are not on this machine.
-        UsageError: a data set cannot be used, the work directory is another job's, or the cluster is too small.
+        UsageError: a data set cannot be used, the work directory belongs to another job, or the cluster is too small.
     """
     teacher = teacher or TeacherConfig()
     workers = workers or Workers()
@@ -164,16 +164,17 @@ def _worker(spec: dict[str, Any]) -> None:
     teacher = _teacher(spec, device)
     try:
         crops = _crops(spec, config, teacher, rank, world_size)
-    except UsageError as error:  # starting the workers again would end the same way
+    except UsageError as error:  # restarting the workers would give the same error
         reason = str(error)
         ray.get(control.fail.remote(reason))
     if _any_failed(reason is not None, world_size, device):
         return
     assert crops is not None
-    distiller = Distiller(teacher.transformer, crops.codes, config, device, spec["start"] and ray.get(spec["start"]))  # pyright: ignore[reportArgumentType]
+    start = None if spec["start"] is None else cast("dict[str, torch.Tensor]", ray.get(spec["start"]))
+    distiller = Distiller(teacher.transformer, crops.codes, config, device, start)
     if (state := _load_checkpoint(spec["work_dir"])) is not None:
         distiller.load_state_dict(state)
-    elif world_size > 1:  # each has seen codes of its own; the first one's statistics hold
+    elif world_size > 1:  # each worker has its own codes; all use the statistics of the first one
         for network in (distiller.student, distiller.average):
             for tensor in network.state_dict().values():
                 dist.broadcast(tensor, src=0)
@@ -200,7 +201,7 @@ def _teacher(spec: dict[str, Any], device: torch.device) -> Teacher:
 
 
 def _crops(spec: dict[str, Any], config: DistillConfig, teacher: Teacher, rank: int, world_size: int) -> Crops:
-    """The worker's share, from the work directory or made now."""
+    """The worker's share, read from the work directory or computed."""
     path = storage.join(spec["work_dir"], f"crops-{rank}-of-{world_size}.safetensors")
     if storage.exists(path):
         crops = Crops.from_bytes(storage.read_bytes(path))
@@ -220,7 +221,7 @@ def _crops(spec: dict[str, Any], config: DistillConfig, teacher: Teacher, rank: 
 
 
 def _any_failed(has_failed: bool, world_size: int, device: torch.device) -> bool:
-    """Whether one of the workers has; none may wait for it afterward."""
+    """Whether a worker has failed; then no other worker may wait for it."""
     if world_size == 1:
         return has_failed
     flag = torch.tensor(float(has_failed), device=device)
@@ -246,7 +247,7 @@ def _open_work_dir(
     num_workers: int,
     start: str | None,
 ) -> None:
-    """Refuse the work directory of another job, or note in it which job this is."""
+    """Refuse the work directory of another job; write the job to a new one."""
     job = {
         "config": config.model_dump(mode="json"),
         "contents": [index.fingerprint for index in indexes[0]],
@@ -262,7 +263,7 @@ def _open_work_dir(
     there = json.loads(storage.read_text(path))
     if there != json.loads(json.dumps(job)):
         other = [name for name in job if there.get(name) != json.loads(json.dumps(job[name]))]
-        raise UsageError(f"{work_dir} holds another job, of other {' and '.join(other)}; give another --work-dir, or delete this one")
+        raise UsageError(f"{work_dir} has another job, with other {' and '.join(other)}; choose another --work-dir, or delete this one")
 
 
 def _save_checkpoint(work_dir: str, distiller: Distiller) -> None:

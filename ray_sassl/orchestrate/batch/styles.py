@@ -1,8 +1,7 @@
 """Style transfer over whole data sets, on a pool of Ray actors: banks of style codes, and stylized copies.
 
-Each actor holds the stylizer and its weights; it is handed row groups or whole shards, so that what an actor was doing when it died is
-done again by its successor, and a shard is there whole or not at all. What the user can have got wrong is looked at before Ray is started
-and before anything is written.
+Each actor has the stylizer and its weights, and gets row groups or whole shards. If it dies, its successor does that work again, and a
+shard is written completely or not at all. Errors that users can make are found before Ray is started and before anything is written.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ class BankResult:
     """What `make_bank` has written.
 
     Attributes:
-        num_styles: Styles in the bank.
+        num_styles: Number of styles in the bank.
         bundle_id: Their code space.
         bad_rows: Rows of the source whose style could not be computed.
-        notes: What the user should know of, in words.
+        notes: Messages for the user.
     """
 
     num_styles: int
@@ -67,17 +66,17 @@ class BankResult:
 
 @dataclass(frozen=True)
 class StylizeResult(ConvertResult):
-    """What `stylize_dataset` has left in the target folder; all copies together, a bad row once.
+    """What the target folder of `stylize_dataset` has; counts are over all copies, and a bad row is listed once.
 
     Attributes:
-        notes: What the user should know of, in words, of the shards that this call has written.
+        notes: Messages for the user about the shards that this call has written.
     """
 
     notes: list[str]
 
 
 class StyleWorker:
-    """One actor: the stylizer and what it is told to do with it."""
+    """One actor with the stylizer."""
 
     def __init__(self, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
         config = StyleJobConfig.model_validate_json(config_json)
@@ -85,12 +84,12 @@ class StyleWorker:
         self._dataset_stylizer = DatasetStylizer.build(config, torch.device(device_type(num_gpus)), max(1, int(num_cpus)))
 
     def codes(self, index: Index, group: int) -> tuple[np.ndarray, list[str], list[BadRow], list[str]]:
-        """The codes of a row group's images, their names, the bad rows and what is to be noted."""
+        """The codes of a row group's images, their names, the bad rows and notes for the user."""
         codes, keys, bad = self._dataset_stylizer.codes(read_groups(index, [group]), index.config.max_pixels)
         return codes, [key.removeprefix(index.root) for key in keys], bad, self._notes()
 
     def shard(self, index: Index, conversion: Conversion, target: str, copy: int, shard: int) -> tuple[list[BadRow], list[str]]:
-        """Write one shard of a stylized copy; returns the bad rows and what is to be noted."""
+        """Write one shard of a stylized copy; returns the bad rows and notes for the user."""
 
         def change(rows: Rows) -> tuple[Rows, list[BadRow]]:
             return self._dataset_stylizer.stylize(rows, copy, index.config.max_pixels)
@@ -108,12 +107,12 @@ def make_bank(
     """Compute the style codes of a data set's images and write them as a bank.
 
     Args:
-        config: Of it, the stylizer alone matters.
+        config: Only its stylizer is used.
         out: Path or URI of the bank.
-        address: Of a Ray cluster, for `ray_session`.
+        address: Address of a Ray cluster, for `ray_session`.
 
     Raises:
-        UsageError: the data set cannot be indexed, the stylizer has no weights, `out` cannot be written, or no image can be used.
+        UsageError: the data set cannot be indexed, the stylizer has no weights, `out` cannot be written, or no image is usable.
         TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be decoded.
     """
     storage.check_can_write(out)
@@ -155,18 +154,18 @@ def stylize_dataset(
     address: str | None = None,
     show_progress: bool = True,
 ) -> StylizeResult:
-    """Write stylized copies of a data set, with its labels, keys and order; a call that was stopped goes on where it was.
+    """Write stylized copies of a data set, with its labels, keys and order. Calling it again after an interruption continues the work.
 
     Args:
-        target: A folder or URI that is empty or holds the beginnings of this very job; several copies go to `copy-0`, `copy-1`, ... in it.
-        format_: Of the copies; that of the source where not given.
-        copies: Each with draws of its own.
+        target: A folder or URI that is empty or has a part of the same job; several copies go to `copy-0`, `copy-1`, ... in it.
+        format_: Format of the copies; by default that of the source.
+        copies: Number of copies; each has its own draws.
         shard_rows: Rows of a shard, the unit of work and of resuming.
-        address: Of a Ray cluster, for `ray_session`.
+        address: Address of a Ray cluster, for `ray_session`.
 
     Raises:
-        UsageError: the source cannot be indexed, the target holds something else or lies in the source, or the stylizer has no weights.
-        TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be used; what was written stays.
+        UsageError: the source cannot be indexed, the target has other content or is inside the source, or the stylizer has no weights.
+        TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be used; shards that were written stay.
     """
     target = target if (local := storage.local_path(target)) is None else str(local)
     _check_target(target, data, copies)
@@ -202,7 +201,7 @@ def _write_shards(
     quarantines: list[Quarantine],
     show_progress: bool,
 ) -> list[str]:
-    """Write the shards (copy, shard) of `items`; the bad rows go to their copy's quarantine. Returns what is to be noted."""
+    """Write the shards (copy, shard) of `items` and add bad rows to the quarantine of their copy; returns notes for the user."""
     held = ray.put(index)
 
     def rows_of(shard: int) -> int:
@@ -227,15 +226,15 @@ def _write_shards(
 
 
 def _check_target(target: str, data: DataConfig, copies: int) -> None:
-    """Refuse a target that cannot be written, is read as part of the source, or holds something beside the copies."""
+    """Refuse a target that cannot be written, is read as part of the source, or has content other than the copies."""
     storage.check_can_write(target, is_folder=True)
     check_target(target, data)
     if copies > 1:
         others = [name for name in map(storage.name_of, (entry.path for entry in storage.list_dir(target))) if not _is_of_copies(name)]
         if MANIFEST in others:
-            raise UsageError(f"{target} holds a single copy, which is not the first of {copies}; choose another folder for these")
+            raise UsageError(f"{target} has a single copy, which is not the first of {copies}; choose another folder")
         if others:
-            raise UsageError(f"{target} is not empty: it holds {', '.join(others[:3])}; choose another folder")
+            raise UsageError(f"{target} is not empty: it has {', '.join(others[:3])}; choose another folder")
 
 
 def _is_of_copies(name: str) -> bool:
@@ -244,7 +243,7 @@ def _is_of_copies(name: str) -> bool:
 
 @contextmanager
 def _style_workers(config: StyleJobConfig, pool: ActorPoolConfig, num_items: int, show_progress: bool) -> Iterator[list[ActorHandle]]:
-    """The actors within the block, of which one at least is ready for work, so that rates do not count the time that starting takes."""
+    """The actors, at least one of them ready for work, so that rates do not include the time of starting."""
     args = (config.model_dump_json(), pool.num_cpus, pool.num_gpus, keep_weights(config.stylize))
     if show_progress:
         count = max(1, min(num_wanted(pool), num_items))
@@ -255,7 +254,7 @@ def _style_workers(config: StyleJobConfig, pool: ActorPoolConfig, num_items: int
 
 
 def _note(notes: list[str], new: list[str]) -> None:
-    """Take in what is new, and say it at once."""
+    """Add the notes that are new, and log them at once."""
     for note in new:
         if note not in notes:
             notes.append(note)

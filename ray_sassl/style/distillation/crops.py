@@ -1,4 +1,4 @@
-"""Crops of contents and styles with the teacher's codes: computed once, since at 256 px a code costs as much as many steps of training."""
+"""Crops of contents and styles with the teacher's codes. They are computed once: at 256 px, a code costs as much as many training steps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import read_groups
+from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import UsageError
 from ray_sassl.style.distillation import CONTENT_PX, TEACHER_PX, THUMBNAIL_PX, DistillConfig
 from ray_sassl.style.stylizers.network_pair import resized
 
 _AT_ONCE = 32
-_PAINTED_PX = 128
-"""Side at which the teacher paints styles of its own."""
+_STYLIZED_PX = 128
+"""Side at which the teacher stylizes style crops."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class Crops:
 
     @classmethod
     def joined(cls, parts: Sequence[Crops]) -> Crops:
-        """All parts, one after the other."""
+        """The crops of all parts in order."""
         return cls(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
 
@@ -82,15 +83,15 @@ def make_crops(
     world_size: int = 1,
     on_bad: Callable[[BadRow], object] = lambda bad: None,
 ) -> Iterator[Crops]:
-    """A worker's share of the crops, in parts; the data sets of one kind contribute alike, however large they are.
+    """A worker's share of the crops, in parts; data sets of one kind contribute equally, however large they are.
 
     Args:
         excluded: Endings of the keys of rows that are left out, so that they can be tested on.
-        on_bad: Is told of each row that cannot be decoded.
+        on_bad: Called with each row that cannot be decoded.
 
     Raises:
-        UsageError: a data set holds no image that can be used.
-        TooManyBadRowsError: more rows of one than its `max_bad_fraction` cannot be decoded.
+        UsageError: a data set has no usable image.
+        TooManyBadRowsError: more rows of a data set than its `max_bad_fraction` cannot be decoded.
     """
     for indexes, is_style in ((styles, True), (contents, False)):
         for number, index in enumerate(indexes):
@@ -126,10 +127,10 @@ def _augmented(
             elif not key.endswith(excluded):
                 images += [np.asarray(image)] * copies
         made += len(images)
-        # Crops that are handled together are of many images: the teacher paints some with the codes of others.
+        # Crops that are handled together come from many images: the teacher stylizes some with the codes of others.
         yield from (_augmented_crop(images[place], is_style, rng) for place in rng.permutation(len(images)))
     if count and not made:
-        raise UsageError(f"{', '.join(index.config.paths)} holds no image that can be used")
+        raise UsageError(f"{', '.join(index.config.paths)} has no usable image")
 
 
 def _chunks(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -146,31 +147,28 @@ def _chunks(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 @torch.inference_mode()
 def _with_codes(teacher: Teacher, chunk: np.ndarray, painted_share: float, is_style: bool, rng: np.random.Generator) -> Crops:
     """The crops of (n, 256, 256, 3) uint8 images; some of them are stylized first, with mixtures of the codes of the others."""
-    pixels = torch.from_numpy(chunk).permute(0, 3, 1, 2).float().div_(255)
+    pixels = to_float(chunk, torch.device("cpu"))
     plain = len(chunk) - round(painted_share * len(chunk)) or len(chunk)
     codes = _codes(teacher, pixels[:plain])
     if plain < len(chunk):
         one, other = (codes[torch.from_numpy(rng.integers(plain, size=len(chunk) - plain))] for _ in range(2))
         share = torch.from_numpy(rng.random((len(chunk) - plain, 1))).float()
-        painted = teacher.transformer(resized(pixels[plain:], _PAINTED_PX), torch.lerp(one, other, share))
-        pixels[plain:] = resized(painted, TEACHER_PX).clamp_(0, 1)
+        stylized = teacher.transformer(resized(pixels[plain:], _STYLIZED_PX), torch.lerp(one, other, share))
+        pixels[plain:] = resized(stylized, TEACHER_PX).clamp_(0, 1)
         codes = torch.cat([codes, _codes(teacher, pixels[plain:])])
-    return Crops(_small(pixels, CONTENT_PX), _small(pixels, THUMBNAIL_PX), codes.numpy(), np.full(len(chunk), is_style))
+    contents, thumbnails = (np.ascontiguousarray(to_uint8(resized(pixels, size_px))) for size_px in (CONTENT_PX, THUMBNAIL_PX))
+    return Crops(contents, thumbnails, codes.numpy(), np.full(len(chunk), is_style))
 
 
 def _codes(teacher: Teacher, pixels: Tensor) -> Tensor:
-    """Codes (n, C) float32; the network may compute in another precision."""
+    """Codes (n, C) float32, whatever precision the network computes in."""
     dtype = next(teacher.predictor.parameters()).dtype
     parts = pixels.to(dtype).split(8)
     return torch.cat([teacher.predictor(part.contiguous(memory_format=torch.channels_last)).float() for part in parts])
 
 
-def _small(pixels: Tensor, size_px: int) -> np.ndarray:
-    return resized(pixels, size_px).mul(255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
 def _augmented_crop(image: np.ndarray, is_style: bool, rng: np.random.Generator) -> np.ndarray:
-    """(256, 256, 3) uint8: a random square of the image, perhaps flipped or coarsened, its colors perhaps changed."""
+    """(256, 256, 3) uint8: a random square of the image, at random flipped, coarsened or with other colors."""
     shortest = min(image.shape[:2])
     side = shortest if shortest <= 64 else max(64, round(shortest * np.sqrt(rng.uniform(0.1, 1.0))))
     top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])

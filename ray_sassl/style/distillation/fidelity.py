@@ -1,4 +1,4 @@
-"""How near a student comes to its teacher, on images that neither was trained on."""
+"""How close a student is to its teacher, on images that neither was trained on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _AT_ONCE_PIXELS = 32 * 224 * 224
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means over all pairs of contents and styles, painted at full strength.
+    """Means over all pairs of contents and styles, stylized at full strength.
 
     Attributes:
-        difference: Mean absolute difference of the student's pictures to the teacher's.
-        color, teacher_color: Distance of a picture's mean color to its style's, mean absolute over the channels.
-        ssim, teacher_ssim: Structural similarity of the pictures' luminance to the contents'.
+        difference: Mean absolute difference between the student's and the teacher's pictures.
+        color, teacher_color: Mean absolute difference, over the channels, between a picture's mean color and its style's.
+        ssim, teacher_ssim: Structural similarity between the luminance of pictures and contents.
     """
 
     difference: float
@@ -36,8 +36,7 @@ def fidelity(student: Stylizer, teacher: Stylizer, contents: Tensor, styles: Ten
     """Measure every content in every style.
 
     Args:
-        student: Embeds and renders with its own codes.
-        teacher: Likewise.
+        student, teacher: Each embeds and renders with its own codes.
         contents: (N, 3, H, W) float in [0, 1].
         styles: (M, 3, S, S) float in [0, 1].
     """
@@ -48,14 +47,13 @@ def fidelity(student: Stylizer, teacher: Stylizer, contents: Tensor, styles: Ten
     for part in contents.split(at_once):
         gray = luminance(part)
         for mine, theirs, color in zip(student_codes, teacher_codes, colors, strict=True):
-            painted = student.render(part, mine.expand(len(part), -1))
-            wanted = teacher.render(part, theirs.expand(len(part), -1))
-            figures = [
-                (painted - wanted).abs().mean(),
-                *((picture.mean(dim=(2, 3)) - color).abs().mean() for picture in (painted, wanted)),
-                *(ssim(luminance(picture), gray).mean() for picture in (painted, wanted)),
+            pictures = student.render(part, mine.expand(len(part), -1)), teacher.render(part, theirs.expand(len(part), -1))
+            values = [
+                (pictures[0] - pictures[1]).abs().mean(),
+                *((picture.mean(dim=(2, 3)) - color).abs().mean() for picture in pictures),
+                *(ssim(luminance(picture), gray).mean() for picture in pictures),
             ]
-            sums += torch.stack(figures).double().cpu() * len(part)
+            sums += torch.stack(values).double().cpu() * len(part)
     return Fidelity(*(sums / (len(contents) * len(styles))).tolist())
 
 

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer, conditional_instance_norm
 
 _LEAST_VARIANCE = 3e-3
-"""Added to the codes' variances: the directions in which they hardly vary are not blown up."""
+"""Added to the variances of the codes, so that directions in which codes hardly vary are not amplified."""
 
 
 class Student(nn.Module):
-    """Predictor and transformer, at first with random weights; both work with whitened codes, which `export` folds into their weights.
+    """Predictor and transformer, initially random; both use whitened codes, and `export` folds the whitening into their weights.
 
     Args:
-        codes: (N, C) float32, the teacher's, for their mean and covariance.
-        teacher: The teacher's transformer; its shape is the student's.
+        codes: (N, C) float32, the teacher's codes, for their mean and covariance.
+        teacher: The teacher's transformer; the student's has the same shape.
     """
 
     mean: Tensor
@@ -32,31 +32,31 @@ class Student(nn.Module):
         self.predictor = SmallPredictor(codes.shape[1])
         self.transformer = _like(teacher)
         self.hints = nn.ModuleList([nn.Conv2d(width, width, 1) for width in _stage_widths(teacher)])
-        """Of each feature map that `stages` gives, the linear map to the teacher's."""
+        """For each feature map of `stages`, a linear map to the teacher's."""
         variances, axes = np.linalg.eigh(np.cov(codes.astype(np.float64).T))
         scales = np.sqrt(variances.clip(min=0) + _LEAST_VARIANCE)
         self.register_buffer("mean", torch.from_numpy(codes.mean(axis=0)))
         self.register_buffer("whiten", torch.from_numpy(axes / scales).float())
         self.register_buffer("unwhiten", torch.from_numpy((axes * scales).T.copy()).float())
-        with torch.no_grad():  # at first every instance norm is a plain one
+        with torch.no_grad():  # initially every instance norm is a plain one
             for head, value in ((self.transformer.gamma, 1.0), (self.transformer.beta, 0.0)):
                 head.weight.mul_(0.2)
                 head.bias.fill_(value)
 
     def codes(self, thumbnails: Tensor) -> Tensor:
-        """The codes (B, C) of (B, 3, 64, 64) images, in the teacher's space."""
+        """The codes (B, C) of (B, 3, 64, 64) images, in the teacher's code space."""
         return self.predictor(thumbnails).float() @ self.unwhiten + self.mean
 
     def stages(self, images: Tensor, codes: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As the function `stages`, for codes (B, C) of the teacher's space."""
+        """The same as the function `stages`, for codes (B, C) in the teacher's code space."""
         return stages(self.transformer, images, (codes - self.mean) @ self.whiten)
 
     @torch.no_grad()
     def start_from(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the weights that an earlier student's `export` gave; the linear maps of the hints stay random.
+        """Load the weights that an earlier student's `export` returned; the linear maps of the hints stay random.
 
         Raises:
-            RuntimeError: they are of networks of another shape.
+            RuntimeError: the weights are for networks of another shape.
         """
         inner = {name: value.clone() for name, value in state.items()}
         inner["predictor.code.weight"] = self.whiten.T @ state["predictor.code.weight"]
@@ -70,7 +70,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
-        """The state of both networks, under `predictor.` and `transformer.`, for codes of the teacher's space."""
+        """The state of both networks, under `predictor.` and `transformer.`, for codes in the teacher's code space."""
         state = {f"predictor.{name}": value.clone() for name, value in self.predictor.state_dict().items()}
         state |= {f"transformer.{name}": value.clone() for name, value in self.transformer.state_dict().items()}
         state["predictor.code.weight"] = self.unwhiten.T @ self.predictor.code.weight
@@ -83,9 +83,9 @@ class Student(nn.Module):
 
 
 def stages(transformer: StyleTransformer, images: Tensor, codes: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What `transformer(images, codes)` gives, and its feature maps: contracted, after each residual block, after each expansion but the last.
+    """The result of the transformer and its feature maps: after the contraction, each residual block and each expansion but the last.
 
-    Nothing is computed in place, so that it can be trained.
+    Nothing is computed in place, so that gradients can flow.
     """
     gammas = transformer.gamma(codes).float().split(transformer.norm_widths, dim=1)
     betas = transformer.beta(codes).float().split(transformer.norm_widths, dim=1)
@@ -120,6 +120,6 @@ def _like(teacher: StyleTransformer) -> StyleTransformer:
 
 
 def _stage_widths(transformer: StyleTransformer) -> list[int]:
-    """Channels of each feature map that `stages` gives."""
+    """Channels of each feature map of `stages`."""
     contracted, *expanded = [conv.in_channels for conv in transformer.expand if isinstance(conv, nn.Conv2d)]
     return [contracted] * (1 + len(transformer.residual) // 2) + expanded

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ray_sassl.nn.pixels import to_float
 from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.style.distillation.crops import Crops
 from ray_sassl.style.distillation.muon import Muon
@@ -46,23 +47,19 @@ class Batch:
 
 
 def draw_batch(crops: Crops, config: DistillConfig, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-    """This worker's part of a step's batch, which follows from (seed, step, rank) and the crops alone."""
+    """This worker's part of a step's batch; it depends on (seed, step, rank) and the crops only."""
     rng = np.random.default_rng([config.seed, step, rank])
     count = max(1, config.batch_size // world_size)
     everything, styles = np.arange(len(crops)), np.flatnonzero(crops.is_style)
     photos = np.flatnonzero(~crops.is_style)
-    # Any image may be a style, and a painting may be stylized; both mostly are what their names say.
+    # Any image may be a style, and a style image may be the content; mostly they are what their names say.
     style = np.where(rng.random(count) < 0.6, rng.choice(styles, count), rng.choice(everything, count))
     content = np.where(rng.random(count) < 0.8, rng.choice(photos, count), rng.choice(everything, count))
     alpha = torch.from_numpy(np.where(rng.random(count) < config.full_strength_share, 1.0, rng.random(count))[:, None]).float()
     both = np.concatenate([content, style])
     own = torch.from_numpy(crops.codes[both])
-    contents = resized(_pixels(crops.contents[content]), config.sizes_px[step % len(config.sizes_px)])
-    return Batch(contents, _pixels(crops.thumbnails[both]), own, alpha, torch.lerp(own[:count], own[count:], alpha))
-
-
-def _pixels(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
+    contents = resized(to_float(crops.contents[content], _CPU), config.sizes_px[step % len(config.sizes_px)])
+    return Batch(contents, to_float(crops.thumbnails[both], _CPU), own, alpha, torch.lerp(own[:count], own[count:], alpha))
 
 
 def distillation_loss(
@@ -70,14 +67,15 @@ def distillation_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch, and its parts.
 
-    - pixels, edges, coarse: mean absolute differences of the pictures, of their differences between neighbors, and of their means over 8 x 8;
-    - effect: squared difference of the scales and shifts that the student's codes and the teacher's give to the teacher's instance norms;
-    - hints (Romero et al. 2015, arXiv 1412.6550): squared difference of the feature maps to linear maps of the student's, in the variances
-      of the former.
+    - pixels, edges, coarse: mean absolute difference between the pictures, between their gradients, and between their means over 8 x 8
+      pixels;
+    - effect: squared difference between the scales and shifts that the student's and the teacher's codes give the teacher's instance norms;
+    - hints (Romero et al. 2015, arXiv 1412.6550): squared difference between the teacher's feature maps and linear maps of the student's,
+      relative to the variances of the teacher's.
 
     Args:
-        with_own_codes: Whether every second picture is painted with the student's codes.
-        hint_weight: Of the hints.
+        with_own_codes: Whether every second picture is stylized with the student's codes.
+        hint_weight: Weight of the hints.
     """
     count = len(batch.contents)
     with torch.no_grad():
@@ -105,12 +103,12 @@ def _hint_loss(x: Tensor, wanted: Tensor) -> Tensor:
 
 
 class Distiller:
-    """The student in training; `state_dict` is all that a checkpoint needs.
+    """The student in training; a checkpoint is its `state_dict`.
 
     Args:
         teacher: The transformer, frozen.
-        codes: (N, C), the teacher's.
-        start: Weights of an earlier student, as `read_student` gives them, in the place of random ones.
+        codes: (N, C), the teacher's codes.
+        start: Weights of an earlier student, as `read_student` returns them, to start from; random weights if not given.
     """
 
     def __init__(
@@ -144,7 +142,7 @@ class Distiller:
         """One optimizer step; returns the loss and its parts.
 
         Args:
-            share_gradients: Averages the gradients over the workers, where there are several.
+            share_gradients: Averages the gradients over the workers, if there are several.
         """
         config, rate = self.config, schedule(self.step, self.config)
         for optimizer, peak in self.optimizers:

@@ -1,7 +1,7 @@
 """Convolutions that apply their activation while the result is still in the processor's cache.
 
-On a CPU, at inference, oneDNN does both in one pass; PyTorch has this as an operation of its own, which its compiler uses. It also spares the
-slow path that `torch.conv2d` takes for 1 x 1 convolutions of few images on one thread. Elsewhere the two operations follow one another.
+On a CPU, at inference, oneDNN does both in one pass, through an operation that PyTorch's compiler uses. This also avoids the slow path that
+`torch.conv2d` takes for 1 x 1 convolutions of few images on one thread. Otherwise the activation follows the convolution.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def convolved(x: Tensor, conv: nn.Conv2d, activation: Activation = "none", paddi
     """activation(conv(x)).
 
     Args:
-        padding: In the place of the convolution's own, (rows, columns).
+        padding: (rows, columns), instead of the convolution's own padding.
     """
     assert not isinstance(conv.padding, str)
     pad, stride = list(padding or conv.padding), conv.stride

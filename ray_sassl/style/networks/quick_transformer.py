@@ -1,12 +1,12 @@
-"""The style transformer at inference on a CPU: the pictures of `StyleTransformer`, with less arithmetic and fewer passes over memory.
+"""The style transformer for inference on a CPU: the results of `StyleTransformer`, with less arithmetic and fewer passes over memory.
 
-Two identities save arithmetic, and the rest is layout:
+Two identities save arithmetic; the rest is memory layout:
 
-- A 3 x 3 convolution after nearest upsampling by two sees each pixel twice, so each of the four output phases (row and column even or odd) is
-  a 2 x 2 convolution of the small image whose weights are sums of the nine: 16 multiplications where there were 36. Reflecting the large
-  image at its border repeats the border of the small one.
-- The last convolution gives 3 channels, of which a vector unit of 8 or 16 lanes uses little. It is computed for 2 x 2 pixels at once, 12 channels,
-  on an image whose pairs of columns are read as channels, which in channels_last is the same memory.
+- A 3 x 3 convolution after nearest upsampling by two sees each pixel twice, so each of the four output phases (row and column even or odd)
+  is a 2 x 2 convolution of the small image whose weights are sums of the nine: 16 multiplications instead of 36. Reflecting the large image
+  at its border repeats the border of the small one.
+- The last convolution has 3 output channels, which leave most lanes of a vector unit unused. It is computed for 2 x 2 pixels at once, as 12
+  channels, on an image whose pairs of columns are read as channels; in channels_last this is the same memory.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SPARE = 4
 
 
 class QuickTransformer(nn.Module):
-    """Stylizes as the given transformer does, to about 1e-5; it has no gradients.
+    """Stylizes as the given transformer does, to within about 1e-5; it has no gradients.
 
     Args:
-        network: Whose weights are used; later changes to them are not seen.
+        network: The transformer whose weights are used; later changes to them have no effect.
     """
 
     def __init__(self, network: StyleTransformer) -> None:
@@ -57,9 +57,9 @@ class QuickTransformer(nn.Module):
             x = norm_(convolved(_padded(y, 1), second), *next(norms)).add_(x)
         for weight in self._phases:
             x = norm_(_grown(x, weight), *next(norms)).relu_()
-        return self._painted(x, *last_norm)
+        return self._last_layer(x, *last_norm)
 
-    def _painted(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    def _last_layer(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         """The last layer: (B, 3, H, W) of (B, C, H, W)."""
         y = _padded(x, (self._blocks.shape[2] - 1) // 2)
         batch, channels, height, width = y.shape
@@ -70,13 +70,13 @@ class QuickTransformer(nn.Module):
 
 
 def norm_(x: Tensor, gamma: Tensor, beta: Tensor, shared: int = 1) -> Tensor:
-    """Conditional instance normalization of `x` in its place, as the function of that name in `style_network`.
+    """Conditional instance normalization in place; the same as `style_network.conditional_instance_norm`.
 
     Args:
         x: (B, C, H, W) float32, channels_last.
         gamma: (B, C), scales.
         beta: (B, C), shifts.
-        shared: So many channels, one after the other, have one mean and one variance.
+        shared: Number of consecutive channels that share one mean and one variance.
     """
     mean, square = x.mean((2, 3)), x.square().mean((2, 3))
     if shared > 1:
@@ -88,7 +88,7 @@ def norm_(x: Tensor, gamma: Tensor, beta: Tensor, shared: int = 1) -> Tensor:
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
-    """`x` (B, C, H, W) with a border of its reflection."""
+    """`x` (B, C, H, W) with a reflected border."""
     return F.pad(x, (width, width, width, width), mode="reflect")
 
 
@@ -106,7 +106,7 @@ def _grown(x: Tensor, phase_weights: Tensor) -> Tensor:
 
 
 def _phase_weights(weight: Tensor) -> Tensor:
-    """(4 O, C, 2, 2) of (O, C, 3, 3): the four phases' weights, one phase after the other."""
+    """(4 O, C, 2, 2) of (O, C, 3, 3): the weights of the four phases, phase by phase."""
     phases = torch.einsum("oiyx,apy,bqx->aboipq", weight, _TAPS, _TAPS)
     return phases.flatten(0, 2).contiguous(memory_format=torch.channels_last)
 

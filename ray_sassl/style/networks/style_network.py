@@ -1,8 +1,8 @@
 """The two networks of arbitrary style transfer: Ghiasi, Lee, Kudlur, Dumoulin and Shlens 2017, arXiv 1705.06830.
 
-A predictor describes the style of an image by a code; a transformer stylizes a content image as a code says, through conditional
-instance normalization (Dumoulin, Shlens and Kudlur 2017, arXiv 1610.07629, equation 5). Sizes and layers are those of the form that Magenta
-released for mobile devices. Images are RGB in [0, 1] throughout.
+A predictor describes the style of an image by a code; a transformer stylizes a content image according to a code, through conditional
+instance normalization (Dumoulin, Shlens and Kudlur 2017, arXiv 1610.07629, equation 5). Sizes and layers are those of the networks that
+Magenta released for mobile devices. Images are RGB in [0, 1] throughout.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class StyleTransformer(nn.Module):
         )
         self.norm_widths = [wide] * (2 * num_blocks) + [middle, narrow, 3]
         self.gamma = nn.Linear(code_size, sum(self.norm_widths))
-        """All instance norms' scales, one after the other; there is no "1 + gamma"."""
+        """The scales of all instance norms, concatenated; there is no "1 + gamma"."""
         self.beta = nn.Linear(code_size, sum(self.norm_widths))
-        """All instance norms' shifts."""
+        """The shifts of all instance norms, concatenated."""
 
     def forward(self, images: Tensor, codes: Tensor) -> Tensor:
         """(B, 3, H, W) stylized images in [0, 1], of (B, 3, H, W) contents, H and W multiples of 4, and (B, C) codes."""
@@ -120,7 +120,7 @@ class _InvertedResidual(nn.Module):
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding: what is odd goes to the right and to the bottom."""
+    """A convolution with TensorFlow's SAME padding: an odd pixel of padding goes to the right and to the bottom."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups)
@@ -140,8 +140,8 @@ class _SameConv(nn.Conv2d):
 class SmallPredictor(nn.Module):
     """Our own predictor for small images: six convolutions from 64 px down to 4 px.
 
-    Style is in the statistics of features (Gatys, Ecker and Bethge 2016), so the code is a linear map of the mean and the standard deviation of
-    the colors, of an early and of the last feature map.
+    Style is in the statistics of features (Gatys, Ecker and Bethge 2016), so the code is a linear map of the means and standard deviations
+    of the colors, an early feature map and the last one.
     """
 
     WIDTHS = (48, 64, 96, 128, 160)
@@ -168,9 +168,9 @@ class SmallPredictor(nn.Module):
 
 
 def _statistics(x: Tensor) -> Tensor:
-    """(B, 2C): the mean and the standard deviation over H and W of (B, C, H, W), computed in float32: the variance is a difference of squares."""
+    """(B, 2C): means and standard deviations over H and W of (B, C, H, W), in float32 because the variance is a difference of squares."""
     batch, channels, height, width = x.shape
-    # Rows as long vectors: sums over three channels, pixel by pixel, would leave most of a vector unit idle.
+    # Rows are long vectors here: sums over three channels, pixel by pixel, would leave most of a vector unit idle.
     rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
     mean = rows.mean(dim=1).view(batch, width, channels).mean(dim=1)
     square = rows.square().mean(dim=1).view(batch, width, channels).mean(dim=1)

@@ -1,4 +1,4 @@
-"""Constant tensors of a TensorFlow Lite file, as float32 arrays; the file is parsed as data, nothing in it is run."""
+"""Constant tensors of a TensorFlow Lite file, as float32 arrays; the file is parsed as data, and nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray_sassl.plugins import UsageError
 
 
 class BadTfliteError(UsageError):
-    """The bytes are no TensorFlow Lite file, or one that is cut or holds tensors of an unknown kind."""
+    """The bytes are not a TensorFlow Lite file, or the file is truncated or has tensors of an unknown type."""
 
 
 def read_constants(content: bytes) -> dict[str, np.ndarray]:
@@ -29,7 +29,7 @@ def read_constants(content: bytes) -> dict[str, np.ndarray]:
         tflite.TensorType.INT32: np.int32,
     }
     if content[4:8] != b"TFL3":
-        raise BadTfliteError("this is no TensorFlow Lite file: it lacks the mark TFL3")
+        raise BadTfliteError("this is not a TensorFlow Lite file: it lacks the mark TFL3")
     try:
         model: Any = tflite.Model.GetRootAs(content, 0)
         graph = model.Subgraphs(0)
@@ -43,12 +43,12 @@ def read_constants(content: bytes) -> dict[str, np.ndarray]:
             shape = tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
             constants[tensor.Name().decode()] = _dequantized(values.reshape(shape), tensor.Quantization())
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
-        raise BadTfliteError(f"this TensorFlow Lite file cannot be read, it may be cut: {error!r}") from error
+        raise BadTfliteError(f"this TensorFlow Lite file cannot be read, it may be truncated: {error!r}") from error
     return constants
 
 
 def _dequantized(values: np.ndarray, quantization: Any) -> np.ndarray:
-    """scale * (value - zero point), the scale of the whole tensor or of each slice along its quantized dimension."""
+    """scale * (value - zero point), with one scale for the whole tensor or one for each slice along its quantized dimension."""
     if quantization is None or quantization.ScaleLength() == 0:
         return values.astype(np.float32) if values.dtype == np.float16 else values.copy()
     along = [1] * values.ndim

@@ -1,7 +1,7 @@
 """Stylizers: one file each. `stylize/color_statistics.py` is `stylize=color_statistics`.
 
-A stylizer is a bundle of an embedding and a renderer that share a code space. Codes of another bundle are meaningless to it, so
-whatever stores codes stores `bundle_id` beside them.
+A stylizer is a bundle of an embedding and a renderer that share a code space. Codes of another bundle are meaningless to it, so code that
+stores style codes stores `bundle_id` with them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Stylizer(ABC):
     """Style transfer in two steps, so that codes can be mixed between them (SASSL, Algorithm 1).
 
     Attributes:
-        bundle_id: Names the code space; equal ids mean interchangeable codes.
+        bundle_id: Name of the code space; equal ids mean interchangeable codes.
         code_size: Width C of a style code.
         min_px: The smallest side of an image that is rendered.
-        style_px: The side at which an image shows all that `embed` makes use of; who computes codes alone need not keep more.
+        style_px: The image side that `embed` works at; larger images give it no more information.
     """
 
     bundle_id: str
@@ -44,16 +44,16 @@ class StylizerConfig(PluginConfig, ABC):
     """The config of a stylizer."""
 
     is_identity: ClassVar[bool] = False
-    """True for the one stylizer that changes nothing; the pipeline then leaves the whole block out."""
+    """True for the one stylizer that changes nothing; the pipeline then skips style augmentation."""
     min_px: ClassVar[int] = 1
-    """As the stylizer's, so that views which it cannot stylize are refused before it is built."""
+    """The stylizer's `min_px`, so that views which it cannot stylize are refused before it is built."""
 
     def published_weights(self) -> PublishedWeights | None:
-        """The weights that have to be on a machine before the stylizer can be built there; None where it needs none but its own."""
+        """The published weights that a machine needs before the stylizer can be built there; None if there are none."""
         return None
 
     def weights_location(self) -> str | None:
-        """Where the config says that the weights are; None stands for the cache, or for what is shipped."""
+        """The configured location of the weights; None means the cache, or the weights in this package."""
         return None
 
     @abstractmethod
@@ -66,11 +66,11 @@ class StylizerConfig(PluginConfig, ABC):
 
 
 def all_published_weights() -> dict[str, PublishedWeights]:
-    """The weights that the stylizers need, by name: those of the modules that define `WEIGHTS`."""
+    """The published weights that stylizers need, by name: those of the modules that define `WEIGHTS`."""
     modules = [load_plugin(__name__, name) for name in plugin_names(__name__)]
     return {module.WEIGHTS.name: module.WEIGHTS for module in modules if hasattr(module, "WEIGHTS")}
 
 
 def neural_stylizer() -> str:
-    """The neural stylizer to use where none is named: the published one where its weights are in the cache, else our own, which needs none."""
+    """The default neural stylizer: the published one if its weights are in the cache, otherwise our own, which needs no download."""
     return "magenta" if weights_path(all_published_weights()["magenta"]).exists() else "swift"

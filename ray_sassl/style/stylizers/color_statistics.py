@@ -1,8 +1,8 @@
-"""Style as the statistics of color: no weights, one linear map of RGB for each image.
+"""Style as color statistics: no weights, one linear map of RGB for each image.
 
 Pitie and Kokaram, "The linear Monge-Kantorovitch linear color mapping for example-based color transfer", CVMP 2007. A style code is
-the mean and the covariance of an image's RGB values; rendering is the linear map that carries the image's Gaussian to the code's at the
-least cost (their equation for T in section 3). Means and covariances mix linearly: a mixture of codes is again a valid Gaussian.
+the mean and the covariance of an image's RGB values; rendering is the linear map that transports the image's Gaussian to the code's at the
+least cost (their equation for T in section 3). Means and covariances mix linearly, so a mixture of codes is again a valid Gaussian.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Config(StylizerConfig):
 
     regularization: Annotated[float, Field(gt=0)] = 1e-4
     """Added to the variance of every channel of image and style, in squared [0, 1] units (2.6 gray levels of noise at the default), so
-    that an image of one color gets a bounded map. Our choice; the paper has none."""
+    that an image of one color gets a bounded map. This is our choice; the paper has no regularization."""
 
     def build(self, device: torch.device) -> ColorStatistics:
         return ColorStatistics(self.regularization)

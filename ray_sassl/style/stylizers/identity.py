@@ -1,4 +1,4 @@
-"""No style transfer: images come back as they are."""
+"""No style transfer: images are returned unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Config(StylizerConfig):
 
 
 class Identity(Stylizer):
-    """Codes of width zero, and a renderer that changes nothing."""
+    """Codes of width zero and a renderer that changes nothing."""
 
     bundle_id = "identity"
     code_size = 0

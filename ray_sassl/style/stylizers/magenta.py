@@ -1,6 +1,7 @@
-"""The published stylizer: arbitrary style transfer of Ghiasi, Lee, Kudlur, Dumoulin and Shlens 2017 (arXiv 1705.06830), as Magenta released it.
+"""The published stylizer: arbitrary style transfer (Ghiasi, Lee, Kudlur, Dumoulin and Shlens 2017, arXiv 1705.06830), by Magenta.
 
-The mobile form: a MobileNetV2 style predictor and a narrow transformer, Apache-2.0. `ray-sassl weights fetch magenta` gets the weights.
+This is the mobile form: a MobileNetV2 style predictor and a narrow transformer, Apache-2.0. `ray-sassl weights fetch magenta` downloads the
+weights.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ class Config(StylizerConfig):
 
     min_px: ClassVar[int] = NetworkPair.min_px
     style_px: Annotated[int, Field(ge=32, le=1024)] = 256
-    """Side to which images are resized to compute their codes: 256 as trained. Smaller is faster and other: the codes at 96 px have a cosine
-    of 0.94 to 0.975 to those at 256 px."""
+    """Side to which images are resized to compute their codes: 256 as trained. Smaller is faster but gives other codes: those at 96 px have
+    a cosine similarity of 0.94 to 0.975 to those at 256 px."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks' arithmetic; codes and images come out as float32."""
+    """Precision of the networks; codes and images are returned as float32."""
     weights: Annotated[str | None, LocalPath()] = None
-    """Path or URI of the converted weights, for clusters; not given: the cache, which `ray-sassl weights fetch magenta` fills."""
+    """Path or URI of the converted weights, for clusters; by default the cache, which `ray-sassl weights fetch magenta` fills."""
 
     def published_weights(self) -> PublishedWeights:
         return WEIGHTS
@@ -59,13 +60,13 @@ def convert(files: dict[str, bytes]) -> dict[str, Tensor]:
     """The state of both networks, under `predictor.` and `transformer.`, from the contents of the two published files.
 
     Raises:
-        BadTfliteError: a file cannot be read, or is not the network that its name says.
+        BadTfliteError: a file cannot be read or does not have the network that its name says.
     """
     try:
         predictor = _predictor_state(read_constants(files[PREDICTOR]))
         transformer = _transformer_state(read_constants(files[TRANSFORMER]))
     except KeyError as error:
-        raise BadTfliteError(f"the file is of another network: it has no tensor {error}") from error
+        raise BadTfliteError(f"the file belongs to another network: it has no tensor {error}") from error
     state = {f"predictor.{name}": value for name, value in predictor.items()}
     return state | {f"transformer.{name}": value for name, value in transformer.items()}
 

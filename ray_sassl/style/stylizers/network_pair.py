@@ -1,4 +1,4 @@
-"""A stylizer made of two networks, a style predictor and a style transformer, at inference."""
+"""A stylizer made of two networks, a style predictor and a style transformer, for inference."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ray_sassl.style.networks.style_network import StyleTransformer
 from ray_sassl.style.stylizers import Stylizer
 
 _STRIDE = 4
-"""The transformer contracts twice by two."""
+"""The transformer halves the image twice."""
 _CPU_PIXELS = 1 << 18
-"""Pixels of the images that the transformer gets at once on a CPU: few enough for its feature maps to stay in the caches."""
+"""Pixels that the transformer gets at once on a CPU: few enough for its feature maps to stay in the caches."""
 CPU_EMBED_PIXELS = 1 << 17
-"""The same for the predictor. Of twice as many, the widest feature maps of MobileNetV2 are so large that the C library gives their memory back to
-the system after each layer, and asking for it anew takes 40 % of the time."""
+"""The same for the predictor. With twice as many, the widest feature maps of MobileNetV2 are so large that the C library returns their
+memory to the system after each layer, and allocating it again takes 40 % of the time."""
 
 
 class NetworkPair(Stylizer):
@@ -25,9 +25,10 @@ class NetworkPair(Stylizer):
 
     Args:
         predictor: Images (B, 3, style_px, style_px) -> codes (B, C).
-        transformer: Images (B, 3, H, W) and codes (B, C) -> images, for H and W that are multiples of 4; in float32 on a CPU its quick form is used.
+        transformer: Images (B, 3, H, W) and codes (B, C) -> images, for H and W that are multiples of 4; in float32 on a CPU,
+            `QuickTransformer` replaces it.
         style_px: Side to which images are resized for the predictor.
-        dtype: Of the arithmetic.
+        dtype: Precision of the networks.
     """
 
     min_px = 32
@@ -61,7 +62,7 @@ class NetworkPair(Stylizer):
 
     @torch.inference_mode()
     def render(self, images: Tensor, codes: Tensor) -> Tensor:
-        """The images (B, 3, H, W) stylized as `codes` (B, C) say, float32; sides that are no multiples of 4 are padded and cropped.
+        """The images (B, 3, H, W) stylized according to `codes` (B, C), float32; sides that are not multiples of 4 are padded and cropped.
 
         Raises:
             UsageError: the images are smaller than 32 px.
@@ -71,16 +72,16 @@ class NetworkPair(Stylizer):
             raise UsageError(f"style transfer needs images of at least {self.min_px} px, not {width} x {height}")
         bottom, right = -height % _STRIDE, -width % _STRIDE
 
-        def painted(part: Tensor, codes: Tensor) -> Tensor:
+        def stylized(part: Tensor, codes: Tensor) -> Tensor:
             padded = F.pad(part, (0, right, 0, bottom), mode="replicate") if bottom or right else part
             return self._transformer(padded.to(self._dtype), codes.to(self._dtype))[:, :, :height, :width].float()
 
         count = images_at_once(images, height * width)
-        return torch.cat([painted(*parts) for parts in zip(images.split(count), codes.split(count), strict=True)])
+        return torch.cat([stylized(*parts) for parts in zip(images.split(count), codes.split(count), strict=True)])
 
 
 def resized(images: Tensor, size_px: int) -> Tensor:
-    """(B, 3, size_px, size_px) of (B, 3, H, W), bilinear, anti-aliased where it shrinks; as they are where they fit."""
+    """(B, 3, size_px, size_px) of (B, 3, H, W), bilinear, anti-aliased if smaller; images that have the size are returned unchanged."""
     if images.shape[2:] == (size_px, size_px):
         return images
     shrinks = max(images.shape[2:]) > size_px
@@ -88,7 +89,7 @@ def resized(images: Tensor, size_px: int) -> Tensor:
 
 
 def images_at_once(images: Tensor, num_pixels: int, cpu_pixels: int = _CPU_PIXELS) -> int:
-    """How many images of so many pixels a network gets at once."""
+    """How many images with this many pixels a network gets at once."""
     return max(1, cpu_pixels // num_pixels) if images.device.type == "cpu" else len(images) or 1
 
 

@@ -1,7 +1,7 @@
-"""Our own small stylizer, distilled from the published one and shipped with this package; `swift.md` beside this file is its card.
+"""Our own small stylizer, distilled from the published one and shipped with this package; `swift.md` in this folder is its model card.
 
-The transformer has the shape of Ghiasi et al. 2017 (arXiv 1705.06830) and weights of our own; the predictor is a small one for images of 64 px. It
-needs no download. `ray-sassl stylize distill` makes such files.
+The transformer has the shape of Ghiasi et al. 2017 (arXiv 1705.06830) and weights of our own; the predictor is a small network for images
+of 64 px. It needs no download. `ray-sassl stylize distill` makes such files.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Config(StylizerConfig):
 
     min_px: ClassVar[int] = NetworkPair.min_px
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks' arithmetic; codes and images come out as float32."""
+    """Precision of the networks; codes and images are returned as float32."""
     weights: Annotated[str | None, LocalPath()] = None
-    """Path or URI of a file that `ray-sassl stylize distill` wrote; not given: the weights in this package."""
+    """Path or URI of a file written by `ray-sassl stylize distill`; by default the weights in this package."""
 
     def weights_location(self) -> str | None:
         return self.weights
@@ -51,7 +51,7 @@ class Config(StylizerConfig):
 
 
 def build_networks(state: Mapping[str, Tensor]) -> tuple[SmallPredictor, StyleTransformer]:
-    """Predictor and transformer with the weights that `read_student` gives."""
+    """Predictor and transformer with the weights that `read_student` returns."""
     code_size = len(state["predictor.code.bias"])
     predictor, transformer = SmallPredictor(code_size), StyleTransformer(code_size)
     for prefix, network in (("predictor.", predictor), ("transformer.", transformer)):
@@ -63,21 +63,23 @@ def pack_student(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes
     """The content of a student's file, in float16.
 
     Args:
-        state: Of both networks, under `predictor.` and `transformer.`.
-        facts: What is to be known of the file; `code_space` names its codes.
+        state: The weights of both networks, under `predictor.` and `transformer.`.
+        facts: Facts about the file; `code_space` names its codes.
     """
     return save({name: value.detach().cpu().half().contiguous() for name, value in state.items()}, {"format": _FORMAT, **facts})
 
 
 def read_student(path: str | Path = SHIPPED) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state of both networks in float32, and the facts that `pack_student` was given.
+    """The weights of both networks in float32, and the facts that `pack_student` was given.
 
     Raises:
-        MissingWeightsError: there is no such file.
-        BadWeightsError: it is damaged, or was not written by `pack_student`.
+        MissingWeightsError: the file does not exist.
+        BadWeightsError: the file is damaged or was not written by `pack_student`.
     """
     if not storage.exists(path):
-        raise MissingWeightsError(f"there are no weights {path}; make them with `ray-sassl stylize distill`, or leave stylize.weights out")
+        raise MissingWeightsError(
+            f"there are no weights at {path}; make them with `ray-sassl stylize distill`, or leave stylize.weights out"
+        )
     content = storage.read_bytes(path)
     try:
         facts = read_header(content, str(path)).metadata

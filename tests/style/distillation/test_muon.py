@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sassl.style.distillation.muon import Muon, orthogonalised
+from ray_sassl.style.distillation.muon import Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])
 def test_singular_values_become_about_one_and_singular_vectors_stay(shape):
     torch.manual_seed(0)
     u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
-    result = orthogonalised((u * s) @ v)
+    result = orthogonalized((u * s) @ v)
     mapped = u.mT @ result @ v.mT
     assert 0.6 < mapped.diagonal().min() < mapped.diagonal().max() < 1.3
     assert (mapped - mapped.diagonal().diag()).abs().max() < 1e-4
@@ -19,7 +19,7 @@ def test_singular_values_become_about_one_and_singular_vectors_stay(shape):
 
 def test_the_size_of_the_gradient_does_not_matter():
     gradient = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(orthogonalised(1000 * gradient), orthogonalised(gradient), atol=1e-4, rtol=0)
+    torch.testing.assert_close(orthogonalized(1000 * gradient), orthogonalized(gradient), atol=1e-4, rtol=0)
 
 
 def test_a_convolution_moves_as_its_matrix_does():

@@ -22,7 +22,7 @@ def test_integers_are_dequantized_per_channel(predictor):
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\0" * 64])
 def test_what_is_no_model_is_refused(content):
-    with pytest.raises(BadTfliteError, match="no TensorFlow Lite file"):
+    with pytest.raises(BadTfliteError, match="not a TensorFlow Lite file"):
         read_constants(content)
 
 

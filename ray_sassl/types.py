@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Arrays: TypeAlias = dict[str, np.ndarray]
 """A batch as it travels between processes: `view_0`, `view_1`, ... each (B, H, W, 3) uint8 RGB; `sample_id` (B,) int64; `epoch` (B,) int64.
 
-`view_0` is left, `view_1` right, both of one size; `view_2` and on are the small views of multi-crop, of another.
+`view_0` is left, `view_1` right, both of one size; `view_2` and on are the local crops of multi-crop, of another size.
 """
 
 _VIEW = "view_"

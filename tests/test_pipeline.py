@@ -212,18 +212,18 @@ def test_style_augmentation_changes_pixels_and_nothing_else(source, stylize_bloc
 
 @pytest.fixture(scope="module")
 def multi_crop(source: ViewSource) -> ViewSource:
-    """The source with nine small views beside the pair, so that the last one's number has two digits."""
+    """The source with nine local crops beside the pair, so that the last one's number has two digits."""
     small = source.views.left.model_copy(update={"crop_scale": (0.05, 0.3)})
     return replace(source, views=source.views.model_copy(update={"num_small": 9, "small_px": 4, "small": small}))
 
 
-def test_small_views_stand_behind_the_pair_in_their_own_size(multi_crop):
+def test_local_crops_stand_behind_the_pair_in_their_own_size(multi_crop):
     batch = next(_batches(multi_crop, 9))
     assert view_names(batch) == [f"view_{number}" for number in range(11)]
     assert [batch[name].shape for name in view_names(batch)] == [(9, 8, 8, 3)] * 2 + [(9, 4, 4, 3)] * 9
 
 
-def test_small_views_do_not_change_the_pair(source, multi_crop, stylize_block):
+def test_local_crops_do_not_change_the_pair(source, multi_crop, stylize_block):
     assert _views_by_key(_batches(multi_crop, 10, stylize_block=stylize_block)) == _views_by_key(
         _batches(source, 10, stylize_block=stylize_block)
     )
@@ -237,19 +237,19 @@ def test_all_views_of_a_sample_differ(multi_crop):
 
 
 @pytest.mark.parametrize("kwargs", [{"batch_size": 1}, {"batch_size": 5, "accumulate": 2}, {"batch_size": 5, "world_size": 2, "rank": 1}])
-def test_a_samples_small_views_are_the_same_bytes_in_any_batch_and_on_any_worker(multi_crop, kwargs):
+def test_a_samples_local_crops_are_the_same_bytes_in_any_batch_and_on_any_worker(multi_crop, kwargs):
     stylize_block = _stylize_block(views="all", alpha=(0.5, 1), beta=(0.5, 1))
 
-    def small_views(batches: Iterator[Arrays]) -> dict[Key, list[bytes]]:
+    def local_crops(batches: Iterator[Arrays]) -> dict[Key, list[bytes]]:
         return {key: [b[name][row].tobytes() for name in view_names(b)[2:]] for b in batches for row, key in enumerate(_keys(b))}
 
     expected, found = (
-        small_views(_batches(multi_crop, 10, stylize_block=stylize_block)),
-        small_views(_batches(multi_crop, stylize_block=stylize_block, **kwargs)),
+        local_crops(_batches(multi_crop, 10, stylize_block=stylize_block)),
+        local_crops(_batches(multi_crop, stylize_block=stylize_block, **kwargs)),
     )
     assert len(found) > 30
     assert all(found[key] == expected[key] for key in found.keys() & expected.keys())
-    plain = small_views(_batches(multi_crop, 10))
+    plain = local_crops(_batches(multi_crop, 10))
     assert all(plain[key] != expected[key] for key in plain)
 
 

@@ -82,7 +82,7 @@ def _timm_backbone(config: BackboneConfig, name: str) -> tuple[nn.Module, int]:
         raise UsageError(f"zero_init_residual is for ResNets; {config.name} has no such option")
     options: dict[str, Any] = {"zero_init_last": config.zero_init_residual} if is_resnet else {}
     if timm.models.is_model_in_modules(name, ["vision_transformer"]):
-        options["dynamic_img_size"] = True  # small views too: the position embedding is resampled to their size
+        options["dynamic_img_size"] = True  # local crops too: the position embedding is resampled to their size
     model = timm.create_model(name, pretrained=False, num_classes=0, **options)
     num_features = getattr(model, "head_hidden_size", None) or getattr(model, "num_features", None)
     assert isinstance(num_features, int)

@@ -135,7 +135,7 @@ class ExperimentConfig(FrozenConfig):
                 f"recipe without them, such as views=simclr_224, or a method that takes them: {', '.join(takers)}"
             )
         if self.sassl.views == "small" and not self.views.num_small:
-            raise ValueError("sassl.views='small' stylizes the small views, and views.num_small=0 makes none; set one or the other")
+            raise ValueError("sassl.views='small' stylizes the local crops, and views.num_small=0 makes none; set one or the other")
         return self
 
     @model_validator(mode="after")

@@ -158,7 +158,7 @@ def vicreg_cifar10_cpu() -> ExperimentConfig:
 
 
 def swav_cifar10_cpu() -> ExperimentConfig:
-    """SwAV, ResNet-20, batch 256, 10 epochs, for two cores; 100 prototypes, and two small views in the place of six.
+    """SwAV, ResNet-20, batch 256, 10 epochs, for two cores; 100 prototypes, and two local crops instead of six.
 
     The rate is that of its official code (0.6 for a batch of 256); its gradients are a tenth as long as SimCLR's.
     """
@@ -167,7 +167,7 @@ def swav_cifar10_cpu() -> ExperimentConfig:
 
 
 def dino_cifar10_cpu() -> ExperimentConfig:
-    """DINO, ResNet-20, batch 256, 10 epochs, for two cores; 1,024 outputs, and two small views in the place of eight.
+    """DINO, ResNet-20, batch 256, 10 epochs, for two cores; 1,024 outputs, and two local crops instead of eight.
 
     Crops are those that its official code advises for ResNets. The rate is SwAV's, since gradients are as short.
     """
@@ -225,7 +225,7 @@ def _with_style(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _with_two_small(views: ViewsConfig) -> ViewsConfig:
-    """Small views cost a quarter of a large one each."""
+    """A local crop costs a quarter of a large view."""
     return views.model_copy(update={"num_small": 2})
 
 

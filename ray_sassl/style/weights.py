@@ -176,7 +176,7 @@ def install_weights(weights: PublishedWeights, content: bytes) -> None:
     path = weights_path(weights)
     with locked(path):
         if not path.exists():
-            _parse(weights, content, "the received weights")
+            _parse(weights, content, "the received file")
             storage.write_bytes(path, content)
 
 

@@ -28,12 +28,12 @@ def test_there_are_methods_of_both_kinds():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_recipe_with_small_views_and_a_method_for_them_are_set_in_any_order(order):
+def test_a_recipe_with_local_crops_and_a_method_for_them_are_set_in_any_order(order):
     config = apply_overrides(load_experiment("demo_plain"), ["views=swav_32", f"method={TAKERS[0]}"][::order])
     assert config.views.num_small == 6
 
 
-def test_repainting_small_views_that_are_not_there_is_refused():
+def test_stylizing_local_crops_that_are_not_there_is_refused():
     config = load_experiment("demo")
     with pytest.raises(OverrideError, match=r"views\.num_small=0 makes none"):
         apply_overrides(config, ["sassl.views=small"])
@@ -44,7 +44,7 @@ def test_repainting_small_views_that_are_not_there_is_refused():
 
 @pytest.mark.parametrize("name", plugin_names("ray_sassl.style.stylizers"))
 def test_views_too_small_for_the_stylizer_are_refused_before_it_is_built(name):
-    changes = [f"stylize={name}", "views=dino_32", "method=dino", "sassl.views=all"]  # small views of 16 px
+    changes = [f"stylize={name}", "views=dino_32", "method=dino", "sassl.views=all"]  # local crops of 16 px
     if load_plugin("ray_sassl.style.stylizers", name).Config.min_px <= 16:
         assert apply_overrides(load_experiment("demo_plain"), changes).stylize.name == name
         return

@@ -70,9 +70,9 @@ def test_small_images_keep_their_shape_when_they_are_stylized_enlarged(shared_di
     textures = Textures(stylizer.embed(styles).detach().numpy(), np.arange(16), "sixteen")
 
     def likeness(render_px: int) -> float:
-        painted = Stylized(Swift(), textures, 0, other_class=True, render_px=render_px).apply(images, np.arange(16), np.arange(16))
-        assert painted.shape == images.shape
-        edges = [np.abs(np.diff(part.mean(3), axis=2)).reshape(16, -1) for part in (images.astype(float), painted.astype(float))]
+        stylized = Stylized(Swift(), textures, 0, other_class=True, render_px=render_px).apply(images, np.arange(16), np.arange(16))
+        assert stylized.shape == images.shape
+        edges = [np.abs(np.diff(part.mean(3), axis=2)).reshape(16, -1) for part in (images.astype(float), stylized.astype(float))]
         return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*edges, strict=True)]))
 
     assert likeness(128) > 2 * likeness(0)

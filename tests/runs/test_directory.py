@@ -176,7 +176,7 @@ def test_weights_follow_from_the_seed_alone(config):
     assert all(torch.equal(value, one[f"backbone.{name}"]) for name, value in untrained.items())
 
 
-def test_the_identity_needs_no_restyling_and_a_stylizer_stylizes(config):
+def test_the_identity_gives_no_style_augmentation_and_a_stylizer_gives_one(config):
     assert build_stylize_block(config, "cpu", 1) is None
     stylize_block = build_stylize_block(
         apply_overrides(config, ["stylize=color_statistics", "sassl={prob: 1, alpha: [1, 1], beta: [1, 1]}"]), "cpu", 1

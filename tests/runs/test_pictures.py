@@ -60,7 +60,7 @@ def test_every_small_view_is_shown(titles_of):
     assert titles_of(*SMALL_VIEWS, "stylize=identity") == [*pair, "small 1 crop", "small 1 view", "small 2 crop", "small 2 view"]
 
 
-def test_stylized_small_views_are_shown_with_their_styles(titles_of):
+def test_stylized_local_crops_are_shown_with_their_styles(titles_of):
     titles = titles_of(*SMALL_VIEWS, "sassl.views=small")
     assert titles[:4] == ["left crop", "left view", "right crop", "right view"]
     assert titles[4:9] == ["small 1 crop", "its style", "stylized", "small 1, no style", "small 1 view"]

@@ -106,7 +106,7 @@ def _views(method: str) -> ViewsConfig:
 def tiny_config(tiny_data: str) -> Callable[..., ExperimentConfig]:
     """`tiny_config(method, *overrides)`: a run of six steps of 16 images, whose plan has blocks of 10 rows.
 
-    Methods that take small views have three of them.
+    Methods that take local crops have three of them.
     """
 
     def make(method: str = "simclr", *overrides: str) -> ExperimentConfig:

@@ -74,7 +74,7 @@ def test_a_pair_is_two_views_of_one_size():
     assert config.views == (config.left, config.right)
 
 
-def test_small_views_follow_the_pair():
+def test_local_crops_follow_the_pair():
     config = simclr(32).model_copy(update={"num_small": 3, "small_px": 16})
     assert config.names == ("left", "right", "small 1", "small 2", "small 3")
     assert config.sizes_px == (32, 32, 16, 16, 16)
@@ -100,7 +100,7 @@ def test_dino_has_the_crops_of_its_published_code():
 
 
 @pytest.mark.parametrize("recipe", [swav, dino])
-def test_small_images_have_small_views_of_16_px(recipe):
+def test_small_images_have_local_crops_of_16_px(recipe):
     assert set(recipe(32).sizes_px) == {32, 16}
 
 
@@ -114,7 +114,7 @@ def test_small_images_have_small_views_of_16_px(recipe):
         ({"num_small": -1}, "num_small"),
     ],
 )
-def test_small_views_without_meaning_are_refused(fields, says):
+def test_local_crops_without_meaning_are_refused(fields, says):
     with pytest.raises(ValidationError, match=says):
         ViewsConfig(**{"size_px": 32, "left": ViewConfig(), "right": ViewConfig(), **fields})
 

@@ -246,7 +246,7 @@ def test_shards_that_were_lost_are_made_again_to_the_byte(here: None, sources, t
         (["seed=1"], {}, "seed was 0 and is 1"),
         (["stylize=swift"], {}, "stylize.name was 'color_statistics' and is 'swift'"),
         ([], {"shard_rows": 10}, "shard_rows was 20 and is 10"),
-        ([], {"copies": 2}, "holds a single copy"),
+        ([], {"copies": 2}, "has a single copy"),
     ],
 )
 def test_the_target_of_another_job_is_refused(here: None, sources, tmp_path: Path, overrides, options, message):

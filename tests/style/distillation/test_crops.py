@@ -79,7 +79,7 @@ def test_bad_rows_are_told_and_too_many_end_it(teacher, indexes, tmp_path):
 
 
 def test_a_data_set_without_usable_images_is_refused(teacher, indexes):
-    with pytest.raises(UsageError, match="no image that can be used"):
+    with pytest.raises(UsageError, match="has no usable image"):
         _made(teacher, [indexes[0]], [indexes[1]], excluded=["0", "1", "2", "3", "4"])
 
 

@@ -48,8 +48,8 @@ def test_figures_are_means_over_all_pairs():
     contents, styles = _images(3, 0) * 0.5, _images(2, 1)
     found = fidelity(student, teacher, contents, styles)
     pairs = [(content[None], style[None]) for content in contents for style in styles]
-    painted = [teacher.render(content, teacher.embed(style)) for content, style in pairs]
-    differences = [(content - picture).abs().mean() for (content, _), picture in zip(pairs, painted, strict=True)]
+    stylized = [teacher.render(content, teacher.embed(style)) for content, style in pairs]
+    differences = [(content - picture).abs().mean() for (content, _), picture in zip(pairs, stylized, strict=True)]
     colors = [(content.mean(dim=(2, 3)) - style.mean(dim=(2, 3))).abs().mean() for content, style in pairs]
     assert found.difference == pytest.approx(torch.stack(differences).mean().item(), abs=1e-6)
     assert found.color == pytest.approx(torch.stack(colors).mean().item(), abs=1e-6)

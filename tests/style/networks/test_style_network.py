@@ -53,7 +53,7 @@ def test_a_batch_is_stylized_as_its_images_one_by_one():
     torch.testing.assert_close(together, singly, atol=1e-5, rtol=0)
 
 
-def test_inference_repaints_as_training_does():
+def test_inference_stylizes_as_training_does():
     network = StyleTransformer(code_size=7)
     images, codes = torch.rand(2, 3, 36, 32), torch.randn(2, 7)
     trained = network(images, codes)

@@ -170,8 +170,8 @@ def _worker(spec: dict[str, Any]) -> None:
     if _any_failed(reason is not None, world_size, device):
         return
     assert crops is not None
-    start = None if spec["start"] is None else cast("dict[str, torch.Tensor]", ray.get(spec["start"]))
-    distiller = Distiller(teacher.transformer, crops.codes, config, device, start)
+    start = spec["start"] and ray.get(spec["start"])
+    distiller = Distiller(teacher.transformer, crops.codes, config, device, start)  # pyright: ignore[reportArgumentType]
     if (state := _load_checkpoint(spec["work_dir"])) is not None:
         distiller.load_state_dict(state)
     elif world_size > 1:  # each worker has its own codes; all use the statistics of the first one

@@ -1,8 +1,9 @@
-"""Fixtures that the whole suite shares: where the test data is, a home of its own, and one thread a process."""
+"""What the whole suite shares: where the test data is, a home of its own, one thread for each process, and one Ray."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,40 @@ import torch
 
 torch.set_num_threads(1)
 
+_WITH_RAY = pytest.StashKey[set[Path]]()
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Modules with Ray first: they take longest, and where two modules run at once none of them should be left for the end."""
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    with_ray = config.stash[_WITH_RAY] = {item.path for item in items if item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in with_ray)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(_isolated_home: None) -> Iterator[None]:
+    """A Ray with two CPUs, which most modules share; see "Test budget" in CONTRIBUTING.md."""
+    from tests.orchestrate import shared_cluster
+
+    shared_cluster.start()
+    yield
+    shared_cluster.forget_weights()
+
+
+@pytest.fixture(scope="module")
+def no_ray_cluster() -> None:
+    """For modules that start a Ray of their own in this process."""
+    from tests.orchestrate import shared_cluster
+
+    shared_cluster.stop()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the Ray that modules share once the next module does not use it."""
+    if item.path in item.config.stash[_WITH_RAY] and (nextitem is None or nextitem.path not in item.config.stash[_WITH_RAY]):
+        from tests.orchestrate import shared_cluster
+
+        shared_cluster.stop()
 
 
 def _shared() -> Path:

@@ -65,7 +65,7 @@ def test_what_cannot_be_fetched_is_said(small_dtd: Written, tmp_path: Path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_actors_train_and_transfer_as_one_process_does(small_dtd: Written, tmp_path: Path):
+def test_actors_train_and_transfer_as_one_process_does(small_dtd: Written, ray_cluster: None, tmp_path: Path):
     run_dir = str(tmp_path / "run")
     data = _data(tmp_path)
     _run("pretrain", "moco_cifar10_cpu", *data, *TINY, "train.epochs=0.2", "scaling.num_workers=0", "--run-dir", run_dir)

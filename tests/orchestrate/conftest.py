@@ -1,27 +1,20 @@
-"""A Ray of the tests' own, and a small data set with a few bad images."""
+"""A small data set with a few bad images, and small configs of runs and studies on it."""
 
 from __future__ import annotations
 
 import io
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
-import ray
 from PIL import Image
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
 from ray_sassl.data import DataConfig
-from ray_sassl.files.cache import cache_dir
 from ray_sassl.methods.moco import Config as MoCo
-from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
 from ray_sassl.train.loop import TrainConfig
@@ -30,21 +23,6 @@ from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views.recipes import moco_v2
 
 NUM_ROWS = 160
-
-
-@pytest.fixture(scope="module")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with ExitStack() as stack:
-        for is_last in (False, False, True):
-            try:
-                stack.enter_context(ray_session("local", num_cpus=2))
-                break
-            except Exception as error:
-                if is_last or "timed out during startup" not in str(error):  # Ray gives itself 30 s, too few on a machine that is busy
-                    raise
-                ray.shutdown()
-        yield
-    shutil.rmtree(cache_dir() / "weights", ignore_errors=True)  # what the nodes were given; it is the tests' own cache
 
 
 def write_shards(folder: Path, num_rows: int = NUM_ROWS, bad: tuple[int, ...] = ()) -> str:

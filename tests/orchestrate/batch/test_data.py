@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,9 @@ from ray_sassl.cli.data import app
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.orchestrate.batch.data import check, convert
-from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.plugins import UsageError
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with ray_session("local", num_cpus=2):
-        yield
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_check_finds_the_one_bad_image_and_no_other(shared_dir: Path):

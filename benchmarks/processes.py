@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -54,3 +55,20 @@ def kill_all(*roots: int) -> None:
     for pid in descendants(*roots):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def kill_driver(process: subprocess.Popen, patience_s: float = 30.0) -> None:
+    """SIGKILL to a driver, and wait until the Ray that it had started has ended, but for Ray's agents, which take a minute."""
+    below = [pid for pid, words in descendants(process.pid).items() if not words.endswith("Agent")]
+    process.kill()
+    process.wait()
+    until = time.monotonic() + patience_s
+    while left := [pid for pid in below if _is_running(pid)]:
+        assert time.monotonic() < until, f"still there: {left}"
+        time.sleep(0.05)
+
+
+def _is_running(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
+    return False

@@ -30,12 +30,14 @@ def ray_cluster(_isolated_home: None) -> Iterator[None]:
     shared_cluster.forget_weights()
 
 
-@pytest.fixture(scope="module")
-def no_ray_cluster() -> None:
-    """For modules that start a Ray of their own in this process."""
+@pytest.fixture
+def forking_ray(_isolated_home: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a Ray of the test's own, in this process or in one that it starts: its workers are forked too."""
     from tests.orchestrate import shared_cluster
 
     shared_cluster.stop()
+    for name, value in shared_cluster.forking().items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.hookimpl(trylast=True)
@@ -44,7 +46,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if item.path in item.config.stash[_WITH_RAY] and (nextitem is None or nextitem.path not in item.config.stash[_WITH_RAY]):
         from tests.orchestrate import shared_cluster
 
-        shared_cluster.stop()
+        shared_cluster.stop_all()
 
 
 def _shared() -> Path:

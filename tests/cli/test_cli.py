@@ -135,7 +135,7 @@ def test_evaluate_scores_a_run_beside_its_baselines_and_writes_json(tmp_path: Pa
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_checkpoint_that_the_same_command_resumes(tmp_path: Path):
+def test_ctrl_c_leaves_a_checkpoint_that_the_same_command_resumes(forking_ray: None, tmp_path: Path):
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "ray_sassl.cli", "pretrain", "moco_cifar10_cpu", *_data(tmp_path), *TINY, "--run-dir", str(run_dir)]
     process = subprocess.Popen([*command, "train.epochs=100"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_own_ray())

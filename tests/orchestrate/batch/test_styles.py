@@ -21,6 +21,7 @@ import ray
 import torch
 from PIL import Image
 
+from benchmarks.processes import kill_driver
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.convert import ShardFormat, convert_shard, open_target, plan_conversion
@@ -373,7 +374,7 @@ def test_an_actor_that_cannot_be_built_ends_the_job_with_the_reason(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_whose_driver_is_killed_goes_on_and_ends_as_if_it_had_not_been(here: None, sources, tmp_path: Path):
+def test_a_job_whose_driver_is_killed_goes_on_and_ends_as_if_it_had_not_been(here: None, forking_ray: None, sources, tmp_path: Path):
     """SIGKILL after some shards; then the same call."""
     options = ["sassl.beta=[0.2,0.9]", "--shard-rows", "2", "--actors", "1", "--actor-cpus", "0.5", "--copies", "2"]
     command = [sys.executable, "-m", "ray_sassl.cli", "stylize", "dataset", sources["parquet"], str(tmp_path / "killed"), *options]
@@ -382,10 +383,8 @@ def test_a_job_whose_driver_is_killed_goes_on_and_ends_as_if_it_had_not_been(her
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and driver.poll() is None and len(list(tmp_path.glob("killed/copy-0/*.parquet"))) < 3:
         time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    output, _ = driver.communicate(timeout=60)
-    assert driver.returncode == -signal.SIGKILL, output
-    time.sleep(3)  # Ray's own processes end
+    kill_driver(driver)
+    assert driver.returncode == -signal.SIGKILL, driver.communicate()
     there = len(list(tmp_path.glob("killed/copy-*/*.parquet")))
     assert 3 <= there < 50
     options = {"shard_rows": 2, "copies": 2}

@@ -39,8 +39,8 @@ _WITH_RAY = ("ray.train.torch", "ray.tune", "ray_sassl.orchestrate.pretraining.l
 
 
 @contextlib.contextmanager
-def fork_server() -> Iterator[dict[str, str]]:
-    """The environment that a Ray must be started with, so that its workers are forked; they live as long as the block at most."""
+def fork_server() -> Iterator[tuple[int, dict[str, str]]]:
+    """The number of the server's process, below which all workers are, and the environment that a Ray must be started with to have them."""
     with tempfile.TemporaryDirectory(prefix="forks-") as folder:  # pytest's folders are too deep for sockets
         path = str(Path(folder) / "socket")
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process with several threads is not safe to fork
@@ -51,7 +51,7 @@ def fork_server() -> Iterator[dict[str, str]]:
             try:
                 assert server.stdout.readline() == b"ready\n", "the server of forked workers has ended"
                 here = str(Path(__file__).parent)
-                yield {_SOCKET: path, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+                yield server.pid, {_SOCKET: path, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
             finally:
                 server.stdin.close()  # which ends it
 

@@ -29,6 +29,7 @@ from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import build_stylize_block, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
+from tests.orchestrate.forked.workers import fork_server
 
 pytestmark = pytest.mark.ray
 
@@ -121,14 +122,15 @@ def begun(config: ExperimentConfig, run_dir: str, folder: Path, *flags: str) -> 
     """The command, in a process of its own, of which nothing is left afterward."""
     (folder / "run.yaml").write_text(to_yaml(config))
     command = [sys.executable, "-m", "ray_sassl.cli", "pretrain", str(folder / "run.yaml"), "--run-dir", run_dir, *flags]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    with (folder / "run.log").open("ab") as log:
+    with fork_server() as (server, forking), (folder / "run.log").open("ab") as log:
+        path = os.pathsep.join([forking["PYTHONPATH"], str(Path(__file__).parents[3])])
+        environment = os.environ | forking | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-    try:
-        yield process
-    finally:
-        kill_all(process.pid)
-        process.wait()
+        try:
+            yield process
+        finally:
+            kill_all(process.pid, server)
+            process.wait()
 
 
 def step_of(run_dir: Path) -> int:

@@ -18,7 +18,7 @@ from tests.orchestrate.conftest import small_study
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
-def test_a_study_is_kept_and_continued_on_an_object_store(bucket: str, no_ray_cluster: None, tmp_path: Path):  # noqa: F811 - the fixture
+def test_a_study_is_kept_and_continued_on_an_object_store(bucket: str, forking_ray: None, tmp_path: Path):  # noqa: F811 - the fixture
     study = small_study(tmp_path, epochs=1)
     study_dir = storage.join(bucket, "studies", "remote")
     with ray_session("local", num_cpus=1):  # after the fixture, so that its processes know the credentials

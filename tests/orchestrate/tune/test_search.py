@@ -15,6 +15,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from benchmarks.measuring import tree
+from benchmarks.processes import kill_driver
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler
 from ray_sassl.orchestrate.tune.search import RecordSearcher, StudyState, search, too_many_failures
@@ -207,7 +208,7 @@ def _process_named(title: str) -> int | None:
 
 
 @pytest.mark.slow
-def test_no_finished_trial_is_lost_or_run_again_when_the_driver_is_killed(tmp_path: Path):
+def test_no_finished_trial_is_lost_or_run_again_when_the_driver_is_killed(forking_ray: None, tmp_path: Path):
     program = tmp_path / "driver.py"
     program.write_text(
         "import sys\n"
@@ -216,7 +217,7 @@ def test_no_finished_trial_is_lost_or_run_again_when_the_driver_is_killed(tmp_pa
         "from ray_sassl.orchestrate.tune.search import search\n"
         "if __name__ == '__main__':\n"
         "    search(simulated_study(scheduler='fifo', num_trials=4, max_concurrent=1), sys.argv[1], resume=len(sys.argv) > 2,\n"
-        "           run=SimulatedRun(seconds=0.4))\n"
+        "           run=SimulatedRun(seconds=0.2))\n"
     )
     study_dir = tmp_path / "study"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -227,14 +228,12 @@ def test_no_finished_trial_is_lost_or_run_again_when_the_driver_is_killed(tmp_pa
         if any(t.state == "finished" for t in trials) and any(t.state == "running" and len(t.curve) >= 2 for t in trials):
             break
         time.sleep(0.1)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    kill_driver(driver)
     before = {trial.number: trial for trial in read_trials(str(study_dir))}
     finished = [number for number, trial in before.items() if trial.state == "finished"]
     running = [number for number, trial in before.items() if trial.state == "running"]
     assert finished
     assert running
-    time.sleep(3)  # Ray's processes end with their driver
     subprocess.run([sys.executable, str(program), str(study_dir), "resume"], env=environment, check=True, timeout=240)
     after = {trial.number: trial for trial in read_trials(str(study_dir))}
     assert [trial.state for trial in after.values()] == ["finished"] * 4

@@ -19,7 +19,7 @@ LEFT_OUT = (
     ".git", ".hg", ".svn", ".venv", "venv", "env", "node_modules", "__pycache__", "*.pyc", "*.pyo", "*.egg-info", "build", "dist",
     ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis", ".ipynb_checkpoints", ".DS_Store", "runs", "wandb", "mlruns",
 )  # fmt: skip
-"""Names of files and folders that a job does not need."""
+"""Names of files and folders that a job does not need; a Python package may have such a name."""
 SECRET = (
     ".env", ".env.*", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", ".pypirc", ".npmrc",
     ".git-credentials", ".vault-token", ".aws", ".azure", ".ssh", ".ray", ".kube", "kubeconfig", "kubeconfig.*", "*.kubeconfig", ".huggingface",
@@ -59,14 +59,16 @@ def select_files(folder: Path, max_bytes: int = MAX_BYTES) -> Payload:
     secrets = []
     total = 0
     for name in _candidates(folder):
-        parts = Path(name).parts
+        path = folder / name
         if _is_secret(name):
             secrets.append(name)
-        elif not any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in LEFT_OUT):
-            path = folder / name
-            if path.is_file() and not path.is_symlink():
-                chosen[name] = path.stat().st_size
-                total += chosen[name]
+        elif (
+            path.is_file()
+            and not path.is_symlink()
+            and not any(_is_left_out(folder / part) for part in [Path(name), *Path(name).parents[:-1]])
+        ):
+            chosen[name] = path.stat().st_size
+            total += chosen[name]
     if total > max_bytes:
         largest = sorted(chosen.items(), key=lambda item: -item[1])[:_SHOWN]
         named = "\n".join(f"  {size / 1e6:,.1f} MB  {name}" for name, size in largest)
@@ -87,6 +89,10 @@ def stage(payload: Payload, target: Path) -> Path:
     return target
 
 
+def _is_left_out(path: Path) -> bool:
+    return any(fnmatch.fnmatch(path.name, pattern) for pattern in LEFT_OUT) and not (path / "__init__.py").is_file()
+
+
 def _is_secret(name: str) -> bool:
     """Whether the file's name, or that of a folder above it, is one of secrets; a public key is none, and `id_work` is a private one."""
     *folders, file = Path(name.lower()).parts
@@ -104,6 +110,6 @@ def _candidates(folder: Path) -> list[str]:
             return [os.fsdecode(name) for name in found.stdout.split(b"\0") if name]
     names = []
     for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT)]
+        folders[:] = [name for name in folders if not _is_left_out(Path(root, name))]
         names += [os.path.relpath(os.path.join(root, name), folder) for name in files]
     return names

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import ray_sassl
 from ray_sassl.orchestrate.jobs.payload import select_files, stage
 from ray_sassl.plugins import UsageError
 
@@ -26,6 +27,17 @@ def test_what_a_job_does_not_need_stays_here(tmp_path: Path):
     assert payload.files == kept
     assert payload.num_bytes == sum(map(len, kept))
     assert payload.secrets == ()
+
+
+def test_a_package_travels_whatever_its_name(tmp_path: Path):
+    _fill(tmp_path, "package/__init__.py", "package/runs/__init__.py", "package/runs/record.py", "runs/first/config.yaml")
+    assert select_files(tmp_path).files == ("package/__init__.py", "package/runs/__init__.py", "package/runs/record.py")
+
+
+def test_all_modules_of_this_library_travel():
+    folder = Path(ray_sassl.__file__).parent
+    modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+    assert modules <= set(select_files(folder).files)
 
 
 def test_files_with_names_of_secrets_stay_here_and_are_named(tmp_path: Path):

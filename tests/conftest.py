@@ -23,20 +23,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="module")
 def ray_cluster(_isolated_home: None) -> Iterator[None]:
     """A Ray with two CPUs, which most modules share; see "Test budget" in CONTRIBUTING.md."""
-    from tests.orchestrate import shared_cluster
+    from tests.orchestrate.shared_cluster import forget_weights, start
 
-    shared_cluster.start()
+    start()
     yield
-    shared_cluster.forget_weights()
+    forget_weights()
 
 
 @pytest.fixture
 def forking_ray(_isolated_home: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a Ray of the test's own, in this process or in one that it starts: its workers are forked too."""
-    from tests.orchestrate import shared_cluster
+    from tests.orchestrate.shared_cluster import forking, stop
 
-    shared_cluster.stop()
-    for name, value in shared_cluster.forking().items():
+    stop()
+    for name, value in forking().items():
         monkeypatch.setenv(name, value)
 
 
@@ -44,9 +44,9 @@ def forking_ray(_isolated_home: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """End the Ray that modules share once the next module does not use it."""
     if item.path in item.config.stash[_WITH_RAY] and (nextitem is None or nextitem.path not in item.config.stash[_WITH_RAY]):
-        from tests.orchestrate import shared_cluster
+        from tests.orchestrate.shared_cluster import stop_all
 
-        shared_cluster.stop_all()
+        stop_all()
 
 
 def _shared() -> Path:

@@ -1,5 +1,6 @@
 """The rules that the packages follow: which way imports point, who reaches Ray and torch, and what a plug-in is."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -96,3 +97,22 @@ def test_plugins_of_a_kind_do_not_know_each_other(package, name):
 def test_no_package_has_a_drawer_for_everything():
     names = {path.name for folder in ("ray_sassl", "tune_spaces") for path in (ROOT / folder).rglob("*.py")}
     assert not names & {"utils.py", "misc.py", "helpers.py", "common.py"}
+
+
+def test_only_one_module_takes_anything_from_rays_private_packages():
+    private = ("._private", "._internal", ".core.generated", "ray._raylet", "ray._common")
+    for path in [*(ROOT / "ray_sassl").rglob("*.py"), *(ROOT / "tune_spaces").rglob("*.py")]:
+        if path == ROOT / "ray_sassl" / "orchestrate" / "runtime" / "private.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                taken = [name for name in names if name.partition(".")[0] == "ray" and any(part in name for part in private)]
+                assert not taken, f"{path.relative_to(ROOT)}:{node.lineno} imports {', '.join(taken)}"
+
+
+def test_what_is_taken_from_rays_private_packages_is_there():
+    from ray_sassl.orchestrate.runtime import private
+
+    assert sorted(private._HOME) == sorted(private.__all__)
+    assert all(getattr(private, name) is not None for name in private.__all__)

@@ -6,9 +6,8 @@ import time
 
 import ray
 from ray.actor import ActorHandle
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
 
+from ray_sassl.orchestrate.runtime.private import ControllerCallback, ResizingState, TrainControllerState
 from ray_sassl.train.checkpoint_folder import whole_checkpoints
 
 _LOOK_EVERY_S = 0.5

@@ -22,8 +22,6 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
-from ray.data._internal.datasource.range_datasource import RangeDatasource
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from ray_sassl.data.plan import Window
 from ray_sassl.data.seen import SeenIds
@@ -31,6 +29,7 @@ from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.reading import WHOLE, BadRowsReporter, ReadStage, block_of_row
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
+from ray_sassl.orchestrate.runtime.private import ExecutionCallback, RangeDatasource
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.runtime.weights import receive_weights
 from ray_sassl.pipeline import StylizeBlock, ViewSource, finish_block, ids_of, windows, without
@@ -181,9 +180,9 @@ def make_stream(
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
                 compute=ActorPoolStrategy(**cast(Any, spec.pool)),
-                # Changes nothing, but Ray makes no one stage of both where there is such a function, as it would where they take the same share of a
-                # CPU: then only the actors would decode.
-                ray_remote_args_fn=dict,
+                # One byte changes nothing, but Ray does not fuse stages that ask for different resources, as it would fuse these where they take the
+                # same share of a CPU: then only the actors would decode.
+                memory=1,
                 **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
     raise AssertionError(spec.layout)

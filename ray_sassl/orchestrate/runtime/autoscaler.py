@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 import ray
 import ray.exceptions
-from ray.core.generated.autoscaler_pb2 import (
+from rich.console import Console
+
+from ray_sassl.orchestrate.runtime.private import (
     DEAD,
     DRAINING,
     AutoscalingState,
@@ -26,8 +28,6 @@ from ray.core.generated.autoscaler_pb2 import (
     GetClusterStatusReply,
     ResourceRequest,
 )
-from rich.console import Console
-
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 from ray_sassl.plugins import UsageError
 
@@ -230,13 +230,13 @@ def say(line: str) -> None:
 
 def _known_limits() -> dict[str, int] | None:
     """What the cluster may grow to, where somebody has told Ray, as no open-source autoscaler does."""
-    from ray._private.state import state
+    from ray_sassl.orchestrate.runtime.private import state
 
     return state.get_max_resources_from_cluster_config()
 
 
 def _ask() -> GetClusterStatusReply:
-    from ray._private.worker import global_worker
+    from ray_sassl.orchestrate.runtime.private import global_worker
 
     reply = GetClusterStatusReply()
     reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=_RPC_TIMEOUT_S))

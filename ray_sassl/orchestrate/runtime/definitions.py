@@ -9,12 +9,12 @@ from typing import Any
 
 import ray
 from jsonschema import ValidationError
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ray_sassl.cluster.check import check_text
 from ray_sassl.cluster.crds import read_schemas
 from ray_sassl.cluster.findings import Finding
 from ray_sassl.files.safe_yaml import MAX_BYTES
+from ray_sassl.orchestrate.runtime.private import prepare_config, validate_config
 from ray_sassl.plugins import UsageError
 
 

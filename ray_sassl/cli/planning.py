@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 import ray_sassl
+from ray_sassl.cli.durations import seconds
 from ray_sassl.cluster.plan import Prediction, Prices, Target
 from ray_sassl.plugins import UsageError
-
-_HOURS = {"m": 1 / 60, "h": 1.0, "d": 24.0}
 
 
 def target(images_per_s: float | None, deadline: str | None, usd: float | None) -> Target:
@@ -26,19 +24,7 @@ def target(images_per_s: float | None, deadline: str | None, usd: float | None) 
     wanted = [name for name, value in given.items() if value is not None]
     if len(wanted) > 1:
         raise UsageError(f"{' and '.join(wanted)} are given; a plan has one target")
-    return Target(images_per_s, hours(deadline) if deadline is not None else None, usd)
-
-
-def hours(text: str) -> float:
-    """Of `90m`, `24h` or `3d`.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text.strip())
-    if match is None or not float(match[1]):
-        raise UsageError(f"{text!r} is no length of time; write it as 90m, 24h or 3d")
-    return float(match[1]) * _HOURS[match[2]]
+    return Target(images_per_s, seconds(deadline, needs_unit=True) / 3600 if deadline is not None else None, usd)
 
 
 def plan(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ from typer.core import TyperGroup
 
 import ray_sassl
 from ray_sassl.cli.data import Address
+from ray_sassl.cli.durations import seconds
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.tune.search import StudyState
@@ -176,18 +175,6 @@ def compare_command(
         table.add_row(*row)
     console.print(table)
     console.print(f"comparison: {out}", soft_wrap=True, highlight=False)
-
-
-def seconds(text: str) -> float:
-    """Of `90`, `90s`, `90m`, `2h`, `1.5d`.
-
-    Raises:
-        UsageError: not of that form.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
-    if not match or float(match.group(1)) == 0:
-        raise UsageError(f"{text!r} is no time; write a number with s, m, h or d, such as 90m or 2h")
-    return float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
 
 
 def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10) -> Table:

@@ -30,6 +30,7 @@ from ray_sassl.evaluation.scores import check_classes, classification_scores, ev
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import UsageError
+from ray_sassl.train.divergence import DivergedError
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,6 @@ class TrainingConfig(ProtocolConfig, ABC):
     @property
     def sees_encoder(self) -> bool:
         return True
-
-
-class DivergedError(UsageError):
-    """The loss is not a number any more."""
 
 
 class Classifier(nn.Module):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ray_sassl.api.search import make_study
 from ray_sassl.cli import app
-from ray_sassl.cli.search import remaining_s, seconds, status
+from ray_sassl.cli.search import remaining_s, status
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import StudyConfig, TrialRecord, open_study, write_trial
 from tests.study.test_record import make_study as small_study
@@ -71,13 +71,6 @@ def test_the_linear_probe_is_measured_where_it_is_an_objective():
 def test_an_objective_stands_once():
     with pytest.raises(UsageError, match="each metric may stand there once"):
         _study("style_strength", objectives=("loss", "loss:min"))
-
-
-def test_times_are_read_with_their_unit():
-    assert [seconds(text) for text in ("90", "90s", "1.5m", "2h", "1d")] == [90, 90, 90, 7200, 86400]
-    for text in ("", "two", "5w", "0"):
-        with pytest.raises(UsageError, match="is no time"):
-            seconds(text)
 
 
 def test_the_live_table_shows_trials_the_best_so_far_and_the_time_to_go():

@@ -5,8 +5,9 @@ from torch import nn
 
 from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation.protocols import finetune
-from ray_sassl.evaluation.training import Classifier, DivergedError, train_classifier
+from ray_sassl.evaluation.training import Classifier, train_classifier
 from ray_sassl.plugins import UsageError
+from ray_sassl.train.divergence import DivergedError
 from tests.evaluation.conftest import Normalized, SmallSubject
 
 QUICK = {"epochs": 4, "batch_size": 16, "learning_rate": 0.5}

@@ -90,8 +90,10 @@ class Cell:
 def run_grid(
     name: str, cells: Mapping[str, Cell], budget: Budget, seeds: int, data: Path, out: Path, console: Console, num_cpus: int | None = None
 ) -> Runs:
-    """The runs of all cells and seeds, and of the untrained encoder of each seed; `num_cpus` at a time, as many as there are where not given, and
-    with 0 one after the other in this process, without Ray.
+    """The runs of all cells and seeds, and of the untrained encoder of each seed.
+
+    Args:
+        num_cpus: Runs at a time, by default as many as there are CPUs; 0 does them in order in this process, without Ray.
 
     Raises:
         SystemExit: some runs failed; the others are in the results.

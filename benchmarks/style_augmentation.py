@@ -2,10 +2,10 @@
 
     python -m benchmarks.style_augmentation [--data ../shared/data] [--seeds 3] [--epochs 2] [--shards 2]
 
-Runs are tasks of one thread each on a Ray of their own, as many at a time as there are CPUs; what is finished is kept in the results, so that a
-stopped call goes on. The published weights must be on this machine (`ray-sassl weights fetch magenta`); its codes are computed at 96 px, which is
-ten times quicker than at 256 px. `--experiment best.yaml` adds the stylizer and the strengths that a search has found; `--cell NAME` leaves out
-the others.
+Runs are tasks of one thread each on their own Ray, as many at a time as there are CPUs; finished runs are kept in the results, so that a
+second call continues after an interruption. The published weights must be on this machine (`ray-sassl weights fetch magenta`); their codes
+are computed at 96 px, which is ten times faster than at 256 px. `--experiment best.yaml` adds the stylizer and the strengths that a search
+has found; `--cell NAME` leaves out the others.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""How fast stylizers are: computing codes, stylizing, and the whole SASSL block, against a plain port of the networks and against their convolutions.
+"""How fast stylizers are: style codes, stylizing and the whole SASSL block, against a plain port of the networks and their convolutions.
 
     python -m benchmarks.stylize [--rounds 3] [--device cpu] [--size-px 224] [--batch-size 64] [--out FILE] [--resume]
 
-One thread; random images. *Block* is all that SASSL does to uint8 crops at the paper's p = 0.8: of a batch of 64, 51 are stylized, and the codes
-of these and of the images whose style they take are computed. *Plain* is a direct port: eager PyTorch in NCHW, float32, one image at a time.
-*Floor* is the networks' convolutions alone, in channels_last through oneDNN, called back to back on inputs that are there already, in the shapes
-in which the networks call them; the closed-form stylizer `color_statistics` has none. Forms take turns; figures are medians. Goals, at the largest
-batch: a block takes at most 1.15 times its floor, and at 224 px it is at least 1.5 times as fast as the plain port.
+One thread; random images. *Block* is everything that SASSL does to uint8 crops at the paper's p = 0.8: of a batch of 64, 51 are stylized,
+and the codes of these and of the images whose style they take are computed. *Plain* is a direct port: eager PyTorch in NCHW, float32, one
+image at a time. *Floor* is only the convolutions of the networks, in channels_last through oneDNN, called one after the other on existing
+inputs, in the shapes in which the networks call them; the closed-form stylizer `color_statistics` has none. The forms take turns; values
+are medians. Goals, at the largest batch: a block takes at most 1.15 times its floor, and at 224 px it is at least 1.5 times as fast as the
+plain port.
 
-With `--device cuda`: bfloat16, batches of 256 images of 224 px, images per second, and the share of what the card can do at most, going by a
-large matrix product and a large copy that are timed beside it.
+With `--device cuda`: bfloat16, batches of 256 images of 224 px, images per second, and the share of the card's limit, which is estimated
+from the times of a large matrix product and a large copy.
 
 The published weights must be on this machine (`ray-sassl weights fetch magenta`).
 """
@@ -169,15 +170,15 @@ def measure(name: str, size_px: int, batch: int, rounds: int) -> dict[str, float
                     cpu[form].append((time.process_time() - cpu_began) / count)
                     wall[form].append((time.perf_counter() - began) / count)
     seconds = {form: statistics.median(values) for form, values in cpu.items()}
-    figures = {f"{form}_per_cpu_s": 1 / value for form, value in seconds.items()}
-    figures |= {f"{form}_per_s": 1 / statistics.median(wall[form]) for form in ("embed", "render", "block")}
+    rates = {f"{form}_per_cpu_s": 1 / value for form, value in seconds.items()}
+    rates |= {f"{form}_per_s": 1 / statistics.median(wall[form]) for form in ("embed", "render", "block")}
     if name != "color_statistics":
         for against in ("floor", "plain"):
             whole = (embedded * seconds[f"{against}_embed"] + stylized * seconds[f"{against}_render"]) / batch
-            figures[f"{against}_block_per_cpu_s"] = 1 / whole
-        figures["block_over_floor"] = figures["floor_block_per_cpu_s"] / figures["block_per_cpu_s"]
-        figures["block_over_plain"] = figures["block_per_cpu_s"] / figures["plain_block_per_cpu_s"]
-    return figures
+            rates[f"{against}_block_per_cpu_s"] = 1 / whole
+        rates["block_over_floor"] = rates["floor_block_per_cpu_s"] / rates["block_per_cpu_s"]
+        rates["block_over_plain"] = rates["block_per_cpu_s"] / rates["plain_block_per_cpu_s"]
+    return rates
 
 
 def measure_card(name: str, device: torch.device, batch: int, size_px: int, rounds: int) -> dict[str, float]:
@@ -231,8 +232,10 @@ def seconds_on(device: torch.device, rounds: int, call: Callable[[], object]) ->
 
 
 def build(name: str, device: torch.device = CPU, precision: str = "float32") -> Stylizer:
-    configs = {"swift": Swift, "magenta": Magenta}
-    return configs[name](precision=precision).build(device) if name in configs else ColorStatistics().build(device)  # pyright: ignore[reportArgumentType]
+    if name == "color_statistics":
+        return ColorStatistics().build(device)
+    config = {"swift": Swift, "magenta": Magenta}[name]
+    return config.model_validate({"precision": precision}).build(device)
 
 
 def networks_of(name: str) -> Networks:

@@ -1,12 +1,14 @@
-"""How near the small stylizer `swift` comes to the published one that it was distilled from, on images it has never seen, and how fast it is.
+"""How close the small stylizer `swift` is to the published one that it was distilled from, on images it has never seen, and how fast it is.
 
-Every held-out content in every held-out style, at alpha = 1. The styles are those of `HELD_OUT_STYLES`; the contents are the first 60 rows of the
-ImageNet sample's last shard (96 and 224 px) and of CIFAR-10's test shard (32 px); none of these files was trained on. For scale, the published
-stylizer with its codes computed at 96 px instead of 256 px is measured in the same way. Speed is that of the whole SASSL block, every image
-embedded and four fifths of them rendered, on one thread. Goals: a mean absolute difference of at most 0.06, the style's mean color reached to
-within 0.08, SSIM to the content at most 0.05 below the teacher's; 4 times the published pair's speed at 32 px, 1.5 times at 96 px.
+Every held-out content is stylized in every held-out style, at alpha = 1. The styles are those of `HELD_OUT_STYLES`; the contents are the
+first 60 rows of the ImageNet sample's last shard (96 and 224 px) and of CIFAR-10's test shard (32 px); none of these files was trained on.
+For scale, the published stylizer with codes computed at 96 px instead of 256 px is measured in the same way. Speed is that of the whole
+SASSL block, with every image embedded and four fifths of them rendered, on one thread. Goals: a mean absolute difference of at most 0.06,
+the style's mean color to within 0.08, SSIM to the content at most 0.05 below the teacher's; 4 times the published pair's speed at 32 px,
+1.5 times at 96 px.
 
-    python -m benchmarks.swift_fidelity [--data ../shared/data] [--out benchmarks/results/swift_fidelity.json] [--picture docs/images/swift.jpg]
+    python -m benchmarks.swift_fidelity [--data ../shared/data] [--out benchmarks/results/swift_fidelity.json] \
+        [--picture docs/images/swift.jpg]
 
 The published weights must be on this machine (`ray-sassl weights fetch magenta`).
 """
@@ -83,7 +85,7 @@ MAX_PIXELS = 1 << 26
 
 
 class TeachersCodes(Stylizer):
-    """Paints with the student, with the codes of the teacher; the two share a code space."""
+    """Stylizes with the student and the codes of the teacher; the two share a code space."""
 
     def __init__(self, student: Stylizer, teacher: Stylizer) -> None:
         self.bundle_id, self.code_size, self.min_px = student.bundle_id, student.code_size, student.min_px
@@ -120,7 +122,7 @@ def main(
     details = {
         "held_out_styles": HELD_OUT_STYLES,
         "held_out_contents": {str(size_px): f"{shard}, rows 0 to {contents - 1}" for size_px, shard in HELD_OUT_CONTENTS.items()},
-        "fidelity": {size_px: {name: asdict(figures) for name, figures in rows.items()} for size_px, rows in found.items()},
+        "fidelity": {size_px: {name: asdict(result) for name, result in rows.items()} for size_px, rows in found.items()},
         "block_images_per_cpu_s": rates,
     }
     console.print(f"written to {write_results('swift_fidelity', goals_of(found, rates), details, out)}")
@@ -134,11 +136,11 @@ def goals_of(found: dict[str, dict[str, Fidelity]], rates: dict[str, dict[str, f
     """Each of the fidelity's goals at every size, and the speed's."""
     goals: list[Goal] = []
     for size_px, rows in found.items():
-        figures = rows["swift"]
+        result = rows["swift"]
         goals += [
-            Goal(f"mean absolute difference to the teacher's pictures, {size_px} px", figures.difference, "at most", 0.06),
-            Goal(f"distance to the style's mean color, {size_px} px", figures.color, "at most", 0.08),
-            Goal(f"SSIM to the content below the teacher's, {size_px} px", figures.teacher_ssim - figures.ssim, "at most", 0.05),
+            Goal(f"mean absolute difference to the teacher's pictures, {size_px} px", result.difference, "at most", 0.06),
+            Goal(f"distance to the style's mean color, {size_px} px", result.color, "at most", 0.08),
+            Goal(f"SSIM to the content below the teacher's, {size_px} px", result.teacher_ssim - result.ssim, "at most", 0.05),
         ]
     for size_px, factor in (("32", 4.0), ("96", 1.5)):
         ratio = rates[size_px]["swift"] / rates[size_px]["magenta"]
@@ -193,8 +195,8 @@ def grid(teacher: Stylizer, student: Stylizer, contents: Tensor, styles: Tensor)
 def fidelity_table(size_px: int, rows: dict[str, Fidelity]) -> Table:
     headings = ("difference", "color", "teacher's color", "SSIM to content", "teacher's SSIM")
     table = Table("stylizer", *headings, title=f"alpha = 1, {size_px} px")
-    for name, figures in rows.items():
-        table.add_row(name, *(f"{value:.4f}" for value in asdict(figures).values()))
+    for name, result in rows.items():
+        table.add_row(name, *(f"{value:.4f}" for value in asdict(result).values()))
     return table
 
 

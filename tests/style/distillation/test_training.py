@@ -79,6 +79,6 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert rates[-1] == pytest.approx(0)
 
 
-def test_sizes_that_cannot_be_painted_are_refused():
+def test_sizes_that_cannot_be_stylized_are_refused():
     with pytest.raises(ValueError, match="multiples of 4 from 32 to 96"):
         DistillConfig(sizes_px=(32, 50))

@@ -59,7 +59,7 @@ def test_a_batch_equals_its_images_one_by_one(golden):
 
 @pytest.mark.usefixtures("_weights")
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 46), (35, 101)])
-def test_any_size_from_32_px_is_painted(golden, height, width):
+def test_any_size_from_32_px_is_stylized(golden, height, width):
     stylizer = Config(style_px=64).build(CPU)
     images = _pixels(golden["content_images"][:1, :height, :width])
     assert stylizer.render(images, stylizer.embed(images)).shape == images.shape

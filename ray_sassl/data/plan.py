@@ -89,6 +89,13 @@ class Plan:
         return [Block(window.epoch, number, ids[start:end]) for number, (start, end) in enumerate(zip(starts, ends, strict=True))]
 
 
+def portions(index: Index, num_rows: int) -> list[list[int]]:
+    """The row groups that are not empty, in order, in lists of about `num_rows` rows."""
+    groups = np.flatnonzero(index.group_rows > 0)
+    number = (np.cumsum(index.group_rows[groups]) - 1) // num_rows
+    return [portion.tolist() for portion in np.split(groups, np.flatnonzero(np.diff(number)) + 1) if len(portion)]
+
+
 def _cut_points(cumulative: np.ndarray, at_least: int) -> Sequence[int]:
     """Where to end each piece so that it holds at least so much; a last piece of under half of that joins the one before it.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TypeVar
+from functools import cached_property, partial
 
 import numpy as np
 
 from ray_sassl.data import Rows
+from ray_sassl.data.ahead import ahead
 from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Plan
 from ray_sassl.data.quarantine import BadRow
@@ -32,11 +31,11 @@ _TRAINING_CROP = ViewConfig(interpolation="bilinear")
 
 @dataclass(frozen=True)
 class CropPortion:
-    """Train images that stand next to each other in the order of an epoch, to be worked on in one place.
+    """Train images that follow each other in the order of an epoch, to be worked on in one place.
 
     Attributes:
         epoch: Counted from 0.
-        groups: The row groups that hold them, to be read; None where all rows are kept.
+        groups: The row groups to read, which hold them; None if all rows are kept in memory.
         sample_id: (n,) int64.
     """
 
@@ -46,10 +45,10 @@ class CropPortion:
 
 
 class TrainingCrops:
-    """What a classifier is trained on: crops at random, mirrored half of the time, of some rows, epoch by epoch in an order of its own.
+    """Random crops, mirrored half of the time, of some rows, for training a classifier; each epoch has an order of its own.
 
-    Where the encoded rows take less than 2 GiB they are read once by each process that makes crops, and shuffled all together; more are read anew in
-    every epoch, and shuffled in windows of `shuffle_window` rows. An image's crop follows from the seed, its id and the epoch alone.
+    If the encoded rows take less than 2 GiB, each process that makes crops reads them once and all are shuffled together. Otherwise they are read again
+    in every epoch and shuffled in windows of `shuffle_window` rows. An image's crop depends only on the seed, its id and the epoch.
 
     Args:
         sample_id: (N,) int64, the rows.
@@ -80,7 +79,8 @@ class TrainingCrops:
     def pieces(self, portions: Iterable[CropPortion], num_threads: int, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Crops (n, size_px, size_px, 3) uint8 and labels (n,), a few at a time and in order; rows that cannot be decoded are left out."""
         with ThreadPoolExecutor(num_threads) as pool:
-            for piece, bad in _ahead(pool, self._piece, self._rows(portions), 2 * num_threads):
+            for future in ahead(partial(pool.submit, self._piece), self._rows(portions), 2 * num_threads):
+                piece, bad = future.result()
                 if bad:
                     on_bad(bad)
                 yield piece
@@ -110,7 +110,7 @@ def training_crops(
 
 
 def labeled_batches(pieces: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Arrays (n, ...) and labels (n,) put together into batches of `batch_size`; what is left over is a smaller one."""
+    """Arrays (n, ...) and labels (n,) put together into batches of `batch_size`; the last one may be smaller."""
     held: list[tuple[np.ndarray, np.ndarray]] = []
     for piece in pieces:
         held.append(piece)
@@ -138,19 +138,3 @@ class _KeptRows:
 
     def take(self, sample_id: np.ndarray) -> Rows:
         return self._rows.at(self._place[sample_id])
-
-
-_Item = TypeVar("_Item")
-
-_Result = TypeVar("_Result")
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], num: int) -> Iterator[_Result]:
-    """The results in the items' order; the pool works on up to `num` items ahead of the one that is asked for."""
-    waiting: deque[Future[_Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > num:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

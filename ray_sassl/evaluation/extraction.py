@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from ray_sassl.data.index import Index
+from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import ImageChange, LabeledFeatures
 from ray_sassl.evaluation.crops import CropPortion, TrainingCrops
 from ray_sassl.evaluation.features import features_of
-from ray_sassl.evaluation.images import EvaluationBatch, evaluation_images, portions
+from ray_sassl.evaluation.images import EvaluationBatch, evaluation_images
 from ray_sassl.pipeline import OnBad
 from ray_sassl.plugins import UsageError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ray_sassl.data import NO_LABEL, DataConfig, Rows
+from ray_sassl.data.ahead import ahead
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
@@ -69,37 +69,24 @@ def evaluation_images(
     return _evaluation_batches([labeled], index.config.max_pixels, size_px, on_bad, batch_size, num_threads)
 
 
-def portions(index: Index, num_rows: int) -> list[list[int]]:
-    """The row groups that are not empty, in order, in lists of about `num_rows` rows."""
-    groups = np.flatnonzero(index.group_rows > 0)
-    number = (np.cumsum(index.group_rows[groups]) - 1) // num_rows
-    return [portion.tolist() for portion in np.split(groups, np.flatnonzero(np.diff(number)) + 1) if len(portion)]
-
-
 def _evaluation_batches(
     parts: Iterable[Rows | None], max_pixels: int, size_px: int, on_bad: OnBad, batch_size: int, num_threads: int
 ) -> Iterator[EvaluationBatch]:
-    """The parts' images in batches; while one batch is looked at, the threads decode the next."""
+    """The images of the parts in batches; while the caller works on one batch, the threads decode the next."""
+    batches = ((rows, rows.sample_id[at : at + batch_size]) for rows in parts if rows is not None for at in range(0, len(rows), batch_size))
     with ThreadPoolExecutor(num_threads) as pool:
-        waiting: deque[list[Future[tuple[EvaluationBatch, list[BadRow]]]]] = deque()
 
-        def finished() -> EvaluationBatch:
-            done = [future.result() for future in waiting.popleft()]
+        def start(batch: tuple[Rows, np.ndarray]) -> list[Future[tuple[EvaluationBatch, list[BadRow]]]]:
+            rows, sample_id = batch
+            pieces = [ids for ids in np.array_split(sample_id, num_threads) if len(ids)]
+            return [pool.submit(_evaluation_piece, rows.take(ids), max_pixels, size_px) for ids in pieces]
+
+        for started in ahead(start, batches, _BATCHES_AHEAD):
+            done = [future.result() for future in started]
             if bad := [row for _, rows in done for row in rows]:
                 on_bad(bad)
-            pieces = [piece for piece, _ in done]
-            columns = ([getattr(piece, name) for piece in pieces] for name in ("images", "labels", "sample_id"))
-            return EvaluationBatch(*(np.concatenate(column) if len(column) > 1 else column[0] for column in columns))
-
-        for rows in parts:
-            for start in range(0, len(rows) if rows else 0, batch_size):
-                assert rows is not None
-                pieces = [ids for ids in np.array_split(rows.sample_id[start : start + batch_size], num_threads) if len(ids)]
-                waiting.append([pool.submit(_evaluation_piece, rows.take(ids), max_pixels, size_px) for ids in pieces])
-                if len(waiting) > _BATCHES_AHEAD:
-                    yield finished()
-        while waiting:
-            yield finished()
+            columns = ([getattr(piece, name) for piece, _ in done] for name in ("images", "labels", "sample_id"))
+            yield EvaluationBatch(*(np.concatenate(column) if len(column) > 1 else column[0] for column in columns))
 
 
 def _evaluation_piece(rows: Rows, max_pixels: int, size_px: int) -> tuple[EvaluationBatch, list[BadRow]]:

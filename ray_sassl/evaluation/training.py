@@ -31,6 +31,7 @@ from ray_sassl.evaluation.splits import held_out
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.divergence import DivergedError
+from ray_sassl.train.optim import decay_groups
 
 log = logging.getLogger(__name__)
 
@@ -205,9 +206,7 @@ def _optimizer(network: Classifier, learning_rate: float, config: TrainingConfig
     groups = []
     for part, factor in ((network.encoder, 1.0), (network.head, config.head_factor)):
         trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
-        for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
-            chosen = [parameter for parameter in trainable if (parameter.ndim > 1) is is_matrix]
-            groups.append({"params": chosen, "lr": learning_rate * factor, "weight_decay": decay})
+        groups += [group | {"lr": learning_rate * factor} for group in decay_groups(trainable, config.weight_decay)]
     return torch.optim.SGD(groups, learning_rate, config.sgd_momentum, nesterov=config.sgd_momentum > 0)
 
 

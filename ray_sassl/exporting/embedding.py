@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 import torch
 
 from ray_sassl.data import NO_LABEL, Rows
+from ray_sassl.data.ahead import ahead
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
+from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import all_labels, read_groups
 from ray_sassl.exporting.encoder import Encoder, EncoderFacts
@@ -83,9 +85,8 @@ class EmbeddingPlan:
 
 
 def parts_of(index: Index, part_rows: int) -> list[list[int]]:
-    """The row groups of each part: consecutive ones of about `part_rows` rows in all."""
-    number = (np.cumsum(index.group_rows) - 1) // part_rows
-    return [groups.tolist() for groups in np.split(np.arange(index.num_groups), np.flatnonzero(np.diff(number)) + 1)]
+    """The row groups of each part: consecutive ones of about `part_rows` rows in all; one part without any if there are no rows."""
+    return portions(index, part_rows) or [[]]
 
 
 class Embedder:
@@ -143,15 +144,12 @@ class Embedder:
 
         with ThreadPoolExecutor(self.num_threads) as pool:
 
-            def start(first: int) -> list[Future[list[np.ndarray | BadRow]]]:
+            def start(first: int) -> tuple[int, list[Future[list[np.ndarray | BadRow]]]]:
                 ids = rows.sample_id[first : first + BATCH_ROWS]
-                return [pool.submit(decoded, part) for part in np.array_split(ids, min(self.num_threads, len(ids)))]
+                return first, [pool.submit(decoded, part) for part in np.array_split(ids, min(self.num_threads, len(ids)))]
 
-            ahead = start(0) if len(rows) else []
-            for first in range(0, len(rows), BATCH_ROWS):
-                now = ahead
-                ahead = start(first + BATCH_ROWS) if first + BATCH_ROWS < len(rows) else []
-                images = [image for future in now for image in future.result()]
+            for first, started in ahead(start, range(0, len(rows), BATCH_ROWS), 1):
+                images = [image for future in started for image in future.result()]
                 places = [place for place, image in enumerate(images) if not isinstance(image, BadRow)]
                 pixels = np.stack([image for image in images if not isinstance(image, BadRow)]) if places else None
                 yield first, pixels, places, [image for image in images if isinstance(image, BadRow)]

@@ -23,6 +23,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def gather_objects(mine: Any) -> list[Any]:
+    """An object of each worker, such as a list of strings, in the order of their ranks; every worker must call it."""
+    if world_size() == 1:
+        return [mine]
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
+
+
 @torch.no_grad()
 def all_gather(x: Tensor) -> Tensor:
     """(B, ...) of each of W workers -> (W * B, ...) in the order of their ranks, equal on all of them; detached."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -9,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class Context(Protocol):
@@ -60,6 +63,16 @@ class LocalContext:
 
     def _has_reported(self, step: int | None) -> bool:
         return step is not None and bool(self.reports) and self.reports[-1]["step"] >= step
+
+
+def data_parallel(module: nn.Module, context: Context) -> nn.Module:
+    """The module, wrapped if several processes train it together; buffers are each process's own, or the module's layers synchronize them."""
+    if context.world_size == 1:
+        return module
+    device_ids = [context.device] if context.device.type == "cuda" else None
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # by torch 2.15
+    own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **own_buffers)
 
 
 def on_any_rank(flags: Sequence[bool], context: Context) -> list[bool]:

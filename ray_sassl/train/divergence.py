@@ -7,13 +7,12 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ray_sassl.files import storage
+from ray_sassl.nn.gather import gather_objects
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.checkpoint_folder import whole_checkpoints
 from ray_sassl.train.context import Context
@@ -75,14 +74,14 @@ class DivergenceWatch:
         self._recent = deque(list(self._recent)[-1:])
         return False
 
-    def bad_step(self, context: Context) -> BadStep:
+    def bad_step(self) -> BadStep:
         """The first bad step over all ranks, with its whole global batch; every rank must call it. Without one it is the last step."""
         mine = (int(self._first) if int(self._first) >= 0 else None, float(self._loss))
-        known = [first for first in _gathered(mine, context) if first[0] is not None]
+        known = [first for first in gather_objects(mine) if first[0] is not None]
         step, loss = min(known, key=lambda first: first[0]) if known else (self._recent[-1][0], math.nan)
         parts = next((parts for number, parts in self._recent if number == step), [])
         rows = [(int(e), int(i)) for part in parts for e, i in zip(part["epoch"], part["sample_id"], strict=True)]
-        everyone = [row for rank in _gathered(rows, context) for row in rank]
+        everyone = [row for rank in gather_objects(rows) for row in rank]
         return BadStep(step, str(loss), [epoch for epoch, _ in everyone], [sample for _, sample in everyone])
 
 
@@ -104,11 +103,3 @@ def end_diverged(bad: BadStep, run_dir: str, context: Context, lr: float, what: 
         f"{' and '.join(map(str, sorted(set(bad.epochs))))}. "
         f"{f'The last good checkpoint is {last}' if last else 'No checkpoint was written before it'}. {_ADVICE}"
     )
-
-
-def _gathered(value: Any, context: Context) -> list[Any]:
-    if context.world_size == 1:
-        return [value]
-    everyone: list[Any] = [None] * context.world_size
-    dist.all_gather_object(everyone, value)
-    return everyone

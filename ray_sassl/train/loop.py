@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import logging
 import math
 import time
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.methods import Method
@@ -25,7 +23,7 @@ from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import FrozenConfig, UsageError
 from ray_sassl.train.checkpoint import Checkpoint
-from ray_sassl.train.context import Context, mean_over_ranks, on_any_rank
+from ray_sassl.train.context import Context, data_parallel, mean_over_ranks, on_any_rank
 from ray_sassl.train.divergence import DivergenceWatch, end_diverged
 from ray_sassl.train.metrics import MetricsLog
 from ray_sassl.train.optim import OptimConfig, build_optimizer
@@ -212,7 +210,7 @@ def train(job: Job) -> Outcome:
             diverged, failed, stopped, leaving = on_any_rank(signals, context)
             if diverged:
                 saver.finish()
-                raise end_diverged(watch.bad_step(context), job.run_dir, context, lr)
+                raise end_diverged(watch.bad_step(), job.run_dir, context, lr)
             if failed:
                 saver.finish()
             if stopped:
@@ -245,13 +243,7 @@ def _place(job: Job) -> tuple[Method, nn.Module]:
     if config.compile:
         method.backbone.compile()
     method.train()
-    if context.world_size == 1:
-        return method, method
-    device_ids = [context.device] if context.device.type == "cuda" else None
-    # Buffers are each worker's own, or synchronized by the method; torch 2.15 has renamed the option.
-    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return method, DistributedDataParallel(method, device_ids=device_ids, gradient_as_bucket_view=True, **own_buffers)
+    return method, data_parallel(method, context)
 
 
 def _take(batches: Iterator[Arrays], count: int, meter: _Meter) -> list[Arrays] | None:

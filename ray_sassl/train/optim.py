@@ -47,13 +47,14 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     constant = {id(parameter) for parameter in module.constant_lr_parameters()} if isinstance(module, Method) else set()
-    groups = _by_decay([p for p in trainable if id(p) not in constant], weight_decay)
+    groups = decay_groups([p for p in trainable if id(p) not in constant], weight_decay)
     if constant:
-        groups += [group | {"constant_lr": True} for group in _by_decay([p for p in trainable if id(p) in constant], weight_decay)]
+        groups += [group | {"constant_lr": True} for group in decay_groups([p for p in trainable if id(p) in constant], weight_decay)]
     return groups
 
 
-def _by_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict]:
+def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict]:
+    """Two groups: parameters with more than one axis, which are decayed, and the others (biases, scales and shifts), which are not."""
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.nn.gather import gather_objects
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.checkpoint import Checkpoint, write_checkpoint
 from ray_sassl.train.checkpoint_folder import checkpoint_path, whole_checkpoints
@@ -161,11 +162,9 @@ class RunSaver:
         began = time.perf_counter()
         if not torch.isfinite(nn.utils.get_total_norm([parameter.detach() for parameter in self.method.parameters()])):
             self.finish()
-            raise end_diverged(watch.bad_step(self.context), self.run_dir, self.context, lr, "the weights are not finite")
+            raise end_diverged(watch.bad_step(), self.run_dir, self.context, lr, "the weights are not finite")
         if self.context.world_size > 1:
-            everyone: list[Any] = [None] * self.context.world_size
-            dist.all_gather_object(everyone, self.seen.encode())
-            self.seen.merge(SeenIds.decode(content) for content in everyone)
+            self.seen.merge(SeenIds.decode(content) for content in gather_objects(self.seen.encode()))
         error = None
         if self.context.rank == 0:
             state = {"optimizer": self.optimizer.state_dict(), **self.extra_state}

@@ -63,5 +63,5 @@ def test_a_device_that_is_not_waited_for_is_asked_at_the_next_look_and_the_first
         watch.note(step, [torch.tensor(loss)], [rows])
         assert not watch.has_seen_one(look=False)
     assert watch.has_seen_one(look=True)
-    bad = watch.bad_step(LocalContext())
+    bad = watch.bad_step()
     assert (bad.step, bad.loss, bad.sample_ids) == (2, "inf", [20, 21])

@@ -16,6 +16,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ray_sassl.backbones.resnet_cifar import CifarResNet
 from ray_sassl.evaluation.detection import DetectConfig
+from ray_sassl.evaluation.features import evaluation_mode
 from ray_sassl.nn.sync_batchnorm import convert
 from ray_sassl.plugins import UsageError
 
@@ -83,9 +84,7 @@ def stages_of(encoder: nn.Module) -> list[nn.Sequential]:
 
 @torch.no_grad()
 def _check_stages(encoder: nn.Module, stages: list[nn.Sequential]) -> None:
-    modes = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    try:
+    with evaluation_mode(encoder):
         x = torch.linspace(-1, 1, 3 * _PROBE_PX**2, device=_device_of(encoder)).sin().view(1, 3, _PROBE_PX, _PROBE_PX)
         features, maps = encoder(x), x
         for stage in stages:
@@ -94,9 +93,6 @@ def _check_stages(encoder: nn.Module, stages: list[nn.Sequential]) -> None:
             raise UsageError(
                 f"detection cannot cut this {type(encoder).__name__} into stages: its features are not the means of its last maps"
             )
-    finally:
-        for module, is_training in modes.items():
-            module.training = is_training
 
 
 @torch.no_grad()

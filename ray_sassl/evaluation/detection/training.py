@@ -1,33 +1,31 @@
-"""Training a detector and looking at the test set with it, as one of the processes that share the work.
+"""Training and testing a detector, as one of the processes that share the work.
 
-Which images a step sees, how they are mirrored and which regions are sampled follow from (seed, step, rank), so a run repeats, and one that was
-stopped goes on from its checkpoint as if it had not been. Damaged images are left out and counted: in a step the next one of the epoch takes the
-place of such an image, and a test is of those that can be decoded.
+Which images a step sees, how they are mirrored and which regions are sampled depends only on (seed, step, rank), so a run can be repeated, and one
+that was stopped continues from its checkpoint with the same result. Damaged images are left out and counted: the next image of the epoch takes the
+place of a damaged train image, and a test uses the images that can be decoded.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import itertools
 import json
 import logging
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from ray_sassl.data import DataConfig
+from ray_sassl.data.ahead import ahead
 from ray_sassl.data.decode import DecodeError, decode
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.evaluation import Split
@@ -37,8 +35,11 @@ from ray_sassl.evaluation.detection.network import build_detector
 from ray_sassl.evaluation.detection.voc import DetectionSet
 from ray_sassl.evaluation.store import encoder_digest
 from ray_sassl.files import storage
+from ray_sassl.nn.gather import gather_objects
 from ray_sassl.plugins import UsageError
-from ray_sassl.train.context import Context
+from ray_sassl.train.context import Context, data_parallel
+from ray_sassl.train.divergence import DivergedError
+from ray_sassl.train.optim import decay_groups
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ _MAX_PIXELS = DataConfig.model_fields["max_pixels"].default
 _LOG_EVERY = 20
 _TEST_BATCH = 2
 _AHEAD = 3
+_THREADS = 2
 LOSSES = {
     "loss_objectness": "objectness",
     "loss_rpn_box_reg": "proposals",
@@ -57,13 +59,13 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class DetectionJob:
-    """What is trained on what.
+    """A detector to train and test.
 
     Attributes:
         encoder: With the weights to start from; it is changed.
         pixel_mean: By channel, of intensities in [0, 1].
         pixel_std: By channel, of intensities in [0, 1].
-        checkpoint: Path or URI of the file to go on from; all processes must reach it.
+        checkpoint: Path or URI of the file to continue from; all processes must reach it.
     """
 
     encoder: nn.Module
@@ -76,7 +78,7 @@ class DetectionJob:
 
     @property
     def key(self) -> str:
-        """sha256 of all that the result follows from."""
+        """sha256 of everything that the result depends on."""
         facts = [self.config.model_dump(mode="json", exclude={"checkpoint_every", "max_bad_fraction"}), self.pixel_mean, self.pixel_std]
         text = json.dumps([encoder_digest(self.encoder), self.train.fingerprint, self.test.fingerprint, *facts])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -87,7 +89,7 @@ class History:
     """What was logged.
 
     Attributes:
-        losses: Means since the entry before, with the `step`.
+        losses: Means since the previous entry, with the `step`.
         measured: `step`, AP, AP50 and AP75 on the test set.
     """
 
@@ -97,12 +99,12 @@ class History:
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """What was found after the training, and what was logged on the way.
+    """The detections after the training, and what was logged during it.
 
     Attributes:
         tested: The test images that could be decoded.
-        detections: What was found in each of them.
-        bad: The images of each split that could not, of those that any process has met; a row's number is its place in the split.
+        detections: In each of them.
+        bad: The images of each split that some process could not decode; a row's number is its place in the split.
     """
 
     tested: DetectionSet
@@ -112,7 +114,7 @@ class DetectionResult:
 
 
 class _Images:
-    """Both splits as one process reads them, with its count of damaged images.
+    """The images of both splits, and a count of the damaged ones that this process has met.
 
     Raises:
         TooManyBadRowsError: more of a split's images are damaged than the config allows.
@@ -125,7 +127,7 @@ class _Images:
         }
 
     def pixels(self, split: Split, row: int) -> Tensor | None:
-        """(3, H, W) uint8, or None where the image cannot be decoded."""
+        """(3, H, W) uint8, or None if the image cannot be decoded."""
         path = self._sets[split].paths[row]
         try:
             return torch.from_numpy(np.array(decode(storage.read_bytes(path), _MAX_PIXELS))).permute(2, 0, 1)
@@ -138,23 +140,14 @@ class _Images:
         return {"train": self._quarantine["train"].rows, "test": self._quarantine["test"].rows}
 
     def add(self, bad: dict[Split, list[BadRow]]) -> None:
-        """Take in what others have met."""
+        """Add images that other processes could not decode."""
         for split, rows in bad.items():
             self._quarantine[split].add(rows)
 
-    def share(self, context: Context) -> None:
-        """Every process gets to know what each has met; all must call it."""
-        for part in _gathered(self.bad, context):
+    def share(self) -> None:
+        """Every process learns which images the others could not decode; all must call it."""
+        for part in gather_objects(self.bad):
             self.add(part)
-
-
-def _gathered(mine: Any, context: Context) -> list[Any]:
-    """What each process has, by rank; all must call it."""
-    if context.world_size == 1:
-        return [mine]
-    parts: list[Any] = [None] * context.world_size
-    dist.all_gather_object(parts, mine)
-    return parts
 
 
 def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
@@ -166,15 +159,16 @@ def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
     check_installed()
     config = job.config
     if config.batch_size % context.world_size:
-        raise UsageError(f"batches of {config.batch_size} images cannot be shared evenly by {context.world_size} workers")
+        raise UsageError(f"batches of {config.batch_size} images cannot be divided evenly among {context.world_size} workers")
     key = job.key
     with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         detector = build_detector(job.encoder, config, len(job.train.class_names), job.pixel_mean, job.pixel_std).to(context.device)
-        optimizer = _optimizer(detector, config)
+        trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(decay_groups(trained, config.weight_decay), _learning_rate(0, config), config.momentum)
         images = _Images(job)
         step, history = _resumed(job, key, detector, optimizer, images)
-        wrapped = _wrapped(detector, context)
+        wrapped = data_parallel(detector, context)
         if step == 0 and config.evaluate_every:
             _measure(job, detector, context, 0, history, images)
         sums: dict[str, Tensor] = {}
@@ -195,19 +189,10 @@ def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
             if config.evaluate_every and step % config.evaluate_every == 0 and not is_last:
                 _measure(job, detector, context, step, history, images)
             if is_saved:
-                images.share(context)
+                images.share()
                 _save(job, key, detector, optimizer, step, history, images, context)
         tested, detections = _measure(job, detector, context, config.steps, history, images)
         return DetectionResult(tested, detections, history, images.bad)
-
-
-def _optimizer(detector: nn.Module, config: DetectConfig) -> torch.optim.SGD:
-    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, _learning_rate(0, config), config.momentum)
 
 
 def _learning_rate(step: int, config: DetectConfig) -> float:
@@ -215,16 +200,6 @@ def _learning_rate(step: int, config: DetectConfig) -> float:
     rate = config.learning_rate * config.batch_size / REFERENCE_BATCH
     rate *= 0.1 ** sum(step >= share * config.steps for share in config.decay_at)
     return rate * min(1.0, (step + 1) / (config.warmup_steps + 1))
-
-
-def _wrapped(detector: FasterRCNN, context: Context) -> nn.Module:
-    if context.world_size == 1:
-        return detector
-    device_ids = [context.device] if context.device.type == "cuda" else None
-    # The statistics are synchronized by the layers themselves; torch 2.15 has renamed the option.
-    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(detector, device_ids=device_ids, **own_buffers)
 
 
 def _train_step(
@@ -254,7 +229,9 @@ def _train_step(
 
 def _check_finite(entry: dict[str, float], step: int, config: DetectConfig) -> None:
     if not all(math.isfinite(value) for value in entry.values()):
-        raise UsageError(f"the detector has diverged by step {step:,} (loss {entry['loss']}); lower learning_rate={config.learning_rate:g}")
+        raise DivergedError(
+            f"the detector has diverged by step {step:,} (loss {entry['loss']}); lower learning_rate={config.learning_rate:g}"
+        )
 
 
 def _training_batches(
@@ -263,13 +240,10 @@ def _training_batches(
     """This process's images and targets of each step from `first` on, decoded ahead by threads."""
     config, share = job.config, job.config.batch_size // context.world_size
     places = ((step, context.rank * share + place) for step in range(first, config.steps) for place in range(share))
-    samples = _ahead(places, lambda at: _training_sample(job, at[0], at[1], images), threads=2, ahead=_AHEAD * share)
-    batch: list[tuple[Tensor, dict[str, Tensor]]] = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == share:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        samples = ahead(lambda at: pool.submit(_training_sample, job, *at, images), places, _AHEAD * share)
+        while batch := [future.result() for future in itertools.islice(samples, share)]:
             yield [image for image, _ in batch], [target for _, target in batch]
-            batch = []
 
 
 def _training_sample(job: DetectionJob, step: int, place: int, images: _Images) -> tuple[Tensor, dict[str, Tensor]]:
@@ -300,31 +274,17 @@ def mirrored(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return image.flip(2), torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
 
 
-def _ahead(items: Iterable[Any], work: Any, threads: int, ahead: int) -> Iterator[Any]:
-    """The results in order, worked out ahead."""
-    waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def _measure(
     job: DetectionJob, detector: FasterRCNN, context: Context, step: int, history: History, images: _Images
 ) -> tuple[DetectionSet, list[Detections]]:
-    """The test images that can be decoded, and what all processes find in them; AP goes into the history.
+    """The test images that can be decoded, and the detections of all processes in them; AP goes into the history.
 
     Raises:
         UsageError: none of them can, or too many cannot.
     """
     mine = range(context.rank, len(job.test), context.world_size)
-    found = {
-        row: one for part in _gathered(detect_images(detector, images, mine, job.config, context), context) for row, one in part.items()
-    }
-    images.share(context)
+    found = {row: one for part in gather_objects(detect_images(detector, images, mine, job.config, context)) for row, one in part.items()}
+    images.share()
     if not found:
         raise UsageError(f"none of the {len(job.test):,} test images can be decoded")
     rows = sorted(found)
@@ -340,27 +300,31 @@ def _measure(
 def detect_images(
     detector: FasterRCNN, images: _Images, rows: Sequence[int], config: DetectConfig, context: Context
 ) -> dict[int, Detections]:
-    """What the detector finds in these test images, by their places, without those that cannot be decoded.
-
-    Its mode and the size of its images are as before afterward.
-    """
-    detector.eval()
-    resize: Any = detector.transform
-    train_px, resize.min_size = resize.min_size, (config.test_px,)
+    """What the detector finds in these test images, by their places, without those that cannot be decoded."""
     found: dict[int, Detections] = {}
-    try:
-        pixels = _ahead(rows, lambda row: (row, images.pixels("test", row)), threads=2, ahead=_AHEAD * _TEST_BATCH)
-        readable = ((row, image) for row, image in pixels if image is not None)
+    with ThreadPoolExecutor(_THREADS) as pool, _test_mode(detector, config):
+        pixels = ahead(lambda row: (row, pool.submit(images.pixels, "test", row)), rows, _AHEAD * _TEST_BATCH)
+        readable = ((row, image) for row, started in pixels if (image := started.result()) is not None)
         while batch := list(itertools.islice(readable, _TEST_BATCH)):
             outputs = detector([image.to(context.device).float().div_(255) for _, image in batch])
             for (row, _), output in zip(batch, outputs, strict=True):
                 boxes, labels, scores = (output[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
                 found[row] = Detections(boxes, labels - 1, scores)
             context.report({"tested": float(len(batch))})
+    return found
+
+
+@contextmanager
+def _test_mode(detector: FasterRCNN, config: DetectConfig) -> Iterator[None]:
+    """Within the block the detector is in evaluation mode and takes images of the test size."""
+    detector.eval()
+    resize: Any = detector.transform
+    train_px, resize.min_size = resize.min_size, (config.test_px,)
+    try:
+        yield
     finally:
         resize.min_size = train_px
         detector.train()
-    return found
 
 
 def _save(
@@ -382,12 +346,12 @@ def _save(
 
 
 def _resumed(job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.optim.Optimizer, images: _Images) -> tuple[int, History]:
-    """The step to go on from with the state of its checkpoint, or 0 where there is none of this very job."""
+    """The step to continue from, with the state of its checkpoint, or 0 if there is no checkpoint of this job."""
     if not storage.exists(job.checkpoint):
         return 0, History()
     state = torch.load(io.BytesIO(storage.read_bytes(job.checkpoint)), map_location="cpu", weights_only=True)
     if state["key"] != key:
-        log.warning("%s is of another detection job (other settings, data or weights); starting anew.", job.checkpoint)
+        log.warning("%s belongs to another detection job (other settings, data or weights); starting again.", job.checkpoint)
         return 0, History()
     detector.load_state_dict(state["detector"])
     optimizer.load_state_dict(state["optimizer"])

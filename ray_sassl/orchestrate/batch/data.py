@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import ray
 import ray.exceptions
 
@@ -18,6 +17,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import Conversion, ShardFormat, check_target, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
+from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files import storage
@@ -71,7 +71,7 @@ def check(config: DataConfig, *, show_progress: bool = True) -> CheckResult:
     quarantine.add(index.problems)
     held = ray.put(index)
     with progress_bar("decoding", index.num_rows, is_shown=show_progress) as advance:
-        for groups, bad in _run(_check_task, held, list(_portions(index))):
+        for groups, bad in _run(_check_task, held, portions(index, _CHECK_ROWS)):
             quarantine.add(bad)
             advance(int(index.group_rows[groups].sum()))
     return CheckResult(index.num_rows, quarantine.rows)
@@ -124,13 +124,6 @@ def _check_task(index: Index, groups: Sequence[int]) -> list[BadRow]:
 def _convert_task(held: tuple[Index, Conversion, str], shard: int) -> list[BadRow]:
     index, conversion, target = held
     return convert_shard(index, conversion, target, shard)
-
-
-def _portions(index: Index) -> Iterator[list[int]]:
-    """Consecutive row groups of about `_CHECK_ROWS` rows."""
-    number = (np.cumsum(index.group_rows) - 1) // _CHECK_ROWS
-    for portion in np.split(np.arange(index.num_groups), np.flatnonzero(np.diff(number)) + 1):
-        yield portion.tolist()
 
 
 def _run(task: Any, held: ray.ObjectRef, items: Sequence[_Item]) -> Iterator[tuple[_Item, list[BadRow]]]:

@@ -81,7 +81,7 @@ def test_a_run_repeats_and_one_that_was_stopped_goes_on_as_if_it_had_not_been(da
 def test_another_jobs_checkpoint_is_not_used(data, tmp_path, caplog):
     run_detection(small_job(data, tmp_path / "checkpoint.pt", steps=2), LocalContext())
     other = run_detection(small_job(data, tmp_path / "checkpoint.pt", steps=2, seed=1), LocalContext())
-    assert "is of another detection job" in caplog.text
+    assert "belongs to another detection job" in caplog.text
     assert len(other.history.losses) == 1
 
 
@@ -172,7 +172,7 @@ def test_a_split_without_a_single_image_that_can_be_decoded_is_refused(damaged, 
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
-    with pytest.raises(UsageError, match="cannot be shared evenly by 3 workers"):
+    with pytest.raises(UsageError, match="cannot be divided evenly among 3 workers"):
         run_detection(small_job(data, tmp_path / "checkpoint.pt"), LocalContext(world_size=3))
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ray_sassl.api.cluster import check_cluster, plan_cluster
     from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets
     from ray_sassl.api.encoders import embed, export, load_encoder
+    from ray_sassl.api.evaluation import compare, detect, evaluate
     from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, submit_job, wait_for_job
     from ray_sassl.api.pages import report
     from ray_sassl.api.pretraining import draw_views, list_experiments, load_config, pretrain, run_demo
@@ -25,6 +26,7 @@ _MODULES = {
     "cluster": ("check_cluster", "plan_cluster"),
     "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets"),
     "encoders": ("embed", "export", "load_encoder"),
+    "evaluation": ("compare", "detect", "evaluate"),
     "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "submit_job", "wait_for_job"),
     "pages": ("report",),
     "pretraining": ("draw_views", "list_experiments", "load_config", "pretrain", "run_demo"),
@@ -40,11 +42,14 @@ __all__ = [
     "build_style_bank",
     "check_cluster",
     "check_data",
+    "compare",
     "compare_studies",
     "convert_data",
+    "detect",
     "distill_stylizer",
     "draw_views",
     "embed",
+    "evaluate",
     "export",
     "fetch_dataset",
     "fetch_weights",

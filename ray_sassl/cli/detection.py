@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 
+import ray_sassl
 from ray_sassl.cli.event_log import event_log
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.evaluation.detection import DetectConfig
-from ray_sassl.orchestrate.batch.evaluate import detect as detect_for_run
 
 
 def detect(
@@ -32,7 +32,7 @@ def detect(
         workers: How many; 0: this process. Not given: one per GPU of a cluster or of this machine if it has several; else 0.
     """
     settings = apply_overrides(DetectConfig(), overrides)
-    result = detect_for_run(
+    result = ray_sassl.detect(
         run,
         data,
         settings,

@@ -5,16 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
+import ray_sassl
 from ray_sassl.cli.event_log import event_log
 from ray_sassl.cli.protocol_words import ALL, DETECT, parse_protocols, split_detection, with_all_named
 from ray_sassl.cli.tables import scores_table
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.evaluation.detection import DetectConfig
-from ray_sassl.evaluation.run import without_scores
 from ray_sassl.experiments import data_root
-from ray_sassl.orchestrate.batch.evaluate import evaluate as evaluate_run
-from ray_sassl.orchestrate.batch.evaluate import voc_folder
-from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.plugins import UsageError
 
 
@@ -40,6 +37,9 @@ def evaluate(
         keep_features: Whether to keep features beside the run, and to use those that are there.
         actors: How many, if a pool of actors is to do the work.
     """
+    from ray_sassl.orchestrate.batch.evaluate import voc_folder
+    from ray_sassl.orchestrate.runtime.progress import progress_bar
+
     wants_all = ALL in words
     words, boxes, settings = split_detection(words)
     if wants_all:
@@ -49,7 +49,7 @@ def evaluate(
         raise UsageError(f"{DETECT}.{settings[0]} has no effect: {no_boxes}, and detect.data=FOLDER is not given")
     protocols, changes = parse_protocols(with_all_named(words))
     detection = apply_overrides(DetectConfig(), settings)
-    result = evaluate_run(
+    result = ray_sassl.evaluate(
         run,
         protocols,
         overrides=changes,
@@ -77,17 +77,3 @@ def evaluate(
     if result.num_bad:
         console.print(f"[yellow]{result.num_bad:,} images could not be decoded and were left out[/]")
     return 1 if result.failures else 0
-
-
-def evaluate_missing(console: Console, run: str, words: list[str]) -> list[str]:
-    """Evaluate the run by those of the protocols that it has no scores of with the settings that the words give; returns the names of all.
-
-    Args:
-        words: As for `evaluate`, without detection.
-    """
-    protocols, changes = parse_protocols(with_all_named(words))
-    if missing := without_scores(protocols, run):
-        console.print(f"Evaluating {run} by {', '.join(sorted(protocol.name for protocol in missing))}", soft_wrap=True, highlight=False)
-        watch = event_log(console, DetectConfig())
-        evaluate_run(run, missing, overrides=changes, skip_absent=ALL in words, progress=progress_bar, watch=watch)
-    return [protocol.name for protocol in protocols]

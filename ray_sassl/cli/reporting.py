@@ -46,18 +46,25 @@ def compare(
     Scores with paired intervals over test images and seeds, and whether a difference is more than noise; curves, views and figures side by side.
     Runs that differ only in their seed are one group.
     """
-    from ray_sassl.cli.evaluation import evaluate_missing
+    from ray_sassl.cli.event_log import event_log
+    from ray_sassl.cli.protocol_words import ALL, parse_protocols, with_all_named
+    from ray_sassl.evaluation.detection import DetectConfig
+    from ray_sassl.orchestrate.runtime.progress import progress_bar
     from ray_sassl.runs.pages.comparing import as_markdown
-    from ray_sassl.runs.pages.comparing import compare as compare_runs
-    from ray_sassl.runs.pages.comparison_page import write_comparison
-    from ray_sassl.runs.record import read_run
 
     console = Console()
     words = [word for given in on or [] for part in shlex.split(given) for word in ([part] if "=" in part else part.split(",")) if word]
-    protocols = None
-    for path in dict.fromkeys(runs) if words else []:
-        protocols = evaluate_missing(console, path, words)
-    comparison = compare_runs([read_run(path) for path in runs], protocols)
-    console.print(as_markdown(comparison), soft_wrap=True, highlight=False, markup=False)
-    for path in write_comparison(comparison, out):
+    protocols, changes = parse_protocols(with_all_named(words)) if words else ([], [])
+    result = ray_sassl.compare(
+        runs,
+        out,
+        protocols=protocols,
+        overrides=changes,
+        skip_absent=ALL in words,
+        progress=progress_bar,
+        watch=event_log(console, DetectConfig()),
+        announce=lambda run, names: console.print(f"Evaluating {run} by {', '.join(names)}", soft_wrap=True, highlight=False),
+    )
+    console.print(as_markdown(result.comparison), soft_wrap=True, highlight=False, markup=False)
+    for path in result.paths:
         console.print(f"Written: {path}", soft_wrap=True, highlight=False)

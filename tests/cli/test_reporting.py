@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ray_sassl.cli import app, evaluation
+from ray_sassl.api import evaluation as api
+from ray_sassl.cli import app
+from ray_sassl.cli.protocol_words import parse_protocols
 from ray_sassl.evaluation import Evaluation, Subject, images
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.knn import WeightedKNN
@@ -136,13 +138,14 @@ def test_compare_refuses_different_test_sets(make_run: MakeRun, tmp_path: Path):
         _run("compare", first, second)
 
 
-def test_changes_that_belong_to_no_missing_protocol_are_left_out(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
+def test_changes_that_belong_to_no_missing_protocol_are_left_out(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     given: list[tuple] = []
-    monkeypatch.setattr(evaluation, "evaluate_run", lambda run, protocols, *, overrides, **options: given.append((protocols, overrides)))
-    run_dir = make_run()
-    names = evaluation.evaluate_missing(evaluation.Console(), run_dir, ["knn", "linear", "linear.l2=grid", "train.epochs=3"])
-    assert names == ["knn", "linear"]
-    assert given == [([Knn(), Linear(l2="grid")], ["train.epochs=3"])]
+    monkeypatch.setattr(api, "evaluate", lambda run, protocols, *, overrides, **options: given.append((protocols, overrides)))
+    monkeypatch.setattr(api, "compare_records", lambda records, names: given.append(names))
+    monkeypatch.setattr(api, "write_comparison", lambda comparison, out: [])
+    protocols, changes = parse_protocols(["knn", "linear", "linear.l2=grid", "train.epochs=3"])
+    api.compare([make_run()], str(tmp_path), protocols=protocols, overrides=changes)
+    assert given == [([Knn(), Linear(l2="grid")], ["train.epochs=3"]), ["knn", "linear"]]
 
 
 def test_kept_images_are_those_that_were_decoded(make_run: MakeRun):

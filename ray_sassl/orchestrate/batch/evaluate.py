@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation import run as evaluation_run
@@ -37,6 +36,7 @@ from ray_sassl.experiments import data_root
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute
 from ray_sassl.plugins import plugin_names
+from ray_sassl.runs.configs import Overrides, load_config
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
 from ray_sassl.train.context import LocalContext
@@ -69,12 +69,12 @@ Watch = Callable[[DetectionEvent], None]
 
 
 def evaluate(
-    run: str,
+    run: str | os.PathLike[str],
     protocols: Sequence[str | ProtocolConfig] | Literal["all"],
     *,
     train: str | DataConfig | None = None,
     test: str | DataConfig | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = None,
     baselines: bool = False,
     skip_absent: bool = False,
     detect_on: str | None = None,
@@ -95,7 +95,7 @@ def evaluate(
         protocols: Names, or configs for other settings than the defaults; "all" is every protocol whose images are there, and detection.
         train: Labeled images to fit on; not given: those of the run's config.
         test: Labeled images to measure on; likewise.
-        overrides: `path=value` changes to the run's config.
+        overrides: Changes to the run's config, such as `{"evaluate.size_px": 64}`.
         baselines: Whether to evaluate the untrained encoder and raw pixels too.
         skip_absent: Whether a protocol without images is skipped instead of being an error.
         detect_on: A data set in VOC's form to detect on as well; for "all", `VOCdevkit` in the data folder if not given.
@@ -112,11 +112,12 @@ def evaluate(
     Raises:
         UsageError: there is no checkpoint, a protocol or its images are not there, or the only protocol fails with one.
     """
+    run = os.fspath(run)
     checkpoint = find_checkpoint(run)
     config, backbone = load_backbone(checkpoint)
     changes = {name: DataConfig(path=data) if isinstance(data, str) else data for name, data in (("train", train), ("test", test)) if data}
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
-    config = apply_overrides(config, overrides)
+    config = load_config(config, overrides)
     skip_absent = skip_absent or protocols == "all"
     configs, skipped = protocol_configs(plugin_names(PROTOCOLS) if protocols == "all" else protocols), {}
     if skip_absent:
@@ -167,7 +168,7 @@ def voc_folder() -> str | None:
 
 
 def detect(
-    run: str,
+    run: str | os.PathLike[str],
     data: str,
     settings: DetectConfig | None = None,
     *,
@@ -201,7 +202,7 @@ def detect(
 
     check_installed()
     settings = settings or DetectConfig()
-    checkpoint = find_checkpoint(run)
+    checkpoint = find_checkpoint(os.fspath(run))
     config, backbone = load_backbone(checkpoint)
     out = absolute(out or results_folder(checkpoint.path, checkpoint.step))
     storage.check_can_write(out, is_folder=True)

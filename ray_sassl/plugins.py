@@ -10,6 +10,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Annotated, Any
@@ -29,6 +30,27 @@ class FrozenConfig(BaseModel):
     """A config model: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a config field is for, where it does not simply shape the weights: `log_every: Annotated[int, OPERATIONAL] = 20`.
+
+    Attributes:
+        shapes_weights: Runs with another value are not seeds of the same recipe.
+        resume_may_change: A resumed run may have another value.
+    """
+
+    shapes_weights: bool = True
+    resume_may_change: bool = False
+
+
+OPERATIONAL = Role(shapes_weights=False, resume_may_change=True)
+"""Where and how a run is carried out or watched, not what it computes."""
+EXTENDABLE = Role(resume_may_change=True)
+"""Shapes the weights, and a resumed run may change it, as when it trains for longer."""
+SEED = Role(shapes_weights=False)
+"""Seeds of one recipe differ in it; a run keeps it."""
 
 
 class PluginConfig(FrozenConfig):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods import MethodConfig
-from ray_sassl.plugins import FrozenConfig, load_plugin, plugin_field, plugin_names
+from ray_sassl.plugins import OPERATIONAL, SEED, FrozenConfig, load_plugin, plugin_field, plugin_names
 from ray_sassl.style.augment import SasslConfig
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.train.loop import TrainConfig
@@ -109,8 +109,8 @@ class ScalingConfig(FrozenConfig):
 class ExperimentConfig(FrozenConfig):
     """One run, whole: two runs of equal configs on equal data are the same run."""
 
-    name: str
-    seed: int = Field(default=0, ge=0)
+    name: Annotated[str, OPERATIONAL]
+    seed: Annotated[int, SEED] = Field(default=0, ge=0)
     data: DataConfig
     views: ViewsConfig
     stylize: plugin_field(_STYLIZERS, StylizerConfig) = "identity"  # type: ignore[valid-type]
@@ -120,10 +120,10 @@ class ExperimentConfig(FrozenConfig):
     method: plugin_field(_METHODS, MethodConfig)  # type: ignore[valid-type]
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    stream: StreamConfig = StreamConfig()
-    scaling: ScalingConfig = ScalingConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    evaluate: Annotated[EvaluateConfig, OPERATIONAL] = EvaluateConfig()
+    stream: Annotated[StreamConfig, OPERATIONAL] = StreamConfig()
+    scaling: Annotated[ScalingConfig, OPERATIONAL] = ScalingConfig()
+    tracking: Annotated[TrackingConfig, OPERATIONAL] = TrackingConfig()
 
     @model_validator(mode="after")
     def _small_views_are_of_use(self) -> Self:

@@ -19,7 +19,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.files.storage import Entry
-from ray_sassl.plugins import FrozenConfig
+from ray_sassl.plugins import OPERATIONAL, FrozenConfig
 
 if TYPE_CHECKING:
     from ray_sassl.data.index import Index
@@ -59,10 +59,9 @@ class DataConfig(FrozenConfig):
     """Rows of a block: the unit of work that passes from stage to stage, and the rows among which in-batch style partners are drawn."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """A larger image is refused before it is decoded. The default is about Pillow's own limit for warnings (89 million), 300 MB of RGB."""
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_bad_fraction: Annotated[float, OPERATIONAL] = Field(default=0.01, ge=0, le=1)
     """A run stops where more than this share of the data set's rows cannot be read or decoded."""
-
-    cache_gb: float = Field(default=0, ge=0)
+    cache_gb: Annotated[float, OPERATIONAL] = Field(default=0, ge=0)
     """Of images in an object store, each node keeps up to so many GB (10^9 bytes) as they are, encoded, in its cache folder (`RAY_SASSL_CACHE`), so that
     later epochs and the other trials of a search read them from its own disk. What has no room is read from the store each time."""
 

@@ -10,13 +10,14 @@ import json
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from ray_sassl.config.files import from_yaml, to_yaml
+from ray_sassl.config.roles import changeable_paths, differing_paths, fixed_part
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.reading import cached_index
@@ -79,6 +80,9 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
                 f"{len(changed):,} files of the data set have changed since the run began, so its epochs cannot be continued exactly:\n"
                 f"{named}\nRestore them, or start a new run."
             )
+        if index.config != config.data:  # workers read the index with its config
+            index = replace(index, config=config.data)
+            index.save(index_path)
         _check_checkpoints(run_dir)
     else:
         index = cached_index(config.data, index_path)
@@ -103,30 +107,12 @@ def has_begun(run_dir: str) -> bool:
     return there and (storage.exists(storage.join(run_dir, METRICS)) or bool(list_checkpoints(run_dir)))
 
 
-RESUME_MAY_CHANGE = ("scaling", "stream", "tracking", "evaluate", "name")
-"""Parts of the config that say where and how a run is carried out, not what it computes; and lengths and periods of `train` below."""
-_TRAIN_MAY_CHANGE = ("epochs", "accumulate", "compile", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every")
-
-
 def _check_same_run(new: ExperimentConfig, old: ExperimentConfig) -> None:
-    def essence(config: ExperimentConfig) -> dict:
-        tree = config.model_dump(mode="json", exclude=set(RESUME_MAY_CHANGE))
-        tree["train"] = {name: value for name, value in tree["train"].items() if name not in _TRAIN_MAY_CHANGE}
-        return tree
-
-    before, after = essence(old), essence(new)
-    differing = [f"{part}{name}" for part in before for name in _differing(before[part], after[part])]
-    if differing:
+    before, after = (fixed_part(config.model_dump(mode="json")) for config in (old, new))
+    if differing := differing_paths(before, after):
         raise RunDirectoryError(
-            f"the run to resume has another {', '.join(differing)}; a resumed run may change only {', '.join(RESUME_MAY_CHANGE)} and "
-            f"train.{{{', '.join(_TRAIN_MAY_CHANGE)}}}"
+            f"the run to resume has another {', '.join(differing)}; a resumed run may change only {', '.join(changeable_paths())}"
         )
-
-
-def _differing(before: object, after: object) -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        return sorted(f".{name}" for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return [] if before == after else [""]
 
 
 def environment() -> dict[str, object]:

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from ray_sassl.config.roles import shaping_part
 from ray_sassl.evaluation.results import ProtocolScores, read_scores
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json, read_json_lines
@@ -55,11 +56,7 @@ class RunRecord:
     @property
     def recipe(self) -> str:
         """A digest of all that shapes the weights but the seed: runs that share it are seeds of one recipe."""
-        parts = {
-            name: value for name, value in self.config.items() if name not in ("name", "seed", "evaluate", "stream", "scaling", "tracking")
-        }
-        train = {name: value for name, value in parts.get("train", {}).items() if not name.endswith(("_every", "checkpoints", "compile"))}
-        return hashlib.sha256(json.dumps({**parts, "train": train}, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(shaping_part(self.config), sort_keys=True).encode()).hexdigest()
 
 
 def read_run(path: str) -> RunRecord:

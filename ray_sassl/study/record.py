@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import explain
+from ray_sassl.config.roles import differing_paths
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.files.safe_yaml import load_document
@@ -178,7 +179,7 @@ def open_study(study: StudyConfig, study_dir: str, *, resume: bool) -> list[Tria
         raise StudyDirectoryError(f"{study_dir} holds no study to resume (no {STUDY}); leave out --resume to start one there")
     if resume:
         before, after = (s.model_dump(mode="json", exclude=set(RESUME_MAY_CHANGE)) for s in (read_study(study_dir), study))
-        if differing := _differing(before, after):
+        if differing := differing_paths(before, after):
             raise StudyDirectoryError(
                 f"the study to resume has another {', '.join(differing)}; a resumed study may change only {', '.join(RESUME_MAY_CHANGE)}"
             )
@@ -270,10 +271,3 @@ def _of_one_type(values: list[Any]) -> list[Any]:
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]
     return [None if value is None else str(value) for value in values]
-
-
-def _differing(before: Any, after: Any, path: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        names = sorted(before.keys() | after.keys())
-        return [found for name in names for found in _differing(before.get(name), after.get(name), f"{path}.{name}" if path else name)]
-    return [] if before == after else [path]

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.methods import Method
 from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.nn.normalize import normalize
-from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig, UsageError
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import Context, data_parallel, mean_over_ranks, on_any_rank
 from ray_sassl.train.divergence import DivergenceWatch, end_diverged
@@ -37,24 +37,24 @@ log = logging.getLogger(__name__)
 class TrainConfig(FrozenConfig):
     """Length, batch, precision and periods of a run. Periods are in steps; 0 means once an epoch."""
 
-    epochs: float = Field(default=100.0, gt=0)
+    epochs: Annotated[float, EXTENDABLE] = Field(default=100.0, gt=0)
     """Passes over the data; a fraction is allowed."""
     global_batch: int = Field(default=256, gt=0)
     """Images of one optimizer update, over all workers and accumulated parts."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: Annotated[int, EXTENDABLE] = Field(default=1, ge=1)
     """Parts that a worker's share of the batch is cut into. Each part has its own negatives and batch statistics."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is autocast: weights, losses and the optimizer stay in float32."""
     channels_last: bool = True
-    compile: bool = False
+    compile: Annotated[bool, OPERATIONAL] = False
     """torch.compile on the backbone."""
     clip_norm: float = Field(default=0.0, ge=0)
     """Gradients are scaled down to this global l2 norm; 0 leaves them as they are."""
-    log_every: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=0, ge=0)
-    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every: Annotated[int, OPERATIONAL] = Field(default=20, ge=1)
+    checkpoint_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
+    keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
     """Newest checkpoints that stay; two, so that a damaged one has a predecessor."""
-    evaluate_every: int = Field(default=0, ge=0)
+    evaluate_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
     """Period of the scores during the run (`evaluate.online`), where the data to evaluate on is given."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in [0, 1]; ImageNet's, as in the torchvision reference."""

@@ -112,7 +112,7 @@ def test_what_is_not_there_is_not_resumed(config, run_dir):
         ("seed=1", "seed"),
         ("optim.base_lr=0.7", "optim.base_lr"),
         ("train.global_batch=32", "train.global_batch"),
-        ("views.left.hue=0.2", "views.left"),
+        ("views.left.hue=0.2", "views.left.hue"),
         ("data.block_rows=30", "data.block_rows"),
         ("stylize=color_statistics", "stylize.name"),
     ],
@@ -128,9 +128,13 @@ def test_what_does_not_change_the_arithmetic_may_change_at_a_resume(config, run_
     prepare_run_dir(config, run_dir, resume=False)
     changed = apply_overrides(
         config,
-        ["scaling.num_workers=4", "train.epochs=9", "train.accumulate=2", "train.log_every=5", "stream.layout=pool", "evaluate.test=null"],
+        [
+            *("scaling.num_workers=4", "train.epochs=9", "train.accumulate=2", "train.log_every=5", "stream.layout=pool"),
+            *("evaluate.test=null", "data.cache_gb=2", "data.max_bad_fraction=0.5"),
+        ],
     )
-    prepare_run_dir(changed, run_dir, resume=True)
+    assert prepare_run_dir(changed, run_dir, resume=True).config.cache_gb == 2
+    assert view_source(changed, run_dir).index.config.cache_gb == 2
     assert "epochs: 9.0" in (Path(run_dir) / CONFIG).read_text()
 
 

@@ -88,7 +88,7 @@ class StreamSpec:
         pool: Arguments of `ActorPoolStrategy`.
         actor_num_cpus, actor_num_gpus: What each member of the pool takes.
         actor_group: The group of nodes that the pool is on, or None.
-        config_json: The whole config, for the stages that stylize.
+        config_yaml: The whole config, for the stages that stylize.
         run: The run's name, for its metrics.
     """
 
@@ -100,12 +100,14 @@ class StreamSpec:
     actor_num_cpus: float
     actor_num_gpus: float
     actor_group: str | None
-    config_json: str
+    config_yaml: str
     run: str
 
 
 def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
     """The spec of the config's stream."""
+    from ray_sassl.config.files import to_yaml
+
     pool = config.stream.pool
     sizes = {"min_size": pool.min, "max_size": pool.max, "initial_size": pool.initial or pool.min}
     return StreamSpec(
@@ -117,7 +119,7 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
         actor_num_cpus=pool.num_cpus,
         actor_num_gpus=pool.num_gpus,
         actor_group=pool.node_group,
-        config_json=config.model_dump_json(),
+        config_yaml=to_yaml(config),
         run=storage.name_of(storage.parent(source.index_path)),
     )
 
@@ -169,13 +171,13 @@ def make_stream(
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)
         case "fused":
-            return plan.map_batches(cast(Any, FusedStage(reading, spec.config_json, keeper)), batch_size=None, num_cpus=spec.num_cpus)
+            return plan.map_batches(cast(Any, FusedStage(reading, spec.config_yaml, keeper)), batch_size=None, num_cpus=spec.num_cpus)
         case "pool":
             group = in_group(spec.actor_group)
             crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
             return crops.map_batches(
                 cast(Any, style_actor or StyleActor),
-                fn_constructor_args=(spec.source, spec.config_json, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run),
+                fn_constructor_args=(spec.source, spec.config_yaml, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run),
                 batch_size=1 if spec.actor_num_gpus else None,  # a block is one row, and Ray wants a number where there are GPUs
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
@@ -256,11 +258,11 @@ def block_bytes(source: ViewSource) -> int:
 class FusedStage:
     """All stages in one task, with the stylizer in the task's process."""
 
-    def __init__(self, reading: ReadStage, config_json: str, keeper: ActorHandle | None) -> None:
-        self.reading, self.config_json, self.keeper = reading, config_json, keeper
+    def __init__(self, reading: ReadStage, config_yaml: str, keeper: ActorHandle | None) -> None:
+        self.reading, self.config_yaml, self.keeper = reading, config_yaml, keeper
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
-        stylize_block = _stylize(self.config_json, "cpu", 1, self.keeper)
+        stylize_block = _stylize(self.config_yaml, "cpu", 1, self.keeper)
         for block in self.reading.blocks(batch):
             yield finish_block(self.reading.source, block, stylize_block)
             count_images(self.reading.run, "stylize", int(block.keep.sum()))
@@ -270,11 +272,11 @@ class StyleActor:
     """One member of the pool: the stylizer with its weights, then the color operations."""
 
     def __init__(
-        self, source: ViewSource, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None, run: str
+        self, source: ViewSource, config_yaml: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None, run: str
     ) -> None:
         self._source, self._run = source, run
         self._device_type = device_type(num_gpus)
-        self._stylize = _stylize(config_json, self._device_type, int(num_cpus), keeper)
+        self._stylize = _stylize(config_yaml, self._device_type, int(num_cpus), keeper)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):
@@ -284,11 +286,11 @@ class StyleActor:
 
 
 @lru_cache(maxsize=1)
-def _stylize(config_json: str, device_type: str, num_threads: int, keeper: ActorHandle | None) -> StylizeBlock | None:
+def _stylize(config_yaml: str, device_type: str, num_threads: int, keeper: ActorHandle | None) -> StylizeBlock | None:
     """The config's style augmentation, built once a process."""
-    from ray_sassl.config.schema import ExperimentConfig
+    from ray_sassl.config.files import from_yaml
     from ray_sassl.runs.process import build_stylize_block
 
-    config = ExperimentConfig.model_validate_json(config_json)
+    config = from_yaml(config_yaml)
     receive_weights(config.stylize, keeper)
     return build_stylize_block(config, device_type, num_threads)

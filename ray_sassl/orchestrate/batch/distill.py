@@ -20,6 +20,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch import nn
 
+from ray_sassl.config.files import model_from_yaml, to_yaml
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
@@ -102,8 +103,8 @@ def distill(
     _open_work_dir(work_dir, config, indexes, excluded, workers.count, None if first is None else first[1]["code_space"])
     control = start_control(sum(index.num_rows for kind in indexes for index in kind), 1.0, storage.join(work_dir, "quarantine.jsonl"))
     spec = {
-        "config": config.model_dump_json(),
-        "teacher": teacher.model_dump_json(),
+        "config": to_yaml(config),
+        "teacher": to_yaml(teacher),
         "keeper": keeper,
         "contents": indexes[0],
         "styles": indexes[1],
@@ -158,7 +159,7 @@ def _worker(spec: dict[str, Any]) -> None:
     rank, world_size = where.get_world_rank(), where.get_world_size()
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
-    config = DistillConfig.model_validate_json(spec["config"])
+    config = model_from_yaml(DistillConfig, spec["config"])
     reason = None
     crops = None
     teacher = _teacher(spec, device)
@@ -191,7 +192,7 @@ def _worker(spec: dict[str, Any]) -> None:
 
 
 def _teacher(spec: dict[str, Any], device: torch.device) -> Teacher:
-    config = TeacherConfig.model_validate_json(spec["teacher"])
+    config = model_from_yaml(TeacherConfig, spec["teacher"])
     receive_weights(config, spec["keeper"])
     predictor, transformer = (
         network.eval().requires_grad_(False).to(device)

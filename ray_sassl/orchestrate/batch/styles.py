@@ -18,6 +18,7 @@ import torch
 from ray.actor import ActorHandle
 from rich.console import Console
 
+from ray_sassl.config.files import model_from_yaml, to_yaml
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.convert import (
     MANIFEST,
@@ -78,8 +79,8 @@ class StylizeResult(ConvertResult):
 class StyleWorker:
     """One actor with the stylizer."""
 
-    def __init__(self, config_json: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
-        config = StyleJobConfig.model_validate_json(config_json)
+    def __init__(self, config_yaml: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None) -> None:
+        config = model_from_yaml(StyleJobConfig, config_yaml)
         receive_weights(config.stylize, keeper)
         self._dataset_stylizer = DatasetStylizer.build(config, torch.device(device_type(num_gpus)), max(1, int(num_cpus)))
 
@@ -244,7 +245,7 @@ def _is_of_copies(name: str) -> bool:
 @contextmanager
 def _style_workers(config: StyleJobConfig, pool: ActorPoolConfig, num_items: int, show_progress: bool) -> Iterator[list[ActorHandle]]:
     """The actors, at least one of them ready for work, so that rates do not include the time of starting."""
-    args = (config.model_dump_json(), pool.num_cpus, pool.num_gpus, keep_weights(config.stylize))
+    args = (to_yaml(config), pool.num_cpus, pool.num_gpus, keep_weights(config.stylize))
     if show_progress:
         count = max(1, min(num_wanted(pool), num_items))
         share = f"{pool.num_cpus:g} CPU" + (f" and {pool.num_gpus:g} GPU" if pool.num_gpus else "")

@@ -26,6 +26,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.reading import cached_index
 from ray_sassl.evaluation.online import ONLINE_SCORES
@@ -156,7 +157,7 @@ def search(
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(state.concurrent)
         control = start_control()
         keepers = {config.name: keeper for config in stylizers if (keeper := keep_weights(config)) is not None}
-        spec = TrialSpec(study, study_dir, index.num_rows, control, run, keepers)
+        spec = TrialSpec(to_yaml(study), study_dir, index.num_rows, control, run, keepers)
         with tempfile.TemporaryDirectory(prefix="ray-sassl-tune-") as folder:
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(PretrainTrial, spec=spec), actor_resources(study.base)),

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import ray
@@ -24,7 +25,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from ray_sassl.config.files import to_yaml
+from ray_sassl.config.files import model_from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.online import ONLINE_SCORES
 from ray_sassl.files import storage
@@ -54,18 +55,24 @@ class TrialSpec:
     """What all trials of a study share.
 
     Attributes:
-        num_rows: Of the data set.
+        study_yaml: The study's config.
+        study_dir: The study's directory.
+        num_rows: Rows of the data set.
         control: The study's `StudyControl`.
         pretrain: Runs one config.
         keepers: By the stylizer's name, what has its weights for nodes without them.
     """
 
-    study: StudyConfig
+    study_yaml: str
     study_dir: str
     num_rows: int
     control: ActorHandle
     pretrain: Pretrain
     keepers: Mapping[str, ActorHandle] = field(default_factory=dict)
+
+    @cached_property
+    def study(self) -> StudyConfig:
+        return model_from_yaml(StudyConfig, self.study_yaml, "the study")
 
     def config(self, point: Point) -> ExperimentConfig:
         """The trial's experiment. A run in the trial's process keeps to the CPUs that were reserved for it; population based training

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.processes import kill_driver
+from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.convert import ShardFormat, convert_shard, open_target, plan_conversion
@@ -44,7 +45,7 @@ class _Here:
     """A worker of this process, to be called as Ray's actors are."""
 
     def __init__(self, config: StyleJobConfig) -> None:
-        self._worker = style_jobs.StyleWorker(config.model_dump_json(), 1, 0, None)
+        self._worker = style_jobs.StyleWorker(to_yaml(config), 1, 0, None)
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(remote=getattr(self._worker, name))

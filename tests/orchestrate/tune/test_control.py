@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import ray
 
+from ray_sassl.config.files import to_yaml
 from ray_sassl.orchestrate.tune.control import start_control
 from ray_sassl.orchestrate.tune.trial import EVALUATION, PretrainTrial, TrialSpec
 from ray_sassl.study.record import trial_dir
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.ray
 
 
 def _actor(study_dir: Path, control: Any, seconds: float) -> Any:
-    spec = TrialSpec(simulated_study(scheduler="pbt"), str(study_dir), 5120, control, SimulatedRun(seconds))
+    spec = TrialSpec(to_yaml(simulated_study(scheduler="pbt")), str(study_dir), 5120, control, SimulatedRun(seconds))
 
     class Trial(PretrainTrial):
         def __init__(self) -> None:

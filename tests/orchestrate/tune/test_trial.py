@@ -163,6 +163,6 @@ def _trial(study_dir: str, pretrain: Any = None, prob: float = 0.7) -> PretrainT
     trial._own = lambda: None  # it is no actor
     trial.setup(
         {"number": 0, "point": {"sassl.prob": prob}},
-        TrialSpec(simulated_study(scheduler="pbt"), study_dir, NUM_ROWS, cast(Any, None), pretrain),
+        TrialSpec(to_yaml(simulated_study(scheduler="pbt")), study_dir, NUM_ROWS, cast(Any, None), pretrain),
     )
     return trial

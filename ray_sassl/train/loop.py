@@ -61,6 +61,11 @@ class TrainConfig(FrozenConfig):
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
+EVALUATION = "evaluation"
+"""The number of an evaluation, in the report of it: from 1, and the same when a resumed run repeats it. Without labeled images there are no
+scores, and it is reported with the first metrics that are logged once the evaluation is due."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What the arithmetic of a run follows from."""
@@ -185,6 +190,7 @@ def train(job: Job) -> Outcome:
     if job.resume is not None:
         saver.go_on_from(job.resume)
     step = saver.saved_step
+    evaluated = _evaluations_until(step, config, progress) + (step == progress.total_steps)
     meter = _Meter(progress, step, context.world_size)
     watch = DivergenceWatch(context.device, every_step=context.device.type == "cpu")
     status, has_left = "finished", False
@@ -202,9 +208,12 @@ def train(job: Job) -> Outcome:
             is_last = step == progress.total_steps
             saves_now = not is_last and _is_due(step, config.checkpoint_every, progress)
             logs_now = step % config.log_every == 0 or is_last or step == 1
+            due = _evaluations_until(step, config, progress) + is_last
             if logs_now:
                 metrics = meter.read(step, output, lr)
                 metrics["loss"] = mean_over_ranks(metrics["loss"], context)
+                if job.evaluate is None and due > evaluated:
+                    metrics[EVALUATION] = evaluated = due
                 _record(job, step, metrics)
             signals = (watch.has_seen_one(logs_now or saves_now), saver.has_failed(), context.stop_requested(), context.is_leaving())
             diverged, failed, stopped, leaving = on_any_rank(signals, context)
@@ -216,13 +225,13 @@ def train(job: Job) -> Outcome:
             if stopped:
                 status = "interrupted"
                 break
-            if not is_last and _is_due(step, config.evaluate_every, progress):
-                _evaluate(job, method, step)
+            if job.evaluate is not None and not is_last and _is_due(step, config.evaluate_every, progress):
+                _evaluate(job, method, step, due, progress)
             if saves_now or (leaving and not has_left):
                 meter.saving_s += saver.save(step, lr, watch)
                 has_left = has_left or leaving
-        if status == "finished":
-            _evaluate(job, method, step)
+        if status == "finished" and (job.evaluate is not None or evaluated <= _evaluations_until(step, config, progress)):
+            _evaluate(job, method, step, _evaluations_until(step, config, progress) + 1, progress)
         if not saver.saved or step > saver.saved_step:
             saver.save(step, optimizer.param_groups[0]["lr"], watch)
         saver.finish()
@@ -353,10 +362,22 @@ def _is_due(step: int, every: int, progress: Progress) -> bool:
     return int(progress.epoch(step)) > int(progress.epoch(step - 1))
 
 
-def _evaluate(job: Job, method: Method, step: int) -> None:
-    """The scores by rank 0, which alone has the means to; the others go on, and meet it at the next step."""
-    if job.evaluate is not None:
-        _record(job, step, job.evaluate(method.backbone))
+def num_evaluations(config: TrainConfig, num_rows: int) -> int:
+    """The number of the last evaluation of a whole run, which is at its end."""
+    progress = Progress(num_rows, config.global_batch, config.epochs)
+    return _evaluations_until(progress.total_steps, config, progress) + 1
+
+
+def _evaluations_until(step: int, config: TrainConfig, progress: Progress) -> int:
+    """How many evaluations are due up to the step, without the one at the end of the run."""
+    step = min(step, progress.total_steps - 1)
+    return step // config.evaluate_every if config.evaluate_every else int(progress.epoch(step))
+
+
+def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progress) -> None:
+    """Compute the scores and record them. Only rank 0 is given `evaluate`; the other ranks go on and wait for it at the next step."""
+    scores = job.evaluate(method.backbone) if job.evaluate is not None else {}
+    _record(job, step, {EVALUATION: number, "epoch": progress.epoch(step), **scores})
 
 
 def _seed_of(*numbers: int) -> int:

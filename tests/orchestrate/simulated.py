@@ -90,7 +90,7 @@ class StylizingRun(SimulatedRun):
 
 def _metrics(config: ExperimentConfig, step: int, score: float) -> dict[str, float]:
     speed = 100.0 / (0.1 + config.sassl.prob)
-    return {"step": step, "epoch": float(step), "loss": 5 - score, "images_per_s": speed, "knn_top1": score}
+    return {"step": step, "epoch": float(step), "loss": 5 - score, "images_per_s": speed, "knn_top1": score, "evaluation": step}
 
 
 def simulated_study(**changes: Any) -> StudyConfig:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ray_sassl.methods import Method
 from ray_sassl.plugins import UsageError, load_plugin
-from ray_sassl.train.checkpoint import latest_checkpoint, read_checkpoint
+from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.divergence import DivergedError
-from ray_sassl.train.loop import Job, TrainConfig, micro_batch, to_device, train
+from ray_sassl.train.loop import Job, TrainConfig, micro_batch, num_evaluations, to_device, train
 from ray_sassl.train.optim import OptimConfig, load_optimizer
 from ray_sassl.types import Arrays, Outcome, StepOutput
 
@@ -52,13 +52,19 @@ def _batches(num_rows: int, batch_size: int, epochs: int = 1) -> Iterator[Arrays
 
 
 def _train(
-    run_dir: Path, optim: OptimConfig = SGD, *, num_rows: int = 12, method: Linear | None = None, **config: Any
+    run_dir: Path,
+    optim: OptimConfig = SGD,
+    *,
+    num_rows: int = 12,
+    method: Linear | None = None,
+    context: LocalContext | None = None,
+    resume: Checkpoint | None = None,
+    **config: Any,
 ) -> tuple[Linear, Outcome]:
     settings = TrainConfig(**{"epochs": 1, "global_batch": 4, "log_every": 1, "pixel_std": (1, 1, 1), **config})
     method = method or Linear()
     batches = _batches(num_rows, settings.global_batch // settings.accumulate, math.ceil(settings.epochs))
-    context = LocalContext()
-    return method, train(Job(method, batches, settings, optim, num_rows, 0, str(run_dir), "", context))
+    return method, train(Job(method, batches, settings, optim, num_rows, 0, str(run_dir), "", context or LocalContext(), resume))
 
 
 @pytest.fixture(scope="module", params=["simclr", "moco", "byol", "swav", "dino"])
@@ -238,8 +244,48 @@ def test_the_encoder_is_scored_at_its_period_and_at_the_end(tmp_path):
     settings = TrainConfig(epochs=2, global_batch=4, log_every=100, evaluate_every=2)
     method = Linear()
     train(Job(method, _batches(12, 4, 2), settings, SGD, 12, 0, str(tmp_path), "", context, evaluate=score))
-    assert [report["step"] for report in context.reports if "knn_top1" in report] == [2, 4, 6]
+    evaluations = [report for report in context.reports if "knn_top1" in report]
+    assert [(report["step"], report["evaluation"], report["epoch"]) for report in evaluations] == [
+        (step, number, pytest.approx(step / 3)) for step, number in ((2, 1), (4, 2), (6, 3))
+    ]
     assert scored == [method.backbone] * 3
+
+
+def _evaluations(reports: list[dict[str, float]]) -> list[tuple[float, float]]:
+    return [(report["step"], report["evaluation"]) for report in reports if "evaluation" in report]
+
+
+def test_without_labeled_images_evaluations_are_numbered_with_what_is_logged(tmp_path):
+    context = LocalContext()
+    _train(tmp_path, context=context, epochs=4, log_every=2, evaluate_every=3)
+    assert [report["step"] for report in context.reports] == [1, 2, 4, 6, 8, 10, 12]
+    assert _evaluations(context.reports) == [(4, 1), (6, 2), (10, 3), (12, 4)]
+    assert all("loss" in report for report in context.reports)
+
+
+def test_a_resumed_run_gives_an_evaluation_the_number_that_it_had(tmp_path):
+    whole, first, second = LocalContext(), LocalContext(stop_at_step=5), LocalContext()
+    _train(tmp_path / "whole", context=whole, epochs=4, log_every=1, evaluate_every=2)
+    _train(tmp_path / "parts", context=first, epochs=4, log_every=1, evaluate_every=2)
+    _train(tmp_path / "parts", context=second, epochs=4, log_every=1, evaluate_every=2, resume=latest_checkpoint(str(tmp_path / "parts")))
+    assert _evaluations(whole.reports) == [(2, 1), (4, 2), (6, 3), (8, 4), (10, 5), (12, 6)]
+    assert _evaluations(first.reports) + _evaluations(second.reports) == _evaluations(whole.reports)
+
+
+def test_a_stream_that_bad_images_made_shorter_ends_with_an_evaluation(tmp_path):
+    context = LocalContext()
+    settings = TrainConfig(epochs=3, global_batch=4, log_every=100)
+    train(Job(Linear(), _batches(12, 4, 2), settings, SGD, 12, 0, str(tmp_path), "", context, evaluate=lambda backbone: {"knn_top1": 0.5}))
+    assert _evaluations(context.reports) == [(3, 1), (6, 2), (6, 3)]
+
+
+def test_evaluations_are_counted_by_epochs_or_by_steps_and_the_last_one_counts():
+    by_epoch = TrainConfig(epochs=2.5, global_batch=100)  # 1,030 rows: epochs end within the steps 11, 21, ...; 25 steps in all
+    by_step = by_epoch.model_copy(update={"evaluate_every": 10})
+    assert num_evaluations(by_epoch, 1030) == num_evaluations(by_step, 1030) == 3
+    assert num_evaluations(by_epoch.model_copy(update={"evaluate_every": 5}), 1030) == 5
+    assert num_evaluations(by_epoch.model_copy(update={"evaluate_every": 1000}), 1030) == 1
+    assert num_evaluations(by_epoch.model_copy(update={"epochs": 10}), 50_000) == 10
 
 
 # The arithmetic

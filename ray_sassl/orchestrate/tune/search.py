@@ -43,17 +43,16 @@ from ray_sassl.orchestrate.tune.resources import actor_resources, num_concurrent
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler, replay, replay_open
 from ray_sassl.orchestrate.tune.trial import (
     ENDED,
-    EVALUATION,
     Pretrain,
     PretrainTrial,
     TrialSpec,
-    num_evaluations,
     point_of,
 )
 from ray_sassl.plugins import UsageError, did_you_mean
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
 from ray_sassl.study.searcher import suggest
 from ray_sassl.style.stylizers import StylizerConfig
+from ray_sassl.train.loop import EVALUATION, num_evaluations
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +141,7 @@ def search(
     index = cached_index(study.base.data, storage.join(study_dir, INDEX))
     state = StudyState(study, study_dir, {record.number: record for record in records})
     state.num_earlier = len(records)
-    state.evaluations = num_evaluations(study.base, index.num_rows)
+    state.evaluations = num_evaluations(study.base.train, index.num_rows)
     scheduler = build_scheduler(study, state.evaluations)
     replay(scheduler, [record for record in records if not record.is_open])
     for name, value in _TUNE_ENVIRONMENT.items():

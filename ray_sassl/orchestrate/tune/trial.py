@@ -10,12 +10,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import math
 import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -27,7 +26,6 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from ray_sassl.config.files import model_from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.evaluation.online import ONLINE_SCORES
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.weights import receive_weights
@@ -35,14 +33,12 @@ from ray_sassl.runs.directory import CONFIG
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
 from ray_sassl.train.checkpoint_folder import MANIFEST, whole_checkpoints
-from ray_sassl.train.loop import Progress
+from ray_sassl.train.loop import EVALUATION, num_evaluations
 from ray_sassl.types import RunResult
 
 _LOOK_EVERY_S = 0.5
 _SAVE_TIMEOUT_S = 120.0
 _KEPT_EXCHANGES = 2
-EVALUATION = "evaluation"
-"""Tune's time: the number of the evaluation."""
 ENDED = "ended"
 """How a trial's run ended by itself: `finished`, or `interrupted` after a stop request to the whole study."""
 
@@ -86,33 +82,12 @@ class TrialSpec:
         return config.model_copy(update={"scaling": scaling, "train": train})
 
 
-def evaluation_number(config: ExperimentConfig, num_rows: int, step: int) -> int:
-    """Which of the run's evaluations was the last until the step, 0 before the first; the one at the end may come before a period has passed."""
-    progress = Progress(num_rows, config.train.global_batch, config.train.epochs)
-    periods = step / config.train.evaluate_every if config.train.evaluate_every else progress.epoch(step)
-    is_last = step >= progress.total_steps
-    return max(1, math.ceil(periods - 0.02)) if is_last else int(periods + 1e-9)
-
-
-def num_evaluations(config: ExperimentConfig, num_rows: int) -> int:
-    """Of a whole run."""
-    return evaluation_number(config, num_rows, Progress(num_rows, config.train.global_batch, config.train.epochs).total_steps)
-
-
-def evaluating_metrics(study: StudyConfig) -> tuple[str, ...]:
-    """The metrics whose report is an evaluation: the scores where there are labeled images, else the first objective."""
-    evaluate = study.base.evaluate
-    if evaluate.train is None or evaluate.test is None:
-        return (study.goals[0].metric,)
-    return tuple(f"{name}_top1" for name in ONLINE_SCORES)
-
-
 class TrialRun:
     """A pretraining run in a thread, as a sequence of evaluations.
 
     Args:
         config: The trial's experiment.
-        metrics: A report that has one of them is an evaluation, the first of each period.
+        num_rows: Rows of the data set.
         should_stop: Asked now and then: whether the whole study is to stop.
         on_progress: Is shown the metrics between evaluations.
     """
@@ -122,19 +97,18 @@ class TrialRun:
         config: ExperimentConfig,
         run_dir: str,
         num_rows: int,
-        metrics: Collection[str],
         pretrain: Pretrain,
         should_stop: Callable[[], bool],
         on_progress: Callable[[dict[str, float]], None],
     ) -> None:
-        self.config, self.run_dir, self.num_rows, self.metrics = config, run_dir, num_rows, metrics
+        self.config, self.run_dir = config, run_dir
+        self._num_evaluations = num_evaluations(config.train, num_rows)
         self._pretrain, self._should_stop, self._on_progress = pretrain, should_stop, on_progress
         self._update: queue.Queue[dict[str, Any] | RunResult | BaseException] = queue.Queue()
         self._stop = threading.Event()
         self._latest: dict[str, float] = {}
         self._speeds: list[float] = []
         self._evaluated = 0
-        self._scored_step = 0
         self.evaluated_step = 0
         self._began, self._cpu_began = time.monotonic(), time.process_time()
         self._thread = threading.Thread(target=self._run, name="pretrain", daemon=True)
@@ -153,18 +127,10 @@ class TrialRun:
             if "images_per_s" in report:
                 self._speeds.append(report["images_per_s"])
             self._on_progress(dict(self._latest))
-            step = int(self._latest.get("step", 0))
-            if not any(metric in report for metric in self.metrics):
-                continue
-            self._scored_step = step
-            if (number := evaluation_number(self.config, self.num_rows, step)) > self._evaluated:
+            if (number := int(report.get(EVALUATION, 0))) > self._evaluated:  # workers that were started again repeat some
                 self._evaluated = number
-                self._update.put(self._evaluation(number, step))
-
-    def _evaluation(self, number: int, step: int) -> dict[str, Any]:
-        speed = {"images_per_s": statistics.median(self._speeds)} if self._speeds else {}
-        epoch = Progress(self.num_rows, self.config.train.global_batch, self.config.train.epochs).epoch(step)
-        return self._latest | speed | {"epoch": epoch, EVALUATION: number} | self._cost()
+                speed = {"images_per_s": statistics.median(self._speeds)} if self._speeds else {}
+                self._update.put(self._latest | speed | self._cost())
 
     def _cost(self) -> dict[str, Any]:
         """Work of this attempt so far; CPU time where all of it is done in this process."""
@@ -180,17 +146,12 @@ class TrialRun:
         item = self._wait()
         if isinstance(item, dict):
             self.evaluated_step = int(item.get("step", 0))
-        total = num_evaluations(self.config, self.num_rows)
-        if isinstance(item, dict) and item[EVALUATION] >= total:
+        last = {}
+        if isinstance(item, dict) and item[EVALUATION] >= self._num_evaluations:
             last, item = item, self._wait()
-        else:
-            last = {}
         if isinstance(item, BaseException):
             raise item
         if isinstance(item, RunResult):
-            if item.status == "finished" and not last and self._scored_step:
-                # Images that could not be decoded have made the run shorter than its number of steps, and its end part of a period.
-                last = self._evaluation(total, self._scored_step)
             return last | self._cost() | {"done": True, ENDED: item.status}
         return item
 
@@ -287,7 +248,6 @@ class PretrainTrial(tune.Trainable):
             config,
             run_dir,
             spec.num_rows,
-            evaluating_metrics(spec.study),
             spec.pretrain,
             should_stop=lambda: bool(ray.get(spec.control.stop_requested.remote())),
             on_progress=lambda metrics: spec.control.report.remote(number, metrics),

@@ -14,8 +14,9 @@ import ray
 
 from ray_sassl.config.files import to_yaml
 from ray_sassl.orchestrate.tune.control import start_control
-from ray_sassl.orchestrate.tune.trial import EVALUATION, PretrainTrial, TrialSpec
+from ray_sassl.orchestrate.tune.trial import PretrainTrial, TrialSpec
 from ray_sassl.study.record import trial_dir
+from ray_sassl.train.loop import EVALUATION
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
 
 pytestmark = pytest.mark.ray

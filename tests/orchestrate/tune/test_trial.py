@@ -17,16 +17,14 @@ from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.tune.trial import (
     ENDED,
-    EVALUATION,
     PretrainTrial,
     TrialRun,
     TrialSpec,
     copy_folder,
-    evaluation_number,
-    num_evaluations,
 )
 from ray_sassl.study.record import trial_dir
 from ray_sassl.train.divergence import DivergedError
+from ray_sassl.train.loop import EVALUATION
 from ray_sassl.types import RunResult
 from tests.data.test_object_store import bucket  # noqa: F401 - a fixture
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, simulated_study
@@ -38,7 +36,7 @@ def _run(run_dir: Path, prob: float = 0.7, pretrain: SimulatedRun | None = None,
     study = simulated_study()
     config = study.space.config(study.base, {"sassl.prob": prob})
     should_stop = stopping.is_set if stopping else lambda: False
-    return TrialRun(config, str(run_dir), NUM_ROWS, ("knn_top1",), pretrain or SimulatedRun(), should_stop, lambda metrics: None)
+    return TrialRun(config, str(run_dir), NUM_ROWS, pretrain or SimulatedRun(), should_stop, lambda metrics: None)
 
 
 def test_a_run_is_a_sequence_of_evaluations_that_ends_by_itself(tmp_path: Path):
@@ -54,12 +52,12 @@ def test_a_run_is_a_sequence_of_evaluations_that_ends_by_itself(tmp_path: Path):
 @pytest.mark.parametrize(("epochs", "scored"), [(3, (10, 20, 29)), (1, (9,))])
 def test_the_end_of_a_run_that_bad_images_made_shorter_is_its_last_evaluation(tmp_path: Path, epochs: int, scored: tuple[int, ...]):
     def pretrain(config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
-        for step in scored:
-            watch(ProgressUpdate([{"step": step, "loss": 1.0}, {"step": step, "knn_top1": step / 100}]))
+        for number, step in enumerate(scored, 1):
+            watch(ProgressUpdate([{"step": step, "loss": 1.0}, {"step": step, "evaluation": number, "knn_top1": step / 100}]))
         return RunResult("finished", scored[-1], run_dir, None, {})
 
     config = apply_overrides(load_experiment("demo"), [f"train.epochs={epochs}", "train.global_batch=100", "train.evaluate_every=0"])
-    run = TrialRun(config, str(tmp_path), 1000, ("knn_top1",), pretrain, lambda: False, lambda metrics: None)
+    run = TrialRun(config, str(tmp_path), 1000, pretrain, lambda: False, lambda metrics: None)
     results = [run.next() for _ in range(epochs)]
     assert [(result[EVALUATION], result["knn_top1"]) for result in results] == [(n, step / 100) for n, step in enumerate(scored, 1)]
     assert results[-1]["done"]
@@ -94,18 +92,6 @@ def test_a_runs_error_is_raised_where_tune_looks(tmp_path: Path):
         run.next()
 
 
-def test_evaluations_are_counted_by_epochs_or_by_steps_and_the_last_one_counts():
-    base = load_experiment("demo")
-    by_epoch = apply_overrides(base, ["train.epochs=2.5", "train.global_batch=100", "train.evaluate_every=0"])
-    # 1,030 rows: epochs end within the steps 11, 21, ...; 25 steps in all.
-    assert [evaluation_number(by_epoch, 1030, step) for step in (11, 21, 25)] == [1, 2, 3]
-    assert num_evaluations(by_epoch, 1030) == 3
-    by_step = apply_overrides(by_epoch, ["train.evaluate_every=10"])
-    assert [evaluation_number(by_step, 1030, step) for step in (10, 20, 25)] == [1, 2, 3]
-    assert num_evaluations(apply_overrides(by_step, ["train.evaluate_every=1000"]), 1030) == 1
-    assert num_evaluations(apply_overrides(by_epoch, ["train.epochs=10"]), 50_000) == 10
-
-
 def test_a_copy_of_a_checkpoint_has_all_its_files(tmp_path: Path):
     source = tmp_path / "step-00000001"
     source.mkdir()
@@ -127,11 +113,11 @@ def test_a_checkpoint_that_is_being_written_to_an_object_store_is_not_handed_on(
     assert _trial(study_dir).save_checkpoint("unused")["checkpoint"] == storage.join(run_dir, "exchange", "step-00000001")
 
     def pretrain(config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
-        watch(ProgressUpdate([{"step": 2, "knn_top1": 0.5}]))
+        watch(ProgressUpdate([{"step": 2, "evaluation": 2, "knn_top1": 0.5}]))
         stop.wait()
         return RunResult("interrupted", 2, run_dir, None, {})
 
-    run = TrialRun(simulated_study().base, run_dir, NUM_ROWS, ("knn_top1",), pretrain, lambda: False, lambda metrics: None)
+    run = TrialRun(simulated_study().base, run_dir, NUM_ROWS, pretrain, lambda: False, lambda metrics: None)
     assert run.next()[EVALUATION] == 2
     assert not run.has_checkpoint()
     storage.write_text(storage.join(half, "manifest.json"), "content")

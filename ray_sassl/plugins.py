@@ -2,20 +2,30 @@
 
 A plug-in module holds one class `Config(PluginConfig)` whose `build(...)` returns the module's one final class. The package's
 `__init__` holds the abstract contract. Nothing is registered: `methods/moco.py` is `method=moco` because the file is there.
+
+Other distributions bring plug-ins too. One names a package in the entry-point group `ray_sassl.plugins`, and that package has folders called
+after the kinds: `their_package/methods/mine.py` is `method=mine`. A folder is looked into when its kind is asked for, and not before.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
+import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+ENTRY_POINTS = "ray_sassl.plugins"
+KINDS = ("methods", "feature_aug", "stylizers", "protocols", "tune_spaces")
+"""The folders of a package that another distribution names; each is called like the package here that has the same kind of plug-ins."""
 
 
 class UsageError(ValueError):
@@ -60,31 +70,111 @@ class PluginConfig(FrozenConfig):
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    @classmethod
+    def tiny(cls) -> Self:
+        """A form that is quick to build and to run, for tests: the default form, unless the plug-in, or its contract, knows a smaller one."""
+        return cls()
+
+    def reduced(self, most: int) -> Self:
+        """The same with every whole number above `most` set to it, unless the config refuses that."""
+        config = self
+        for name in type(self).model_fields:
+            value = getattr(config, name)
+            if type(value) is int and value > most:
+                try:
+                    config = type(self).model_validate(config.model_dump(mode="json") | {name: most})
+                except ValidationError:
+                    continue
+        return config
+
+
+def find_modules(package: str) -> dict[str, str]:
+    """Where the public modules of a package are, and those of its kind in other distributions: full names by name, in alphabetical order.
+
+    Raises:
+        UsageError: two modules have the same name, or another distribution's package cannot be imported.
+    """
+    kind = package.rpartition(".")[2]
+    folders = {package: importlib.import_module(package).__path__}
+    if kind in KINDS:
+        folders |= {f"{theirs}.{kind}": _folder(theirs, kind, distribution) for theirs, distribution in _their_packages(tuple(sys.path))}
+    found: dict[str, str] = {}
+    for folder, places in folders.items():
+        for info in pkgutil.iter_modules(places):
+            if info.name.startswith("_"):
+                continue
+            if info.name in found:
+                raise UsageError(
+                    f"{kind} has {info.name!r} twice: {found[info.name]} and {folder}.{info.name}; rename one of the two files"
+                )
+            found[info.name] = f"{folder}.{info.name}"
+    return dict(sorted(found.items()))
+
+
+def import_found(module: str) -> ModuleType:
+    """A module that `find_modules` found.
+
+    Raises:
+        UsageError: it is another distribution's, and cannot be imported.
+    """
+    if module.startswith(("ray_sassl.", "tune_spaces.")):
+        return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise UsageError(f"the plug-in {module} cannot be imported: {type(error).__name__}: {error}") from error
+
 
 def plugin_names(package: str) -> list[str]:
-    """The plug-ins of a package, in alphabetical order: its public modules that define a `Config`."""
-    folder = importlib.import_module(package)
-    modules = (info.name for info in pkgutil.iter_modules(folder.__path__) if not info.name.startswith("_"))
-    return sorted(name for name in modules if hasattr(importlib.import_module(f"{package}.{name}"), "Config"))
+    """The plug-ins of a package and of its kind elsewhere, in alphabetical order: the public modules that define a `Config`."""
+    return [name for name, module in find_modules(package).items() if hasattr(import_found(module), "Config")]
 
 
 def load_plugin(package: str, name: str) -> ModuleType:
     """The plug-in's module.
 
     Raises:
-        UnknownPluginError: no module of that name with a `Config` is in the package; the message lists the known ones.
+        UnknownPluginError: no module of that name defines a `Config`; the message lists those that do.
     """
     known = plugin_names(package)
     if name not in known:
         kind = package.rpartition(".")[2]
         raise UnknownPluginError(f"{kind} has no {name!r}{did_you_mean(name, known)}. Known: {', '.join(known)}.")
-    return importlib.import_module(f"{package}.{name}")
+    return import_found(find_modules(package)[name])
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest known name, or nothing where none is near."""
     near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+@lru_cache(maxsize=1)
+def _their_packages(path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The packages that installed distributions name, each with its distribution; the import path decides what is installed.
+
+    Raises:
+        UsageError: one has none of the folders that are looked for.
+    """
+    del path
+    found = []
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        distribution = entry.dist.name if entry.dist is not None else entry.name
+        if not any(_folder(entry.module, kind, distribution) for kind in KINDS):
+            raise UsageError(
+                f"the package {entry.module} of {distribution} has no plug-ins: it needs a folder {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+            )
+        found.append((entry.module, distribution))
+    return tuple(sorted(set(found)))
+
+
+def _folder(package: str, kind: str, distribution: str) -> list[str]:
+    """Where a package's modules of a kind are; empty if it has none."""
+    try:
+        spec = importlib.util.find_spec(f"{package}.{kind}")
+    except Exception as error:
+        raise UsageError(f"the plug-ins of {distribution} cannot be imported: {package}: {type(error).__name__}: {error}") from error
+    return list(spec.submodule_search_locations or ()) if spec is not None else []
 
 
 def _parse(package: str, value: Any) -> Any:

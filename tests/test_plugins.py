@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray_sassl.plugins import (
     plugin_field,
     plugin_names,
 )
+from tests.distribution import install
 
 PLUGIN = """
 from pydantic import Field
@@ -122,3 +124,68 @@ def test_only_a_near_name_is_suggested():
 def test_a_usage_error_is_a_value_error():
     assert issubclass(UnknownPluginError, UsageError)
     assert issubclass(UsageError, ValueError)
+
+
+# What other distributions bring.
+
+
+@pytest.fixture
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[dict[str, str]], str]:
+    """Installs a distribution with these files, and returns its package."""
+    name = f"brought_{abs(hash(request.node.nodeid))}"
+
+    def bring(files: dict[str, str]) -> str:
+        install(tmp_path, name, files)
+        monkeypatch.syspath_prepend(tmp_path)
+        return name
+
+    return bring
+
+
+def test_another_distributions_plugin_is_found_and_named_after_its_file(brought):
+    brought({"methods/circle.py": PLUGIN.format(size=4), "methods/_private.py": "", "methods/geometry.py": "PI = 3"})
+    assert "circle" in plugin_names("ray_sassl.methods")
+    assert not {"_private", "geometry"} & set(plugin_names("ray_sassl.methods"))
+    assert "circle" not in plugin_names("ray_sassl.feature_aug")
+    config = load_plugin("ray_sassl.methods", "circle").Config()
+    assert (config.name, config.size) == ("circle", 4)
+
+
+def test_a_name_that_exists_twice_is_refused_with_both_places(brought):
+    package = brought({"methods/simclr.py": PLUGIN.format(size=4)})
+    with pytest.raises(UsageError, match=rf"methods has 'simclr' twice: ray_sassl\.methods\.simclr and {package}\.methods\.simclr"):
+        plugin_names("ray_sassl.methods")
+
+
+def test_a_broken_plugin_of_another_distribution_is_named_with_its_error(brought):
+    package = brought({"methods/broken.py": "import something_absent"})
+    with pytest.raises(
+        UsageError, match=rf"the plug-in {package}\.methods\.broken cannot be imported: ModuleNotFoundError: .*something_absent"
+    ):
+        plugin_names("ray_sassl.methods")
+    assert "mask" in plugin_names("ray_sassl.feature_aug")
+
+
+def test_a_package_that_cannot_be_imported_is_named_with_its_distribution(brought):
+    package = brought({"methods/circle.py": PLUGIN.format(size=4), "__init__.py": "1 / 0"})
+    with pytest.raises(UsageError, match=rf"the plug-ins of {package} cannot be imported: {package}: ZeroDivisionError"):
+        plugin_names("ray_sassl.methods")
+
+
+def test_a_package_without_a_folder_of_any_kind_is_refused(brought):
+    package = brought({"method/circle.py": PLUGIN.format(size=4)})
+    with pytest.raises(
+        UsageError, match=rf"the package {package} of {package} has no plug-ins: it needs a folder methods, .* or tune_spaces"
+    ):
+        plugin_names("ray_sassl.methods")
+
+
+def test_a_config_is_reduced_where_it_allows_that(package):
+    class Config(PluginConfig):
+        size: int = Field(default=20, ge=10)
+        width: int = 20
+        share: float = 20.0
+        is_on: bool = True
+
+    assert Config().reduced(8) == Config(width=8)
+    assert Config().reduced(12) == Config(width=12, size=12)

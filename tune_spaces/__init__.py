@@ -11,9 +11,7 @@ The function is given the base experiment with the user's changes, so that it ca
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from pydantic import ValidationError
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files.safe_yaml import load_document
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import UsageError, did_you_mean, find_modules, import_found
 from ray_sassl.study.space import SearchSpace
 
 
@@ -47,16 +45,15 @@ class SpaceSource:
 
 
 def spaces() -> dict[str, SpaceSource]:
-    """All spaces of this package by name."""
-    names = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
-    return {name: _of_module(importlib.import_module(f"{__name__}.{name}"), name) for name in names}
+    """All spaces by name: those of this package, and those that other distributions bring."""
+    return {name: _of_module(import_found(module), name) for name, module in find_modules(__name__).items()}
 
 
 def load_space(name_or_file: str) -> SpaceSource:
     """The space of this name, or in this `.py` or `.yaml` file; a Python file is run.
 
     Raises:
-        UsageError: there is none, or the file does not hold one.
+        UsageError: nothing has this name, or the file does not hold a space.
     """
     if name_or_file.endswith((".py", ".yaml", ".yml")):
         path = Path(name_or_file)
@@ -74,7 +71,7 @@ def load_space(name_or_file: str) -> SpaceSource:
 def _of_module(module: ModuleType, name: str) -> SpaceSource:
     experiment, space = getattr(module, "EXPERIMENT", None), getattr(module, "space", None)
     if not isinstance(experiment, str) or not callable(space):
-        raise UsageError(f"{module.__file__} is no search space: it needs EXPERIMENT = '...' and a function space(base)")
+        raise UsageError(f"{module.__file__} is not a search space: it needs EXPERIMENT = '...' and a function space(base)")
     make = cast(Callable[[ExperimentConfig], SearchSpace], space)
     return SpaceSource(name, (module.__doc__ or "").strip().partition("\n")[0], experiment, make)
 
@@ -91,7 +88,7 @@ def _of_python_file(path: Path) -> SpaceSource:
 def _of_yaml_file(path: Path) -> SpaceSource:
     tree: Any = load_document(path.read_text(), str(path))
     if not isinstance(tree, dict) or not isinstance(tree.get("experiment"), str):
-        raise UsageError(f"{path} is no search space: it needs `experiment: NAME` and `parameters: [...]`")
+        raise UsageError(f"{path} is not a search space: it needs `experiment: NAME` and `parameters: [...]`")
     fields = dict(tree)
     experiment, about = fields.pop("experiment"), str(fields.pop("about", ""))
     try:

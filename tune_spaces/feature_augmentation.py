@@ -1,27 +1,34 @@
 """Which augmentation of the embeddings, where it stands, how strong it is, and how many features it makes.
 
-Zhang et al. 2024 (arXiv 2410.12396). What the base experiment's method has no use for is left out, so every point is valid for it.
+Zhang et al. 2024 (arXiv 2410.12396). The augmentations are those that are found, in the ranges that their configs name (`search_ranges`). What the
+base experiment's method cannot use is left out, so every point is valid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import UsageError
+from ray_sassl.feature_aug import FeatureAugConfig
+from ray_sassl.plugins import UsageError, load_plugin, plugin_names
 from ray_sassl.study.space import Choice, Float, Int, Interval, Parameter, SearchSpace, SpaceError, has_path
 
 EXPERIMENT = "simclr_cifar10_cpu"
 
 _FA = "method.fa"
-_KINDS = ("identity", "mask", "noise", "interpolate", "extrapolate", "swap", "nearest")
+_PACKAGE = "ray_sassl.feature_aug"
+_LOG_FROM = 30
+"""A range whose ends differ by more than this factor is drawn on a logarithmic scale."""
 _ARCHITECTURES = ("basic", "pre_predictor", "post_predictor", "parallel_predictor")
 
 
 def space(base: ExperimentConfig) -> SearchSpace:
-    """What the method takes is tried out on configs, not known by heart."""
+    """A config is made for each combination, to see what the method takes."""
     if not has_path(base, _FA):
         raise UsageError(f"method={base.method.name} has no feature augmentation; take one that has, such as method=simclr or method=byol")
     kind = f"{_FA}.augmentation"
-    kinds = tuple(name for name in _KINDS if name == "identity" or _architectures(base, name))
+    configs = {name: load_plugin(_PACKAGE, name).Config for name in plugin_names(_PACKAGE)}
+    kinds = ("identity", *(name for name, config in configs.items() if _is_searched(config) and _architectures(base, name)))
     parameters: list[Parameter] = [Choice(path=kind, choices=kinds)]
     for name in kinds[1:]:
         architectures = _architectures(base, name)
@@ -38,13 +45,34 @@ def space(base: ExperimentConfig) -> SearchSpace:
     parameters += [
         Int(path=f"{_FA}.num_samples", low=1, high=4, when=some),
         Choice(path=f"{_FA}.reduction", choices=("mean", "free"), when=some | {f"{_FA}.num_samples": (2, 3, 4)}),
-        Float(path=f"{kind}.mask_prob", low=0.0, high=0.8, when={kind: ("mask",)}),
-        Float(path=f"{kind}.noise_std", low=0.01, high=2.0, log=True, when={kind: ("noise",)}),
-        Interval(path=f"{kind}.lambda_range", low=(0.0, 0.5), width=(0.0, 0.5), when={kind: ("interpolate", "extrapolate")}),
-        Interval(path=f"{kind}.share", low=(0.0, 0.4), width=(0.0, 0.4), when={kind: ("swap",)}),
-        Int(path=f"{kind}.support_size", low=1024, high=32768, log=True, when={kind: ("nearest",)}),
     ]
+    parameters += _strengths({name: configs[name] for name in kinds[1:]})
     return SearchSpace(parameters=tuple(p for p in parameters if not isinstance(p, Choice) or len(p.choices) > 1 or p.when))
+
+
+def _is_searched(config: type[FeatureAugConfig]) -> bool:
+    return not config.is_identity and config.search_ranges() is not None
+
+
+def _strengths(configs: Mapping[str, type[FeatureAugConfig]]) -> list[Parameter]:
+    """The fields of the augmentations; those that several have in the same range are searched together."""
+    owners: dict[tuple[str, tuple[float, float], type], list[str]] = {}
+    for name, config in configs.items():
+        for field, ends in (config.search_ranges() or {}).items():
+            owners.setdefault((field, ends, type(getattr(config(), field))), []).append(name)
+    fields = [field for field, _, _ in owners]
+    parameters: list[Parameter] = []
+    for (field, (low, high), kind), names in owners.items():
+        path, when = f"{_FA}.augmentation.{field}", {f"{_FA}.augmentation": tuple(names)}
+        name = f"{field} ({', '.join(names)})" if fields.count(field) > 1 else ""
+        is_log = low > 0 and high / low > _LOG_FROM
+        if kind is tuple:
+            parameters.append(Interval(path=path, name=name, low=(low, high), width=(0.0, high - low), when=when))
+        elif kind is int:
+            parameters.append(Int(path=path, name=name, low=low, high=high, log=is_log, when=when))
+        else:
+            parameters.append(Float(path=path, name=name, low=low, high=high, log=is_log, when=when))
+    return parameters
 
 
 def _architectures(base: ExperimentConfig, augmentation: str) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 The function's name is the experiment's name; the first line of its docstring is what `ray-sassl experiments` shows, the rest says where
 the settings come from, what the run costs and what score to expect. To add one, write the function.
+
+Every objective has an experiment `NAME_cifar10_cpu`; one for which nobody has written a function has a derived one.
 """
 
 from __future__ import annotations
@@ -13,27 +15,41 @@ import pkgutil
 from collections.abc import Callable
 
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
 
 Experiment = Callable[[], ExperimentConfig]
+_METHODS = "ray_sassl.methods"
 
 
 def experiments() -> dict[str, Experiment]:
-    """All experiments by name, in the order of the modules and of the functions in them."""
+    """All experiments by name, in the order of the modules and of the functions in them; the derived ones come last."""
     found: dict[str, Experiment] = {}
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: (info.name != "demo", info.name)):
         module = importlib.import_module(f"{__name__}.{info.name}")
         for name, function in vars(module).items():
             if not name.startswith("_") and inspect.isfunction(function) and function.__module__ == module.__name__:
                 found[name] = function
+    for method in plugin_names(_METHODS):
+        found.setdefault(f"{method}_cifar10_cpu", _derived(method, found["simclr_cifar10_cpu"]))
     return found
+
+
+def _derived(method: str, base: Experiment) -> Experiment:
+    """The small experiment of an objective that has no function of its own."""
+
+    def experiment() -> ExperimentConfig:
+        config = load_plugin(_METHODS, method).Config().reduced(512)
+        return base().model_copy(update={"name": f"{method}_cifar10_cpu", "method": config})
+
+    experiment.__doc__ = f"`simclr_cifar10_cpu` with `method={method}` in its default form, no width above 512."
+    return experiment
 
 
 def load_experiment(name: str) -> ExperimentConfig:
     """The config of the experiment.
 
     Raises:
-        UsageError: no experiment has this name; the nearest is named.
+        UsageError: no experiment has this name; the message has the nearest.
     """
     known = experiments()
     if name not in known:

@@ -1,4 +1,4 @@
-"""Feature augmentations: one file each. `feature_aug/mask.py` is `feature_aug=mask`.
+"""Feature augmentations: one file each. `feature_aug/mask.py` is `method.fa.augmentation=mask`.
 
 Zhang et al. 2024 (arXiv 2410.12396): more features similar to the original ones are made in the space of the projector's embeddings.
 The available texts name the kinds of augmentation and leave their strengths open; those are fields, and their defaults our choice.
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Self
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ray_sassl.plugins import PluginConfig
@@ -69,6 +70,34 @@ class FeatureAugConfig(PluginConfig, ABC):
         """The same augmentation at strength zero, where every feature is the embedding itself to the bit; None where there is no such
         strength."""
         return None
+
+    @classmethod
+    def search_ranges(cls) -> dict[str, tuple[float, float]] | None:
+        """What a search of feature augmentations tries: the least and the greatest value of each field that is searched; None to be left out.
+
+        A field that is an interval itself has both its ends in the range. By default these are the fields that `weakest` changes: numbers from
+        there to twice the default, or to the default where twice as much is not allowed, and intervals from there to the default's upper end.
+        """
+        default, weakest = cls(), cls().weakest()
+        ranges: dict[str, tuple[float, float]] = {}
+        for name in cls.model_fields if weakest is not None else ():
+            least, usual = getattr(weakest, name), getattr(default, name)
+            if least == usual:
+                continue
+            if isinstance(usual, tuple):
+                ranges[name] = (least[0], usual[1])
+            elif isinstance(usual, int | float):
+                ranges[name] = (least, _twice(default, name))
+        return ranges
+
+
+def _twice(config: FeatureAugConfig, name: str) -> float:
+    value = getattr(config, name)
+    try:
+        type(config).model_validate(config.model_dump(mode="json") | {name: 2 * value})
+    except ValidationError:
+        return value
+    return 2 * value
 
 
 def repeated(embeddings: Tensor, num_samples: int) -> Tensor:

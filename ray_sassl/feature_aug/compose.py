@@ -30,6 +30,10 @@ class Config(FeatureAugConfig):
         weakest = tuple(part.weakest() for part in self.augmentations)
         return None if None in weakest else self.model_copy(update={"augmentations": weakest})
 
+    @classmethod
+    def search_ranges(cls) -> None:
+        """Which parts, and in which order, is a search of its own."""
+
 
 class Compose(FeatureAugmentation):
     """The first part makes K features of each sample; every further part makes one of each of those.

@@ -29,6 +29,10 @@ class Config(FeatureAugConfig):
     def weakest(self) -> Config:
         return self.model_copy(update={"mask_prob": 0.0})
 
+    @classmethod
+    def search_ranges(cls) -> dict[str, tuple[float, float]]:
+        return {"mask_prob": (0.0, 0.8)}
+
 
 class Mask(FeatureAugmentation):
     """Each dimension is dropped on its own; gradients pass through those that stay. An embedding's length does not matter."""

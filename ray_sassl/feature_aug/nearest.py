@@ -34,6 +34,10 @@ class Config(FeatureAugConfig):
     def build(self, embedding_size: int, num_samples: int) -> Nearest:
         return Nearest(self, embedding_size, num_samples)
 
+    @classmethod
+    def search_ranges(cls) -> dict[str, tuple[float, float]]:
+        return {"support_size": (1024, 32768)}
+
 
 class Nearest(FeatureAugmentation):
     """The search is by cosine, whatever the length of the embeddings, and its results are the stored unit vectors.

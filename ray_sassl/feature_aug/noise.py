@@ -28,6 +28,10 @@ class Config(FeatureAugConfig):
     def weakest(self) -> Config:
         return self.model_copy(update={"noise_std": 0.0})
 
+    @classmethod
+    def search_ranges(cls) -> dict[str, tuple[float, float]]:
+        return {"noise_std": (0.01, 2.0)}
+
 
 class Noise(FeatureAugmentation):
     """Noise is added to embeddings of any length, since it is measured by their spread, and is constant to the gradient, which passes."""

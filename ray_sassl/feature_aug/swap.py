@@ -28,6 +28,10 @@ class Config(PartnerConfig):
     def weakest(self) -> Config:
         return self.model_copy(update={"share": (0.0, 0.0)})
 
+    @classmethod
+    def search_ranges(cls) -> dict[str, tuple[float, float]]:
+        return {"share": (0.0, 0.4)}
+
 
 class Swap(PartnerAugmentation[Config]):
     """Some dimensions of z are those of its partner, which has z's length; the gradient passes to z through the others."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,11 @@ class MethodConfig(PluginConfig, ABC):
     """
 
     takes_small_views: ClassVar[bool] = False
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """No width, queue or number of clusters above 8."""
+        return cls().reduced(8)
 
     def check_workers(self, num_workers: int) -> None:
         """Called before a run with the smallest number of workers that it may have.

@@ -15,7 +15,6 @@ from ray_sassl.nn.sync_batchnorm import convert
 from ray_sassl.plugins import load_plugin, plugin_names
 
 GLOBAL_BATCH = 12
-SMALL = {"projector_hidden_size": 16, "embedding_size": 8}
 OPTIONS = {
     "queue_size": 20,
     "queue_start": 0,
@@ -40,13 +39,14 @@ def configs() -> dict[str, MethodConfig]:
     found = {}
     for name in plugin_names("ray_sassl.methods"):
         config_class = load_plugin("ray_sassl.methods", name).Config
-        options = {key: value for key, value in (SMALL | OPTIONS).items() if key in config_class.model_fields}
+        options = config_class.tiny().model_dump(mode="json", exclude={"fa"})
+        options |= {key: value for key, value in OPTIONS.items() if key in config_class.model_fields}
         found[name] = config_class(**options)
         for title, fa in FEATURE_AUGMENTATIONS.items():
             if "fa" in config_class.model_fields:
                 width = {} if fa["architecture"] == "basic" else {"predictor_hidden_size": 16}
                 with contextlib.suppress(ValidationError):  # what makes no sense for a method
-                    found[f"{name}, {title}"] = config_class(**options, **width, fa=fa)
+                    found[f"{name}, {title}"] = config_class(**options | width, fa=fa)
     return found
 
 
@@ -124,7 +124,7 @@ def summed() -> dict[str, Tensor]:
 
 def shuffled_keys() -> dict[str, Tensor]:
     """Keys by shuffled batch normalization in evaluation mode, where the order of the batch does not matter, and the queue after."""
-    method = build(moco.Config(**SMALL, queue_size=20, bn="shuffle")).eval()
+    method = build(moco.Config(projector_hidden_size=16, embedding_size=8, queue_size=20, bn="shuffle")).eval()
     view = mine(views()[0])
     keys, plain = method._shuffled_keys(view, torch.Generator().manual_seed(0)), all_gather(method._encode_keys(view))
     output = method.train()([mine(view) for view in views()], torch.Generator().manual_seed(0))

@@ -7,6 +7,8 @@ An image's style sensitivity is the mean cosine distance of its features from th
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -49,6 +51,10 @@ class Config(ProtocolConfig):
     render_px: int = Field(default=128, ge=0)
     max_images: int = Field(default=10_000, ge=2)
     seed: int = Field(default=0, ge=0)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(style_copies=1)
 
     def build(self) -> Diagnosis:
         return Diagnosis(self)

@@ -8,7 +8,7 @@ length.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
@@ -38,6 +38,10 @@ class Config(ProtocolConfig):
     classifier: Literal["ridge", "centroid"] = "ridge"
     l2: float = Field(default=1.0, gt=0)
     seed: int = Field(default=0, ge=0)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(num_draws=10, shots=(5,))
 
     def build(self) -> FewShot:
         return FewShot(self)

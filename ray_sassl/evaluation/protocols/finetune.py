@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field
 
 from ray_sassl.evaluation import Evaluation, Subject
@@ -17,6 +19,10 @@ class Config(TrainingConfig):
     """
 
     epochs: int = Field(default=30, ge=1)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(epochs=1)
 
     def build(self) -> FineTuning:
         return FineTuning(self)

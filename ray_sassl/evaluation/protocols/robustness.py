@@ -74,6 +74,10 @@ class Config(ProtocolConfig):
             raise ValueError("severities is empty; leave out the corruptions too, with corruptions=[]")
         return self
 
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(severities=(3,), corruptions=("contrast", "gaussian_noise"))
+
     def build(self) -> Robustness:
         return Robustness(self)
 

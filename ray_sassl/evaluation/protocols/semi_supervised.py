@@ -44,6 +44,10 @@ class Config(TrainingConfig):
             raise ValueError(f"two subsets have the same name: {', '.join(names)}")
         return self
 
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(epochs=1)
+
     def build(self) -> SemiSupervised:
         return SemiSupervised(self)
 

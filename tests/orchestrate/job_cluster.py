@@ -14,9 +14,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import ray._private.services
 
 from benchmarks.nodes import ROOT, free_ports
+from ray_sassl.orchestrate.jobs.submission import Jobs
 
 TOKEN = "a-token-of-the-tests"
 
@@ -63,12 +65,12 @@ class JobCluster:
         )
 
     def wait_until_up(self, timeout_s: float = 120) -> None:
-        """Until the job API answers whoever holds the token."""
+        """Until the job API answers whoever holds the token, and the node has registered."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             if self._head.poll() is not None:
                 break
-            if self.status("/api/jobs/", TOKEN) == 200:
+            if self.status("/api/jobs/", TOKEN) == 200 and self._has_a_node():
                 return
             time.sleep(0.5)
         raise RuntimeError(f"the cluster did not come up: {(self._folder / 'head.log').read_text()[-2000:]}")
@@ -83,6 +85,12 @@ class JobCluster:
             return error.code
         except OSError:
             return 0
+
+    def _has_a_node(self) -> bool:
+        """Whether a submit would find the cluster's CPUs."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_AUTH_TOKEN", TOKEN)
+            return Jobs(self.address).resources().get("CPU", 0) > 0
 
     def metrics(self) -> str:
         """What the node shows to Prometheus."""

@@ -161,10 +161,10 @@ def evaluate(
         ),
     ] = None,
     actor_cpus: Annotated[float, typer.Option(help="CPUs of one actor, and its threads.")] = 1.0,
-    actor_gpus: Annotated[float | None, typer.Option(help="GPUs of one actor. [default: 1 where the cluster has GPUs]")] = None,
+    actor_gpus: Annotated[float | None, typer.Option(help="GPUs of one actor. [default: 1 if the cluster has GPUs]")] = None,
     address: Address = None,
 ) -> None:
-    """Judge an encoder on labeled images.
+    """Evaluate an encoder on labeled images.
 
     Scores with confidence intervals, pictures and predictions go to the run directory; features are computed once.
     """
@@ -208,9 +208,9 @@ def detect(
     worker_cpus: Annotated[float, typer.Option(help="CPUs of one worker, and its threads.")] = 1.0,
     address: Address = None,
 ) -> None:
-    """Judge an encoder by object detection.
+    """Evaluate an encoder by object detection.
 
-    Faster R-CNN with the encoder as its backbone, trained and scored on data in PASCAL VOC's form: AP, AP50, AP75. A run that was stopped goes on.
+    Faster R-CNN with the encoder as its backbone, trained and scored on data in PASCAL VOC's form: AP, AP50, AP75. A stopped run continues.
     """
     from ray_sassl.cli import detection
 

@@ -31,8 +31,8 @@ def evaluate(
     """Evaluate the newest checkpoint by each protocol and print tables. Returns the exit code: 1 if a protocol failed.
 
     Args:
-        words: Names of protocols, or `all`, and `path=value` changes. A change belongs to the protocols that have such a field, or else to the
-            run's config; with `all`, `detect.data` names a data set to detect on, and `detect.FIELD` its settings.
+        words: Names of protocols, or `all`, and `path=value` changes. A change belongs to the protocols that have such a field, or else to
+            the run's config; with `all`, `detect.data` names a data set to detect on, and `detect.FIELD` its settings.
         out: The folder for the results.
         keep_features: Whether to keep features beside the run, and to use those that are there.
         actors: How many, if a pool of actors is to do the work.

@@ -43,8 +43,8 @@ def compare(
 ) -> None:
     """Compare runs.
 
-    Scores with paired intervals over test images and seeds, and whether a difference is more than noise; curves, views and figures side by side.
-    Runs that differ only in their seed are one group.
+    Scores with paired intervals over test images and seeds, and whether a difference is more than noise; curves, views and figures side by
+    side. Runs that differ only in their seed are one group.
     """
     from ray_sassl.cli.event_log import event_log
     from ray_sassl.cli.protocol_words import ALL, parse_protocols, with_all_named

@@ -1,8 +1,8 @@
 """Evaluation of encoders on labeled images.
 
-A protocol (`protocols/`, one file each) takes a `Subject`, an encoder with the labeled images to evaluate it on, or only a `FeatureSubject`, and
-returns an `Evaluation`: scores with confidence intervals, figures, details, and a prediction for each test image. The subject decides where and
-how features are computed (`workplace.py`); protocols that ask for the same features share them.
+A protocol (`protocols/`, one file each) takes a `Subject`, an encoder with the labeled images to evaluate it on, or only a
+`FeatureSubject`, and returns an `Evaluation`: scores with confidence intervals, figures, details, and a prediction for each test image. The
+subject decides where and how features are computed (`workplace.py`); protocols that ask for the same features share them.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Subject(FeatureSubject):
 
     @abstractmethod
     def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
-        """Such a network's outputs for all test images after each of the changes; the images are read once, and the outputs are not kept."""
+        """Such a network's outputs for all test images after each of the changes; the images are read once, the outputs not kept."""
 
     @abstractmethod
     def on(self, train: DataConfig, test: DataConfig) -> Subject:

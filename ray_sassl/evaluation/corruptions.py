@@ -1,11 +1,11 @@
 """Common corruptions of images in five severities, after Hendrycks and Dietterich 2019 (arXiv 1903.12261).
 
-Eleven of the paper's fifteen, with the constants of the authors' data sets: those of CIFAR-10-C for images of up to 64 px, those of ImageNet-C
-above. Left out are glass blur and snow (long loops over pixels, filters of one program), frost (which needs photographs) and the elastic
-transformation (whose published constants do not grow with the severity).
+Eleven of the paper's fifteen, with the constants of the authors' data sets: those of CIFAR-10-C for images of up to 64 px, those of
+ImageNet-C above. Left out are glass blur and snow (long loops over pixels, filters of one program), frost (which needs photographs) and the
+elastic transformation (whose published constants do not grow with the severity).
 
-Differs from the paper: what is drawn at random follows from (seed, corruption, sample id) alone, and is the same for all severities, so that an
-image only gets worse; motion blur is our own filter, which has the form of ImageMagick's.
+Differs from the paper: what is drawn at random follows from (seed, corruption, sample id) alone, and is the same for all severities, so
+that an image only gets worse; motion blur is our own filter, which has the form of ImageMagick's.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _motion_blur(x: np.ndarray, constants: tuple[float, ...], rng: np.random.Gen
 
 
 def _zoom_blur(x: np.ndarray, constants: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
-    """The mean of the image and its enlargements about its center, by factors from 1 up to below `constants[0]` in steps of `constants[1]`."""
+    """The mean of the image and its enlargements about its center, by factors from 1 to below `constants[0]`, `constants[1]` apart."""
     factors = np.arange(1, constants[0], constants[1])
     center = (x.shape[0] - 1) / 2
     total = x.copy()
@@ -156,8 +156,8 @@ def _disc(radius: float, deviation: float) -> np.ndarray:
 
 
 def _plasma(side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """Clouds (side, side) in [0, 1] by the diamond-square algorithm on a torus: each point is the mean of its four neighbors and a draw, whose
-    size falls by `decay` from one scale to the next.
+    """Clouds (side, side) in [0, 1] by the diamond-square algorithm on a torus: each point is the mean of its four neighbors and a draw,
+    whose size falls by `decay` from one scale to the next.
 
     Args:
         side: A power of two.

@@ -47,8 +47,9 @@ class CropPortion:
 class TrainingCrops:
     """Random crops, mirrored half of the time, of some rows, for training a classifier; each epoch has an order of its own.
 
-    If the encoded rows take less than 2 GiB, each process that makes crops reads them once and all are shuffled together. Otherwise they are read again
-    in every epoch and shuffled in windows of `shuffle_window` rows. An image's crop depends only on the seed, its id and the epoch.
+    If the encoded rows take less than 2 GiB, each process that makes crops reads them once and all are shuffled together. Otherwise they
+    are read again in every epoch and shuffled in windows of `shuffle_window` rows. An image's crop depends only on the seed, its id and the
+    epoch.
 
     Args:
         sample_id: (N,) int64, the rows.

@@ -23,8 +23,8 @@ _KEPT_BYTES = 2**30
 class LabeledImages:
     """Batches of images (B, H, W, 3) uint8 and labels (B,), as often as they are asked for.
 
-    What takes less than 1 GiB once decoded is kept; more is decoded anew at each pass. Images that cannot be decoded are left out and
-    counted, apart from those of the run's own data.
+    Up to 1 GiB of decoded images is kept; more is decoded again at each pass. Images that cannot be decoded are left out and counted,
+    separately from those of the run's own data.
 
     Args:
         limit: At most so many rows.
@@ -99,8 +99,8 @@ def labeled_data(train: DataConfig, test: DataConfig, size_px: int) -> Evaluatio
     """Labeled images to fit on and to measure on; images are not read.
 
     Raises:
-        UsageError: one of them has no labels, a label is out of range, the classes of the two differ, or a class has test images and no train
-            images.
+        UsageError: one of them has no labels, a label is out of range, the classes of the two differ, or a class has test images and no
+            train images.
     """
     splits = {"train": LabeledImages(train, size_px), "test": LabeledImages(test, size_px)}
     for split, images in splits.items():
@@ -110,8 +110,8 @@ def labeled_data(train: DataConfig, test: DataConfig, size_px: int) -> Evaluatio
     if names[0] and names[1] and names[0] != names[1]:
         differing = sorted(set(names[0]) ^ set(names[1]))
         raise UsageError(
-            f"{train.path} has {len(names[0])} classes and {test.path} {len(names[1])}, so their labels mean different things; in one only: "
-            f"{', '.join(differing[:10])}"
+            f"{train.path} has {len(names[0])} classes and {test.path} {len(names[1])}, so their labels mean different things; "
+            f"in one only: {', '.join(differing[:10])}"
         )
     check_classes(splits["train"].labels, splits["test"].labels, names[0])
     return EvaluationData(**splits)

@@ -1,7 +1,7 @@
 """Features of whole data sets in portions, which a workplace does one after the other or spreads over actors.
 
-A portion is some row groups. Each is read once, however many changes of its images are wanted; while the encoder works on one batch, threads
-decode the next. Crops of train images, which are new in every epoch, are encoded in portions of an epoch's order.
+A portion is some row groups. Each is read once, however many changes of its images are wanted; while the encoder works on one batch,
+threads decode the next. Crops of train images, which are new in every epoch, are encoded in portions of an epoch's order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures of how features lie on the sphere, and distances between them."""
+"""Scores of how features lie on the sphere, and distances between them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
 def uniformity(z: Tensor, t: float = 2.0) -> float:
     """log of the mean of exp(-t d^2) over all pairs of different rows of (B, F), d their distance on the unit sphere.
 
-    Wang and Isola 2020, arXiv 2005.10242, section 4.1. 0 where all features are one; about -2t where they are spread evenly in many dimensions.
+    Wang and Isola 2020, arXiv 2005.10242, section 4.1. 0 if all features are equal; about -2t if they are spread evenly in
+    many dimensions.
     """
     x = F.normalize(z.double(), dim=1)
     total = 0.0
@@ -39,7 +40,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosine similarities (M, k) and places (M, k) of the rows of the bank (N, F) that are nearest to queries (M, F), the nearest first.
 
-    Of a smaller bank all rows come.
+    A bank of fewer rows gives all of them.
     """
     columns = F.normalize(bank.float(), dim=1).T.contiguous()
     rows_at_once = max(1, MAX_SIMILARITIES // len(bank))

@@ -1,8 +1,8 @@
 """Confidence intervals of scores.
 
 Over test images by the percentile bootstrap (Efron 1979, "Bootstrap methods: another look at the jackknife"; Efron and Tibshirani 1993, "An
-Introduction to the Bootstrap", chapter 13): the images are drawn anew, with replacement, and the interval holds the middle 95 % of the scores.
-It says how far the score would move on other test images, not on another training run. Over random draws by Student's t.
+Introduction to the Bootstrap", chapter 13): the images are resampled with replacement, and the interval holds the middle 95 % of the
+scores. It says how far the score would move on other test images, not on another training run. Over random draws by Student's t.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _SEED = 0
 
 
 def mean_score(values: np.ndarray) -> Score:
-    """The mean of (N,) figures, one an image, with its bootstrap interval.
+    """The mean of (N,) values, one per image, with its bootstrap interval.
 
-    A resample of N images takes value v as often as a multinomial draw says, so where few values occur (hits and misses) their counts are
-    drawn instead of the images: the same distribution, at once for a million images.
+    How often value v occurs in a resample of N images is a multinomial draw, so if few values occur (hits and misses) their counts are
+    drawn instead of the images: the same distribution, and fast for a million images.
     """
     values = np.asarray(values, np.float64)
     distinct, counts = np.unique(values, return_counts=True)
@@ -34,7 +34,7 @@ def mean_score(values: np.ndarray) -> Score:
 
 
 def per_class_score(values: np.ndarray, labels: np.ndarray) -> Score:
-    """The mean over classes of each class's mean of (N,) figures; images are drawn anew within their class, so that none runs empty."""
+    """The mean over classes of each class's mean of (N,) values; images are resampled within their class, so that none becomes empty."""
     rng = np.random.default_rng(_SEED)
     total, resampled = 0.0, np.zeros(NUM_RESAMPLES)
     classes = np.unique(labels)
@@ -54,7 +54,7 @@ def bootstrap(num: int, statistic: Callable[[np.ndarray], float], num_resamples:
 
 
 def score_over_draws(values: Sequence[float]) -> Score:
-    """The mean of independent draws with Student's interval for it; without an interval where there is one draw."""
+    """The mean of independent draws with Student's interval; without an interval if there is only one draw."""
     mean, num = float(np.mean(values)), len(values)
     if num < 2:
         return Score(mean)

@@ -1,4 +1,4 @@
-"""Linear classifiers by stochastic gradient descent: several learning rates at once, on fixed features or on crops that are new in every epoch."""
+"""Linear classifiers by stochastic gradient descent: several learning rates at once, on fixed features or on new crops in every epoch."""
 
 from __future__ import annotations
 

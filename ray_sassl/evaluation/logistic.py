@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on frozen features, as the protocols that fit a linear probe share it."""
+"""Multinomial logistic regression on frozen features, shared by the protocols that fit a linear probe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int)
 
 
 def inverse_penalty(l2: float, labels: np.ndarray) -> float:
-    """scikit-learn's `C` on labels (N,). Of two classes it penalizes one row of weights, the difference of our two, which counts for twice as much."""
+    """scikit-learn's `C` on labels (N,).
+
+    With two classes it penalizes one row of weights, the difference of our two, which counts twice as much.
+    """
     if l2 <= 0:
         return np.inf
     return (2 if len(np.unique(labels)) == 2 else 1) / (l2 * len(labels))
@@ -43,7 +46,7 @@ def inverse_penalty(l2: float, labels: np.ndarray) -> float:
 
 @contextmanager
 def unconverged_is_fine() -> Iterator[None]:
-    """Without scikit-learn's warning of fits that were cut short; the result's details tell of it."""
+    """Silences scikit-learn's warning about fits that were cut short; the details of the result say so."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

@@ -26,7 +26,7 @@ ONLINE_SCORES: dict[str, KnnConfig | LinearConfig] = {"knn": KnnConfig(), "linea
 
 
 def online_scores(config: ExperimentConfig, device: torch.device) -> Callable[[nn.Module], dict[str, float]] | None:
-    """A function that scores a backbone on a part of the evaluation data as `evaluate.online` says, or None if no such data are configured."""
+    """A function that scores a backbone as `evaluate.online` says on a part of the evaluation data, or None if none are configured."""
     if config.evaluate.train is None or config.evaluate.test is None:
         return None
     splits = [
@@ -55,7 +55,7 @@ def warn_unseen_classes(train: np.ndarray, test: np.ndarray) -> None:
     unseen = float(np.isin(test, train, invert=True).mean())
     if unseen > _UNSEEN_SHARE:
         _warn_once(
-            f"{unseen:.0%} of the test images used for scores during the run have a class that none of the train images used has, so they are "
-            "always wrong: the row groups of evaluate.train or evaluate.test are ordered by class. Raise evaluate.online_rows, or write shards "
-            "in which classes are mixed."
+            f"{unseen:.0%} of the test images used for scores during the run have a class that none of the train images used has, so they "
+            "are always wrong: the row groups of evaluate.train or evaluate.test are ordered by class. Raise evaluate.online_rows, or "
+            "write shards in which classes are mixed."
         )

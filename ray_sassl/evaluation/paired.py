@@ -1,12 +1,12 @@
-"""Differences between two encoders, or two groups of encoders that differ in nothing but their seed, judged on the same test images.
+"""Differences between two encoders, or two groups of encoders that differ only in their seed, evaluated on the same test images.
 
 Over images by the paired bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 16.4; Koehn 2004, "Statistical
-significance tests for machine translation evaluation", for its use on two systems and one test set): images are drawn anew, with replacement, and
-the same ones for both sides, so that what makes an image hard for both cancels.
+significance tests for machine translation evaluation", for its use on two systems and one test set): images are resampled with replacement,
+the same ones for both sides, so that what makes an image hard for both cancels out.
 
-Over seeds by draws from Student's t: how two or three trainings would come out again cannot be seen by drawing from those two or three. Both sides
-are taken to vary alike between seeds, which lets the spread of one stand for the other where that has a single seed. The spread of seeds over
-one test set holds some of the chance that the images' resampling counts as well, so with seeds the interval errs on the wide side.
+Over seeds by draws from Student's t, since resampling two or three trainings does not show how others would come out. Both sides are
+assumed to vary alike between seeds, so the spread of one is used for the other if that has a single seed. The spread over seeds on one test
+set contains part of the chance that the resampling of images counts too, so with seeds the interval is a little too wide.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Difference:
         value: The difference.
         low: Of the interval.
         high: Of the interval.
-        covers_seeds: Whether the interval says how other trainings of both would differ; else these very encoders on other test images.
+        covers_seeds: Whether the interval says how other trainings of both would differ; else how these encoders would differ on other test
+            images.
     """
 
     value: float
@@ -40,7 +41,7 @@ class Difference:
 
     @property
     def is_noise(self) -> bool:
-        """Whether no difference at all is in the interval."""
+        """Whether the interval contains 0."""
         return self.low <= 0 <= self.high
 
 
@@ -48,10 +49,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray 
     """The difference of means over images and seeds.
 
     Args:
-        first: (S1, N) figures such as hits, one row a seed, one column an image.
+        first: (S1, N) values such as hits, one row per seed, one column per image.
         second: (S2, N), of the same images.
-        labels: (N,) int64. Where given, the mean is that over classes of the mean over each class's images, and images are drawn anew within
-            their class.
+        labels: (N,) int64. If given, the value is the mean over classes of each class's mean, and images are resampled within their class.
     """
     first, second = (np.atleast_2d(np.asarray(side, np.float64)) for side in (first, second))
     weights = _weights(first.shape[1], labels)
@@ -66,7 +66,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray 
 
 
 def mean_over_seeds(side: np.ndarray, labels: np.ndarray | None = None) -> Score:
-    """The mean of figures (S, N) over images and seeds, with its interval over both; see `paired_difference`."""
+    """The mean of values (S, N) over images and seeds, with its interval over both; see `paired_difference`."""
     side = np.atleast_2d(np.asarray(side, np.float64))
     weights = _weights(side.shape[1], labels)
     value = float(weights @ side.mean(0))
@@ -80,7 +80,7 @@ def mean_over_seeds(side: np.ndarray, labels: np.ndarray | None = None) -> Score
 
 
 def difference_of_means(first: np.ndarray, second: np.ndarray) -> Difference | None:
-    """The difference of the means of figures, one a seed, (S1,) and (S2,); None where neither side has two seeds."""
+    """The difference of the means of values, one per seed, (S1,) and (S2,); None if neither side has two seeds."""
     error, degrees = seed_error([np.asarray(side, np.float64) for side in (first, second)])
     if not degrees:
         return None
@@ -90,7 +90,7 @@ def difference_of_means(first: np.ndarray, second: np.ndarray) -> Difference | N
 
 
 def seed_error(sides: list[np.ndarray]) -> tuple[float, int]:
-    """The standard error of the sides' mean, or of the difference of two, over seeds, by their pooled spread; and its degrees of freedom."""
+    """The standard error over seeds of the sides' mean, or of the difference of two, by their pooled spread; and its degrees of freedom."""
     degrees = sum(len(side) - 1 for side in sides)
     if not degrees:
         return 0.0, 0
@@ -107,7 +107,7 @@ def _weights(num: int, labels: np.ndarray | None) -> np.ndarray:
 
 
 def _resampled(values: np.ndarray, labels: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """(R,) means of (N,) figures over images that are drawn anew, by class where labels are given."""
+    """(R,) means of (N,) values over resampled images, by class if labels are given."""
     classes = [values] if labels is None else [values[labels == label] for label in np.unique(labels)]
     total = np.zeros(NUM_RESAMPLES)
     for part in classes:

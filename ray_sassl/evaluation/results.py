@@ -1,4 +1,4 @@
-"""The scores of a run as files: `PROTOCOL.json`, and beside it figures as PNG and predictions as Parquet. All evaluations are written and read here."""
+"""The scores of a run as files, which are written and read here only: `PROTOCOL.json`, figures as PNG, and predictions as Parquet."""
 
 from __future__ import annotations
 
@@ -146,7 +146,8 @@ def _table(predictions: Predictions) -> pa.Table:
 def read_scores(run_dir: str) -> list[ProtocolScores]:
     """The newest scores of every protocol in a run directory, in the order of the protocols' names.
 
-    They are in `evaluation/step-NUMBER/`, of which the largest step is taken first, or in `evaluation/`, or beside it as `evaluate-PROTOCOL.json`.
+    They are in `evaluation/step-NUMBER/`, of which the largest step is taken first, or in `evaluation/`, or beside it as
+    `evaluate-PROTOCOL.json`.
 
     Raises:
         UsageError: a file of scores or predictions is damaged.
@@ -219,7 +220,7 @@ def _is_score(value: Any) -> bool:
 
 
 def _score(name: str, value: Any, chance: Any, details: Any) -> Score:
-    """A score as it was written; from before a score said so itself, the name tells whether it is a share, and `chance` is that of all top-1."""
+    """A score as it was written. In older files the name says whether it is a share, and `chance` holds for every top-1 on test images."""
     tree = value if isinstance(value, dict) else {"value": value}
     number, low, high = float(tree["value"]), tree.get("low"), tree.get("high")
     if "is_share" in tree:

@@ -66,8 +66,8 @@ def check_classes(train_labels: np.ndarray, test_labels: np.ndarray, class_names
     if len(missing):
         named = _listed(np.array([f"{label} ({class_names[label]})" if class_names else str(label) for label in missing]))
         raise UsageError(
-            f"class {named} has test images and no train images, so it can never be predicted. Are train and test of the same data set, with "
-            "labels that mean the same in both?"
+            f"class {named} has test images and no train images, so it can never be predicted. Are train and test of the same data set, "
+            "with labels that mean the same in both?"
         )
 
 

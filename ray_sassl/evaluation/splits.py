@@ -1,4 +1,4 @@
-"""Parts of a train set, chosen at random by class; the same for the same seed."""
+"""Random parts of a train set, chosen by class; the same for the same seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: about this share of each class's images, for choosing a setting; one image of each class at least stays with those to fit on.
+    """(N,) bool: about this share of each class's images, to choose a setting with; at least one image of each class is left to fit on.
 
     Raises:
         UsageError: no class has two images.

@@ -1,7 +1,7 @@
 """Features on disk: one Parquet file for an encoder, a data set and a preprocessing, with all three in its metadata.
 
-Columns: `sample_id` int64, `label` int64, `features` fixed-size list of float32. The file is named after its provenance, which is also read back
-and compared, so that features are never mistaken for those of another encoder or other images.
+Columns: `sample_id` int64, `label` int64, `features` fixed-size list of float32. The file is named after its provenance, which is also read
+back and compared, so that features are never mistaken for those of another encoder or other images.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ from ray_sassl.plugins import UsageError
 
 
 class EncoderSubject(Subject):
-    """An encoder and the labeled images that it is evaluated on. Features are computed once and kept in memory, and in a store if there is one.
+    """An encoder and the labeled images that it is evaluated on.
+
+    Features are computed once, and kept in memory and in a store if there is one.
 
     Args:
         encoder: (B, 3, S, S) -> (B, F); it is not changed.
@@ -83,7 +85,8 @@ class EncoderSubject(Subject):
         names = all_names(images.index)
         if names is None:
             raise UsageError(
-                f"the images of {', '.join(images.config.paths)} have no names: Parquet files need a column 'key', as `data convert` writes it"
+                f"the images of {', '.join(images.config.paths)} have no names: Parquet files need a column 'key', as "
+                "`data convert` writes it"
             )
         return [names[row] for row in self.labels(split)[0]]
 

@@ -1,8 +1,8 @@
-"""Supervised training of a classifier on top of an encoder: what fine-tuning on all labels and on a few of them share.
+"""Supervised training of a classifier on top of an encoder, shared by fine-tuning on all labels and on a few of them.
 
-SGD with Nesterov momentum on crops at random, mirrored half of the time; the learning rate falls to 0 along a half cosine; the classifier begins
-at zero. So do SimCLR (Chen et al. 2020, arXiv 2002.05709, appendices B.5 and B.8) and BYOL (Grill et al. 2020, arXiv 2006.07733, appendices C.2
-and D). Running statistics of batch normalization move by 10 / steps of an epoch, at most 0.1, as in SimCLR, appendix B.8.
+SGD with Nesterov momentum on crops at random, mirrored half of the time; the learning rate falls to 0 along a half cosine; the classifier
+begins at zero. So do SimCLR (Chen et al. 2020, arXiv 2002.05709, appendices B.5 and B.8) and BYOL (Grill et al. 2020, arXiv 2006.07733,
+appendices C.2 and D). Running statistics of batch normalization move by 10 / steps of an epoch, at most 0.1, as in SimCLR, appendix B.8.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class TrainingConfig(ProtocolConfig, ABC):
 
     Attributes:
         batch_size: Images of an update.
-        learning_rate: The encoder's, for a batch of 256 (SimCLR, B.5); it is scaled with the batch. Of a list, each is tried with a part of the train
-            images held out; the one that does best on these trains again on all.
+        learning_rate: The encoder's, for a batch of 256 (SimCLR, B.5); it is scaled with the batch. Of a list, each is tried with a part of
+            the train images held out; the one that does best on these trains again on all.
         head_factor: The classifier's learning rate over the encoder's; 1 in SimCLR and BYOL.
         validation_share: Of each class's train images, held out where learning rates are tried; our choice.
         sgd_momentum: Of SGD, in Nesterov's form.
@@ -54,7 +54,7 @@ class TrainingConfig(ProtocolConfig, ABC):
         batch_norm: "train" normalizes by each batch and lets the running statistics follow, "fixed" keeps and uses those of pretraining.
         precision: Of the forward pass.
         seed: Of the crops, the order of the images, and the choice of held-out images.
-        device: Where to train; "auto" is the GPU where there is one.
+        device: Where to train; "auto" is the GPU if there is one.
     """
 
     batch_size: int = Field(default=256, ge=2)

@@ -43,7 +43,7 @@ class Workplace(ABC):
 
     @abstractmethod
     def encode_crops(self, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of features (B, F) float32 and labels (B,) of the job's crops, epoch by epoch, in the same order wherever they are computed.
+        """Batches of features (B, F) float32 and labels (B,) of the job's crops, epoch by epoch; the order is the same everywhere.
 
         Raises:
             UsageError: the cluster can never offer what the work needs.

@@ -129,8 +129,8 @@ def _style(config: ExperimentConfig) -> str:
         return "none"
     sassl = config.sassl
     return (
-        f"{config.stylize.name}, {sassl.views} view(s), probability {sassl.prob:g}, alpha in {list(sassl.alpha)}, beta in {list(sassl.beta)}, "
-        f"styles: {sassl.style_source}"
+        f"{config.stylize.name}, {sassl.views} view(s), probability {sassl.prob:g}, alpha in {list(sassl.alpha)}, "
+        f"beta in {list(sassl.beta)}, styles: {sassl.style_source}"
     )
 
 

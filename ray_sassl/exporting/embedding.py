@@ -1,7 +1,7 @@
 """Features of whole data sets as Parquet: what is in the parts, and how one process makes one.
 
-A part is the rows of a few consecutive row groups. Its name and content depend only on the encoder and the data, and it appears whole or not
-at all, so a job that was stopped goes on where it was.
+A part is the rows of a few consecutive row groups. Its name and content depend only on the encoder and the data, and it appears whole or
+not at all, so a stopped job continues where it was.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class EmbeddingPlan:
 
     @property
     def essence(self) -> dict[str, object]:
-        """What two plans agree on whose parts can be mixed: not where the checkpoint lies or what it is called, but its weights."""
-        encoder = {name: self.tree["encoder"][name] for name in ("weights_sha256", "size_px", "pixel_mean", "pixel_std")}  # pyright: ignore[reportIndexIssue]
+        """What two plans must agree on for their parts to be mixed: not the checkpoint's path, but its weights."""
+        facts = self.encoder.model_dump(mode="json")
+        encoder = {name: facts[name] for name in ("weights_sha256", "size_px", "pixel_mean", "pixel_std")}
         return {**encoder, **{name: self.tree[name] for name in ("data_fingerprint", "part_rows", "has_labels")}}
 
     @property

@@ -59,7 +59,7 @@ class Preprocess:
         """The image, given as a PIL image, an RGB array (H, W, 3) uint8, a file's content, or a path or URI.
 
         Raises:
-            UsageError: the file is no image, or the array is of another kind.
+            UsageError: the file is not an image, or the array is of another kind.
             FileNotFoundError: nothing is at the path.
         """
         return self.normalize(self.pixels(_rgb(image))[None])[0]
@@ -130,8 +130,8 @@ def load_encoder(path: str | os.PathLike[str], *, size_px: int | None = None) ->
 
     Args:
         path: Local path or URI; for an export the file or its folder.
-        size_px: Side of the images that it is given. By default `evaluate.size_px` of its config where evaluation data were configured, else
-            the size of its training views.
+        size_px: Side of the images that it is given. By default `evaluate.size_px` of its config where evaluation data were configured,
+            else the size of its training views.
 
     Raises:
         UsageError: nothing is there, it holds no encoder, or it is damaged.
@@ -219,8 +219,8 @@ def _facts_of(content: bytes, source: str) -> EncoderFacts:
     text = read_header(content, source).metadata.get(_FACTS)
     if text is None:
         raise BadEncoderError(
-            f"{source} was not written by `ray-sassl export`: its header does not say which network it is for. The encoder of a checkpoint is loaded "
-            "by giving the checkpoint's folder."
+            f"{source} was not written by `ray-sassl export`: its header does not say which network it is for. The encoder of a checkpoint "
+            "is loaded by giving the checkpoint's folder."
         )
     try:
         return EncoderFacts.model_validate_json(text)

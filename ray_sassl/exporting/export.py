@@ -51,8 +51,8 @@ def export_encoder(
     size_px: int | None = None,
     license: str | None = None,
 ) -> Export:
-    """Write `model.safetensors` or `model.onnx`, `README.md` and `config.yaml` into the folder; nothing is written unless the weights were seen
-    to do there what they do here.
+    """Write `model.safetensors` or `model.onnx`, `README.md` and `config.yaml` into the folder; nothing is written unless the weights were
+    seen to do there what they do here.
 
     Args:
         source: A run directory (its newest sound checkpoint) or a checkpoint.
@@ -64,8 +64,8 @@ def export_encoder(
         license: Of the weights, for the card.
 
     Raises:
-        UsageError: there is no checkpoint, the format does not suit the network, the folder holds an export, or a head was asked for without
-            labeled images.
+        UsageError: there is no checkpoint, the format does not suit the network, the folder holds an export, or a head was asked for
+            without labeled images.
     """
     model_name = _ONNX_MODEL if format_ == "onnx" else MODEL
     there = [name for name in (MODEL, _ONNX_MODEL, CARD) if storage.exists(storage.join(out, name))]

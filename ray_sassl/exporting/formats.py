@@ -54,8 +54,8 @@ def library_model(encoder: Encoder, library: Library) -> LibraryModel:
     backbone = encoder.facts.backbone
     if backbone.name in CIFAR_RESNETS:
         raise FormatError(
-            f"{backbone.name} is a ResNet for CIFAR (He et al. 2016, section 4.2), which neither torchvision nor timm has. Formats that suit: "
-            f"safetensors (ray_sassl.load_encoder reads it) and onnx."
+            f"{backbone.name} is a ResNet for CIFAR (He et al. 2016, section 4.2), which neither torchvision nor timm has. Formats that "
+            f"suit: safetensors (ray_sassl.load_encoder reads it) and onnx."
         )
     num_classes = encoder.head.out_features if encoder.head is not None else 0
     with torch.random.fork_rng(devices=[]):

@@ -24,7 +24,7 @@ class LinearHead:
         layer: (B, F) -> (B, C).
         classes: The classes' names, where the data set has names.
         num_train, train_top1: What it was fitted on, and how well.
-        num_test, test_top1: What it was measured on; None where there are no test images.
+        num_test, test_top1: What it was measured on; None if there are no test images.
     """
 
     layer: nn.Linear

@@ -1,7 +1,7 @@
-"""An encoder as ONNX, held against torch with onnxruntime before it is handed out.
+"""An encoder as ONNX, compared with torch in onnxruntime before it is handed out.
 
-Input `images` (batch, 3, S, S) float32, normalized; output `features` (batch, F) and, where the encoder has a head, `logits` (batch, C). The
-batch may be of any size. What `preprocess` does and where the weights come from stand in the model's metadata under `ray_sassl`.
+Input `images` (batch, 3, S, S) float32, normalized; output `features` (batch, F) and, where the encoder has a head, `logits` (batch, C).
+The batch may be of any size. What `preprocess` does and where the weights come from stand in the model's metadata under `ray_sassl`.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def onnx_bytes(encoder: Encoder) -> bytes:
             difference = largest_difference(torch.from_numpy(theirs), ours)
             if not difference <= TOLERANCE:
                 raise FormatError(
-                    f"{encoder.facts.backbone.name} cannot be exported as ONNX: onnxruntime's {name} of {num_images} images differ from torch's by "
-                    f"{difference:.1e}, and {TOLERANCE:.0e} is allowed. The formats safetensors, torchvision and timm keep torch's own network."
+                    f"{encoder.facts.backbone.name} cannot be exported as ONNX: onnxruntime's {name} of {num_images} images differ "
+                    f"from torch's by {difference:.1e}, and {TOLERANCE:.0e} is allowed. The formats safetensors, torchvision and timm keep "
+                    "torch's own network."
                 )
     return content
 

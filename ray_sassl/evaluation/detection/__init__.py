@@ -1,7 +1,7 @@
-"""Detection: an encoder as the backbone of Faster R-CNN (Ren et al. 2015, arXiv 1506.01497), trained and scored on a data set in PASCAL VOC's form.
+"""Detection: an encoder as the backbone of Faster R-CNN (Ren et al. 2015, arXiv 1506.01497), trained and tested on data in VOC's form.
 
-The defaults are the protocol of MoCo (He et al. 2020, arXiv 1911.05722, section 4.2 and its code) on VOC 2007 + 2012 with a ResNet-50-C4: 24,000 steps
-of 16 images, all layers trained, batch normalization trained over all workers.
+The defaults are the protocol of MoCo (He et al. 2020, arXiv 1911.05722, section 4.2 and its code) on VOC 2007 + 2012 with a ResNet-50-C4:
+24,000 steps of 16 images, all layers trained, batch normalization trained over all workers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class DetectConfig(FrozenConfig):
     """Fine-tuning for detection.
 
     Attributes:
-        architecture: "c4": proposals and regions from the last stage but one, the last stage is the head of each region. "fpn": a feature pyramid
-            (Lin et al. 2017, arXiv 1612.03144) over all stages with a head of two linear layers.
-        train: Splits to train on, each `FOLDER/SPLIT`, or `SPLIT` where the data's folder is itself one of VOC's form. Not given: `trainval` of
-            the folder, or of VOC2007 and VOC2012 where these are in it.
+        architecture: "c4": proposals and regions from the last stage but one, the last stage is the head of each region. "fpn": a feature
+            pyramid (Lin et al. 2017, arXiv 1612.03144) over all stages with a head of two linear layers.
+        train: Splits to train on, each `FOLDER/SPLIT`, or `SPLIT` where the data's folder is itself one of VOC's form. Not given:
+            `trainval` of the folder, or of VOC2007 and VOC2012 where these are in it.
         test: Splits to measure on; not given: `test` of the folder, or of VOC2007.
         steps: Optimizer updates.
         batch_size: Images of an update, over all workers.
@@ -39,15 +39,15 @@ class DetectConfig(FrozenConfig):
         train_px: Shorter side of the training images, drawn for each.
         test_px: Shorter side of the test images.
         max_px: Longest side of either.
-        batch_norm: "synced" is trained with the statistics of all workers' batches, also in the pyramid and in the head of "c4"; "frozen" keeps the
-            encoder's statistics, scales and shifts.
+        batch_norm: "synced" is trained with the statistics of all workers' batches, also in the pyramid and in the head of "c4"; "frozen"
+            keeps the encoder's statistics, scales and shifts.
         fpn_channels: Width of the pyramid.
         hidden_size: Width of the pyramid's head.
         rois_per_image: Regions of an image that the head learns from at each step.
         test_proposals: Regions of an image that the head looks at in a test.
         evaluate_every: Steps between measurements on the test set, the first before the training; 0: only at its end.
         max_bad_fraction: Share of each split's images that may be damaged; they are left out and counted, and more of them end the job.
-        checkpoint_every: Steps between checkpoints, from which a run that was stopped goes on.
+        checkpoint_every: Steps between checkpoints, from which a stopped run continues.
         seed: Of the new layers and of all draws.
     """
 

@@ -1,8 +1,8 @@
-"""Average precision of detections as COCO counts it (Lin et al. 2014, arXiv 1405.0312, and its `COCOeval`), with intervals over test images.
+"""Average precision of detections as in COCO (Lin et al. 2014, arXiv 1405.0312, and its `COCOeval`), with intervals over test images.
 
-The figures are torchmetrics'. COCO's matching is here a second time because the intervals need it taken apart: which detection hits what does not
-depend on the other images, so a resample of images only weights the hits anew. With equal weights both give the same figures, which a test holds.
-Difficult objects are COCO's crowds: a detection that covers one is neither a hit nor a miss.
+The scores are those of torchmetrics. COCO's matching is here a second time because the intervals need it taken apart: which detection hits
+what does not depend on the other images, so a resample of images only weights the hits anew. With equal weights both give the same figures,
+which a test holds. Difficult objects are COCO's crowds: a detection that covers one is neither a hit nor a miss.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MAX_DETECTIONS = 100
 """Of an image and class, those of the highest scores."""
 _RECALLS = np.linspace(0, 1, 101)
 _SEED = 0
-FIGURES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-"""Which thresholds each figure is the mean over."""
+THRESHOLDS_OF = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+"""The thresholds that each score is the mean over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Detections:
 
 
 def check_installed() -> None:
-    """Look before long work whether the figures can be computed.
+    """Check before long work that the scores can be computed.
 
     Raises:
         UsageError: the packages are missing.
@@ -68,7 +68,7 @@ def average_precision_scores(detections: Sequence[Detections], truths: Sequence[
     drawn = np.stack([_resampled(matched, weights) for weights in _draws(len(truths))])
     scores = {}
     for name, key in (("AP", "map"), ("AP50", "map_50"), ("AP75", "map_75")):
-        scores[name] = _score(max(0.0, found[key].item()), drawn[:, :, FIGURES[name]].mean(2))
+        scores[name] = _score(max(0.0, found[key].item()), drawn[:, :, THRESHOLDS_OF[name]].mean(2))
     by_class = dict(zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1).tolist(), strict=True))
     for label, part in enumerate(matched):
         if part.num_true.sum():
@@ -93,7 +93,7 @@ def _torchmetrics(detections: Sequence[Detections], truths: Sequence[Truth], *, 
         box_format="xyxy",
         iou_type="bbox",
         iou_thresholds=IOU_THRESHOLDS.tolist(),
-        rec_thresholds=_RECALLS.tolist(),  # its own are float32, which moves the figures where a recall is exactly one of them
+        rec_thresholds=_RECALLS.tolist(),  # its own are float32, which moves the scores if a recall is exactly one of them
         class_metrics=with_classes,
         backend="pycocotools",
         sync_on_compute=False,  # the detections of all workers are here already, and the other workers do not come to a meeting
@@ -145,8 +145,8 @@ class _Matched:
 def _match(one: Detections, truth: Truth, label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores (D,) of an image's detections of a class from high to low, and by threshold (T, D) which are hits and which are ignored.
 
-    Each takes the object that it overlaps most of those that no likelier one has taken; a difficult object only where there is no other, and it
-    can be taken again and again.
+    Each takes the object that it overlaps most of those that no likelier one has taken; a difficult object only where there is no other,
+    and it can be taken again and again.
     """
     mine = np.flatnonzero(one.labels == label)
     mine = mine[np.argsort(-one.scores[mine], kind="mergesort")][:MAX_DETECTIONS]

@@ -57,10 +57,10 @@ def build_detector(
 
 
 def stages_of(encoder: nn.Module) -> list[nn.Sequential]:
-    """The encoder as stages of falling resolution, the stem with the first; one after the other they make the maps whose mean the features are.
+    """The encoder as stages of falling resolution, the stem with the first. The mean of the maps of the last stage is the features.
 
     Raises:
-        UsageError: it is no ResNet, or one whose features are made otherwise.
+        UsageError: it is not a ResNet, or its features are made in another way.
     """
     if isinstance(encoder, CifarResNet):
         blocks = list(encoder.blocks)
@@ -73,8 +73,8 @@ def stages_of(encoder: nn.Module) -> list[nn.Sequential]:
         layers = [f"layer{number}" for number in range(1, 5)]
         if not set(layers) <= set(names):
             raise UsageError(
-                f"detection needs a ResNet, which has maps of falling resolution: torchvision's (resnet18, resnet50), timm's, or a CIFAR one "
-                f"(resnet20); this encoder is a {type(encoder).__name__}"
+                f"detection needs a ResNet, which has maps of falling resolution: torchvision's (resnet18, resnet50), timm's, or a "
+                f"CIFAR one (resnet20); this encoder is a {type(encoder).__name__}"
             )
         stem = [children[name] for name in names[: names.index("layer1")]]
         stages = [nn.Sequential(*stem, children["layer1"]), *(nn.Sequential(children[name]) for name in layers[1:])]
@@ -126,7 +126,7 @@ class _Trunk(nn.Module):
 
 
 class _LastStage(nn.Module):
-    """The last stage as the head of regions: (R, C, 14, 14) -> (R, D). The new norm after it is MoCo's (its code's `Res5ROIHeadsExtraNorm`)."""
+    """The last stage as the head of regions: (R, C, 14, 14) -> (R, D). The new norm after it is MoCo's (`Res5ROIHeadsExtraNorm`)."""
 
     def __init__(self, stage: nn.Sequential, norm: nn.Module) -> None:
         super().__init__()

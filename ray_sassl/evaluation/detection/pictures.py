@@ -61,6 +61,6 @@ def _drawn(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, texts: S
 
 
 def history_picture(entries: Sequence[dict[str, float]], y_title: str) -> bytes:
-    """What was logged over the steps, a line a figure."""
+    """What was logged over the steps, one line per value."""
     names = [name for name in entries[0] if name != "step"]
     return curves([entry["step"] for entry in entries], {name: [entry[name] for entry in entries] for name in names}, "step", y_title)

@@ -1,8 +1,8 @@
 """Training and testing a detector, as one of the processes that share the work.
 
-Which images a step sees, how they are mirrored and which regions are sampled depends only on (seed, step, rank), so a run can be repeated, and one
-that was stopped continues from its checkpoint with the same result. Damaged images are left out and counted: the next image of the epoch takes the
-place of a damaged train image, and a test uses the images that can be decoded.
+Which images a step sees, how they are mirrored and which regions are sampled depends only on (seed, step, rank), so a run can be repeated,
+and one that was stopped continues from its checkpoint with the same result. Damaged images are left out and counted: the next image of the
+epoch takes the place of a damaged train image, and a test uses the images that can be decoded.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     FOLDER/JPEGImages/NAME.jpg   FOLDER/Annotations/NAME.xml   FOLDER/ImageSets/Main/SPLIT.txt
 
-Boxes are xmin, ymin, xmax, ymax in pixels that count from 1 and belong to the box, as VOC has them; here they become edges that count from 0, so
-xmin and ymin are lowered by one. What reaches out of the image is cut off. A box whose xmax is not above its xmin, or ymax above its ymin, in the
-file or after that, has no area: it is dropped and counted.
+Boxes are xmin, ymin, xmax, ymax in pixels that count from 1 and belong to the box, as VOC has them; here they become edges that count from
+0, so xmin and ymin are lowered by one. What reaches out of the image is cut off. A box whose xmax is not above its xmin, or ymax above its
+ymin, in the file or after that, has no area: it is dropped and counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Truth:
     Attributes:
         boxes: (B, 4) float64, left, top, right and bottom edges in pixels.
         labels: (B,) int64.
-        is_difficult: (B,) bool: finding it is neither rewarded nor punished.
+        is_difficult: (B,) bool: a detection of it counts neither for nor against.
     """
 
     boxes: np.ndarray
@@ -48,7 +48,7 @@ class DetectionSet:
 
     Attributes:
         paths: Of the images.
-        truths: One an image.
+        truths: One per image.
         class_names: The name of each label.
         num_dropped: Boxes without an area, which were left out.
     """
@@ -124,7 +124,7 @@ def _usual_splits(data: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     entries = {storage.name_of(entry.path) for entry in storage.list_dir(data)}
     if not entries:
         raise UsageError(
-            f"{data} is no folder, or it is empty; give one of PASCAL VOC's form (with {_IMAGES}, {_BOXES} and {_LISTS} in it)"
+            f"{data} is not a folder, or it is empty; give one of PASCAL VOC's form (with {_IMAGES}, {_BOXES} and {_LISTS} in it)"
         )
     if _BOXES in entries:
         return ("trainval",), ("test",)

@@ -1,8 +1,9 @@
 """What the features look like: scores of collapse and spread, and pictures.
 
-Alignment and uniformity are those of Wang and Isola 2020 (arXiv 2005.10242); positive pairs are two of SimCLR's views of a test image, whatever the
-encoder was trained with, so that runs with different views can be compared. The effective rank is RankMe (Garrido et al. 2023, arXiv 2210.02885).
-An image's style sensitivity is the mean cosine distance of its features from those of copies that were stylized in the styles of train images.
+Alignment and uniformity are those of Wang and Isola 2020 (arXiv 2005.10242); positive pairs are two of SimCLR's views of a test image,
+whatever the encoder was trained with, so that runs with different views can be compared. The effective rank is RankMe (Garrido et al. 2023,
+arXiv 2210.02885). An image's style sensitivity is the mean cosine distance of its features from those of copies that were stylized in the
+styles of train images.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Config(ProtocolConfig):
         stylize: The stylizer of the stylized copies.
         style_copies: Stylized copies of each test image.
         styles_per_class: Train images of each class whose styles are drawn from.
-        render_px: As in `robustness`: smaller images are enlarged to it, stylized and reduced again, since at 32 px little but a blur is left.
+        render_px: As in `robustness`: smaller images are enlarged to it, stylized and reduced again, since at 32 px little but a blur is
+            left.
         max_images: Images on the map, and rows of which uniformity and effective rank are computed; a sample where there are more.
         seed: Of all draws.
     """
@@ -61,7 +63,7 @@ class Config(ProtocolConfig):
 
 
 class Diagnosis(Protocol):
-    """Scores of spread, alignment and style sensitivity, with pictures of neighbors, of a map and of the most and least sensitive images."""
+    """Scores of spread, alignment and style sensitivity; pictures of neighbors, of a map and of the most and least sensitive images."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -1,9 +1,9 @@
 """Few-shot classification on frozen features: a classifier fitted on a few images of each class, over many random draws of them.
 
-`ridge` is regularized least squares onto targets of -1 and 1 in closed form (Dosovitskiy et al. 2021, arXiv 2010.11929, section 4.1). `centroid` is
-the nearest class mean after centring and scaling to unit length (Wang, Chao, Weinberger and van der Maaten 2019, "SimpleShot", arXiv 1911.04623,
-section 3: CL2N). Both see features that were centered by the mean of all train features, whose labels are not needed for that, and scaled to unit
-length.
+`ridge` is regularized least squares onto targets of -1 and 1 in closed form (Dosovitskiy et al. 2021, arXiv 2010.11929, section 4.1).
+`centroid` is the nearest class mean after centring and scaling to unit length (Wang, Chao, Weinberger and van der Maaten 2019,
+"SimpleShot", arXiv 1911.04623, section 3: CL2N). Both see features that were centered by the mean of all train features, whose labels are
+not needed for that, and scaled to unit length.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Config(ProtocolConfig):
 
     Attributes:
         shots: Train images of each class, one entry a setting; 1 and 10 in the SASSL paper.
-        num_draws: How often they are drawn anew; the interval is that of the mean over draws.
+        num_draws: How many times they are drawn; the interval is that of the mean over draws.
         classifier: What is fitted on them.
         l2: Weight of the penalty of `ridge`, for the sum of squared errors; our choice, the papers choose it by data set.
         seed: Of the draws.
@@ -85,7 +85,10 @@ def centered_to_unit_length(train: LabeledFeatures, test: LabeledFeatures) -> tu
 
 
 def fit_ridge(x: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (C, F) and biases (C,) of least squares onto -1 and 1, from x (N, F) and labels (N,); a class without images is never chosen."""
+    """Weights (C, F) and biases (C,) of least squares onto -1 and 1, from x (N, F) and labels (N,).
+
+    A class without images is never predicted.
+    """
     from sklearn.linear_model import Ridge  # slow to import
 
     classes, places = np.unique(labels, return_inverse=True)

@@ -20,7 +20,7 @@ class Config(ProtocolConfig):
     Attributes:
         k: Neighbors that vote (section 4.1: 200). Of a smaller train set all vote; the result's details say how many did.
         temperature: A neighbor's vote is exp(cosine similarity / temperature); 0.07 in the paper, 0.1 in most later code.
-        device: Where to compute; "auto" is the GPU where there is one.
+        device: Where to compute; "auto" is the GPU if there is one.
     """
 
     k: int = Field(default=200, ge=1)

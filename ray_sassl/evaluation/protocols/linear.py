@@ -1,13 +1,14 @@
 """Linear probe: multinomial logistic regression on frozen features, standardized by the train set's mean and deviation.
 
-The objective of both solvers is the mean cross-entropy + l2 / 2 times the squared weights. With `l2=grid` the penalty is chosen as in Kornblith,
-Shlens and Le 2019 ("Do better ImageNet models transfer better?", arXiv 1805.08974, appendix): L-BFGS over 45 values from 1e-6 to 1e5, evenly
-spaced in the logarithm; the one that does best on held-out train images is fitted again on all of them. SimCLR, BYOL and SASSL follow it.
-With `solver=sgd augment=true` the classifier learns from crops at random, mirrored half of the time, new in every epoch, through the frozen encoder
-with its batch statistics fixed, as on ImageNet in MoCo, SimCLR and BYOL (Grill et al. 2020, arXiv 2006.07733, appendix C.1: 80 epochs of Nesterov SGD,
-batch 1,024, no penalty, five learning rates tried on held-out train images, one crop at the center to test).
-Differs from the papers: features are standardized, which they do not speak of; learning rates then mean the same for every encoder. Where a data
-set has no validation split of its own, part of its train set stands in.
+The objective of both solvers is the mean cross-entropy + l2 / 2 times the squared weights. With `l2=grid` the penalty is chosen as in
+Kornblith, Shlens and Le 2019 ("Do better ImageNet models transfer better?", arXiv 1805.08974, appendix): L-BFGS over 45 values from 1e-6 to
+1e5, evenly spaced in the logarithm; the one that does best on held-out train images is fitted again on all of them. SimCLR, BYOL and SASSL
+follow it. With `solver=sgd augment=true` the classifier learns from crops at random, mirrored half of the time, new in every epoch, through
+the frozen encoder with its batch statistics fixed, as on ImageNet in MoCo, SimCLR and BYOL (Grill et al. 2020, arXiv 2006.07733, appendix
+C.1: 80 epochs of Nesterov SGD, batch 1,024, no penalty, five learning rates tried on held-out train images, one crop at the center to
+test).
+Differs from the papers: features are standardized, which they do not mention, so that learning rates mean the same for every encoder. Part
+of the train set is used in place of a validation split.
 """
 
 from __future__ import annotations
@@ -45,17 +46,17 @@ class Config(ProtocolConfig):
         l2: Weight of the penalty on the weights' squares (not the biases'), or "grid" to choose it on held-out train images (L-BFGS only).
         l2_range: Smallest and largest value of the grid.
         num_l2: Values of the grid.
-        validation_share: Of each class's train images, held out to choose the penalty or the learning rate with; our choice.
-        augment: Whether SGD sees new crops of the train images in every epoch, which go through the encoder, or the features of one crop at the
-            center.
+        validation_share: Of each class's train images, held out to choose the penalty or the learning rate; our choice.
+        augment: Whether SGD sees new crops of the train images in every epoch, which go through the encoder, or the features of one crop at
+            the center.
         max_iterations: Of L-BFGS.
         epochs: Of SGD, with a cosine schedule to 0.
         batch_size: Of SGD.
-        learning_rate: Of SGD, for rows of unit length: it is divided by the number of features, whose rows are that long when standardized. Of
-            a list, the one that does best on held-out train images is fitted again on all of them.
+        learning_rate: Of SGD, for rows of unit length: it is divided by the number of features, whose rows are that long when standardized.
+            Of a list, the one that does best on held-out train images is fitted again on all of them.
         sgd_momentum: Of SGD, in Nesterov's form.
         seed: Of SGD's order of the images, and of the choice of held-out images.
-        device: Where SGD computes; "auto" is the GPU where there is one. L-BFGS computes on the CPU.
+        device: Where SGD computes; "auto" is the GPU if there is one. L-BFGS computes on the CPU.
     """
 
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
@@ -134,7 +135,7 @@ class LinearProbe(Protocol):
     def _by_sgd(
         self, subject: FeatureSubject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
-        """Weights, biases, figures and details; the learning rate is chosen where there are several, of equally good ones the smallest."""
+        """Weights, biases, figures and details; the best of several learning rates is chosen, and the smallest of equally good ones."""
         config = self.config
         if not isinstance(config.learning_rate, tuple):
             ((weight, bias),) = self._fit_sgd(subject, train, x, moments, [config.learning_rate])

@@ -1,11 +1,11 @@
 """Robustness of a linear classifier that has seen clean images only: stylized test images, common corruptions, and shape against texture.
 
-Corruptions are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) that `corruptions.py` has. The shape share is that of Geirhos et al. 2019
-(arXiv 1811.12231): of the images that hold the shape of one class and the texture of another, and are taken for one of the two, the share that is
-taken for the shape's class.
-Differs from the papers: accuracies are means over corruptions and severities, not errors as shares of AlexNet's; and cue conflicts are all test
-images, stylized by the project's stylizer in the style of a train image of another class. It keeps more of the content than the one of Geirhos et
-al., so shape shares are to be held against each other, not against theirs.
+Corruptions are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) that `corruptions.py` has. The shape share is that of Geirhos et
+al. 2019 (arXiv 1811.12231): of the images that hold the shape of one class and the texture of another, and are classified as one of the
+two, the share that is taken for the shape's class.
+Differs from the papers: accuracies are means over corruptions and severities, not errors as shares of AlexNet's; and cue conflicts are all
+test images, stylized by the project's stylizer in the style of a train image of another class. It keeps more of the content than the one of
+Geirhos et al., so shape shares can be compared with each other, not with theirs.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Config(ProtocolConfig):
         severities: Of each corruption.
         stylize: The stylizer of the stylized copies.
         styles_per_class: Train images of each class whose styles are drawn from.
-        bank: A style bank to draw the stylized copies' styles from, made by this stylizer; not given: the train images' styles. Cue conflicts
-            always take the train images', whose classes are known.
-        render_px: Smaller images are enlarged to it, stylized and reduced again; 0: stylized as they are, which leaves little of their shape
-            where they are of 32 px.
+        bank: A style bank to draw the stylized copies' styles from, made by this stylizer; not given: the train images' styles. Cue
+            conflicts always take the train images', whose classes are known.
+        render_px: Smaller images are enlarged to it, stylized and reduced again; 0: stylized as they are, which leaves little of their
+            shape where they are of 32 px.
         l2: Weight of the penalty on the classifier's squared weights, which is fitted on standardized features as in `linear`.
         max_iterations: Of L-BFGS, which fits it.
         num_shown: Test images on the contact sheet.
@@ -85,8 +85,8 @@ class Config(ProtocolConfig):
 class Robustness(Protocol):
     """Top-1 on clean, stylized and corrupted test images, and the share of shape in conflicts of shape and texture.
 
-    `corrupted_top1` is the mean over corruptions and severities (the mean corruption accuracy), `NAME_top1` that over a corruption's severities.
-    The predictions are those for the stylized copies.
+    `corrupted_top1` is the mean over corruptions and severities (the mean corruption accuracy), `NAME_top1` that over a corruption's
+    severities. The predictions are those for the stylized copies.
     """
 
     def __init__(self, config: Config) -> None:

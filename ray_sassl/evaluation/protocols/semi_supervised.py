@@ -1,8 +1,8 @@
 """Semi-supervised learning: the whole network fine-tuned on a small share of the train labels (`training.py` says how).
 
-SimCLR (Chen et al. 2020, arXiv 2002.05709, section 6 and appendix B.5) and BYOL use 1 % and 10 % of ImageNet's labels, in fixed splits that SimCLR
-has published: text files, one file name a line. Such files are taken as they are; for other data sets a split is drawn, the same for the same seed,
-with the same share of each class and at least one image of it.
+SimCLR (Chen et al. 2020, arXiv 2002.05709, section 6 and appendix B.5) and BYOL use 1 % and 10 % of ImageNet's labels, in fixed splits that
+SimCLR has published: text files, one file name a line. Such files are taken as they are; for other data sets a split is drawn, the same for
+the same seed, with the same share of each class and at least one image of it.
 """
 
 from __future__ import annotations
@@ -98,15 +98,15 @@ def rows_of_split_file(path: str, names: list[str]) -> np.ndarray:
     except FileNotFoundError as error:
         raise UsageError(f"there is no split file {path}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no split file: it is not text") from error
+        raise UsageError(f"{path} is not a valid split file: it is not text") from error
     wanted = [_stem(line) for line in lines if line]
     if not wanted:
         raise UsageError(f"{path} names no images")
     place = {_stem(name): number for number, name in enumerate(names)}
     if missing := [name for name in wanted if name not in place]:
         raise UsageError(
-            f"{len(missing):,} of the {len(wanted):,} images that {path} names are not among the {len(names):,} labeled train images, such as "
-            f"{', '.join(missing[:_SHOWN])}; train images have names like {', '.join(names[:_SHOWN])}"
+            f"{len(missing):,} of the {len(wanted):,} images that {path} names are not among the {len(names):,} labeled train images, "
+            f"such as {', '.join(missing[:_SHOWN])}; train images have names like {', '.join(names[:_SHOWN])}"
         )
     if len(set(wanted)) != len(wanted):
         raise UsageError(f"{path} names {len(wanted) - len(set(wanted)):,} images twice")

@@ -1,9 +1,9 @@
-"""Transfer: the same frozen or fine-tuned encoder judged on other data sets, each by its own split and figure.
+"""Transfer: the same frozen or fine-tuned encoder evaluated on other data sets, each with its own split and metric.
 
-The data sets of the papers are named by their cards (`ray_sassl/evaluation/targets/cards.py`) and come from the cache, where `ray-sassl data fetch NAME` puts them;
-any other labeled data set is given by its train and test images. As Kornblith, Shlens and Le 2019 (arXiv 1805.08974) do, and SimCLR, BYOL and SASSL
-after them, each is judged by logistic regression on frozen features, with the penalty chosen on held-out train images; any protocol can take its
-place.
+The data sets of the papers are named by their cards (`evaluation/targets/cards.py`) and come from the cache, where `ray-sassl data fetch
+NAME` puts them; any other labeled data set is given by its train and test images. As in Kornblith, Shlens and Le 2019 (arXiv 1805.08974),
+and in SimCLR, BYOL and SASSL after them, each is evaluated by logistic regression on frozen features, with the penalty chosen on held-out
+train images; any other protocol can be used instead.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Target(FrozenConfig):
 
     Attributes:
         name: A card's name, or any other for a data set of one's own.
-        train: Its train images; of a card they are taken from the cache where they are not given.
+        train: Its train images; not given: those of the card, from the cache.
         test: Its test images.
-        metric: What is reported of it; a card's own where not given, else top-1.
+        metric: The score that is reported; not given: the card's own, or top-1.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -62,9 +62,9 @@ class Config(ProtocolConfig):
     """Transfer to several data sets.
 
     Attributes:
-        targets: Cards by name, and data sets of one's own as `{name: mine, train: {path: ...}, test: {path: ...}}`. Not given: all cards whose data
-            sets have been fetched.
-        protocol: How each is judged.
+        targets: Cards by name, and data sets of one's own as `{name: mine, train: {path: ...}, test: {path: ...}}`. Not given: all cards
+            whose data sets have been fetched.
+        protocol: How each is evaluated.
         root: Folder or URI that `data fetch --out` has filled, which a cluster's nodes reach; not given: this machine's cache.
     """
 
@@ -82,7 +82,7 @@ class Config(ProtocolConfig):
         assert isinstance(self.protocol, ProtocolConfig)
         if self.protocol.brings_images:
             raise ValueError(
-                f"{self.protocol.name} brings images of its own, so it cannot judge by a target's; take linear, finetune, knn or few_shot"
+                f"{self.protocol.name} brings its own images, so it cannot use those of a target; take linear, finetune, knn or few_shot"
             )
         return self
 
@@ -90,7 +90,10 @@ class Config(ProtocolConfig):
         root = self.root or default_root()
         if self.targets or prepared_cards(root):
             return None
-        return f"there are no data sets in {root}; `ray-sassl data cards` lists those that `data fetch` puts there, and transfer.targets takes your own"
+        return (
+            f"there are no data sets in {root}; `ray-sassl data cards` lists those that `data fetch` puts there, and transfer.targets "
+            "takes your own"
+        )
 
     def build(self) -> Transfer:
         return Transfer(self)
@@ -119,14 +122,14 @@ class _Ready:
 
 
 class Transfer(Protocol):
-    """Each target's own figure, such as `flowers102_mean_per_class`, and the mean over targets as `mean_accuracy` where all are shares."""
+    """Each target's own metric, such as `flowers102_mean_per_class`, and the mean over targets as `mean_accuracy` if all are shares."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def evaluate(self, subject: Subject) -> Evaluation:
         ready = [self._ready(subject, target) for target in self._targets()]
-        # The largest begin first, so that none is left to work alone at the end.
+        # The largest start first, so that none is left to run alone at the end.
         ordered = sorted(ready, key=lambda target: -(target.num_train + target.num_test))
         log.info(
             "%d data set%s, %s images",
@@ -170,7 +173,7 @@ class Transfer(Protocol):
         return tuple(Target(name=card.name) for card in cards)
 
     def _ready(self, subject: Subject, target: Target) -> _Ready:
-        """The target with its images, held against its card.
+        """The target with its images, checked against its card.
 
         Raises:
             UsageError: they are not there, or not what the card says.
@@ -198,7 +201,7 @@ class Transfer(Protocol):
 
 
 def _scores(target: _Ready, found: Evaluation) -> dict[str, Score]:
-    """The target's own figures; of a protocol that has several settings, such as few_shot, all of its top-1 figures."""
+    """The target's own metrics; all top-1 scores of a protocol that has several settings, such as few_shot."""
     if target.metric not in found.scores and target.metric != "quadratic_kappa":
         return {name: score for name, score in found.scores.items() if name.endswith("top1") and not name.startswith("train")}
     scores = {name: found.scores[name] for name in target.metrics if name in found.scores}
@@ -214,7 +217,8 @@ def _details(target: _Ready, found: Evaluation) -> dict[str, Any]:
 
 
 def quadratic_kappa(predictions: Predictions, num_classes: int) -> Score:
-    """Cohen's kappa with quadratic weights (Cohen 1968), with its bootstrap interval: 1 where all agree, 0 where they agree as by chance."""
+    """Cohen's kappa with quadratic weights (Cohen 1968), with its bootstrap interval: 1 if all
+    agree, 0 if they agree as by chance."""
     step = np.arange(num_classes)
     weights = (step[:, None] - step) ** 2.0
     cells = predictions.labels * num_classes + predictions.predicted

@@ -1,4 +1,4 @@
-"""Data sets that encoders are transferred to: what each is (`cards`), how it lies on disk (`layouts`), and as Parquet in the cache (`prepare`)."""
+"""Data sets that encoders are transferred to: what each is (`cards`), its files (`layouts`), and as Parquet in the cache (`prepare`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 Metric = Literal["top1", "mean_per_class", "quadratic_kappa"]
-"""`top1`: share of right answers. `mean_per_class`: mean over classes of each one's share. `quadratic_kappa`: Cohen's kappa with quadratic weights,
-for classes that are steps of a scale."""
+"""`top1`: share of correct predictions. `mean_per_class`: mean over classes of that share. `quadratic_kappa`: Cohen's kappa with quadratic
+weights, for classes that are steps of a scale."""
 
 Half = Literal["train", "test"]
 
@@ -36,7 +36,7 @@ class Card:
     Attributes:
         name: What users type.
         title: Its name.
-        metric: What is reported of it.
+        metric: The score that is reported.
         num_classes: Labels count from 0 to one less.
         num_train: Images of the train split.
         num_test: Images of the test split.
@@ -47,7 +47,7 @@ class Card:
         layout: The files below the folder that `data fetch --from` takes.
         read: A split of it, from that folder; downloads into it first where asked to.
         by_hand: Why it cannot be downloaded by this program and how to get it, or None where it can.
-        also: Further figures that are reported.
+        also: Further metrics that are reported.
     """
 
     name: str

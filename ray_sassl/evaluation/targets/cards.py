@@ -1,7 +1,7 @@
 """The data sets of the papers' transfer tables, each with its split, metric and terms.
 
-Metrics and splits are those of Kornblith, Shlens and Le 2019 (arXiv 1805.08974, table 1), which SimCLR and BYOL follow, where it has the data set; the
-others are reported by top-1 accuracy in papers on transfer, and so does SASSL (arXiv 2312.01187).
+Metrics and splits are those of Kornblith, Shlens and Le 2019 (arXiv 1805.08974, table 1), which SimCLR and BYOL follow, where it has the
+data set; the others are reported by top-1 accuracy in papers on transfer, and so does SASSL (arXiv 2312.01187).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CARDS = (
         splits="the challenge's train images, and the test images of its private leaderboard",
         license="Kaggle's competition rules; for the challenge and research",
         source="https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
-        paper="Kaggle and EyePACS 2015; the challenge's own figure is the quadratic kappa, papers on transfer report top-1",
+        paper="Kaggle and EyePACS 2015; the challenge's own metric is the quadratic kappa, papers on transfer report top-1",
         layout="train/*.jpeg, trainLabels.csv, test/*.jpeg, retinopathy_solution.csv (Kaggle's files, unpacked)",
         read=layouts.diabetic_retinopathy,
         by_hand="Kaggle asks for an account and consent to the competition's rules",
@@ -149,7 +149,8 @@ CARDS = (
         num_classes=102,
         num_train=3_060,
         num_test=6_084,
-        splits="30 images of each class to train, drawn here with a fixed seed since no list is published, all others to test; the background is a class",
+        splits="30 images of each class to train, drawn here with a fixed seed since no list is published, all others to test; "
+        "the background is a class",
         license="CC BY 4.0",
         source="https://data.caltech.edu/records/mzrjq-6wc02",
         paper="Fei-Fei, Fergus and Perona 2004",

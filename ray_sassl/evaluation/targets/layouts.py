@@ -1,7 +1,7 @@
 """Transfer data sets as they lie on disk: read through torchvision's data sets where these know the splits, else here.
 
-Each function is handed the folder, the split, and whether to download into the folder first; torchvision checks what it downloads by md5. Files' bytes
-are not decoded. CIFAR's arrays become PNG files, without loss.
+Each function is handed the folder, the split, and whether to download into the folder first; torchvision checks what it downloads by md5.
+Files' bytes are not decoded. CIFAR's arrays become PNG files, without loss.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _download_partitions(folder: Path) -> None:
 
 
 def caltech101(folder: Path, half: Half, download: bool) -> Samples:
-    """30 images of each of the 102 folders to train, drawn with a fixed seed, and all others to test; `BACKGROUND_Google` counts as a class."""
+    """30 images of each of the 102 folders to train, drawn with a fixed seed, all others to test; `BACKGROUND_Google` counts as a class."""
     from torchvision.datasets import Caltech101
 
     Caltech101(folder, download=download)  # which leaves the background out
@@ -143,7 +143,7 @@ def imagenet_1percent(folder: Path, half: Half, download: bool) -> Samples:
 
 
 def diabetic_retinopathy(folder: Path, half: Half, download: bool) -> Samples:
-    """Kaggle's files: `train/*.jpeg` with `trainLabels.csv`; `test/*.jpeg` with `retinopathy_solution.csv`, of which the rows of `Private` use."""
+    """Kaggle's files: `train/*.jpeg` with `trainLabels.csv`; `test/*.jpeg` with the rows of `Private` use in `retinopathy_solution.csv`."""
     table = _existing(folder / ("trainLabels.csv" if half == "train" else "retinopathy_solution.csv"))
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

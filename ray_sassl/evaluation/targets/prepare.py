@@ -83,13 +83,13 @@ def how_to_get(card: Card) -> str:
     if card.by_hand is None:
         return f"Get it with: ray-sassl data fetch {card.name}"
     return (
-        f"It cannot be downloaded here: {card.by_hand}. It comes from {card.source}. Put its files into a folder, as {card.layout}, and run: "
-        f"ray-sassl data fetch {card.name} --from FOLDER"
+        f"It cannot be downloaded here: {card.by_hand}. It comes from {card.source}. Put its files into a folder, as {card.layout}, and "
+        f"run: ray-sassl data fetch {card.name} --from FOLDER"
     )
 
 
 def check_card(card: Card, half: Half, labels: np.ndarray, num_classes: int | None = None) -> None:
-    """Hold the labels of a split against its card.
+    """Check the labels of a split against its card.
 
     Args:
         labels: (N,) int64, of all images.
@@ -105,8 +105,8 @@ def check_card(card: Card, half: Half, labels: np.ndarray, num_classes: int | No
         raise UsageError(f"{card.title} has the labels 0 to {card.num_classes - 1:,}, and {half} has {_listed(outside)}")
     if len(labels) != card.num_images(half):
         raise UsageError(
-            f"{card.title} has {card.num_images(half):,} {half} images ({card.splits}), and {len(labels):,} were found. To use another data set, give "
-            "it a name of its own"
+            f"{card.title} has {card.num_images(half):,} {half} images ({card.splits}), and {len(labels):,} were found. To use another "
+            "data set, give it another name"
         )
     missing = np.setdiff1d(np.arange(card.num_classes), labels)
     if len(missing):
@@ -119,8 +119,8 @@ def prepare(
     """Write a data set as Parquet from its files.
 
     Args:
-        folder: Where its files are, as the card's layout says.
-        root: Where to, a path or URI; the data set goes into a folder of its name there.
+        folder: The folder of its files, laid out as the card says.
+        root: A path or URI; the data set goes into a folder of its name there.
         download: Whether torchvision is to download what is missing in the folder; it checks what it gets by md5.
         advance: Is told of every image.
 
@@ -200,7 +200,7 @@ _CONVERTED = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def _as_png(content: bytes) -> bytes | None:
-    """The image of another format, such as a GIF that is named `.jpg`, or None where it is none."""
+    """The image of another format, such as a GIF that is named `.jpg`, or None if it is none."""
     try:
         out = io.BytesIO()
         Image.open(io.BytesIO(content), formats=_CONVERTED).convert("RGB").save(out, "PNG")

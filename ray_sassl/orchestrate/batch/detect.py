@@ -1,7 +1,7 @@
 """Detection as a Ray Train job: `detection.training.run_detection` in each worker. Ray must have been initialized.
 
-The workers' gradients are averaged, and each looks at its share of the test images. A worker that is lost is started again with the others, and they
-go on from the job's last checkpoint.
+The workers' gradients are averaged, and each tests its share of the test images. If a worker is lost, all are started again and continue
+from the job's last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray_sassl.plugins import UsageError
 
 
 class _Result:
-    """One small actor that takes what the first worker has found."""
+    """One small actor that takes the result of the first worker."""
 
     def __init__(self) -> None:
         self._result: DetectionResult | None = None
@@ -42,12 +42,12 @@ def detect_on_ray(
     *,
     watch: Callable[[dict[str, float]], None] = lambda report: None,
 ) -> DetectionResult:
-    """What the detector finds in the test images after its training on the workers.
+    """The result of training and testing the detector on the workers.
 
     Args:
         job: Its checkpoint must be reached by all workers.
-        workers: Among which each step's batch is shared.
-        watch: Is shown what the workers report.
+        workers: Share the batch of each step.
+        watch: Is called with what the workers report.
 
     Raises:
         UsageError: the cluster is too small, or the job cannot be done as it is.
@@ -69,9 +69,9 @@ def detect_on_ray(
 
 
 def _worker(spec: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+    """Runs in each Ray Train worker."""
     control: ActorHandle = spec["control"]
-    if ray.get(control.fatal.remote()):  # the workers were started again after an error that they would only meet again
+    if ray.get(control.fatal.remote()):  # the workers were started again after an error that would only happen again
         return
     torch.set_num_threads(spec["num_threads"])
     where = ray.train.get_context()

@@ -1,8 +1,8 @@
 """The workplace of an evaluation that is a pool of Ray actors. Ray must have been initialized.
 
-Each actor holds the encoder. The actors take portions of row groups to compute features of, portions of an epoch's order of crops, or whole tasks
-with other data sets; what an actor was doing when it died is done again by its successor. A job is sent as a reference that each actor resolves
-once: an argument of the actor's constructor would be lost with the node that holds it.
+Each actor holds the encoder. The actors take portions of row groups to compute features of, portions of an epoch's order of crops, or whole
+tasks with other data sets; what an actor was doing when it died is done again by its successor. A job is sent as a reference that each
+actor resolves once: an argument of the actor's constructor would be lost with the node that holds it.
 """
 
 from __future__ import annotations

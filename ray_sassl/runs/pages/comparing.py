@@ -1,6 +1,6 @@
-"""Runs side by side: which differences between their scores are more than noise, and which cannot be told.
+"""Runs side by side: which differences between their scores are more than noise.
 
-Runs that differ only in their seed are one group, and stand in one column. The first group is what the others are held against.
+Runs that differ only in their seed are one group, in one column. The other groups are compared with the first one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Contrast:
         low: Of its 95 % interval, or None where there is none.
         high: Of the interval.
         basis: What the interval was made from.
-        verdict: "noise" where zero lies in the interval; "unknown" where there is no interval.
+        verdict: "noise" if zero is in the interval; "unknown" if there is no interval.
     """
 
     value: float
@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Missing:
-    """What a run was not judged by, and the command that does it."""
+    """A protocol that a run was not evaluated by, and the command that does it."""
 
     run: str
     protocol: str
@@ -94,13 +94,13 @@ class Missing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What can be said of several groups of runs.
+    """Several groups of runs, compared.
 
     Attributes:
-        groups: The first is what the others are held against.
+        groups: The others are compared with the first.
         rows: One per score.
-        missing: Scores that some runs have and others lack.
-        notes: What is to be known when reading the rows.
+        missing: Scores that some runs have and others do not.
+        notes: What to know when reading the rows.
     """
 
     groups: tuple[Group, ...]
@@ -110,7 +110,7 @@ class Comparison:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> tuple[Group, ...]:
-    """The runs by recipe, in the order given; where all are of one recipe, each is a group of its own."""
+    """The runs by recipe, in the order given; if all are of one recipe, each run is its own group."""
     by_recipe: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_recipe.setdefault(run.recipe, []).append(run)
@@ -126,11 +126,11 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
     """The runs' scores side by side.
 
     Args:
-        protocols: Only these; not given: all that any run was judged by.
+        protocols: Only these; not given: all that any run was evaluated by.
 
     Raises:
-        UsageError: there are fewer than two runs, two were judged on different test sets or with different settings of a protocol, or none was
-            judged at all.
+        UsageError: there are fewer than two runs, two were evaluated on different test sets or with different settings of a protocol, or
+            none was evaluated at all.
     """
     if len(runs) < 2:
         raise UsageError("give at least two runs to compare; `ray-sassl report` tells of one")
@@ -141,7 +141,7 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
     if not names:
         asked = f" by {', '.join(protocols)}" if protocols else ""
         commands = "\n".join(f"  ray-sassl evaluate {run.path} {' '.join(protocols or ['all'])}" for run in runs)
-        raise UsageError(f"none of the runs was judged{asked} yet; do it with --on PROTOCOLS, or with\n{commands}")
+        raise UsageError(f"none of the runs was evaluated{asked} yet; do it with --on PROTOCOLS, or with\n{commands}")
     rows: list[Row] = []
     missing: list[Missing] = []
     notes: list[str] = []
@@ -154,7 +154,7 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
         rows += [_row(name, score, by_group) for score in dict.fromkeys(score for _, scores in having for score in scores.scores)]
         steps = {run.name: scores.step for run, scores in having if scores.step is not None}
         if len(set(steps.values())) > 1:
-            notes.append(f"{name} looked at different steps: {', '.join(f'{step:,} of {run}' for run, step in steps.items())}.")
+            notes.append(f"{name} evaluated different steps: {', '.join(f'{step:,} of {run}' for run, step in steps.items())}.")
         notes += [
             f"{name} of {run.name} is of step {scores.step:,}, and the run ended at step {run.summary['step']:,}."
             for run, scores in having
@@ -211,7 +211,7 @@ def as_markdown(comparison: Comparison) -> str:
         lines.append(f"| {row.protocol} | {row.score} | {' | '.join(cells)} |")
     lines += ["", "95 % intervals in brackets.", "", *(f"- {note}" for note in comparison.notes)]
     if comparison.missing:
-        lines += ["", "Not judged yet:", "", *(f"- {entry.run} by {entry.protocol}: `{entry.command}`" for entry in comparison.missing)]
+        lines += ["", "Not evaluated yet:", "", *(f"- {entry.run} by {entry.protocol}: `{entry.command}`" for entry in comparison.missing)]
     return "\n".join(lines) + "\n"
 
 
@@ -239,8 +239,8 @@ def _check_settings(having: Sequence[tuple[RunRecord, ProtocolScores]]) -> None:
         if differing:
             told = ", ".join(f"{name} {before.get(name)} and {after.get(name)}" for name in differing)
             raise UsageError(
-                f"{first_run.name} and {run.name} were judged by {first.protocol} with different settings ({told}), so their scores cannot be "
-                f"compared; judge again: {_command(run, first)}"
+                f"{first_run.name} and {run.name} were evaluated by {first.protocol} with different settings ({told}), so their "
+                f"scores cannot be compared; evaluate again: {_command(run, first)}"
             )
 
 
@@ -255,7 +255,8 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, ProtocolScores]]) -> list
     fitted = {str((scores.data.get("train") or {}).get("path")) for _, scores in having}
     if len(fitted) > 1:
         notes.append(
-            f"{first.protocol} was fitted on different train images ({' and '.join(sorted(fitted))}), which alone can make a difference."
+            f"{first.protocol} was fitted on different train images ({' and '.join(sorted(fitted))}), which by itself can make "
+            "a difference."
         )
     for run, scores in having[1:]:
         one, other = first.predictions, scores.predictions
@@ -264,18 +265,19 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, ProtocolScores]]) -> list
         if not same or (paths[0] != paths[1] and (one is None or other is None)):
             sizes = f" ({len(one.labels):,} and {len(other.labels):,} images)" if one is not None and other is not None else ""
             raise UsageError(
-                f"{first_run.name} and {run.name} were judged by {first.protocol} on different test sets{sizes}: {paths[0]} and {paths[1]}. "
-                f"Judge both on the same one, and compare again: {_command(run, first)}"
+                f"{first_run.name} and {run.name} were evaluated by {first.protocol} on different test sets{sizes}: {paths[0]} and "
+                f"{paths[1]}. Evaluate both on the same one and compare again: {_command(run, first)}"
             )
         if paths[0] != paths[1]:
             notes.append(
-                f"The test images of {first.protocol} lie at {paths[0]} and at {paths[1]}; their ids and labels agree, so they are taken for the same."
+                f"The test images of {first.protocol} lie at {paths[0]} and at {paths[1]}; their ids and labels agree, so "
+                "they are treated as the same."
             )
     return notes
 
 
 def _command(run: RunRecord, like: ProtocolScores) -> str:
-    """What judges the run as another was judged."""
+    """The command that evaluates the run as another one was."""
     name = str(like.settings.get("name", like.protocol))
     if name == _DETECT:
         defaults = DetectConfig().model_dump(mode="json")
@@ -318,7 +320,7 @@ def _mean(name: str, group: Sequence[ProtocolScores]) -> Score | None:
 
 
 def _contrast(name: str, first: Sequence[ProtocolScores], second: Sequence[ProtocolScores]) -> Contrast:
-    """By the best means that both sides allow: image by image, draw by draw, over seeds, or by their two intervals."""
+    """By the best method that both sides allow: image by image, draw by draw, over seeds, or from their two intervals."""
     units = _units(name, [*first, *second])
     one, other = (np.array([scores.scores[name].value for scores in side]) for side in (first, second))
     if units is not None:
@@ -376,15 +378,16 @@ def _general_notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
     notes = []
     if contrasts and all(len(group.runs) == 1 for group in groups):
         notes.append(
-            "One run each: the intervals say how far a difference would move on other test images. Another seed moves it too, which only runs with "
-            "other seeds can show."
+            "One run each: the intervals say how far a difference would move on other test images. Another seed moves it too, which "
+            "only runs with other seeds can show."
         )
     if any("not paired" in contrast.basis for contrast in contrasts):
         notes.append(
-            "Where no predictions were kept the two intervals were taken as independent, which is too careful on equal test images."
+            "Where no predictions were kept, the two intervals were treated as independent, which is too careful on equal test images."
         )
     if len(contrasts) > 1:
         notes.append(
-            f"Of {len(contrasts)} comparisons at 95 %, about {max(1, round(len(contrasts) / 20))} would be called a difference by chance alone."
+            f"Of {len(contrasts)} comparisons at 95 %, about {max(1, round(len(contrasts) / 20))} would be called a difference by "
+            "chance alone."
         )
     return notes

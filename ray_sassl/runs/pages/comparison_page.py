@@ -90,7 +90,7 @@ def _said(comparison: Comparison) -> str:
     """Notes, and the commands that make what is missing."""
     lines = [html.escape(note) for note in comparison.notes]
     lines += [
-        f"{html.escape(entry.run)} was not judged by {html.escape(entry.protocol)}: <code>{html.escape(entry.command)}</code>"
+        f"{html.escape(entry.run)} was not evaluated by {html.escape(entry.protocol)}: <code>{html.escape(entry.command)}</code>"
         for entry in comparison.missing
     ]
     return f'<ul class="note">{"".join(f"<li>{line}</li>" for line in lines)}</ul>' if lines else ""

@@ -1,4 +1,4 @@
-"""What an HTML page of ours is made of. A page is one file that needs nothing else: styles, figures and pictures are in it."""
+"""The parts of an HTML page. A page is one file that needs nothing else: styles and pictures are in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; mar
 h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1em; margin: 1.4em 0 0.3em; }
 p.note { color: #666; font-size: 0.9em; } svg, img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-size: 0.85em; } th, td { text-align: left; padding: 0.2em 0.8em 0.2em 0; border-bottom: 1px solid #eee; }
-th, td { vertical-align: top; } td:first-child { white-space: nowrap; } th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; } td small { color: #777; }
+table { border-collapse: collapse; font-size: 0.85em; } th, td { vertical-align: top; }
+th, td { text-align: left; padding: 0.2em 0.8em 0.2em 0; border-bottom: 1px solid #eee; }
+td:first-child { white-space: nowrap; }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; } td small { color: #777; }
 code, pre { font-size: 0.9em; background: #f6f6f6; } code { padding: 0.1em 0.3em; } pre { padding: 1em; overflow-x: auto; }
 .wide { overflow-x: auto; } summary { cursor: pointer; color: #2471a3; } figure { margin: 0; }
 figcaption { color: #666; font-size: 0.85em; }

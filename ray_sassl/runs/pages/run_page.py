@@ -1,4 +1,4 @@
-"""`report.html` of a run: made from the run directory alone, also while the run goes on, and also where it died early."""
+"""`report.html` of a run: made from the run directory alone, also while the run is training or if it died early."""
 
 from __future__ import annotations
 
@@ -95,11 +95,12 @@ def facts(run: RunRecord) -> dict[str, str]:
     style = "none"
     if stylize.get("name", "identity") != "identity":
         style = (
-            f"{stylize['name']}, {sassl.get('views')} view, probability {sassl.get('prob')}, alpha {sassl.get('alpha')}, beta {sassl.get('beta')}, "
-            f"styles: {sassl.get('style_source')}"
+            f"{stylize['name']}, {sassl.get('views')} view, probability {sassl.get('prob')}, alpha {sassl.get('alpha')}, "
+            f"beta {sassl.get('beta')}, styles: {sassl.get('style_source')}"
         )
     augmentation = method.get("fa") or {}
     feature = (augmentation.get("augmentation") or {}).get("name", "none")
+    epochs = train.get("epochs")
     found = {
         "experiment": f"{config.get('name')}, seed {config.get('seed')}",
         "method": str(method.get("name")),
@@ -107,7 +108,7 @@ def facts(run: RunRecord) -> dict[str, str]:
         "style augmentation": style,
         "backbone": str((config.get("backbone") or {}).get("name")),
         "data": str(data.get("path")),
-        "length": f"{train.get('epochs'):g} epoch{'' if train.get('epochs') == 1 else 's'} planned, {train.get('global_batch')} images a step",
+        "length": f"{epochs:g} epoch{'' if epochs == 1 else 's'} planned, {train.get('global_batch')} images a step",
     }
     if trained := training_s(run):
         found["time training"] = _ago(trained)

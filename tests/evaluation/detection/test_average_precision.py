@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ray_sassl.evaluation.detection.average_precision import (
-    FIGURES,
+    THRESHOLDS_OF,
     Detections,
     _Matched,
     _resampled,
@@ -82,7 +82,7 @@ def test_average_precision_is_that_of_pycocotools(seed, difficult_share):
     detections, truths = _case(seed, difficult_share=difficult_share)
     expected, by_class = _by_pycocotools(detections, truths)
     scores = average_precision_scores(detections, truths, CLASSES)
-    np.testing.assert_allclose([scores[name].value for name in FIGURES], expected, atol=1e-6)
+    np.testing.assert_allclose([scores[name].value for name in THRESHOLDS_OF], expected, atol=1e-6)
     np.testing.assert_allclose([scores[f"{name}_AP"].value for name in CLASSES], by_class, atol=1e-6)
     np.testing.assert_allclose(list(average_precision(detections, truths).values()), expected, atol=1e-6)
     assert 0.1 < expected[0] < 0.9
@@ -93,7 +93,7 @@ def test_the_matching_behind_the_intervals_gives_the_same_figures(seed):
     detections, truths = _case(seed, difficult_share=0.3)
     expected, by_class = _by_pycocotools(detections, truths)
     table = _resampled([_Matched.of(detections, truths, label) for label in range(3)], np.ones(len(truths), np.int64))
-    np.testing.assert_allclose([table[:, part].mean() for part in FIGURES.values()], expected, atol=1e-9)
+    np.testing.assert_allclose([table[:, part].mean() for part in THRESHOLDS_OF.values()], expected, atol=1e-9)
     np.testing.assert_allclose(table.mean(1), by_class, atol=1e-9)
 
 

@@ -86,7 +86,7 @@ def test_what_is_wrong_is_named(tmp_path, spoil, message):
 
 
 def test_another_folder_is_answered_with_the_form(tmp_path):
-    with pytest.raises(UsageError, match="is no folder, or it is empty"):
+    with pytest.raises(UsageError, match="is not a folder, or it is empty"):
         read_voc(str(tmp_path / "nowhere"), (), ())
     (tmp_path / "images").mkdir()
     with pytest.raises(UsageError, match=r"not of PASCAL VOC's form: .* only images"):

@@ -103,7 +103,7 @@ def test_any_protocol_takes_the_place_of_the_probe(subject, tmp_path):
     few = transfer.Config(targets=[own(tmp_path)], protocol={"name": "few_shot", "shots": [1, 5], "num_draws": 4}).build().evaluate(subject)
     assert list(few.scores) == ["mine_1_shot_top1", "mine_5_shot_top1"]
     assert transfer.Config().protocol.model_dump()["l2"] == "grid"
-    with pytest.raises(ValidationError, match="transfer brings images of its own"):
+    with pytest.raises(ValidationError, match="transfer brings its own images"):
         transfer.Config(protocol="transfer")
 
 

@@ -128,14 +128,14 @@ def test_few_shot_scores_are_paired_by_draw():
     assert contrast.value == pytest.approx(0.005)
 
 
-def test_what_was_not_judged_is_named_with_the_command_that_does_it():
+def test_what_was_not_evaluated_is_named_with_the_command_that_does_it():
     found = compare([_run("a", _scores(0.6, k=20), _scores(0.7, protocol="linear")), _run("b", _scores(0.6, k=20), base_lr=0.2)])
     assert [(entry.run, entry.protocol, entry.command) for entry in found.missing] == [
         ("b", "linear", "ray-sassl evaluate runs/b linear evaluate.test.path=test/")
     ]
     assert found.rows[1].values[1] is None
     command = compare([_run("a", _scores(0.6, k=20)), _run("b", base_lr=0.2)]).missing[0].command
-    assert command == "ray-sassl evaluate runs/b knn knn.k=20 evaluate.test.path=test/"  # where the other was judged
+    assert command == "ray-sassl evaluate runs/b knn knn.k=20 evaluate.test.path=test/"  # where the other was evaluated
 
 
 def test_detection_is_made_by_its_own_verb():
@@ -151,8 +151,8 @@ def test_other_train_images_are_noted():
     assert any("fitted on different train images (one/ and other/)" in note for note in found.notes)
 
 
-def test_runs_that_were_never_judged_are_an_error_that_says_how_to():
-    with pytest.raises(UsageError, match=r"none of the runs was judged yet.*--on PROTOCOLS"):
+def test_runs_that_were_never_evaluated_are_an_error_that_says_how_to():
+    with pytest.raises(UsageError, match=r"none of the runs was evaluated yet.*--on PROTOCOLS"):
         compare([_run("a"), _run("b", base_lr=0.2)])
     with pytest.raises(UsageError, match="give at least two runs"):
         compare([_run("a")])

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.convert import ShardFormat
+from ray_sassl.data.convert import ShardFormat, check_target
 from ray_sassl.data.inspect import Summary, contact_sheet, inspect
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation.targets.cards import CARDS, Card, card_of
 from ray_sassl.evaluation.targets.prepare import Prepared, default_root, fetch, is_prepared, prepare
+from ray_sassl.files.lock import hold_folder
 from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.plugins import UsageError
 
@@ -102,14 +103,17 @@ def convert_data(
         show_progress: Whether to draw a progress bar.
 
     Raises:
+        FolderInUseError: another command is at work in the target.
         UsageError: the source cannot be read, or the target holds something else or lies in the source.
         TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be copied; what was written stays.
     """
     from ray_sassl.orchestrate.batch.data import convert
     from ray_sassl.orchestrate.runtime.session import ray_session
 
-    with ray_session(address):
-        return convert(as_data(data), target, format, shard_rows=shard_rows, group_rows=group_rows, show_progress=show_progress)
+    source = as_data(data)
+    check_target(target, source)
+    with hold_folder(target, "convert"), ray_session(address):
+        return convert(source, target, format, shard_rows=shard_rows, group_rows=group_rows, show_progress=show_progress)
 
 
 def list_datasets(root: str | None = None) -> dict[str, tuple[Card, bool]]:

@@ -18,6 +18,7 @@ from ray_sassl.evaluation.protocols.linear import Config as Linear
 from ray_sassl.evaluation.subject import score, untrained_backbone
 from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.files import storage
+from ray_sassl.files.lock import hold_folder
 from ray_sassl.orchestrate.pretraining import launch
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.session import ray_session
@@ -57,12 +58,15 @@ def pretrain(
         watch: Called several times a second with what is new.
 
     Raises:
+        FolderInUseError: another command is at work in the run directory.
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
         RunFailedError: the run ended by an error.
     """
     config = load_config(experiment, overrides)
     place = os.fspath(run_dir) if run_dir is not None else default_run_dir(experiment, config)
-    return launch.pretrain(config, place, resume=has_begun(place) if resume == "if begun" else resume, address=address, watch=watch)
+    with hold_folder(place, "pretrain"):
+        goes_on = has_begun(place) if resume == "if begun" else resume
+        return launch.pretrain(config, place, resume=goes_on, address=address, watch=watch)
 
 
 def list_experiments() -> dict[str, str]:

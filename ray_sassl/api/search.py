@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
+from ray_sassl.files.lock import hold_folder
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.configs import Overrides, load_config, override_list
 from ray_sassl.study.compare import comparison, comparison_html
@@ -145,6 +146,7 @@ def search(
         watch: Called several times a second with the state of the study.
 
     Raises:
+        FolderInUseError: another command is at work in the study directory.
         UsageError: the space, the experiment, the study directory or the cluster do not allow the study.
     """
     from ray_sassl.orchestrate.tune.search import search as run_search
@@ -164,8 +166,9 @@ def search(
         time_budget_s=time_budget_s,
     )
     place = study_dir or f"studies/{study.name}"
-    goes_on = storage.exists(storage.join(place, STUDY)) if resume == "if begun" else resume
-    state = run_search(study, place, resume=goes_on, address=address, watch=watch)
+    with hold_folder(place, "search"):
+        goes_on = storage.exists(storage.join(place, STUDY)) if resume == "if begun" else resume
+        state = run_search(study, place, resume=goes_on, address=address, watch=watch)
     is_interrupted = any(trial.state == "interrupted" for trial in state.records) or (
         state.is_stopping and len(state.records) < study.num_trials
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray_sassl.api.data import DataSource, as_data
 from ray_sassl.config.overrides import apply_overrides, path_of
-from ray_sassl.data.convert import ShardFormat
+from ray_sassl.data.convert import ShardFormat, check_target
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
 from ray_sassl.files import storage
+from ray_sassl.files.lock import hold_folder
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.configs import Overrides, override_list
 from ray_sassl.style.datasets import StyleJobConfig, sample_squares
@@ -120,6 +121,7 @@ def stylize_dataset(
         show_progress: Whether to draw a progress bar.
 
     Raises:
+        FolderInUseError: another command is at work in the target.
         UsageError: the source cannot be read, the target holds something else or lies in the source, or the stylizer has no weights.
         TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be used; what was written stays.
     """
@@ -128,17 +130,20 @@ def stylize_dataset(
 
     config = overrides if isinstance(overrides, StyleJobConfig) else style_job(overrides, bank)[0]
     pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
-    return stylize(
-        as_data(data),
-        target,
-        config,
-        pool,
-        format_=format,
-        copies=copies,
-        shard_rows=shard_rows,
-        address=address,
-        show_progress=show_progress,
-    )
+    source = as_data(data)
+    check_target(target, source)
+    with hold_folder(target, "stylize dataset"):
+        return stylize(
+            source,
+            target,
+            config,
+            pool,
+            format_=format,
+            copies=copies,
+            shard_rows=shard_rows,
+            address=address,
+            show_progress=show_progress,
+        )
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def hold_folder(folder: str, command: str) -> Iterator[None]:
     """
     path = storage.join(folder, LOCK)
     me = Holder(uuid.uuid4().hex, socket.gethostname(), _place(), os.getpid(), _started(os.getpid()) or "", command)
+    is_new = not storage.exists(folder)
     storage.makedirs(folder)
     _acquire(path, me, folder)
     ended = threading.Event()
@@ -85,6 +86,9 @@ def hold_folder(folder: str, command: str) -> Iterator[None]:
         beating.join()
         if (there := _read(path)) is not None and there.token == me.token:
             storage.remove(path)
+        if is_new and (local := storage.local_path(folder)) is not None:
+            with suppress(OSError):  # something was written there
+                local.rmdir()
 
 
 def _acquire(path: str, me: Holder, folder: str) -> None:

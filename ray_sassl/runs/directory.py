@@ -65,6 +65,10 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
     """
     config_path = storage.join(run_dir, CONFIG)
     there = storage.exists(config_path)
+    if has_begun(run_dir) and not there:
+        raise RunDirectoryError(
+            f"{run_dir} already holds a run, but no {CONFIG} that says which. Restore that file to resume the run, or give another --run-dir."
+        )
     if resume and not there:
         raise RunDirectoryError(f"{run_dir} holds no run to resume (no {CONFIG}); leave out --resume to start one there")
     if has_begun(run_dir) and not resume:
@@ -102,9 +106,8 @@ def _check_checkpoints(run_dir: str) -> None:
 
 
 def has_begun(run_dir: str) -> bool:
-    """Whether a run has begun there, so that there is something to go on with."""
-    there = storage.exists(storage.join(run_dir, CONFIG))
-    return there and (storage.exists(storage.join(run_dir, METRICS)) or bool(list_checkpoints(run_dir)))
+    """Whether there is any trace of a run that has begun, also where its config is gone."""
+    return storage.exists(storage.join(run_dir, METRICS)) or bool(list_checkpoints(run_dir))
 
 
 def _check_same_run(new: ExperimentConfig, old: ExperimentConfig) -> None:

@@ -3,11 +3,11 @@
     python -m benchmarks.chaos [--minutes 30] [--seed 0] [--calm-minutes 3] [--out FILE]
 
 A cluster of a head and three nodes runs on this machine; an elastic run of one to two workers trains a small network on the embedded data
-set, with a pool of stylizers. First it runs undisturbed for its rate. Then, every 20 to 60 s by a seeded draw, a training worker, a stylizer
-or a whole node is killed (SIGKILL); a node is replaced 10 s later. When the time is up the run is left to finish.
+set, with a pool of stylizers. First it runs undisturbed for its rate. Then, every 20 to 60 s by a seeded draw, a training worker, a
+stylizer or a whole node is killed (SIGKILL); a node is replaced 10 s later. When the time is up the run is left to finish.
 
-*Goodput* is the time that the steps which were reached when the time was up would have taken undisturbed, over that time, start and restarts
-included.
+*Goodput* is the time that the steps which were reached when the time was up would have taken undisturbed, over that time, start and
+restarts included.
 *Pause* is the longest time without a new logged step between a kill and the next one.
 Goal: every sample of every epoch exactly once.
 """
@@ -127,7 +127,8 @@ def main() -> None:
 def chaos_config(steps: int) -> ExperimentConfig:
     """A small elastic run of so many steps on the embedded data set."""
     overrides = [
-        "train.global_batch=32", "train.log_every=5", "train.checkpoint_every=50", "train.keep_checkpoints=3", "evaluate.train=null", "evaluate.test=null",
+        "train.global_batch=32", "train.log_every=5", "train.checkpoint_every=50", "train.keep_checkpoints=3", "evaluate.train=null",
+        "evaluate.test=null",
         "data={path: synthetic, shuffle_window: 256, block_rows: 32}", "views.size_px=16", "stylize=color_statistics", "stream.layout=pool",
         "stream.pool={min: 1, max: 2, num_cpus: 0.5}", "stream.num_cpus=0.5", "scaling.num_workers=2", "scaling.min_workers=1",
         "scaling.cpus_per_worker=1", "scaling.threads_per_worker=1", "scaling.resize_every_s=30", "scaling.max_failures=-1",

@@ -2,7 +2,8 @@
 
     python -m benchmarks.checkpoint [--steps 30] [--every 10] [--batch-size 64] [--num-threads 1] [--out FILE]
 
-SimCLR with a ResNet-18 in its CIFAR form takes steps on random images, with a checkpoint every so many. *Stands still* is the time within the
+SimCLR with a ResNet-18 in its CIFAR form takes steps on random images, with a checkpoint every so many. *Stands still* is the time within
+the
 loop for a checkpoint: the copy of weights, momentum and what was seen, and the wait for a checkpoint before it that is not written yet.
 *In the loop* is what writing the same checkpoint would take if training waited for it. Goal: at most 1 % of the step time.
 """

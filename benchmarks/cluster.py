@@ -30,8 +30,8 @@ from benchmarks.start import has_a_step
 from ray_sassl.cluster.plan import Counts, Measured, NodeKind, Prices, Workload, plan, predict
 
 MEASURED = Measured(decode_images_per_core_s=50, stylize_images_per_gpu_s=125, train_images_per_gpu_s=80, train_step_cv=0.0, startup_s=0.0)
-"""Of the order of what one core and one small GPU do at 224 px; sleeps of these lengths stand for them. At four times these rates the processes
-of ten nodes keep two cores so busy that they, and not the sleeps, decide the speed."""
+"""Of the order of what one core and one small GPU do at 224 px; sleeps of these lengths stand for them. At four times these rates the
+processes of ten nodes keep two cores so busy that they, and not the sleeps, decide the speed."""
 MACHINES = Prices(
     decode=NodeKind(cpus=4, network_gbit_s=1000),
     stylize=NodeKind(cpus=1, gpus=1, network_gbit_s=1000),

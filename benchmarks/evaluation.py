@@ -1,11 +1,12 @@
 """What judging an encoder costs: features beyond the encoder's bare forward pass, and the search for neighbors.
 
-    python -m benchmarks.evaluation [--data ../shared/data] [--num-images 128] [--rounds 3] [--backbone resnet50] [--num-threads 1] [--out FILE]
+    python -m benchmarks.evaluation [--data ../shared/data] [--num-images 128] [--rounds 3] [--backbone resnet50] [--num-threads 1] [--out
+    FILE]
 
-*Whole* is what one process does for a portion of a data set: read the Parquet rows, decode, resize, crop, normalize, encode, hand the features
-back. *Decoding* is the same without the encoder, measured by itself: reading, decoding and the evaluation view. *Bare* is the encoder alone, in
-channels_last layout, on batches of 64 float images that are there already. All are CPU-seconds of the process with its threads; the three take
-turns, and ratios are medians over the rounds of (whole - decoding) / bare. Goal: 1.1.
+*Whole* is what one process does for a portion of a data set: read the Parquet rows, decode, resize, crop, normalize, encode, hand the
+features back. *Decoding* is the same without the encoder, measured by itself: reading, decoding and the evaluation view. *Bare* is the
+encoder alone, in channels_last layout, on batches of 64 float images that are there already. All are CPU-seconds of the process with its
+threads; the three take turns, and ratios are medians over the rounds of (whole - decoding) / bare. Goal: 1.1.
 
 *kNN* is `knn_votes` with k = 200: 10,000 queries against 50,000 train features of 512 numbers. Goal: 10 CPU-seconds.
 """

@@ -1,14 +1,16 @@
 """What does feature augmentation cost, and does it help?
 
     python -m benchmarks.feature_augmentation [--rounds 7]
-    python -m benchmarks.feature_augmentation --table [--data ../shared/data] [--seeds 2] [--epochs 0.5] [--shards 1] [--batch 64] [--cpus N]
+    python -m benchmarks.feature_augmentation --table [--data ../shared/data] [--seeds 2] [--epochs 0.5] [--shards 1] [--batch 64] [--cpus
+    N]
 
-*Cost* is a training step of a `*_cifar10_cpu` experiment with an augmentation over the same step of the plain form: CPU-seconds on one thread, the
-forms taking turns, medians of the rounds' ratios. The plain form is the method itself where the architecture adds no predictor (MoCo, `basic`),
-and the method with the predictor and `identity` where it does (SimCLR, `parallel_predictor`); what that predictor costs is shown by itself.
-Goals: at most 1.03, and 1.10 for `nearest` among 16,384 embeddings of width 128.
+*Cost* is a training step of a `*_cifar10_cpu` experiment with an augmentation over the same step of the plain form: CPU-seconds on one
+thread, the forms taking turns, medians of the rounds' ratios. The plain form is the method itself where the architecture adds no predictor
+(MoCo, `basic`), and the method with the predictor and `identity` where it does (SimCLR, `parallel_predictor`); what that predictor costs is
+shown by itself. Goals: at most 1.03, and 1.10 for `nearest` among 16,384 embeddings of width 128.
 
-The *table* is architecture x augmentation x stop-gradient x K on `simclr_cifar10_cpu` at an equal small budget, whose cells are chosen, not the full
+The *table* is architecture x augmentation x stop-gradient x K on `simclr_cifar10_cpu` at an equal small budget, whose cells are chosen, not
+the full
 product: kNN and linear top-1 of each, as one Ray job that fills the machine.
 """
 

@@ -3,11 +3,11 @@
     python -m benchmarks.methods [--data ../shared/data] [--seeds 1] [--epochs 1] [--shards 1] [--batch 64] [--cpus N]
     python -m benchmarks.methods --gradients [--data ../shared/data] [--batch 64]
 
-An equal budget is equal images and steps, not equal seconds: methods with two networks or more views take longer, and the table says how long. It is
-far from what the methods come to; what it shows is that each of them learns from the first minutes on, and which are slow to.
+An equal budget is equal images and steps, not equal seconds: methods with two networks or more views take longer, and the table says how
+long. It is far from what the methods come to; what it shows is that each of them learns from the first minutes on, and which are slow to.
 
-The *gradients* are those of the backbone's weights at the first batch: how long they are, with the rate, says how far SGD steps. A method whose
-gradients are much longer than the others' needs a smaller `loss_scale` or rate, or LARS.
+The *gradients* are those of the backbone's weights at the first batch: how long they are, with the rate, says how far SGD steps. A method
+whose gradients are much longer than the others' needs a smaller `loss_scale` or rate, or LARS.
 """
 
 from __future__ import annotations

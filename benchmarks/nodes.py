@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on one machine, whose nodes can be killed, announced to go away and replaced.
 
-Each node is a `ray start` of its own with ports of its own; a node is ended by the numbers of its processes, as where a machine's power goes.
+Each node is a `ray start` of its own with ports of its own; a node is ended by the numbers of its processes, as where a machine's power
+goes.
 """
 
 from __future__ import annotations

@@ -4,13 +4,16 @@
 
 Parts that are not named keep their earlier results; without a name, `cost` and `simulation` are measured.
 
-cost: wall and CPU-seconds of a few trials of a minute or more through `search`, of every process of it, against the same runs one after the other
+cost: wall and CPU-seconds of a few trials of a minute or more through `search`, of every process of it, against the same runs one after the
+    other
 in one process. Goal: at most 1.15 times the CPU-seconds. Run it on an idle machine.
-asha: a study first come, first served of learning rates and temperatures on a part of CIFAR-10 (about a quarter of an hour of a core; kept in `--study-dir` and
-continued where it was stopped), whose curves ASHA then sees in many orders: how much of the training it needs, what the best trial loses by it, and
-what both ways need until an equally good trial; once where it may stop a trial after its first evaluation, whose score is still that of the untrained
-encoder, and once after a third of them.
-simulation: 200 trials whose evaluations are sleeps as long as those of `cost`, on a Ray that pretends to have 16 GPUs. Goal: 95 % of GPU time in use
+asha: a study first come, first served of learning rates and temperatures on a part of CIFAR-10 (about a quarter of an hour of a core; kept
+    in `--study-dir` and
+continued where it was stopped), whose curves ASHA then sees in many orders: how much of the training it needs, what the best trial loses by
+it, and what both ways need until an equally good trial; once where it may stop a trial after its first evaluation, whose score is still
+that of the untrained encoder, and once after a third of them.
+simulation: 200 trials whose evaluations are sleeps as long as those of `cost`, on a Ray that pretends to have 16 GPUs. Goal: 95 % of GPU
+    time in use
 while there are trials to start. Each GPU's actor is a process that imports torch: two cores start 16 of them slowly, and a free actor that
 takes over a trial ends the one that was still starting for it.
 """
@@ -274,7 +277,8 @@ _NOBODY: Any = None
 
 
 class SleepingRun:
-    """Stands for a run: each evaluation is a sleep, about as long as given, and the metric follows from p; the run's time is written down."""
+    """Stands for a run: each evaluation is a sleep, about as long as given, and the metric follows from p; the run's time is written
+    down."""
 
     def __init__(self, evaluation_s: float) -> None:
         self.evaluation_s = evaluation_s

@@ -105,8 +105,10 @@ def sleeping_config(path: str, counts: Counts, global_batch: int) -> ExperimentC
     return apply_overrides(
         load_experiment("moco_cifar10_cpu"),
         [
-            f"data.path={path}", f"data.block_rows={BLOCK_ROWS}", "data.shuffle_window=512", "train.epochs=60", f"train.global_batch={global_batch}",
-            "stylize=color_statistics", "stream.layout=pool", f"stream.pool.min={pool}", f"stream.pool.max={pool}", "stream.pool.num_gpus=1",
+            f"data.path={path}", f"data.block_rows={BLOCK_ROWS}", "data.shuffle_window=512", "train.epochs=60",
+            f"train.global_batch={global_batch}",
+            "stylize=color_statistics", "stream.layout=pool", f"stream.pool.min={pool}", f"stream.pool.max={pool}",
+            "stream.pool.num_gpus=1",
             "stream.pool.node_group=stylize", f"scaling.num_workers={counts.trainers}", "scaling.use_gpu=true", "scaling.node_group=train",
             "evaluate.train=null", "evaluate.test=null",
         ],

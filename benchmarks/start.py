@@ -2,8 +2,8 @@
 
     python -m benchmarks.start [--data ../shared/data]
 
-Runs `ray-sassl pretrain moco_cifar10_cpu` for a few steps on the CIFAR-10 shards, with one worker and with two. The first step is there when
-`metrics.jsonl` has its line. Memory is that of all processes of the command, shared pages counted once, looked at once a second
+Runs `ray-sassl pretrain moco_cifar10_cpu` for a few steps on the CIFAR-10 shards, with one worker and with two. The first step is there
+when `metrics.jsonl` has its line. Memory is that of all processes of the command, shared pages counted once, looked at once a second
 from the first step on.
 Goals: at most 30 s on an idle machine; at most 6 GB with two workers.
 """

@@ -100,7 +100,8 @@ def main() -> None:
 
 
 def measure(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
-    """Medians over the rounds of images per CPU-second and per second of both, their ratios, the boundary's cost and where the time went."""
+    """Medians over the rounds of images per CPU-second and per second of both, their ratios, the boundary's cost and where the time
+    went."""
     plain, on_ray = [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +170,8 @@ def by_kind(before: dict[int, float], after: dict[int, float]) -> dict[str, floa
 
 
 def boundary_share(arrivals: list[tuple[float, int]]) -> float:
-    """How much longer the batch across an epoch's end takes than the others do on average, as a share of an epoch; the mean over the ends."""
+    """How much longer the batch across an epoch's end takes than the others do on average, as a share of an epoch; the mean over the
+    ends."""
     waits = [later[0] - earlier[0] for earlier, later in pairwise(arrivals)]
     crossing = [wait for wait, (earlier, later) in zip(waits, pairwise(arrivals), strict=True) if later[1] > earlier[1]]
     if not crossing:

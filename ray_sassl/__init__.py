@@ -1,7 +1,7 @@
 """Self-supervised pretraining of image encoders on Ray, with style augmentation (SASSL) and feature augmentation (FA).
 
-Everything that the command line does is a function here: `ray_sassl.pretrain(...)`, `ray_sassl.evaluate(...)`, `ray_sassl.load_encoder(...)` and so on.
-They are imported when they are first used, since torch and Ray take seconds.
+Everything that the command line does is a function here: `ray_sassl.pretrain(...)`, `ray_sassl.evaluate(...)`,
+`ray_sassl.load_encoder(...)` and so on. They are imported when they are first used, since torch and Ray take seconds.
 """
 
 from __future__ import annotations

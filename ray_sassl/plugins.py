@@ -3,7 +3,8 @@
 A plug-in module holds one class `Config(PluginConfig)` whose `build(...)` returns the module's one final class. The package's
 `__init__` holds the abstract contract. Nothing is registered: `methods/moco.py` is `method=moco` because the file is there.
 
-Other distributions bring plug-ins too. One names a package in the entry-point group `ray_sassl.plugins`, and that package has folders called
+Other distributions bring plug-ins too. One names a package in the entry-point group `ray_sassl.plugins`, and that package has folders
+called
 after the kinds: `their_package/methods/mine.py` is `method=mine`. A folder is looked into when its kind is asked for, and not before.
 """
 
@@ -72,7 +73,8 @@ class PluginConfig(FrozenConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """A form that is quick to build and to run, for tests: the default form, unless the plug-in, or its contract, knows a smaller one."""
+        """A form that is quick to build and to run, for tests: the default form, unless the plug-in, or its contract, knows a smaller
+        one."""
         return cls()
 
     def reduced(self, most: int) -> Self:

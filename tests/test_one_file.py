@@ -173,7 +173,8 @@ def test_added_plugins_are_chosen_by_their_names(environment: dict[str, str]):
     code = (
         "from ray_sassl.config.overrides import apply_overrides as change\n"
         "from ray_sassl.experiments import load_experiment as load\n"
-        "config = change(load('simclr_cifar10_cpu'), ['method.fa.augmentation={name: added_augmentation, stretch: 0.5}', 'stylize=added_stylizer'])\n"
+        "config = change(load('simclr_cifar10_cpu'), ['method.fa.augmentation={name: added_augmentation, stretch: 0.5}', "
+        "'stylize=added_stylizer'])\n"
         "print(config.method.fa.augmentation.stretch, config.stylize.name, load('added_objective_cifar10_cpu').method.num_outputs)\n"
         "from tune_spaces import load_space\n"
         "space = load_space('feature_augmentation').space(load('simclr_cifar10_cpu'))\n"

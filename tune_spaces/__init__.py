@@ -63,7 +63,8 @@ def load_space(name_or_file: str) -> SpaceSource:
     known = spaces()
     if name_or_file not in known:
         raise UsageError(
-            f"no search space is called {name_or_file!r}{did_you_mean(name_or_file, known)}. Known: {', '.join(known)}; or give a .py or .yaml file."
+            f"no search space is called {name_or_file!r}{did_you_mean(name_or_file, known)}. Known: {', '.join(known)}; or give a .py or "
+            f".yaml file."
         )
     return known[name_or_file]
 

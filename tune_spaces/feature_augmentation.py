@@ -1,7 +1,7 @@
 """Which augmentation of the embeddings, where it stands, how strong it is, and how many features it makes.
 
-Zhang et al. 2024 (arXiv 2410.12396). The augmentations are those that are found, in the ranges that their configs name (`search_ranges`). What the
-base experiment's method cannot use is left out, so every point is valid.
+Zhang et al. 2024 (arXiv 2410.12396). The augmentations are those that are found, in the ranges that their configs name (`search_ranges`).
+What the base experiment's method cannot use is left out, so every point is valid.
 """
 
 from __future__ import annotations

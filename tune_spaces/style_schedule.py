@@ -1,7 +1,7 @@
 """How often and how strongly views are stylized, and the learning rate, moved while the encoders train (population based training).
 
-Every trial is trained to its end; between evaluations the worst go on from the checkpoints of the best, with other strengths. So what is found
-is a course of strengths over a run (`moves` in the tables), and `best.yaml` has the last ones.
+Every trial is trained to its end; between evaluations the worst go on from the checkpoints of the best, with other strengths. So what is
+found is a course of strengths over a run (`moves` in the tables), and `best.yaml` has the last ones.
 """
 
 from __future__ import annotations

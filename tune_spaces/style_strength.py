@@ -1,8 +1,8 @@
 """How often and how strongly views are stylized, which ones, from which styles, by which stylizer.
 
-The papers' alpha and beta in [0.1, 0.3] and p = 0.8 were chosen for ImageNet (SASSL, arXiv 2312.01187, section 4); p = 0 is no style at all.
-Bank and Gaussian styles are tried where the base experiment names a bank: `sassl.style_source=bank sassl.bank=FILE`; its codes are for one
-stylizer, which is then kept.
+The papers' alpha and beta in [0.1, 0.3] and p = 0.8 were chosen for ImageNet (SASSL, arXiv 2312.01187, section 4); p = 0 is no style at
+all. Bank and Gaussian styles are tried where the base experiment names a bank: `sassl.style_source=bank sassl.bank=FILE`; its codes are for
+one stylizer, which is then kept.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def style_job(overrides: Overrides = None, bank: str | None = None, only: Sequen
     """How images are stylized, and a hint where another stylizer would be better.
 
     Args:
-        overrides: Changes such as `{"stylize": "swift", "sassl.alpha": [0.5, 1]}`. By default the published network where its weights are here,
-            else `swift`, at full strength.
+        overrides: Changes such as `{"stylize": "swift", "sassl.alpha": [0.5, 1]}`. By default the published network where its weights are
+            here, else `swift`, at full strength.
         bank: A style bank; by default styles come from other images of the data set.
         only: The parts of the config that have an effect on the caller's work; all if empty.
 

@@ -145,7 +145,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="PROTOCOL... [PATH=VALUE]...",
-            help="Protocols, or `all` whose images are there, and changes to their fields (k=20, knn.k=20) or to the run's (evaluate.test.path=...). "
+            help="Protocols, or `all` whose images are there, and changes to their fields (k=20, knn.k=20) or to the run's "
+            "(evaluate.test.path=...). "
             "An unknown name is answered with the known ones.",
         ),
     ],

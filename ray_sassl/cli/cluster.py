@@ -39,7 +39,8 @@ def check(
 
 
 @app.command(
-    epilog="Example: ray-sassl cluster plan moco_imagenet_sassl stream.pool.num_gpus=0.25 --measured bench.json --prices cluster/prices.yaml "
+    epilog="Example: ray-sassl cluster plan moco_imagenet_sassl stream.pool.num_gpus=0.25 --measured bench.json --prices "
+    "cluster/prices.yaml "
     "--deadline 24h --write cluster/aws.yaml"
 )
 def plan(

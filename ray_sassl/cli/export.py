@@ -95,8 +95,8 @@ def embed(
 ) -> None:
     """Write the features of a whole data set, on Ray.
 
-    A row has its sample_id, key, label (where the data have labels) and features. A job that was stopped goes on where it was; images that cannot
-    be decoded are left out and listed.
+    A row has its sample_id, key, label (where the data have labels) and features. A job that was stopped goes on where it was; images that
+    cannot be decoded are left out and listed.
     """
     console = Console()
     config = data_config(data, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)

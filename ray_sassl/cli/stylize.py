@@ -93,8 +93,8 @@ def dataset_command(
 ) -> None:
     """Write a stylized copy of a data set, with its labels and keys.
 
-    Every image is stylized at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently: images
-    that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
+    Every image is stylized at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently:
+    images that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
     """
     console = Console()
     data = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)

@@ -50,7 +50,8 @@ def read_schemas(folder: Path) -> Schemas:
                 schemas |= schemas_of(document)
     if not schemas:
         raise UsageError(
-            f"{folder} is no folder with CustomResourceDefinitions; KubeRay's are in its repository under ray-operator/config/crd/bases, and "
+            f"{folder} is no folder with CustomResourceDefinitions; KubeRay's are in its repository under "
+            f"ray-operator/config/crd/bases, and "
             "`kubectl get crd -o yaml` writes those of a cluster"
         )
     return schemas
@@ -71,7 +72,8 @@ def schemas_of(definition: dict[str, Any]) -> Schemas:
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a structural one: no unknown fields, no required field that has a default, numbers or texts where both are allowed."""
+    """The JSON schema of a structural one: no unknown fields, no required field that has a default, numbers or texts where both are
+    allowed."""
     made: dict[str, Any] = {name: schema[name] for name in _KEPT if name in schema}
     if schema.get("x-kubernetes-int-or-string"):
         made["type"] = ["integer", "string"]

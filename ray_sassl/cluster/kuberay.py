@@ -105,7 +105,8 @@ def _autoscaling(manifest: dict[str, Any], spec: dict[str, Any], prefix: str) ->
     if is_on and _KUEUE in mapping(at(manifest, "metadata.labels")) and _ELASTIC not in mapping(at(manifest, "metadata.annotations")):
         yield Finding(
             f"{prefix}.enableInTreeAutoscaling",
-            f"Kueue ({_KUEUE}) admits clusters of a fixed size; turn autoscaling off, or annotate {_ELASTIC} where your Kueue has elastic jobs",
+            f"Kueue ({_KUEUE}) admits clusters of a fixed size; turn autoscaling off, or annotate {_ELASTIC} where your Kueue has "
+            f"elastic jobs",
         )
     if is_on and not is_v2:
         yield Finding(f"{prefix}.autoscalerOptions.version", "is not v2, which alone heeds idleTimeoutSeconds of a group", is_note=True)

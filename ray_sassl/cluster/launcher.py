@@ -137,7 +137,8 @@ def _images(config: dict[str, Any]) -> Iterator[Finding]:
     if lacking:
         yield Finding(
             "docker.image",
-            f"is missing beside head_image or worker_image, so Ray's autoscaler starts Ray on no node of {', '.join(lacking)}; add an image",
+            f"is missing beside head_image or worker_image, so Ray's autoscaler starts Ray on no node of {', '.join(lacking)}; add "
+            f"an image",
         )
 
 
@@ -153,7 +154,8 @@ def _authentication(config: dict[str, Any]) -> Iterator[Finding]:
         if not re.search(r"\bRAY_AUTH_MODE=['\"]?token\b", f"{everywhere} {own}"):
             yield Finding(
                 start,
-                f"the {side}'s Ray starts without token authentication, so whoever reaches it runs code there; add '--env RAY_AUTH_MODE=token' to "
+                f"the {side}'s Ray starts without token authentication, so whoever reaches it runs code there; add '--env "
+                f"RAY_AUTH_MODE=token' to "
                 "docker.run_options, or RAY_AUTH_MODE=token before `ray start`",
             )
     mounts = [str(path) for pair in mapping(config.get("file_mounts")).items() for path in pair]
@@ -167,7 +169,8 @@ def _doors(config: dict[str, Any]) -> Iterator[Finding]:
     if config.get("head_start_ray_commands") is None and at(config, "provider.type") in _OPEN_BY_DEFAULT:
         yield Finding(
             "head_start_ray_commands",
-            "is missing, and by Ray's own the dashboard and the job API listen on every interface; start Ray with --dashboard-host=127.0.0.1",
+            "is missing, and by Ray's own the dashboard and the job API listen on every interface; start Ray with "
+            "--dashboard-host=127.0.0.1",
         )
     for number, command in enumerate(sequence(config.get("head_start_ray_commands"))):
         if _ALL_INTERFACES.search(str(command)):

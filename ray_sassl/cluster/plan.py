@@ -1,8 +1,8 @@
 """How many nodes of each group keep the trainer busy, how fast that is, and what it costs.
 
-A pretraining is a line of three stages: decoding on CPU cores, stylizing on GPUs (where a pool does it), training on GPUs. With room between the stages
-it runs at the pace of the slowest, once the stages before the trainer have some capacity to spare for their ups and downs. A stage may
-also be held back by its nodes' network. All of it follows from rates that were measured on one core and on one GPU.
+A pretraining is a line of three stages: decoding on CPU cores, stylizing on GPUs (where a pool does it), training on GPUs. With room
+between the stages it runs at the pace of the slowest, once the stages before the trainer have some capacity to spare for their ups and
+downs. A stage may also be held back by its nodes' network. All of it follows from rates that were measured on one core and on one GPU.
 """
 
 from __future__ import annotations
@@ -277,7 +277,8 @@ def plan(
             return prediction
     best = max(tried, key=lambda prediction: prediction.images_per_s)
     raise PlanError(
-        f"no number of GPUs reaches that: the fastest are {best.counts.trainers} with {best.images_per_s:,.0f} images/s and {best.hours:.1f} hours, "
+        f"no number of GPUs reaches that: the fastest are {best.counts.trainers} with {best.images_per_s:,.0f} images/s and "
+        f"{best.hours:.1f} hours, "
         f"held back by {best.bottleneck} (global batch {workload.global_batch:,})"
     )
 
@@ -327,7 +328,8 @@ def _check_shares(workload: Workload, trainers: int) -> None:
     near = [*[count for count in allowed if count < trainers][-1:], *[count for count in allowed if count > trainers][:1]]
     advice = f"take {' or '.join(map(str, near))} workers" if near else "no number of workers will do; change one of the two"
     raise PlanError(
-        f"train.global_batch={workload.global_batch} does not divide by {trainers} workers x train.accumulate={workload.accumulate}; {advice}"
+        f"train.global_batch={workload.global_batch} does not divide by {trainers} workers x train.accumulate={workload.accumulate}; "
+        f"{advice}"
     )
 
 
@@ -336,7 +338,8 @@ def _check_machines(workload: Workload, prices: Prices) -> None:
         raise PlanError("the nodes that train or stylize have no GPUs; give gpus of each in --prices")
     if workload.has_pool and not _stylizers_per_node(workload, prices.stylize):
         raise PlanError(
-            f"a stylizer takes {workload.actor_gpus:g} GPUs (stream.pool.num_gpus) and {workload.actor_cpus:g} CPUs (stream.pool.num_cpus), and a "
+            f"a stylizer takes {workload.actor_gpus:g} GPUs (stream.pool.num_gpus) and {workload.actor_cpus:g} CPUs "
+            f"(stream.pool.num_cpus), and a "
             f"node that stylizes has {prices.stylize.gpus} and {prices.stylize.cpus}; ask for less, or give larger machines in --prices"
         )
 

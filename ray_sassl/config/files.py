@@ -1,5 +1,5 @@
-"""Configs as YAML: what `ray-sassl experiments NAME` prints, what is in a run directory, what `pretrain` takes instead of a name, and the form
-in which configs travel between processes, so that those which only pass one on do not import the classes."""
+"""Configs as YAML: what `ray-sassl experiments NAME` prints, what is in a run directory, what `pretrain` takes instead of a name, and the
+form in which configs travel between processes, so that those which only pass one on do not import the classes."""
 
 from __future__ import annotations
 

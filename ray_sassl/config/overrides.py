@@ -26,10 +26,11 @@ class OverrideError(UsageError):
 
 
 def apply_overrides(config: ModelT, overrides: Iterable[Override]) -> ModelT:
-    """The config with changes applied in order: `path=value` texts, whose values are YAML, or (path, value) pairs, whose values are used as they are.
+    """The config with changes applied in order: `path=value` texts, whose values are YAML, or (path, value) pairs, whose values are used as
+    they are.
 
-    The value of a field that holds text is the text as it was given, also where YAML would read it as a number or see a comment in it; quotes around it
-    are taken off, and `null` and lists are read where the field takes them.
+    The value of a field that holds text is the text as it was given, also where YAML would read it as a number or see a comment in it;
+    quotes around it are taken off, and `null` and lists are read where the field takes them.
 
     A value that is only valid together with those that follow waits for them, as in `sassl.style_source=bank sassl.bank=FILE`.
 

@@ -45,7 +45,8 @@ def differing_paths(before: Any, after: Any, path: str = "") -> list[str]:
 
 
 def _part(tree: Mapping[str, Any], model: type[BaseModel], wanted: Callable[[Role], bool]) -> dict[str, Any]:
-    """The tree without the fields of the model whose role is not wanted. What the model does not know, such as a plug-in's fields, stays."""
+    """The tree without the fields of the model whose role is not wanted. What the model does not know, such as a plug-in's fields,
+    stays."""
     part = {}
     for name, value in tree.items():
         field = model.model_fields.get(name)

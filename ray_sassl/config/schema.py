@@ -75,8 +75,8 @@ class ScalingConfig(FrozenConfig):
     num_workers: int = Field(default=1, ge=0)
     """Ray Train workers. 0 runs everything in this process, without Ray: slow, and easy to debug."""
     min_workers: int | None = Field(default=None, ge=1)
-    """With it the run is elastic: where nodes are lost it goes on with fewer workers, down to so many, and with more once nodes are back, up to
-    `num_workers`. The global batch stays what it is, as each worker takes it in more parts. Not given: always `num_workers`."""
+    """With it the run is elastic: where nodes are lost it goes on with fewer workers, down to so many, and with more once nodes are back,
+    up to `num_workers`. The global batch stays what it is, as each worker takes it in more parts. Not given: always `num_workers`."""
     resize_every_s: float = Field(default=60.0, gt=0)
     """How often an elastic run looks whether it could have more workers. Without effect unless `min_workers` is given."""
     use_gpu: bool | None = None
@@ -145,7 +145,8 @@ class ExperimentConfig(FrozenConfig):
         if not self.stylize.is_identity and min(sizes_px) < self.stylize.min_px:
             takers = [name for name in plugin_names(_STYLIZERS) if load_plugin(_STYLIZERS, name).Config.min_px <= min(sizes_px)]
             raise ValueError(
-                f"stylize={self.stylize.name} stylizes views of at least {self.stylize.min_px} px, not of {min(sizes_px)} px; take larger views, "
+                f"stylize={self.stylize.name} stylizes views of at least {self.stylize.min_px} px, not of {min(sizes_px)} px; take "
+                f"larger views, "
                 f"leave the small ones out of sassl.views, or take a stylizer for them: {', '.join(takers)}"
             )
         return self

@@ -62,8 +62,9 @@ class DataConfig(FrozenConfig):
     max_bad_fraction: Annotated[float, OPERATIONAL] = Field(default=0.01, ge=0, le=1)
     """A run stops where more than this share of the data set's rows cannot be read or decoded."""
     cache_gb: Annotated[float, OPERATIONAL] = Field(default=0, ge=0)
-    """Of images in an object store, each node keeps up to so many GB (10^9 bytes) as they are, encoded, in its cache folder (`RAY_SASSL_CACHE`), so that
-    later epochs and the other trials of a search read them from its own disk. What has no room is read from the store each time."""
+    """Of images in an object store, each node keeps up to so many GB (10^9 bytes) as they are, encoded, in its cache folder
+    (`RAY_SASSL_CACHE`), so that later epochs and the other trials of a search read them from its own disk. What has no room is read from
+    the store each time."""
 
     @field_validator("path")
     @classmethod
@@ -162,8 +163,8 @@ class SourceFile:
 
 
 GROUP_SCHEMA = pa.schema([("file", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("num_rows", pa.int64())])
-"""A row group: `start` and `stop` are a row group's number and the next (Parquet), the byte range in a shard (WebDataset), or the numbers of
-the files (folder)."""
+"""A row group: `start` and `stop` are a row group's number and the next (Parquet), the byte range in a shard (WebDataset), or the numbers
+of the files (folder)."""
 
 
 @dataclass(frozen=True)
@@ -216,4 +217,5 @@ class Reader(ABC):
 
     @abstractmethod
     def names(self, index: Index) -> list[str] | None:
-        """The name of every row, without reading images, or None where they have none: the file's, the sample's in its shard, or `key`'s."""
+        """The name of every row, without reading images, or None where they have none: the file's, the sample's in its shard, or
+        `key`'s."""

@@ -1,9 +1,9 @@
 """Row groups of an object store, kept on this machine's disk: trials of a search, later epochs and later runs read them there.
 
-A group is a file `row-groups/DATA/NUMBER.arrow` in the cache folder, where DATA names the files with their sizes and times of change, so that what
-was kept of other files is never taken for them. All processes of a machine share the folder. Once it is full, the data sets that nobody has read for
-an hour make room, and then what is not there yet stays in the object store: as every epoch reads every group once, giving up some of them
-for others would gain nothing.
+A group is a file `row-groups/DATA/NUMBER.arrow` in the cache folder, where DATA names the files with their sizes and times of change, so
+that what was kept of other files is never taken for them. All processes of a machine share the folder. Once it is full, the data sets that
+nobody has read for an hour make room, and then what is not there yet stays in the object store: as every epoch reads every group once,
+giving up some of them for others would gain nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ _SCHEMA = pa.schema(
 
 
 def read_cached(index: Index, group: int, read: Callable[[], Rows]) -> Rows:
-    """The rows of a row group: those that are kept on this machine, or else what `read` returns, which is then kept if `data.cache_gb` allows it."""
+    """The rows of a row group: those that are kept on this machine, or else what `read` returns, which is then kept if `data.cache_gb`
+    allows it."""
     limit_bytes = int(index.config.cache_gb * 1e9)
     if not limit_bytes or storage.local_path(index.file_path(0)) is not None:
         return read()
@@ -101,8 +102,8 @@ class DiskCache:
         return Rows(sample_id, encoded.to_pylist(), label.to_numpy(), key.to_pylist(), paths.to_pylist(), row.to_numpy())
 
     def keep(self, path: Path, rows: Rows) -> None:
-        """Write the group to the path, if it is whole and there is room for it. A disk that refuses it is no error: it will be read where it came
-        from, as will a group with bad rows, which may be good again."""
+        """Write the group to the path, if it is whole and there is room for it. A disk that refuses it is no error: it will be read where
+        it came from, as will a group with bad rows, which may be good again."""
         if any(isinstance(image, BadRow) for image in rows.encoded):
             return
         table = pa.table([rows.encoded, rows.label, rows.key, rows.path, rows.row], schema=_SCHEMA)

@@ -80,11 +80,13 @@ class Quarantine:
         return sorted(self._rows.values(), key=lambda row: (row.sample_id, row.path))
 
     def save_jsonl(self, path: str) -> None:
-        """Write one JSON object per bad row to the path or URI, atomically; what is not ASCII is escaped, so that only `\\n` ends a line."""
+        """Write one JSON object per bad row to the path or URI, atomically; what is not ASCII is escaped, so that only `\\n` ends a
+        line."""
         storage.write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in self.rows))
 
     def load_jsonl(self, path: str) -> int:
-        """Take in what `save_jsonl` wrote; returns how many rows are new. A file that is not there holds none; damaged lines are counted in the log."""
+        """Take in what `save_jsonl` wrote; returns how many rows are new. A file that is not there holds none; damaged lines are counted in
+        the log."""
         lines = read_json_lines(path)
         rows = [BadRow(**line) for line in lines.objects if _is_row(line)]
         if damaged := lines.num_damaged + len(lines.objects) - len(rows):

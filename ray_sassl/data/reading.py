@@ -1,4 +1,5 @@
-"""From paths to an index, and from an index to rows: which reader is used, in parallel, and whether files are still those that were indexed."""
+"""From paths to an index, and from an index to rows: which reader is used, in parallel, and whether files are still those that were
+indexed."""
 
 from __future__ import annotations
 
@@ -140,7 +141,8 @@ def _refuse_changed(index: Index, group: int) -> None:
         raise FileNotFoundError(path)
     if (now.size_bytes, now.mtime_ns) != then:
         raise UsageError(
-            f"{path} has changed since the index was built: its size or its time of change is another. Restore it, or start a new run. Copies on the disks of "
+            f"{path} has changed since the index was built: its size or its time of change is another. Restore it, or start a new run. "
+            f"Copies on the disks of "
             "several machines must keep the time of change (cp -p, rsync -t)."
         )
 

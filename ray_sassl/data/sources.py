@@ -32,9 +32,10 @@ class Sources:
 
     Attributes:
         format: As given, or told from the file names.
-        files: Each once. Shards sorted by path; images of a folder, which are rows themselves, mixed: by a hash of the name, so that the classes of
-            a folder do not come one after the other, and a copy of it elsewhere has the same order.
-        ignored: Files that were left aside, counted by extension, or by the reason where it is another: `hidden`, links to nothing, and so on.
+        files: Each once. Shards sorted by path; images of a folder, which are rows themselves, mixed: by a hash of the name, so that the
+            classes of a folder do not come one after the other, and a copy of it elsewhere has the same order.
+        ignored: Files that were left aside, counted by extension, or by the reason where it is another: `hidden`, links to nothing, and so
+            on.
         lost: Of these, what the user may have meant to be images: names, by extension or reason.
     """
 

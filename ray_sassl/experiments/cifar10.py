@@ -145,7 +145,8 @@ def moco_v3_cifar10_cpu() -> ExperimentConfig:
 def barlow_twins_cifar10_cpu() -> ExperimentConfig:
     """Barlow Twins, ResNet-20, batch 256, 10 epochs, for two cores; embeddings of width 512.
 
-    The loss is scaled by 0.01: its gradients are a hundred times as long as SimCLR's, and SGD, unlike the paper's LARS, does not adapt to that.
+    The loss is scaled by 0.01: its gradients are a hundred times as long as SimCLR's, and SGD, unlike the paper's LARS, does not adapt to
+    that.
     """
     method = BarlowTwins(loss_scale=0.01, projector_hidden_size=512, embedding_size=512)
     return _resnet20("barlow_twins_cifar10_cpu", recipes.byol(32), method)

@@ -1,8 +1,10 @@
-"""Feature augmentation: Zhang et al. 2024, "Feature Augmentation for Self-supervised Contrastive Learning: A Closer Look" (arXiv 2410.12396).
+"""Feature augmentation: Zhang et al. 2024, "Feature Augmentation for Self-supervised Contrastive Learning: A Closer Look" (arXiv
+2410.12396).
 
-Each experiment is a plain one with feature augmentation in parallel to the predictor, and with views of unequal strength, which it helps most;
-`sassl_fa_*` have style augmentation (arXiv 2312.01187) too, which neither paper tried. What the public texts leave open is our choice: mask rates,
-which of the views is the strong one, and what the gradients of batches of 512 add up to (4,096, the batch of the plain experiments with LARS).
+Each experiment is a plain one with feature augmentation in parallel to the predictor, and with views of unequal strength, which it helps
+most; `sassl_fa_*` have style augmentation (arXiv 2312.01187) too, which neither paper tried. What the public texts leave open is our
+choice: mask rates, which of the views is the strong one, and what the gradients of batches of 512 add up to (4,096, the batch of the plain
+    experiments with LARS).
 """
 
 from __future__ import annotations
@@ -97,8 +99,8 @@ def sassl_fa_imagenet100() -> ExperimentConfig:
 def simclr_fa_imagenet() -> ExperimentConfig:
     """`simclr_imagenet` with four masks of each embedding in parallel to a predictor, and a stronger left view.
 
-    512 images at a time, 200 epochs on eight GPUs. The paper's linear top-1 on ImageNet after 200 epochs: 70.9 %, with batches of 512 and gradient accumulation, where NNCLR has 70.8 % with
-    4,096. The public texts do not say of which augmentation.
+    512 images at a time, 200 epochs on eight GPUs. The paper's linear top-1 on ImageNet after 200 epochs: 70.9 %, with batches of 512 and
+    gradient accumulation, where NNCLR has 70.8 % with 4,096. The public texts do not say of which augmentation.
     """
     return _with_fa("simclr_fa_imagenet", imagenet.simclr_imagenet(), *_MASKS, *_512_AT_A_TIME)
 

@@ -95,8 +95,8 @@ def _common(*, zero_init_residual: bool = False) -> dict:
 
 
 def _with_style(config: ExperimentConfig) -> ExperimentConfig:
-    """Four stylizers at first, at half a GPU each, beside the trainers' eight GPUs; the pool may grow to eight. They take the published network
-    where this machine has its weights, else `swift`."""
+    """Four stylizers at first, at half a GPU each, beside the trainers' eight GPUs; the pool may grow to eight. They take the published
+    network where this machine has its weights, else `swift`."""
     stylizer = load_plugin("ray_sassl.style.stylizers", neural_stylizer()).Config()
     pool = StreamConfig(pool=PoolConfig(min=2, max=8, initial=4, num_gpus=0.5))
     return config.model_copy(update={"name": f"{config.name}_sassl", "stylize": stylizer, "stream": pool})

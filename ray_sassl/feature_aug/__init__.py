@@ -73,10 +73,12 @@ class FeatureAugConfig(PluginConfig, ABC):
 
     @classmethod
     def search_ranges(cls) -> dict[str, tuple[float, float]] | None:
-        """What a search of feature augmentations tries: the least and the greatest value of each field that is searched; None to be left out.
+        """What a search of feature augmentations tries: the least and the greatest value of each field that is searched; None to be left
+        out.
 
-        A field that is an interval itself has both its ends in the range. By default these are the fields that `weakest` changes: numbers from
-        there to twice the default, or to the default where twice as much is not allowed, and intervals from there to the default's upper end.
+        A field that is an interval itself has both its ends in the range. By default these are the fields that `weakest` changes: numbers
+        from there to twice the default, or to the default where twice as much is not allowed, and intervals from there to the default's
+        upper end.
         """
         default, weakest = cls(), cls().weakest()
         ranges: dict[str, tuple[float, float]] = {}

@@ -1,8 +1,9 @@
 """One command at a time in a folder: a lock file that says who has it, and shows by a heartbeat that they are still there.
 
-The file is `.lock`. On a local or shared disk it is made by a call that fails where it exists already. pyarrow has no conditional writes to object
-stores, so there the file is written, and read back a moment later: of two commands that start at once the one whose file is left has the folder. A
-lock is taken over where its process has ended on this machine, or where its heartbeat has stood still for `STALE_S`, whatever the clocks say.
+The file is `.lock`. On a local or shared disk it is made by a call that fails where it exists already. pyarrow has no conditional writes to
+object stores, so there the file is written, and read back a moment later: of two commands that start at once the one whose file is left has
+the folder. A lock is taken over where its process has ended on this machine, or where its heartbeat has stood still for `STALE_S`, whatever
+the clocks say.
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the boot; None where there is no such process, or nothing of it but its exit code."""
+    """When a process of this machine started, in ticks since the boot; None where there is no such process, or nothing of it but its exit
+    code."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if facts[0] in "ZX" else facts[19]

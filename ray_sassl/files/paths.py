@@ -1,4 +1,5 @@
-"""Absolute paths, for processes that run in other folders than the command did: one rule, and a mark for the config fields that it holds for."""
+"""Absolute paths, for processes that run in other folders than the command did: one rule, and a mark for the config fields that it holds
+for."""
 
 from __future__ import annotations
 

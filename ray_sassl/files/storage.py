@@ -2,8 +2,8 @@
 
 On a local disk a file is written aside, flushed to the disk and renamed; on an object store it is a single put, which readers see
 whole or not at all. What an object store refuses for a while (errors of the server, a connection that is cut) is tried again for about a
-minute, with longer and longer pauses. A URI may carry the filesystem's options, as in `s3://bucket/key?endpoint_override=localhost:9000`; every function
-here keeps them. This module imports neither torch nor Ray.
+minute, with longer and longer pauses. A URI may carry the filesystem's options, as in `s3://bucket/key?endpoint_override=localhost:9000`;
+every function here keeps them. This module imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ DANGLING, NOT_UTF8, LINKED_AGAIN, SPECIAL = (
 def walk(folder: str | os.PathLike[str]) -> Walk:
     """The files below a folder, through links too, and what was left out; nothing where there is no such folder.
 
-    On a local disk a folder is entered once, told by its device and inode, so that links in a loop end; a file that is reached through a link
-    counts only where it is not reached otherwise.
+    On a local disk a folder is entered once, told by its device and inode, so that links in a loop end; a file that is reached through a
+    link counts only where it is not reached otherwise.
     """
     filesystem, inner = filesystem_of(folder)
     if not isinstance(filesystem, pafs.LocalFileSystem):
@@ -273,7 +273,8 @@ def _local_entry(folder: str, below: str, stat: os.stat_result) -> Entry:
 
 
 def check_can_write(path: str | os.PathLike[str], *, is_folder: bool = False) -> None:
-    """Look before long work whether a file, or files in a folder, can be written there; on an object store only the writing itself shows it.
+    """Look before long work whether a file, or files in a folder, can be written there; on an object store only the writing itself shows
+    it.
 
     Raises:
         UsageError: a folder is where the file should be, or a file where the folder should be, or the place must not be written to.
@@ -434,7 +435,8 @@ def _remote(root: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _split_uri(uri: str) -> tuple[str, str, str]:
-    """Scheme, address and options: what follows the last `?` where it has the form of options, since the names of files may hold a `?` too."""
+    """Scheme, address and options: what follows the last `?` where it has the form of options, since the names of files may hold a `?`
+    too."""
     scheme, _, rest = uri.partition("://")
     address, mark, query = rest.rpartition("?")
     if mark and (not query or _OPTIONS.fullmatch(query)):

@@ -43,8 +43,8 @@ class Method(nn.Module, ABC):
     def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
         """The parameters that the update leaves as they are when a share `progress` of the run is done; none for most methods.
 
-        Their gradients are dropped before the optimizer's step, so that it neither decays them nor counts the step: the second moments of AdamW
-        begin with the first gradient that is used.
+        Their gradients are dropped before the optimizer's step, so that it neither decays them nor counts the step: the second moments of
+        AdamW begin with the first gradient that is used.
         """
         return []
 

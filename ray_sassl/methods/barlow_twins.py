@@ -30,8 +30,8 @@ class Config(HeadsConfig):
         projector_hidden_size: Width of the projector's hidden layers (section 2.2).
         embedding_size: Width of the embeddings (section 2.2).
         projector_layers: Linear layers of the projector (section 2.2).
-        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
-            the loss itself always knows the whole batch.
+        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks,
+            since the loss itself always knows the whole batch.
         fa: Feature augmentation, which its paper does not try on this objective.
     """
 

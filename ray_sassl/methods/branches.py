@@ -41,7 +41,8 @@ class FaConfig(FrozenConfig):
     Attributes:
         augmentation: A; `identity` leaves feature augmentation out.
         architecture: Where A and the predictor stand, see the module. `auto` is `parallel_predictor`, which the paper finds best, where
-            features are augmented, and the plain method where they are not. A method without a predictor gets one where the architecture has it.
+            features are augmented, and the plain method where they are not. A method without a predictor gets one where the architecture
+            has it.
         stop_gradient: sg in `basic` and `parallel_predictor`: no gradient flows through A into the embeddings that it is given.
         num_samples: K, augmented features of each embedding.
         reduction: What becomes of them. `mean`: one loss, with the mean of the K features. `free`: the sum of K losses, each with a feature
@@ -78,8 +79,8 @@ class Plain:
         has_predictor: Its own form has one.
         needs_predictor: It collapses without one (BYOL, SimSiam): it has no negatives and no other term that keeps embeddings apart.
         trains_targets: Gradients flow into both sides of its loss (SimCLR); not where the targets are a momentum network's, or stopped.
-        is_mutual: Its loss is the same in both directions (Barlow Twins, VICReg), so that one is enough until a predictor or an augmentation
-            makes the sides differ; from then on the mean of both is taken.
+        is_mutual: Its loss is the same in both directions (Barlow Twins, VICReg), so that one is enough until a predictor or an
+            augmentation makes the sides differ; from then on the mean of both is taken.
         is_symmetric: Its loss has both directions, from the left view to the right and back.
     """
 
@@ -211,7 +212,8 @@ def check(config: MethodConfig, fa: FaConfig, plain: Plain) -> None:
     place = architecture(fa, plain)
     if place == "basic" and plain.needs_predictor:
         raise ValueError(
-            f"fa.architecture='basic' has no predictor, without which {config.name} collapses: nothing else keeps it from giving all images "
+            f"fa.architecture='basic' has no predictor, without which {config.name} collapses: nothing else keeps it from giving "
+            f"all images "
             "one embedding; use 'parallel_predictor', 'pre_predictor' or 'post_predictor'"
         )
     if place == "basic":
@@ -250,7 +252,8 @@ def _check_gradients(fa: FaConfig, place: Architecture, plain: Plain) -> None:
         )
     if place == "pre_predictor" and not passes and not plain.trains_targets:
         raise ValueError(
-            f"fa.architecture='pre_predictor' with {fa.augmentation.name}, which lets no gradient through, would leave the encoder untrained, "
+            f"fa.architecture='pre_predictor' with {fa.augmentation.name}, which lets no gradient through, would leave the encoder "
+            f"untrained, "
             "since the targets of this method take no gradient either; use 'parallel_predictor'"
         )
 

@@ -122,7 +122,8 @@ class DINO(Method):
 
     @torch.no_grad()
     def _move_center(self, teacher: Tensor) -> None:
-        """The center follows the mean of the teacher's outputs (2B, K) over all workers (equation 4); after the loss, which used the old."""
+        """The center follows the mean of the teacher's outputs (2B, K) over all workers (equation 4); after the loss, which used the
+        old."""
         mean = all_reduce(teacher.sum(0)) / (len(teacher) * world_size())
         self.center.lerp_(mean, 1 - self.config.center_momentum)
 

@@ -22,8 +22,8 @@ from ray_sassl.types import StepOutput
 
 
 class Contrast(NamedTuple):
-    """A cross-entropy: logits of this worker's anchors (rows) against the candidates of all workers (columns), -inf where a candidate is left
-    out; the column of each row's positive; and how many candidates a row has."""
+    """A cross-entropy: logits of this worker's anchors (rows) against the candidates of all workers (columns), -inf where a candidate is
+    left out; the column of each row's positive; and how many candidates a row has."""
 
     logits: Tensor
     positives: Tensor

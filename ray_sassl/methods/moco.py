@@ -71,7 +71,8 @@ class Config(HeadsConfig):
     def check_workers(self, num_workers: int) -> None:
         if self.bn == "shuffle" and num_workers < 2:
             raise UsageError(
-                "method.bn=shuffle moves keys between workers, and there would be only one; set method.bn=split to do so within it, or method.bn=plain, "
+                "method.bn=shuffle moves keys between workers, and there would be only one; set method.bn=split to do so within it, or "
+                "method.bn=plain, "
                 "or take two workers at least (scaling.num_workers, scaling.min_workers)"
             )
 

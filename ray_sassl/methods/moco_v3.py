@@ -1,6 +1,7 @@
 """MoCo v3: Chen, Xie and He 2021, "An Empirical Study of Training Self-Supervised Vision Transformers" (arXiv 2104.02057).
 
-Differs from the paper: a ViT's position embeddings are the backbone's own (timm's are learned; the official code has fixed sines and cosines).
+Differs from the paper: a ViT's position embeddings are the backbone's own (timm's are learned; the official code has fixed sines and
+cosines).
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class Config(HeadsConfig):
             ResNet-50).
         projector_hidden_size: Width of the projector's hidden layers (section 5, "MLP heads").
         embedding_size: Width of the embeddings and of the predictions (section 5).
-        projector_layers: Linear layers of the projector, each with batch normalization, the last without scale and shift: 3 for ViTs (section
-            5), 2 for ResNets (official code).
+        projector_layers: Linear layers of the projector, each with batch normalization, the last without scale and shift: 3 for ViTs
+            (section 5), 2 for ResNets (official code).
         predictor_hidden_size: Width of the predictor's hidden layer (section 5).
         predictor_layers: Linear layers of the predictor (section 5).
         predictor_last_bn: Batch normalization, without scale and shift, of the predictions; the official code has it for ViTs.
-        patch_embedding: "fixed" leaves a ViT's projection of patches at its random start, which makes training stable (section 4.2); "trained"
-            trains it; "auto" is "fixed" for the backbones that have one.
+        patch_embedding: "fixed" leaves a ViT's projection of patches at its random start, which makes training stable (section 4.2);
+            "trained" trains it; "auto" is "fixed" for the backbones that have one.
         bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
         fa: Feature augmentation; `fa.architecture=basic` leaves the predictor out.
     """
@@ -114,8 +115,8 @@ class MoCoV3(Method):
 
 
 def moco_v3_loss(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """InfoNCE with the keys of the global batch, times 2 tau (equation 1 and algorithm 1), mean over this worker's queries; the arguments are
-    those of `in_batch_logits`."""
+    """InfoNCE with the keys of the global batch, times 2 tau (equation 1 and algorithm 1), mean over this worker's queries; the arguments
+    are those of `in_batch_logits`."""
     return 2 * temperature * _cross_entropy_with_own(in_batch_logits(q, k, temperature))
 
 
@@ -151,6 +152,7 @@ def _fix_patch_embedding(backbone: nn.Module, patch_embedding: str) -> None:
         projection.requires_grad_(patch_embedding == "trained")
     elif patch_embedding != "auto":
         raise UsageError(
-            f"method.patch_embedding={patch_embedding!r} has no effect: the backbone projects no patches with one convolution; leave it out, "
+            f"method.patch_embedding={patch_embedding!r} has no effect: the backbone projects no patches with one convolution; leave "
+            f"it out, "
             "or take a ViT such as backbone.name=timm/vit_small_patch16_224"
         )

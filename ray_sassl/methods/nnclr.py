@@ -1,5 +1,5 @@
-"""NNCLR: Dwibedi, Aytar, Tompson, Sermanet and Zisserman 2021, "With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of
-Visual Representations" (arXiv 2104.14548).
+"""NNCLR: Dwibedi, Aytar, Tompson, Sermanet and Zisserman 2021, "With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning
+of Visual Representations" (arXiv 2104.14548).
 
 It is a preset: contrast within the batch, with nearest neighbors as the feature augmentation, in parallel to the predictor.
 """

@@ -1,4 +1,5 @@
-"""SimCLR: Chen, Kornblith, Norouzi and Hinton 2020, "A Simple Framework for Contrastive Learning of Visual Representations" (arXiv 2002.05709)."""
+"""SimCLR: Chen, Kornblith, Norouzi and Hinton 2020, "A Simple Framework for Contrastive Learning of Visual Representations" (arXiv
+2002.05709)."""
 
 from __future__ import annotations
 

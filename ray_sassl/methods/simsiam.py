@@ -27,8 +27,8 @@ class Config(HeadsConfig):
             code); 3 for ImageNet (section 3), 2 for CIFAR-10 (appendix D).
         predictor_hidden_size: Width of the predictor's hidden layer, a bottleneck of a quarter of the embeddings (section 3).
         predictor_layers: Linear layers of the predictor (section 3).
-        predictor_lr: "constant" keeps the predictor's learning rate at its peak, which the paper finds a little better (section 4.2, table 1);
-            "decayed" is the paper's baseline.
+        predictor_lr: "constant" keeps the predictor's learning rate at its peak, which the paper finds a little better (section 4.2, table
+            1); "decayed" is the paper's baseline.
         bn: "sync" normalizes over the batches of all workers (section 3), "plain" over each worker's own.
     """
 

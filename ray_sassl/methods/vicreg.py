@@ -32,10 +32,10 @@ class Config(HeadsConfig):
         projector_hidden_size: Width of the expander's hidden layers (section 4).
         embedding_size: Width of the embeddings (section 4).
         projector_layers: Linear layers of the expander (section 4).
-        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks, since
-            the variances and covariances of the loss are always those of the whole batch.
-        fa: Feature augmentation, which its paper does not try on this objective. Nearest neighbors are refused: they come from a memory of unit
-            vectors, and this loss compares lengths.
+        bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks,
+            since the variances and covariances of the loss are always those of the whole batch.
+        fa: Feature augmentation, which its paper does not try on this objective. Nearest neighbors are refused: they come from a memory of
+            unit vectors, and this loss compares lengths.
     """
 
     invariance_weight: float = Field(default=25.0, ge=0)
@@ -53,7 +53,8 @@ class Config(HeadsConfig):
     def _features_keep_their_length(self) -> Self:
         if not passes_gradient(self.fa):
             raise ValueError(
-                f"fa.augmentation={self.fa.augmentation.name!r} takes features from a memory of unit vectors, and VICReg compares lengths: it wants "
+                f"fa.augmentation={self.fa.augmentation.name!r} takes features from a memory of unit vectors, and VICReg compares "
+                f"lengths: it wants "
                 "each dimension to vary by 1; use 'mask', 'noise', 'swap', 'interpolate' or 'extrapolate'"
             )
         return self

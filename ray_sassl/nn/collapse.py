@@ -20,7 +20,8 @@ def embedding_std(embeddings: Tensor) -> Tensor:
 def effective_rank(embeddings: Tensor, epsilon: float = 1e-7) -> Tensor:
     """RankMe of the embeddings (B, D): exp of the entropy of the normalized singular values (Garrido et al. 2023, arXiv 2210.02885, eq. 1).
 
-    At most min(B, D); computed on one worker's batch, so it is a lower bound for that of the data set. NaN where an embedding is not finite.
+    At most min(B, D); computed on one worker's batch, so it is a lower bound for that of the data set. NaN where an embedding is not
+    finite.
     """
     if not torch.isfinite(embeddings).all():  # the decomposition would raise, and hide that the run has diverged
         return embeddings.new_full((), math.nan, dtype=torch.float32)

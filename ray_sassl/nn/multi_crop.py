@@ -1,4 +1,5 @@
-"""Views of different sizes through one network: a pass for each size, as in the official code of SwAV (Caron et al. 2020, arXiv 2006.09882)."""
+"""Views of different sizes through one network: a pass for each size, as in the official code of SwAV (Caron et al. 2020, arXiv
+2006.09882)."""
 
 from __future__ import annotations
 

@@ -61,13 +61,15 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
     """Make the run directory, or see that the one to resume holds this very run; returns the data's index, which is cached there.
 
     Raises:
-        RunDirectoryError: a run has begun there and was not to be resumed, none is there to resume, or the config or the data are not its own.
+        RunDirectoryError: a run has begun there and was not to be resumed, none is there to resume, or the config or the data are not its
+        own.
     """
     config_path = storage.join(run_dir, CONFIG)
     there = storage.exists(config_path)
     if has_begun(run_dir) and not there:
         raise RunDirectoryError(
-            f"{run_dir} already holds a run, but no {CONFIG} that says which. Restore that file to resume the run, or give another --run-dir."
+            f"{run_dir} already holds a run, but no {CONFIG} that says which. Restore that file to resume the run, or give another "
+            f"--run-dir."
         )
     if resume and not there:
         raise RunDirectoryError(f"{run_dir} holds no run to resume (no {CONFIG}); leave out --resume to start one there")

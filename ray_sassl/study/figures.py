@@ -28,7 +28,8 @@ LEAST_FOR_IMPORTANCE = 8
 
 
 def fair_evaluation(trials: Sequence[TrialRecord], metric: str) -> tuple[int, dict[int, float]]:
-    """The latest evaluation that half of the evaluated trials (three at least, where there are) have reached, and the metric there by trial."""
+    """The latest evaluation that half of the evaluated trials (three at least, where there are) have reached, and the metric there by
+    trial."""
     curves = {trial.number: {e.number: e.metrics[metric] for e in trial.curve if _is_number(e.metrics.get(metric))} for trial in trials}
     curves = {number: curve for number, curve in curves.items() if curve}
     if not curves:

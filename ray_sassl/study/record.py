@@ -2,8 +2,8 @@
 
 study.yaml  index.arrow  trials/0003/{trial.json, config.yaml, metrics.jsonl, checkpoints/, ...}  trials.parquet  trials.csv  best.yaml
 
-A trial's folder is the run directory of its pretraining run. Everything that a study knows is in these files, so a study whose driver was killed
-goes on from them; nothing is asked of Ray.
+A trial's folder is the run directory of its pretraining run. Everything that a study knows is in these files, so a study whose driver was
+killed goes on from them; nothing is asked of Ray.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class TrialRecord:
         attempts: How often it was started.
         wall_s: Seconds of work on it.
         cpu_s: CPU seconds of the trial's process where the whole run takes place in it, else None.
-        moves: Of population based training: `donor`, whose checkpoint the trial went on from, the new `point`, and the first `evaluation` there.
+        moves: Of population based training: `donor`, whose checkpoint the trial went on from, the new `point`, and the first `evaluation`
+            there.
     """
 
     number: int

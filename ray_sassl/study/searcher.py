@@ -1,9 +1,9 @@
 """What is tried next: a pure function of the study's seed, the trial's number and the trials so far.
 
 Since nothing is remembered elsewhere, a study that goes on after a crash asks for the same points as one that was not interrupted.
-`optuna` is the tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna, with conditional and several objectives. `hyperband-bayes`
-feeds it like BOHB (Falkner, Klein and Hutter 2018, arXiv 1807.01774, section 4): it learns from the values at the largest budget at which
-enough trials have been seen.
+`optuna` is the tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna, with conditional and several objectives.
+`hyperband-bayes` feeds it like BOHB (Falkner, Klein and Hutter 2018, arXiv 1807.01774, section 4): it learns from the values at the largest
+budget at which enough trials have been seen.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def optuna_study(space: SearchSpace, known: Sequence[Known], objectives: Sequenc
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # Conditional dimensions are modeled in groups of those that occur together; running trials count as bad, which spreads parallel ones.
+        # Conditional dimensions are modeled in groups of those that occur together; running trials count as bad, which spreads parallel
+        # ones.
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=True)
     directions = [StudyDirection.MAXIMIZE if objective.mode == "max" else StudyDirection.MINIMIZE for objective in objectives]
     study = optuna.create_study(directions=directions, sampler=sampler)

@@ -82,9 +82,11 @@ class _Parameter(FrozenConfig):
     path: str | tuple[str, ...]
     """The config field, or several that get the same value."""
     name: str = ""
-    """For tables and conditions; the (first) path where not given. Two parameters may share a path where their conditions exclude each other."""
+    """For tables and conditions; the (first) path where not given. Two parameters may share a path where their conditions exclude each
+    other."""
     when: Mapping[str, tuple[Scalar, ...]] = Field(default_factory=dict)
-    """The parameter is only there where each of these, a parameter's name or a config path, has one of the values; a plug-in's value is its name."""
+    """The parameter is only there where each of these, a parameter's name or a config path, has one of the values; a plug-in's value is its
+    name."""
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -66,7 +66,8 @@ class LocalContext:
 
 
 def data_parallel(module: nn.Module, context: Context) -> nn.Module:
-    """The module, wrapped if several processes train it together; buffers are each process's own, or the module's layers synchronize them."""
+    """The module, wrapped if several processes train it together; buffers are each process's own, or the module's layers synchronize
+    them."""
     if context.world_size == 1:
         return module
     device_ids = [context.device] if context.device.type == "cuda" else None

@@ -137,8 +137,8 @@ def micro_batch(config: TrainConfig, world_size: int) -> int:
 def share_of_batch(config: TrainConfig, num_workers: int, world_size: int) -> tuple[int, int]:
     """(rows of a part, parts) in which each of `world_size` workers takes its share of the global batch.
 
-    With the `num_workers` of the config these are its own. With fewer, parts are of the same size and more, so that memory suffices as before;
-    where that leaves a rest, they are a little smaller.
+    With the `num_workers` of the config these are its own. With fewer, parts are of the same size and more, so that memory suffices as
+    before; where that leaves a rest, they are a little smaller.
 
     Raises:
         UsageError: the global batch does not divide by the number of workers.
@@ -161,7 +161,8 @@ def check_shares(config: TrainConfig, worker_counts: range) -> None:
         multiple = math.lcm(*worker_counts, num_workers * config.accumulate)
         below, above = config.global_batch // multiple * multiple, -(-config.global_batch // multiple) * multiple
         raise UsageError(
-            f"train.global_batch={config.global_batch} does not divide by every number of workers from scaling.min_workers={worker_counts[0]} to "
+            f"train.global_batch={config.global_batch} does not divide by every number of workers from "
+            f"scaling.min_workers={worker_counts[0]} to "
             f"scaling.num_workers={num_workers}; the nearest that do: {f'{below} or {above}' if below else above}"
         )
 

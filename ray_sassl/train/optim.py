@@ -13,7 +13,8 @@ from ray_sassl.plugins import FrozenConfig
 
 
 class OptimConfig(FrozenConfig):
-    """The optimizer and its learning rate. Biases and the scales and shifts of norm layers are never decayed, and LARS does not adapt them."""
+    """The optimizer and its learning rate. Biases and the scales and shifts of norm layers are never decayed, and LARS does not adapt
+    them."""
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     base_lr: float = Field(default=0.03, gt=0)
@@ -79,7 +80,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Its state from a checkpoint; decay and momentum stay the config's, which population based training changes between two checkpoints."""
+    """Its state from a checkpoint; decay and momentum stay the config's, which population based training changes between two
+    checkpoints."""
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, setting in zip(optimizer.param_groups, settings, strict=True):

@@ -1,7 +1,7 @@
 """A discrete-event simulation of the line decode -> stylize -> train, which knows nothing of the plan's formulas.
 
-Blocks of images are decoded by servers, wait in a bounded room, are stylized by servers, wait in another bounded room, and are taken by trainers that
-begin each step together and end it when the last one does. Service times are log-normal.
+Blocks of images are decoded by servers, wait in a bounded room, are stylized by servers, wait in another bounded room, and are taken by
+trainers that begin each step together and end it when the last one does. Service times are log-normal.
 """
 
 from __future__ import annotations

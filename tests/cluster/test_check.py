@@ -325,7 +325,10 @@ OTHER_MANIFESTS = {
         "lets everybody in",
     ),
     "a policy for the Internet": (
-        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x}, spec: {ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}}",
+        (
+            "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x}, spec: {ingress: [{from: [{ipBlock: {cidr: "
+            "0.0.0.0/0}}]}]}}"
+        ),
         "lets every address in",
     ),
     "a load balancer": ("{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {type: LoadBalancer}}", "opens the service"),

@@ -1,4 +1,5 @@
-"""A cluster on one machine that grows and shrinks by itself: Ray's autoscaler with nodes that are processes, and GPUs that are pretended."""
+"""A cluster on one machine that grows and shrinks by itself: Ray's autoscaler with nodes that are processes, and GPUs that are
+pretended."""
 
 from __future__ import annotations
 
@@ -105,10 +106,12 @@ class GrowingCluster:
         }
         (folder / "autoscaling.json").write_text(json.dumps(config))
         command = [
-            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={gcs}", f"--temp-dir={folder}", "--num-cpus=0",
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={gcs}", f"--temp-dir={folder}",
+            "--num-cpus=0",
             "--num-gpus=0", f"--autoscaling-config={folder / 'autoscaling.json'}", "--include-dashboard=false", "--disable-usage-stats",
             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
-            f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={env_agent}", "--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=150000000",
+            f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={env_agent}", "--min-worker-port=0",
+            "--max-worker-port=0", "--object-store-memory=150000000",
         ]  # fmt: skip
         settings = {
             "RAY_FAKE_CLUSTER": "1",

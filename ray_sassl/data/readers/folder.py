@@ -23,8 +23,9 @@ _REMOTE_THREADS = 32
 class FolderReader(Reader):
     """Runs of up to `GROUP_ROWS` files stand in for row groups.
 
-    Labels are the numbers of the sorted class names, which are sorted as numbers where all of them are whole numbers (2 before 10). A class is the
-    first folder below the path that the user gave. There are none where an image lies beside the folders, or where `label_column` is None.
+    Labels are the numbers of the sorted class names, which are sorted as numbers where all of them are whole numbers (2 before 10). A class
+    is the first folder below the path that the user gave. There are none where an image lies beside the folders, or where `label_column` is
+    None.
     """
 
     def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:

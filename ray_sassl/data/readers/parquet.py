@@ -169,8 +169,8 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
-    """Columns `image` (binary, null where there is none), `path` (what stands beside the bytes, mostly null) and `label` (int64, `NO_LABEL` where there
-    is none)."""
+    """Columns `image` (binary, null where there is none), `path` (what stands beside the bytes, mostly null) and `label` (int64, `NO_LABEL`
+    where there is none)."""
     columns = [config.image_column] if config.label_column is None else [config.image_column, config.label_column]
     with _damage_told_apart(path), _open(path) as file:
         if number >= file.metadata.num_row_groups:

@@ -1,7 +1,7 @@
 """Tar files of strangers: where their members are, told by the 512-byte headers alone.
 
-Every number in a header is checked before it is used, so that no shard can make the reader hang, jump back or ask for memory that the shard does
-not have. Nothing is ever extracted, and members that could do harm elsewhere are refused.
+Every number in a header is checked before it is used, so that no shard can make the reader hang, jump back or ask for memory that the shard
+does not have. Nothing is ever extracted, and members that could do harm elsewhere are refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """WebDataset shards: tar files in which members with one base name make a sample.
 
-For the index only the 512-byte headers are walked (and the short label members read); a row group is a run of samples that is fetched by one range
-read. A sample's name ends at the first dot of its file name. Where no image is called so, as with dates and numbers in `2024-05-01.cam1.00001.jpg`,
-it ends at the last dot instead.
+For the index only the 512-byte headers are walked (and the short label members read); a row group is a run of samples that is fetched by
+one range read. A sample's name ends at the first dot of its file name. Where no image is called so, as with dates and numbers in
+`2024-05-01.cam1.00001.jpg`, it ends at the last dot instead.
 """
 
 from __future__ import annotations
@@ -188,7 +188,8 @@ def _samples(found: Sequence[tuple[Member, bytes]], path: str, config: DataConfi
 
 
 def _hand_labels_down(samples: Iterable[_Sample], newest: dict[str, _Sample]) -> None:
-    """Give the label of `x.cls` to `x.left.jpg` and `x.right.jpg`, which have none of their own; the sample `x` without an image is gone then."""
+    """Give the label of `x.cls` to `x.left.jpg` and `x.right.jpg`, which have none of their own; the sample `x` without an image is gone
+    then."""
     for sample in samples:
         parent = newest.get(_split_name(sample.key)[0])
         if sample.offset >= 0 and sample.label == NO_LABEL and parent is not None and parent is not sample and parent.offset < 0:

@@ -47,7 +47,8 @@ def num_wanted(config: ActorPoolConfig) -> int:
     wanted = config.num_actors or max(1, int(there))
     if wanted > most:
         raise UsageError(
-            f"{wanted} actors of {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs do not fit: the cluster can offer {offered('CPU'):g} CPUs "
+            f"{wanted} actors of {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs do not fit: the cluster can offer "
+            f"{offered('CPU'):g} CPUs "
             f"and {offered('GPU'):g} GPUs. Ask for fewer or smaller ones."
         )
     return wanted
@@ -182,7 +183,8 @@ def result_of(ref: ray.ObjectRef) -> Any:
         raise _cause(error) from error
     except ray.exceptions.OutOfMemoryError as error:
         raise UsageError(
-            "a node's memory did not suffice, and Ray ended an actor there again and again; start fewer actors, or give each more CPUs, so that "
+            "a node's memory did not suffice, and Ray ended an actor there again and again; start fewer actors, or give each more CPUs, "
+            "so that "
             f"fewer share a node ({str(error).splitlines()[0]})"
         ) from error
     except ray.exceptions.ActorDiedError as error:

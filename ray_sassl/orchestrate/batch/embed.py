@@ -1,7 +1,7 @@
 """Features of whole data sets as Parquet, on a pool of Ray actors. Ray must have been initialized.
 
-The encoder reaches the actors through Ray, and the features come back through it, so nodes need to reach the data and nothing else. The driver
-writes; a part is there whole or not at all, and a job that was stopped makes only the parts that are missing.
+The encoder reaches the actors through Ray, and the features come back through it, so nodes need to reach the data and nothing else. The
+driver writes; a part is there whole or not at all, and a job that was stopped makes only the parts that are missing.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def embed_dataset(
     Args:
         encoder: What embeds.
         data: Images, with or without labels.
-        out: A file that ends in `.parquet`, or a folder for one file a part; local or a URI. Parts of a file lie in `NAME.parts` beside it until
-            all are there.
+        out: A file that ends in `.parquet`, or a folder for one file a part; local or a URI. Parts of a file lie in `NAME.parts` beside it
+            until all are there.
         part_rows: About so many rows are a part, the unit of work and of resuming; a row group is never parted.
 
     Raises:

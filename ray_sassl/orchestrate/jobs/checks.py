@@ -22,7 +22,8 @@ def check_place(path: str, what: str) -> None:
     """
     if not storage.is_uri(path) and not path.startswith("/"):
         raise UsageError(
-            f"{what} is {path!r}, and a job runs in a folder of its own on the cluster, which does not last; give a URI (s3://, gs://) or a path "
+            f"{what} is {path!r}, and a job runs in a folder of its own on the cluster, which does not last; give a URI (s3://, gs://) "
+            f"or a path "
             "that all nodes share, from the root on"
         )
 
@@ -70,7 +71,8 @@ def check_file(path: str, what: str, sent: frozenset[str] = frozenset()) -> list
     elif not path.startswith("/"):
         if not _travels(path, sent):
             raise UsageError(
-                f"{what} is {path!r}, which does not travel with the job: it is not in --working-dir, or Git ignores it. Give a URI, or a file in there"
+                f"{what} is {path!r}, which does not travel with the job: it is not in --working-dir, or Git ignores it. Give a URI, or a "
+                f"file in there"
             )
     elif not storage.exists(path):
         return [f"{what}: {path} is not on this machine, so only the cluster can tell whether it is there"]

@@ -21,8 +21,10 @@ LEFT_OUT = (
 )  # fmt: skip
 """Names of files and folders that a job does not need; a Python package may have such a name."""
 SECRET = (
-    ".env", ".env.*", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", ".pypirc", ".npmrc",
-    ".git-credentials", ".vault-token", ".aws", ".azure", ".ssh", ".ray", ".kube", "kubeconfig", "kubeconfig.*", "*.kubeconfig", ".huggingface",
+    ".env", ".env.*", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc",
+    ".pypirc", ".npmrc",
+    ".git-credentials", ".vault-token", ".aws", ".azure", ".ssh", ".ray", ".kube", "kubeconfig", "kubeconfig.*", "*.kubeconfig",
+    ".huggingface",
     ".gnupg", ".docker", ".config", "credentials", "credentials.json", "application_default_credentials.json", "auth_token",
     "*service-account*.json", "*service_account*.json",
 )  # fmt: skip
@@ -73,8 +75,10 @@ def select_files(folder: Path, max_bytes: int = MAX_BYTES) -> Payload:
         largest = sorted(chosen.items(), key=lambda item: -item[1])[:_SHOWN]
         named = "\n".join(f"  {size / 1e6:,.1f} MB  {name}" for name, size in largest)
         raise UsageError(
-            f"{folder} holds {total / 1e6:,.0f} MB in {len(chosen):,} files; at most {max_bytes / 1e6:,.0f} MB are sent with a job. The largest:\n"
-            f"{named}\nLet Git ignore what the job does not need, give a smaller --working-dir, or raise --max-upload-mb. Data belong in object storage."
+            f"{folder} holds {total / 1e6:,.0f} MB in {len(chosen):,} files; at most {max_bytes / 1e6:,.0f} MB are sent with a job. The "
+            f"largest:\n"
+            f"{named}\nLet Git ignore what the job does not need, give a smaller --working-dir, or raise --max-upload-mb. Data belong in "
+            f"object storage."
         )
     return Payload(folder, tuple(sorted(chosen)), total, tuple(sorted(secrets)))
 

@@ -210,7 +210,8 @@ class Jobs:
                 raise UsageError(f"the job {name!r} is {job.status} (as {job.id}); wait for it, or stop it first")
             if job.target != target:
                 raise UsageError(
-                    f"the job {name!r} wrote to {job.target} and this one would write to {target}; under one name a job goes on where it was, so give "
+                    f"the job {name!r} wrote to {job.target} and this one would write to {target}; under one name a job goes on where it "
+                    f"was, so give "
                     "the same place, or another --name"
                 )
         taken = {job.id for job in all_jobs} | {job.name for job in all_jobs if job.name != name}
@@ -232,12 +233,14 @@ class Jobs:
         except AuthenticationError as error:
             wrong = "failed" in str(error).splitlines()[0]
             raise JobError(
-                f"the cluster at {self._asked} does not let us in: the token is {'wrong (403)' if wrong else 'missing (401)'}. Put the cluster's token "
+                f"the cluster at {self._asked} does not let us in: the token is {'wrong (403)' if wrong else 'missing (401)'}. Put the "
+                f"cluster's token "
                 "into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; cluster/README.md says where it is kept."
             ) from error
         except (ConnectionError, urllib.error.URLError, TimeoutError) as error:
             raise JobError(
-                f"no job API answers at {self._asked} ({str(error).splitlines()[0]}). Give --address http://HOST:8265; `ray dashboard FILE` or `kubectl "
+                f"no job API answers at {self._asked} ({str(error).splitlines()[0]}). Give --address http://HOST:8265; `ray dashboard "
+                f"FILE` or `kubectl "
                 "port-forward` brings a cluster's to this machine."
             ) from error
         except RuntimeError as error:
@@ -292,7 +295,8 @@ def _own_packages(target: Path) -> list[Path]:
 
 
 def _token_header() -> dict[str, str]:
-    """The token where Ray looks for it, in its order, whether or not RAY_AUTH_MODE is set here: the cluster decides whether it is needed."""
+    """The token where Ray looks for it, in its order, whether or not RAY_AUTH_MODE is set here: the cluster decides whether it is
+    needed."""
     token = os.environ.get("RAY_AUTH_TOKEN")
     if not token:
         given = os.environ.get("RAY_AUTH_TOKEN_PATH")

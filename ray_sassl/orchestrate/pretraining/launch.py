@@ -325,7 +325,8 @@ def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
     groups = [group for group in (config.scaling.node_group, config.stream.pool.node_group) if group is not None]
     if missing := missing_groups(groups):
         raise ResourcesError(
-            f"the cluster has no node of the group {', '.join(missing)}, that is, with the label {GROUP_LABEL}; leave scaling.node_group and "
+            f"the cluster has no node of the group {', '.join(missing)}, that is, with the label {GROUP_LABEL}; leave "
+            f"scaling.node_group and "
             "stream.pool.node_group out where nodes have no groups"
         )
     needs = resource_needs(config, use_gpu)

@@ -182,8 +182,8 @@ def make_stream(
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
                 compute=ActorPoolStrategy(**cast(Any, spec.pool)),
-                # One byte changes nothing, but Ray does not fuse stages that ask for different resources, as it would fuse these where they take the
-                # same share of a CPU: then only the actors would decode.
+                # One byte changes nothing, but Ray does not fuse stages that ask for different resources, as it would fuse these where they
+                # take the same share of a CPU: then only the actors would decode.
                 memory=1,
                 **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
@@ -193,7 +193,8 @@ def make_stream(
 def _shares(spec: StreamSpec, seen: SeenIds) -> list[np.ndarray]:
     """What each task does, in order: (n, 3) int32 of a window's epoch and number, and of the block that is meant, or `WHOLE`.
 
-    Blocks of which a stopped run has left a small rest are tasks of their own: Ray would join two in one task, and then deal the rows of both to one worker.
+    Blocks of which a stopped run has left a small rest are tasks of their own: Ray would join two in one task, and then deal the rows of
+    both to one worker.
     """
     pieces = [
         (window.epoch, window.number, block)
@@ -211,7 +212,8 @@ def _shares(spec: StreamSpec, seen: SeenIds) -> list[np.ndarray]:
 
 
 def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[int]:
-    """The numbers of the window's blocks that have rows left, where a block has so small a rest that Ray would join it with the next; else nothing."""
+    """The numbers of the window's blocks that have rows left, where a block has so small a rest that Ray would join it with the next; else
+    nothing."""
     if not seen.is_touched(window.epoch):
         return []
     small = _CUT_AT * source.data.block_rows
@@ -226,9 +228,9 @@ def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[int
 class StreamFactory:
     """Called by Ray Train at every start of its workers, so that they continue from the newest checkpoint.
 
-    It chooses the checkpoint for all of them and tells the control actor, so that the stream and every worker start from the same one, whatever
-    a worker of the previous start is still writing. It reads which samples the checkpoint has seen, and not the weights: workers that find those
-    damaged have the control actor refuse the checkpoint, and the next start takes the one before.
+    It chooses the checkpoint for all of them and tells the control actor, so that the stream and every worker start from the same one,
+    whatever a worker of the previous start is still writing. It reads which samples the checkpoint has seen, and not the weights: workers
+    that find those damaged have the control actor refuse the checkpoint, and the next start takes the one before.
 
     Args:
         run_dir: Where the checkpoints are.

@@ -116,7 +116,8 @@ def train_worker(spec: dict[str, Any]) -> None:
 
 
 def _read_start(context: RayContext) -> tuple[Checkpoint | None, bool]:
-    """The checkpoint that the stream starts from, None at the beginning; and whether a worker has found it damaged, which all of them agree on."""
+    """The checkpoint that the stream starts from, None at the beginning; and whether a worker has found it damaged, which all of them agree
+    on."""
     path = cast(str | None, ray.get(context.control.start.remote()))
     if path is None:
         return None, False

@@ -1,8 +1,8 @@
 """Clusters that get nodes by themselves: whether this is one, what is being waited for, and what will never come.
 
-Open-source Ray does not tell a driver how far its cluster may grow. But its autoscaler (version 2) reports every few seconds which nodes it has
-asked for, which could not be started, and which requests no node of its kinds has room for. So on a cluster that grows a run begins to wait, says
-what for, and ends where that can never come.
+Open-source Ray does not tell a driver how far its cluster may grow. But its autoscaler (version 2) reports every few seconds which nodes it
+has asked for, which could not be started, and which requests no node of its kinds has room for. So on a cluster that grows a run begins to
+wait, says what for, and ends where that can never come.
 """
 
 # Ray's generated messages have no types.
@@ -33,7 +33,8 @@ from ray_sassl.plugins import UsageError
 
 LOOK_EVERY_S = 2.0
 PATIENCE_S = 60.0
-"""So long nothing may be on its way before what the autoscaler cannot start is given up: an idle node of another kind may have to go first."""
+"""So long nothing may be on its way before what the autoscaler cannot start is given up: an idle node of another kind may have to go
+first."""
 _SAY_EVERY_S = 60.0
 _RPC_TIMEOUT_S = 20.0
 _HEAD = "node:__internal_head__"

@@ -1,7 +1,7 @@
 """All that is taken from Ray's private packages, with the reason: the first place to look when a new version of Ray breaks something.
 
-Names are imported when they are asked for, since most of Ray's packages pull in others that a light process should not pay for. pyproject.toml bounds
-Ray's version from above for the sake of this file.
+Names are imported when they are asked for, since most of Ray's packages pull in others that a light process should not pay for.
+pyproject.toml bounds Ray's version from above for the sake of this file.
 """
 
 # The messages of the autoscaler are made by protobuf, which type checkers cannot see.

@@ -10,7 +10,8 @@ _GUESSES = " Some common causes include:"
 
 
 def reason_of(error: BaseException | str | None) -> str:
-    """The innermost message, in one line: all of it where it is of an error of ours, whose words are for the user, and the last line otherwise."""
+    """The innermost message, in one line: all of it where it is of an error of ours, whose words are for the user, and the last line
+    otherwise."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return repr(error)

@@ -1,7 +1,7 @@
 """Resources that outlive their run: the placement group of its workers, where the process that launched them is killed.
 
-Ray gives it back at the end of the whole job, which for a trial is the end of its study, and the next attempt would wait for it for ever. So
-a worker writes down which one it is in, and the next attempt on the run removes that first.
+Ray gives it back at the end of the whole job, which for a trial is the end of its study, and the next attempt would wait for it for ever.
+So a worker writes down which one it is in, and the next attempt on the run removes that first.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=memory, **quiet)  # pyright: ignore[reportArgumentType]
     except ConnectionError as error:
         raise UsageError(
-            f"no Ray cluster answers at {address!r} ({error}). Give --address as `ray start --head` prints it, or leave it out (and RAY_ADDRESS "
+            f"no Ray cluster answers at {address!r} ({error}). Give --address as `ray start --head` prints it, or leave it out (and "
+            f"RAY_ADDRESS "
             "unset) to run on this machine."
         ) from error
     try:
@@ -62,7 +63,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
 
 
 def pin_to_driver() -> NodeAffinitySchedulingStrategy:
-    """Where an actor belongs that must live as long as the run: it holds no resources, and an autoscaler takes a node for idle that has only such."""
+    """Where an actor belongs that must live as long as the run: it holds no resources, and an autoscaler takes a node for idle that has
+    only such."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 

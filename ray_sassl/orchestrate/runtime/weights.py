@@ -1,8 +1,8 @@
-"""Published weights on a cluster: every node takes them from its cache, else from the shared path that the config names, else from the driver
-through Ray; never from their publisher.
+"""Published weights on a cluster: every node takes them from its cache, else from the shared path that the config names, else from the
+driver through Ray; never from their publisher.
 
-The driver's copy is kept by a small actor instead of being an argument of the actors that need it: an actor's start cannot be repeated where an
-argument in the object store is lost.
+The driver's copy is kept by a small actor instead of being an argument of the actors that need it: an actor's start cannot be repeated
+where an argument in the object store is lost.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""One small actor a study, whose process never imports torch: carries the stop request to the trials, their progress to the terminal, and knows
-whose folder each trial's is."""
+"""One small actor a study, whose process never imports torch: carries the stop request to the trials, their progress to the terminal, and
+knows whose folder each trial's is."""
 
 from __future__ import annotations
 

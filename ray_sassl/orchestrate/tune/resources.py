@@ -38,8 +38,8 @@ def trial_needs(config: ExperimentConfig, *, is_alone: bool) -> list[Need]:
 def num_concurrent(study: StudyConfig) -> int:
     """How many trials run at once: as many as the cluster has room for, or fewer where the study says so.
 
-    Where the cluster grows and nobody knows how far, it is as many as the nodes have room for that are up, at least one, or as many as the study says:
-    trials that start and find no stylizers would wait for one another.
+    Where the cluster grows and nobody knows how far, it is as many as the nodes have room for that are up, at least one, or as many as the
+    study says: trials that start and find no stylizers would wait for one another.
 
     Raises:
         ResourcesError: not one trial fits, or not as many as are asked for or as the scheduler needs; trials would wait for one another for

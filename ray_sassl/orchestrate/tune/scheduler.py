@@ -85,8 +85,8 @@ class _Median(MedianStoppingRule):
 
 
 class _Population(PopulationBasedTraining):
-    """Tune's, except that the first points may come from a searcher, and that a trial which goes on from another one's checkpoint keeps its own
-    number, and with it its own folder."""
+    """Tune's, except that the first points may come from a searcher, and that a trial which goes on from another one's checkpoint keeps its
+    own number, and with it its own folder."""
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(cast(Any, _NoController()), trial)  # it looks at the controller for a searcher alone, to refuse it
@@ -126,8 +126,8 @@ def replay(scheduler: TrialScheduler, trials: Sequence[TrialRecord]) -> None:
 
 
 def replay_open(scheduler: TrialScheduler, trial_id: str, record: TrialRecord) -> None:
-    """Let successive halving see the earlier curve of a trial that goes on, under the id that it has now, so that it stands at the rungs that it has
-    passed. Its next evaluation would be filed under the last of them else, among values of fewer steps."""
+    """Let successive halving see the earlier curve of a trial that goes on, under the id that it has now, so that it stands at the rungs
+    that it has passed. Its next evaluation would be filed under the last of them else, among values of fewer steps."""
     if isinstance(scheduler, AsyncHyperBandScheduler):
         _replay_rungs(scheduler, cast(Any, _EarlierTrial(trial_id)), record)
 

@@ -1,7 +1,7 @@
 """`search(study, study_dir)`: trials of a search space on Ray Tune, with the study's record kept as they go.
 
-Tune starts and stops trials; what is tried next follows from the record alone (`study.searcher`), and so does everything that a resumed study
-needs. Nothing is restored from Tune's own files.
+Tune starts and stops trials; what is tried next follows from the record alone (`study.searcher`), and so does everything that a resumed
+study needs. Nothing is restored from Tune's own files.
 """
 
 from __future__ import annotations
@@ -193,12 +193,14 @@ def _check(study: StudyConfig) -> list[StylizerConfig]:
         raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
     if study.scheduler == "pbt" and study.max_concurrent is not None and study.max_concurrent < study.num_trials:
         raise UsageError(
-            f"population based training keeps all {study.num_trials} trials going, not {study.max_concurrent} at once; lower --trials, or leave "
+            f"population based training keeps all {study.num_trials} trials going, not {study.max_concurrent} at once; lower --trials, "
+            f"or leave "
             "--max-concurrent away"
         )
     if study.searcher == "hyperband-bayes" and len(study.goals) > 1:
         raise UsageError(
-            f"searcher hyperband-bayes learns from one objective, at several budgets, and {len(study.goals)} are given; leave one --objective, "
+            f"searcher hyperband-bayes learns from one objective, at several budgets, and {len(study.goals)} are given; leave one "
+            f"--objective, "
             "or take --searcher optuna for several"
         )
     stylizers = {config.stylize.name: config.stylize for config in study.space.check(study.base)}
@@ -252,8 +254,8 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
 
 
 def too_many_failures(state: StudyState) -> str | None:
-    """The last reason, where the first trials of this search have all failed before their first evaluation, and no other one has come to its own:
-    more would fare no better."""
+    """The last reason, where the first trials of this search have all failed before their first evaluation, and no other one has come to
+    its own: more would fare no better."""
     trials = state.records[state.num_earlier :]
     first = trials[:_HOPELESS]
     if len(first) == _HOPELESS and all(trial.state == "failed" for trial in first) and not any(trial.curve for trial in trials):
@@ -262,7 +264,8 @@ def too_many_failures(state: StudyState) -> str | None:
 
 
 class RecordSearcher(Searcher):
-    """Hands Tune the open trials of an earlier session first, whose curves it shows the scheduler, then new ones as `study.searcher` suggests them."""
+    """Hands Tune the open trials of an earlier session first, whose curves it shows the scheduler, then new ones as `study.searcher`
+    suggests them."""
 
     def __init__(self, state: StudyState, scheduler: TrialScheduler) -> None:
         super().__init__()

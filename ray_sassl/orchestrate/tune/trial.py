@@ -1,8 +1,8 @@
 """One trial of a search: a whole pretraining run of the main job, in the trial's own actor, which reports at each evaluation.
 
 The run goes on in a thread while Tune decides; when Tune ends the trial, the run is asked to stop as by Ctrl-C, so its workers and their
-resources are given back in order and its checkpoint is left. (A Ray Train job whose driver is killed keeps its placement group until the state API
-is asked to remove it.)
+resources are given back in order and its checkpoint is left. (A Ray Train job whose driver is killed keeps its placement group until the
+state API is asked to remove it.)
 """
 
 from __future__ import annotations
@@ -212,8 +212,8 @@ class PretrainTrial(tune.Trainable):
             self.cleanup()
 
     def _own(self) -> None:
-        """Wait until no other actor has a run in the trial's folder: when a member of a population is moved, Tune starts an actor for it beside the
-        one that is stopping.
+        """Wait until no other actor has a run in the trial's folder: when a member of a population is moved, Tune starts an actor for it
+        beside the one that is stopping.
 
         Raises:
             GetTimeoutError: the other one does not end.
@@ -290,7 +290,8 @@ def _this_actor() -> ActorHandle:
 
 
 def _give_back_memory() -> None:
-    """Hand freed memory back to the system, which glibc keeps for each thread otherwise: some 500 MB a trial in an actor that is used again."""
+    """Hand freed memory back to the system, which glibc keeps for each thread otherwise: some 500 MB a trial in an actor that is used
+    again."""
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -50,7 +50,8 @@ def test_files_with_names_of_secrets_stay_here_and_are_named(tmp_path: Path):
 
 def test_names_of_secrets_are_known_in_either_case_and_without_their_folders(tmp_path: Path):
     secrets = (
-        ".ENV", ".envrc", ".git-credentials", ".huggingface/token", ".npmrc", ".vault-token", "application_default_credentials.json", "id_ecdsa",
+        ".ENV", ".envrc", ".git-credentials", ".huggingface/token", ".npmrc", ".vault-token", "application_default_credentials.json",
+        "id_ecdsa",
         "id_ed25519_sk", "id_work", "key.PEM", "keys/ID_DSA.bak", "kubeconfig", "prod.kubeconfig",
     )  # fmt: skip
     kept = ("id_ecdsa.pub", "id_table.csv", "id_tables/code.py", "kubeconfig_reader.py", "tokens.py")

@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 _TINY = [
     "method.queue_size=32", "method.projector_hidden_size=16", "train.global_batch=16", "train.log_every=1", "views.size_px=16",
-    "evaluate.size_px=16", "scaling.threads_per_worker=1", "scaling.cpus_per_worker=0.5", "stream.num_cpus=0.5", "tracking.tensorboard=false",
+    "evaluate.size_px=16", "scaling.threads_per_worker=1", "scaling.cpus_per_worker=0.5", "stream.num_cpus=0.5",
+    "tracking.tensorboard=false",
 ]  # fmt: skip
 
 
@@ -150,7 +151,8 @@ def test_a_run_is_scored_by_a_job(cluster: JobCluster, project: Path, tmp_path: 
 def test_a_search_is_a_job(cluster: JobCluster, project: Path, tmp_path: Path):
     data, study_dir = "data/*.parquet", str(tmp_path / "study")
     words = [
-        "search", "style_strength", f"data.path={data}", f"evaluate.train.path={data}", f"evaluate.test.path={data}", *_TINY, "train.epochs=0.3", "views.size_px=32",
+        "search", "style_strength", f"data.path={data}", f"evaluate.train.path={data}", f"evaluate.test.path={data}", *_TINY,
+        "train.epochs=0.3", "views.size_px=32",
         "scaling.num_workers=0", "--experiment", "moco_cifar10_cpu_sassl", "--trials", "2", "--searcher", "random", "--scheduler", "fifo",
         "--study-dir", study_dir,
     ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""What a run waits for, and when the wait is given up: what Ray's autoscaler reports, read by us; real clusters are in `test_autoscaling.py`."""
+"""What a run waits for, and when the wait is given up: what Ray's autoscaler reports, read by us; real clusters are in
+`test_autoscaling.py`."""
 
 # Ray's generated messages have no types.
 # pyright: reportAttributeAccessIssue=false

@@ -72,7 +72,8 @@ def test_a_small_run_shows_every_metric_on_the_nodes_endpoint(cluster: JobCluste
         "pretrain", "moco_cifar10_cpu_sassl", *(f"{part}.path={paths}" for part in ("data", "evaluate.train", "evaluate.test")),
         "method.queue_size=32", "method.projector_hidden_size=16", "train.global_batch=16", "train.log_every=1", "train.epochs=400",
         "train.evaluate_every=10", "views.size_px=16", "evaluate.size_px=16", "scaling.threads_per_worker=1", "scaling.cpus_per_worker=0.5",
-        "stream.num_cpus=0.5", "stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5", "tracking.tensorboard=false", "tracking.prices=prices.yaml",
+        "stream.num_cpus=0.5", "stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5",
+        "tracking.tensorboard=false", "tracking.prices=prices.yaml",
         "--run-dir", str(tmp_path / "shown"),
     ]  # fmt: skip
     code, output = ray_sassl(cluster, "job", "submit", "--name", "shown", "--", *words, cwd=tmp_path)

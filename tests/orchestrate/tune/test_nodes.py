@@ -32,7 +32,8 @@ from tests.orchestrate.conftest import small_study
 if __name__ == "__main__":
     folder, address = Path(sys.argv[1]), sys.argv[2]
     resume = (folder / "study" / "study.yaml").exists()
-    study = read_study(str(folder / "study")) if resume else small_study(folder, epochs={NUM_EVALUATIONS}, num_trials={NUM_TRIALS}, max_concurrent=2)
+    new = dict(epochs={NUM_EVALUATIONS}, num_trials={NUM_TRIALS}, max_concurrent=2)
+    study = read_study(str(folder / "study")) if resume else small_study(folder, **new)
     base = apply_overrides(study.base, ["scaling.cpus_per_worker=1.5"])  # of a node's two CPUs, so that each node has one trial
     search(study.model_copy(update={{"base": base}}), str(folder / "study"), address=address, resume=resume)
 """

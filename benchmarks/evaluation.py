@@ -1,4 +1,4 @@
-"""What judging an encoder costs: features beyond the encoder's bare forward pass, and the search for neighbors.
+"""What evaluating an encoder costs: features beyond the encoder's bare forward pass, and the search for neighbors.
 
     python -m benchmarks.evaluation [--data ../shared/data] [--num-images 128] [--rounds 3] [--backbone resnet50] [--num-threads 1] [--out
     FILE]

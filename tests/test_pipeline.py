@@ -44,7 +44,7 @@ def _png(colors: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """Fifty small images in two shards, with row groups of eight; three of them are no images, and every fifth has no label."""
+    """Fifty small images in two shards, with row groups of eight; three of them are not images, and every fifth has no label."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     images = [_png(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)) for _ in range(NUM_ROWS)]
@@ -392,7 +392,7 @@ def test_a_limit_takes_some_images_of_each_row_group(data):
     index = build_index(data)
     few = [labels for _, labels in labeled_images(data, index, 8, _ignore, limit=14)]
     assert index.num_groups == 7
-    assert len(np.concatenate(few)) == 13  # two of each, and one of them is no image
+    assert len(np.concatenate(few)) == 13  # two of each, and one of them is not an image
 
 
 def test_a_limit_is_reached_also_where_row_groups_are_small(tmp_path):

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from ray_sassl import __version__
 from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weights
-from ray_sassl.cli import export as takeaway
+from ray_sassl.cli import export as exporting
 from ray_sassl.plugins import UsageError
 
 _HELP = """Pretrain image encoders without labels, on Ray.
@@ -73,7 +73,7 @@ app.add_typer(cluster.app, name="cluster")
 app.add_typer(jobs.app, name="job")
 app.add_typer(stylize.app, name="stylize")
 app.add_typer(weights.app, name="weights")
-app.add_typer(takeaway.app)
+app.add_typer(exporting.app)
 app.add_typer(reporting.app)
 
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")]

@@ -18,7 +18,7 @@ def target(images_per_s: float | None, deadline: str | None, usd: float | None) 
     """What is wanted.
 
     Raises:
-        UsageError: more than one thing is, or the deadline is no time.
+        UsageError: more than one thing is, or the deadline is not a length of time.
     """
     given = {"--target-images-per-s": images_per_s, "--deadline": deadline, "--budget": usd}
     wanted = [name for name, value in given.items() if value is not None]

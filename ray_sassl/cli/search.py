@@ -184,8 +184,8 @@ def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10
         (trial for trial in trials if trial.value(goal.metric) is not None),
         key=lambda trial: (trial.state != "finished", -goal.sign * (trial.value(goal.metric) or 0.0)),
     )
-    fates = {state: sum(trial.state == state for trial in trials) for state in _STYLE}
-    told = ", ".join(f"{count} {state}" for state, count in fates.items() if count)
+    outcomes = {state: sum(trial.state == state for trial in trials) for state in _STYLE}
+    told = ", ".join(f"{count} {state}" for state, count in outcomes.items() if count)
     table = Table(
         "trial", "parameters", "epochs", *(o.metric for o in study.goals), "state", title=f"{study.name}: {told}", title_justify="left"
     )

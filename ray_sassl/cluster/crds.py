@@ -50,7 +50,7 @@ def read_schemas(folder: Path) -> Schemas:
                 schemas |= schemas_of(document)
     if not schemas:
         raise UsageError(
-            f"{folder} is no folder with CustomResourceDefinitions; KubeRay's are in its repository under "
+            f"{folder} is not a folder with CustomResourceDefinitions; KubeRay's are in its repository under "
             f"ray-operator/config/crd/bases, and "
             "`kubectl get crd -o yaml` writes those of a cluster"
         )

@@ -62,7 +62,7 @@ def _named(manifest: dict[str, Any]) -> Iterator[Finding]:
 def _other_kinds(manifest: dict[str, Any]) -> Iterator[Finding]:
     match manifest.get("kind"):
         case "Secret":
-            yield Finding("kind", "a Secret in a file is no secret; let the operator make the token, or make it with kubectl")
+            yield Finding("kind", "a Secret in a file is not secret; let the operator make the token, or make it with kubectl")
         case "NetworkPolicy":
             for number, rule in enumerate(sequence(at(manifest, "spec.ingress"))):
                 if not mapping(rule).get("from"):

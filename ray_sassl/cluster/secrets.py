@@ -39,7 +39,7 @@ def secrets_in(tree: Any, where: str = "") -> list[Finding]:
         name, value = tree.get("name"), tree.get("value")
         if isinstance(name, str) and isinstance(value, str) and value and is_secret_name(name):
             found.append(
-                Finding(where, f"{name} is given by value; a file is no place for a secret: take it from a Secret (valueFrom) or a role")
+                Finding(where, f"{name} is given by value; a file is not the place for a secret: use a Secret (valueFrom) or a role")
             )
         for key, child in tree.items():
             found += secrets_in(child, f"{where}.{key}" if where else str(key))
@@ -48,6 +48,6 @@ def secrets_in(tree: Any, where: str = "") -> list[Finding]:
             found += secrets_in(child, f"{where}[{number}]")
     elif isinstance(tree, str) and (what := secret_in(tree)):
         found.append(
-            Finding(where, f"this seems to be {what}; a file is no place for one: use the machine's role, or a file that is mounted")
+            Finding(where, f"this seems to be {what}; a file is not the place for one: use the machine's role, or a file that is mounted")
         )
     return found

@@ -144,7 +144,7 @@ class DiskCache:
 def _size_bytes(folder: Path) -> int:
     try:
         return sum(entry.stat().st_size for entry in os.scandir(folder))
-    except OSError:  # another process makes room or renames a file, or it is no folder of ours
+    except OSError:  # another process makes room or renames a file, or it is not a folder of ours
         return 0
 
 

@@ -177,7 +177,7 @@ class Index:
             groups = pa.ipc.open_stream(source).read_all()
             rows = pa.ipc.open_stream(source).read_all() if facts["has_rows"] else None
         except (pa.ArrowInvalid, OSError, json.JSONDecodeError) as error:
-            raise UsageError(f"{os.fspath(path)} is no index or is damaged ({error}); delete it, and it is built anew") from error
+            raise UsageError(f"{os.fspath(path)} is not an index or is damaged ({error}); delete it to have it built again") from error
         return Index(
             config=DataConfig(**facts["config"]),
             format=facts["format"],

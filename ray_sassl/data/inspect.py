@@ -45,7 +45,7 @@ class Summary:
         num_sampled: Rows that the figures below come from; only their headers were read.
         image_formats: Sampled rows of each format.
         width_px, height_px, encoded_bytes: Over the sampled rows; None where none could be read.
-        bad_rows: Sampled rows that are no images.
+        bad_rows: Sampled rows that are not images.
     """
 
     format: str
@@ -107,7 +107,7 @@ def sample_rows(index: Index, num_rows: int, seed: int = 0) -> Rows:
 
 
 def contact_sheet(index: Index, path: str | os.PathLike[str], columns: int = 12, lines: int = 8, tile_px: int = 96, seed: int = 0) -> None:
-    """Write a PNG with a sample of the images, each fitted into a square tile; rows that are no images are red.
+    """Write a PNG with a sample of the images, each fitted into a square tile; rows that are not images are red.
 
     Tiles are sorted by label where there are labels, so that a line reads as a class.
     """

@@ -14,7 +14,7 @@ class EmbeddingQueue(nn.Module):
     """A ring of unit vectors with the id of the sample that each came from, all in the state dict.
 
     It starts with random directions that belong to no sample. Writing wraps around the end, so that nothing is dropped where the size
-    is no multiple of the batch.
+    is not a multiple of the batch.
     """
 
     embeddings: Tensor

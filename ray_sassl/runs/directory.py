@@ -53,7 +53,7 @@ def find_checkpoint(path: str) -> Checkpoint:
         return read_checkpoint(path)
     checkpoint = latest_checkpoint(path)
     if checkpoint is None:
-        raise BadCheckpointError(f"{path} is no checkpoint, and no run directory with a sound one under checkpoints/")
+        raise BadCheckpointError(f"{path} is not a checkpoint, and not a run directory with a valid one under checkpoints/")
     return checkpoint
 
 

@@ -66,7 +66,7 @@ def read_run(path: str) -> RunRecord:
         RunDirectoryError: there is no `config.yaml`, so no run.
     """
     if not storage.exists(storage.join(path, CONFIG)):
-        raise RunDirectoryError(f"{path} is no run directory: it has no {CONFIG}")
+        raise RunDirectoryError(f"{path} is not a run directory: it has no {CONFIG}")
     summary = read_json(storage.join(path, SUMMARY))
     environment = read_json(storage.join(path, ENVIRONMENT)) or {}
     quarantine = [line.get("reason", "") for line in read_json_lines(storage.join(path, QUARANTINE)).objects]

@@ -26,7 +26,7 @@ def comparison(studies: Sequence[Study]) -> list[tuple[str, ...]]:
         row("objective", *(" ".join(str(goal) for goal in study.goals) for _, study, _ in studies)),
         row("searcher, scheduler", *(f"{study.searcher}, {study.scheduler}" for _, study, _ in studies)),
         row("trials", *(f"{len(trials)} of {study.num_trials}" for _, study, trials in studies)),
-        row("finished, stopped, failed", *(_fates(trials) for _, _, trials in studies)),
+        row("finished, stopped, failed", *(_outcomes(trials) for _, _, trials in studies)),
         row("epochs of a trial", *(f"{study.base.train.epochs:g}" for _, study, _ in studies)),
         row("minutes of work", *(f"{sum(trial.wall_s for trial in trials) / 60:.1f}" for _, _, trials in studies)),
         row("epochs in all", *(f"{sum(_epochs(trial) for trial in trials):.1f}" for _, _, trials in studies)),
@@ -53,7 +53,7 @@ def comparison_html(studies: Sequence[Study]) -> str:
     return page("Studies", content, width_px=1800)
 
 
-def _fates(trials: Sequence[TrialRecord]) -> str:
+def _outcomes(trials: Sequence[TrialRecord]) -> str:
     return ", ".join(str(sum(trial.state == state for trial in trials)) for state in ("finished", "stopped", "failed"))
 
 

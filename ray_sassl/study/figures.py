@@ -1,6 +1,7 @@
 """The figures of a study's report, as SVG.
 
-Trials that were stopped early cannot be compared by their last values, so wherever parameters are judged, all trials are taken at the same
+Trials that were stopped early cannot be compared by their last values, so wherever parameters are evaluated, all trials are taken at the
+same
 evaluation: the latest that enough of them have reached.
 """
 

@@ -55,7 +55,7 @@ def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> s
         section(
             "Each parameter by itself",
             figures.slices(study, trials, values, label),
-            f"{compared} Colors are the trials' fates: green finished, orange stopped, blue running.",
+            f"{compared} Colors are the trials' outcomes: green finished, orange stopped, blue running.",
         ),
         section("All parameters together", figures.parallel_coordinates(study, trials, values, label), compared),
         _importance(study, trials, values, compared),
@@ -67,8 +67,10 @@ def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> s
 
 
 def _heading(study: StudyConfig, trials: Sequence[TrialRecord]) -> str:
-    fates = {state: sum(trial.state == state for trial in trials) for state in ("finished", "stopped", "failed", "interrupted", "running")}
-    told = ", ".join(f'<span class="{state}">{count} {state}</span>' for state, count in fates.items() if count)
+    outcomes = {
+        state: sum(trial.state == state for trial in trials) for state in ("finished", "stopped", "failed", "interrupted", "running")
+    }
+    told = ", ".join(f'<span class="{state}">{count} {state}</span>' for state, count in outcomes.items() if count)
     cost = sum(trial.wall_s for trial in trials)
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in study.goals)
     about = (

@@ -324,7 +324,7 @@ class Objective:
         """
         metric, _, mode = text.partition(":")
         if not metric or mode not in ("", "max", "min"):
-            raise UsageError(f"{text!r} is no objective; write a metric, such as knn_top1, or metric:min for one that is to be small")
+            raise UsageError(f"{text!r} is not an objective; write a metric, such as knn_top1, or metric:min for one that is to be small")
         return cls(metric, mode or _usual_mode(metric))
 
     @property

@@ -69,7 +69,7 @@ class DatasetStylizer:
         device: Where the stylizer computes.
         bank: The config's bank.
         num_threads: Threads for decoding and encoding.
-        notes: Messages for the user that are no reason to stop; callers remove those that they have shown.
+        notes: Messages for the user that do not stop the work; callers remove those that they have shown.
     """
 
     config: StyleJobConfig

@@ -319,7 +319,7 @@ def test_a_fixed_group_of_nobody_is_refused(schemas: Schemas):
 
 
 OTHER_MANIFESTS = {
-    "a secret": ("{apiVersion: v1, kind: Secret, metadata: {name: x}, data: {a: b}}", "a Secret in a file is no secret"),
+    "a secret": ("{apiVersion: v1, kind: Secret, metadata: {name: x}, data: {a: b}}", "a Secret in a file is not secret"),
     "an open policy": (
         "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x}, spec: {podSelector: {}, ingress: [{}]}}",
         "lets everybody in",
@@ -376,9 +376,9 @@ def test_manifests_of_any_shape_are_answered_with_findings(schemas: Schemas):
 
 
 def test_a_folder_without_crds_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="no folder with CustomResourceDefinitions"):
+    with pytest.raises(UsageError, match="not a folder with CustomResourceDefinitions"):
         read_schemas(tmp_path)
-    with pytest.raises(UsageError, match="no folder with CustomResourceDefinitions"):
+    with pytest.raises(UsageError, match="not a folder with CustomResourceDefinitions"):
         read_schemas(tmp_path / "nothing")
 
 

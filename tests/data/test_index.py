@@ -95,7 +95,7 @@ def test_the_cache_is_used_until_a_file_or_the_config_changes(folder: Path, tmp_
 
 def test_a_damaged_index_is_refused(tmp_path: Path):
     (tmp_path / "index.arrow").write_bytes(b"not an index")
-    with pytest.raises(UsageError, match="no index or is damaged"):
+    with pytest.raises(UsageError, match="not an index or is damaged"):
         Index.load(tmp_path / "index.arrow")
 
 

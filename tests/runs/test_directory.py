@@ -205,7 +205,7 @@ def test_a_trained_encoder_is_found_and_loaded_from_its_run(config, run_dir):
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path, config, run_dir):
-    with pytest.raises(BadCheckpointError, match="is no checkpoint, and no run directory with a sound one"):
+    with pytest.raises(BadCheckpointError, match="is not a checkpoint, and not a run directory with a valid one"):
         find_checkpoint(str(tmp_path))
     path = write_checkpoint(run_dir, 1, build_method(config).state_dict(), {}, SeenIds(NUM_ROWS), "", keep=1)
     (Path(path) / "config.yaml").write_text("damaged")

@@ -70,7 +70,7 @@ def test_a_study_is_not_started_twice_and_another_one_is_not_resumed(tmp_path: P
     assert read_study(str(tmp_path)).num_trials == 9
 
 
-def test_tables_hold_parameters_curve_cost_and_fate(tmp_path: Path):
+def test_tables_hold_parameters_curve_cost_and_outcome(tmp_path: Path):
     trials = [make_trial(0, [0.1, 0.3]), make_trial(1, [0.2], "stopped"), TrialRecord(2, {"sassl.prob": 1}, "failed", reason="diverged")]
     write_tables(make_study(), str(tmp_path), trials)
     rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()

@@ -96,5 +96,5 @@ def test_an_objective_is_a_metric_and_its_better_direction():
     assert str(Objective.parse("knn_top1:max")) == "knn_top1"
     for text in ("loss:max", "loss", "effective_rank:min", "images_per_s"):
         assert str(Objective.parse(text)) == text
-    with pytest.raises(UsageError, match="is no objective"):
+    with pytest.raises(UsageError, match="is not an objective"):
         Objective.parse("loss:less")

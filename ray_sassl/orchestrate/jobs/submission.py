@@ -199,7 +199,7 @@ class Jobs:
 
     def _next_id(self, name: str, target: str | None) -> str:
         if not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} is no name for a job; letters, digits, '.', '_' and '-' are, at most 80")
+            raise UsageError(f"{name!r} is not a valid name for a job; use at most 80 letters, digits, '.', '_' and '-'")
         all_jobs = self.list()
         tries = [job for job in all_jobs if job.name == name]
         for job in all_jobs:

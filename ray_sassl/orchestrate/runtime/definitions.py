@@ -45,7 +45,7 @@ def read_definition(path: str) -> str:
     try:
         return file.read_text()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text: {error}") from error
+        raise UsageError(f"{path} is not text: {error}") from error
 
 
 def rays_findings(config: dict[str, Any]) -> list[Finding]:

@@ -112,7 +112,7 @@ class _EarlierTrial:
 
 
 def replay(scheduler: TrialScheduler, trials: Sequence[TrialRecord]) -> None:
-    """Let the scheduler see the curves of earlier trials, so that it judges later ones by them.
+    """Let the scheduler see the curves of earlier trials, so that it evaluates later ones by them.
 
     Population based training is left as it is: it compares trials that are there.
     """
@@ -121,7 +121,7 @@ def replay(scheduler: TrialScheduler, trials: Sequence[TrialRecord]) -> None:
         if isinstance(scheduler, AsyncHyperBandScheduler):
             _replay_rungs(scheduler, trial, record)
         elif isinstance(scheduler, MedianStoppingRule) and record.curve:
-            # Told one by one, it would judge these trials, and it takes nothing of one that it has once stopped.
+            # Told one by one, it would evaluate these trials, and it takes nothing of one that it has once stopped.
             scheduler._results[trial] += _results(record)
 
 

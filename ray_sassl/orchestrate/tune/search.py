@@ -57,7 +57,7 @@ from ray_sassl.train.loop import EVALUATION, num_evaluations
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
-_HOPELESS = 3
+_FAILURES_TO_GIVE_UP = 3
 """Trials that fail at the start of a study before it is given up."""
 _LOGGED = ("loss", "images_per_s", "embedding_std", "effective_rank")
 """What every run reports beside its scores."""
@@ -179,7 +179,7 @@ def search(
                 write_tables(study, study_dir, state.records)
     if reason := too_many_failures(state):
         raise UsageError(
-            f"the first {_HOPELESS} trials failed before their first evaluation, so no more were started; the last one: {reason}"
+            f"the first {_FAILURES_TO_GIVE_UP} trials failed before their first evaluation, so no more were started; the last one: {reason}"
         )
     return state
 
@@ -257,8 +257,8 @@ def too_many_failures(state: StudyState) -> str | None:
     """The last reason, where the first trials of this search have all failed before their first evaluation, and no other one has come to
     its own: more would fare no better."""
     trials = state.records[state.num_earlier :]
-    first = trials[:_HOPELESS]
-    if len(first) == _HOPELESS and all(trial.state == "failed" for trial in first) and not any(trial.curve for trial in trials):
+    first = trials[:_FAILURES_TO_GIVE_UP]
+    if len(first) == _FAILURES_TO_GIVE_UP and all(trial.state == "failed" for trial in first) and not any(trial.curve for trial in trials):
         return first[-1].reason
     return None
 

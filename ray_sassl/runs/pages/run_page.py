@@ -39,7 +39,7 @@ def run_body(run: RunRecord) -> str:
     """The report's sections."""
     views = picture(run.views, "views of some training images") if run.views else None
     parts = [
-        f"<h1>Run {html.escape(run.name)}</h1>\n<p>{_fate(run)}</p>",
+        f"<h1>Run {html.escape(run.name)}</h1>\n<p>{_outcome_line(run)}</p>",
         table(["", ""], _facts(run)),
         section(
             "What differs from the experiment",
@@ -78,7 +78,7 @@ def outcome(run: RunRecord) -> tuple[str, str]:
     return "running", f"no summary yet, so it is running or was killed: {reached}{ago}"
 
 
-def _fate(run: RunRecord) -> str:
+def _outcome_line(run: RunRecord) -> str:
     kind, text = outcome(run)
     return f'<span class="{html.escape(kind)}">{html.escape(text[:1].upper() + text[1:])}</span>'
 

@@ -202,7 +202,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster: JobCluster
     )
     assert "WANDB_API_KEY seems to be a secret" in _refusal(cluster, project, "--env", "WANDB_API_KEY=abc", "--", *good)
     assert "no folder elsewhere" in _refusal(cluster, project, "--working-dir", "elsewhere", "--", *good)
-    assert "no name for a job" in _refusal(cluster, project, "--name", "my job", "--", *good)
+    assert "not a valid name for a job" in _refusal(cluster, project, "--name", "my job", "--", *good)
     assert len(_jobs(cluster)) == before
 
 

@@ -62,7 +62,7 @@ def test_files_that_cannot_be_definitions_are_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="at most 1,048,576 are read"):
         read_definition(str(tmp_path / "large.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="is no text"):
+    with pytest.raises(UsageError, match="is not text"):
         read_definition(str(tmp_path / "binary.yaml"))
 
 

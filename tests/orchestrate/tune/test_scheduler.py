@@ -1,4 +1,4 @@
-"""Schedulers judge later trials by those of an earlier session, and refuse what they cannot do."""
+"""Schedulers evaluate later trials by those of an earlier session, and refuse what they cannot do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Trial:
     trial_id: str
 
 
-def _judge(scheduler: TrialScheduler, value: float, evaluation: int = 1, trial_id: str = "new") -> str:
+def _decide(scheduler: TrialScheduler, value: float, evaluation: int = 1, trial_id: str = "new") -> str:
     class _Controller:
         def get_live_trials(self) -> list[Any]:
             return []
@@ -40,16 +40,16 @@ def test_a_scheduler_that_has_seen_earlier_trials_stops_a_bad_one_and_keeps_a_go
     for value, decision in ((0.1, TrialScheduler.STOP), (0.9, TrialScheduler.CONTINUE)):
         scheduler = build_scheduler(simulated_study(scheduler=name), evaluations=9)
         replay(scheduler, earlier)
-        assert _judge(scheduler, value) == decision
-    assert _judge(build_scheduler(simulated_study(scheduler=name), evaluations=9), 0.1) == TrialScheduler.CONTINUE
+        assert _decide(scheduler, value) == decision
+    assert _decide(build_scheduler(simulated_study(scheduler=name), evaluations=9), 0.1) == TrialScheduler.CONTINUE
 
 
 def test_a_median_goes_on_from_trials_that_it_would_have_stopped_itself_and_from_one_without_an_evaluation():
     curves = [[0.5, 0.6], [0.5, 0.6], [0.5, 0.6], [0.1, 0.1, 0.1], []]
     scheduler = build_scheduler(simulated_study(scheduler="median"), evaluations=9)
     replay(scheduler, [make_trial(number, curve) for number, curve in enumerate(curves)])
-    assert _judge(scheduler, 0.1) == TrialScheduler.STOP
-    assert _judge(scheduler, 0.9, evaluation=2, trial_id="better") == TrialScheduler.CONTINUE
+    assert _decide(scheduler, 0.1) == TrialScheduler.STOP
+    assert _decide(scheduler, 0.9, evaluation=2, trial_id="better") == TrialScheduler.CONTINUE
 
 
 def test_a_median_takes_no_notice_of_an_end_that_is_no_evaluation():
@@ -57,7 +57,7 @@ def test_a_median_takes_no_notice_of_an_end_that_is_no_evaluation():
     replay(scheduler, [make_trial(number, [0.5]) for number in range(3)])
     for end in ({"done": True, "ended": "interrupted"}, {EVALUATION: 1, "done": True}):
         scheduler.on_trial_complete(cast(Any, None), cast(Any, _Trial("interrupted")), end)
-    assert _judge(scheduler, 0.1) == TrialScheduler.STOP
+    assert _decide(scheduler, 0.1) == TrialScheduler.STOP
 
 
 @pytest.mark.parametrize("searcher", ["optuna", "hyperband-bayes"])  # one bracket, and several
@@ -75,13 +75,13 @@ def test_a_trial_that_goes_on_stands_at_the_rungs_that_it_has_passed(searcher: s
             suggestion = search.RecordSearcher(state, scheduler).suggest("new")
         assert cast(Any, suggestion)["number"] == 0
         before = cutoffs(scheduler)
-        assert _judge(scheduler, 0.21, evaluation=21) == TrialScheduler.CONTINUE
+        assert _decide(scheduler, 0.21, evaluation=21) == TrialScheduler.CONTINUE
         assert cutoffs(scheduler) == before
         assert sum(rungs.get(9) == pytest.approx(0.09) for rungs in before) == 1
 
 
 def test_nothing_is_stopped_first_come_first_served():
-    assert _judge(build_scheduler(simulated_study(scheduler="fifo"), evaluations=9), 0.0) == TrialScheduler.CONTINUE
+    assert _decide(build_scheduler(simulated_study(scheduler="fifo"), evaluations=9), 0.0) == TrialScheduler.CONTINUE
 
 
 def test_population_based_training_needs_numbers_and_a_population():

@@ -46,10 +46,10 @@ def test_a_study_runs_its_trials_and_stops_the_bad_ones_early(ray_cluster: None,
         shown.append(sum(trial.state == "running" for trial in state.records))
 
     state = search(simulated_study(num_trials=8, max_concurrent=1), str(tmp_path), run=SimulatedRun(), watch=watch)
-    fates = [trial.state for trial in state.records]
-    assert fates.count("finished") >= 1
-    assert fates.count("stopped") >= 2
-    assert set(fates) == {"finished", "stopped"}
+    outcomes = [trial.state for trial in state.records]
+    assert outcomes.count("finished") >= 1
+    assert outcomes.count("stopped") >= 2
+    assert set(outcomes) == {"finished", "stopped"}
     assert max(shown) <= 1
     assert read_trials(str(tmp_path)) == state.records
     for trial in state.records:

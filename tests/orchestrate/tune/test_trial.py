@@ -146,7 +146,7 @@ def test_a_member_of_a_population_goes_on_at_its_point_after_a_move_that_was_cut
 def _trial(study_dir: str, pretrain: Any = None, prob: float = 0.7) -> PretrainTrial:
     """The actor's state for trial 0 of a population."""
     trial = object.__new__(PretrainTrial)
-    trial._own = lambda: None  # it is no actor
+    trial._own = lambda: None  # it is not an actor
     trial.setup(
         {"number": 0, "point": {"sassl.prob": prob}},
         TrialSpec(to_yaml(simulated_study(scheduler="pbt")), study_dir, NUM_ROWS, cast(Any, None), pretrain),

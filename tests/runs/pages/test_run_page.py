@@ -103,7 +103,7 @@ def test_the_reason_of_a_failure_is_shown_and_escaped(make_run: MakeRun):
 
 
 def test_no_run_is_an_error_that_names_the_folder(tmp_path: Path):
-    with pytest.raises(RunDirectoryError, match=r"is no run directory: it has no config\.yaml"):
+    with pytest.raises(RunDirectoryError, match=r"is not a run directory: it has no config\.yaml"):
         write_run_report(str(tmp_path))
 
 

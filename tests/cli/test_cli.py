@@ -129,7 +129,7 @@ def test_evaluate_scores_a_run_beside_its_baselines_and_writes_json(tmp_path: Pa
     scores = json.loads((tmp_path / "results" / "linear.json").read_text())["scores"]["step 2"]
     assert 0 <= scores["top1"]["low"] <= scores["top1"]["value"] <= scores["top1"]["high"] <= 1
     assert sorted((folder / "features").iterdir()) == features
-    with pytest.raises(UsageError, match="no run directory with a sound one"):
+    with pytest.raises(UsageError, match="not a run directory with a valid one"):
         _run("evaluate", str(tmp_path), "knn")
 
 

@@ -9,18 +9,20 @@ import subprocess
 import sys
 import threading
 import typing
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 import ray_sassl
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import OverrideError
 from ray_sassl.data.decode import decode
+from ray_sassl.orchestrate.jobs.submission import JobError, Jobs
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.configs import load_config, override_list
 
@@ -146,6 +148,35 @@ def test_from_photographs_to_an_exported_encoder_in_a_notebook(place: Callable[[
         assert ray_sassl.inspect_data(photos, sheet=str(tmp_path / "sheet.png")).num_rows == 48
 
     place(work)
+
+
+class _Client:
+    """Of a cluster's job API: a job that prints two lines."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        for number in range(2):
+            await asyncio.sleep(0)
+            yield f"{job_id}: line {number}\n"
+        if self._error is not None:
+            raise self._error
+
+    def get_job_info(self, job_id: str) -> JobDetails:
+        return JobDetails(type=JobType.SUBMISSION, submission_id=job_id, status=JobStatus.SUCCEEDED, entrypoint="true")
+
+
+@pytest.mark.parametrize("place", [_in_a_loop, _in_a_thread])
+def test_a_job_is_followed_where_a_loop_runs_already(place: Callable[[Callable[[], object]], None]):
+    jobs, lines = Jobs.__new__(Jobs), []
+    jobs._client, jobs._asked = _Client(), "http://cluster:8265"  # pyright: ignore[reportAttributeAccessIssue]
+    job = jobs._now("first")
+    place(lambda: jobs.follow(job, lines.append))
+    assert lines == ["first: line 0\n", "first: line 1\n"]
+    jobs._client = _Client(ConnectionError("gone"))  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(JobError, match="no job API answers"):
+        place(lambda: jobs.follow(job, lines.append))
 
 
 def test_types_are_those_of_the_rooms():

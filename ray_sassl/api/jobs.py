@@ -30,6 +30,7 @@ class SubmitResult:
         notes: What could not be checked from this machine.
         left_here: Files that stayed here because their names are those of secrets.
         num_files, num_bytes: What travels with it.
+        address: Of the cluster's job API, as it was given.
     """
 
     job: Job
@@ -37,6 +38,18 @@ class SubmitResult:
     left_here: tuple[str, ...]
     num_files: int
     num_bytes: int
+    address: str | None = None
+
+    def follow(self, write: Callable[[str], object]) -> Job:
+        """Hand over what the job prints until it ends; returns the job as it ended.
+
+        Args:
+            write: Called with each new piece of text.
+
+        Raises:
+            JobError: the cluster does not answer.
+        """
+        return Jobs(self.address).follow(self.job, write)
 
 
 def submit_job(
@@ -84,7 +97,7 @@ def submit_job(
     check_actors(order.actors, offered, is_all=cluster is not None)
     called = name or default_job_name(order.verb, order.target)
     job = jobs.submit(order.words, name=called, target=order.target, payload=payload, env=env)
-    return SubmitResult(job, notes, tuple(payload.secrets), len(payload.files), payload.num_bytes)
+    return SubmitResult(job, notes, tuple(payload.secrets), len(payload.files), payload.num_bytes, address)
 
 
 def default_job_name(verb: str, target: str) -> str:

@@ -34,17 +34,19 @@ def list_weights() -> dict[str, WeightsStatus]:
     return {name: _status(weights) for name, weights in all_published_weights().items()}
 
 
-def fetch_weights(name: str, progress: Callable[[str, int], None] | None = None) -> Path:
+def fetch_weights(name: str, progress: Callable[[str, int, int], object] = lambda file, done, total: None) -> Path:
     """Download, check and convert weights; a download that was cut off is continued. Returns the path of the converted file.
 
     Args:
         name: A name that `list_weights` has.
-        progress: Called with a file's name and its bytes so far.
+        progress: Called with a file's name, its bytes so far and all of its bytes.
 
     Raises:
         UsageError: the name is unknown, or what was downloaded is not what was published.
     """
-    return published.fetch_weights(_named(name), progress or (lambda file, done: None))
+    weights = _named(name)
+    sizes = {file.name: file.num_bytes for file in weights.files}
+    return published.fetch_weights(weights, lambda file, done: progress(file, done, sizes[file]))
 
 
 def add_weights(files: Sequence[str]) -> list[tuple[str, WeightsStatus]]:

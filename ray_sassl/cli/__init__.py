@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from ray_sassl import __version__
+import ray_sassl
 from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weights
 from ray_sassl.cli import export as exporting
 from ray_sassl.plugins import UsageError
@@ -223,7 +223,7 @@ def detect(
 @app.command()
 def version() -> None:
     """Print the version."""
-    typer.echo(__version__)
+    typer.echo(ray_sassl.__version__)
 
 
 def main() -> None:

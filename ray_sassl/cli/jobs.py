@@ -85,7 +85,9 @@ def submit_command(
     again = "" if job.id == job.name else f" (try {job.id.rpartition('-')[2]}; it goes on where the last one was)"
     console.print(f"[bold]{job.name}[/]{again}: sent with {result.num_files:,} files, {decimal(result.num_bytes)}", highlight=False)
     if wait:
-        raise typer.Exit(exit_code(_followed(console, job.id, address)))
+        ended = result.follow(_write)
+        _show(console, ended)
+        raise typer.Exit(exit_code(ended))
     where = f" --address {address}" if address else ""
     console.print(f"Follow it with: ray-sassl job logs {job.name} --follow{where}", soft_wrap=True, highlight=False)
 
@@ -117,10 +119,11 @@ def logs_command(
     address: Address = None,
 ) -> None:
     """Print what a job has printed."""
+    text, found = ray_sassl.job_logs(job, follow=_write if follow else None, address=address)
     if follow:
-        _followed(Console(), job, address)
+        _show(Console(), found)
     else:
-        print(ray_sassl.job_logs(job, address=address)[0], end="")
+        print(text, end="")
 
 
 @app.command("stop", epilog="Example: ray-sassl job stop first")
@@ -156,10 +159,8 @@ def wait_command(job: JobName, address: Address = None) -> None:
     raise typer.Exit(exit_code(ended))
 
 
-def _followed(console: Console, job: str, address: str | None) -> Job:
-    _, ended = ray_sassl.job_logs(job, follow=lambda text: print(text, end="", flush=True), address=address)
-    _show(console, ended)
-    return ended
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _show(console: Console, job: Job) -> None:

@@ -34,16 +34,15 @@ def fetch(name: Name) -> None:
     """Download, check and convert weights. A download that was cut off goes on where it was."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
-        sizes = {file.name: file.num_bytes for status in ray_sassl.list_weights().values() for file in status.weights.files}
         tasks: dict[str, TaskID] = {}
 
-        def show(file: str, done: int) -> None:
+        def show(file: str, done: int, total: int) -> None:
             if file not in tasks:
-                tasks[file] = bar.add_task(file, total=sizes[file])
+                tasks[file] = bar.add_task(file, total=total)
             bar.update(tasks[file], completed=done)
 
-        path = ray_sassl.fetch_weights(name, show)
-    Console().print(f"{name}: {path}", soft_wrap=True)
+        found = ray_sassl.fetch_weights(name, show)
+    Console().print(f"{name}: {found}", soft_wrap=True)
 
 
 @app.command(epilog="Example: ray-sassl weights add style_predict_quantized_256.tflite style_transfer_f16_384.tflite")
@@ -71,7 +70,7 @@ def verify(name: Annotated[str | None, typer.Argument(help="[default: all that a
         console.print("No weights are on this machine; `ray-sassl weights list` says what there is.")
 
 
-@app.command(epilog="Example: aws s3 cp $(ray-sassl weights path magenta) s3://bucket/magenta.safetensors")
-def path(name: Name) -> None:
+@app.command("path", epilog="Example: aws s3 cp $(ray-sassl weights path magenta) s3://bucket/magenta.safetensors")
+def path_command(name: Name) -> None:
     """Print where the converted weights are, to copy them to a shared path for stylize.weights."""
     print(ray_sassl.weights_path(name))

@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,12 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import ray_sassl
 from ray_sassl.cluster.secrets import is_secret_name, secret_in
 from ray_sassl.orchestrate.jobs.payload import Payload, select_files, stage
+from ray_sassl.orchestrate.runtime.watched import run_watched
 from ray_sassl.plugins import UsageError, did_you_mean
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _STOP_WAIT_S = 300
+_LOOK_EVERY_S = 0.2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _OURS = "ray_sassl"
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
@@ -174,8 +175,11 @@ class Jobs:
             async for text in self._client.tail_job_logs(job.id):
                 write(text)
 
-        with self._clear_errors(), ThreadPoolExecutor(1) as apart:  # where this is called a loop may be running already
-            apart.submit(asyncio.run, tail()).result()
+        with self._clear_errors():
+            # In a thread, since a loop may be running in this one; after Ctrl-C nothing waits for it.
+            error = run_watched(lambda: asyncio.run(tail()), lambda is_running: None, every_s=_LOOK_EVERY_S)
+            if error is not None:
+                raise error
         return self.wait(self._now(job.id))
 
     def stop(self, job: Job) -> bool:

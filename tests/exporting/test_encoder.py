@@ -138,5 +138,5 @@ def test_what_holds_no_encoder_is_named_with_what_to_give(make_run: MakeRun, tmp
     for path in (tmp_path / "onnx", tmp_path / "onnx" / "model.onnx"):
         with pytest.raises(UsageError, match="is ONNX, which onnxruntime runs"):
             load_encoder(path)
-    with pytest.raises(UsageError, match="no run directory"):
+    with pytest.raises(UsageError, match="not a run directory"):
         load_encoder(tmp_path)

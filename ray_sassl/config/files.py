@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
-from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.files.safe_yaml import MAX_BYTES, load_document
 from ray_sassl.plugins import UsageError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -44,4 +44,4 @@ def model_from_yaml(model: type[ModelT], text: str, source: str = "the config") 
 
 def read_config(path: str) -> ExperimentConfig:
     """The config in a YAML file, local or at a URI."""
-    return from_yaml(storage.read_text(path), source=path)
+    return from_yaml(storage.read_text(path, MAX_BYTES), source=path)

@@ -109,7 +109,7 @@ class EncoderSubject(Subject):
         missing = {key: change for key, change in zip(keys, changes, strict=True) if (split, key) not in self._known}
         if missing:
             job = ExtractionJob(self._encoder, images.index, self._preprocessing, tuple(missing.values()))
-            result = self._workplace.extract(job)
+            result = self._workplace.features(job)
             images.quarantine.add(result.bad)
             for key, part in zip(missing, result.parts, strict=True):
                 self._known[split, key] = part
@@ -158,7 +158,7 @@ class EncoderSubject(Subject):
         return self._outputs(network, tuple(changes))
 
     def _outputs(self, network: nn.Module, changes: tuple[ImageChange | None, ...]) -> list[LabeledFeatures]:
-        result = self._workplace.extract(ExtractionJob(network, self._data.test.index, self._preprocessing, changes))
+        result = self._workplace.features(ExtractionJob(network, self._data.test.index, self._preprocessing, changes))
         self._data.test.quarantine.add(result.bad)
         return result.parts
 

@@ -34,7 +34,7 @@ class Workplace(ABC):
     """Whether other processes do the work, so that a protocol that trains the encoder is better sent there than run here."""
 
     @abstractmethod
-    def extract(self, job: ExtractionJob) -> Extracted:
+    def features(self, job: ExtractionJob) -> Extracted:
         """The features of all images of the job, in the order of the images.
 
         Raises:
@@ -80,7 +80,7 @@ class LocalWorkplace(Workplace):
         self._num_threads = num_threads or max(1, torch.get_num_threads())
         self._kept, self._progress = KeptImages(kept_bytes), progress
 
-    def extract(self, job: ExtractionJob) -> Extracted:
+    def features(self, job: ExtractionJob) -> Extracted:
         extractor = Extractor(job, self._device, self._num_threads, self._kept)
         changed = f", {len(job.changes)} versions of each image" if len(job.changes) > 1 else ""
         done = []

@@ -376,9 +376,15 @@ def _evaluations_until(step: int, config: TrainConfig, progress: Progress) -> in
 
 
 def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progress) -> None:
-    """Compute the scores and record them. Only rank 0 is given `evaluate`; the other ranks go on and wait for it at the next step."""
-    scores = job.evaluate(method.backbone) if job.evaluate is not None else {}
-    _record(job, step, {EVALUATION: number, "epoch": progress.epoch(step), **scores})
+    """Compute the scores and record them. Only rank 0 is given `evaluate`; the other ranks continue and wait for it at the next step.
+
+    Without scores only the number of the evaluation is reported: the step's line in the record was written before.
+    """
+    reached = {EVALUATION: number, "epoch": progress.epoch(step)}
+    if job.evaluate is not None:
+        _record(job, step, reached | job.evaluate(method.backbone))
+    elif job.context.rank == 0:
+        job.context.report({"step": step, **reached})
 
 
 def _seed_of(*numbers: int) -> int:

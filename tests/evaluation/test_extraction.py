@@ -46,7 +46,7 @@ def _expected(job: ExtractionJob) -> np.ndarray:
 
 
 def test_features_are_those_of_the_images_in_their_order(tmp_path: Path):
-    result = LocalWorkplace().extract(job := _job(tmp_path))
+    result = LocalWorkplace().features(job := _job(tmp_path))
     np.testing.assert_allclose(result.parts[0].features, _expected(job), atol=1e-5)
     assert result.parts[0].sample_id.tolist() == list(range(NUM_ROWS))
     assert result.parts[0].labels.tolist() == [row % 80 for row in range(NUM_ROWS)]
@@ -55,7 +55,7 @@ def test_features_are_those_of_the_images_in_their_order(tmp_path: Path):
 
 def test_bad_rows_are_left_out_and_told(tmp_path: Path):
     bad = (*range(20, 40), 3)  # a whole row group, and one more
-    result = LocalWorkplace().extract(_job(tmp_path, bad=bad))
+    result = LocalWorkplace().features(_job(tmp_path, bad=bad))
     assert sorted(row.sample_id for row in result.bad) == sorted(bad)
     assert result.parts[0].sample_id.tolist() == [row for row in range(NUM_ROWS) if row not in bad]
 
@@ -66,7 +66,7 @@ def test_changed_images_are_read_in_the_same_pass(tmp_path: Path, monkeypatch: p
 
     read_groups = images.read_groups
     monkeypatch.setattr(images, "read_groups", lambda index, groups: reads.extend(groups) or read_groups(index, groups))
-    plain, negative = LocalWorkplace().extract(job).parts
+    plain, negative = LocalWorkplace().features(job).parts
     assert sorted(reads) == list(range(job.index.num_groups))
     in_gray_levels = [part.features * PREPROCESSING.pixel_std + PREPROCESSING.pixel_mean for part in (plain, negative)]
     np.testing.assert_allclose(in_gray_levels[0] + in_gray_levels[1], 1.0, atol=1e-5)
@@ -78,16 +78,16 @@ def test_portions_may_come_in_any_order(tmp_path: Path, monkeypatch: pytest.Monk
     extractor = Extractor(job, torch.device("cpu"), 2)
     assert len(job.items) == 4
     shuffled = joined(job, [extractor.portion(job.items[item]) for item in (2, 0, 3, 1)])
-    assert np.array_equal(shuffled.parts[0].features, LocalWorkplace().extract(job).parts[0].features)
+    assert np.array_equal(shuffled.parts[0].features, LocalWorkplace().features(job).parts[0].features)
 
 
 def test_the_encoder_is_left_as_it_is(tmp_path: Path):
     job = _job(tmp_path)
     job.encoder.train()
-    LocalWorkplace().extract(job)
+    LocalWorkplace().features(job)
     assert job.encoder.training
 
 
 def test_no_image_at_all_is_an_error(tmp_path: Path):
     with pytest.raises(UsageError, match=r"no labeled images to take features of \(160 rows"):
-        LocalWorkplace().extract(_job(tmp_path, bad=tuple(range(NUM_ROWS))))
+        LocalWorkplace().features(_job(tmp_path, bad=tuple(range(NUM_ROWS))))

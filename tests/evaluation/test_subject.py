@@ -140,7 +140,7 @@ def test_what_is_small_is_decoded_once_and_what_is_large_at_each_pass(config, tm
 class _Closed(LocalWorkplace):
     """Computes nothing."""
 
-    def extract(self, job: ExtractionJob) -> Extracted:
+    def features(self, job: ExtractionJob) -> Extracted:
         raise AssertionError("the data were read again")
 
 

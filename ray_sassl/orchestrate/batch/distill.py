@@ -143,7 +143,7 @@ def distill(
             {
                 "code_space": code_space,
                 "teacher": "magenta",
-                "distillation": spec["config"],
+                "distillation": config.model_dump_json(),
                 **({} if first is None else {"start": first[1]["code_space"]}),
             },
         ),

@@ -74,7 +74,7 @@ class EvaluationPool(Workplace):
         self._config, self._until_the_end, self._progress = config, until_the_end, progress
         self._workers: list[ActorHandle] = []
 
-    def extract(self, job: ExtractionJob) -> Extracted:
+    def features(self, job: ExtractionJob) -> Extracted:
         items, held, done = job.items, ray.put(job), []
         workers = self._workers_for(len(items))
         with self._progress("features", job.index.num_rows) as advance:

@@ -84,7 +84,7 @@ def test_two_workers_train_one_student(ray_cluster: None, data, tmp_path: Path):
 
 def test_the_folder_of_another_job_is_refused(ray_cluster: None, data, tmp_path: Path):
     _distilled(data, tmp_path, "one")
-    with pytest.raises(UsageError, match="another job, of other config"):
+    with pytest.raises(UsageError, match="another job, with other config"):
         _distilled(data, tmp_path, "one", CONFIG.model_copy(update={"steps": 5}))
 
 

@@ -49,7 +49,7 @@ def test_other_data_sets_are_evaluated_side_by_side_as_in_one_process(pool: Eval
     job = EvaluationJob(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols))
     here = LocalWorkplace().evaluate(job)
     assert not pool._workers  # this is the file's first test
-    pool.extract(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))
+    pool.features(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))
     assert len(pool._workers) == 1  # one portion is work for one
     there = pool.evaluate(job)
     assert len(pool._workers) == 2
@@ -64,9 +64,9 @@ def test_other_data_sets_are_evaluated_side_by_side_as_in_one_process(pool: Eval
 
 def test_actors_find_what_one_process_finds_and_serve_several_jobs(pool: EvaluationPool, job: ExtractionJob, monkeypatch):
     monkeypatch.setattr("ray_sassl.evaluation.extraction.PORTION_ROWS", 40)
-    here = LocalWorkplace().extract(job)
-    there = pool.extract(job)
-    other = pool.extract(ExtractionJob(torch.nn.Flatten(), job.index, job.preprocessing))
+    here = LocalWorkplace().features(job)
+    there = pool.features(job)
+    other = pool.features(ExtractionJob(torch.nn.Flatten(), job.index, job.preprocessing))
     np.testing.assert_allclose(there.parts[0].features, here.parts[0].features, atol=1e-5)
     assert np.array_equal(there.parts[0].labels, here.parts[0].labels)
     assert np.array_equal(there.parts[0].sample_id, here.parts[0].sample_id)

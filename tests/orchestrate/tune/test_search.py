@@ -25,6 +25,7 @@ from ray_sassl.study.space import Choice, Float, SearchSpace
 from ray_sassl.style.stylizers.magenta import WEIGHTS
 from ray_sassl.style.weights import MissingWeightsError, weights_path
 from tests.orchestrate.conftest import small_study
+from tests.orchestrate.shared_cluster import stop
 from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, StylizingRun, simulated_study
 
 pytestmark = pytest.mark.ray
@@ -208,7 +209,8 @@ def _process_named(title: str) -> int | None:
 
 
 @pytest.mark.slow
-def test_no_finished_trial_is_lost_or_run_again_when_the_driver_is_killed(forking_ray: None, tmp_path: Path):
+def test_no_finished_trial_is_lost_or_run_again_when_the_driver_is_killed(tmp_path: Path):
+    stop()  # workers are not forked here: the driver is killed with all that it has started
     program = tmp_path / "driver.py"
     program.write_text(
         "import sys\n"

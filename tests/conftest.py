@@ -32,10 +32,9 @@ def ray_cluster(_isolated_home: None) -> Iterator[None]:
 
 @pytest.fixture
 def forking_ray(_isolated_home: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a Ray of the test's own, in this process or in one that it starts: its workers are forked too."""
-    from tests.orchestrate.shared_cluster import forking, stop
+    """A Ray that the test starts, in a command of its own or here after `shared_cluster.stop`, forks its workers too."""
+    from tests.orchestrate.shared_cluster import forking
 
-    stop()
     for name, value in forking().items():
         monkeypatch.setenv(name, value)
 

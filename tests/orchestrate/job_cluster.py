@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -18,7 +19,9 @@ import pytest
 import ray._private.services
 
 from benchmarks.nodes import ROOT, free_ports
+from ray_sassl.cli import main
 from ray_sassl.orchestrate.jobs.submission import Jobs
+from tests.orchestrate.forked.workers import fork_server
 
 TOKEN = "a-token-of-the-tests"
 
@@ -32,7 +35,7 @@ def environment(token: str | None = TOKEN) -> dict[str, str]:
 class JobCluster:
     """A head node; `address` is that of its job API."""
 
-    def __init__(self, folder: Path, num_cpus: float = 2, labels: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, forking: dict[str, str], num_cpus: float = 2, labels: dict[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         gcs, dashboard, agent, agent_grpc, metrics, env_agent, client = free_ports(7)
         self.address = f"http://127.0.0.1:{dashboard}"
@@ -57,7 +60,7 @@ class JobCluster:
         }
         self._head = subprocess.Popen(
             command,
-            env=environment() | settings | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
+            env=environment() | forking | settings | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -72,7 +75,7 @@ class JobCluster:
                 break
             if self.status("/api/jobs/", TOKEN) == 200 and self._has_a_node():
                 return
-            time.sleep(0.5)
+            time.sleep(0.2)
         raise RuntimeError(f"the cluster did not come up: {(self._folder / 'head.log').read_text()[-2000:]}")
 
     def status(self, path: str, token: str | None) -> int:
@@ -106,8 +109,8 @@ class JobCluster:
 @contextlib.contextmanager
 def job_cluster(labels: dict[str, str] | None = None) -> Iterator[JobCluster]:
     """A head node that is up; its files are in a folder of its own, since pytest's are too deep for sockets."""
-    with tempfile.TemporaryDirectory(prefix="head-", ignore_cleanup_errors=True) as folder:
-        cluster = JobCluster(Path(folder), labels=labels)
+    with tempfile.TemporaryDirectory(prefix="head-", ignore_cleanup_errors=True) as folder, fork_server() as (_, forking):
+        cluster = JobCluster(Path(folder), forking, labels=labels)
         try:
             cluster.wait_until_up()
             yield cluster
@@ -141,10 +144,30 @@ def _descendants(root: int) -> list[int]:
 
 def ray_sassl(cluster: JobCluster, *words: str, cwd: Path = ROOT, token: str | None = TOKEN) -> tuple[int, str]:
     """The command's exit code and output, as a person with this token sees them."""
+    return _output([sys.executable, "-m", "ray_sassl.cli", *_words(cluster, words)], environment(token) | _settings(cluster, cwd), cwd)
+
+
+def ray_sassl_here(cluster: JobCluster, *words: str, cwd: Path, token: str = TOKEN) -> tuple[int, str]:
+    """The same in this process, and so without the seconds in which a new one starts."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        for name, value in (environment(token) | _settings(cluster, cwd)).items():
+            patch.setenv(name, value)
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["ray-sassl", *_words(cluster, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return int(ended.value.code or 0), out.getvalue()
+
+
+def _words(cluster: JobCluster, words: tuple[str, ...]) -> tuple[str, ...]:
     if words[:2] == ("job", "submit"):  # where several clusters share a machine, Ray lets a job take any of them unless it is told
-        words = (*words[:2], "--env", f"RAY_ADDRESS={cluster.gcs_address}", *words[2:])
-    settings = {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "RAY_API_SERVER_ADDRESS": cluster.address, "HOME": str(cwd)}
-    return _output([sys.executable, "-m", "ray_sassl.cli", *words], environment(token) | settings, cwd)
+        return (*words[:2], "--env", f"RAY_ADDRESS={cluster.gcs_address}", *words[2:])
+    return words
+
+
+def _settings(cluster: JobCluster, cwd: Path) -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "RAY_API_SERVER_ADDRESS": cluster.address, "HOME": str(cwd)}
 
 
 def python(cluster: JobCluster, code: str) -> tuple[int, str]:

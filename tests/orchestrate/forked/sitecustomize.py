@@ -6,8 +6,9 @@ The process hands its arguments, environment and standard streams to the server 
 import os
 import sys
 
-# `sys.argv` is not set yet.
-if "RAY_SASSL_FORKS" in os.environ and "".join(sys.orig_argv[1:2]).endswith(("/setup_worker.py", "/default_worker.py")):
+_script = "".join(sys.orig_argv[1:2])  # `sys.argv` is not there yet
+_goes_on_in_a_shell = _script.endswith("/setup_worker.py") and '"command_prefix": []' not in "".join(sys.orig_argv)
+if "RAY_SASSL_FORKS" in os.environ and _script.endswith(("/setup_worker.py", "/default_worker.py")) and not _goes_on_in_a_shell:
     import json
     import socket
 

@@ -43,9 +43,12 @@ def fork_server() -> Iterator[tuple[int, dict[str, str]]]:
     """The number of the server's process, below which all workers are, and the environment that a Ray must be started with to have them."""
     with tempfile.TemporaryDirectory(prefix="forks-") as folder:  # pytest's folders are too deep for sockets
         path = str(Path(folder) / "socket")
-        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a process with several threads is not safe to fork
+        # A process with several threads is not safe to fork.
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
         command = [sys.executable, __file__, path]
-        with subprocess.Popen(command, env=os.environ | one_thread, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        with subprocess.Popen(
+            command, env=os.environ | one_thread, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        ) as server:
             assert server.stdin is not None
             assert server.stdout is not None
             try:
@@ -65,12 +68,12 @@ def _serve(path: str) -> None:
     listener.bind(path)
     listener.listen()
     print("ready", flush=True)
-    jobs: dict[tuple[str | None, str | None], socket.socket] = {}
+    jobs: dict[tuple[str | None, ...], socket.socket] = {}
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         request, streams, _, _ = socket.recv_fds(connection, _REQUEST_BYTES, 3)
         _, environment, _ = json.loads(request)
-        job = (environment.get("RAY_RAYLET_PID"), environment.get("RAY_JOB_ID"))
+        job = tuple(environment.get(name) for name in ("RAY_RAYLET_PID", "RAY_JOB_ID", "PYTHONPATH"))
         if job not in jobs:
             jobs[job], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             if os.fork() == 0:
@@ -87,6 +90,7 @@ def _serve(path: str) -> None:
 def _serve_job(requests: socket.socket, environment: dict[str, str]) -> None:
     """Fork a worker for each request, until the server has ended."""
     _set_environment(environment)
+    sys.path[1:1] = environment.get("PYTHONPATH", "").split(os.pathsep)  # with the code that the job has brought
     _import(_WITH_RAY)
     while True:
         request, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 4)
@@ -100,6 +104,7 @@ def _serve_job(requests: socket.socket, environment: dict[str, str]) -> None:
 
 
 def _become_worker(argv: list[str], environment: dict[str, str], folder: str, streams: list[int]) -> None:
+    os.setpgid(0, 0)  # Ray kills the group of a worker that has ended, with what the worker has left
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -120,11 +125,7 @@ def _without_setup(argv: list[str]) -> list[str]:
     if not argv[0].endswith("/setup_worker.py"):
         return argv
     args, rest = parser.parse_known_args(argv[1:])
-    context = RuntimeEnvContext.deserialize(args.serialized_runtime_env_context or "{}")
-    if context.serialize() != RuntimeEnvContext(env_vars=context.env_vars).serialize():  # asks for more than variables
-        del os.environ[_SOCKET]
-        os.execv(sys.executable, [sys.executable, *argv])
-    update_envs(context.env_vars)
+    update_envs(RuntimeEnvContext.deserialize(args.serialized_runtime_env_context or "{}").env_vars)
     return rest
 
 

@@ -18,7 +18,7 @@ from ray_sassl.orchestrate.jobs.submission import JobError, Jobs
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import read_trials
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
-from tests.orchestrate.job_cluster import TOKEN, JobCluster, job_cluster, ray_sassl
+from tests.orchestrate.job_cluster import TOKEN, JobCluster, job_cluster, ray_sassl, ray_sassl_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -68,14 +68,14 @@ def test_a_job_is_stopped_with_a_checkpoint_and_the_same_submit_goes_on_from_the
     assert "first: sent with 2 files" in output
     assert ".env" in output, "what was left out for its name is said"
 
-    code, again = ray_sassl(cluster, *words, cwd=project)
+    code, again = ray_sassl_here(cluster, *words, cwd=project)
     assert code == 2
     assert re.search(r"the job 'first' is (running|pending) \(as first\); wait for it, or stop it first", again)
 
     until = time.monotonic() + 400
     while len(_steps(run_dir)) < 5 and time.monotonic() < until:
         time.sleep(0.2)
-    code, output = ray_sassl(cluster, "job", "stop", "first", cwd=project)
+    code, output = ray_sassl_here(cluster, "job", "stop", "first", cwd=project)
     assert code == 0, output
     assert "stopped" in output
     code, _ = ray_sassl(cluster, "job", "wait", "first", cwd=project)
@@ -85,22 +85,22 @@ def test_a_job_is_stopped_with_a_checkpoint_and_the_same_submit_goes_on_from_the
     assert 5 <= summary["step"] < epochs * NUM_ROWS // 16
     assert Path(summary["checkpoint"]).is_dir()
 
-    code, other = ray_sassl(cluster, "job", "submit", "--name", "first", "--", *_pretrain(tmp_path / "other"), cwd=project)
+    code, other = ray_sassl_here(cluster, "job", "submit", "--name", "first", "--", *_pretrain(tmp_path / "other"), cwd=project)
     assert code == 2
     assert "under one name a job goes on where it was" in other
     shorter = summary["step"] * 16 / NUM_ROWS + 1
     words = ("job", "submit", "--name", "first", "--wait", "--", *_pretrain(run_dir, f"train.epochs={shorter}"))
-    code, output = ray_sassl(cluster, *words, cwd=project)
+    code, output = ray_sassl_here(cluster, *words, cwd=project)
     assert code == 0, output
     assert "first (try 2; it goes on where the last one was)" in output
     steps = _steps(run_dir)
     assert steps == list(range(1, steps[-1] + 1)), "each step stands there once: nothing was started over"
     assert steps[-1] == int(shorter * NUM_ROWS / 16 + 1e-9)
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "finished"
-    code, listed = ray_sassl(cluster, "job", "list", cwd=project)
+    code, listed = ray_sassl_here(cluster, "job", "list", cwd=project)
     assert re.search(r"first-2 .*succeeded", listed)
     assert re.search(r"first .*stopped", listed)
-    _, logs = ray_sassl(cluster, "job", "logs", "first", cwd=project)
+    _, logs = ray_sassl_here(cluster, "job", "logs", "first", cwd=project)
     assert "moco_cifar10_cpu in" in logs
     assert _record_of(cluster, "first")["runtime_env"]["env_vars"].keys() == {
         "RAY_JOB_STOP_SIGNAL",
@@ -115,33 +115,35 @@ def test_wait_exits_as_the_job_did(cluster: JobCluster, project: Path, tmp_path:
     write_shards(tmp_path / "shared", bad=tuple(range(40)))
     paths = str(tmp_path / "shared" / "*.parquet")
     words = ("data", "convert", paths, str(tmp_path / "shards"), "--format", "webdataset")
-    code, output = ray_sassl(cluster, "job", "submit", "--", *words, cwd=project)
+    code, output = ray_sassl_here(cluster, "job", "submit", "--", *words, cwd=project)
     assert code == 0, output
     assert "data-convert-shards: sent" in output
-    code, output = ray_sassl(cluster, "job", "wait", "data-convert-shards", cwd=project)
+    code, output = ray_sassl_here(cluster, "job", "wait", "data-convert-shards", cwd=project)
     assert code == 2, output
     assert "data.max_bad_fraction allows 1.00%" in " ".join(output.split())
     words = ("stylize", "dataset", paths, str(tmp_path / "styled"), "stylize=color_statistics", "--shard-rows", "80", "--actors", "1")
-    code, output = ray_sassl(cluster, "job", "submit", "--name", "styled", "--wait", "--", *words, cwd=project)
+    code, output = ray_sassl_here(cluster, "job", "submit", "--name", "styled", "--wait", "--", *words, cwd=project)
     assert code == 2, output
     assert "max_bad_fraction" in output
-    code, output = ray_sassl(cluster, "job", "wait", "styled", cwd=project)
+    code, output = ray_sassl_here(cluster, "job", "wait", "styled", cwd=project)
     assert code == 2, output
-    code, output = ray_sassl(cluster, "job", "submit", "--name", "styled", "--wait", "--", *words, "--max-bad-fraction", "1", cwd=project)
+    code, output = ray_sassl_here(
+        cluster, "job", "submit", "--name", "styled", "--wait", "--", *words, "--max-bad-fraction", "1", cwd=project
+    )
     assert code == 0, output
     assert "120 images in 2 shards" in output
 
 
 def test_a_run_is_scored_by_a_job(cluster: JobCluster, project: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
-    code, output = ray_sassl(
+    code, output = ray_sassl_here(
         cluster, "job", "submit", "--wait", "--", *_pretrain(run_dir, "train.epochs=1", "scaling.num_workers=0"), cwd=project
     )
     assert code == 0, output
     data = tmp_path / "labeled"
     data.mkdir()
     paths = [f"evaluate.{part}.path={write_shards(data)}" for part in ("train", "test")]
-    code, output = ray_sassl(
+    code, output = ray_sassl_here(
         cluster, "job", "submit", "--wait", "--", "evaluate", str(run_dir), "knn", *paths, "--actor-cpus", "0.5", cwd=project
     )
     assert code == 0, output
@@ -156,10 +158,10 @@ def test_a_search_is_a_job(cluster: JobCluster, project: Path, tmp_path: Path):
         "scaling.num_workers=0", "--experiment", "moco_cifar10_cpu_sassl", "--trials", "2", "--searcher", "random", "--scheduler", "fifo",
         "--study-dir", study_dir,
     ]  # fmt: skip
-    code, output = ray_sassl(cluster, "job", "submit", "--name", "search", "--wait", "--", *words, cwd=project)
+    code, output = ray_sassl_here(cluster, "job", "submit", "--name", "search", "--wait", "--", *words, cwd=project)
     assert code == 0, output
     assert [trial.state for trial in read_trials(study_dir)] == ["finished", "finished"]
-    code, output = ray_sassl(cluster, "job", "submit", "--name", "search", "--wait", "--", *words, cwd=project)
+    code, output = ray_sassl_here(cluster, "job", "submit", "--name", "search", "--wait", "--", *words, cwd=project)
     assert code == 0, output
     assert [trial.state for trial in read_trials(study_dir)] == ["finished", "finished"]
 
@@ -220,7 +222,7 @@ def test_nobody_without_the_token_gets_in(cluster: JobCluster, project: Path):
     code, output = ray_sassl(cluster, "job", "list", cwd=project, token=None)
     assert code == 2
     assert "the token is missing (401)" in output
-    code, output = ray_sassl(cluster, "job", "list", cwd=project, token="a-wrong-token")
+    code, output = ray_sassl_here(cluster, "job", "list", cwd=project, token="a-wrong-token")
     assert code == 2
     assert "the token is wrong (403)" in output
     assert "Traceback" not in output

@@ -14,11 +14,13 @@ from ray_sassl.study.record import read_trials
 from ray_sassl.study.report import write_report
 from tests.data.test_object_store import bucket  # noqa: F401 - a fixture
 from tests.orchestrate.conftest import small_study
+from tests.orchestrate.shared_cluster import stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def test_a_study_is_kept_and_continued_on_an_object_store(bucket: str, forking_ray: None, tmp_path: Path):  # noqa: F811 - the fixture
+    stop()
     study = small_study(tmp_path, epochs=1)
     study_dir = storage.join(bucket, "studies", "remote")
     with ray_session("local", num_cpus=1):  # after the fixture, so that its processes know the credentials

@@ -22,6 +22,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 _SOCKET = "RAY_SASSL_FORKS"
 _REQUEST_BYTES = 2**20
@@ -91,7 +92,7 @@ def _serve_job(requests: socket.socket, environment: dict[str, str]) -> None:
     """Fork a worker for each request, until the server has ended."""
     _set_environment(environment)
     sys.path[1:1] = environment.get("PYTHONPATH", "").split(os.pathsep)  # with the code that the job has brought
-    _import(_WITH_RAY)
+    _import_ray()
     while True:
         request, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 4)
         if not request:
@@ -148,6 +149,18 @@ def _end_after(action) -> None:
 def _set_environment(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+
+
+def _import_ray() -> None:
+    """Import what workers need without a draw from Ray's generator of ids: all forks would have its state, and give out the same ids."""
+    import ray.actor
+
+    drawn_by_ray = ray.actor.ActorClassID
+    ray.actor.ActorClassID = SimpleNamespace(from_random=lambda: drawn_by_ray(os.urandom(drawn_by_ray.size())))
+    try:
+        _import(_WITH_RAY)
+    finally:
+        ray.actor.ActorClassID = drawn_by_ray
 
 
 def _import(names: tuple[str, ...]) -> None:

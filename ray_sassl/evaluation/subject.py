@@ -25,6 +25,7 @@ from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.store import FeatureStore, Provenance, encoder_digest
 from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
+from ray_sassl.files import storage
 from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.pipeline import decode_images
 from ray_sassl.plugins import UsageError
@@ -167,11 +168,11 @@ class EncoderSubject(Subject):
 
     def evaluate(self, tasks: Sequence[Task]) -> list[Evaluation]:
         there = tuple(Task(task.protocol, with_absolute_paths(task.train), with_absolute_paths(task.test)) for task in tasks)
-        return self._workplace.evaluate(EvaluationJob(self._encoder, self._config, there, self._store))
+        return self._workplace.evaluate(EncoderEvaluation(self._encoder, self._config, there, self._store))
 
 
 @dataclass(frozen=True)
-class EvaluationJob:
+class EncoderEvaluation:
     """An encoder and tasks to evaluate it on, each with its own images; the other attributes are those of `EncoderSubject`."""
 
     encoder: nn.Module
@@ -185,6 +186,10 @@ class EvaluationJob:
         data = labeled_data(task.train, task.test, self.config.evaluate.size_px)
         found = task.protocol.build().evaluate(EncoderSubject(self.encoder, self.config, data, workplace, self.store))
         return replace(found, details={**found.details, "bad_images": data.num_bad})
+
+    def for_other_machines(self) -> EncoderEvaluation:
+        """Without a store in a local folder: other nodes would keep features on disks of their own."""
+        return self if self.store is None or storage.is_uri(self.store.folder) else replace(self, store=None)
 
 
 _UNCHANGED = "none"

@@ -5,18 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 
-from ray_sassl.evaluation import Evaluation
+from ray_sassl.evaluation import Evaluation, Task
 from ray_sassl.evaluation.crops import labeled_batches
 from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, KeptImages, joined
 from ray_sassl.pipeline import OnBad
-
-if TYPE_CHECKING:
-    from ray_sassl.evaluation.subject import EvaluationJob
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Takes a title and a total, and gives a context in which a function is called with each amount that is done."""
@@ -25,6 +22,21 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 def no_progress(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
     """Shows nothing."""
     return nullcontext(lambda amount: None)
+
+
+class EvaluationJob(Protocol):
+    """An encoder, and tasks to evaluate it on; `subject.EncoderEvaluation` is one."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]: ...
+
+    def evaluate_task(self, number: int, workplace: Workplace) -> Evaluation:
+        """The evaluation of one task, computed at the workplace."""
+        ...
+
+    def for_other_machines(self) -> EvaluationJob:
+        """The job without what only this machine can reach."""
+        ...
 
 
 class Workplace(ABC):

@@ -16,7 +16,8 @@ import ray.exceptions
 from pydantic import Field
 from ray.actor import ActorHandle
 
-from ray_sassl.orchestrate.runtime.autoscaler import Need, first_ended, offered, present
+from ray_sassl.orchestrate.runtime.autoscaler import first_ended
+from ray_sassl.orchestrate.runtime.capacity import Need, offered, present
 from ray_sassl.plugins import FrozenConfig, UsageError
 
 _IN_FLIGHT = 2

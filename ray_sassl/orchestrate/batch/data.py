@@ -22,7 +22,8 @@ from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.batch.actor_pool import result_of
-from ray_sassl.orchestrate.runtime.autoscaler import Need, first_ended
+from ray_sassl.orchestrate.runtime.autoscaler import first_ended
+from ray_sassl.orchestrate.runtime.capacity import Need
 from ray_sassl.orchestrate.runtime.progress import progress_bar
 
 _CHECK_ROWS = 1024

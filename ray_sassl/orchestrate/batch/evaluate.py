@@ -152,7 +152,7 @@ def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str
         return
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
     from ray_sassl.orchestrate.batch.features import evaluation_pool
-    from ray_sassl.orchestrate.runtime.autoscaler import offered
+    from ray_sassl.orchestrate.runtime.capacity import offered
     from ray_sassl.orchestrate.runtime.session import ray_session
 
     with ray_session(address):
@@ -262,7 +262,7 @@ def _detection_place(
         return
     from ray_sassl.orchestrate.batch.detect import detect_on_ray
     from ray_sassl.orchestrate.pretraining.train_job import Workers
-    from ray_sassl.orchestrate.runtime.autoscaler import offered, present
+    from ray_sassl.orchestrate.runtime.capacity import offered, present
     from ray_sassl.orchestrate.runtime.session import ray_session
 
     with ray_session(address):

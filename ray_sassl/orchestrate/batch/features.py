@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -22,11 +21,9 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation.crops import CropPortion, labeled_batches
 from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, joined
-from ray_sassl.evaluation.subject import EvaluationJob
-from ray_sassl.evaluation.workplace import LocalWorkplace, Progress, Workplace, no_progress
-from ray_sassl.files import storage
+from ray_sassl.evaluation.workplace import EvaluationJob, LocalWorkplace, Progress, Workplace, no_progress
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
-from ray_sassl.orchestrate.runtime.autoscaler import is_one_machine
+from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.pipeline import OnBad
 
@@ -99,8 +96,8 @@ class EvaluationPool(Workplace):
             yield from labeled_batches(pieces(of_epoch), job.batch_size)
 
     def evaluate(self, job: EvaluationJob) -> list[Evaluation]:
-        if job.store is not None and not storage.is_uri(job.store.folder) and not is_one_machine():
-            job = replace(job, store=None)  # other nodes would keep features on disks of their own
+        if not is_one_machine():
+            job = job.for_other_machines()
         items, held = range(len(job.tasks)), ray.put(job)
         workers = self._workers_for(len(items))
         found: dict[int, Evaluation] = {}

@@ -9,8 +9,8 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import SYNTHETIC, DataConfig
 from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.launch import check_workers, resource_needs
-from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, sum_of
+from ray_sassl.orchestrate.pretraining.preflight import check_workers, resource_needs
+from ray_sassl.orchestrate.runtime.capacity import Need, check_fits
 from ray_sassl.plugins import UsageError
 
 
@@ -96,7 +96,7 @@ def check_resources(config: ExperimentConfig, offered: Mapping[str, float], *, i
     use_gpu = config.scaling.use_gpu
     if use_gpu is None:
         use_gpu = offered.get("GPU", 0.0) >= config.scaling.num_workers
-    _check(resource_needs(config, use_gpu), offered, is_all=is_all)
+    check_fits(resource_needs(config, use_gpu), lambda name: offered.get(name, 0.0), "the job", _hint(is_all))
 
 
 def check_actors(actors: Mapping[str, float], offered: Mapping[str, float], *, is_all: bool) -> None:
@@ -109,18 +109,11 @@ def check_actors(actors: Mapping[str, float], offered: Mapping[str, float], *, i
     Raises:
         ResourcesError: they hold more than there is.
     """
-    _check([Need("its actors or tasks", 1, actors)], offered, is_all=is_all)
+    check_fits([Need("its actors or tasks", 1, actors)], lambda name: offered.get(name, 0.0), "the job", _hint(is_all))
 
 
-def _check(needs: list[Need], offered: Mapping[str, float], *, is_all: bool) -> None:
-    for resource in ("CPU", "GPU"):
-        wanted, there = sum(need.total(resource) for need in needs), offered.get(resource, 0.0)
-        if wanted > there:
-            more = "" if is_all else " If it grows by itself, say how far with --cluster FILE, its definition."
-            raise ResourcesError(
-                f"the job needs {wanted:g} {resource}s and the cluster has {there:g}; {wanted - there:g} are missing:\n"
-                f"{sum_of(needs, resource)}\nAsk for less, or use a larger cluster.{more}"
-            )
+def _hint(is_all: bool) -> str:
+    return "" if is_all else " If it grows by itself, say how far with --cluster FILE, its definition."
 
 
 def _travels(path: str, sent: frozenset[str]) -> bool:

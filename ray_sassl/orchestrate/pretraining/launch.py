@@ -27,19 +27,26 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.data.sources import check_there
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
+from ray_sassl.orchestrate.pretraining.preflight import (
+    check_evaluation,
+    check_resources,
+    check_workers,
+    resource_needs,
+    uses_gpu,
+    worker_bundle,
+)
 from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
-from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, layout_of, stream_spec
+from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, stream_spec
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, fit
 from ray_sassl.orchestrate.pretraining.worker import train_worker
-from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, is_one_machine, missing_groups, offered, sum_of
+from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.definitions import read_definition
 from ray_sassl.orchestrate.runtime.devices import pretends_gpus
 from ray_sassl.orchestrate.runtime.reservation import release_reservation
-from ray_sassl.orchestrate.runtime.session import GROUP_LABEL, in_group, ray_session
+from ray_sassl.orchestrate.runtime.session import in_group, ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights
 from ray_sassl.pipeline import local_batches, without
 from ray_sassl.plugins import UsageError
@@ -49,7 +56,7 @@ from ray_sassl.runs.process import build_stylize_block, train_process, view_sour
 from ray_sassl.train.checkpoint import latest_checkpoint
 from ray_sassl.train.checkpoint_folder import all_damaged, list_checkpoints
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import check_shares, micro_batch
+from ray_sassl.train.loop import micro_batch
 from ray_sassl.types import Outcome, RunResult
 
 log = logging.getLogger(__name__)
@@ -115,35 +122,6 @@ def _result(status: str, run_dir: str, metrics: dict[str, float], reason: str | 
     checkpoints = list_checkpoints(run_dir)
     step, path = checkpoints[-1] if checkpoints else (0, None)
     return RunResult(status, step, run_dir, path, metrics, reason)
-
-
-def check_evaluation(config: ExperimentConfig) -> None:
-    """See that the images which the run is scored on are there, before it has trained for an epoch.
-
-    Raises:
-        UsageError: they are not.
-    """
-    for split in ("train", "test"):
-        data = getattr(config.evaluate, split)
-        try:
-            if data is not None:
-                check_there(data)
-        except UsageError as error:
-            raise UsageError(
-                f"evaluate.{split}: {error}. The run is scored on these images as it goes; give your own labeled ones "
-                f"(evaluate.train.path=..., evaluate.test.path=...), or none: evaluate.train=null evaluate.test=null"
-            ) from error
-
-
-def check_workers(config: ExperimentConfig) -> None:
-    """See that the batch and the method allow every number of workers that the run may have.
-
-    Raises:
-        UsageError: they do not.
-    """
-    counts = config.scaling.worker_counts if config.scaling.num_workers else range(1, 2)
-    check_shares(config.train, counts)
-    config.method.check_workers(counts[0])
 
 
 def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, stop: threading.Event) -> Outcome:
@@ -243,7 +221,7 @@ def _fit(
             scaling_config=RayScalingConfig(
                 num_workers=(scaling.worker_counts[0], scaling.num_workers) if scaling.is_elastic else scaling.num_workers,
                 use_gpu=use_gpu,
-                resources_per_worker=_worker_bundle(config, use_gpu),
+                resources_per_worker=worker_bundle(config, use_gpu),
                 label_selector=in_group(scaling.node_group),
                 elastic_resize_monitor_interval_s=scaling.resize_every_s,
             ),
@@ -288,53 +266,3 @@ def on_interrupt(stop: Callable[[], Any]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def uses_gpu(config: ExperimentConfig) -> bool:
-    """Whether the training workers get a GPU each: as configured, else where the cluster has enough, or may grow to have them."""
-    if config.scaling.use_gpu is not None:
-        return config.scaling.use_gpu
-    return offered("GPU") >= config.scaling.worker_counts[0]
-
-
-def _worker_bundle(config: ExperimentConfig, use_gpu: bool) -> dict[str, float]:
-    return {"CPU": config.scaling.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-
-
-def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[Need]:
-    """What a run on Ray holds at once: the training workers, the smallest pool and one task of the stream."""
-    scaling, stream = config.scaling, config.stream
-    fewest, name = scaling.worker_counts[0], "min_workers" if scaling.is_elastic else "num_workers"
-    needs = [
-        Need(f"{fewest} training workers (scaling.{name})", fewest, _worker_bundle(config, use_gpu), scaling.node_group),
-        Need("one task of the stream (stream.num_cpus)", 1, {"CPU": stream.num_cpus}),
-    ]
-    if layout_of(config) == "pool":
-        pool = stream.pool
-        each = {"CPU": pool.num_cpus, "GPU": pool.num_gpus}
-        needs.append(Need(f"{pool.min} stylizers (stream.pool.min)", pool.min, each, pool.node_group))
-    return needs
-
-
-def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
-    """Refuse a run that would wait for ever; where nobody knows how far the cluster may grow, that is found out while it waits.
-
-    Raises:
-        ResourcesError: what the run holds at once does not fit in the cluster, also when it has grown as far as it may.
-    """
-    groups = [group for group in (config.scaling.node_group, config.stream.pool.node_group) if group is not None]
-    if missing := missing_groups(groups):
-        raise ResourcesError(
-            f"the cluster has no node of the group {', '.join(missing)}, that is, with the label {GROUP_LABEL}; leave "
-            f"scaling.node_group and "
-            "stream.pool.node_group out where nodes have no groups"
-        )
-    needs = resource_needs(config, use_gpu)
-    for resource in ("CPU", "GPU"):
-        wanted = sum(need.total(resource) for need in needs)
-        there = offered(resource)
-        if wanted > there:
-            raise ResourcesError(
-                f"the run needs {wanted:g} {resource}s and the cluster can offer {there:g}; {wanted - there:g} are missing:\n"
-                f"{sum_of(needs, resource)}\nAsk for less (a share of a CPU is allowed), or use a larger cluster."
-            )

@@ -15,7 +15,8 @@ from ray.train.torch import TorchTrainer
 
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
-from ray_sassl.orchestrate.runtime.autoscaler import Announcer, Need, ResourcesError, Waiting, is_one_machine, offered, say
+from ray_sassl.orchestrate.runtime.autoscaler import Announcer, Waiting, say
+from ray_sassl.orchestrate.runtime.capacity import Need, check_fits, is_one_machine, offered
 from ray_sassl.orchestrate.runtime.reasons import reason_of
 from ray_sassl.orchestrate.runtime.watched import run_watched
 from ray_sassl.plugins import UsageError
@@ -83,10 +84,8 @@ class Workers:
         return Need(f"{self.count} workers", self.count, each)
 
     def check(self) -> None:
-        """Raise a ResourcesError where the cluster can never offer as much."""
-        for name in self._need.each:
-            if (total := self._need.total(name)) > offered(name):
-                raise ResourcesError(f"{self.count} workers need {total:g} {name}s and the cluster can offer {offered(name):g}")
+        """Raise a ResourcesError if the cluster can never hold the workers."""
+        check_fits([self._need], offered, "the job")
 
     def run(
         self,

@@ -1,8 +1,8 @@
-"""Clusters that get nodes by themselves: whether this is one, what is being waited for, and what will never come.
+"""Waiting on a cluster that adds nodes by itself: what the run waits for, and what can never come.
 
 Open-source Ray does not tell a driver how far its cluster may grow. But its autoscaler (version 2) reports every few seconds which nodes it
-has asked for, which could not be started, and which requests no node of its kinds has room for. So on a cluster that grows a run begins to
-wait, says what for, and ends where that can never come.
+has asked for, which could not be started, and which requests fit on no kind of node. So on a cluster that grows, a run starts to wait, says
+what for, and fails if that can never come.
 """
 
 # Ray's generated messages have no types.
@@ -12,122 +12,28 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import ray
 import ray.exceptions
 from rich.console import Console
 
+from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, cluster_status, present, sum_of, without_room
 from ray_sassl.orchestrate.runtime.private import (
     DEAD,
     DRAINING,
     AutoscalingState,
     ClusterResourceState,
     GangResourceRequest,
-    GetClusterStatusReply,
     ResourceRequest,
 )
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
-from ray_sassl.plugins import UsageError
 
 LOOK_EVERY_S = 2.0
 PATIENCE_S = 60.0
 """So long nothing may be on its way before what the autoscaler cannot start is given up: an idle node of another kind may have to go
 first."""
 _SAY_EVERY_S = 60.0
-_RPC_TIMEOUT_S = 20.0
-_HEAD = "node:__internal_head__"
-
-
-class ResourcesError(UsageError):
-    """The cluster can never offer what the run needs."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """Something that a run holds as long as it goes on.
-
-    Attributes:
-        what: In words.
-        count: How many.
-        each: CPUs and GPUs of one, all of one node.
-        group: The group of nodes that they must be on, where it matters.
-    """
-
-    what: str
-    count: int
-    each: Mapping[str, float]
-    group: str | None = None
-
-    def total(self, resource: str) -> float:
-        return self.count * self.each.get(resource, 0.0)
-
-    def in_words(self, count: int) -> str:
-        bundle = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items() if amount)
-        group = f" on the group {self.group}" if self.group is not None else ""
-        return f"{count} x {bundle}{group} for {self.what}"
-
-
-def sum_of(needs: Iterable[Need], resource: str) -> str:
-    """A line for each need that has some of the resource."""
-    return "\n".join(f"  {need.total(resource):g} for {need.what}" for need in needs if need.total(resource))
-
-
-def grows() -> bool:
-    """Whether the cluster may get more nodes by itself."""
-    if _known_limits():
-        return True
-    reply = _ask()
-    heads = [node for node in reply.cluster_resource_state.node_states if _HEAD in node.total_resources]
-    # An autoscaler that starts nodes knows each by the kind that it started; nodes of a plain `ray start` have none.
-    return reply.autoscaling_state.autoscaler_state_version > 0 and any(node.ray_node_type_name for node in heads)
-
-
-def is_one_machine() -> bool:
-    """Whether the cluster is this machine alone, and stays so."""
-    return sum(node["Alive"] for node in ray.nodes()) == 1 and not grows()
-
-
-def present(name: str) -> float:
-    """How much of a resource the nodes have that are up."""
-    return float(ray.cluster_resources().get(name, 0.0))
-
-
-def offered(name: str) -> float:
-    """How much of a resource the cluster has, or could have where it grows; infinity where nobody knows how far."""
-    if limits := _known_limits():
-        return max(present(name), float(limits.get(name, 0.0)))
-    return math.inf if grows() else present(name)
-
-
-def missing_groups(groups: Iterable[str]) -> list[str]:
-    """Those of which there is no node; none where the cluster grows, since then there may be one."""
-    there = {node["Labels"].get(GROUP_LABEL) for node in ray.nodes() if node["Alive"]}
-    missing = [group for group in groups if group not in there]
-    return [] if missing and grows() else missing
-
-
-def without_room(needs: Sequence[Need], nodes: Iterable[tuple[Mapping[str, float], str | None]]) -> list[tuple[Need, int]]:
-    """Of which needs how many would not fit on the nodes, if these were free.
-
-    Args:
-        nodes: Resources and group of each.
-    """
-    free = [(dict(resources), group) for resources, group in nodes]
-    unmet = []
-    for need in sorted(needs, key=lambda need: (need.group is None, -sum(need.each.values()))):
-        left = need.count
-        for resources, group in free:
-            if need.group is not None and group != need.group:
-                continue
-            while left and all(resources.get(name, 0.0) >= amount - 1e-9 for name, amount in need.each.items()):
-                for name, amount in need.each.items():
-                    resources[name] = resources.get(name, 0.0) - amount
-                left -= 1
-        if left:
-            unmet.append((need, left))
-    return unmet
 
 
 class Waiting:
@@ -156,7 +62,7 @@ class Waiting:
             return self._text
         self._looked = now
         try:
-            reply = _ask()
+            reply = cluster_status()
         except ray.exceptions.RpcError:  # the head is busy, or gone, which others find out
             return self._text
         state, cluster = reply.autoscaling_state, reply.cluster_resource_state
@@ -227,21 +133,6 @@ class Announcer:
 def say(line: str) -> None:
     """Print a line."""
     Console().print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def _known_limits() -> dict[str, int] | None:
-    """What the cluster may grow to, where somebody has told Ray, as no open-source autoscaler does."""
-    from ray_sassl.orchestrate.runtime.private import state
-
-    return state.get_max_resources_from_cluster_config()
-
-
-def _ask() -> GetClusterStatusReply:
-    from ray_sassl.orchestrate.runtime.private import global_worker
-
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=_RPC_TIMEOUT_S))
-    return reply
 
 
 def _coming(state: AutoscalingState) -> Counter[str]:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.orchestrate.pretraining.launch import resource_needs, uses_gpu
+from ray_sassl.orchestrate.pretraining.preflight import resource_needs, uses_gpu
 from ray_sassl.orchestrate.pretraining.stream import layout_of
-from ray_sassl.orchestrate.runtime.autoscaler import Need, ResourcesError, offered, present
+from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, offered, present
 from ray_sassl.study.record import StudyConfig
 
 _RESOURCES = ("CPU", "GPU")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
@@ -33,7 +36,14 @@ def build_scheduler(study: StudyConfig, evaluations: int) -> TrialScheduler:
     match study.scheduler:
         case "asha":
             brackets = _HYPERBAND_BRACKETS if study.searcher == "hyperband-bayes" else 1
-            return _Halving(**seen, max_t=evaluations, grace_period=grace, reduction_factor=space.reduction_factor, brackets=brackets)
+            return _Halving(
+                _Draws(study.seed),
+                **seen,
+                max_t=evaluations,
+                grace_period=grace,
+                reduction_factor=space.reduction_factor,
+                brackets=brackets,
+            )
         case "median":
             return _Median(**seen, grace_period=grace, min_samples_required=3)
         case "pbt":
@@ -60,6 +70,7 @@ def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> Tria
         return config | {"point": point}
 
     return _Population(
+        _Draws(study.seed),
         **seen,
         perturbation_interval=interval,
         hyperparam_mutations={"point": {name: _anew(dimension) for name, dimension in movable.items()}},
@@ -68,16 +79,44 @@ def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> Tria
     )
 
 
+class _Draws:
+    """A study's own random numbers for Tune's schedulers, which draw from the global generators of `random` and numpy."""
+
+    def __init__(self, seed: int) -> None:
+        self._states = random.Random(seed).getstate(), np.random.RandomState(seed).get_state()
+
+    @contextmanager
+    def in_place_of_global_ones(self) -> Iterator[None]:
+        """Draws in this block go on where the last block ended; afterward the global generators are as they were."""
+        before = random.getstate(), np.random.get_state()
+        _set_global(self._states)
+        try:
+            yield
+        finally:
+            self._states = random.getstate(), np.random.get_state()
+            _set_global(before)
+
+
+def _set_global(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
 class _Halving(AsyncHyperBandScheduler):
-    """Tune's, except that a trial keeps the bracket that it is in when it is added again: by a retry, or after `replay_open`."""
+    """Tune's, except that a trial stays in its bracket when it is added again, by a retry or after `replay_open`."""
+
+    def __init__(self, draws: _Draws, **options: Any) -> None:
+        super().__init__(**options)
+        self._draws = draws
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         if trial.trial_id not in self._trial_info:
-            super().on_trial_add(tune_controller, trial)
+            with self._draws.in_place_of_global_ones():  # it draws the trial's bracket
+                super().on_trial_add(tune_controller, trial)
 
 
 class _Median(MedianStoppingRule):
-    """Tune's, except that the last that a trial reports need not be an evaluation: the end of a run that was interrupted is none."""
+    """Tune's, except that a trial's last report need not be an evaluation: an interrupted run ends without one."""
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
         if self._time_attr in result and self._metric in result:
@@ -85,11 +124,19 @@ class _Median(MedianStoppingRule):
 
 
 class _Population(PopulationBasedTraining):
-    """Tune's, except that the first points may come from a searcher, and that a trial which goes on from another one's checkpoint keeps its
-    own number, and with it its own folder."""
+    """Tune's, except that the first points may come from a searcher, and that a trial that continues from another trial's checkpoint keeps
+    its own number, and so its own folder."""
+
+    def __init__(self, draws: _Draws, **options: Any) -> None:
+        super().__init__(**options)
+        self._draws = draws
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        super().on_trial_add(cast(Any, _NoController()), trial)  # it looks at the controller for a searcher alone, to refuse it
+        super().on_trial_add(cast(Any, _NoController()), trial)  # it only asks the controller for a searcher, to refuse it
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        with self._draws.in_place_of_global_ones():  # it draws donors and perturbations
+            return super().on_trial_result(tune_controller, trial, result)
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict, dict]:
         config, operations = super()._get_new_config(trial, trial_to_clone)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import tempfile
 import threading
 import time
@@ -17,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import ray
 from ray import tune
 from ray.actor import ActorHandle
@@ -32,8 +30,10 @@ from ray_sassl.data.reading import cached_index
 from ray_sassl.evaluation.online import ONLINE_SCORES
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
-from ray_sassl.orchestrate.pretraining.launch import check_evaluation, on_interrupt, pretrain
-from ray_sassl.orchestrate.runtime.autoscaler import Waiting, is_one_machine
+from ray_sassl.orchestrate.pretraining.launch import on_interrupt, pretrain
+from ray_sassl.orchestrate.pretraining.preflight import check_evaluation
+from ray_sassl.orchestrate.runtime.autoscaler import Waiting
+from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.reasons import reason_of
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.runtime.watched import run_watched
@@ -146,9 +146,6 @@ def search(
     replay(scheduler, [record for record in records if not record.is_open])
     for name, value in _TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Tune's schedulers draw brackets and donors from the global generators.
-    random.seed(study.seed)
-    np.random.seed(study.seed)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with ray_session(address):
         state.concurrent = num_concurrent(study)

@@ -53,5 +53,5 @@ def test_what_the_user_must_mend_ends_the_job_with_its_reason(ray_cluster: None,
 
 
 def test_a_cluster_that_is_too_small_is_named(ray_cluster: None, data: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="5 workers need 5 CPUs and the cluster can offer 2"):
+    with pytest.raises(UsageError, match="the job needs 5 CPUs and the cluster can offer 2"):
         detect_on_ray(small_job(data, tmp_path / "checkpoint.pt"), Workers(5))

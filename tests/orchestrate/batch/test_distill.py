@@ -95,7 +95,7 @@ def test_data_without_images_ends_the_job_with_the_reason(ray_cluster: None, tmp
 
 
 def test_more_workers_than_the_cluster_has_are_refused(ray_cluster: None, data, tmp_path: Path):
-    with pytest.raises(UsageError, match="4 workers need 8 CPUs and the cluster can offer 2"):
+    with pytest.raises(UsageError, match="the job needs 8 CPUs and the cluster can offer 2"):
         distill(data, data, str(tmp_path / "x"), CONFIG, work_dir=str(tmp_path / "w"), workers=Workers(4, 2), show_progress=False)
 
 

@@ -16,7 +16,7 @@ from ray_sassl.evaluation import Task
 from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing
 from ray_sassl.evaluation.protocols.finetune import Config as FineTune
 from ray_sassl.evaluation.protocols.knn import Config as Knn
-from ray_sassl.evaluation.subject import EvaluationJob
+from ray_sassl.evaluation.subject import EncoderEvaluation
 from ray_sassl.evaluation.workplace import LocalWorkplace
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
 from ray_sassl.orchestrate.batch.features import EvaluationPool, evaluation_pool
@@ -46,7 +46,7 @@ def test_other_data_sets_are_evaluated_side_by_side_as_in_one_process(pool: Eval
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
     protocols = (Knn(k=3), FineTune(epochs=1, batch_size=64), Knn(k=1))
-    job = EvaluationJob(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols))
+    job = EncoderEvaluation(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols))
     here = LocalWorkplace().evaluate(job)
     assert not pool._workers  # this is the file's first test
     pool.features(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))
@@ -54,7 +54,7 @@ def test_other_data_sets_are_evaluated_side_by_side_as_in_one_process(pool: Eval
     there = pool.evaluate(job)
     assert len(pool._workers) == 2
     with pytest.raises(UsageError, match="nothing does not exist"):
-        pool.evaluate(EvaluationJob(encoder, job.config, (Task(Knn(), data, DataConfig(path="nothing")),)))
+        pool.evaluate(EncoderEvaluation(encoder, job.config, (Task(Knn(), data, DataConfig(path="nothing")),)))
     for one, other in zip(here, there, strict=True):
         assert one.scores["top1"].value == pytest.approx(other.scores["top1"].value, abs=0.02)
         assert other.details["bad_images"] == 2

@@ -190,7 +190,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster: JobCluster
         ([*good, "run_dir=/elsewhere"], "the run directory is given 2 times"),
         ([*good, "data.path=elsewhere/*.parquet"], "give a URI"),
         ([*good, "data.path=runs/"], "give a URI"),
-        ([*good, "scaling.num_workers=8", "scaling.cpus_per_worker=1"], r"needs 8\.5 CPUs and the cluster has 2; 6\.5 are missing"),
+        ([*good, "scaling.num_workers=8", "scaling.cpus_per_worker=1"], r"needs 8\.5 CPUs and the cluster can offer 2; 6\.5 are missing"),
         ([*good, "--address", "auto"], "leave --address out"),
         (["pretrain", "mine.yaml", "--run-dir", str(run_dir)], "there is no file mine.yaml"),
         (["stylize", "dataset", "data", "styled", "stylize=color_statistics"], "a job runs in a folder of its own"),
@@ -212,7 +212,7 @@ def test_a_cluster_that_grows_is_judged_by_its_definition(cluster: JobCluster, p
     words = [*_pretrain(tmp_path / "run"), "scaling.num_workers=64", "scaling.use_gpu=true", "train.global_batch=64"]
     assert "say how far with --cluster FILE" in _refusal(cluster, project, "--", *words)
     found = _refusal(cluster, project, "--cluster", str(ROOT / "cluster" / "aws.yaml"), "--", *words)
-    assert "needs 64 GPUs and the cluster has 40; 24 are missing" in found
+    assert "needs 64 GPUs and the cluster can offer 40; 24 are missing" in found
     assert "--cluster FILE" not in found
 
 

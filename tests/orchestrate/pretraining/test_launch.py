@@ -10,8 +10,9 @@ import torch
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
-from ray_sassl.orchestrate.pretraining.launch import ResourcesError, check_workers, pretrain
+from ray_sassl.orchestrate.pretraining.preflight import check_workers
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError
+from ray_sassl.orchestrate.runtime.capacity import ResourcesError, pretrain
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 from ray.core.generated.autoscaler_pb2 import DEAD, AutoscalingState, GangResourceRequest, GetClusterStatusReply, PendingInstanceRequest
 
-from ray_sassl.orchestrate.runtime import autoscaler as growth
-from ray_sassl.orchestrate.runtime.autoscaler import PATIENCE_S, Announcer, Need, ResourcesError, Waiting, without_room
+from ray_sassl.orchestrate.runtime import autoscaler
+from ray_sassl.orchestrate.runtime.autoscaler import PATIENCE_S, Announcer, Waiting
+from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, without_room
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 
 TRAIN = Need("2 training workers", 2, {"CPU": 1.0, "GPU": 1.0}, "train")
@@ -33,8 +34,8 @@ def test_room_that_is_spread_over_nodes_is_none():
 def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Makes a look some seconds after the one before, at a cluster with such nodes and such a report of its autoscaler."""
     now = 1000.0
-    monkeypatch.setattr(growth.time, "monotonic", lambda: now)
-    monkeypatch.setattr(growth, "present", lambda name: 0.0)
+    monkeypatch.setattr(autoscaler.time, "monotonic", lambda: now)
+    monkeypatch.setattr(autoscaler, "present", lambda name: 0.0)
     waiting = Waiting([TRAIN, TASK])
 
     def look(state: AutoscalingState, nodes: int = 0, seconds: float = 5, has_begun: bool = False) -> str:
@@ -44,7 +45,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         for _ in range(nodes):
             reply.cluster_resource_state.node_states.add(total_resources={"CPU": 2, "GPU": 1}, labels={GROUP_LABEL: "train"})
         reply.cluster_resource_state.node_states.add(total_resources={"CPU": 64, "GPU": 8}, labels={GROUP_LABEL: "train"}, status=DEAD)
-        monkeypatch.setattr(growth, "_ask", lambda: reply)
+        monkeypatch.setattr(autoscaler, "cluster_status", lambda: reply)
         return waiting.look(has_begun=has_begun)
 
     return look
@@ -110,6 +111,6 @@ def test_the_wait_is_announced_when_it_changes_and_once_a_minute(monkeypatch: py
     said: list[str] = []
     announce = Announcer(said.append)
     for seconds, text in ((0, ""), (1, "a"), (2, "a"), (30, "b"), (62, "b"), (91, "b"), (92, ""), (100, "a")):
-        monkeypatch.setattr(growth.time, "monotonic", lambda seconds=seconds: seconds)
+        monkeypatch.setattr(autoscaler.time, "monotonic", lambda seconds=seconds: seconds)
         announce(text)
     assert said == ["waiting: a", "waiting: b (29 s so far)", "waiting: b (90 s so far)", "waiting: a"]

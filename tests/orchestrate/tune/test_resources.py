@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.orchestrate.pretraining import launch
-from ray_sassl.orchestrate.pretraining.launch import ResourcesError
+from ray_sassl.orchestrate.pretraining import preflight
+from ray_sassl.orchestrate.runtime.capacity import ResourcesError
 from ray_sassl.orchestrate.tune import resources as search_resources
 from ray_sassl.orchestrate.tune.resources import actor_resources, num_concurrent
 from ray_sassl.study.record import StudyConfig
@@ -21,7 +21,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch):
     """Sets what the cluster offers."""
 
     def offer(*, grows: bool = False, **resources: float) -> None:
-        for module in (launch, search_resources):
+        for module in (preflight, search_resources):
             monkeypatch.setattr(module, "offered", lambda name: math.inf if grows else resources.get(name, 0.0))
         monkeypatch.setattr(search_resources, "present", lambda name: resources.get(name, 0.0))
 

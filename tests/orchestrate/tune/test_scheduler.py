@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -66,8 +70,7 @@ def test_a_trial_that_goes_on_stands_at_the_rungs_that_it_has_passed(searcher: s
         return [{milestone: bracket.cutoff(recorded) for milestone, recorded in bracket._rungs} for bracket in scheduler._brackets]
 
     for seed in range(10):
-        np.random.seed(seed)
-        study = simulated_study(searcher=searcher)
+        study = simulated_study(searcher=searcher, seed=seed)
         state = StudyState(study, "unused", {0: make_trial(0, [n / 100 for n in range(1, 21)], "interrupted")})
         scheduler = build_scheduler(study, evaluations=27)
         with pytest.MonkeyPatch.context() as patch:
@@ -78,6 +81,47 @@ def test_a_trial_that_goes_on_stands_at_the_rungs_that_it_has_passed(searcher: s
         assert _decide(scheduler, 0.21, evaluation=21) == TrialScheduler.CONTINUE
         assert cutoffs(scheduler) == before
         assert sum(rungs.get(9) == pytest.approx(0.09) for rungs in before) == 1
+
+
+def test_successive_halving_draws_brackets_by_the_studys_seed():
+    def brackets(seed: int) -> list[int]:
+        study = simulated_study(searcher="hyperband-bayes", seed=seed)
+        scheduler = cast(Any, build_scheduler(study, evaluations=27))
+        for number in range(30):
+            scheduler.on_trial_add(None, _Trial(f"trial {number}"))
+        return [scheduler._brackets.index(scheduler._trial_info[f"trial {number}"]) for number in range(30)]
+
+    with _global_generators_as_they_were():
+        assert brackets(seed=0) == brackets(seed=0)
+        assert brackets(seed=0) != brackets(seed=1)
+
+
+def test_population_based_training_draws_donors_from_a_generator_of_its_own():
+    class _Member:
+        trial_id, experiment_tag, status, is_finished = "a trial", "", "RUNNING", staticmethod(lambda: False)
+        run_metadata = SimpleNamespace(checkpoint_manager=SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None)))
+        config: ClassVar[dict[str, Any]] = {"number": 0, "point": {"sassl.prob": 0.5}}
+
+    members = [_Member() for _ in range(4)]
+    controller = SimpleNamespace(get_trials=lambda: members, _schedule_trial_save=lambda trial, result: None)
+    scheduler = cast(Any, build_scheduler(simulated_study(scheduler="pbt"), evaluations=9))
+    with _global_generators_as_they_were():
+        before = scheduler._draws._states
+        for number, member in enumerate(members):
+            scheduler.on_trial_add(controller, member)
+            scheduler.on_trial_result(controller, member, {EVALUATION: 9, "knn_top1": 1 - number / 10})
+        assert scheduler._draws._states[0] != before[0]
+
+
+@contextmanager
+def _global_generators_as_they_were() -> Iterator[None]:
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.random()
+    random.seed(3)
+    np.random.seed(3)
+    yield
+    assert (random.random(), np.random.random()) == expected
 
 
 def test_nothing_is_stopped_first_come_first_served():

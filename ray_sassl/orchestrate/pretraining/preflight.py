@@ -1,0 +1,81 @@
+"""Checks before a run starts: its evaluation images are there, and the batch, the method and the cluster allow its workers."""
+
+from __future__ import annotations
+
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.sources import check_there
+from ray_sassl.orchestrate.pretraining.stream import layout_of
+from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, check_fits, missing_groups, offered
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
+from ray_sassl.plugins import UsageError
+from ray_sassl.train.loop import check_shares
+
+
+def check_evaluation(config: ExperimentConfig) -> None:
+    """Check that the images that the run is evaluated on are there, before it trains for an epoch.
+
+    Raises:
+        UsageError: they are not.
+    """
+    for split in ("train", "test"):
+        data = getattr(config.evaluate, split)
+        try:
+            if data is not None:
+                check_there(data)
+        except UsageError as error:
+            raise UsageError(
+                f"evaluate.{split}: {error}. The run is evaluated on these images as it trains; give your own labeled ones "
+                f"(evaluate.train.path=..., evaluate.test.path=...), or none: evaluate.train=null evaluate.test=null"
+            ) from error
+
+
+def check_workers(config: ExperimentConfig) -> None:
+    """Check that the batch and the method allow every number of workers that the run may have.
+
+    Raises:
+        UsageError: they do not.
+    """
+    counts = config.scaling.worker_counts if config.scaling.num_workers else range(1, 2)
+    check_shares(config.train, counts)
+    config.method.check_workers(counts[0])
+
+
+def uses_gpu(config: ExperimentConfig) -> bool:
+    """Whether the training workers get a GPU each: as configured, else if the cluster has enough or may grow to have them."""
+    if config.scaling.use_gpu is not None:
+        return config.scaling.use_gpu
+    return offered("GPU") >= config.scaling.worker_counts[0]
+
+
+def worker_bundle(config: ExperimentConfig, use_gpu: bool) -> dict[str, float]:
+    return {"CPU": config.scaling.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+
+
+def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[Need]:
+    """What a run on Ray holds at once: the training workers, the smallest pool and one task of the stream."""
+    scaling, stream = config.scaling, config.stream
+    fewest, name = scaling.worker_counts[0], "min_workers" if scaling.is_elastic else "num_workers"
+    needs = [
+        Need(f"{fewest} training workers (scaling.{name})", fewest, worker_bundle(config, use_gpu), scaling.node_group),
+        Need("one task of the stream (stream.num_cpus)", 1, {"CPU": stream.num_cpus}),
+    ]
+    if layout_of(config) == "pool":
+        pool = stream.pool
+        each = {"CPU": pool.num_cpus, "GPU": pool.num_gpus}
+        needs.append(Need(f"{pool.min} stylizers (stream.pool.min)", pool.min, each, pool.node_group))
+    return needs
+
+
+def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
+    """Refuse a run that would wait forever. If nobody knows how far the cluster may grow, the run finds out while it waits.
+
+    Raises:
+        ResourcesError: the cluster cannot hold the run, even at its largest.
+    """
+    groups = [group for group in (config.scaling.node_group, config.stream.pool.node_group) if group is not None]
+    if missing := missing_groups(groups):
+        raise ResourcesError(
+            f"the cluster has no node of the group {', '.join(missing)}, that is, with the label {GROUP_LABEL}; if nodes have no groups, "
+            "leave out scaling.node_group and stream.pool.node_group"
+        )
+    check_fits(resource_needs(config, use_gpu), offered)

@@ -1,8 +1,9 @@
 """From a file's bytes to RGB pixels: JPEG, PNG and WebP, told by their first bytes and never by a name.
 
-Everything becomes 8-bit RGB, as with the usual ImageNet loaders: grayscale and palettes are expanded, CMYK is converted, 16 bits are
-scaled to 8, alpha is dropped, an animation is its first frame, and EXIF orientation is not applied. The format's own class is used
-instead of `PIL.Image.open`, which tries formats in turn and has a limit on pixels of its own in global state.
+Everything becomes 8-bit RGB: grayscale and palettes are expanded, CMYK is converted, 16 bits are scaled to 8, what is transparent shows
+white below it, an animation is its first frame, and EXIF orientation is not applied. `to_rgb` is the one place where this is done, for files
+and for PIL images that callers hand in. The format's own class is used instead of `PIL.Image.open`, which tries formats in turn and has a
+limit on pixels of its own in global state.
 """
 
 from __future__ import annotations
@@ -52,14 +53,7 @@ def decode(encoded: bytes, max_pixels: int) -> Image.Image:
     Raises:
         DecodeError: it is of another format, too large, cut off or damaged.
     """
-    try:
-        image = _open(encoded, max_pixels)
-        image.load()
-        return _to_rgb(image)
-    except _DAMAGE as error:
-        if isinstance(error, DecodeError):
-            raise
-        raise DecodeError(f"damaged: {error}") from error
+    return to_rgb(_opened(encoded, max_pixels))
 
 
 def decode_rows(rows: Rows, max_pixels: int) -> list[Image.Image | BadRow]:
@@ -82,12 +76,7 @@ def image_size(encoded: bytes) -> tuple[str, int, int]:
     Raises:
         DecodeError: it is of another format, or its header is damaged.
     """
-    try:
-        image = _open(encoded, max_pixels=2**62)
-    except _DAMAGE as error:
-        if isinstance(error, DecodeError):
-            raise
-        raise DecodeError(f"damaged: {error}") from error
+    image = _opened(encoded, max_pixels=2**62)
     return image_format(encoded), image.width, image.height
 
 
@@ -104,6 +93,16 @@ def image_format(encoded: bytes) -> str:
     if encoded.startswith(_RIFF) and encoded[8:12] == _WEBP:
         return "WEBP"
     raise DecodeError(_foreign(encoded))
+
+
+def _opened(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """The image, whose pixels are not decoded yet."""
+    try:
+        return _open(encoded, max_pixels)
+    except _DAMAGE as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise DecodeError(f"damaged: {error}") from error
 
 
 def _open(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
@@ -151,12 +150,44 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
     raise DecodeError("damaged: a WebP file without an image")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 255 instead of scaling them
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, whatever its mode; transparent parts show white below them.
+
+    Whole numbers of 16 and 32 bits are intensities in [0, 65535], floats in [0, 1].
+
+    Raises:
+        DecodeError: its file is cut off or damaged, or its numbers are out of that range, so that nobody can say what is white.
+    """
+    try:
+        image.load()
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image
+        if image.mode.startswith("I") or image.mode == "F":
+            return _from_numbers(image)
+        if image.mode in ("RGBa", "La"):  # colors that are multiplied by alpha
+            image = image.convert(image.mode.upper())
+        return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+    except _DAMAGE as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise DecodeError(f"damaged: {error}") from error
+
+
+def _from_numbers(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    white = 1.0 if image.mode == "F" else 65535.0
+    if not (values.min(initial=0) >= 0 and values.max(initial=0) <= white):  # not a number is neither
+        raise DecodeError(
+            f"an image of mode {image.mode} must hold values from 0 to {white:g}, and this one holds {values.min():g} to {values.max():g}; "
+            f"scale them"
+        )
+    scaled = np.floor(values * (255 / white) + 0.5).astype(np.uint8)
+    transparent = image.info.get("transparency")  # the value of a PNG's transparent pixels
+    if isinstance(transparent, int):
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled).convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

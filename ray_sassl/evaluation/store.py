@@ -23,7 +23,7 @@ from ray_sassl.nn.digest import weights_sha256
 
 log = logging.getLogger(__name__)
 
-_VERSION = "1"
+_VERSION = "2"
 _GROUP_ROWS = 8192
 _PROVENANCE, _FACTS = b"provenance", b"facts"
 

@@ -20,7 +20,7 @@ from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.config.files import from_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
-from ray_sassl.data.decode import DecodeError, decode
+from ray_sassl.data.decode import DecodeError, decode, to_rgb
 from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.files import storage
 from ray_sassl.files.safetensors_header import read_header
@@ -241,14 +241,14 @@ def _onnx_message(path: str) -> str:
 
 
 def _rgb(image: Image.Image | np.ndarray | bytes | str | os.PathLike[str]) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UsageError(f"an array must be RGB (H, W, 3) uint8, this one is {image.shape} {image.dtype}")
         return Image.fromarray(image)
-    source = "the image" if isinstance(image, bytes) else os.fspath(image)
+    source = os.fspath(image) if isinstance(image, str | os.PathLike) else "the image"
     try:
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
         return decode(image if isinstance(image, bytes) else storage.read_bytes(source), _MAX_PIXELS)
     except DecodeError as error:
         raise UsageError(f"{source}: {error}") from error

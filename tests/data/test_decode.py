@@ -53,8 +53,13 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     assert np.array_equal(image[..., 0], np.round(wide / 257).astype(np.uint8))
 
 
-def test_alpha_is_dropped_and_the_colors_below_it_stay():
-    pixels = np.dstack([_noise(4, 4, 3), np.zeros((4, 4), np.uint8)])
+def test_alpha_shows_white_below_it():
+    alpha = _noise(4, 4)
+    pixels = np.dstack([_noise(4, 4, 3), alpha])
+    share = alpha[..., None] / 255
+    wanted = pixels[..., :3] * share + 255 * (1 - share)
+    assert np.abs(np.asarray(decode(_encode(Image.fromarray(pixels), "PNG"), LIMIT)) - wanted).max() <= 1
+    pixels[..., 3] = 255
     assert np.array_equal(np.asarray(decode(_encode(Image.fromarray(pixels), "PNG"), LIMIT)), pixels[..., :3])
 
 

@@ -20,6 +20,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.readers import parquet
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.evaluation.datasets import labeled_data
+from ray_sassl.exporting.encoder import Preprocess
 from ray_sassl.plugins import UsageError
 
 Make = Callable[[str], Path]
@@ -135,3 +136,72 @@ def test_a_copy_inside_its_source_is_refused(tmp_path: Path):
     check_target(str(tmp_path / "data2"), source)
     with pytest.raises(UsageError, match="which it is made of"):
         check_target("s3://bucket/data/copy?region=x", DataConfig(path="s3://bucket/data"))
+
+
+def _stored(image: Image.Image, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG", **options)
+    return out.getvalue()
+
+
+def _with_modes() -> dict[str, bytes]:
+    """PNGs of every kind that Pillow opens in a mode of its own, some with a value or an entry of the palette that is transparent."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
+    color, gray = Image.fromarray(pixels[..., :3]), Image.fromarray(pixels[..., 0])
+    wide = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    return {
+        "sixteen bits": _stored(wide),
+        "sixteen bits, one value transparent": _stored(wide, transparency=int(pixels[0, 0, 0]) * 257),
+        "alpha": _stored(Image.fromarray(pixels)),
+        "gray and alpha": _stored(Image.fromarray(pixels).convert("LA")),
+        "palette": _stored(color.convert("P")),
+        "palette, one entry transparent": _stored(color.convert("P"), transparency=3),
+        "palette, each entry with an alpha": _stored(color.convert("P"), transparency=bytes(range(256))),
+        "gray, one value transparent": _stored(gray, transparency=int(pixels[0, 0, 0])),
+        "color, one value transparent": _stored(color, transparency=tuple(map(int, pixels[0, 0, :3]))),
+        "bits": _stored(gray.convert("1")),
+    }
+
+
+@pytest.mark.parametrize("name", _with_modes())
+def test_an_image_has_the_same_pixels_by_path_by_content_as_a_pil_image_and_as_data(name: str, tmp_path: Path):
+    encoded = _with_modes()[name]
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded)
+    preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    (by_reader,) = decode_rows(read_groups(_index(tmp_path), [0]), 10**6)
+    assert isinstance(by_reader, Image.Image)
+    wanted = preprocess(np.asarray(by_reader)).numpy()
+    for given in (path, encoded, Image.open(path)):
+        assert np.array_equal(preprocess(given).numpy(), wanted)
+    if "transparent" in name:
+        assert (np.asarray(by_reader) == 255).all(axis=-1).any(), "what is transparent is white"
+
+
+def test_a_ramp_of_sixteen_bits_is_a_ramp_by_every_way(field: Make):
+    path = field("sixteen_bit_png") / "ramp.png"
+    preprocess = Preprocess(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    for given in (path, Image.open(path), path.read_bytes()):
+        assert np.abs(preprocess(given).numpy()[0].ravel() - np.linspace(0, 1, 4096)).max() < 0.01
+
+
+def test_pil_images_of_modes_that_no_png_has_are_scaled_converted_or_refused():
+    preprocess = Preprocess(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    gray = np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.uint8)
+    wanted = preprocess(Image.fromarray(gray)).numpy()
+    big_endian = Image.frombytes("I;16B", (32, 32), (gray.astype(">u2") * 257).tobytes())
+    as_float, whole = Image.fromarray(gray.astype(np.float32) / 255), Image.fromarray(gray.astype(np.int32) * 257)
+    premultiplied = Image.fromarray(np.dstack([gray, np.full_like(gray, 255)])).convert("La")
+    for image in (big_endian, as_float, whole, premultiplied):
+        assert np.array_equal(preprocess(image).numpy(), wanted), image.mode
+    cmyk = Image.merge("CMYK", [Image.fromarray(255 - gray)] * 3 + [Image.new("L", (32, 32))])
+    assert np.array_equal(preprocess(cmyk).numpy(), wanted)
+    for values in (gray.astype(np.float32), np.full((32, 32), np.nan, np.float32), gray.astype(np.int32) * 1000, -gray.astype(np.int32)):
+        with pytest.raises(UsageError, match=r"must hold values from 0 to .* scale them"):
+            preprocess(Image.fromarray(values))
+
+
+def test_a_pil_image_that_is_cut_off_is_a_sentence(build: ModuleType):
+    cut = Image.open(io.BytesIO(build.photo(0, 0, "PNG")[:1500]))
+    with pytest.raises(UsageError, match="damaged"):
+        Preprocess(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(cut)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ray_sassl.data import DataConfig
-from ray_sassl.data.decode import DecodeError, image_format
+from ray_sassl.data.decode import DecodeError, image_format, to_rgb
 from ray_sassl.evaluation.targets import Card, Half, Samples
 from ray_sassl.evaluation.targets.cards import CARDS
 from ray_sassl.files import storage
@@ -203,7 +203,7 @@ def _as_png(content: bytes) -> bytes | None:
     """The image of another format, such as a GIF that is named `.jpg`, or None if it is none."""
     try:
         out = io.BytesIO()
-        Image.open(io.BytesIO(content), formats=_CONVERTED).convert("RGB").save(out, "PNG")
+        to_rgb(Image.open(io.BytesIO(content), formats=_CONVERTED)).save(out, "PNG")
     except (OSError, SyntaxError, ValueError):
         return None
     return out.getvalue()

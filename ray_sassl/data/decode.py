@@ -1,8 +1,8 @@
 """From a file's bytes to RGB pixels: JPEG, PNG and WebP, told by their first bytes and never by a name.
 
 Everything becomes 8-bit RGB: grayscale and palettes are expanded, CMYK is converted, 16 bits are scaled to 8, what is transparent shows
-white below it, an animation is its first frame, and EXIF orientation is not applied. `to_rgb` is the one place where this is done, for files
-and for PIL images that callers hand in. The format's own class is used instead of `PIL.Image.open`, which tries formats in turn and has a
+white below it, an animation is its first frame, and EXIF orientation is not applied. `to_rgb` is the one place for this, for files and for
+PIL images that callers hand in. The format's own class is used instead of `PIL.Image.open`, which tries formats in turn and has a
 limit on pixels of its own in global state.
 """
 

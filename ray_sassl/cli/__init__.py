@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+from traceback import format_exception
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
 import ray_sassl
 from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weights
 from ray_sassl.cli import export as exporting
 from ray_sassl.plugins import UsageError
+from ray_sassl.printing import open_console, write
 
 _HELP = """Pretrain image encoders without labels, on Ray.
 
@@ -92,7 +95,7 @@ def demo(
     """
     from ray_sassl.cli import pretraining
 
-    pretraining.demo(Console(), run_dir, address)
+    pretraining.demo(open_console(), run_dir, address)
 
 
 @app.command(epilog="Example: ray-sassl experiments moco_cifar10_cpu > mine.yaml")
@@ -100,7 +103,7 @@ def experiments(name: Annotated[str | None, typer.Argument(help="Print this one 
     """List named experiments, or print one as YAML."""
     from ray_sassl.cli import pretraining
 
-    pretraining.experiments(Console(), name)
+    pretraining.experiments(open_console(), name)
 
 
 @app.command(epilog="Example: ray-sassl pretrain moco_cifar10_cpu data.path='shards/*.parquet' train.epochs=20 --run-dir runs/first")
@@ -119,7 +122,7 @@ def pretrain(
     from ray_sassl.cli import pretraining
 
     how = "if begun" if resume_if_begun and not resume else resume
-    raise typer.Exit(pretraining.pretrain(Console(), experiment, overrides or [], run_dir, resume=how, address=address))
+    raise typer.Exit(pretraining.pretrain(open_console(), experiment, overrides or [], run_dir, resume=how, address=address))
 
 
 @app.command(epilog="Example: ray-sassl views moco_cifar10_sassl sassl.alpha='[0.5, 1.0]' --out grid.png")
@@ -135,7 +138,7 @@ def views(
     """
     from ray_sassl.cli import pretraining
 
-    pretraining.views(Console(), experiment, overrides or [], out, rows)
+    pretraining.views(open_console(), experiment, overrides or [], out, rows)
 
 
 @app.command(epilog="Examples: ray-sassl evaluate runs/first knn linear linear.l2=grid --baselines   |   ray-sassl evaluate runs/first all")
@@ -172,7 +175,7 @@ def evaluate(
     from ray_sassl.cli import evaluation
 
     code = evaluation.evaluate(
-        Console(),
+        open_console(),
         run,
         what,
         baselines=baselines,
@@ -216,26 +219,40 @@ def detect(
     from ray_sassl.cli import detection
 
     detection.detect(
-        Console(), run, data_, overrides or [], baselines=baselines, out=out, workers=workers, worker_cpus=worker_cpus, address=address
+        open_console(), run, data_, overrides or [], baselines=baselines, out=out, workers=workers, worker_cpus=worker_cpus, address=address
     )
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    typer.echo(ray_sassl.__version__)
+    write(f"{ray_sassl.__version__}\n")
 
 
 def main() -> None:
     """The entry point: an error that the user can mend is shown without a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
+    errors = open_console(stderr=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
+    sys.excepthook = _show_traceback
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except UsageError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        errors.print(Text.assemble(("Error:", "bold red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Click's errors of usage have it, and Typer has a Click of its own
+            raise
+        text = io.StringIO()
+        error.show(text)  # pyright: ignore[reportAttributeAccessIssue]
+        errors.print(text.getvalue().rstrip("\n"), soft_wrap=True)
+        sys.exit(error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """An error of ours, as Python shows it, without what a terminal would obey."""
+    open_console(stderr=True).print("".join(format_exception(kind, error, traceback)).rstrip("\n"), soft_wrap=True)

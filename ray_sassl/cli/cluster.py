@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 import ray_sassl
+from ray_sassl.printing import open_console
 
 app = typer.Typer(no_args_is_help=True, help="Check cluster definitions; plan how many nodes keep the trainer busy.")
 
@@ -24,16 +24,16 @@ def check(
 
     Exits with 1 where anything is; notes alone do not count.
     """
-    console = Console()
+    console = open_console()
     has_problems = False
     for path, findings in ray_sassl.check_cluster(files, crds).items():
         problems = [finding for finding in findings if not finding.is_note]
         has_problems = has_problems or bool(problems)
-        console.print(f"{path}: {f'{len(problems)} problems' if problems else 'good'}", soft_wrap=True, highlight=False)
+        console.print(f"{path}: {f'{len(problems)} problems' if problems else 'good'}", soft_wrap=True)
         for finding in findings:
-            kind = "[yellow]note[/] " if finding.is_note else "[red]problem[/] "
+            kind = ("note", "yellow") if finding.is_note else ("problem", "red")
             where = f"{finding.where}: " if finding.where else ""
-            console.print(f"  {kind}{escape(where + finding.text)}", soft_wrap=True, highlight=False)
+            console.print(Text.assemble("  ", kind, f" {where}{finding.text}"), soft_wrap=True)
     if has_problems:
         raise typer.Exit(1)
 
@@ -70,7 +70,7 @@ def plan(
     from ray_sassl.cli import planning
 
     planning.plan(
-        Console(),
+        open_console(),
         experiment,
         overrides or [],
         measured=measured or [],

@@ -19,6 +19,7 @@ from ray_sassl.evaluation.targets.cards import card_of
 from ray_sassl.evaluation.targets.prepare import default_root
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
+from ray_sassl.printing import open_console
 
 app = typer.Typer(no_args_is_help=True, help="Inspect, check, convert and fetch data sets.")
 
@@ -74,7 +75,7 @@ def inspect_command(
             table.add_row(name, f"{spread.smallest:,} to {spread.largest:,}, median {spread.median:,}")
     if summary.ignored:
         table.add_row("left aside", ", ".join(f"{count:,} {name}" for name, count in summary.ignored.items()))
-    console = Console()
+    console = open_console()
     console.print(table)
     print_bad_rows(console, [*summary.problems, *summary.bad_rows], "found in the sample")
     console.print(f"Contact sheet: {out}")
@@ -94,7 +95,7 @@ def check_command(
     """Decode every image, on Ray, and list those that cannot be used. Exits with 1 where there are any."""
     config = data_config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
     result = ray_sassl.check_data(config, out=out, address=address)
-    console = Console()
+    console = open_console()
     if out is not None:
         console.print(f"Bad rows: {out}")
     print_bad_rows(console, result.bad_rows, f"of {result.num_rows:,} rows")
@@ -122,7 +123,7 @@ def convert_command(
         raise UsageError("--group-rows is for Parquet; other formats have no row groups, so leave it out")
     config = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
     result = ray_sassl.convert_data(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows, address=address)
-    console = Console()
+    console = open_console()
     print_bad_rows(console, result.bad_rows, "left out")
     there = result.num_shards - result.num_written
     console.print(
@@ -137,7 +138,7 @@ def cards_command(
     root: Annotated[str | None, typer.Option(help="Where fetched data sets are. [default: the cache]")] = None,
 ) -> None:
     """List the data sets of the papers' transfer tables, and which of them are here."""
-    console, known = Console(), ray_sassl.list_datasets(root)
+    console, known = open_console(), ray_sassl.list_datasets(root)
     if name is not None:
         card = card_of(name)
         table = Table(title=card.title, show_header=False)
@@ -167,16 +168,16 @@ def fetch_command(
 
     Downloads are checked by their published md5. Each data set has terms of its own: `data cards NAME` prints them.
     """
-    console, card = Console(), card_of(name)
-    console.print(f"{card.title}: {card.license}. {card.source}", soft_wrap=True, highlight=False)
+    console, card = open_console(), card_of(name)
+    console.print(f"{card.title}: {card.license}. {card.source}", soft_wrap=True)
     done = ray_sassl.fetch_dataset(name, files=folder, root=out, keep_files=keep_files)
     if done is None:
-        console.print(f"{card.title} is in {storage.join(out or default_root(), card.name)} already.", soft_wrap=True, highlight=False)
+        console.print(f"{card.title} is in {storage.join(out or default_root(), card.name)} already.", soft_wrap=True)
         return
     notes = [f"{done.num_converted:,} became PNG"] if done.num_converted else []
     notes += [f"{done.num_unreadable:,} cannot be read"] if done.num_unreadable else []
     what = f" ({', '.join(notes)})" if notes else ""
-    console.print(f"{done.num_images:,} images in {done.path}{what}", soft_wrap=True, highlight=False)
+    console.print(f"{done.num_images:,} images in {done.path}{what}", soft_wrap=True)
 
 
 def data_config(path: str, from_: Format, image_column: str, label_column: str, **fields: Any) -> DataConfig:

@@ -44,4 +44,4 @@ def detect(
         watch=event_log(console, settings),
     )
     if result.num_bad:
-        console.print(f"[yellow]{result.num_bad:,} images could not be decoded and were left out[/]")
+        console.print(f"{result.num_bad:,} images could not be decoded and were left out", style="yellow")

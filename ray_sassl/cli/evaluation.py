@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 import ray_sassl
 from ray_sassl.cli.event_log import event_log
@@ -71,9 +71,9 @@ def evaluate(
         if boxes is None:
             result.skipped[DETECT] = f"{no_boxes}; detect.data=FOLDER names another data set of VOC's form"
     for name, reason in result.skipped.items():
-        console.print(f"[dim]{name} was left out:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble((f"{name} was left out:", "dim"), f" {reason}"), soft_wrap=True)
     for name, reason in result.failures.items():
-        console.print(f"[bold red]{name} failed:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble((f"{name} failed:", "bold red"), f" {reason}"), soft_wrap=True)
     if result.num_bad:
-        console.print(f"[yellow]{result.num_bad:,} images could not be decoded and were left out[/]")
+        console.print(f"{result.num_bad:,} images could not be decoded and were left out", style="yellow")
     return 1 if result.failures else 0

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from ray_sassl.cli.tables import scores_table
 from ray_sassl.evaluation.detection import DetectConfig
@@ -29,21 +29,19 @@ def event_log(console: Console, settings: DetectConfig) -> Callable[[DetectionEv
     def log(event: DetectionEvent) -> None:
         match event:
             case Started(protocol, encoder):
-                console.print(f"{protocol}: {encoder} ...", style="dim", highlight=False)
+                console.print(f"{protocol}: {encoder} ...", style="dim")
             case Finished(protocol, evaluations, path):
                 console.print(scores_table(protocol, {protocol: evaluations}))
-                console.print(f"Scores: {path}", soft_wrap=True, highlight=False)
+                console.print(f"Scores: {path}", soft_wrap=True)
             case Failed(protocol, UsageError() as error):
-                console.print(f"[bold red]{protocol}:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+                console.print(Text.assemble((f"{protocol}:", "bold red"), f" {error}"), soft_wrap=True)
             case Failed():
                 console.print_exception(max_frames=20)
             case DetectionData(train, test):
                 for name, part in (("train", train), ("test", test)):
-                    console.print(
-                        f"{name}: {len(part):,} images, {part.num_boxes:,} boxes of {len(part.class_names)} classes", highlight=False
-                    )
+                    console.print(f"{name}: {len(part):,} images, {part.num_boxes:,} boxes of {len(part.class_names)} classes")
                     if part.num_dropped:
-                        console.print(f"[yellow]{name}: {part.num_dropped:,} boxes without an area were dropped[/]", highlight=False)
+                        console.print(f"{name}: {part.num_dropped:,} boxes without an area were dropped", style="yellow")
             case DetectionReport(values):
                 reports.print(values)
 
@@ -62,11 +60,11 @@ class _DetectionReports:
         if "tested" in report:
             before, self._tested = self._tested, self._tested + int(report["tested"])
             if before // _TESTED_EVERY < self._tested // _TESTED_EVERY:
-                self._console.print(f"test: {self._tested:,} images", highlight=False)
+                self._console.print(f"test: {self._tested:,} images")
         elif "measured_step" in report:
             self._tested = 0
             scores = "  ".join(f"{name} {report[name]:.1%}" for name in ("AP", "AP50", "AP75"))
-            self._console.print(f"step {report['measured_step']:,.0f}: {scores}", highlight=False)
+            self._console.print(f"step {report['measured_step']:,.0f}: {scores}")
         elif "step" in report and (report["step"] % self._every == 0 or report["step"] == self._steps):
             parts = "  ".join(f"{name} {value:.3f}" for name, value in report.items() if name != "step")
-            self._console.print(f"step {report['step']:,.0f} of {self._steps:,}  {parts}", highlight=False)
+            self._console.print(f"step {report['step']:,.0f} of {self._steps:,}  {parts}")

@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import ray_sassl
 from ray_sassl.cli.data import (
@@ -20,6 +19,7 @@ from ray_sassl.cli.data import (
     print_bad_rows,
 )
 from ray_sassl.cli.stylize import ActorCpus, ActorGpus, Actors, MaxBadFraction
+from ray_sassl.printing import open_console
 
 app = typer.Typer()
 
@@ -60,8 +60,8 @@ def export(
 
     The file is tried first: a fresh model of the library must take it with strict=True and give the same features, as must onnxruntime.
     """
-    console = Console()
-    with console.status("exporting"):
+    console = open_console()
+    with console.status("exporting", spinner="line"):
         result = ray_sassl.export(
             run, out, format=format_.value, with_head=with_head is Head.linear, overrides=overrides, size_px=size_px, license=license
         )
@@ -69,7 +69,7 @@ def export(
     console.print(f"{facts.backbone.name} at step {facts.step:,}, {facts.num_features:,} features of {facts.size_px} px images")
     if result.head is not None:
         test = f", {result.head.test_top1:.2%} of the test images" if result.head.test_top1 is not None else ""
-        console.print(f"linear head: {result.head.train_top1:.2%} of its train images right{test}", highlight=False)
+        console.print(f"linear head: {result.head.train_top1:.2%} of its train images right{test}")
     console.print(f"Model: {result.model}", soft_wrap=True)
     console.print(f"Card: {result.card}", soft_wrap=True)
 
@@ -98,7 +98,7 @@ def embed(
     A row has its sample_id, key, label (where the data have labels) and features. A job that was stopped goes on where it was; images that
     cannot be decoded are left out and listed.
     """
-    console = Console()
+    console = open_console()
     config = data_config(data, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
     result = ray_sassl.embed(
         run,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import ray_sassl
 from ray_sassl.plugins import UsageError
+from ray_sassl.printing import open_console, write
 
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.jobs.submission import Job
@@ -67,7 +68,7 @@ def submit_command(
     """
     from ray_sassl.api.jobs import exit_code
 
-    console = Console()
+    console = open_console()
     result = ray_sassl.submit_job(
         command,
         name=name,
@@ -79,37 +80,37 @@ def submit_command(
     )
     job = result.job
     for note in result.notes:
-        console.print(f"[yellow]Note:[/] {escape(note)}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("Note:", "yellow"), f" {note}"), soft_wrap=True)
     if result.left_here:
-        console.print(f"left here, as their names are those of secrets: {', '.join(result.left_here)}", soft_wrap=True, highlight=False)
+        console.print(f"left here, as their names are those of secrets: {', '.join(result.left_here)}", soft_wrap=True)
     again = "" if job.id == job.name else f" (try {job.id.rpartition('-')[2]}; it goes on where the last one was)"
-    console.print(f"[bold]{job.name}[/]{again}: sent with {result.num_files:,} files, {decimal(result.num_bytes)}", highlight=False)
+    console.print(Text.assemble((job.name, "bold"), f"{again}: sent with {result.num_files:,} files, {decimal(result.num_bytes)}"))
     if wait:
-        ended = result.follow(_write)
+        ended = result.follow(write)
         _show(console, ended)
         raise typer.Exit(exit_code(ended))
     where = f" --address {address}" if address else ""
-    console.print(f"Follow it with: ray-sassl job logs {job.name} --follow{where}", soft_wrap=True, highlight=False)
+    console.print(f"Follow it with: ray-sassl job logs {job.name} --follow{where}", soft_wrap=True)
 
 
 @app.command("list", epilog="Example: ray-sassl job list --address http://127.0.0.1:8265")
 def list_command(address: Address = None) -> None:
     """List the cluster's jobs, the newest first."""
     found = ray_sassl.list_jobs(address)
-    console, where = Console(), address or "the cluster"
+    console, where = open_console(), address or "the cluster"
     if not found:
-        console.print(f"no jobs at {where}", highlight=False)
+        console.print(f"no jobs at {where}")
         return
     table = Table("job", "status", "started", "took", "command", title=f"Jobs at {where}", title_justify="left")
     for job in found:
-        table.add_row(job.id, f"[{_STYLE[job.status]}]{job.status}[/]", _clock(job.started), _length(job), escape(job.command))
+        table.add_row(job.id, Text(job.status, _STYLE[job.status]), _clock(job.started), _length(job), job.command)
     console.print(table)
 
 
 @app.command("status", epilog="Example: ray-sassl job status first")
 def status_command(job: JobName, address: Address = None) -> None:
     """Show where a job stands."""
-    _show(Console(), ray_sassl.job_status(job, address))
+    _show(open_console(), ray_sassl.job_status(job, address))
 
 
 @app.command("logs", epilog="Example: ray-sassl job logs first --follow")
@@ -119,11 +120,11 @@ def logs_command(
     address: Address = None,
 ) -> None:
     """Print what a job has printed."""
-    text, found = ray_sassl.job_logs(job, follow=_write if follow else None, address=address)
+    text, found = ray_sassl.job_logs(job, follow=write if follow else None, address=address)
     if follow:
-        _show(Console(), found)
+        _show(open_console(), found)
     else:
-        print(text, end="")
+        write(text)
 
 
 @app.command("stop", epilog="Example: ray-sassl job stop first")
@@ -136,12 +137,12 @@ def stop_command(
 
     What has not stopped after five minutes is killed.
     """
-    console = Console()
+    console = open_console()
     was_running, found = ray_sassl.stop_job(job, wait=not no_wait, address=address)
     if not was_running:
-        console.print(f"{found.id} had ended already: {found.status}", highlight=False)
+        console.print(f"{found.id} had ended already: {found.status}")
         return
-    console.print(f"{found.id} is asked to stop", highlight=False)
+    console.print(f"{found.id} is asked to stop")
     if not no_wait:
         _show(console, found)
 
@@ -155,28 +156,24 @@ def wait_command(job: JobName, address: Address = None) -> None:
     from ray_sassl.api.jobs import exit_code
 
     ended = ray_sassl.wait_for_job(job, address)
-    _show(Console(), ended)
+    _show(open_console(), ended)
     raise typer.Exit(exit_code(ended))
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 def _show(console: Console, job: Job) -> None:
     table = Table(show_header=False)
     table.add_row("job", job.id if job.id == job.name else f"{job.id}, a try of {job.name}")
-    table.add_row("status", f"[{_STYLE[job.status]}]{job.status}[/]")
-    table.add_row("command", escape(job.command))
+    table.add_row("status", Text(job.status, _STYLE[job.status]))
+    table.add_row("command", job.command)
     if job.target:
-        table.add_row("writes to", escape(job.target))
+        table.add_row("writes to", job.target)
     table.add_row("started", _clock(job.started))
     if job.has_ended:
         table.add_row("took", _length(job))
     if job.exit_code is not None:
         table.add_row("exit code", str(job.exit_code))
     if job.status == "failed" and job.message:
-        table.add_row("Ray says", escape(job.message.strip()))
+        table.add_row("Ray says", job.message.strip())
     console.print(table)
 
 

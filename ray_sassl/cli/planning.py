@@ -56,8 +56,8 @@ def plan(
     console.print(f"Curve: {found.curve}", soft_wrap=True)
     for path in found.written:
         console.print(f"Numbers of nodes: {path}", soft_wrap=True)
-    console.print(f"Run it with: {' '.join(found.settings)}", soft_wrap=True, highlight=False)
-    console.print(f"and, where nodes are labeled as in cluster/: {' '.join(found.groups)}", soft_wrap=True, highlight=False)
+    console.print(f"Run it with: {' '.join(found.settings)}", soft_wrap=True)
+    console.print(f"and, where nodes are labeled as in cluster/: {' '.join(found.groups)}", soft_wrap=True)
 
 
 def _print(console: Console, chosen: Prediction, prices: Prices, stylizes: str) -> None:
@@ -77,8 +77,8 @@ def _print(console: Console, chosen: Prediction, prices: Prices, stylizes: str) 
     console.print(table)
     usd = "unknown (give --prices)" if chosen.usd is None else f"{chosen.usd:,.0f} USD"
     length = f"{chosen.hours:,.1f} hours" if math.isfinite(chosen.hours) else "for ever"
-    console.print(f"{chosen.images_per_s:,.0f} images/s on {chosen.counts.trainers} GPUs that train, {length}, {usd}", highlight=False)
-    console.print(f"The bottleneck is {chosen.bottleneck}; images are stylized by {stylizes}.", highlight=False)
+    console.print(f"{chosen.images_per_s:,.0f} images/s on {chosen.counts.trainers} GPUs that train, {length}, {usd}")
+    console.print(f"The bottleneck is {chosen.bottleneck}; images are stylized by {stylizes}.")
 
 
 def _machine(prices: Prices, group: str) -> str:

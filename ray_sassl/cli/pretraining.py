@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import ray_sassl
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
+from ray_sassl.printing import write
 from ray_sassl.train.loop import Progress as RunProgress
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _PLAIN_EVERY_S = 10.0
 def experiments(console: Console, name: str | None) -> None:
     """Print one experiment as YAML, or a table of all."""
     if name is not None:
-        print(to_yaml(ray_sassl.load_config(name)), end="")
+        write(to_yaml(ray_sassl.load_config(name)))
         return
     table = Table("experiment", "what it is", title="Experiments", title_justify="left")
     for key, about in ray_sassl.list_experiments().items():
@@ -59,15 +61,20 @@ def pretrain(console: Console, experiment: str, overrides: list[str], run_dir: s
     overrides, run_dir = split_run_dir(overrides, run_dir)
     config = ray_sassl.load_config(experiment, overrides)
     run_dir = run_dir or default_run_dir(experiment, config)
-    console.print(f"[bold]{config.name}[/] in {run_dir}", highlight=False)
+    console.print(Text.assemble((config.name, "bold"), f" in {run_dir}"))
     with _progress(console, config) as watch:
         result = ray_sassl.pretrain(config, run_dir, resume=resume, address=address, watch=watch)
     console.print(_where(result.run_dir, result.checkpoint))
     if result.status == "interrupted":
-        console.print(f"[yellow]Interrupted:[/] {result.reason}")
-        console.print(f"Go on with: ray-sassl pretrain {experiment} {' '.join(overrides)} --run-dir {run_dir} --resume", soft_wrap=True)
+        console.print(_interrupted(result.reason))
+        words = ["ray-sassl", "pretrain", experiment, *overrides, "--run-dir", run_dir, "--resume"]
+        console.print(f"Go on with: {shlex.join(words)}", soft_wrap=True)
         return 130
     return 0
+
+
+def _interrupted(reason: str | None) -> Text:
+    return Text.assemble(("Interrupted:", "yellow"), f" {reason}")
 
 
 def _where(run_dir: str, checkpoint: str | None) -> Table:
@@ -91,40 +98,38 @@ def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[metrics]}"),
+        TextColumn("{task.fields[metrics]}", markup=False),
     )
     last_printed = 0.0
     last_bad = 0
     latest: dict[str, float] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4) as bar:
         task = bar.add_task("starting", total=None, metrics="")
-        announce = Announcer(lambda line: bar.console.print(escape(line), highlight=False, soft_wrap=True))
+        announce = Announcer(lambda line: bar.console.print(line, soft_wrap=True))
 
         def watch(update: ProgressUpdate) -> None:
             nonlocal last_printed, last_bad
             announce(update.waiting)
             for note in update.notes:
-                bar.console.print(f"[yellow]Warning:[/] {escape(note)}", soft_wrap=True)
+                bar.console.print(Text.assemble(("Warning:", "yellow"), f" {note}"), soft_wrap=True)
             if update.num_bad > last_bad:
-                bar.console.print(f"[yellow]{update.num_bad:,} bad images so far[/]; see quarantine.jsonl")
+                bar.console.print(Text.assemble((f"{update.num_bad:,} bad images so far", "yellow"), "; see quarantine.jsonl"))
                 last_bad = update.num_bad
             for report in update.reports:
                 latest.update(report)
                 if "knn_top1" in report:
-                    bar.console.print(f"step {report['step']:,}: kNN top-1 {report['knn_top1']:.1%}", highlight=False)
+                    bar.console.print(f"step {report['step']:,}: kNN top-1 {report['knn_top1']:.1%}")
                 if "loss" not in report:
                     continue
                 total = RunProgress(_num_rows(latest), config.train.global_batch, config.train.epochs).total_steps
                 bar.update(task, description=f"epoch {report['epoch']:.1f}", total=total, completed=report["step"], metrics=_short(report))
                 if not console.is_terminal and time.monotonic() - last_printed > _PLAIN_EVERY_S:
-                    console.print(
-                        f"step {report['step']:,.0f} of {total:,}  epoch {report['epoch']:.2f}  {_short(report)}", highlight=False
-                    )
+                    console.print(f"step {report['step']:,.0f} of {total:,}  epoch {report['epoch']:.2f}  {_short(report)}")
                     last_printed = time.monotonic()
 
         def _num_rows(report: dict[str, float]) -> int:
@@ -158,7 +163,7 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> None:
         def watch(name: str, update: ProgressUpdate) -> None:
             if name not in watches:
                 bars.close()
-                console.print(f"[bold]Pretraining {titles[name]}[/] ({name})")
+                console.print(Text.assemble((f"Pretraining {titles[name]}", "bold"), f" ({name})"))
                 watches[name] = bars.enter_context(_progress(console, ray_sassl.load_config(name)))
             watches[name](update)
 
@@ -172,5 +177,5 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> None:
     for run in result.runs:
         console.print(_where(run.run_dir, run.checkpoint))
         if run.status == "interrupted":
-            console.print(f"[yellow]Interrupted:[/] {run.reason}")
+            console.print(_interrupted(run.reason))
     console.print(f"{time.monotonic() - began:.0f} seconds in all")

@@ -6,9 +6,9 @@ import shlex
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import ray_sassl
+from ray_sassl.printing import open_console
 
 app = typer.Typer()
 
@@ -22,7 +22,7 @@ def report(
 
     What was run, how it ended, curves, views, scores with their intervals and pictures; one HTML file that needs nothing else.
     """
-    Console().print(f"Report: {ray_sassl.report(run, out)}", soft_wrap=True, highlight=False)
+    open_console().print(f"Report: {ray_sassl.report(run, out)}", soft_wrap=True)
 
 
 @app.command(
@@ -52,7 +52,7 @@ def compare(
     from ray_sassl.orchestrate.runtime.progress import progress_bar
     from ray_sassl.runs.pages.comparing import as_markdown
 
-    console = Console()
+    console = open_console()
     words = [word for given in on or [] for part in shlex.split(given) for word in ([part] if "=" in part else part.split(",")) if word]
     protocols, changes = parse_protocols(with_all_named(words)) if words else ([], [])
     result = ray_sassl.compare(
@@ -63,8 +63,8 @@ def compare(
         skip_absent=ALL in words,
         progress=progress_bar,
         watch=event_log(console, DetectConfig()),
-        announce=lambda run, names: console.print(f"Evaluating {run} by {', '.join(names)}", soft_wrap=True, highlight=False),
+        announce=lambda run, names: console.print(f"Evaluating {run} by {', '.join(names)}", soft_wrap=True),
     )
-    console.print(as_markdown(result.comparison), soft_wrap=True, highlight=False, markup=False)
+    console.print(as_markdown(result.comparison), soft_wrap=True)
     for path in result.paths:
-        console.print(f"Written: {path}", soft_wrap=True, highlight=False)
+        console.print(f"Written: {path}", soft_wrap=True)

@@ -19,6 +19,7 @@ import ray_sassl
 from ray_sassl.cli.data import Address
 from ray_sassl.cli.durations import seconds
 from ray_sassl.files import storage
+from ray_sassl.printing import open_console
 
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.tune.search import StudyState
@@ -106,7 +107,7 @@ def run_command(
     """
     from ray_sassl.api.search import make_study
 
-    console = Console()
+    console = open_console()
     wishes = {
         "experiment": experiment,
         "overrides": overrides,
@@ -118,7 +119,7 @@ def run_command(
     }
     study = make_study(space, **wishes)
     study_dir = study_dir or f"studies/{study.name}"
-    console.print(f"[bold]{study.name}[/] in {study_dir}: {study.num_trials} trials, {study.searcher}, {study.scheduler}", highlight=False)
+    console.print(Text.assemble((study.name, "bold"), f" in {study_dir}: {study.num_trials} trials, {study.searcher}, {study.scheduler}"))
     with _live(console) as watch:
         result = ray_sassl.search(
             space,
@@ -134,13 +135,13 @@ def run_command(
         )
     console.print(results_table(result.study, result.trials))
     for name in ("trials.parquet", "trials.csv", "best.yaml"):
-        console.print(f"{name.partition('.')[0]}: {storage.join(study_dir, name)}", soft_wrap=True, highlight=False)
-    console.print(f"report: {result.report}", soft_wrap=True, highlight=False)
+        console.print(f"{name.partition('.')[0]}: {storage.join(study_dir, name)}", soft_wrap=True)
+    console.print(f"report: {result.report}", soft_wrap=True)
     if result.is_interrupted:
-        console.print("[yellow]Interrupted:[/] the same command with --resume goes on.")
+        console.print(Text.assemble(("Interrupted:", "yellow"), " the same command with --resume goes on."))
         raise typer.Exit(130)
     if result.trials and all(trial.state == "failed" for trial in result.trials):
-        console.print("[red]No trial came to its end:[/] the table has each one's reason.")
+        console.print(Text.assemble(("No trial came to its end:", "red"), " the table has each one's reason."))
         raise typer.Exit(1)
 
 
@@ -150,16 +151,16 @@ def spaces_command() -> None:
     table = Table("space", "experiment", "what is searched", title="Search spaces", title_justify="left")
     for source in ray_sassl.list_spaces().values():
         table.add_row(source.name, source.experiment, source.about)
-    Console().print(table)
+    open_console().print(table)
 
 
 @app.command("report", epilog="Example: ray-sassl search report studies/style_strength")
 def report_command(study_dir: StudyDir) -> None:
     """Draw a study's report, also while it is running."""
-    console = Console()
+    console = open_console()
     result = ray_sassl.report_study(study_dir)
     console.print(results_table(result.study, result.trials))
-    console.print(f"report: {result.report}", soft_wrap=True, highlight=False)
+    console.print(f"report: {result.report}", soft_wrap=True)
 
 
 @app.command("compare", epilog="Example: ray-sassl search compare studies/moco studies/simclr --out compare.html")
@@ -169,12 +170,12 @@ def compare_command(
     out: Annotated[str, typer.Option(help="Where to write the comparison (HTML).")] = "compare.html",
 ) -> None:
     """Put two studies side by side."""
-    console = Console()
+    console = open_console()
     table = Table("", first, second, title="Studies", title_justify="left")
     for row in ray_sassl.compare_studies(first, second, out):
         table.add_row(*row)
     console.print(table)
-    console.print(f"comparison: {out}", soft_wrap=True, highlight=False)
+    console.print(f"comparison: {out}", soft_wrap=True)
 
 
 def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10) -> Table:
@@ -260,7 +261,7 @@ def _live(console: Console) -> Iterator[Any]:
 
     told: set[int] = set()
     last_s = 0.0
-    announce = Announcer(lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False))
+    announce = Announcer(lambda line: console.print(line, soft_wrap=True))
 
     def tell(state: StudyState) -> None:
         nonlocal last_s
@@ -269,7 +270,7 @@ def _live(console: Console) -> Iterator[Any]:
             if not trial.is_open and trial.number not in told:
                 told.add(trial.number)
                 cells = [str(cell) for cell in _row(state.study, trial)]
-                console.print(f"trial {'  '.join(cells)}", soft_wrap=True, highlight=False)
+                console.print(f"trial {'  '.join(cells)}", soft_wrap=True)
         if time.monotonic() - last_s > _PLAIN_EVERY_S:
             last_s = time.monotonic()
             running = [
@@ -277,7 +278,7 @@ def _live(console: Console) -> Iterator[Any]:
                 for trial in state.records
                 if trial.is_open
             ]
-            console.print(f"{len(told)} of {state.study.num_trials} trials ended; running {', '.join(running) or 'none'}", highlight=False)
+            console.print(f"{len(told)} of {state.study.num_trials} trials ended; running {', '.join(running) or 'none'}")
 
     if not console.is_terminal:
         yield tell

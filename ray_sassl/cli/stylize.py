@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from ray_sassl.cli.data import (
     print_bad_rows,
 )
 from ray_sassl.data import DataConfig
+from ray_sassl.printing import open_console
 
 if TYPE_CHECKING:
     from ray_sassl.style.datasets import StyleJobConfig
@@ -61,7 +63,7 @@ def bank_command(
     address: Address = None,
 ) -> None:
     """Compute the style codes of a data set, for sassl.style_source=bank or gaussian."""
-    console = Console()
+    console = open_console()
     data = data_config(style_data, from_, image_column, "none", max_bad_fraction=max_bad_fraction)
     config = _job(console, overrides, None, only=("stylize",))
     result = ray_sassl.build_style_bank(
@@ -69,7 +71,7 @@ def bank_command(
     )
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"{result.num_styles:,} styles of {result.bundle_id}: {out}", soft_wrap=True)
-    console.print(f"Use it with: stylize={config.stylize.name} sassl.style_source=bank sassl.bank={out}", soft_wrap=True, highlight=False)
+    console.print(f"Use it with: stylize={config.stylize.name} sassl.style_source=bank {shlex.quote(f'sassl.bank={out}')}", soft_wrap=True)
 
 
 @app.command("dataset", epilog="Example: ray-sassl stylize dataset imagenet/train imagenet-stylized --copies 2 --bank styles.safetensors")
@@ -96,7 +98,7 @@ def dataset_command(
     Every image is stylized at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently:
     images that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
     """
-    console = Console()
+    console = open_console()
     data = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
     config = _job(console, overrides, bank)
     try:
@@ -141,7 +143,7 @@ def preview_command(
 
     Contents and styles are drawn at random; seed=1 shows others.
     """
-    console = Console()
+    console = open_console()
     config = _job(console, overrides, None, only=("stylize", "seed"))
     contents, others = (data_config(path, format_, image_column, "none") for path, format_ in ((images, from_), (styles, styles_from)))
     result = ray_sassl.preview_styles(contents, others, out, overrides=config, num_images=rows, num_styles=num_styles, size_px=size_px)
@@ -188,7 +190,7 @@ def distill_command(
     def data(paths: list[str]) -> list[DataConfig]:
         return [data_config(path, from_, image_column, "none", max_bad_fraction=max_bad_fraction) for path in paths]
 
-    console = Console()
+    console = open_console()
     result = ray_sassl.distill_stylizer(
         data(contents),
         data(styles),
@@ -205,7 +207,7 @@ def distill_command(
     )
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"{result.steps:,} steps; code space {result.code_space}: {out}", soft_wrap=True)
-    console.print(f"Use it with: stylize=swift stylize.weights={out}", soft_wrap=True, highlight=False)
+    console.print(f"Use it with: stylize=swift {shlex.quote(f'stylize.weights={out}')}", soft_wrap=True)
 
 
 def _job(console: Console, overrides: list[str] | None, bank: str | None, only: tuple[str, ...] = ()) -> StyleJobConfig:
@@ -213,5 +215,5 @@ def _job(console: Console, overrides: list[str] | None, bank: str | None, only: 
     from ray_sassl.api.style import style_job
 
     config, hint = style_job(overrides, bank, only)
-    console.print(f"stylizer: {config.stylize.name}{hint}", highlight=False, soft_wrap=True)
+    console.print(f"stylizer: {config.stylize.name}{hint}", soft_wrap=True)
     return config

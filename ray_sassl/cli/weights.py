@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 import ray_sassl
+from ray_sassl.printing import open_console, write
 
 app = typer.Typer(no_args_is_help=True, help="Get the published networks of stylizers.")
 
@@ -26,14 +26,14 @@ def list_command() -> None:
         here = "yes" if status.is_here else f"{len(weights.files) - len(status.missing)} of {len(weights.files)} files"
         what = f"{weights.title}, by {weights.authors} ({weights.paper}); code space {weights.code_space}"
         table.add_row(name, here, decimal(weights.num_bytes), weights.license, what)
-    Console().print(table)
+    open_console().print(table)
 
 
 @app.command(epilog="Example: ray-sassl weights fetch magenta")
 def fetch(name: Name) -> None:
     """Download, check and convert weights. A download that was cut off goes on where it was."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=open_console()) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(file: str, done: int, total: int) -> None:
@@ -42,19 +42,19 @@ def fetch(name: Name) -> None:
             bar.update(tasks[file], completed=done)
 
         found = ray_sassl.fetch_weights(name, show)
-    Console().print(f"{name}: {found}", soft_wrap=True)
+    open_console().print(f"{name}: {found}", soft_wrap=True)
 
 
 @app.command(epilog="Example: ray-sassl weights add style_predict_quantized_256.tflite style_transfer_f16_384.tflite")
 def add(files: Annotated[list[str], typer.Argument(help="Published files, recognized by their content.")]) -> None:
     """Take published files from disk, for machines without a network."""
-    console = Console()
+    console = open_console()
     added = ray_sassl.add_weights(files)
     for path, status in added:
         console.print(f"{path}: of {status.weights.name}", soft_wrap=True)
     for name, status in {status.weights.name: status for _, status in added}.items():
         if status.missing:
-            console.print(f"[yellow]{name} still needs {', '.join(status.missing)}[/]", soft_wrap=True)
+            console.print(f"{name} still needs {', '.join(status.missing)}", style="yellow", soft_wrap=True)
         else:
             console.print(f"{name}: {status.path}", soft_wrap=True)
 
@@ -62,7 +62,7 @@ def add(files: Annotated[list[str], typer.Argument(help="Published files, recogn
 @app.command(epilog="Example: ray-sassl weights verify")
 def verify(name: Annotated[str | None, typer.Argument(help="[default: all that are here]")] = None) -> None:
     """Check the weights on this machine, tensor by tensor."""
-    console = Console()
+    console = open_console()
     chosen = ray_sassl.verify_weights(name)
     for checked in chosen:
         console.print(f"{checked}: whole and as published")
@@ -73,4 +73,4 @@ def verify(name: Annotated[str | None, typer.Argument(help="[default: all that a
 @app.command("path", epilog="Example: aws s3 cp $(ray-sassl weights path magenta) s3://bucket/magenta.safetensors")
 def path_command(name: Name) -> None:
     """Print where the converted weights are, to copy them to a shared path for stylize.weights."""
-    print(ray_sassl.weights_path(name))
+    write(f"{ray_sassl.weights_path(name)}\n")

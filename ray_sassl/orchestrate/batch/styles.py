@@ -16,7 +16,6 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from rich.console import Console
 
 from ray_sassl.config.files import model_from_yaml, to_yaml
 from ray_sassl.data import DataConfig, Rows
@@ -42,6 +41,7 @@ from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
 from ray_sassl.plugins import UsageError
+from ray_sassl.printing import open_console
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.datasets import DatasetStylizer, StyleJobConfig, change_of, check_job
 
@@ -249,7 +249,7 @@ def _style_workers(config: StyleJobConfig, pool: ActorPoolConfig, num_items: int
     if show_progress:
         count = max(1, min(num_wanted(pool), num_items))
         share = f"{pool.num_cpus:g} CPU" + (f" and {pool.num_gpus:g} GPU" if pool.num_gpus else "")
-        Console().print(f"starting {count} actor{'s' * (count > 1)} of {share} ...", highlight=False)
+        open_console().print(f"starting {count} actor{'s' * (count > 1)} of {share} ...")
     with actor_pool(StyleWorker, args, pool, num_items) as workers:
         yield workers
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 
 import ray
 import ray.exceptions
-from rich.console import Console
 
 from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, cluster_status, present, sum_of, without_room
 from ray_sassl.orchestrate.runtime.private import (
@@ -28,6 +27,7 @@ from ray_sassl.orchestrate.runtime.private import (
     ResourceRequest,
 )
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
+from ray_sassl.printing import open_console
 
 LOOK_EVERY_S = 2.0
 PATIENCE_S = 60.0
@@ -132,7 +132,7 @@ class Announcer:
 
 def say(line: str) -> None:
     """Print a line."""
-    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    open_console().print(line, soft_wrap=True)
 
 
 def _coming(state: AutoscalingState) -> Counter[str]:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ray_sassl.printing import open_console
+
 _LINE_EVERY_S = 30.0
 
 
@@ -29,12 +31,12 @@ def progress_bar(what: str, total: int, *, skipped: int = 0, is_shown: bool = Tr
     Args:
         skipped: What was done before; it counts as done and not for the rate.
     """
-    console = Console()
+    console = open_console()
     if is_shown and not console.is_terminal:
         yield _lines(console, what, total, skipped)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),
@@ -60,6 +62,6 @@ def _lines(console: Console, what: str, total: int, skipped: int) -> Callable[[i
         rate = (done - skipped) / max(now - started, 1e-9)
         left = f", about {timedelta(seconds=round((total - done) / rate))} left" if rate and done < total else ""
         passed = timedelta(seconds=round(now - started))
-        console.print(f"{what}: {done:,} of {total:,}, {rate:,.1f}/s, {passed} passed{left}", highlight=False, soft_wrap=True)
+        console.print(f"{what}: {done:,} of {total:,}, {rate:,.1f}/s, {passed} passed{left}", soft_wrap=True)
 
     return advance

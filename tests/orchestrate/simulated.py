@@ -36,10 +36,13 @@ class SimulatedRun:
         seconds: Of one evaluation.
         failing: (evaluation, how often) at which runs with p above 0.9 fail; those with p above 0.8 fail there once.
         is_killed: They do not raise an error; their process is killed, as by the system when memory runs out.
+        gate: If given, nothing runs before this file exists.
     """
 
-    def __init__(self, seconds: float = 0.02, failing: tuple[int, int] | None = None, is_killed: bool = False) -> None:
-        self.seconds, self.failing, self.is_killed = seconds, failing, is_killed
+    def __init__(
+        self, seconds: float = 0.02, failing: tuple[int, int] | None = None, is_killed: bool = False, gate: Path | None = None
+    ) -> None:
+        self.seconds, self.failing, self.is_killed, self.gate = seconds, failing, is_killed, gate
 
     def __call__(self, config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
         folder = Path(run_dir)
@@ -49,6 +52,8 @@ class SimulatedRun:
         checkpoint = json.loads((there[-1] / "manifest.json").read_text()) if there else {"step": 0, "score": 0.0}
         step, score = int(checkpoint["step"]), float(checkpoint["score"])
         metrics: dict[str, float] = {}
+        while self.gate and not self.gate.exists() and not stop.is_set():
+            time.sleep(0.02)
         while step < NUM_EVALUATIONS:
             if stop.is_set():
                 return RunResult("interrupted", step, run_dir, None, metrics)

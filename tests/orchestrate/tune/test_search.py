@@ -128,7 +128,15 @@ def test_a_study_whose_time_is_up_goes_on_where_it_was(ray_cluster: None, tmp_pa
 
 
 def test_population_based_training_moves_bad_trials_to_the_checkpoints_of_good_ones(ray_cluster: None, tmp_path: Path):
-    state = search(simulated_study(scheduler="pbt", num_trials=4, seed=3), str(tmp_path), run=SimulatedRun(seconds=0.1))
+    gate = tmp_path / "all trials are there"
+
+    def watch(state: StudyState) -> None:
+        # On a busy machine the first trials would end before the others are there to be compared with.
+        if len(state.records) == 4:
+            gate.touch()
+
+    study = simulated_study(scheduler="pbt", num_trials=4, seed=3)
+    state = search(study, str(tmp_path / "study"), run=SimulatedRun(gate=gate), watch=watch)
     assert {trial.state for trial in state.records} == {"finished"}
     moved = [trial for trial in state.records if trial.moves]
     assert moved
@@ -136,13 +144,13 @@ def test_population_based_training_moves_bad_trials_to_the_checkpoints_of_good_o
         assert trial.point == trial.moves[-1]["point"]
         assert 0 <= trial.point["sassl.prob"] <= 1  # type: ignore[operator]
         assert {move["donor"] for move in trial.moves} <= set(range(4)) - {trial.number}
-        probs = [entry["prob"] for entry in _entries(tmp_path, trial.number)]
+        probs = [entry["prob"] for entry in _entries(tmp_path / "study", trial.number)]
         assert probs[-1] == trial.point["sassl.prob"]
         assert len(set(probs)) == len(trial.moves) + 1
     for trial in state.records:
         assert [evaluation.number for evaluation in trial.curve][-1] == NUM_EVALUATIONS
         # A donor's folder is its own: nobody else's steps are in it.
-        assert trial.moves or _steps(tmp_path, trial.number) == list(range(1, NUM_EVALUATIONS + 1))
+        assert trial.moves or _steps(tmp_path / "study", trial.number) == list(range(1, NUM_EVALUATIONS + 1))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from ray_sassl.orchestrate.jobs.submission import JobError, Jobs
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.configs import load_config, override_list
 
-NAMES = [name for name in ray_sassl.__all__ if name != "__version__"]
+NAMES = ray_sassl.__all__
 
 
 def write_photos(folder: Path, count: int = 48) -> str:

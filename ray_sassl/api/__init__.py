@@ -1,5 +1,87 @@
 """The functions that `import ray_sassl` offers, by subject; the command line calls the same ones.
 
 Each takes plain values (paths, names, numbers), connects to Ray where it needs a cluster, and returns a typed result. None of them prints
-results or needs the main thread. Ray is imported by the functions that use it, so that the others start quickly.
+results or needs the main thread. Each is imported when it is first used, since torch and Ray take seconds.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray_sassl.api.cluster import check_cluster, plan_cluster
+    from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets
+    from ray_sassl.api.encoders import embed, export, load_encoder
+    from ray_sassl.api.evaluation import compare, detect, evaluate
+    from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, submit_job, wait_for_job
+    from ray_sassl.api.pages import report
+    from ray_sassl.api.pretraining import draw_views, list_experiments, load_config, pretrain, run_demo
+    from ray_sassl.api.search import compare_studies, list_spaces, report_study, search
+    from ray_sassl.api.style import build_style_bank, distill_stylizer, preview_styles, stylize_dataset
+    from ray_sassl.api.weights import add_weights, fetch_weights, list_weights, verify_weights, weights_path
+
+_MODULES = {
+    "cluster": ("check_cluster", "plan_cluster"),
+    "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets"),
+    "encoders": ("embed", "export", "load_encoder"),
+    "evaluation": ("compare", "detect", "evaluate"),
+    "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "submit_job", "wait_for_job"),
+    "pages": ("report",),
+    "pretraining": ("draw_views", "list_experiments", "load_config", "pretrain", "run_demo"),
+    "search": ("compare_studies", "list_spaces", "report_study", "search"),
+    "style": ("build_style_bank", "distill_stylizer", "preview_styles", "stylize_dataset"),
+    "weights": ("add_weights", "fetch_weights", "list_weights", "verify_weights", "weights_path"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "add_weights",
+    "build_style_bank",
+    "check_cluster",
+    "check_data",
+    "compare",
+    "compare_studies",
+    "convert_data",
+    "detect",
+    "distill_stylizer",
+    "draw_views",
+    "embed",
+    "evaluate",
+    "export",
+    "fetch_dataset",
+    "fetch_weights",
+    "inspect_data",
+    "job_logs",
+    "job_status",
+    "list_datasets",
+    "list_experiments",
+    "list_jobs",
+    "list_spaces",
+    "list_weights",
+    "load_config",
+    "load_encoder",
+    "plan_cluster",
+    "pretrain",
+    "preview_styles",
+    "report",
+    "report_study",
+    "run_demo",
+    "search",
+    "stop_job",
+    "stylize_dataset",
+    "submit_job",
+    "verify_weights",
+    "wait_for_job",
+    "weights_path",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ray_sassl' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -20,7 +20,6 @@ from typing import Any, cast
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-import ray_sassl
 from ray_sassl.cluster.secrets import is_secret_name, secret_in
 from ray_sassl.orchestrate.jobs.payload import Payload, select_files, stage
 from ray_sassl.orchestrate.runtime.watched import run_watched
@@ -293,7 +292,7 @@ def _job(details: JobDetails) -> Job:
 
 def _own_packages(target: Path) -> list[Path]:
     """Our own code as it is here, so that the cluster runs the same."""
-    root = Path(ray_sassl.__file__).parents[1]
+    root = Path(__file__).parents[3]
     target.mkdir()
     return [stage(select_files(root / name), target / name) for name in _PACKAGES]
 

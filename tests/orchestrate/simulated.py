@@ -15,6 +15,7 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
+from ray_sassl.orchestrate.tune.search import StudyState
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
 from ray_sassl.style.stylizers import StylizerConfig
@@ -36,13 +37,13 @@ class SimulatedRun:
         seconds: Of one evaluation.
         failing: (evaluation, how often) at which runs with p above 0.9 fail; those with p above 0.8 fail there once.
         is_killed: They do not raise an error; their process is killed, as by the system when memory runs out.
-        gate: If given, nothing runs before this file exists.
+        is_paced: No step is made before `Pace` has seen the one before it, and none at all before it has seen the whole population.
     """
 
     def __init__(
-        self, seconds: float = 0.02, failing: tuple[int, int] | None = None, is_killed: bool = False, gate: Path | None = None
+        self, seconds: float = 0.02, failing: tuple[int, int] | None = None, is_killed: bool = False, is_paced: bool = False
     ) -> None:
-        self.seconds, self.failing, self.is_killed, self.gate = seconds, failing, is_killed, gate
+        self.seconds, self.failing, self.is_killed, self.is_paced = seconds, failing, is_killed, is_paced
 
     def __call__(self, config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
         folder = Path(run_dir)
@@ -52,9 +53,10 @@ class SimulatedRun:
         checkpoint = json.loads((there[-1] / "manifest.json").read_text()) if there else {"step": 0, "score": 0.0}
         step, score = int(checkpoint["step"]), float(checkpoint["score"])
         metrics: dict[str, float] = {}
-        while self.gate and not self.gate.exists() and not stop.is_set():
-            time.sleep(0.02)
         while step < NUM_EVALUATIONS:
+            # One that has just moved starts at the step of another trial.
+            while self.is_paced and not stop.is_set() and _allowed(folder) <= (step if metrics else 0):
+                time.sleep(0.01)
             if stop.is_set():
                 return RunResult("interrupted", step, run_dir, None, metrics)
             time.sleep(self.seconds)
@@ -82,6 +84,35 @@ class SimulatedRun:
             if self.is_killed:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise DivergedError(f"the loss is nan at step {step}")
+
+
+class Pace:
+    """Watches a study and lets its paced trials make their next step. On a busy machine they would end before Tune compares them.
+
+    Args:
+        population: Trials that there must be before the first step.
+    """
+
+    def __init__(self, study_dir: Path, population: int) -> None:
+        self.study_dir, self.population = study_dir, population
+
+    def __call__(self, state: StudyState) -> None:
+        if len(state.records) < self.population:
+            return
+        for record in state.records:
+            folder = self.study_dir / "trials" / f"{record.number:04d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            written = folder / "allowed.new"
+            written.write_text(str(max((evaluation.number for evaluation in record.curve), default=0) + 1))
+            written.rename(folder / "allowed")
+
+
+def _allowed(folder: Path) -> int:
+    """How many steps in all the trial may have made."""
+    try:
+        return int((folder / "allowed").read_text())
+    except FileNotFoundError:
+        return 0
 
 
 class StylizingRun(SimulatedRun):

@@ -26,7 +26,7 @@ from ray_sassl.style.stylizers.magenta import WEIGHTS
 from ray_sassl.style.weights import MissingWeightsError, weights_path
 from tests.orchestrate.conftest import small_study
 from tests.orchestrate.shared_cluster import stop
-from tests.orchestrate.simulated import NUM_EVALUATIONS, SimulatedRun, StylizingRun, simulated_study
+from tests.orchestrate.simulated import NUM_EVALUATIONS, Pace, SimulatedRun, StylizingRun, simulated_study
 
 pytestmark = pytest.mark.ray
 
@@ -128,15 +128,8 @@ def test_a_study_whose_time_is_up_goes_on_where_it_was(ray_cluster: None, tmp_pa
 
 
 def test_population_based_training_moves_bad_trials_to_the_checkpoints_of_good_ones(ray_cluster: None, tmp_path: Path):
-    gate = tmp_path / "all trials are there"
-
-    def watch(state: StudyState) -> None:
-        # On a busy machine the first trials would end before the others are there to be compared with.
-        if len(state.records) == 4:
-            gate.touch()
-
     study = simulated_study(scheduler="pbt", num_trials=4, seed=3)
-    state = search(study, str(tmp_path / "study"), run=SimulatedRun(gate=gate), watch=watch)
+    state = search(study, str(tmp_path / "study"), run=SimulatedRun(is_paced=True), watch=Pace(tmp_path / "study", 4))
     assert {trial.state for trial in state.records} == {"finished"}
     moved = [trial for trial in state.records if trial.moves]
     assert moved

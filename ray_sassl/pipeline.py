@@ -226,11 +226,9 @@ def ids_of(index: Index, window: Window) -> np.ndarray:
     return np.concatenate([index.sample_ids(group) for group in window.groups])
 
 
-def without(seen: SeenIds, bad: Iterable[BadRow], epochs: Iterable[int]) -> SeenIds:
-    """A copy of the record in which known bad rows count as seen in the given epochs, so that a resumed run does not try them again."""
+def without(seen: SeenIds, bad: np.ndarray) -> SeenIds:
+    """A copy of the record in which the rows (n,) that are known to be bad count as seen in the epochs that were begun, so that a resumed
+    run does not try them again."""
     copy = seen.copy()
-    ids = np.array([row.sample_id for row in bad if row.sample_id >= 0], np.int64)
-    for epoch in epochs:
-        if seen.is_touched(epoch) and len(ids):
-            copy.add(np.full(len(ids), epoch, np.int64), ids)
+    copy.add_to_touched(bad)
     return copy

@@ -315,9 +315,8 @@ def test_known_bad_rows_are_not_tried_again_in_an_epoch_that_was_begun(source):
     seen = SeenIds(NUM_ROWS)
     good = np.array(sorted(GOOD))
     seen.add(np.zeros(len(good), np.int64), good)
-    bad = [BadRow("f", row, row, "no image") for row in BAD] + [BadRow("f", -1, -1, "a whole file")]
     told: list[BadRow] = []
-    known = without(seen, bad, range(2))
+    known = without(seen, np.array(BAD))
     assert list(_batches(source, 1, epochs=1, on_bad=told.extend, seen=known)) == []
     assert told == []
     assert known.count(0) == NUM_ROWS

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import numpy as np
 
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json_lines
@@ -15,6 +20,10 @@ from ray_sassl.plugins import UsageError
 log = logging.getLogger(__name__)
 
 _NAMED = 20
+_SAVE_EVERY_S = 2.0
+_PAUSE_OVER_SAVE = 20.0
+MAX_LISTED = 10_000
+"""Rows that the quarantine of a run lists with file and reason."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +57,20 @@ class Quarantine:
         num_rows: Rows of the data set.
         max_bad_fraction: The share of them that may be bad.
         option: What the user calls that share.
+        max_listed: So many rows, and all whole files, are kept as they are; of further ones the number and the kind of damage. None: all.
     """
 
-    def __init__(self, num_rows: int, max_bad_fraction: float, option: str = "data.max_bad_fraction") -> None:
+    def __init__(
+        self, num_rows: int, max_bad_fraction: float, option: str = "data.max_bad_fraction", max_listed: int | None = None
+    ) -> None:
         self.num_rows = num_rows
         self._option = option
         self.max_bad_fraction = max_bad_fraction
+        self._max_listed = max_listed
         self._rows: dict[tuple[int, str], BadRow] = {}
+        self._unlisted: dict[int, str] = {}
+        """The kind of damage by sample id."""
+        self._unsaved: list[BadRow] = []
 
     def add(self, rows: Iterable[BadRow]) -> int:
         """Take the rows in; returns how many of them are new.
@@ -62,36 +78,82 @@ class Quarantine:
         Raises:
             TooManyBadRowsError: there are now more than `max_bad_fraction` of the data set's rows; the message names up to 20 files.
         """
-        before = len(self._rows)
-        for row in rows:
-            self._rows.setdefault((row.sample_id, "" if row.sample_id >= 0 else row.path), row)
-        if len(self._rows) > before and self.num_bad > self.max_bad_fraction * self.num_rows:
-            raise TooManyBadRowsError(self._message())
-        return len(self._rows) - before
+        new = [row for row in rows if self._take(row)]
+        self._unsaved += new
+        self._check(len(new))
+        return len(new)
 
     @property
     def num_bad(self) -> int:
         """Distinct bad rows (and whole files) so far."""
-        return len(self._rows)
+        return len(self._rows) + len(self._unlisted)
 
     @property
     def rows(self) -> list[BadRow]:
-        """The bad rows by sample id; whole files come first."""
+        """The bad rows that are listed, by sample id; whole files come first."""
         return sorted(self._rows.values(), key=lambda row: (row.sample_id, row.path))
 
+    @property
+    def sample_ids(self) -> np.ndarray:
+        """(n,) int64: the ids of all bad rows, ascending, those that are not listed too."""
+        listed = [sample_id for sample_id, _ in self._rows if sample_id >= 0]
+        return np.sort(np.array([*listed, *self._unlisted], np.int64))
+
     def save_jsonl(self, path: str) -> None:
-        """Write one JSON object per bad row to the path or URI, atomically; what is not ASCII is escaped, so that only `\\n` ends a
-        line."""
-        storage.write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in self.rows))
+        """Write one JSON object per listed row, and one per kind of damage of the others, to the path or URI, atomically; what is not ASCII
+        is escaped, so that only `\\n` ends a line."""
+        storage.write_text(path, "".join([*map(_line_of, self.rows), *_lines_of_kinds(self._unlisted)]))
+        self._unsaved = []
+
+    def append_jsonl(self, path: str) -> None:
+        """Bring the file up to date with what was added since it was loaded, saved or appended to. A local file gets new lines, flushed to
+        the disk; an object store cannot append, so the file is written whole."""
+        if not self._unsaved:
+            return
+        if storage.local_path(path) is None:
+            self.save_jsonl(path)
+            return
+        listed = [row for row in self._unsaved if self._key(row) in self._rows]
+        others = {row.sample_id: self._unlisted[row.sample_id] for row in self._unsaved if row.sample_id in self._unlisted}
+        storage.append_text(path, "".join([*map(_line_of, listed), *_lines_of_kinds(others)]))
+        self._unsaved = []
 
     def load_jsonl(self, path: str) -> int:
-        """Take in what `save_jsonl` wrote; returns how many rows are new. A file that is not there holds none; damaged lines are counted in
-        the log."""
+        """Take in what `save_jsonl` and `append_jsonl` wrote; returns how many rows are new. A file that is not there holds none; damaged
+        lines are counted in the log."""
         lines = read_json_lines(path)
-        rows = [BadRow(**line) for line in lines.objects if _is_row(line)]
-        if damaged := lines.num_damaged + len(lines.objects) - len(rows):
-            log.warning("%s: %d of %d lines are damaged and were left out", path, damaged, lines.num_damaged + len(lines.objects))
-        return self.add(rows)
+        before, num_damaged = self.num_bad, lines.num_damaged
+        for line in lines.objects:
+            if _is_row(line):
+                self._take(BadRow(**line))
+            elif _is_kind(line):
+                new = (sample_id for sample_id in line["sample_ids"] if (sample_id, "") not in self._rows)
+                self._unlisted |= dict.fromkeys(new, sys.intern(line["reason"]))
+            else:
+                num_damaged += 1
+        if num_damaged:
+            log.warning("%s: %d of %d lines are damaged and were left out", path, num_damaged, lines.num_damaged + len(lines.objects))
+        self._check(self.num_bad - before)
+        return self.num_bad - before
+
+    @staticmethod
+    def _key(row: BadRow) -> tuple[int, str]:
+        return row.sample_id, "" if row.sample_id >= 0 else row.path
+
+    def _take(self, row: BadRow) -> bool:
+        """Whether the row is new."""
+        key = self._key(row)
+        if key in self._rows or row.sample_id in self._unlisted:
+            return False
+        if row.sample_id < 0 or self._max_listed is None or len(self._rows) < self._max_listed:
+            self._rows[key] = row
+        else:
+            self._unlisted[row.sample_id] = sys.intern(kind_of(row.reason))
+        return True
+
+    def _check(self, num_new: int) -> None:
+        if num_new and self.num_bad > self.max_bad_fraction * self.num_rows:
+            raise TooManyBadRowsError(self._message())
 
     def _message(self) -> str:
         first_of_file: dict[str, BadRow] = {}
@@ -100,11 +162,86 @@ class Quarantine:
         named = "\n".join(f"  {row}" for row in list(first_of_file.values())[:_NAMED])
         left_out = len(first_of_file) - _NAMED
         more = f"\n  ... and {left_out:,} more files" if left_out > 0 else ""
+        more += f"\n  ... and {len(self._unlisted):,} more rows" if self._unlisted else ""
         share = self.num_bad / max(self.num_rows, 1)
         return (
             f"{self.num_bad:,} of {self.num_rows:,} rows ({share:.2%}) cannot be used; {self._option} allows "
             f"{self.max_bad_fraction:.2%}. The first of each file:\n{named}{more}"
         )
+
+
+class QuarantineFile:
+    """The quarantine of a run and its file, to which new rows are appended at most every two seconds.
+
+    Args:
+        path: The file.
+        num_rows: Rows of the data set.
+        max_bad_fraction: The share of them that may be bad.
+    """
+
+    def __init__(self, path: str, num_rows: int, max_bad_fraction: float) -> None:
+        self.quarantine = Quarantine(num_rows, max_bad_fraction, max_listed=MAX_LISTED)
+        self._path = path
+        self._due_at = time.monotonic() + _SAVE_EVERY_S
+
+    def load(self) -> None:
+        """Take in what an earlier start of the run has written.
+
+        Raises:
+            TooManyBadRowsError: these are more rows than are allowed now.
+        """
+        self.quarantine.load_jsonl(self._path)
+
+    def add(self, rows: Iterable[BadRow]) -> None:
+        """As `Quarantine.add`."""
+        try:
+            self.quarantine.add(rows)
+        finally:
+            self.save_if_due()
+
+    def save_if_due(self) -> None:
+        """Save where that was not done for a while; the pause is longer where saving takes long, as on an object store."""
+        if time.monotonic() >= self._due_at:
+            self.save()
+
+    def save(self) -> None:
+        """Bring the file up to date."""
+        began = time.monotonic()
+        self.quarantine.append_jsonl(self._path)
+        now = time.monotonic()
+        self._due_at = now + max(_SAVE_EVERY_S, _PAUSE_OVER_SAVE * (now - began))
+
+
+def kind_of(reason: str) -> str:
+    """What stands before the first colon of the reason: what is wrong, without what it was found in."""
+    return reason.partition(":")[0]
+
+
+def count_kinds(path: str) -> dict[str, int]:
+    """How many bad rows the file lists or counts of each kind of damage, the most frequent first; tolerates damaged lines."""
+    counts: Counter[str] = Counter()
+    for line in read_json_lines(path).objects:
+        counts[kind_of(str(line.get("reason", "")))] += len(line["sample_ids"]) if _is_kind(line) else 1
+    return dict(counts.most_common())
+
+
+def _line_of(row: BadRow) -> str:
+    return json.dumps(asdict(row)) + "\n"
+
+
+def _lines_of_kinds(kinds: dict[int, str]) -> list[str]:
+    """One line per kind of damage, with the ids of its rows."""
+    ids_of: dict[str, list[int]] = {}
+    for sample_id, kind in sorted(kinds.items()):
+        ids_of.setdefault(kind, []).append(sample_id)
+    return [json.dumps({"reason": kind, "sample_ids": ids}) + "\n" for kind, ids in ids_of.items()]
+
+
+def _is_kind(line: dict[str, Any]) -> bool:
+    """Whether the object of a line is a kind of damage with the ids of its rows."""
+    ids = line.get("sample_ids")
+    has_ids = isinstance(ids, list) and {*map(type, ids)} <= {int}
+    return has_ids and line.keys() == {"reason", "sample_ids"} and isinstance(line["reason"], str)
 
 
 def _is_row(line: dict[str, Any]) -> bool:

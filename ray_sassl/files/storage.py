@@ -346,6 +346,25 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_text(path: str | os.PathLike[str], text: str) -> None:
+    """Put the text behind the lines of a local file, as UTF-8, and flush it to the disk; a last line that a crash has torn is ended
+    first."""
+    local = local_path(path)
+    assert local is not None, "an object store cannot append"
+    local.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not local.exists()
+    with local.open("a+b") as file:
+        is_torn = False
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            is_torn = file.read(1) != b"\n"
+        file.write(b"\n" * is_torn + text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync_dir(local.parent)
+
+
 @contextmanager
 def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write to, which appears at the path when the block ends; after an exception nothing appears."""

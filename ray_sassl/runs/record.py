@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from ray_sassl.config.roles import shaping_part
+from ray_sassl.data.quarantine import count_kinds
 from ray_sassl.evaluation.results import ProtocolScores, read_scores
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json, read_json_lines
@@ -69,7 +69,6 @@ def read_run(path: str) -> RunRecord:
         raise RunDirectoryError(f"{path} is not a run directory: it has no {CONFIG}")
     summary = read_json(storage.join(path, SUMMARY))
     environment = read_json(storage.join(path, ENVIRONMENT)) or {}
-    quarantine = [line.get("reason", "") for line in read_json_lines(storage.join(path, QUARANTINE)).objects]
     views = storage.join(path, VIEWS)
     return RunRecord(
         path=path,
@@ -81,6 +80,6 @@ def read_run(path: str) -> RunRecord:
             (line for line in read_json_lines(storage.join(path, METRICS)).objects if "step" in line), key=lambda line: line["step"]
         ),
         scores=read_scores(path),
-        bad_rows=dict(Counter(reason.partition(":")[0] for reason in quarantine).most_common()),
+        bad_rows=count_kinds(storage.join(path, QUARANTINE)),
         views=storage.read_bytes(views) if storage.exists(views) else None,
     )

@@ -2,8 +2,8 @@
 
 step-00001234/model.safetensors   the backbone, for whoever wants the encoder
               state.pt            all else that the run needs to continue (loaded with weights_only=True)
-              seen.json           which samples of which epoch the run has trained on
               config.yaml         the resolved config: enough to start the same run again
+              seen.json           which samples of which epoch the run has trained on
               manifest.json       step, format version, bytes and sha256 of each file
 """
 
@@ -93,8 +93,8 @@ def write_checkpoint(
     files = {
         MODEL: safetensors.torch.save(backbone, metadata={"format": "pt"}),
         STATE: buffer.getvalue(),
-        SEEN: seen.encode(),
         CONFIG: config_yaml.encode(),
+        SEEN: seen.encode(),
     }
     folder = checkpoint_path(run_dir, step)
     write_folder(folder, step, files)

@@ -1,8 +1,10 @@
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from ray_sassl.data.quarantine import BadRow, Quarantine, TooManyBadRowsError
+from ray_sassl.data.quarantine import BadRow, Quarantine, QuarantineFile, TooManyBadRowsError, count_kinds
+from ray_sassl.files import storage
 
 
 def _bad(sample_id: int, path: str = "a.tar") -> BadRow:
@@ -43,3 +45,81 @@ def test_saved_rows_are_loaded_again(tmp_path: Path):
     assert other.load_jsonl(str(tmp_path / "q.jsonl")) == 2
     assert other.rows == quarantine.rows == [_bad(1), _bad(3, "ü.jpg")]
     assert other.load_jsonl(str(tmp_path / "none.jsonl")) == 0
+
+
+def _cut(sample_ids: Iterable[int]) -> list[BadRow]:
+    return [BadRow("a.tar", id_, id_, f"cut off: {id_}") for id_ in sample_ids]
+
+
+def test_what_is_listed_is_capped_and_what_is_counted_is_not(tmp_path: Path):
+    path = str(tmp_path / "q.jsonl")
+    quarantine = Quarantine(num_rows=1000, max_bad_fraction=1.0, max_listed=3)
+    assert quarantine.add([BadRow("b.tar", -1, -1, "no end"), *_cut(range(50)), BadRow("a.tar", 60, 60, "not an image: a BMP")]) == 52
+    assert quarantine.add(_cut(range(52))) == 2
+    quarantine.save_jsonl(path)
+    other = Quarantine(num_rows=1000, max_bad_fraction=1.0, max_listed=3)
+    assert other.load_jsonl(path) == 54
+    assert other.add(_cut(range(52))) == 0
+    for each in (quarantine, other):
+        assert [row.sample_id for row in each.rows] == [-1, 0, 1]
+        assert each.num_bad == 54
+        assert each.sample_ids.tolist() == [*range(52), 60]
+    assert count_kinds(path) == {"cut off": 52, "no end": 1, "not an image": 1}
+
+
+def test_the_message_counts_rows_that_are_not_listed():
+    quarantine = Quarantine(num_rows=100, max_bad_fraction=0.0, max_listed=2)
+    with pytest.raises(TooManyBadRowsError, match=r"5 of 100 rows(.|\n)*and 3 more rows"):
+        quarantine.add(_cut(range(5)))
+
+
+def test_new_rows_are_appended_and_nothing_is_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "q.jsonl"
+    written: list[int] = []
+    append = storage.append_text
+    monkeypatch.setattr(storage, "append_text", lambda path, text: (written.append(len(text)), append(path, text)))
+    quarantine = Quarantine(num_rows=10_000, max_bad_fraction=1.0, max_listed=20)
+    for first in range(0, 1000, 10):
+        quarantine.add(_cut(range(first, first + 10)))
+        quarantine.append_jsonl(str(path))
+        quarantine.append_jsonl(str(path))
+    assert len(written) == 100
+    assert sum(written) == path.stat().st_size
+    assert max(written[2:]) < 150, "ten ids and the kind of damage"
+    other = Quarantine(num_rows=10_000, max_bad_fraction=1.0, max_listed=20)
+    assert other.load_jsonl(str(path)) == 1000
+    other.add(_cut([2000]))
+    other.append_jsonl(str(path))
+    assert len(written) == 101
+    assert written[-1] < 150
+
+
+def test_lines_are_appended_behind_one_that_a_crash_has_torn(tmp_path: Path):
+    path = tmp_path / "q.jsonl"
+    first = Quarantine(num_rows=100, max_bad_fraction=1.0)
+    first.add([_bad(1), _bad(2)])
+    first.append_jsonl(str(path))
+    path.write_bytes(path.read_bytes()[:-5])
+    second = Quarantine(num_rows=100, max_bad_fraction=1.0)
+    assert second.load_jsonl(str(path)) == 1
+    second.add([_bad(2), _bad(3)])
+    second.append_jsonl(str(path))
+    third = Quarantine(num_rows=100, max_bad_fraction=1.0)
+    assert third.load_jsonl(str(path)) == 3
+    assert third.sample_ids.tolist() == [1, 2, 3]
+
+
+def test_the_file_of_a_run_is_written_when_it_is_due_and_read_at_the_next_start(tmp_path: Path):
+    path = tmp_path / "q.jsonl"
+    file = QuarantineFile(str(path), 100, 0.05)
+    file.load()
+    file.add([_bad(1)])
+    assert not path.exists()
+    file._due_at = 0.0
+    file.save_if_due()
+    assert len(path.read_text().splitlines()) == 1
+    file.add([_bad(2)])
+    file.save()
+    assert len(path.read_text().splitlines()) == 2
+    with pytest.raises(TooManyBadRowsError, match="2 of 100 rows"):
+        QuarantineFile(str(path), 100, 0.01).load()

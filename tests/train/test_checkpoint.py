@@ -1,7 +1,9 @@
+import base64
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -57,11 +59,23 @@ def _in_format_1(path: str) -> str:
     state = torch.load(folder / "state.pt") | {"seen": {"num_rows": 10, "complete": [2], "open": opened}}
     torch.save(state, folder / "state.pt")
     (folder / "seen.json").unlink()
-    contents = {name: (folder / name).read_bytes() for name in ("model.safetensors", "state.pt", "config.yaml")}
+    _write_manifest(folder, 1, ("model.safetensors", "state.pt", "config.yaml"))
+    return path
+
+
+def _in_format_2(path: str) -> str:
+    """The same checkpoint as it was written before lists of missing rows: with a bitmap of every epoch that lacks a row."""
+    opened = {0: base64.b64encode(zlib.compress(np.packbits(~read_seen(path).unseen(0, np.arange(10))).tobytes(), 1)).decode()}
+    (Path(path) / "seen.json").write_text(json.dumps({"num_rows": 10, "complete": [2], "open": opened}))
+    _write_manifest(Path(path), 2, ("model.safetensors", "state.pt", "seen.json", "config.yaml"))
+    return path
+
+
+def _write_manifest(folder: Path, number: int, names: tuple[str, ...]) -> None:
+    contents = {name: (folder / name).read_bytes() for name in names}
     digests = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     step = int(folder.name.removeprefix("step-"))
-    (folder / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": digests}, indent=2))
-    return path
+    (folder / MANIFEST).write_text(json.dumps({"format": number, "step": step, "files": digests}, indent=2))
 
 
 def _latest(run_dir: Path | str) -> Checkpoint:
@@ -148,8 +162,8 @@ def test_a_copy_under_another_name_is_read(tmp_path):
 
 def test_a_newer_format_is_refused(tmp_path):
     path = Path(_save(tmp_path, 1)) / MANIFEST
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(BadCheckpointError, match="format 3, this program reads format 1 and 2"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
+    with pytest.raises(BadCheckpointError, match="format 4, this program reads format 1, 2, 3"):
         read_checkpoint(str(path.parent))
 
 
@@ -203,15 +217,16 @@ def test_a_run_without_checkpoints_has_no_latest_one(tmp_path):
     assert newest_seen(str(tmp_path)) is None
 
 
-def test_a_checkpoint_of_format_1_is_read_with_what_it_has_seen(tmp_path):
-    path = _in_format_1(_save(tmp_path, 4, optimizer={"lr": 0.1}))
+@pytest.mark.parametrize(("as_before", "record"), [(_in_format_1, "state.pt"), (_in_format_2, "seen.json")])
+def test_a_checkpoint_of_an_older_format_is_read_with_what_it_has_seen(tmp_path, as_before, record):
+    path = as_before(_save(tmp_path, 4, optimizer={"lr": 0.1}))
     checkpoint = read_checkpoint(path)
     assert (checkpoint.step, checkpoint.state["optimizer"], checkpoint.config_yaml) == (4, {"lr": 0.1}, CONFIG_YAML)
     assert torch.equal(checkpoint.backbone["weight"], Network().backbone.weight)
     for seen in (checkpoint.seen, read_seen(path)):
         assert [seen.count(epoch) for epoch in range(3)] == [4, 0, 10]
-    (Path(path) / "state.pt").write_bytes(b"damaged")
-    with pytest.raises(BadCheckpointError, match=r"state\.pt"):
+    (Path(path) / record).write_bytes(b"damaged")
+    with pytest.raises(BadCheckpointError, match=re.escape(record)):
         read_seen(path)
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from ray_sassl.data.quarantine import BadRow, Quarantine, TooManyBadRowsError
+from ray_sassl.data.quarantine import BadRow, QuarantineFile, TooManyBadRowsError
 from ray_sassl.orchestrate.runtime.metrics import CostMeter, set_bad_rows
 from ray_sassl.orchestrate.runtime.session import pin_to_driver
 from ray_sassl.types import Outcome
-
-_SAVE_EVERY_S = 2.0
 
 
 @dataclass
@@ -50,10 +48,8 @@ class RunControl:
     """
 
     def __init__(self, num_rows: int, max_bad_fraction: float, quarantine_path: str, run: str, prices: Mapping[str, float] | None) -> None:
-        self._quarantine = Quarantine(num_rows, max_bad_fraction)
-        self._path = quarantine_path
-        self._quarantine.load_jsonl(quarantine_path)
-        self._saved_at, self._num_saved = time.monotonic(), self._quarantine.num_bad
+        self._file = QuarantineFile(quarantine_path, num_rows, max_bad_fraction)
+        self._quarantine = self._file.quarantine
         self._update = ProgressUpdate()
         self._stop = False
         self._wants_checkpoint = False
@@ -63,25 +59,22 @@ class RunControl:
         self._outcome: Outcome | None = None
         self._run = run
         self._cost = CostMeter(run, prices) if prices is not None else None
+        try:
+            self._file.load()
+        except TooManyBadRowsError as error:
+            self.fail(str(error))
 
     def add_bad(self, rows: list[BadRow]) -> str | None:
         """Take rows into quarantine; the answer is the reason to stop where there are now too many."""
         try:
-            self._quarantine.add(rows)
+            self._file.add(rows)
         except TooManyBadRowsError as error:
             self.fail(str(error))
-        if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
-            self.save()
         return self._fatal
 
-    def bad_rows(self) -> list[BadRow]:
-        return self._quarantine.rows
-
-    def save(self) -> None:
-        """Write the quarantine where it has grown."""
-        if self._quarantine.num_bad > self._num_saved:
-            self._quarantine.save_jsonl(self._path)
-        self._saved_at, self._num_saved = time.monotonic(), self._quarantine.num_bad
+    def bad_ids(self) -> np.ndarray:
+        """(n,) int64: the samples in quarantine."""
+        return self._quarantine.sample_ids
 
     def fail(self, reason: str) -> None:
         """The run cannot go on, and starting workers again would not help."""
@@ -129,11 +122,12 @@ class RunControl:
         self._outcome = outcome
 
     def outcome(self) -> Outcome | None:
-        self.save()
+        self._file.save()
         return self._outcome
 
     def progress(self) -> ProgressUpdate:
         """What has happened since the last call."""
+        self._file.save_if_due()
         set_bad_rows(self._run, self._quarantine.num_bad)  # a gauge that is not set again is soon gone from the endpoint
         update, self._update = self._update, ProgressUpdate()
         update.num_bad, update.fatal = self._quarantine.num_bad, self._fatal

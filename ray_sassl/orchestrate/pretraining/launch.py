@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import tempfile
@@ -25,7 +24,7 @@ from ray_sassl.cluster.plan import read_prices
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
-from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.data.quarantine import QuarantineFile
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
@@ -130,15 +129,14 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
     resume = latest_checkpoint(run_dir)
     if resume is None and list_checkpoints(run_dir):
         raise all_damaged(run_dir)
-    quarantine = Quarantine(index.num_rows, config.data.max_bad_fraction)
-    path = storage.join(run_dir, QUARANTINE)
-    quarantine.load_jsonl(path)
-    quarantine.add(index.problems)
-    seen = without(resume.seen if resume else SeenIds(index.num_rows), quarantine.rows, range(math.ceil(config.train.epochs)))
+    bad_rows = QuarantineFile(storage.join(run_dir, QUARANTINE), index.num_rows, config.data.max_bad_fraction)
+    bad_rows.load()
+    bad_rows.add(index.problems)
+    seen = without(resume.seen if resume else SeenIds(index.num_rows), bad_rows.quarantine.sample_ids)
 
     class Context(LocalContext):
         def report(self, metrics: dict[str, float]) -> None:
-            watch(ProgressUpdate([metrics], num_bad=quarantine.num_bad))
+            watch(ProgressUpdate([metrics], num_bad=bad_rows.quarantine.num_bad))
 
         def stop_requested(self) -> bool:
             return stop.is_set()
@@ -148,7 +146,7 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         source,
         epochs=config.train.epochs,
         batch_size=micro_batch(config.train, 1),
-        on_bad=quarantine.add,
+        on_bad=bad_rows.add,
         stylize_block=build_stylize_block(config, "cpu", config.scaling.threads_per_worker or torch.get_num_threads()),
         seen=seen,
         accumulate=config.train.accumulate,
@@ -157,8 +155,7 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         try:
             return train_process(config, run_dir, batches, index.num_rows, context, resume)
         finally:
-            if quarantine.num_bad:
-                quarantine.save_jsonl(path)
+            bad_rows.save()
 
 
 def _pretrain_on_ray(

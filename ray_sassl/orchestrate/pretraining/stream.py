@@ -242,14 +242,14 @@ class StreamFactory:
         self._spec, self._run_dir, self._control, self._keeper = spec, run_dir, control, keeper
 
     def __call__(self) -> ray.data.Dataset:
-        refused, known_bad = ray.get([self._control.refused.remote(), self._control.bad_rows.remote()])
+        refused, known_bad = ray.get([self._control.refused.remote(), self._control.bad_ids.remote()])
         path, seen = None, SeenIds(self._spec.source.index.num_rows)
         try:
             path, seen = newest_seen(self._run_dir, refused) or (path, seen)
         except BadCheckpointError as error:
             ray.get(self._control.fail.remote(str(error)))  # workers ask for this before they do anything
         ray.get(self._control.start_from.remote(path))
-        return make_stream(self._spec, without(seen, known_bad, range(math.ceil(self._spec.epochs))), self._control, self._keeper)
+        return make_stream(self._spec, without(seen, known_bad), self._control, self._keeper)
 
 
 def block_bytes(source: ViewSource) -> int:

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods import MethodConfig
-from ray_sassl.plugins import OPERATIONAL, SEED, FrozenConfig, load_plugin, plugin_field, plugin_names
+from ray_sassl.plugins import OPERATIONAL, SEED, FrozenConfig, UsageError, load_plugin, plugin_field, plugin_names
 from ray_sassl.style.augment import SasslConfig
 from ray_sassl.style.stylizers import StylizerConfig
-from ray_sassl.train.loop import TrainConfig
+from ray_sassl.train.loop import TrainConfig, share_of_batch
 from ray_sassl.train.metrics import TrackingConfig
 from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views.recipes import ViewsConfig
@@ -149,4 +149,21 @@ class ExperimentConfig(FrozenConfig):
                 f"larger views, "
                 f"leave the small ones out of sassl.views, or take a stylizer for them: {', '.join(takers)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_are_large_enough(self) -> Self:
+        assert isinstance(self.method, MethodConfig)
+        counts = self.scaling.worker_counts if self.scaling.num_workers else range(1, 2)
+        for count in counts:
+            try:
+                rows, parts = share_of_batch(self.train, counts[-1], count)
+            except UsageError:  # the batch does not divide, for which launching has words of its own
+                continue
+            if reason := self.method.too_few_rows(rows, count):
+                raise ValueError(
+                    f"method={self.method.name} would learn nothing from train.global_batch={self.train.global_batch} in parts of {rows} "
+                    f"(each of {count} workers takes its share in {parts}): {reason}; take a larger train.global_batch, or a smaller "
+                    f"train.accumulate or scaling.num_workers"
+                )
         return self

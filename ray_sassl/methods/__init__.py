@@ -74,6 +74,13 @@ class MethodConfig(PluginConfig, ABC):
             UsageError: the method cannot work with so few.
         """
 
+    def too_few_rows(self, rows: int, num_workers: int) -> str | None:
+        """Why nothing would be learned from parts of a batch of so many images on each of so many workers, or None where they suffice.
+
+        Where other images of the batch are the negatives, or its statistics make the loss, one image alone has nothing to differ from.
+        """
+        return "the loss compares the images of a batch with each other" if rows * num_workers < 2 else None
+
     @abstractmethod
     def build(self, backbone: nn.Module, num_features: int) -> Method:
         """The method around a backbone whose features are `num_features` wide; weights are drawn from torch's global generator,

@@ -62,6 +62,14 @@ class Config(ProjectorConfig):
     norm_last_layer: bool = True
     last_layer_frozen: float = Field(default=0.01, ge=0, le=1)
 
+    @property
+    def has_head_bn(self) -> bool:
+        return self.projector_bn
+
+    def too_few_rows(self, rows: int, num_workers: int) -> str | None:
+        # The center remembers earlier batches, so one image has something to differ from.
+        return super().too_few_rows(rows, num_workers) if self.has_head_bn else None
+
     def build(self, backbone: nn.Module, num_features: int) -> DINO:
         return DINO(self, backbone, num_features)
 

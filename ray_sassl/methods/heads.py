@@ -31,6 +31,16 @@ class ProjectorConfig(MethodConfig, ABC):
     projector_layers: Count
     bn: Literal["sync", "plain"] = "sync"
 
+    @property
+    def has_head_bn(self) -> bool:
+        """Whether there is batch normalization in the projector or the predictor."""
+        return True
+
+    def too_few_rows(self, rows: int, num_workers: int) -> str | None:
+        if self.has_head_bn and self.bn == "plain" and rows < 2:
+            return "with method.bn=plain each worker normalizes the outputs of its heads over its own images"
+        return super().too_few_rows(rows, num_workers)
+
     def build_projector(self, num_features: int, **form: bool) -> nn.Sequential:
         """The projector for features of this width; `form` is passed on to `mlp_head`."""
         return mlp_head(num_features, self.projector_hidden_size, self.embedding_size, self.projector_layers, **form)

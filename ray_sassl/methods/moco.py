@@ -76,6 +76,13 @@ class Config(HeadsConfig):
                 "or take two workers at least (scaling.num_workers, scaling.min_workers)"
             )
 
+    def too_few_rows(self, rows: int, num_workers: int) -> str | None:
+        if self.bn == "split" and rows < self.num_splits:
+            return f"method.bn=split normalizes method.num_splits={self.num_splits} groups of each worker's images by themselves"
+        if rows * num_workers < 2:
+            return "batch normalization over a single image tells the query which key is its own"
+        return None
+
     def build(self, backbone: nn.Module, num_features: int) -> MoCo:
         return MoCo(self, backbone, num_features)
 

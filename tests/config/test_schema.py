@@ -52,3 +52,46 @@ def test_views_too_small_for_the_stylizer_are_refused_before_it_is_built(name):
     with pytest.raises(OverrideError, match=rf"at least {min_px} px, not of 16 px; .*a stylizer for them: .*color_statistics.*identity"):
         apply_overrides(load_experiment("demo_plain"), changes)
     assert apply_overrides(load_experiment("demo_plain"), [*changes[:-1], "sassl.views=both"]).views.small_px == 16
+
+
+def _reason(*changes: str) -> str | None:
+    try:
+        apply_overrides(load_experiment("demo_plain"), ["scaling.num_workers=1", *changes])
+    except OverrideError as error:
+        assert "would learn nothing" in str(error)
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", plugin_names("ray_sassl.methods"))
+def test_a_batch_of_one_image_is_refused_by_every_method_that_learns_nothing_from_it(name):
+    for changes in (["train.global_batch=1"], ["train.global_batch=16", "train.accumulate=16"]):
+        reason = _reason(f"method={name}", *changes)
+        if name == "dino":  # its center remembers earlier batches
+            assert reason is None
+            assert _reason("method=dino", "method.projector_bn=true", *changes)
+        else:
+            assert reason is not None
+            assert f"method={name} would learn nothing" in reason
+            assert "in parts of 1 (each of 1 workers" in reason
+    assert _reason(f"method={name}", "train.global_batch=2") is None
+
+
+@pytest.mark.parametrize("name", plugin_names("ray_sassl.methods"))
+def test_one_image_per_worker_is_enough_unless_each_worker_normalizes_by_itself(name):
+    alone = [f"method={name}", "scaling.num_workers=4", "train.global_batch=4"]
+    assert _reason(*alone) is None
+    if name not in ("moco", "dino"):  # without batch normalization in their heads
+        assert "normalizes the outputs of its heads" in str(_reason(*alone, "method.bn=plain"))
+        assert _reason(*alone, "method.bn=plain", "train.global_batch=8") is None
+
+
+def test_parts_that_an_elastic_run_may_come_to_are_looked_at_too():
+    changes = ["method=simclr", "scaling.num_workers=4", "train.global_batch=8", "train.accumulate=2"]
+    assert _reason(*changes) is None  # four images in each part
+    assert "in parts of 1 (each of 1 workers takes its share in 8)" in str(_reason(*changes, "scaling.min_workers=1"))
+
+
+def test_groups_of_split_batch_normalization_need_an_image_each():
+    assert "method.num_splits=8 groups" in str(_reason("method=moco", "method.bn=split", "train.global_batch=4"))
+    assert _reason("method=moco", "method.bn=split", "train.global_batch=8") is None

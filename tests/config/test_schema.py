@@ -57,9 +57,8 @@ def test_views_too_small_for_the_stylizer_are_refused_before_it_is_built(name):
 def _reason(*changes: str) -> str | None:
     try:
         apply_overrides(load_experiment("demo_plain"), ["scaling.num_workers=1", *changes])
-    except OverrideError as error:
-        assert "would learn nothing" in str(error)
-        return str(error)
+    except OverrideError as refused:
+        return str(refused)
     return None
 
 

@@ -141,8 +141,7 @@ def _progress(console: Console, config: ExperimentConfig) -> Iterator:
 def _short(report: dict[str, float]) -> str:
     return (
         f"loss {report['loss']:.3f} (chance {report['chance_loss']:.2f})  std {report['embedding_std']:.2f}  rank "
-        f"{report['effective_rank']:.0f}  "
-        f"{report['images_per_s']:,.0f} images/s  waits {report['data_wait']:.0%}"
+        f"{report['effective_rank']:.0f}  {report['images_per_s']:,.0f} images/s  waits {report['data_wait']:.0%}"
     )
 
 

@@ -51,8 +51,7 @@ def read_schemas(folder: Path) -> Schemas:
     if not schemas:
         raise UsageError(
             f"{folder} is not a folder with CustomResourceDefinitions; KubeRay's are in its repository under "
-            f"ray-operator/config/crd/bases, and "
-            "`kubectl get crd -o yaml` writes those of a cluster"
+            "ray-operator/config/crd/bases, and `kubectl get crd -o yaml` writes those of a cluster"
         )
     return schemas
 

@@ -29,9 +29,8 @@ def check_image(image: str, where: str, ray_version: str) -> list[Finding]:
         return [
             Finding(
                 where,
-                f"the tag of {image!r} does not say which Ray is in it; write it into the tag, as in name:1.0-ray{ray_version}, so that "
-                f"it can be "
-                "compared",
+                f"the tag of {image!r} does not say which Ray is in it; write it into the tag, as in name:1.0-ray{ray_version}, so that it "
+                "can be compared",
             )
         ]
     if found != ray_version:

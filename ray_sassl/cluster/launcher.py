@@ -155,8 +155,7 @@ def _authentication(config: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(
                 start,
                 f"the {side}'s Ray starts without token authentication, so whoever reaches it runs code there; add '--env "
-                f"RAY_AUTH_MODE=token' to "
-                "docker.run_options, or RAY_AUTH_MODE=token before `ray start`",
+                "RAY_AUTH_MODE=token' to docker.run_options, or RAY_AUTH_MODE=token before `ray start`",
             )
     mounts = [str(path) for pair in mapping(config.get("file_mounts")).items() for path in pair]
     if not any(path.endswith("auth_token") for path in mounts):

@@ -278,8 +278,7 @@ def plan(
     best = max(tried, key=lambda prediction: prediction.images_per_s)
     raise PlanError(
         f"no number of GPUs reaches that: the fastest are {best.counts.trainers} with {best.images_per_s:,.0f} images/s and "
-        f"{best.hours:.1f} hours, "
-        f"held back by {best.bottleneck} (global batch {workload.global_batch:,})"
+        f"{best.hours:.1f} hours, held back by {best.bottleneck} (global batch {workload.global_batch:,})"
     )
 
 

@@ -145,9 +145,8 @@ class ExperimentConfig(FrozenConfig):
         if not self.stylize.is_identity and min(sizes_px) < self.stylize.min_px:
             takers = [name for name in plugin_names(_STYLIZERS) if load_plugin(_STYLIZERS, name).Config.min_px <= min(sizes_px)]
             raise ValueError(
-                f"stylize={self.stylize.name} stylizes views of at least {self.stylize.min_px} px, not of {min(sizes_px)} px; take "
-                f"larger views, "
-                f"leave the small ones out of sassl.views, or take a stylizer for them: {', '.join(takers)}"
+                f"stylize={self.stylize.name} stylizes views of at least {self.stylize.min_px} px, not of {min(sizes_px)} px; take larger "
+                f"views, leave the small ones out of sassl.views, or take a stylizer for them: {', '.join(takers)}"
             )
         return self
 

@@ -142,8 +142,7 @@ def _refuse_changed(index: Index, group: int) -> None:
     if (now.size_bytes, now.mtime_ns) != then:
         raise UsageError(
             f"{path} has changed since the index was built: its size or its time of change is another. Restore it, or start a new run. "
-            f"Copies on the disks of "
-            "several machines must keep the time of change (cp -p, rsync -t)."
+            "Copies on the disks of several machines must keep the time of change (cp -p, rsync -t)."
         )
 
 

@@ -212,9 +212,8 @@ def check(config: MethodConfig, fa: FaConfig, plain: Plain) -> None:
     place = architecture(fa, plain)
     if place == "basic" and plain.needs_predictor:
         raise ValueError(
-            f"fa.architecture='basic' has no predictor, without which {config.name} collapses: nothing else keeps it from giving "
-            f"all images "
-            "one embedding; use 'parallel_predictor', 'pre_predictor' or 'post_predictor'"
+            f"fa.architecture='basic' has no predictor, without which {config.name} collapses: nothing else keeps it from giving all "
+            "images one embedding; use 'parallel_predictor', 'pre_predictor' or 'post_predictor'"
         )
     if place == "basic":
         for field in (name for name in type(config).model_fields if name.startswith("predictor_")):
@@ -253,8 +252,7 @@ def _check_gradients(fa: FaConfig, place: Architecture, plain: Plain) -> None:
     if place == "pre_predictor" and not passes and not plain.trains_targets:
         raise ValueError(
             f"fa.architecture='pre_predictor' with {fa.augmentation.name}, which lets no gradient through, would leave the encoder "
-            f"untrained, "
-            "since the targets of this method take no gradient either; use 'parallel_predictor'"
+            "untrained, since the targets of this method take no gradient either; use 'parallel_predictor'"
         )
 
 

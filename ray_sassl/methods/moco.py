@@ -72,8 +72,7 @@ class Config(HeadsConfig):
         if self.bn == "shuffle" and num_workers < 2:
             raise UsageError(
                 "method.bn=shuffle moves keys between workers, and there would be only one; set method.bn=split to do so within it, or "
-                "method.bn=plain, "
-                "or take two workers at least (scaling.num_workers, scaling.min_workers)"
+                "method.bn=plain, or take two workers at least (scaling.num_workers, scaling.min_workers)"
             )
 
     def too_few_rows(self, rows: int, num_workers: int) -> str | None:

@@ -152,7 +152,6 @@ def _fix_patch_embedding(backbone: nn.Module, patch_embedding: str) -> None:
         projection.requires_grad_(patch_embedding == "trained")
     elif patch_embedding != "auto":
         raise UsageError(
-            f"method.patch_embedding={patch_embedding!r} has no effect: the backbone projects no patches with one convolution; leave "
-            f"it out, "
-            "or take a ViT such as backbone.name=timm/vit_small_patch16_224"
+            f"method.patch_embedding={patch_embedding!r} has no effect: the backbone projects no patches with one convolution; leave it "
+            "out, or take a ViT such as backbone.name=timm/vit_small_patch16_224"
         )

@@ -53,9 +53,8 @@ class Config(HeadsConfig):
     def _features_keep_their_length(self) -> Self:
         if not passes_gradient(self.fa):
             raise ValueError(
-                f"fa.augmentation={self.fa.augmentation.name!r} takes features from a memory of unit vectors, and VICReg compares "
-                f"lengths: it wants "
-                "each dimension to vary by 1; use 'mask', 'noise', 'swap', 'interpolate' or 'extrapolate'"
+                f"fa.augmentation={self.fa.augmentation.name!r} takes features from a memory of unit vectors, and VICReg compares lengths: "
+                "it wants each dimension to vary by 1; use 'mask', 'noise', 'swap', 'interpolate' or 'extrapolate'"
             )
         return self
 

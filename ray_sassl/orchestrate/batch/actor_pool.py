@@ -49,8 +49,7 @@ def num_wanted(config: ActorPoolConfig) -> int:
     if wanted > most:
         raise UsageError(
             f"{wanted} actors of {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs do not fit: the cluster can offer "
-            f"{offered('CPU'):g} CPUs "
-            f"and {offered('GPU'):g} GPUs. Ask for fewer or smaller ones."
+            f"{offered('CPU'):g} CPUs and {offered('GPU'):g} GPUs. Ask for fewer or smaller ones."
         )
     return wanted
 
@@ -184,9 +183,8 @@ def result_of(ref: ray.ObjectRef) -> Any:
         raise _cause(error) from error
     except ray.exceptions.OutOfMemoryError as error:
         raise UsageError(
-            "a node's memory did not suffice, and Ray ended an actor there again and again; start fewer actors, or give each more CPUs, "
-            "so that "
-            f"fewer share a node ({str(error).splitlines()[0]})"
+            "a node's memory did not suffice, and Ray ended an actor there again and again; start fewer actors, or give each more CPUs, so "
+            f"that fewer share a node ({str(error).splitlines()[0]})"
         ) from error
     except ray.exceptions.ActorDiedError as error:
         # An error while an actor is built comes wrapped as the actor's death.

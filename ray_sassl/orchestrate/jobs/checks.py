@@ -22,9 +22,8 @@ def check_place(path: str, what: str) -> None:
     """
     if not storage.is_uri(path) and not path.startswith("/"):
         raise UsageError(
-            f"{what} is {path!r}, and a job runs in a folder of its own on the cluster, which does not last; give a URI (s3://, gs://) "
-            f"or a path "
-            "that all nodes share, from the root on"
+            f"{what} is {path!r}, and a job runs in a folder of its own on the cluster, which does not last; give a URI (s3://, gs://) or "
+            "a path that all nodes share, from the root on"
         )
 
 

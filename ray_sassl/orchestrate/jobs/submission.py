@@ -214,8 +214,7 @@ class Jobs:
             if job.target != target:
                 raise UsageError(
                     f"the job {name!r} wrote to {job.target} and this one would write to {target}; under one name a job goes on where it "
-                    f"was, so give "
-                    "the same place, or another --name"
+                    "was, so give the same place, or another --name"
                 )
         taken = {job.id for job in all_jobs} | {job.name for job in all_jobs if job.name != name}
         number = len(tries) + 1
@@ -237,14 +236,12 @@ class Jobs:
             wrong = "failed" in str(error).splitlines()[0]
             raise JobError(
                 f"the cluster at {self._asked} does not let us in: the token is {'wrong (403)' if wrong else 'missing (401)'}. Put the "
-                f"cluster's token "
-                "into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; cluster/README.md says where it is kept."
+                "cluster's token into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; cluster/README.md says where it is kept."
             ) from error
         except (ConnectionError, urllib.error.URLError, TimeoutError) as error:
             raise JobError(
                 f"no job API answers at {self._asked} ({str(error).splitlines()[0]}). Give --address http://HOST:8265; `ray dashboard "
-                f"FILE` or `kubectl "
-                "port-forward` brings a cluster's to this machine."
+                "FILE` or `kubectl port-forward` brings a cluster's to this machine."
             ) from error
         except RuntimeError as error:
             raise JobError(f"the cluster at {self._asked} refuses: {error}") from error

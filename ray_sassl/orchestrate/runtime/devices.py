@@ -32,7 +32,6 @@ def device_type(num_gpus: float) -> str:
     if not torch.cuda.is_available():
         raise NoGpuError(
             "Ray has given this process a GPU, and torch sees none: the node lacks a driver, or its image is one for CPUs (see "
-            "cluster/Dockerfile). "
-            f"Where nodes only pretend to have GPUs, set {PRETEND}=1 on them."
+            f"cluster/Dockerfile). Where nodes only pretend to have GPUs, set {PRETEND}=1 on them."
         )
     return "cuda"

@@ -53,8 +53,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     except ConnectionError as error:
         raise UsageError(
             f"no Ray cluster answers at {address!r} ({error}). Give --address as `ray start --head` prints it, or leave it out (and "
-            f"RAY_ADDRESS "
-            "unset) to run on this machine."
+            "RAY_ADDRESS unset) to run on this machine."
         ) from error
     try:
         yield

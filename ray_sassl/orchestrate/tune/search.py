@@ -190,15 +190,13 @@ def _check(study: StudyConfig) -> list[StylizerConfig]:
         raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
     if study.scheduler == "pbt" and study.max_concurrent is not None and study.max_concurrent < study.num_trials:
         raise UsageError(
-            f"population based training keeps all {study.num_trials} trials going, not {study.max_concurrent} at once; lower --trials, "
-            f"or leave "
-            "--max-concurrent away"
+            f"population based training keeps all {study.num_trials} trials going, not {study.max_concurrent} at once; lower --trials, or "
+            "leave --max-concurrent away"
         )
     if study.searcher == "hyperband-bayes" and len(study.goals) > 1:
         raise UsageError(
             f"searcher hyperband-bayes learns from one objective, at several budgets, and {len(study.goals)} are given; leave one "
-            f"--objective, "
-            "or take --searcher optuna for several"
+            "--objective, or take --searcher optuna for several"
         )
     stylizers = {config.stylize.name: config.stylize for config in study.space.check(study.base)}
     for stylizer in stylizers.values():

@@ -1,7 +1,7 @@
 """Feature augmentations: one file each. `feature_aug/mask.py` is `method.fa.augmentation=mask`.
 
-Zhang et al. 2024 (arXiv 2410.12396): more features similar to the original ones are made in the space of the projector's embeddings.
-The available texts name the kinds of augmentation and leave their strengths open; those are fields, and their defaults our choice.
+Zhang et al. 2024 (arXiv 2410.12396): features similar to the original ones are generated in the space of the projector's embeddings.
+The available texts name the kinds of augmentation but not their strengths; those are fields, and their defaults are our choice.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ray_sassl.plugins import PluginConfig
 class FeatureAugmentation(nn.Module, ABC):
     """One feature augmentation.
 
-    Embeddings come as the projector made them, of any length; the losses normalize what they are handed. Draws are made for the global
-    batch and each worker takes those of its own rows, and partners are looked for in the global batch, so that one worker and two make
-    the same features. State is in the state dict and equal on all workers. Gradients of a sample's features reach the embedding of that
-    sample alone: whatever comes from others is detached.
+    Embeddings are the projector's outputs, of any length; the losses normalize their inputs. Random draws are made for the global batch,
+    each worker takes those of its own rows, and partners come from the global batch, so features do not depend on the number of workers.
+    State is in the state dict and equal on all workers. Gradients of a sample's features reach only that sample's embedding: everything
+    from other samples is detached.
 
     Attributes:
-        num_samples: K, how many augmented features a sample gets.
+        num_samples: K, the number of augmented features per sample.
         passes_gradient: Whether gradients reach the embedding at all.
     """
 
@@ -36,18 +36,17 @@ class FeatureAugmentation(nn.Module, ABC):
     def forward(self, embeddings: Tensor, generator: torch.Generator, sample_id: Tensor | None = None) -> Tensor:
         """The augmented features (K, B, D) of embeddings (B, D), in their dtype; state is read and never written.
 
-        In eval mode these are the embeddings themselves, K times, and nothing is drawn.
+        In eval mode they are the embeddings themselves, K times, without random draws.
 
         Args:
             embeddings: (B, D), the rows of this worker; B is the same on all of them.
             generator: A CPU generator in the same state on every rank.
-            sample_id: (B,) int64 of this worker's rows, so that a memory can leave out a sample's own entries; None where ids have no
-                meaning.
+            sample_id: (B,) int64 of this worker's rows, so that a memory can leave out a sample's own entries; None if ids have no meaning.
         """
 
     def remember(self, embeddings: Tensor, sample_id: Tensor | None = None) -> None:
-        """Called once a step, after every `forward` of it, with the original embeddings (B, D) of this worker's samples; what has a
-        memory puts the rows of all workers into it. Nothing for most augmentations."""
+        """Called once per step, after its `forward` calls, with the original embeddings (B, D) of this worker's samples. An augmentation
+        with a memory stores the rows of all workers; most do nothing."""
         del embeddings, sample_id
 
 
@@ -59,26 +58,25 @@ class FeatureAugConfig(PluginConfig, ABC):
 
     @abstractmethod
     def build(self, embedding_size: int, num_samples: int) -> FeatureAugmentation:
-        """The augmentation for embeddings `embedding_size` wide; what it starts with is drawn from torch's global generator, which the
-        caller has seeded.
+        """The augmentation for embeddings `embedding_size` wide; its initial state is drawn from torch's global generator, which the caller
+        has seeded.
 
         Raises:
             UsageError: the augmentation cannot make `num_samples` features of a sample.
         """
 
     def weakest(self) -> Self | None:
-        """The same augmentation at strength zero, where every feature is the embedding itself to the bit; None where there is no such
+        """The same augmentation at strength zero, at which every feature is bit-identical to the embedding; None if there is no such
         strength."""
         return None
 
     @classmethod
     def search_ranges(cls) -> dict[str, tuple[float, float]] | None:
-        """What a search of feature augmentations tries: the least and the greatest value of each field that is searched; None to be left
-        out.
+        """The fields that a search of feature augmentations varies, each with its smallest and largest value; None excludes the
+        augmentation.
 
-        A field that is an interval itself has both its ends in the range. By default these are the fields that `weakest` changes: numbers
-        from there to twice the default, or to the default where twice as much is not allowed, and intervals from there to the default's
-        upper end.
+        For a field that is an interval, both ends are in the range. By default these are the fields that `weakest` changes: numbers range
+        from there to twice the default, or to the default if twice is not allowed, and intervals from there to the default's upper end.
         """
         default, weakest = cls(), cls().weakest()
         ranges: dict[str, tuple[float, float]] = {}
@@ -103,5 +101,5 @@ def _twice(config: FeatureAugConfig, name: str) -> float:
 
 
 def repeated(embeddings: Tensor, num_samples: int) -> Tensor:
-    """(num_samples, B, D) of (B, D), all one memory."""
+    """(B, D) expanded to (num_samples, B, D), without a copy."""
     return embeddings.expand(num_samples, *embeddings.shape)

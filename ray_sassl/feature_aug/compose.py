@@ -16,7 +16,7 @@ class Config(FeatureAugConfig):
     """Several feature augmentations in a row.
 
     Attributes:
-        augmentations: The parts, in the order of their application; the default is only an example.
+        augmentations: The parts, in the order in which they are applied; the default is only an example.
     """
 
     augmentations: tuple[plugin_field("ray_sassl.feature_aug", FeatureAugConfig), ...] = Field(  # type: ignore[valid-type]
@@ -32,16 +32,16 @@ class Config(FeatureAugConfig):
 
     @classmethod
     def search_ranges(cls) -> None:
-        """Which parts, and in which order, is a search of its own."""
+        """None: to choose parts and their order is a search of its own."""
 
 
 class Compose(FeatureAugmentation):
-    """The first part makes K features of each sample; every further part makes one of each of those.
+    """The first part generates K features of each sample; every further part changes each of them.
 
-    A further part sees the k-th features of the global batch as it would embeddings: their spread is its unit of noise, and partners come
-    from among them. What has a memory remembers the original embeddings wherever it stands, so `nearest` in first place gives K different
-    neighbors, and behind another part the original embedding nearest to each augmented feature (with a `top_k`, one of the nearest, drawn
-    for each feature on its own). The gradient passes where it passes all parts.
+    A further part treats the k-th features of the global batch like embeddings: their spread is its unit of noise, and partners are among
+    them. A part with a memory stores the original embeddings at any position, so `nearest` as the first part gives K different neighbors,
+    and after another part the original embedding nearest to each augmented feature (with a `top_k`, one of the nearest, drawn for each
+    feature). Gradients pass if they pass all parts.
     """
 
     def __init__(self, config: Config, embedding_size: int, num_samples: int) -> None:

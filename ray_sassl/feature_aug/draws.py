@@ -1,4 +1,4 @@
-"""Random draws for a worker's rows: they are made on the CPU for the global batch, so that they do not know how many workers there are."""
+"""Random draws for a worker's rows, made on the CPU for the global batch, so that they do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ShareInterval = Annotated[tuple[Share, Share], AfterValidator(_ordered)]
 
 
 def uniform(num_samples: int, rows: Tensor, generator: torch.Generator, shape: Sequence[int] = ()) -> Tensor:
-    """(K, B, *shape) in [0, 1) of float32 for the rows (B, ...) of this worker, on their device."""
+    """float32 (K, B, *shape) in [0, 1) for the rows (B, ...) of this worker, on their device."""
     return _own(torch.rand(num_samples, _global(rows), *shape, generator=generator), rows)
 
 
@@ -36,7 +36,7 @@ def normal(num_samples: int, rows: Tensor, generator: torch.Generator, shape: Se
 
 
 def beta(num_samples: int, rows: Tensor, generator: torch.Generator, a: float, b: float) -> Tensor:
-    """(K, B) from Beta(a, b), as in `uniform`; torch draws it from no generator that is handed in, so NumPy does, seeded by one draw."""
+    """(K, B) from Beta(a, b), as in `uniform`. torch's Beta takes no generator, so NumPy draws it, seeded by one draw of the generator."""
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     drawn = np.random.default_rng(seed).beta(a, b, (num_samples, _global(rows)))
     return _own(torch.from_numpy(drawn).float(), rows)
@@ -48,7 +48,7 @@ def integers(low: int, high: int, num_samples: int, rows: Tensor, generator: tor
 
 
 def some_of(columns: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-    """(K, B): of the columns (B, k) of this worker's rows, K different ones of each row in random order; K <= k."""
+    """(K, B): K <= k different entries of each row of `columns` (B, k), in random order."""
     order = uniform(1, columns, generator, columns.shape[1:])[0].argsort(dim=1)[:, :num_samples]
     return columns.gather(1, order).T
 

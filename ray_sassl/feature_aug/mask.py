@@ -1,4 +1,4 @@
-"""Masking: a random part of the dimensions of an embedding is set to zero."""
+"""Masking: random dimensions of an embedding are set to zero."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Config(FeatureAugConfig):
     """Masking.
 
     Attributes:
-        mask_prob: The chance of each dimension of each feature to be set to zero. 0.2 is our choice: it leaves a cosine similarity of
+        mask_prob: The probability of each dimension of each feature to be set to zero. 0.2 is our choice: it leaves a cosine similarity of
             about sqrt(1 - mask_prob) = 0.89 to the original.
-        rescale: What stays is divided by 1 - mask_prob, as in dropout, so that the expected feature is the embedding. A loss of cosine
-            similarities only notices it through a predictor.
+        rescale: Divide the remaining dimensions by 1 - mask_prob, as in dropout, so that the expected feature is the embedding. On a loss
+            of cosine similarities this has an effect only through a predictor.
     """
 
     mask_prob: float = Field(default=0.2, ge=0, lt=1)
@@ -35,7 +35,7 @@ class Config(FeatureAugConfig):
 
 
 class Mask(FeatureAugmentation):
-    """Each dimension is dropped on its own; gradients pass through those that stay. An embedding's length does not matter."""
+    """Each dimension is dropped independently; gradients pass through the remaining ones. An embedding's length does not matter."""
 
     def __init__(self, config: Config, num_samples: int) -> None:
         super().__init__()

@@ -16,15 +16,15 @@ from ray_sassl.feature_aug.support import SupportSet, neighbors_per_sample
 
 
 class Config(FeatureAugConfig):
-    """Nearest neighbors in a support set. There is no strength at which they are the embedding itself.
+    """Nearest neighbors in a support set. No strength makes them the embedding itself.
 
     Attributes:
         support_size: How many embeddings are kept; 98,304 for ImageNet in NNCLR. The default is for a smaller data set, and
             our choice.
         top_k: The neighbors that a sample's features are drawn from, a different one for each feature; 0 means as many as there are
-            features, which for one is the nearest neighbor of NNCLR.
-        exclude_own: A sample's own earlier embeddings are no neighbors of it. Differs from NNCLR, which takes what is nearest; that is
-            the sample itself as soon as the support set reaches an epoch back.
+            features. With one feature that is the nearest neighbor of NNCLR.
+        exclude_own: A sample's own earlier embeddings are not its neighbors. Differs from NNCLR, where the nearest embedding is the
+            sample's own as soon as the support set reaches an epoch back.
     """
 
     support_size: int = Field(default=16384, ge=1)
@@ -40,11 +40,10 @@ class Config(FeatureAugConfig):
 
 
 class Nearest(FeatureAugmentation):
-    """The search is by cosine, whatever the length of the embeddings, and its results are the stored unit vectors.
+    """The search is by cosine similarity, and its results are the stored unit vectors.
 
-    That is NNCLR's form, NN(z, Q) with all embeddings normalized beforehand, wherever features enter a loss that normalizes them. A
-    predictor that takes them is fed unit vectors in place of embeddings of their own length. No gradient passes: the features are
-    constants.
+    For a loss that normalizes features this is NNCLR's NN(z, Q), where all embeddings are normalized beforehand. A predictor receives unit
+    vectors, not embeddings of their own length. The features are constants, so no gradient passes.
     """
 
     passes_gradient = False

@@ -1,4 +1,4 @@
-"""Gaussian noise, as strong in each dimension as the embeddings vary in it."""
+"""Gaussian noise, in each dimension proportional to the standard deviation of the embeddings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Config(FeatureAugConfig):
     """Gaussian noise.
 
     Attributes:
-        noise_std: Standard deviation of the noise, in units of each dimension's own over the global batch. 0.5 is our choice: of centered
-            embeddings it leaves a cosine similarity of about 1 / sqrt(1 + noise_std^2) = 0.89 to the original.
+        noise_std: Standard deviation of the noise, in units of each dimension's own over the global batch. 0.5 is our choice: for centered
+            embeddings, the cosine similarity to the original is about 1 / sqrt(1 + noise_std^2) = 0.89.
     """
 
     noise_std: float = Field(default=0.5, ge=0)
@@ -34,7 +34,7 @@ class Config(FeatureAugConfig):
 
 
 class Noise(FeatureAugmentation):
-    """Noise is added to embeddings of any length, since it is measured by their spread, and is constant to the gradient, which passes."""
+    """Adds noise to embeddings of any length, in units of their spread; gradients pass, with the noise as a constant."""
 
     def __init__(self, config: Config, num_samples: int) -> None:
         super().__init__()

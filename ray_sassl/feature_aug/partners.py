@@ -1,4 +1,4 @@
-"""Partners: for each sample the embedding of another one, toward or away from which its own is moved."""
+"""Partners: each sample's embedding is moved toward or away from that of another sample."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ray_sassl.plugins import UsageError
 
 
 class PartnerConfig(FeatureAugConfig, ABC):
-    """Where the partner of a sample comes from. All of it is our choice; the texts leave it open.
+    """Where the partner of a sample comes from. All of this is our choice; the texts leave it open.
 
     Attributes:
         source: "batch" is the other samples of the global batch, "support" the embeddings of earlier ones.
-        choice: "random" takes any of them, one for each of the augmented features; "nearest" takes neighbors by cosine.
-        top_k: With "nearest", the neighbors that a sample's partners are drawn from, a different one for each of its augmented features;
-            0 means as many as there are features.
+        choice: "random" takes any of them, one for each augmented feature; "nearest" takes neighbors by cosine similarity.
+        top_k: With "nearest", the neighbors that a sample's partners are drawn from, a different one for each augmented feature; 0 means as
+            many as there are features.
         support_size: With "support", how many embeddings are kept.
-        exclude_own: With "support" and "nearest", a sample's own earlier embeddings are left out. A random choice meets one of them with
-            probability 1 / support_size each.
+        exclude_own: With "support" and "nearest", leave out a sample's own earlier embeddings. A random choice takes each of them with
+            probability 1 / support_size.
     """
 
     source: Literal["batch", "support"] = "batch"
@@ -56,8 +56,8 @@ class LambdaConfig(PartnerConfig, ABC):
     """How far an embedding is moved along the line through its partner, drawn for each augmented feature.
 
     Attributes:
-        lambda_range: The least and the most, in units of the way from the embedding to its partner; up to half of it by default, so that
-            the embedding keeps the greater part (our choice).
+        lambda_range: Smallest and largest move, in units of the distance between the embedding and its partner; by default up to half, so
+            that the embedding keeps the greater part (our choice).
         lambda_beta: (a, b); lambda = least + (most - least) x with x ~ Beta(a, b), which for (1, 1) is uniform.
     """
 
@@ -75,10 +75,10 @@ class LambdaConfig(PartnerConfig, ABC):
 
 
 class Partners(nn.Module):
-    """Chooses partners, and keeps the support set where they come from one.
+    """Chooses partners, and keeps the support set if they come from one.
 
-    A partner has the direction of the other embedding and the length of the sample's own, so that a mixture of the two points where the
-    same mixture of unit vectors would, and the support set, which keeps unit vectors, serves embeddings of any length.
+    A partner has the direction of the other embedding and the length of the sample's own. So a mixture of the two has the direction of the
+    same mixture of unit vectors, and the support set, which keeps unit vectors, works for embeddings of any length.
     """
 
     def __init__(self, config: PartnerConfig, embedding_size: int, num_samples: int) -> None:
@@ -112,7 +112,7 @@ class Partners(nn.Module):
             self.support.remember(embeddings, sample_id)
 
     def _from_batch(self, directions: Tensor, generator: torch.Generator, sample_id: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The directions of the global batch (N, D) and the rows of it (K, B) that are partners; never the sample's own."""
+        """The directions of the global batch (N, D), and the rows (K, B) of the partners; never the sample's own."""
         everyone = all_gather(directions)
         num_others = len(everyone) - 1
         own = torch.arange(len(directions), device=directions.device) + rank() * len(directions)

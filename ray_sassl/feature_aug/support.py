@@ -1,7 +1,7 @@
-"""The support set: earlier embeddings, first in, first out, among which neighbors and partners are looked for.
+"""The support set: earlier embeddings, first in, first out, that neighbors and partners are chosen from.
 
-Dwibedi et al. 2021 (arXiv 2104.14548), section 3.2. It is equal on all workers, in the state dict, and starts with random directions
-that belong to no sample, as the queue of NNCLR in public code does; they are replaced in support_size / batch steps.
+Dwibedi et al. 2021 (arXiv 2104.14548), section 3.2. It is equal on all workers, is in the state dict, and starts with random directions
+that belong to no sample, like the queue of NNCLR in public code; they are replaced within support_size / batch steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ray_sassl.plugins import UsageError
 
 
 class SupportSet(nn.Module):
-    """`size` unit vectors of width `embedding_size`, with the sample that each came from."""
+    """`size` unit vectors of width `embedding_size`, with the sample id of each."""
 
     def __init__(self, size: int, embedding_size: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SupportSet(nn.Module):
         Args:
             embeddings: Of any length.
             top_k: At most `size`.
-            sample_id: (B,), to leave out what is stored of the same sample; it comes last where fewer than top_k others are stored.
+            sample_id: (B,), to leave out entries of the same sample; they come last if fewer than top_k others are stored.
         """
         return nearest_rows(unit_vectors(embeddings), self.directions, top_k, sample_id, self.queue.sample_id)
 
@@ -61,14 +61,14 @@ def unit_vectors(embeddings: Tensor) -> Tensor:
 
 
 def neighbors_per_sample(top_k: int, num_samples: int) -> int:
-    """How many neighbors the `num_samples` different ones of a sample are drawn from; a `top_k` of 0 means as many as these.
+    """From how many neighbors a sample's `num_samples` different ones are drawn; a `top_k` of 0 means `num_samples`.
 
     Raises:
         UsageError: there are fewer neighbors than samples.
     """
     if top_k and top_k < num_samples:
         raise UsageError(
-            f"top_k={top_k} neighbors are too few for num_samples={num_samples} different ones; set top_k={num_samples} or more, "
-            "or top_k=0 for as many as there are samples"
+            f"top_k={top_k} neighbors are too few for num_samples={num_samples} different ones; set top_k={num_samples} or more, or "
+            "top_k=0 for num_samples"
         )
     return top_k or num_samples

@@ -1,6 +1,6 @@
-"""Swapping: a random part of the dimensions of an embedding is taken from another sample's.
+"""Swapping: random dimensions of an embedding are taken from another sample's.
 
-CutMix (Yun et al. 2019, arXiv 1905.04899) for embeddings; as these have no neighborhoods, each dimension is chosen on its own.
+CutMix (Yun et al. 2019, arXiv 1905.04899) for embeddings; these have no spatial structure, so each dimension is chosen independently.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Config(PartnerConfig):
     """Swapping of dimensions.
 
     Attributes:
-        share: The chance of each dimension of a feature to be the partner's, uniform in this interval and drawn for each feature; at most
-            half by default, so that the embedding keeps the greater part (our choice).
+        share: The probability of each dimension to be the partner's, drawn uniformly from this interval for each feature; by default at
+            most half, so that the embedding keeps the greater part (our choice).
     """
 
     share: ShareInterval = (0.0, 0.5)
@@ -34,7 +34,7 @@ class Config(PartnerConfig):
 
 
 class Swap(PartnerAugmentation[Config]):
-    """Some dimensions of z are those of its partner, which has z's length; the gradient passes to z through the others."""
+    """Some dimensions of z are replaced by those of its partner, which has z's length; gradients pass to z through the others."""
 
     def mix(self, embeddings: Tensor, partners: Tensor, generator: torch.Generator) -> Tensor:
         least, most = self.config.share

@@ -1,7 +1,7 @@
 """Objectives: one file each. `methods/moco.py` is `method=moco`.
 
 A method is the network that is trained (backbone, projector, predictor, momentum copies, queue) and its loss. The loop wraps it in
-DistributedDataParallel and calls it like a function; everything it needs to go on after a stop is in its `state_dict()`.
+DistributedDataParallel and calls it like a function; its `state_dict()` holds everything that a resumed run needs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Method(nn.Module, ABC):
     """One objective.
 
     Attributes:
-        backbone: The online encoder, (B, 3, H, W) -> (B, F); what is evaluated and exported.
+        backbone: The online encoder, (B, 3, H, W) -> (B, F), which is evaluated and exported.
     """
 
     backbone: nn.Module
@@ -31,17 +31,17 @@ class Method(nn.Module, ABC):
         """The loss of one batch.
 
         Args:
-            views: (B, 3, H, W) float tensors, normalized, channels_last; two, and behind them the small ones of multi-crop where the
-                config takes them.
+            views: (B, 3, H, W) float tensors, normalized, channels_last: two, followed by the local crops of multi-crop if the config takes
+                them.
             generator: A CPU generator in the same state on every rank, seeded from the run's seed and the step.
-            sample_id: (B,) int64, so that a memory of earlier batches can leave out a sample's own entries; None where ids have no meaning.
+            sample_id: (B,) int64, so that a memory of earlier batches can leave out a sample's own entries; None if ids have no meaning.
         """
 
     def after_step(self, progress: float) -> None:
-        """Called once after every optimizer update, with the share of the run that is done in [0, 1]; momentum encoders move here."""
+        """Called after every optimizer update, with the share of the run that is done, in [0, 1]; momentum encoders are updated here."""
 
     def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
-        """The parameters that the update leaves as they are when a share `progress` of the run is done; none for most methods.
+        """The parameters that are not updated when a share `progress` of the run is done; none for most methods.
 
         Their gradients are dropped before the optimizer's step, so that it neither decays them nor counts the step: the second moments of
         AdamW begin with the first gradient that is used.
@@ -49,7 +49,7 @@ class Method(nn.Module, ABC):
         return []
 
     def constant_lr_parameters(self) -> list[nn.Parameter]:
-        """The parameters whose learning rate stays at its peak through the whole run, without warm-up or decay; none for most methods."""
+        """The parameters whose learning rate is always at its peak, without warm-up or decay; none for most methods."""
         return []
 
 
@@ -64,11 +64,11 @@ class MethodConfig(PluginConfig, ABC):
 
     @classmethod
     def tiny(cls) -> Self:
-        """No width, queue or number of clusters above 8."""
+        """The config with no width, queue or number of clusters above 8."""
         return cls().reduced(8)
 
     def check_workers(self, num_workers: int) -> None:
-        """Called before a run with the smallest number of workers that it may have.
+        """Called before a run, with its smallest possible number of workers.
 
         Raises:
             UsageError: the method cannot work with so few.

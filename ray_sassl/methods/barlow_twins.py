@@ -17,7 +17,7 @@ from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
 _EPSILON = 1e-5
-"""Added to variances, as by the batch normalization without scale and shift that standardizes embeddings in the official code."""
+"""Added to variances, as in the official code, where batch normalization without scale and shift standardizes embeddings."""
 
 
 class Config(HeadsConfig):
@@ -25,13 +25,13 @@ class Config(HeadsConfig):
 
     Attributes:
         off_diagonal_weight: Lambda, which weighs the redundancy term (section 2.2: 0.005; the official code: 0.0051).
-        loss_scale: Factor of the whole loss. The official code once had 0.024, as do other implementations; it matters where the optimizer
-            does not adapt to the length of gradients: for SGD, and for the biases and norm layers under LARS.
+        loss_scale: Factor of the whole loss. The official code once had 0.024, as do other implementations. It matters if the optimizer
+            does not adapt to the length of gradients: for SGD, and for biases and norm layers under LARS.
         projector_hidden_size: Width of the projector's hidden layers (section 2.2).
         embedding_size: Width of the embeddings (section 2.2).
         projector_layers: Linear layers of the projector (section 2.2).
         bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own; for the networks,
-            since the loss itself always knows the whole batch.
+            since the loss itself always uses the whole batch.
         fa: Feature augmentation, which its paper does not try on this objective.
     """
 
@@ -50,7 +50,7 @@ class Config(HeadsConfig):
 
 
 class BarlowTwins(Method):
-    """Each dimension of the embedding shall agree over the two views of an image, and shall not tell what another dimension tells.
+    """Each dimension of the embedding should agree between the two views of an image, and be uncorrelated with the other dimensions.
 
     Each view passes through the networks by itself, as in the official code.
     """
@@ -66,7 +66,7 @@ class BarlowTwins(Method):
             sync_batchnorm.convert(self)
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
-        """As in the contract; the chance loss is that of equal embeddings for all images, which correlate with nothing: one a dimension."""
+        """As in the contract; the chance loss is that of equal embeddings for all images, which correlate with nothing: 1 per dimension."""
         z = {view: self.projector(self.backbone(x)) for view, x in enumerate(views)}  # (B, D) each
         pairs = self.branches.pairs(z, z, self.predictor, generator, sample_id)
         with no_autocast(z[0]):
@@ -91,8 +91,8 @@ def redundancy_loss(c: Tensor, off_diagonal_weight: float) -> Tensor:
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
     """The correlation (D, D) of each dimension of `z1` (B, D) with each of `z2` over the images of all workers (equation 2).
 
-    Differs from the official code: that sums the matrix over workers without telling autograd, so that its gradients shrink with the number
-    of workers. Here they are those of one process with the whole batch.
+    Differs from the official code, which sums the matrix over workers outside autograd, so that its gradients shrink with the number of
+    workers. Here the gradients are those of one process with the whole batch.
     """
     return all_reduce_with_gradient(_standardized(z1).T @ _standardized(z2)) / (len(z1) * world_size())
 

@@ -1,17 +1,15 @@
 """Where feature augmentation and the predictor stand: Zhang et al. 2024, "Feature Augmentation for Self-supervised Contrastive Learning: A
 Closer Look" (arXiv 2410.12396).
 
-A loss compares, in each direction (a, b), what the trained branch makes of view a with what the other branch makes of view b. With z the
-embeddings of the trained branch, t those that they are compared with (of the same network, or of a momentum copy), h the predictor, A the
-augmentation and sg the stop-gradient, one direction is
+In each direction (a, b), a loss compares the trained branch's output for view a with the other branch's output for view b. Let z be the
+embeddings of the trained branch, t their targets (from the same network or a momentum copy), h the predictor, A the augmentation and sg the
+stop-gradient. Then one direction is
 
-    basic                loss(A(sg z_a), t_b)     no predictor; where t takes no gradient: loss(z_a, A(t_b))
-    pre_predictor        loss(h(A(z_a)), t_b)
-    post_predictor       loss(A(h(z_a)), t_b)
-    parallel_predictor   loss(h(z_a), A(sg t_b))
+    basic                loss(A(sg z_a), t_b)     no predictor; if t takes no gradient: loss(z_a, A(t_b)) pre_predictor
+    loss(h(A(z_a)), t_b) post_predictor       loss(A(h(z_a)), t_b) parallel_predictor   loss(h(z_a), A(sg t_b))
 
-With A left out these are the method as it is without feature augmentation: loss(h(z_a), t_b), or loss(z_a, t_b) where it has no predictor.
-The four are our reading of the public texts, which name the parallel one exactly and leave the others' stop-gradients open.
+Without A these are the plain method: loss(h(z_a), t_b), or loss(z_a, t_b) without a predictor.
+The four are our reading of the public texts, which define the parallel one exactly and leave the others' stop-gradients open.
 """
 
 from __future__ import annotations
@@ -31,25 +29,24 @@ from ray_sassl.plugins import FrozenConfig, plugin_field
 
 Architecture = Literal["basic", "pre_predictor", "post_predictor", "parallel_predictor"]
 ByView = Mapping[int, Tensor]
-"""Embeddings (B, D) by the number of the view that they are of: 0 left, 1 right."""
+"""Embeddings (B, D) by the number of their view: 0 left, 1 right."""
 VIEWS = {"left": (0,), "right": (1,), "both": (0, 1)}
 
 
 class FaConfig(FrozenConfig):
-    """Feature augmentation: what is made of the embeddings, and where.
+    """Feature augmentation: how embeddings are changed, and where.
 
     Attributes:
-        augmentation: A; `identity` leaves feature augmentation out.
-        architecture: Where A and the predictor stand, see the module. `auto` is `parallel_predictor`, which the paper finds best, where
-            features are augmented, and the plain method where they are not. A method without a predictor gets one where the architecture
-            has it.
+        augmentation: A; `identity` switches feature augmentation off.
+        architecture: The positions of A and the predictor, see the module. `auto` is `parallel_predictor`, which the paper finds best, if
+            features are augmented, and else the plain method. A method without a predictor gets one if the architecture has it.
         stop_gradient: sg in `basic` and `parallel_predictor`: no gradient flows through A into the embeddings that it is given.
-        num_samples: K, augmented features of each embedding.
-        reduction: What becomes of them. `mean`: one loss, with the mean of the K features. `free`: the sum of K losses, each with a feature
-            of its own (the paper's "free loss"). They are the same for K = 1. That the mean is of features and not of losses is our choice:
-            the mean of the losses would be the free loss at a K-th of the learning rate.
-        symmetric: Both directions of the loss are taken, where the method has two; otherwise only the one from the left view to the right.
-        view: Whose embeddings are augmented, where they stand on the augmented side; a direction that has none of them stays plain.
+        num_samples: K, the number of augmented features of each embedding.
+        reduction: How the K features are used. `mean`: one loss, with their mean. `free`: the sum of K losses with one feature each (the
+            paper's "free loss"). They are the same for K = 1. To average features, not losses, is our choice: the mean of the losses would
+            be the free loss at 1/K of the learning rate.
+        symmetric: Use both directions of the loss, if the method has two; otherwise only the one from the left view to the right.
+        view: The view whose embeddings are augmented, if they are on the augmented side; directions without them stay plain.
     """
 
     augmentation: plugin_field("ray_sassl.feature_aug", FeatureAugConfig) = "identity"  # type: ignore[valid-type]
@@ -73,14 +70,15 @@ class FaConfig(FrozenConfig):
 
 @dataclass(frozen=True)
 class Plain:
-    """A method without feature augmentation, as far as the architectures depend on it.
+    """The properties of a method without feature augmentation that the architectures depend on.
 
     Attributes:
-        has_predictor: Its own form has one.
+        has_predictor: The method itself has a predictor.
         needs_predictor: It collapses without one (BYOL, SimSiam): it has no negatives and no other term that keeps embeddings apart.
-        trains_targets: Gradients flow into both sides of its loss (SimCLR); not where the targets are a momentum network's, or stopped.
-        is_mutual: Its loss is the same in both directions (Barlow Twins, VICReg), so that one is enough until a predictor or an
-            augmentation makes the sides differ; from then on the mean of both is taken.
+        trains_targets: Gradients flow into both sides of its loss (SimCLR); not if the targets come from a momentum network or are
+            detached.
+        is_mutual: Its loss is the same in both directions (Barlow Twins, VICReg), so one is enough. If a predictor or an augmentation makes
+            the sides differ, the loss is the mean of both.
         is_symmetric: Its loss has both directions, from the left view to the right and back.
     """
 
@@ -92,19 +90,19 @@ class Plain:
 
 
 class Sides(NamedTuple):
-    """What the loss compares: predictions of the trained branch and their targets, by view. They are the tensors that were given where
-    nothing is done to them."""
+    """What the loss compares: predictions of the trained branch and their targets, by view. Unchanged tensors are passed through, not
+    copied."""
 
     predictions: ByView
     targets: ByView
 
 
 class Branches(nn.Module):
-    """The feature augmentation of one method in its place; what it remembers is in the state dict.
+    """The feature augmentation and predictor of one method, as its architecture arranges them; memories are in the state dict.
 
     Attributes:
-        directions: (a, b) of the loss: predictions from view a meet targets of view b.
-        has_predictor: Whether the architecture has one, for the method to build.
+        directions: Pairs (a, b): predictions from view a are compared with targets of view b.
+        has_predictor: Whether the architecture has a predictor, which the method builds.
         num_losses: Losses of one direction that are summed: K for the free loss, otherwise 1.
     """
 
@@ -121,7 +119,7 @@ class Branches(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Nothing is augmented."""
+        """Whether nothing is augmented."""
         return self.config.augmentation.is_identity
 
     @property
@@ -149,13 +147,13 @@ class Branches(nn.Module):
     def forward(
         self, z: ByView, t: ByView, predictor: nn.Module | None, generator: torch.Generator, sample_id: Tensor | None
     ) -> list[Sides]:
-        """Both sides of the loss, one for each of the `num_losses` that are to be summed. To be called once a step: the augmentation's
-        memory is searched, and then takes up the embeddings of the first augmented view.
+        """Both sides of each of the `num_losses` losses, which are summed. Call it once per step: it searches the augmentation's memory,
+        and then adds the embeddings of the first augmented view to it.
 
         Args:
-            z: Embeddings of the trained branch, of `prediction_views` at least.
-            t: What they are compared with, of `target_views` at least.
-            predictor: h, (B, D) -> (B, D), or None where the architecture has none.
+            z: Embeddings of the trained branch, at least of `prediction_views`.
+            t: Their targets, at least of `target_views`.
+            predictor: h, (B, D) -> (B, D), or None if the architecture has none.
             generator: As a method's.
             sample_id: As a method's.
         """
@@ -182,7 +180,7 @@ class Branches(nn.Module):
                 return [Sides(predictions, targets) for targets in augment(t, stop_gradient=stop)]
 
     def _augment(self, x: ByView, stop_gradient: bool, generator: torch.Generator, sample_id: Tensor | None) -> list[ByView]:
-        """What stands in the place of `x` in each of the losses that are summed."""
+        """What replaces `x` in each of the summed losses."""
         views = [view for view in VIEWS[self.config.view] if view in x]
         samples: list[dict[int, Tensor]] = [dict(x) for _ in range(self.num_losses)]
         with no_autocast(x[views[0]]):
@@ -199,7 +197,7 @@ class Branches(nn.Module):
 
 
 def check(config: MethodConfig, fa: FaConfig, plain: Plain) -> None:
-    """Refuse what makes no sense for a method, has no effect, or cannot be built.
+    """Refuse settings that make no sense for a method, have no effect, or cannot be built.
 
     Args:
         config: The method's.
@@ -207,7 +205,7 @@ def check(config: MethodConfig, fa: FaConfig, plain: Plain) -> None:
         plain: The method without it.
 
     Raises:
-        ValueError: with the reason, and what to do.
+        ValueError: names the reason and what to do.
     """
     place = architecture(fa, plain)
     if place == "basic" and plain.needs_predictor:
@@ -227,7 +225,7 @@ def check(config: MethodConfig, fa: FaConfig, plain: Plain) -> None:
 
 
 def passes_gradient(fa: FaConfig) -> bool:
-    """Whether gradients flow through the augmentation; not where features come from a memory."""
+    """Whether gradients flow through the augmentation; not if features come from a memory."""
     with torch.device("meta"):  # which neither draws nor allocates
         return fa.augmentation.build(1, fa.num_samples).passes_gradient
 
@@ -269,7 +267,7 @@ def _check_views(fa: FaConfig, place: Architecture, plain: Plain) -> None:
 
 
 def architecture(fa: FaConfig, plain: Plain) -> Architecture:
-    """Where the augmentation and the predictor stand, with `auto` resolved."""
+    """The architecture, with `auto` resolved."""
     if fa.architecture != "auto":
         return fa.architecture
     return "parallel_predictor" if plain.has_predictor or not fa.augmentation.is_identity else "basic"

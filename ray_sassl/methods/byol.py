@@ -18,15 +18,15 @@ from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.types import StepOutput
 
 CHANCE_LOSS = 2.0
-"""Of predictions orthogonal to their targets, 2 - 2 cos, in one direction."""
+"""Loss 2 - 2 cos of predictions orthogonal to their targets, in one direction."""
 
 
 class Config(HeadsConfig):
     """BYOL.
 
     Attributes:
-        base_momentum: Of the target network at the start; it rises to 1 along a cosine (section 3.2: 0.996 for 1,000 epochs; presets of
-            the official code: 0.99 for 100 and 300 epochs, 0.97 for 40).
+        base_momentum: Momentum of the target network at the start; it rises to 1 along a cosine (section 3.2: 0.996 for 1,000 epochs;
+            presets of the official code: 0.99 for 100 and 300 epochs, 0.97 for 40).
         projector_hidden_size: Width of the projector's hidden layer (section 3.2).
         embedding_size: Width of the embeddings and of the predictions (section 3.2).
         projector_layers: Linear layers of the projector (section 3.2).
@@ -49,7 +49,7 @@ class Config(HeadsConfig):
 
 
 class BYOL(Method):
-    """The online network predicts, from one view, what its slowly moving copy, the target network, makes of the other.
+    """From one view, the online network predicts the embedding of the other view by its slowly moving copy, the target network.
 
     Each view passes through the networks by itself, so that batch normalization sees one view at a time, as in the official code. The
     target network keeps its own batch statistics, from its own forward passes.

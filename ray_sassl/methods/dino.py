@@ -25,24 +25,25 @@ from ray_sassl.types import StepOutput
 class Config(ProjectorConfig):
     """DINO.
 
-    The official code counts the schedules in epochs; here they are shares of the run, which a method is told of.
+    The official code counts the schedules in epochs; here they are shares of the run, which each method receives.
 
     Attributes:
-        student_temperature: Of the student's outputs (section 3.2: 0.1).
-        first_teacher_temperature: Of the teacher's outputs at the start (section 3.2: 0.04).
-        teacher_temperature: Of the teacher's outputs after the warm-up (section 3.2: 0.07; the official code's default stays at 0.04).
-        teacher_warmup: Share of the run in which the teacher's temperature rises, along a line; 30 of 300 epochs (section 3.2).
-        base_momentum: Of the teacher at the start; it rises to 1 along a cosine (section 3.1: 0.996).
-        center_momentum: Of the center (the official code: 0.9).
+        student_temperature: Temperature of the student's outputs (section 3.2: 0.1).
+        first_teacher_temperature: Temperature of the teacher's outputs at the start (section 3.2: 0.04).
+        teacher_temperature: Temperature of the teacher's outputs after the warm-up (section 3.2: 0.07; the official code's default stays at
+            0.04).
+        teacher_warmup: Share of the run in which the teacher's temperature rises linearly; 30 of 300 epochs (section 3.2).
+        base_momentum: Momentum of the teacher at the start; it rises to 1 along a cosine (section 3.1: 0.996).
+        center_momentum: Momentum of the center (the official code: 0.9).
         num_outputs: Width of the outputs (section 3.2: 65,536).
         projector_hidden_size: Width of the projector's hidden layers (section 3.1).
-        embedding_size: Width of the projector's last layer, whose outputs of length 1 are the embeddings (the official code: 256).
-        projector_layers: Linear layers of the projector before the outputs' (section 3.1).
+        embedding_size: Width of the projector's last layer, whose normalized outputs are the embeddings (the official code: 256).
+        projector_layers: Linear layers of the projector before the output layer (section 3.1).
         projector_bn: Batch normalization in the projector, which the paper leaves out (section 3.1).
-        norm_last_layer: The weights of each output keep length 1; otherwise lengths are trained, which the official code calls better and
-            less stable.
-        last_layer_frozen: Share of the run at its start in which the layer of the outputs stays as it was drawn. In the official code the
-            first epoch: 0.01 is one of 100.
+        norm_last_layer: Keep the weights of each output at length 1; otherwise lengths are trained, which the official code calls better
+            but less stable.
+        last_layer_frozen: Share of the run, from its start, in which the output layer is not trained. In the official code the first epoch:
+            0.01 is one of 100.
         bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
     """
 
@@ -80,13 +81,13 @@ class Config(ProjectorConfig):
 
 
 class DINO(Method):
-    """From one view of an image, the student must tell what its slowly moving copy, the teacher, says of another.
+    """From one view of an image, the student predicts the output of its slowly moving copy, the teacher, for another view.
 
-    The teacher sees the two large views, the student all. Centring keeps the teacher from always saying the same, its low temperature from
-    saying nothing. The views of one size pass through the backbone as one batch, as in the official code. The teacher keeps its own batch
-    statistics, from its own forward passes.
+    The teacher sees the two large views, the student all. Centering prevents the teacher from giving all images one output, its low
+    temperature from giving a uniform one. Views of one size pass through the backbone as one batch, as in the official code. The teacher
+    keeps its own batch statistics, from its own forward passes.
 
-    Differs from the official code: what is evaluated during a run and exported is the student; the teacher is in the checkpoints.
+    Differs from the official code: the student is evaluated during a run and exported; the teacher is in the checkpoints.
     """
 
     center: Tensor
@@ -130,21 +131,21 @@ class DINO(Method):
 
     @torch.no_grad()
     def _move_center(self, teacher: Tensor) -> None:
-        """The center follows the mean of the teacher's outputs (2B, K) over all workers (equation 4); after the loss, which used the
-        old."""
+        """Move the center toward the mean of the teacher's outputs (2B, K) over all workers (equation 4), after the loss has used the old
+        one."""
         mean = all_reduce(teacher.sum(0)) / (len(teacher) * world_size())
         self.center.lerp_(mean, 1 - self.config.center_momentum)
 
     @torch.no_grad()
     def _metrics(self, target: Tensor) -> dict[str, Tensor]:
-        """The entropy of the teacher's outputs (B, K): 0 where it is sure, ln K where it says nothing."""
+        """The entropy of the teacher's outputs (B, K): 0 if it is certain, ln K if its output is uniform."""
         q = F.softmax((target - self.center) / self.teacher_temperature, dim=1)
         entropy = -torch.xlogy(q, q).sum(1).mean()
         return {"teacher_entropy": entropy, "teacher_temperature": self.teacher_temperature.clone(), "momentum": self.momentum.clone()}
 
 
 class Head(nn.Module):
-    """An MLP with GELU, embeddings brought to length 1, and a linear layer whose weights are a direction and a length for each output."""
+    """An MLP with GELU, normalization of the embeddings, and a linear layer whose weights are a direction and a length for each output."""
 
     def __init__(self, config: Config, num_features: int) -> None:
         super().__init__()
@@ -165,7 +166,7 @@ class Head(nn.Module):
         self.lengths = None if config.norm_last_layer else nn.Parameter(torch.ones(config.num_outputs))
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
-        """The directions, and the lengths where they are trained."""
+        """The directions, and the lengths if they are trained."""
         return [self.directions, *([] if self.lengths is None else [self.lengths])]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The projector, the predictor and the place of feature augmentation, as most methods have them: their fields, checks and networks."""
+"""What most methods share: the fields, checks and networks of the projector, the predictor and feature augmentation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ProjectorConfig(MethodConfig, ABC):
-    """A method with a projector. Each method gives the defaults of its own paper, and says where they stand in it.
+    """A method with a projector. Each method sets the defaults of its own paper, and cites their sections.
 
     Attributes:
         projector_hidden_size: Width of the projector's hidden layers.
-        embedding_size: Width of the embeddings, and of the predictions where there are any.
+        embedding_size: Width of the embeddings, and of the predictions if there are any.
         projector_layers: Linear layers of the projector.
         bn: "sync" normalizes over the batches of all workers (as most official codes), "plain" over each worker's own.
     """
@@ -47,11 +47,11 @@ class ProjectorConfig(MethodConfig, ABC):
 
 
 class HeadsConfig(ProjectorConfig, ABC):
-    """A method with a projector, and with a predictor where it, or feature augmentation, has use for one.
+    """A method with a projector, and with a predictor if the method or feature augmentation uses one.
 
     Attributes:
-        predictor_hidden_size: Width of the predictor's hidden layers. 4096 is that of BYOL, NNCLR and MoCo v3; a method whose paper has no
-            predictor gets this one where an architecture of `fa` adds it.
+        predictor_hidden_size: Width of the predictor's hidden layers: 4096 in BYOL, NNCLR and MoCo v3. It is also the default where an
+            architecture of `fa` adds a predictor to a method without one.
         predictor_layers: Linear layers of the predictor; 2 in the same three papers.
         fa: Feature augmentation.
     """
@@ -76,7 +76,7 @@ class HeadsConfig(ProjectorConfig, ABC):
         return self
 
     def build_branches(self) -> Branches:
-        """The feature augmentation in its place."""
+        """The feature augmentation with its architecture."""
         return Branches(self.fa, self.plain, self.embedding_size)
 
     def build_predictor(self, **form: bool) -> nn.Sequential:

@@ -1,5 +1,4 @@
-"""Contrast within the batch: what SimCLR and NNCLR have in common. One network makes both views' embeddings; the negatives are the other
-images of the global batch."""
+"""What SimCLR and NNCLR share: one network embeds both views, and the negatives are the other images of the global batch."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from ray_sassl.types import StepOutput
 
 
 class Contrast(NamedTuple):
-    """A cross-entropy: logits of this worker's anchors (rows) against the candidates of all workers (columns), -inf where a candidate is
+    """A cross-entropy: logits of this worker's anchors (rows) against the candidates of all workers (columns), -inf for a candidate that is
     left out; the column of each row's positive; and how many candidates a row has."""
 
     logits: Tensor
@@ -31,7 +30,7 @@ class Contrast(NamedTuple):
 
 
 class InBatchConfig(HeadsConfig, ABC):
-    """The fields that the configs share; what each is, and where its default comes from, stands there."""
+    """The fields that the configs share; the configs document them with the sources of their defaults."""
 
     temperature: float = Field(default=0.1, gt=0)
     projector_hidden_size: Count = 2048
@@ -41,10 +40,10 @@ class InBatchConfig(HeadsConfig, ABC):
 
 
 class InBatchContrast(Method, ABC):
-    """Backbone, projector and, where the architecture has one, predictor.
+    """Backbone, projector and, if the architecture has one, predictor.
 
     Both views pass through backbone and projector as one batch, so that batch normalization sees both, as in the official code of SimCLR;
-    through the predictor each passes by itself.
+    each passes through the predictor by itself.
     """
 
     def __init__(self, config: InBatchConfig, backbone: nn.Module, num_features: int) -> None:
@@ -70,7 +69,7 @@ class InBatchContrast(Method, ABC):
 
     @abstractmethod
     def contrast(self, sides: Sides) -> Contrast:
-        """What the loss is the cross-entropy of."""
+        """The logits and positives of the cross-entropy loss."""
 
     def _metrics(self, logits: Tensor, positives: Tensor) -> dict[str, Tensor]:
         similarity = logits.gather(1, positives[:, None]).mean() * self.config.temperature

@@ -23,28 +23,28 @@ from ray_sassl.plugins import UsageError
 from ray_sassl.types import StepOutput
 
 _SAME = 1 - 1e-5
-"""The cosine from which on two keys are the same one, up to the rounding of float32."""
+"""Keys with at least this cosine similarity are the same, up to the rounding of float32."""
 
 
 class Config(HeadsConfig):
     """MoCo v2.
 
     Attributes:
-        temperature: Of InfoNCE; 0.2 in v2 (its table 1), 0.07 in v1, 0.1 in the authors' CIFAR-10 demo.
+        temperature: Temperature of InfoNCE; 0.2 in v2 (its table 1), 0.07 in v1, 0.1 in the authors' CIFAR-10 demo.
         queue_size: Negatives kept from earlier batches; 65,536 for ImageNet (v1, figure 3), 4,096 in the CIFAR-10 demo.
-        momentum: Of the key encoder (v1, section 4.1); 0.99 in the CIFAR-10 demo.
+        momentum: Momentum of the key encoder (v1, section 4.1); 0.99 in the CIFAR-10 demo.
         projector_hidden_size: Width of the projector's hidden layer (v2, section 2: 2048).
         embedding_size: Width of the embeddings (v1, section 3.3).
         projector_layers: Linear layers of the projector (v2, section 2: 2); 1 is the head of v1.
-        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds, which like the projector has no
-            batch normalization (our choice); 2048, as the projector's.
+        predictor_hidden_size: Width of the hidden layer of the predictor that an architecture of `fa` adds; like the projector, it has 2048
+            and no batch normalization (our choice).
         predictor_layers: Linear layers of that predictor (our choice).
-        symmetric: Each view is once query and once key, as in the CIFAR-10 demo; the loss is the sum of both directions.
-        bn: How batch normalization is kept from telling a query which key is its own (v1, section 3.3). "shuffle" spreads the keys over
-            the workers in another order than the queries, and needs more than one; "split" does the same within each worker with
-            `num_splits` groups; "sync" normalizes over all workers; "plain" does nothing about it, and is the cheapest.
+        symmetric: Use each view as query and as key, as in the CIFAR-10 demo; the loss is the sum of both directions.
+        bn: How to prevent batch normalization from revealing a query's own key (v1, section 3.3). "shuffle" distributes the keys over the
+            workers in a different order than the queries, and needs several workers; "split" does the same within each worker with
+            `num_splits` groups; "sync" normalizes over all workers; "plain" does nothing and is the cheapest.
         num_splits: Groups of split batch normalization; 8 stands for the paper's 8 GPUs.
-        fa: Feature augmentation. Keys take no gradient, so that `fa.architecture=basic` augments the key and not the query.
+        fa: Feature augmentation. Keys take no gradient, so `fa.architecture=basic` augments the key, not the query.
     """
 
     temperature: float = Field(default=0.2, gt=0)
@@ -109,9 +109,9 @@ class MoCo(Method):
         self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
-        """As in the contract; where `sample_id` (B,) is given, older keys of a sample are no negatives of it either.
+        """As in the contract; if `sample_id` (B,) is given, older keys of a sample are not its negatives either.
 
-        Differs from the paper: there a sample meets its own key of the epoch before, if the queue still holds it.
+        Differs from the paper: there, a sample's own key of the epoch before is a negative if the queue still holds it.
         """
         left, right = views
         negatives, negative_ids = self.queue.read()  # (K, D), (K,), as they were before this step
@@ -136,7 +136,7 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _keys(self, view: Tensor, generator: torch.Generator) -> Tensor:
-        """Keys (N, D) of length 1 of the global batch, in the order of its images, equal on all workers."""
+        """Unit-length keys (N, D) of the global batch, in the order of its images, equal on all workers."""
         if self.config.bn == "shuffle":
             return self._shuffled_keys(view, generator)
         if self.config.bn != "split":
@@ -146,7 +146,7 @@ class MoCo(Method):
 
     def _shuffled_keys(self, view: Tensor, generator: torch.Generator) -> Tensor:
         self.config.check_workers(world_size())
-        everyone = all_gather(view.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # contiguous on the way, so channels_last stays
+        everyone = all_gather(view.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # contiguous during the transfer, so channels_last stays
         order = torch.randperm(len(everyone), generator=generator).to(view.device)
         return all_gather(self._encode_keys(everyone[_own_rows(order, len(view))]))[order.argsort()]
 
@@ -156,7 +156,7 @@ class MoCo(Method):
             return F.normalize(at_least_float32(embeddings), dim=1)
 
     def _logits(self, query: Tensor, key: Tensor, negatives: Tensor, is_own: Tensor | None) -> Tensor:
-        """The logits of one direction. A negative that is the augmented key itself, as a neighbor from the queue's time, is left out."""
+        """The logits of one direction. A negative that equals the augmented key (which may be a stored neighbor) is left out."""
         q = F.normalize(at_least_float32(query), dim=1)
         if not self.branches.is_plain:
             key = F.normalize(key, dim=1)
@@ -183,7 +183,7 @@ def info_nce_logits(q: Tensor, k: Tensor, negatives: Tensor, temperature: float,
         k: (B, D) their keys of length 1.
         negatives: (K, D) keys of length 1.
         temperature: Divides the cosine similarities.
-        is_own: (B, K) bool, where a negative is a key of the query's own sample, and is left out.
+        is_own: (B, K) bool, true for negatives of the query's own sample, which are left out.
     """
     positive = (q * k).sum(1, keepdim=True)  # (B, 1)
     negative = q @ negatives.to(q.dtype).T  # (B, K)

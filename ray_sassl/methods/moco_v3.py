@@ -30,9 +30,9 @@ class Config(HeadsConfig):
     """MoCo v3.
 
     Attributes:
-        temperature: Of InfoNCE (section 5: 0.2); the official commands have 0.2 for ViTs, and 1.0 for ResNet-50.
-        base_momentum: Of the momentum encoder at the start; it rises to 1 along a cosine (official code: 0.99; 0.996 for 1,000 epochs of
-            ResNet-50).
+        temperature: Temperature of InfoNCE (section 5: 0.2); the official commands have 0.2 for ViTs, and 1.0 for ResNet-50.
+        base_momentum: Momentum of the momentum encoder at the start; it rises to 1 along a cosine (official code: 0.99; 0.996 for 1,000
+            epochs of ResNet-50).
         projector_hidden_size: Width of the projector's hidden layers (section 5, "MLP heads").
         embedding_size: Width of the embeddings and of the predictions (section 5).
         projector_layers: Linear layers of the projector, each with batch normalization, the last without scale and shift: 3 for ViTs
@@ -40,8 +40,8 @@ class Config(HeadsConfig):
         predictor_hidden_size: Width of the predictor's hidden layer (section 5).
         predictor_layers: Linear layers of the predictor (section 5).
         predictor_last_bn: Batch normalization, without scale and shift, of the predictions; the official code has it for ViTs.
-        patch_embedding: "fixed" leaves a ViT's projection of patches at its random start, which makes training stable (section 4.2);
-            "trained" trains it; "auto" is "fixed" for the backbones that have one.
+        patch_embedding: "fixed" keeps a ViT's projection of patches at its random initialization, which makes training stable (section
+            4.2); "trained" trains it; "auto" is "fixed" for backbones that have one.
         bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
         fa: Feature augmentation; `fa.architecture=basic` leaves the predictor out.
     """
@@ -63,7 +63,7 @@ class Config(HeadsConfig):
 
 
 class MoCoV3(Method):
-    """The prediction from one view must find, among those of the global batch, what the momentum encoder makes of the other view.
+    """The prediction from one view must identify the momentum encoder's embedding of the other view among those of the global batch.
 
     Each view passes through the networks by itself, as in the official code. The momentum encoder keeps its own batch statistics, from its
     own forward passes.
@@ -121,7 +121,7 @@ def moco_v3_loss(q: Tensor, k: Tensor, temperature: float) -> Tensor:
 
 
 def in_batch_logits(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """Logits (B, N) of this worker's queries against the keys of all workers; the positives stand in the columns of the rows' images.
+    """Logits (B, N) of this worker's queries against the keys of all workers; a row's positive is in the column of its image.
 
     Args:
         q: (B, D) queries of any length.
@@ -141,10 +141,10 @@ def _own_columns(logits: Tensor) -> Tensor:
 
 
 def _fix_patch_embedding(backbone: nn.Module, patch_embedding: str) -> None:
-    """Takes a ViT's projection of patches (timm's `patch_embed.proj`, torchvision's `conv_proj`) out of the training.
+    """Freeze a ViT's projection of patches (timm's `patch_embed.proj`, torchvision's `conv_proj`), as `patch_embedding` says.
 
     Raises:
-        UsageError: an option is given that has no effect, since the backbone has no such projection.
+        UsageError: the option has no effect, since the backbone has no such projection.
     """
     modules = dict(backbone.named_modules())
     projection = modules.get("patch_embed.proj", modules.get("conv_proj"))

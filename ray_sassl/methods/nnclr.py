@@ -20,7 +20,7 @@ class Config(InBatchConfig):
     """NNCLR.
 
     Attributes:
-        temperature: Of InfoNCE (section 3.3).
+        temperature: Temperature of InfoNCE (section 3.3).
         projector_hidden_size: Width of the projector's hidden layers (section 3.3).
         embedding_size: Width of the embeddings and of the predictions (section 3.3).
         projector_layers: Linear layers of the projector, each with batch normalization (section 3.3).
@@ -28,8 +28,8 @@ class Config(InBatchConfig):
         predictor_hidden_size: Width of the predictor's hidden layer (section 3.3).
         predictor_layers: Linear layers of the predictor; the last has neither batch normalization nor ReLU (section 3.3).
         bn: "sync" normalizes over the batches of all workers, "plain" over each worker's own; the paper does not say.
-        fa: Feature augmentation; the method's own is the nearest neighbor in a support set of 98,304 embeddings (section 3.3), which are
-            those of the first view (appendix A). `fa.architecture=basic` leaves the predictor out.
+        fa: Feature augmentation; by default the nearest neighbor in a support set of 98,304 embeddings (section 3.3) of the first view
+            (appendix A). `fa.architecture=basic` leaves the predictor out.
     """
 
     embedding_size: Count = 256
@@ -45,9 +45,9 @@ class Config(InBatchConfig):
 
 
 class NNCLR(InBatchContrast):
-    """The nearest neighbor of each view must find the prediction from the other view of its image among those of all images.
+    """The nearest neighbor of each view must identify the prediction from the other view of its image among those of all images.
 
-    The paper names a further term for the columns of the same matrix, which it finds without effect; it is left out.
+    The paper mentions another term for the columns of the same matrix, and finds it without effect; it is left out.
     """
 
     def contrast(self, sides: Sides) -> Contrast:

@@ -18,7 +18,7 @@ class Config(InBatchConfig):
     """SimCLR.
 
     Attributes:
-        temperature: Of NT-Xent; 0.1 for ImageNet (section 6 and the official code), 0.5 for CIFAR-10 (appendix B.9).
+        temperature: Temperature of NT-Xent; 0.1 for ImageNet (section 6 and the official code), 0.5 for CIFAR-10 (appendix B.9).
         projector_hidden_size: Width of the projector's hidden layers; 2048, as wide as the features of ResNet-50 (section 4.2).
         embedding_size: Width of the embeddings (section 4.2).
         projector_layers: Linear layers of the projector (section 4.2: one hidden layer); SimCLR v2 has 3.
@@ -35,9 +35,9 @@ class Config(InBatchConfig):
 
 
 class SimCLR(InBatchContrast):
-    """Each view must find the other view of its image among all other views of the global batch.
+    """Each view must identify the other view of its image among all other views of the global batch.
 
-    With feature augmentation the predictions look for the positives, and both views' targets are the candidates.
+    With feature augmentation the predictions are the queries, and both views' targets are the candidates.
     """
 
     def contrast(self, sides: Sides) -> Contrast:
@@ -49,7 +49,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """NT-Xent, the normalized temperature-scaled cross-entropy (equation 1), mean over this worker's 2B views.
 
     Args:
-        z1: (B, D) embeddings of the first views, of any length; of the other workers too, these are gathered with gradients.
+        z1: (B, D) embeddings of the first views, of any length; those of all workers are gathered with gradients.
         z2: (B, D) embeddings of the second views, in the same order.
         temperature: Divides the cosine similarities.
     """
@@ -57,16 +57,16 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
 
 def nt_xent_logits(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The cross-entropy that NT-Xent is: logits (2B, 2N) of this worker's views against those of the N images of all workers, each
-    view's own entry -inf, and (2B,) the columns of the positives."""
+    """NT-Xent as a cross-entropy: logits (2B, 2N) of this worker's views against those of the N images of all workers, with -inf for each
+    view's own entry, and (2B,) the columns of the positives."""
     z = {0: z1, 1: z2}
     return _logits(z, z, temperature)
 
 
 def _logits(predictions: ByView, targets: ByView, temperature: float) -> tuple[Tensor, Tensor]:
-    """As `nt_xent_logits`, of the predictions (of both views or of the first) against the targets of both."""
+    """Like `nt_xent_logits`, for predictions (of both views or the first) against the targets of both."""
     queries = {view: unit(x) for view, x in predictions.items()}
-    # What is on both sides is normalized once, and its gradients meet before they pass the normalization.
+    # Embeddings on both sides are normalized once, and their gradients are summed before the normalization.
     keys = [queries[view] if view in queries and targets[view] is predictions[view] else unit(targets[view]) for view in (0, 1)]
     candidates = torch.cat([all_gather_with_gradient(x) for x in keys])  # (2N, D)
     batch_size, num_images = len(keys[0]), len(keys[0]) * world_size()

@@ -79,5 +79,5 @@ class SimSiam(Method):
 
 def simsiam_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """-cos(prediction, target), both (B, D) of any length, mean over the batch (equation 1); the method takes the mean of both directions
-    (equation 2). 0 for predictions orthogonal to their targets, -1 where all agree, also where everything has collapsed."""
+    (equation 2). 0 for predictions orthogonal to their targets, -1 if all agree, also after a collapse."""
     return -F.cosine_similarity(at_least_float32(prediction), at_least_float32(target), dim=1).mean()

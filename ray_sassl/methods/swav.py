@@ -25,20 +25,20 @@ from ray_sassl.types import StepOutput
 class Config(ProjectorConfig):
     """SwAV.
 
-    The official code counts the two schedules in iterations and epochs; here they are shares of the run, which a method is told of.
+    The official code counts the two schedules in iterations and epochs; here they are shares of the run, which each method receives.
 
     Attributes:
-        temperature: Of the predictions (section 3.1; the official code: 0.1).
-        epsilon: Smoothness of the codes (section 3.1 and the official code: 0.05); below 0.025 exp(-2 / epsilon) comes near the end of
+        temperature: Temperature of the predictions (section 3.1; the official code: 0.1).
+        epsilon: Smoothness of the codes (section 3.1 and the official code: 0.05); below 0.025, exp(-2 / epsilon) approaches the smallest
             float32.
-        sinkhorn_iterations: Of the Sinkhorn-Knopp algorithm (section 3.1: 3).
+        sinkhorn_iterations: Iterations of the Sinkhorn-Knopp algorithm (section 3.1: 3).
         num_prototypes: Clusters (the official code: 3,000 for the 1,000 classes of ImageNet).
-        prototypes_frozen: Share of the run at its start in which the prototypes stay as they were drawn. In the official code the first
-            epoch: 0.01 is one of 100.
-        queue_size: Embeddings of earlier batches, for each of the two large views, that take part in the computation of codes; 3,840 in the
-            official code with a batch of 256, none with 4,096. Where the global batch is smaller than the number of prototypes it helps.
-        queue_start: Share of the run after which the queue is used, if it is full by then; in the official code the 15th of 200 epochs.
-            It is filled from the first step on.
+        prototypes_frozen: Share of the run, from its start, in which the prototypes are not trained. In the official code the first epoch:
+            0.01 is one of 100.
+        queue_size: Embeddings of earlier batches, for each of the two large views, that are used to compute codes; 3,840 in the official
+            code with a batch of 256, none with 4,096. It helps if the global batch is smaller than the number of prototypes.
+        queue_start: Share of the run after which the queue is used, if it is full by then; in the official code the 15th of 200 epochs. It
+            is filled from the first step.
         projector_hidden_size: Width of the projector's hidden layer (the official code: 2048).
         embedding_size: Width of the embeddings (the official code: 128).
         projector_layers: Linear layers of the projector (the official code: 2).
@@ -69,10 +69,10 @@ class Config(ProjectorConfig):
 
 
 class SwAV(Method):
-    """From one view of an image, the cluster must be predicted that another view is assigned to, where clusters are equally filled.
+    """From one view of an image, the network predicts the cluster that another view is assigned to; clusters are equally filled.
 
-    Codes come from the two large views, predictions from all. The views of one size pass through the backbone as one batch, and the
-    embeddings of all sizes through the projector as one, as in the official code. Prototypes have length 1 after every update.
+    Codes come from the two large views, predictions from all. Views of one size pass through the backbone as one batch, and the embeddings
+    of all sizes through the projector as one, as in the official code. Prototypes have length 1 after every update.
     """
 
     queue_is_open: Tensor
@@ -107,13 +107,13 @@ class SwAV(Method):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Differs from the official code: that brings the prototypes back to length 1 before a step, not after it, which is the same."""
+        """Differs from the official code, which normalizes the prototypes before a step, not after it; that is equivalent."""
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         self.queue_is_open.fill_(progress >= self.config.queue_start)
 
     @torch.no_grad()
     def _codes(self, scores: Sequence[Tensor], embeddings: Sequence[Tensor]) -> list[Tensor]:
-        """Codes (B, K) of the two large views; the queues take part as they were before this step, each worker bringing a share of them."""
+        """Codes (B, K) of the two large views, computed with the queues as before this step; each worker uses a share of them."""
         config = self.config
         if not self.queues:
             return [sinkhorn(own, config.epsilon, config.sinkhorn_iterations) for own in scores]
@@ -131,7 +131,7 @@ class SwAV(Method):
         return codes
 
     def _metrics(self, scores: Tensor) -> dict[str, Tensor]:
-        """How many prototypes the predictions of the first view are spread over: 1 where all images are in one cluster."""
+        """How many prototypes the predictions of the first view are spread over: 1 if all images are in one cluster."""
         p = F.softmax(scores / self.config.temperature, dim=1).mean(0)
         return {"prototypes_in_use": torch.exp(-torch.xlogy(p, p).sum())}
 
@@ -153,10 +153,10 @@ def swav_loss(scores: Sequence[Tensor], codes: Sequence[Tensor], temperature: fl
 def sinkhorn(scores: Tensor, epsilon: float, num_iterations: int) -> Tensor:
     """Codes (B, K) that sum to 1 for each row and fill all prototypes nearly alike over the rows of all workers (equations 3 to 5).
 
-    The marginals of the paper's Q are constant factors, which the next normalization takes out again; so they are left out here.
+    The marginals of the paper's Q are constant factors, which the next normalization cancels, so they are left out here.
 
     Args:
-        scores: (B, K) cosines of this worker's embeddings with the prototypes; a row of -inf takes no part, and its code is zero.
+        scores: (B, K) cosines of this worker's embeddings with the prototypes; a row of -inf is ignored, and its code is zero.
         epsilon: Smoothness; the smaller, the nearer codes are to one prototype.
         num_iterations: Normalizations over rows, each followed by one over prototypes.
     """

@@ -54,7 +54,7 @@ class Config(HeadsConfig):
         if not passes_gradient(self.fa):
             raise ValueError(
                 f"fa.augmentation={self.fa.augmentation.name!r} takes features from a memory of unit vectors, and VICReg compares lengths: "
-                "it wants each dimension to vary by 1; use 'mask', 'noise', 'swap', 'interpolate' or 'extrapolate'"
+                "each dimension should have a standard deviation of 1; use 'mask', 'noise', 'swap', 'interpolate' or 'extrapolate'"
             )
         return self
 
@@ -63,7 +63,7 @@ class Config(HeadsConfig):
 
 
 class VICReg(Method):
-    """The two embeddings of an image shall be near, every dimension shall vary over images, and no two dimensions together.
+    """The two embeddings of an image should be close, every dimension should vary over images, and dimensions should be uncorrelated.
 
     Each view passes through the networks by itself, as in the official code.
     """
@@ -79,7 +79,7 @@ class VICReg(Method):
             sync_batchnorm.convert(self)
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:
-        """As in the contract; the chance loss is that of equal embeddings for all images, of which only the variance term complains."""
+        """As in the contract; the chance loss is that of equal embeddings for all images, which only the variance term penalizes."""
         config = self.config
         z = {view: self.projector(self.backbone(x)) for view, x in enumerate(views)}  # (B, D) each
         pairs = self.branches.pairs(z, z, self.predictor, generator, sample_id)
@@ -94,7 +94,7 @@ class VICReg(Method):
 def vicreg_terms(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Invariance, variance and covariance (equations 5, 1 and 4), scalars, of the embeddings (B, D) of two views.
 
-    The first is this worker's mean over images; the others are those of the images of all workers, and equal on all of them. As in the
+    The first is this worker's mean over images; the others are computed over the images of all workers, and equal on all of them. As in the
     official code, and unlike the paper's text, the invariance is a mean over dimensions too, and the variance term is the mean of the two
     branches' while the covariance term is their sum.
     """
@@ -106,7 +106,7 @@ def vicreg_terms(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _covariance(z: Tensor) -> Tensor:
     """The covariance (D, D) of the embeddings (B, D) of all workers' images (equation 3).
 
-    Differs from the official code: that gathers the embeddings of all workers and computes all of it on each; here each adds its part.
+    Differs from the official code, where each worker gathers all embeddings and computes the whole matrix; here each worker adds its part.
     """
     num_images = len(z) * world_size()
     centered = z - all_reduce_with_gradient(z.sum(0)) / num_images

@@ -20,7 +20,7 @@ class Chunks:
     """Works on a few rows at a time. When memory runs out, the size is halved and the rows are tried again.
 
     Attributes:
-        size: Rows at once; it stays halved.
+        size: Rows per chunk; once halved, it stays halved.
     """
 
     size: int = 256
@@ -53,6 +53,7 @@ class Chunks:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: PyTorch has an error class for CUDA; its CPU allocator and CUDA's libraries only say it in the message."""
+    """Whether memory ran out. PyTorch has an error class for CUDA; errors of its CPU allocator and CUDA's libraries differ only in the
+    message."""
     says_so = any(words in str(error) for words in ("can't allocate memory", "STATUS_ALLOC_FAILED"))
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and says_so)

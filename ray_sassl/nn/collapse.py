@@ -1,4 +1,4 @@
-"""Figures by which a collapse of features or embeddings shows."""
+"""Metrics that show a collapse of features or embeddings."""
 
 from __future__ import annotations
 

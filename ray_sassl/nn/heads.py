@@ -22,14 +22,14 @@ def mlp_head(
     """`num_layers` linear layers, (B, in_size) -> (B, out_size), with ReLU between them.
 
     Args:
-        in_size: Width of what comes in.
-        hidden_size: Width of every layer but the last; of no account for one layer.
-        out_size: Width of what goes out.
+        in_size: Width of the input.
+        hidden_size: Width of every layer but the last; unused with one layer.
+        out_size: Width of the output.
         num_layers: Linear layers in all, at least one.
         hidden_bn: Batch normalization between each hidden layer and its ReLU.
         last_bn: Batch normalization after the last layer.
         last_bn_affine: A scale and a shift in that batch normalization.
-        last_bias: A bias in the last layer where no batch normalization follows it.
+        last_bias: A bias in the last layer if no batch normalization follows it.
     """
     layers: list[nn.Module] = []
     width = in_size

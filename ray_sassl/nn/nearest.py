@@ -1,4 +1,4 @@
-"""Nearest rows by cosine, searched in blocks, so that memory does not grow with what is searched."""
+"""Nearest rows by cosine similarity, searched in blocks, so that memory does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from ray_sassl.nn.precision import no_autocast
 
 MAX_SIMILARITIES = {"cpu": 2**21, "cuda": 2**26}
-"""Similarities held at a time: 8 MiB of float32 where a block should stay near the CPU's cache, 256 MiB on a GPU."""
+"""Similarities computed at a time: 8 MiB of float32 on a CPU, to stay near its cache, and 256 MiB on a GPU."""
 
 
 @torch.no_grad()
 def nearest_rows(queries: Tensor, rows: Tensor, k: int, query_id: Tensor | None = None, row_id: Tensor | None = None) -> Tensor:
-    """The indices (B, k) of the rows whose inner products with each query are largest, in falling order.
+    """The indices (B, k) of the rows with the largest inner products with each query, in descending order.
 
-    Of vectors of one length these are the nearest by angle and by Euclidean distance.
+    For vectors of equal length these are the nearest by angle and by Euclidean distance.
 
     Args:
         queries: (B, D).
         rows: (S, D) with S >= k.
-        k: How many rows a query gets.
-        query_id: (B,) int64; with `row_id`, a query gets rows of its own id only where there are fewer than k others.
+        k: Rows per query.
+        query_id: (B,) int64; with `row_id`, a query gets rows of its own id only if there are fewer than k others.
         row_id: (S,) int64.
     """
     block_size = max(1, MAX_SIMILARITIES.get(queries.device.type, MAX_SIMILARITIES["cpu"]) // max(1, len(queries)))

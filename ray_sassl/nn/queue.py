@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NO_SAMPLE = -1
-"""The sample id of a row that holds no sample's embedding."""
+"""The sample id of a row that no sample's embedding is stored in."""
 
 
 class EmbeddingQueue(nn.Module):
-    """A ring of unit vectors with the id of the sample that each came from, all in the state dict.
+    """A ring buffer of unit vectors with their sample ids, all in the state dict.
 
-    It starts with random directions that belong to no sample. Writing wraps around the end, so that nothing is dropped where the size
-    is not a multiple of the batch.
+    It starts with random directions that belong to no sample. Writing wraps around, so nothing is dropped if the size is not a multiple of
+    the batch.
     """
 
     embeddings: Tensor
@@ -29,12 +29,12 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Copies of the embeddings (size, D) and their sample ids (size,); a later `write` does not reach them, as autograd needs."""
+        """Copies of the embeddings (size, D) and their sample ids (size,); autograd needs copies that a later `write` does not change."""
         return self.embeddings.clone(), self.sample_id.clone()
 
     @torch.no_grad()
     def write(self, embeddings: Tensor, sample_id: Tensor | None = None) -> None:
-        """Replaces the oldest rows by (N, D) new ones, which must be equal on all workers; of more than `size` the last stay."""
+        """Replace the oldest rows by (N, D) new ones, which must be equal on all workers; of more than `size` only the last are kept."""
         if sample_id is None:
             sample_id = self.sample_id.new_full((len(embeddings),), NO_SAMPLE)
         embeddings, sample_id = embeddings[-self.size :], sample_id[-self.size :]

@@ -1,6 +1,6 @@
-"""Batch normalization in groups of the batch: what several GPUs with a BN each would do, on one device.
+"""Batch normalization in groups of the batch: what several GPUs with one BN each compute, on one device.
 
-He et al. 2020 (MoCo, arXiv 1911.05722), section 3.3, needs groups that differ between queries and keys; the authors' CIFAR-10 demo makes
+He et al. 2020 (MoCo, arXiv 1911.05722), section 3.3, needs groups that differ between queries and keys; the authors' CIFAR-10 demo forms
 them on one GPU in this way.
 """
 
@@ -18,10 +18,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def convert(module: ModuleT, num_splits: int) -> ModuleT:
-    """The module with every 2d batch normalization in it, in place, done in `num_splits` groups; parameters and buffers stay the same.
+    """Convert every 2d batch normalization of the module, in place, to `num_splits` groups; parameters and buffers stay the same.
 
     Raises:
-        UsageError: a batch normalization of a foreign kind is in the module.
+        UsageError: the module has another kind of batch normalization.
     """
     if isinstance(module, nn.BatchNorm2d):
         return cast(ModuleT, SplitBatchNorm2d.of(module, num_splits))
@@ -31,7 +31,7 @@ def convert(module: ModuleT, num_splits: int) -> ModuleT:
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """In training each of `num_splits` consecutive parts of the batch is normalized by itself; running statistics follow their mean."""
+    """In training, normalizes each of `num_splits` consecutive parts of the batch by itself; running statistics follow their mean."""
 
     num_splits: int
 

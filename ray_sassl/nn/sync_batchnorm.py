@@ -24,12 +24,12 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def convert(module: ModuleT) -> ModuleT:
-    """The module with every plain batch normalization in it, in place, synchronized; parameters and buffers stay the same tensors.
+    """Convert every plain batch normalization of the module, in place, to a synchronized one; parameters and buffers stay the same tensors.
 
-    Split batch normalization stays as it is, since its groups are the point of it.
+    Split batch normalization is left as it is, since its groups are intended.
 
     Raises:
-        UsageError: a batch normalization of a foreign kind is in the module.
+        UsageError: the module has another kind of batch normalization.
     """
     if isinstance(module, SyncBatchNorm | nn.SyncBatchNorm | SplitBatchNorm2d):
         return module

@@ -1,7 +1,7 @@
 """Checkpoints: a folder that is whole or absent, with the sha256 of each file, and nothing that needs unpickling.
 
 step-00001234/model.safetensors   the backbone, for whoever wants the encoder
-              state.pt            all else that the run needs to continue (loaded with weights_only=True)
+              state.pt            everything else that the run needs to continue (loaded with weights_only=True)
               config.yaml         the resolved config: enough to start the same run again
               seen.json           which samples of which epoch the run has trained on
               manifest.json       step, format version, bytes and sha256 of each file
@@ -73,7 +73,7 @@ def write_checkpoint(
     Args:
         run_dir: Local path or URI.
         step: Optimizer updates done.
-        weights: A method's state dict; what begins with `backbone.` goes to model.safetensors, the rest to state.pt.
+        weights: A method's state dict; entries that begin with `backbone.` go to model.safetensors, the others to state.pt.
         state: Whatever else the run needs: tensors, numbers, strings, bytes, and dicts and lists of them.
         seen: Which samples the run has trained on.
         config_yaml: The resolved config.
@@ -120,7 +120,7 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def latest_checkpoint(run_dir: str) -> Checkpoint | None:
-    """The newest sound checkpoint of the run, or None where there is none; damaged ones are named in the log and passed over."""
+    """The newest intact checkpoint of the run, or None; damaged ones are logged and skipped."""
     for _, path in reversed(list_checkpoints(run_dir)):
         try:
             return read_checkpoint(path)

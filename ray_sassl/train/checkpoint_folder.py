@@ -32,12 +32,12 @@ _FOLDER = re.compile(r"step-(\d{8,})$")
 
 
 class BadCheckpointError(UsageError):
-    """A checkpoint that is not what its manifest says."""
+    """A checkpoint does not match its manifest."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of.
+    """The content of a checkpoint.
 
     Attributes:
         step: Optimizer updates done when it was written.
@@ -60,19 +60,19 @@ class Manifest:
 
 
 def checkpoint_path(run_dir: str, step: int) -> str:
-    """Where the run's checkpoint of this step is, or will be."""
+    """The path of the run's checkpoint of this step."""
     return storage.join(run_dir, "checkpoints", f"step-{step:08d}")
 
 
 def list_checkpoints(run_dir: str) -> list[tuple[int, str]]:
-    """(step, path) of the run's checkpoints, oldest first, without checking whether they are sound."""
+    """(step, path) of the run's checkpoints, oldest first; their content is not checked."""
     entries = storage.list_dir(storage.join(run_dir, "checkpoints"))
     matches = ((_FOLDER.fullmatch(storage.name_of(entry.path)), entry.path) for entry in entries if not entry.is_file)
     return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 
 def whole_checkpoints(run_dir: str) -> list[tuple[int, str]]:
-    """The entries of `list_checkpoints` that were written completely, without checking whether their bytes are sound."""
+    """The entries of `list_checkpoints` that were written completely; their bytes are not checked."""
     there = list_checkpoints(run_dir)
     if storage.local_path(run_dir) is not None:  # a local folder appears whole
         return there
@@ -132,7 +132,7 @@ def read_file(path: str, name: str, manifest: Manifest) -> bytes:
 
 
 def read_state(path: str, manifest: Manifest) -> dict[str, Any]:
-    """What state.pt holds.
+    """The content of state.pt.
 
     Raises:
         BadCheckpointError: it is missing, is not the file that was written, or would have to be unpickled.
@@ -146,7 +146,7 @@ def read_state(path: str, manifest: Manifest) -> dict[str, Any]:
 
 
 def read_seen(path: str) -> SeenIds:
-    """Which samples the run had seen at the checkpoint, without reading the weights.
+    """The samples that the run had seen at the checkpoint, without reading the weights.
 
     The record and the manifest are checked byte by byte, the other files only for their size.
 
@@ -169,7 +169,7 @@ def newest_seen(run_dir: str, refused: Collection[str] = ()) -> tuple[str, SeenI
     """The newest checkpoint that `read_seen` accepts, and what the run had seen there; None for a run without checkpoints.
 
     Args:
-        refused: Paths of checkpoints to pass over, because their weights were found to be damaged.
+        refused: Paths of checkpoints to skip, because their weights were found to be damaged.
 
     Raises:
         BadCheckpointError: there are checkpoints, and none of them can be used.
@@ -188,7 +188,7 @@ def newest_seen(run_dir: str, refused: Collection[str] = ()) -> tuple[str, SeenI
 
 
 def all_damaged(run_dir: str) -> BadCheckpointError:
-    """The error of a run that has checkpoints, none of which can be used."""
+    """The error of a run whose checkpoints are all unusable."""
     return BadCheckpointError(
         f"every checkpoint of {run_dir} is damaged (the log says how), so the run cannot continue. Restore one, or start a new run in "
         "another --run-dir."
@@ -196,7 +196,7 @@ def all_damaged(run_dir: str) -> BadCheckpointError:
 
 
 def log_refused(error: BadCheckpointError) -> None:
-    """Warn that a checkpoint is passed over."""
+    """Warn that a checkpoint is skipped."""
     log.warning("Refused a checkpoint, trying the one before it. %s", error)
 
 

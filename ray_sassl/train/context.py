@@ -1,4 +1,4 @@
-"""Where a training process runs: its rank, its device, and the few things that it asks of whoever launched it."""
+"""Where a training process runs: its rank, its device, and the few questions that it asks its launcher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Context(Protocol):
-    """All that the loop knows of the world; Ray is one launcher among others.
+    """All that the loop knows about its environment; Ray is one launcher among others.
 
     Attributes:
         rank: This process's number, 0 to `world_size` - 1; rank 0 writes the record.
@@ -28,29 +28,29 @@ class Context(Protocol):
     device: torch.device
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Tell the launcher how far the run is; called on rank 0 at every logged step. Must not block."""
+        """Report progress to the launcher; called on rank 0 at every logged step. Must not block."""
 
     def stop_requested(self) -> bool:
         """Whether the user asked this run to stop at the next step. Must not block."""
         ...
 
     def is_leaving(self) -> bool:
-        """Whether a machine of the run is about to be taken away, so that a checkpoint is wanted now. Must not block."""
+        """Whether a machine of the run is about to go away, so that a checkpoint is needed now. Must not block."""
         ...
 
 
 @dataclass
 class LocalContext:
-    """One process by itself, or a rank of a process group that the caller has set up."""
+    """A single process, or a rank of a process group that the caller has set up."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     reports: list[dict[str, float]] = field(default_factory=list)
     stop_at_step: int | None = None
-    """Asks for a stop once a report of this step has been made (for tests and debugging)."""
+    """Requests a stop after this step has been reported (for tests and debugging)."""
     leave_at_step: int | None = None
-    """Announces the machine's end once a report of this step has been made (likewise)."""
+    """Announces that the machine goes away after this step has been reported (for tests and debugging)."""
 
     def report(self, metrics: dict[str, float]) -> None:
         self.reports.append(metrics)
@@ -66,8 +66,7 @@ class LocalContext:
 
 
 def data_parallel(module: nn.Module, context: Context) -> nn.Module:
-    """The module, wrapped if several processes train it together; buffers are each process's own, or the module's layers synchronize
-    them."""
+    """The module, wrapped if several processes train it together. Buffers are not synchronized, except by the module's own layers."""
     if context.world_size == 1:
         return module
     device_ids = [context.device] if context.device.type == "cuda" else None
@@ -79,7 +78,7 @@ def data_parallel(module: nn.Module, context: Context) -> nn.Module:
 def on_any_rank(flags: Sequence[bool], context: Context) -> list[bool]:
     """Whether each flag is set on any rank; every rank must call it at the same step.
 
-    The ranks agree over the network of their CPUs, so no GPU is waited for.
+    The ranks communicate between their CPUs, so no GPU is waited for.
     """
     if context.world_size == 1:
         return list(flags)

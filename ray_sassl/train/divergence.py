@@ -1,4 +1,4 @@
-"""Finds the step whose loss is not a number, and the samples that it was computed from, without waiting for the device at every step."""
+"""Finds the step whose loss is not finite, and its samples, without waiting for the device at every step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADVICE = "Lower optim.base_lr, lengthen optim.warmup_epochs, set train.clip_nor
 
 
 class DivergedError(UsageError):
-    """The loss, or a weight, is not a number any more."""
+    """The loss or a weight is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BadStep:
 
     Attributes:
         step: Counted from 1.
-        loss: In words, `nan` or `inf`.
+        loss: `nan` or `inf`.
         epochs, sample_ids: The rows of the step's global batch.
     """
 
@@ -44,11 +44,11 @@ class BadStep:
 
 
 class DivergenceWatch:
-    """Remembers the first bad step. Losses stay on the device until somebody asks.
+    """Remembers the first bad step. Losses stay on the device until they are asked for.
 
     Args:
         device: Where the losses are.
-        every_step: Whether looking costs nothing, as on a CPU.
+        every_step: Whether to look at every step, which costs nothing on a CPU.
     """
 
     def __init__(self, device: torch.device, every_step: bool) -> None:
@@ -58,7 +58,7 @@ class DivergenceWatch:
         self._recent: deque[tuple[int, list[Arrays]]] = deque()
 
     def note(self, step: int, losses: Sequence[Tensor], parts: list[Arrays]) -> None:
-        """Take in a step's losses and the rows that they were computed from."""
+        """Record a step's losses and the rows that they were computed from."""
         loss = torch.stack([loss.detach().float() for loss in losses]).mean()
         is_first = (self._first < 0) & ~loss.isfinite()
         self._loss = torch.where(is_first, loss, self._loss)
@@ -66,7 +66,7 @@ class DivergenceWatch:
         self._recent.append((step, [{"epoch": part["epoch"], "sample_id": part["sample_id"]} for part in parts]))
 
     def has_seen_one(self, look: bool) -> bool:
-        """Whether this rank is known to have met a bad step; the device is waited for where `look` says so."""
+        """Whether this rank is known to have had a bad step; waits for the device if `look` is set."""
         if not (look or self._every_step):
             return False
         if int(self._first) >= 0:
@@ -75,7 +75,7 @@ class DivergenceWatch:
         return False
 
     def bad_step(self) -> BadStep:
-        """The first bad step over all ranks, with its whole global batch; every rank must call it. Without one it is the last step."""
+        """The first bad step over all ranks, or else the last step, with its whole global batch; every rank must call it."""
         mine = (int(self._first) if int(self._first) >= 0 else None, float(self._loss))
         known = [first for first in gather_objects(mine) if first[0] is not None]
         step, loss = min(known, key=lambda first: first[0]) if known else (self._recent[-1][0], math.nan)
@@ -86,11 +86,11 @@ class DivergenceWatch:
 
 
 def end_diverged(bad: BadStep, run_dir: str, context: Context, lr: float, what: str = "") -> DivergedError:
-    """Write `diverged.json`, on rank 0, and say what happened.
+    """Write `diverged.json` on rank 0, and return the error that says what happened.
 
     Args:
-        lr: Of the bad step.
-        what: In words, where it is not the loss.
+        lr: Learning rate of the bad step.
+        what: What is not finite, in words, if it is not the loss.
     """
     checkpoints = whole_checkpoints(run_dir)
     last = checkpoints[-1][1] if checkpoints else None

@@ -1,4 +1,4 @@
-"""The training loop: batches in, optimizer updates, metrics and checkpoints out. It knows nothing of where the batches come from."""
+"""The training loop: batches in, optimizer updates, metrics and checkpoints out. It does not know where the batches come from."""
 
 from __future__ import annotations
 
@@ -53,22 +53,23 @@ class TrainConfig(FrozenConfig):
     log_every: Annotated[int, OPERATIONAL] = Field(default=20, ge=1)
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
     keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
-    """Newest checkpoints that stay; two, so that a damaged one has a predecessor."""
+    """How many of the newest checkpoints are kept; two, so that a damaged one has a predecessor."""
     evaluate_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
-    """Period of the scores during the run (`evaluate.online`), where the data to evaluate on is given."""
+    """Period of the evaluations during the run (`evaluate.online`), if the data to evaluate on are given."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in [0, 1]; ImageNet's, as in the torchvision reference."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 EVALUATION = "evaluation"
-"""The number of an evaluation, in the report of it: from 1, and the same when a resumed run repeats it. Without labeled images there are no
-scores, and it is reported with the first metrics that are logged once the evaluation is due."""
+"""The name of an evaluation's number in its report. Numbers count from 1 and stay the same when a resumed run repeats an evaluation.
+Without labeled images there are no scores, and the number is reported with the first metrics that are logged after the evaluation is
+due."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the arithmetic of a run follows from."""
+    """The numbers that determine steps and epochs of a run."""
 
     num_rows: int
     global_batch: int
@@ -76,7 +77,7 @@ class Progress:
 
     @property
     def total_steps(self) -> int:
-        """Full batches in `epochs` passes; what is left over at the very end (less than a batch) is dropped."""
+        """Full batches in `epochs` passes; the incomplete batch at the very end is dropped."""
         return int(self.epochs * self.num_rows / self.global_batch + 1e-9)
 
     def steps(self, epochs: float) -> int:
@@ -88,17 +89,17 @@ class Progress:
 
 @dataclass
 class Job:
-    """Everything that one training process is given.
+    """The inputs of one training process.
 
     Attributes:
         method: The network and its loss, on the CPU, seeded and built the same on every rank.
         batches: This rank's stream, in parts as `share_of_batch` says.
         num_rows: Rows of the data set, bad ones included.
-        resume: The checkpoint to go on from.
-        evaluate: Scores the backbone on labeled data; called on rank 0.
+        resume: The checkpoint to continue from.
+        evaluate: Evaluates the backbone on labeled data; called on rank 0.
         record: Rank 0's metrics log; None on the others.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
-        accumulate: Parts of this worker's share of a batch, where there are more of them than the config says; see `share_of_batch`.
+        accumulate: Parts of this worker's share of a batch, if there are more than the config says; see `share_of_batch`.
     """
 
     method: Method
@@ -135,10 +136,10 @@ def micro_batch(config: TrainConfig, world_size: int) -> int:
 
 
 def share_of_batch(config: TrainConfig, num_workers: int, world_size: int) -> tuple[int, int]:
-    """(rows of a part, parts) in which each of `world_size` workers takes its share of the global batch.
+    """(rows per part, number of parts) of each of `world_size` workers' share of the global batch.
 
-    With the `num_workers` of the config these are its own. With fewer, parts are of the same size and more, so that memory suffices as
-    before; where that leaves a rest, they are a little smaller.
+    With the config's `num_workers` these are the config's own. With fewer workers there are more parts of the same size, so that memory
+    suffices as before; if that does not divide evenly, parts are a little smaller.
 
     Raises:
         UsageError: the global batch does not divide by the number of workers.
@@ -150,7 +151,7 @@ def share_of_batch(config: TrainConfig, num_workers: int, world_size: int) -> tu
 
 
 def check_shares(config: TrainConfig, worker_counts: range) -> None:
-    """See that the global batch divides whatever the number of workers is.
+    """Check that the global batch divides evenly for every number of workers.
 
     Raises:
         UsageError: it does not; the message names the nearest that do.
@@ -168,11 +169,11 @@ def check_shares(config: TrainConfig, worker_counts: range) -> None:
 
 
 def train(job: Job) -> Outcome:
-    """Run the job to its end, or to the step at which a stop was asked for; either way a checkpoint of that step is left.
+    """Train to the end, or until a stop is requested; either way the last step is saved as a checkpoint.
 
     Raises:
         DivergedError: a loss or a weight is not a finite number.
-        CheckpointNotWrittenError: there is no room for a checkpoint, or no way to where it belongs.
+        CheckpointNotWrittenError: the disk is full, or the run directory cannot be reached.
     """
     config, context = job.config, job.context
     progress = Progress(job.num_rows, config.global_batch, config.epochs)
@@ -242,7 +243,7 @@ def train(job: Job) -> Outcome:
 
 
 def _place(job: Job) -> tuple[Method, nn.Module]:
-    """The method on its device, with its weights, and the same wrapped for several workers."""
+    """The method on its device with its weights, and the same module wrapped for several workers."""
     config, context = job.config, job.context
     method = job.method
     if job.resume is not None:
@@ -276,7 +277,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, pro
 def _update(
     network: nn.Module, method: Method, optimizer: torch.optim.Optimizer, parts: list[Arrays], job: Job, step: int, progress: Progress
 ) -> list[StepOutput]:
-    """One optimizer update. Random draws depend on the seed, the step and the rank alone, so that a resumed run repeats them."""
+    """One optimizer update. Random draws depend only on the seed, the step and the rank, so a resumed run repeats them."""
     config, context = job.config, job.context
     torch.manual_seed(_seed_of(job.seed, step, context.rank))
     generator = torch.Generator().manual_seed(_seed_of(job.seed, step))
@@ -315,7 +316,7 @@ def to_device(arrays: Arrays, device: torch.device) -> Batch:
 
 @dataclass
 class _Meter:
-    """Times and averages since the last logged step; tensors are read back only when it is read."""
+    """Times and averages since the last logged step; tensors are copied back from the device only in `read`."""
 
     progress: Progress
     first_step: int
@@ -364,7 +365,7 @@ def _is_due(step: int, every: int, progress: Progress) -> bool:
 
 
 def num_evaluations(config: TrainConfig, num_rows: int) -> int:
-    """The number of the last evaluation of a whole run, which is at its end."""
+    """The number of the evaluation at the end of a whole run."""
     progress = Progress(num_rows, config.global_batch, config.epochs)
     return _evaluations_until(progress.total_steps, config, progress) + 1
 
@@ -376,9 +377,8 @@ def _evaluations_until(step: int, config: TrainConfig, progress: Progress) -> in
 
 
 def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progress) -> None:
-    """Compute the scores and record them. Only rank 0 is given `evaluate`; the other ranks continue and wait for it at the next step.
-
-    Without scores only the number of the evaluation is reported: the step's line in the record was written before.
+    """Compute the scores and record them. Only rank 0 has `evaluate`; the other ranks continue and wait for it at the next step. Without
+    labeled images only the evaluation's number is reported: the step's line in the record was written before.
     """
     reached = {EVALUATION: number, "epoch": progress.epoch(step)}
     if job.evaluate is not None:

@@ -1,4 +1,4 @@
-"""What a run records: the log that goes to `metrics.jsonl`, TensorBoard and the trackers."""
+"""The metrics that a run logs to `metrics.jsonl`, TensorBoard and the trackers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_sassl.plugins import FrozenConfig, UsageError
 
 
 class TrackingConfig(FrozenConfig):
-    """Where metrics go beside the terminal and `metrics.jsonl`."""
+    """Where metrics go besides the terminal and `metrics.jsonl`."""
 
     tensorboard: bool = True
     """Event files under `tensorboard/` in the run directory."""
@@ -23,7 +23,8 @@ class TrackingConfig(FrozenConfig):
     mlflow_experiment: str | None = None
     """An MLflow experiment (needs `pip install ray-sassl[mlflow]`); the server is MLFLOW_TRACKING_URI's."""
     prices: Annotated[str | None, LocalPath()] = None
-    """What each group's machines cost, as `cluster/prices.yaml` says it; with it a run on a cluster exports its cost per million images."""
+    """A file of what each group's machines cost, like `cluster/prices.yaml`; with it a run on a cluster exports its cost per million
+    images."""
 
 
 class Tracker(Protocol):
@@ -39,8 +40,7 @@ class Tracker(Protocol):
 class MetricsLog:
     """All of a run's trackers behind one call; used by rank 0 only.
 
-    Lines of `metrics.jsonl` that a previous attempt wrote after the checkpoint that this one resumes from are dropped, so that every
-    step stands in the file once.
+    A resumed run drops the lines of `metrics.jsonl` after its checkpoint, so that every step is in the file once.
     """
 
     def __init__(self, run_dir: str, config: TrackingConfig, run_config: dict[str, Any], resume_step: int = 0) -> None:
@@ -61,18 +61,18 @@ class MetricsLog:
             tracker.log(step, metrics)
 
     def flush(self) -> None:
-        """Make what was logged so far visible in the run directory."""
+        """Write everything logged so far to the run directory."""
         for tracker in self._trackers:
             tracker.flush()
 
     def close(self) -> None:
-        """Flush and end; nothing may be logged afterward."""
+        """Flush and close; nothing may be logged afterward."""
         for tracker in self._trackers:
             tracker.close()
 
 
 class _JsonLines:
-    """One JSON object a line: step and metrics. On an object store, which cannot append, the whole file is put at each flush."""
+    """One JSON object per line: step and metrics. An object store cannot append, so there each flush writes the whole file."""
 
     def __init__(self, path: str, resume_step: int) -> None:
         self._path = path
@@ -101,7 +101,7 @@ class _JsonLines:
 
 
 def _step_of(line: str) -> float:
-    """The step that a line was logged at; infinity for a line that a power cut has torn."""
+    """The step of a line; infinity for a line that a power cut has truncated."""
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:
@@ -109,7 +109,7 @@ def _step_of(line: str) -> float:
 
 
 class _TensorBoard:
-    """Event files; for a run directory on an object store they are written to a temporary folder and copied at each flush."""
+    """Event files; for a run directory on an object store they are written to a temporary folder and copied there at each flush."""
 
     def __init__(self, path: str, resume_step: int) -> None:
         from tensorboardX import SummaryWriter
@@ -170,7 +170,7 @@ class _MLflow:
         self._mlflow.log_metrics(metrics, step=step)
 
     def flush(self) -> None:
-        """MLflow writes through."""
+        """MLflow writes immediately."""
 
     def close(self) -> None:
         self._mlflow.end_run()

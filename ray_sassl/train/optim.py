@@ -13,8 +13,7 @@ from ray_sassl.plugins import FrozenConfig
 
 
 class OptimConfig(FrozenConfig):
-    """The optimizer and its learning rate. Biases and the scales and shifts of norm layers are never decayed, and LARS does not adapt
-    them."""
+    """The optimizer and its learning rate. Biases and the scales and shifts of norm layers get no weight decay and no LARS adaptation."""
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     base_lr: float = Field(default=0.03, gt=0)
@@ -22,16 +21,16 @@ class OptimConfig(FrozenConfig):
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """How the peak follows the global batch: `linear` base_lr * batch / 256, `sqrt` base_lr * sqrt(batch), `none` base_lr."""
     final_lr: float = Field(default=0.0, ge=0)
-    """Where the cosine ends."""
+    """Learning rate at the end of the cosine."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Length of the linear warm-up, in epochs."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD and LARS; the first beta of AdamW."""
     beta2: float | None = Field(default=None, ge=0, lt=1)
-    """The second beta of AdamW (0.999 where not given); an error for the others."""
+    """The second beta of AdamW, by default 0.999; an error for other optimizers."""
     weight_decay: float = Field(default=1e-4, ge=0)
     trust_coefficient: float | None = Field(default=None, gt=0)
-    """LARS's trust coefficient (0.001 where not given); an error for the others."""
+    """LARS's trust coefficient, by default 0.001; an error for other optimizers."""
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> OptimConfig:
@@ -42,9 +41,9 @@ class OptimConfig(FrozenConfig):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: matrices and kernels with weight decay; biases, scales and shifts (one axis or none) without.
+    """Trainable parameters in the two groups of `decay_groups`.
 
-    Where a method has parameters of constant learning rate, these are in two more groups of that order, marked `constant_lr`.
+    If a method has parameters with a constant learning rate, these are in two more groups of that order, marked `constant_lr`.
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     constant = {id(parameter) for parameter in module.constant_lr_parameters()} if isinstance(module, Method) else set()
@@ -55,7 +54,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict]:
-    """Two groups: parameters with more than one axis, which are decayed, and the others (biases, scales and shifts), which are not."""
+    """Two groups: matrices and kernels with weight decay, then biases, scales and shifts (at most one axis) without."""
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -72,7 +71,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
             from timm.optim import Lars  # slow to import, and most runs do not need it
 
             for group in groups[::2]:
-                group["always_adapt"] = True  # timm's adapts only what is decayed, so a weight decay of 0 would switch LARS off
+                group["always_adapt"] = True  # timm adapts only groups with weight decay, so a weight decay of 0 would switch LARS off
             return Lars(groups, lr=config.base_lr, momentum=cast(int, config.momentum), trust_coeff=config.trust_coefficient or 0.001)
         case "adamw":
             beta2 = 0.999 if config.beta2 is None else config.beta2
@@ -80,7 +79,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Its state from a checkpoint; decay and momentum stay the config's, which population based training changes between two
+    """Load the optimizer's state. Decay and momentum stay the config's, since population based training changes them between
     checkpoints."""
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Checkpoints beside the training: the state is copied in the loop, and a thread writes the copy while the next steps run."""
+"""Checkpoints written while training continues: the loop copies the state, and a thread writes the copy during the next steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ray_sassl.types import Arrays
 
 
 class CheckpointNotWrittenError(UsageError):
-    """A checkpoint could not be written; those from before it are as they were."""
+    """A checkpoint could not be written; earlier ones are unchanged."""
 
 
 class CheckpointWriter:
@@ -42,13 +42,13 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, method: nn.Module, state: dict[str, Any], seen: SeenIds, before: Callable[[], None] = lambda: None) -> None:
-        """Copy the state and have it written. Waits for the checkpoint before this one, so at most one copy is held.
+        """Copy the state and write it in the thread. Waits for the previous checkpoint, so at most one copy is held.
 
         Args:
-            before: Called in the thread before the checkpoint is written; brings the record up to date.
+            before: Called in the thread before the checkpoint is written, to flush the record.
 
         Raises:
-            CheckpointNotWrittenError: the checkpoint before this one could not be written.
+            CheckpointNotWrittenError: the previous checkpoint could not be written.
         """
         self.wait()
         weights, copy = copied((method.state_dict(), state))
@@ -56,21 +56,21 @@ class CheckpointWriter:
         self._pending = self._thread.submit(self._write, step, weights, copy, seen.copy(), ready, before)
 
     def has_failed(self) -> bool:
-        """Whether the checkpoint that was being written is known to have failed; does not wait."""
+        """Whether writing the latest checkpoint is known to have failed; does not wait."""
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def wait(self) -> None:
-        """Until all is written.
+        """Wait until everything is written.
 
         Raises:
-            CheckpointNotWrittenError: it could not be.
+            CheckpointNotWrittenError: it could not be written.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """End the thread, once it is done."""
+        """End the thread once it has written everything."""
         self._thread.shutdown(wait=True)
 
     def _write(self, step: int, weights: dict[str, Tensor], state: dict[str, Any], seen: SeenIds, *first: Callable[[], None]) -> None:
@@ -83,12 +83,12 @@ class CheckpointWriter:
             last = f"The last whole one is {whole[-1]}" if whole else "There is no earlier one"
             raise CheckpointNotWrittenError(
                 f"the checkpoint of step {step} could not be written to {checkpoint_path(self._run_dir, step)}: {error}. {last}. "
-                "Mend the cause (free some space, say), then go on with --resume."
+                "Fix the cause (for example, free some space), then continue with --resume."
             ) from error
 
 
 def copied(value: Any) -> Any:
-    """The same tree with a copy of every tensor on the CPU; from a GPU the copies are under way, see `_when_copied`."""
+    """The same tree with every tensor copied to the CPU. Copies from a GPU are asynchronous, see `_when_copied`."""
     if isinstance(value, Tensor):
         if value.device.type != "cuda":
             return value.detach().to("cpu", copy=True)
@@ -102,7 +102,8 @@ def copied(value: Any) -> Any:
 
 
 def _when_copied() -> Callable[[], None]:
-    """Waits for the copies that were begun before: later work of the GPU may change the originals, as it comes after them."""
+    """A function that waits for the copies started so far. Later work of the GPU may change the originals, since it runs after the
+    copies."""
     if not torch.cuda.is_available():
         return lambda: None
     event = torch.cuda.Event()
@@ -112,15 +113,15 @@ def _when_copied() -> Callable[[], None]:
 
 @dataclass
 class RunSaver:
-    """What a run has seen, and its checkpoints: all ranks call it at the same steps, and rank 0 writes.
+    """A run's seen samples and its checkpoints: all ranks call it at the same steps, and rank 0 writes.
 
     Attributes:
         context, run_dir, config_yaml, keep, method, optimizer: The run's.
-        seen: What this rank has seen, and after a checkpoint all ranks up to it.
+        seen: Samples that this rank has seen since the newest checkpoint, and those that all ranks had seen by then.
         extra_state: Facts to keep in every checkpoint.
-        before: Brings the record up to date before a checkpoint is written.
+        before: Called before a checkpoint is written, to flush the record.
         saved: The path of the newest checkpoint; it is whole once `finish` has returned.
-        saved_step: Its step, 0 where there is none.
+        saved_step: Its step; 0 without a checkpoint.
     """
 
     context: Context
@@ -150,13 +151,13 @@ class RunSaver:
             self.seen.add(part["epoch"], part["sample_id"])
 
     def save(self, step: int, lr: float, watch: DivergenceWatch) -> float:
-        """A checkpoint of this step, with the samples that all ranks have seen; every rank must call it.
+        """Save a checkpoint of this step with the samples that all ranks have seen; every rank must call it.
 
         Returns:
-            The seconds for which training stood still.
+            The seconds for which training paused.
 
         Raises:
-            DivergedError: a weight is not a finite number; the checkpoints from before that stay.
+            DivergedError: a weight is not a finite number; earlier checkpoints stay.
             CheckpointNotWrittenError: the checkpoint before this one could not be written.
         """
         began = time.perf_counter()
@@ -177,14 +178,14 @@ class RunSaver:
         return time.perf_counter() - began
 
     def has_failed(self) -> bool:
-        """Whether a checkpoint is known not to have been written; does not wait."""
+        """Whether writing a checkpoint is known to have failed; does not wait."""
         return self._writer.has_failed()
 
     def finish(self) -> None:
-        """Wait until all is written; every rank must call it.
+        """Wait until everything is written; every rank must call it.
 
         Raises:
-            CheckpointNotWrittenError: it could not be.
+            CheckpointNotWrittenError: it could not be written.
         """
         error = None
         try:
@@ -198,7 +199,7 @@ class RunSaver:
         self._writer.close()
 
     def _raise_on_all(self, error: CheckpointNotWrittenError | None) -> None:
-        """Rank 0's error on every rank, so that none waits for one that has ended."""
+        """Raise rank 0's error on every rank, so that no rank waits for one that has ended."""
         if self.context.world_size > 1:
             shared = [str(error) if error else ""]
             dist.broadcast_object_list(shared, src=0)

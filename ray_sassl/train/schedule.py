@@ -20,8 +20,8 @@ def scaled_lr(base_lr: float, global_batch: int, scaling: str) -> float:
     """The peak learning rate for a global batch.
 
     Args:
-        base_lr: The rate as the papers give it: for a batch of 256 (`linear`, Goyal et al. 2017), for a batch of 1 (`sqrt`,
-            SimCLR appendix B.1), or as it is (`none`).
+        base_lr: The rate for a batch of 256 (`linear`, Goyal et al. 2017), for a batch of 1 (`sqrt`, SimCLR appendix B.1), or for any batch
+            (`none`).
         scaling: `linear`, `sqrt` or `none`.
     """
     match scaling:

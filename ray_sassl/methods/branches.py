@@ -5,11 +5,13 @@ In each direction (a, b), a loss compares the trained branch's output for view a
 embeddings of the trained branch, t their targets (from the same network or a momentum copy), h the predictor, A the augmentation and sg the
 stop-gradient. Then one direction is
 
-    basic                loss(A(sg z_a), t_b)     no predictor; if t takes no gradient: loss(z_a, A(t_b)) pre_predictor
-    loss(h(A(z_a)), t_b) post_predictor       loss(A(h(z_a)), t_b) parallel_predictor   loss(h(z_a), A(sg t_b))
+    basic                loss(A(sg z_a), t_b)     no predictor; if t takes no gradient: loss(z_a, A(t_b))
+    pre_predictor        loss(h(A(z_a)), t_b)
+    post_predictor       loss(A(h(z_a)), t_b)
+    parallel_predictor   loss(h(z_a), A(sg t_b))
 
-Without A these are the plain method: loss(h(z_a), t_b), or loss(z_a, t_b) without a predictor.
-The four are our reading of the public texts, which define the parallel one exactly and leave the others' stop-gradients open.
+Without A these are the plain method: loss(h(z_a), t_b), or loss(z_a, t_b) without a predictor. The four are our reading of
+the public texts, which define the parallel one exactly and leave the others' stop-gradients open.
 """
 
 from __future__ import annotations

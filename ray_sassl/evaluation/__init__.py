@@ -30,7 +30,7 @@ class LabeledFeatures:
     Attributes:
         features: (N, F) float32.
         labels: (N,) int64.
-        sample_id: (N,) int64, each image's number in its data set; not given: its place in this array.
+        sample_id: (N,) int64, each image's number in its data set; by default its place in this array.
     """
 
     features: np.ndarray
@@ -51,9 +51,9 @@ class Score:
     """A score with its 95 % confidence interval.
 
     Attributes:
-        low: Of the interval; None if there is none.
-        high: Of the interval.
-        is_share: Whether it is a share in [0, 1], which people read in per cent.
+        low: Lower end of the interval; None without an interval.
+        high: Upper end of the interval.
+        is_share: Whether it is a share in [0, 1], which is shown in percent.
         chance: The value of guessing, if that is known.
     """
 
@@ -64,7 +64,7 @@ class Score:
     chance: float | None = None
 
     def as_share(self, chance: float | None = None) -> Score:
-        """The same score, known to be a share in [0, 1]."""
+        """The score, marked as a share in [0, 1]."""
         return replace(self, is_share=True, chance=chance)
 
 
@@ -93,11 +93,11 @@ class Evaluation:
     """The result of a protocol.
 
     Attributes:
-        scores: By name.
+        scores: Scores by name.
         figures: PNG files by name.
-        details: What else is worth keeping, as JSON has it.
-        predictions: For the test images, if the protocol classifies them.
-        notes: What a score was measured on, in a few words, by the score's name; printed beside it.
+        details: Other results, as JSON values.
+        predictions: Predictions for the test images, if the protocol classifies them.
+        notes: What each score was measured on, in a few words, by the score's name; printed next to it.
     """
 
     scores: dict[str, Score]
@@ -109,12 +109,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Task:
-    """A protocol with its own images.
-
-    Attributes:
-        train: The images that it fits on.
-        test: The images that it measures on.
-    """
+    """A protocol with its own images: those that it fits on, and those that it measures on."""
 
     protocol: ProtocolConfig
     train: DataConfig
@@ -127,7 +122,7 @@ class ImageChange(ABC):
     @property
     @abstractmethod
     def key(self) -> str:
-        """What the change does, in words: changes of equal keys do the same to an image."""
+        """A description of the change: changes with equal keys have the same effect on an image."""
 
     @abstractmethod
     def apply(self, images: np.ndarray, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
@@ -135,7 +130,7 @@ class ImageChange(ABC):
 
 
 class FeatureSubject(ABC):
-    """An encoder's features of labeled images: all that most protocols need.
+    """An encoder's features of labeled images, which is all that most protocols need.
 
     Attributes:
         class_names: The name of each label; empty if the data set has none.
@@ -157,8 +152,8 @@ class Subject(FeatureSubject):
 
     Attributes:
         size_px: Side of the squares that the encoder sees.
-        pixel_mean: By channel, of intensities in [0, 1].
-        pixel_std: By channel, of intensities in [0, 1].
+        pixel_mean: Mean of each channel, of intensities in [0, 1].
+        pixel_std: Standard deviation of each channel, of intensities in [0, 1].
     """
 
     size_px: int
@@ -202,7 +197,8 @@ class Subject(FeatureSubject):
 
     @abstractmethod
     def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
-        """Such a network's outputs for all test images after each of the changes; the images are read once, the outputs not kept."""
+        """Such a network's outputs for all test images after each of the changes; the images are read once, and the outputs are not
+        kept."""
 
     @abstractmethod
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
@@ -210,11 +206,11 @@ class Subject(FeatureSubject):
 
     @abstractmethod
     def evaluate(self, tasks: Sequence[Task]) -> list[Evaluation]:
-        """The evaluation of the same encoder by each task, in their order; they run side by side where there are several places to work."""
+        """The evaluation of the same encoder by each task, in their order; tasks run in parallel if the workplace has several processes."""
 
 
 class FixedFeatures(FeatureSubject):
-    """Features that are already there."""
+    """Features that are already computed."""
 
     class_names = ()
 

@@ -1,11 +1,11 @@
 """Common corruptions of images in five severities, after Hendrycks and Dietterich 2019 (arXiv 1903.12261).
 
-Eleven of the paper's fifteen, with the constants of the authors' data sets: those of CIFAR-10-C for images of up to 64 px, those of
-ImageNet-C above. Left out are glass blur and snow (long loops over pixels, filters of one program), frost (which needs photographs) and the
-elastic transformation (whose published constants do not grow with the severity).
+Eleven of the paper's fifteen, with the constants of the authors' data sets: those of CIFAR-10-C for images up to 64 px, and those of
+ImageNet-C for larger ones. Left out are glass blur and snow (long loops over pixels, filters of one program), frost (needs photographs) and
+the elastic transformation (its published constants do not grow with the severity).
 
-Differs from the paper: what is drawn at random follows from (seed, corruption, sample id) alone, and is the same for all severities, so
-that an image only gets worse; motion blur is our own filter, which has the form of ImageMagick's.
+Differs from the paper: random draws depend only on (seed, corruption, sample id) and are the same for all severities, so an image only gets
+worse; motion blur is our own filter in the form of ImageMagick's.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Corrupted(ImageChange):
 
     Attributes:
         name: One of `CORRUPTIONS`.
-        severity: 0 (nothing is changed) to 5.
-        seed: Of the draws.
+        severity: 0 (no change) to 5.
+        seed: Seed of the draws.
     """
 
     name: str
@@ -67,7 +67,7 @@ def _gaussian_noise(x: np.ndarray, constants: tuple[float, ...], rng: np.random.
 
 
 def _shot_noise(x: np.ndarray, constants: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
-    """Of `constants[0]` photons at full intensity."""
+    """Poisson noise of `constants[0]` photons at full intensity."""
     return rng.poisson(x * constants[0]) / constants[0]
 
 

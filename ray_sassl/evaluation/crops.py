@@ -1,4 +1,4 @@
-"""Random crops of labeled images, which classifiers are trained on."""
+"""Random crops of labeled images, for training classifiers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TRAINING_CROP = ViewConfig(interpolation="bilinear")
 
 @dataclass(frozen=True)
 class CropPortion:
-    """Train images that follow each other in the order of an epoch, to be worked on in one place.
+    """Consecutive train images of an epoch, which one process works on.
 
     Attributes:
         epoch: Counted from 0.
@@ -45,7 +45,7 @@ class CropPortion:
 
 
 class TrainingCrops:
-    """Random crops, mirrored half of the time, of some rows, for training a classifier; each epoch has an order of its own.
+    """Random crops of some rows, mirrored half of the time, for training a classifier; each epoch has its own order.
 
     If the encoded rows take less than 2 GiB, each process that makes crops reads them once and all are shuffled together. Otherwise they
     are read again in every epoch and shuffled in windows of `shuffle_window` rows. An image's crop depends only on the seed, its id and the

@@ -21,13 +21,13 @@ _KEPT_BYTES = 2**30
 
 
 class LabeledImages:
-    """Batches of images (B, H, W, 3) uint8 and labels (B,), as often as they are asked for.
+    """Batches of images (B, H, W, 3) uint8 and labels (B,); they can be iterated repeatedly.
 
     Up to 1 GiB of decoded images is kept; more is decoded again at each pass. Images that cannot be decoded are left out and counted,
     separately from those of the run's own data.
 
     Args:
-        limit: At most so many rows.
+        limit: Maximum number of rows.
     """
 
     def __init__(self, config: DataConfig, size_px: int, limit: int | None = None) -> None:
@@ -64,14 +64,14 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What encoders are evaluated on."""
+    """The labeled images that encoders are evaluated on."""
 
     train: LabeledImages
     test: LabeledImages
 
     @property
     def num_bad(self) -> int:
-        """Images that could not be decoded, of those looked at so far."""
+        """How many images could not be decoded so far."""
         return self.train.quarantine.num_bad + self.test.quarantine.num_bad
 
     @property

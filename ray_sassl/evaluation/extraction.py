@@ -1,7 +1,7 @@
-"""Features of whole data sets in portions, which a workplace does one after the other or spreads over actors.
+"""Features of whole data sets in portions, which a workplace computes one after the other or distributes over actors.
 
-A portion is some row groups. Each is read once, however many changes of its images are wanted; while the encoder works on one batch,
-threads decode the next. Crops of train images, which are new in every epoch, are encoded in portions of an epoch's order.
+A portion is some row groups. Each is read once, for any number of changes of its images; while the encoder works on one batch, threads
+decode the next. Crops of train images, which are new in every epoch, are encoded in portions of the epoch's order.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ PORTION_ROWS = 1024
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become what an encoder sees.
+    """How images become the encoder's input.
 
     Attributes:
         size_px: Side of the squares; see `images.evaluation_view`.
-        pixel_mean: By channel, of intensities in [0, 1].
-        pixel_std: By channel, of intensities in [0, 1].
+        pixel_mean: Mean of each channel, of intensities in [0, 1].
+        pixel_std: Standard deviation of each channel, of intensities in [0, 1].
     """
 
     size_px: int
@@ -44,7 +44,7 @@ class Preprocessing:
 
     @property
     def key(self) -> str:
-        """In words: equal keys make equal inputs of equal images."""
+        """A description: with equal keys, equal images become equal inputs."""
         mean, std = (",".join(f"{value:g}" for value in values) for values in (self.pixel_mean, self.pixel_std))
         return f"evaluation view {self.size_px} px, bilinear; mean {mean}; std {std}; float32"
 
@@ -56,7 +56,7 @@ class ExtractionJob:
     Attributes:
         encoder: (B, 3, S, S) -> (B, F).
         index: The images; those without a label are left out.
-        changes: What is done to the images first. Features are computed for each entry; None is no change.
+        changes: Changes of the images. Features are computed for each entry; None means unchanged images.
     """
 
     encoder: nn.Module
@@ -72,14 +72,14 @@ class ExtractionJob:
 
 @dataclass(frozen=True)
 class Extracted:
-    """Features of some row groups, or of a whole data set: one entry a change, and the rows that could not be decoded."""
+    """Features of some row groups or of a whole data set, one entry per change, and the rows that could not be decoded."""
 
     parts: list[LabeledFeatures]
     bad: list[BadRow]
 
 
 class KeptImages:
-    """Decoded images of portions that were read before, up to `max_bytes`; what does not fit is decoded again each time."""
+    """Decoded images of earlier portions, up to `max_bytes`; others are decoded again each time."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._num_bytes = max_bytes, 0
@@ -106,10 +106,10 @@ class KeptImages:
 
 
 class Extractor:
-    """Does portions of one job in this process. The encoder is copied once, to the device and into evaluation mode.
+    """Computes portions of one job in this process. The encoder is copied to the device once, in evaluation mode.
 
     Args:
-        num_threads: For decoding; torch has its own.
+        num_threads: Threads for decoding; torch has its own.
         kept: Images that were decoded for other jobs.
     """
 
@@ -150,8 +150,8 @@ class CropJob:
     Attributes:
         encoder: (B, 3, S, S) -> (B, F).
         index: The images.
-        preprocessing: Of the crops, which have its size.
-        sample_id: (N,) int64, which images.
+        preprocessing: Preprocessing of the crops, which have its size.
+        sample_id: (N,) int64, the images.
     """
 
     encoder: nn.Module
@@ -168,7 +168,7 @@ class CropJob:
 
 
 class CropEncoder:
-    """Does portions of one job in this process. The encoder is copied and in evaluation mode, so that its batch statistics are fixed."""
+    """Computes portions of one job in this process. The encoder is a copy in evaluation mode, so its batch statistics are fixed."""
 
     def __init__(self, job: CropJob, device: torch.device, num_threads: int) -> None:
         self.crops = job.crops()
@@ -176,7 +176,7 @@ class CropEncoder:
         self._encoder = copy.deepcopy(job.encoder).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
 
     def pieces(self, portions: Iterable[CropPortion], on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Features and labels of some crops at a time."""
+        """Features and labels, a few crops at a time."""
         prep = self._preprocessing
         for images, labels in self.crops.pieces(portions, self._num_threads, on_bad):
             yield features_of(self._encoder, images, prep.pixel_mean, prep.pixel_std, self._device), labels
@@ -189,7 +189,7 @@ class CropEncoder:
 
 
 def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:
-    """The portions of a job put together in the order of the images; the portions may come in any order.
+    """The portions of a job, given in any order, joined in the order of the images.
 
     Raises:
         UsageError: there are no labeled images that can be decoded.
@@ -197,7 +197,7 @@ def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:
     bad = [row for portion in done for row in portion.bad]
     if not any(portion.parts for portion in done):
         paths = ", ".join(job.index.config.paths)
-        raise UsageError(f"{paths} has no labeled images to take features of ({len(bad):,} rows could not be decoded)")
+        raise UsageError(f"{paths} has no labeled images to compute features of ({len(bad):,} rows could not be decoded)")
     return Extracted([_joined([portion.parts[number] for portion in done if portion.parts]) for number in range(len(job.changes))], bad)
 
 

@@ -26,8 +26,8 @@ def extract_features(
     Args:
         backbone: (B, 3, H, W) -> (B, F), on the device.
         batches: Images (B, H, W, 3) uint8 RGB and their labels (B,).
-        mean: By channel, of intensities in [0, 1].
-        std: By channel, of intensities in [0, 1].
+        mean: Mean of each channel, of intensities in [0, 1].
+        std: Standard deviation of each channel, of intensities in [0, 1].
         device: Where the backbone is.
 
     Raises:
@@ -40,7 +40,7 @@ def extract_features(
             features.append(features_of(backbone, images, mean, std, device))
             labels.append(np.asarray(batch_labels, dtype=np.int64))
     if not features:
-        raise UsageError("there are no images to take features of")
+        raise UsageError("there are no images to compute features of")
     return LabeledFeatures(np.concatenate(features), np.concatenate(labels))
 
 
@@ -56,7 +56,7 @@ def features_of(
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Within the block the network is in evaluation mode; afterward each module has its own mode again."""
+    """Within the block the network is in evaluation mode; afterward each module is in its previous mode again."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

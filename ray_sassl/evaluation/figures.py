@@ -1,4 +1,4 @@
-"""Pictures of what protocols found, as PNG files: curves and maps (matplotlib without a display)."""
+"""Plots of protocols' results, as PNG files: curves and maps (matplotlib without a display)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DPI = 110
 
 
 def draw(width: float, height: float, paint: Callable[[Any], None]) -> bytes:
-    """A PNG of `width` x `height` inches with one pair of axes, which `paint` is given."""
+    """A PNG of `width` x `height` inches with one pair of axes, which `paint` draws on."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib takes half a second to import
     from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ def draw(width: float, height: float, paint: Callable[[Any], None]) -> bytes:
 def curves(
     x: Sequence[float], lines: dict[str, Sequence[float]], x_title: str, y_title: str, *, is_log: bool = False, mark: float | None = None
 ) -> bytes:
-    """Lines over one axis, named at their right ends' order in a legend.
+    """Several lines over one axis, with a legend.
 
     Args:
         lines: Values by name, each as long as `x`; NaN leaves a gap.

@@ -1,4 +1,4 @@
-"""Scores of how features lie on the sphere, and distances between them."""
+"""Scores of how features are distributed on the sphere, and distances between them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_SIMILARITIES = 2**25
-"""Similarities held at a time (128 MiB in float32)."""
+"""Similarities computed at a time (128 MiB in float32)."""
 _ROWS_AT_ONCE = 1024
 
 
 def alignment(z1: Tensor, z2: Tensor) -> Tensor:
     """(B,) squared distances of positive pairs on the unit sphere, from features (B, F): their mean is the alignment loss.
 
-    Wang and Isola 2020, arXiv 2005.10242, section 4.1 with alpha = 2. 0 is perfect, 2 is what unrelated directions give, 4 the largest.
+    Wang and Isola 2020, arXiv 2005.10242, section 4.1 with alpha = 2. 0 is perfect, 2 is the value of unrelated directions, 4 the largest.
     """
     return (F.normalize(z1, dim=1) - F.normalize(z2, dim=1)).square().sum(1)
 
@@ -40,7 +40,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosine similarities (M, k) and places (M, k) of the rows of the bank (N, F) that are nearest to queries (M, F), the nearest first.
 
-    A bank of fewer rows gives all of them.
+    If the bank has fewer than k rows, all of them are returned.
     """
     columns = F.normalize(bank.float(), dim=1).T.contiguous()
     rows_at_once = max(1, MAX_SIMILARITIES // len(bank))

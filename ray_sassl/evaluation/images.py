@@ -45,7 +45,7 @@ def labeled_images(
     """Images (B, size_px, size_px, 3) uint8 as encoders are evaluated on, with their labels (B,); rows without a label are left out.
 
     Args:
-        limit: At most so many rows: some of each of 64 row groups that are spread over the data set, or of more where those are small.
+        limit: Maximum number of rows, taken from 64 row groups that are spread over the data set, or from more if row groups are small.
     """
     groups, rows_per_group = _spread(index, limit)
 
@@ -109,7 +109,7 @@ def evaluation_view(image: Image.Image, size_px: int) -> Image.Image:
 
 
 def _spread(index: Index, limit: int | None) -> tuple[list[int], int]:
-    """Which row groups to read, and how many rows to take of each."""
+    """The row groups to read, and how many rows to take from each."""
     every = np.flatnonzero(index.group_rows > 0)
     if limit is None or limit >= index.num_rows:
         return every.tolist(), int(index.group_rows.max())

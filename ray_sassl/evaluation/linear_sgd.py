@@ -33,13 +33,13 @@ def fit_sgd(
     momentum: float,
     device: torch.device,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weights (C, F) and biases (C,) of one classifier a learning rate, from zero; all see the same batches and learn by themselves.
+    """Weights (C, F) and biases (C,) of one classifier per learning rate, initially zero; they are independent but use the same batches.
 
     Args:
-        num_steps: About so many batches come: the length of the cosine on which the rates fall to 0.
-        rates: Learning rates for rows of unit length; they are divided by the number of features, whose rows are that long.
-        l2: Weight of the penalty on the weights' squares (not the biases').
-        momentum: In Nesterov's form; 0 is without.
+        num_steps: Approximate number of batches: the length of the cosine along which the rates fall to 0.
+        rates: Learning rates for rows of unit length; they are divided by the number of features, the squared length of standardized rows.
+        l2: Weight of the penalty on the squared weights (not the biases).
+        momentum: Nesterov momentum; 0 for none.
     """
     layers = [cast(nn.Linear, nn.utils.skip_init(nn.Linear, num_features, num_classes, device=device)) for _ in rates]
     groups = []
@@ -64,7 +64,7 @@ def fit_sgd(
 
 
 def fixed_rows(x: np.ndarray, labels: np.ndarray, epochs: int, batch_size: int, seed: int, device: torch.device) -> Batches:
-    """The rows of x (N, F), labels (N,), in a new order each epoch."""
+    """The rows of x (N, F) with their labels (N,), in a new order each epoch."""
     features, targets = torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
@@ -84,7 +84,7 @@ def new_crops(
     """Standardized features of crops of these train images, new in each epoch, by the frozen encoder.
 
     Args:
-        moments: What the features are standardized by, mean and deviation (F,).
+        moments: Mean and deviation (F,) for standardizing the features.
     """
     mean, deviation = moments
     for features, labels in subject.training_features(sample_id, epochs, batch_size, seed):
@@ -93,5 +93,5 @@ def new_crops(
 
 
 def steps_of(num_images: int, epochs: int, batch_size: int) -> int:
-    """Batches of all epochs."""
+    """The number of batches of all epochs."""
     return epochs * math.ceil(num_images / batch_size)

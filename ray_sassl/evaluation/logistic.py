@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 
 TOLERANCE = 1e-6
-"""Of the gradient's largest entry, where L-BFGS stops; scikit-learn's own 1e-4 leaves weights that differ in the second digit."""
+"""L-BFGS stops when the gradient's largest entry is this small; with scikit-learn's own 1e-4, weights differ in the second digit."""
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (F,) by feature; a constant feature has deviation 1, and so stays 0."""
+    """Mean and deviation (F,) of each feature; a constant feature gets deviation 1, so that it becomes 0."""
     mean, deviation = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     return mean, np.where(deviation > 1e-6 * np.abs(mean) + 1e-12, deviation, 1.0)
 
@@ -37,7 +37,7 @@ def fit_lbfgs(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int)
 def inverse_penalty(l2: float, labels: np.ndarray) -> float:
     """scikit-learn's `C` on labels (N,).
 
-    With two classes it penalizes one row of weights, the difference of our two, which counts twice as much.
+    With two classes scikit-learn penalizes one row of weights, the difference of our two, which counts twice as much.
     """
     if l2 <= 0:
         return np.inf
@@ -46,7 +46,7 @@ def inverse_penalty(l2: float, labels: np.ndarray) -> float:
 
 @contextmanager
 def unconverged_is_fine() -> Iterator[None]:
-    """Silences scikit-learn's warning about fits that were cut short; the details of the result say so."""
+    """Silences scikit-learn's warning about unconverged fits; the details of the result report them."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

@@ -28,10 +28,9 @@ class Difference:
 
     Attributes:
         value: The difference.
-        low: Of the interval.
-        high: Of the interval.
-        covers_seeds: Whether the interval says how other trainings of both would differ; else how these encoders would differ on other test
-            images.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        covers_seeds: Whether the interval covers other training runs of both; otherwise only these encoders on other test images.
     """
 
     value: float

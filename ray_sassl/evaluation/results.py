@@ -1,4 +1,4 @@
-"""The scores of a run as files, which are written and read here only: `PROTOCOL.json`, figures as PNG, and predictions as Parquet."""
+"""The scores of a run as files: `PROTOCOL.json`, figures as PNG, and predictions as Parquet. Only this module writes and reads them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ EVALUATION = "evaluation"
 _FEATURES = "features"
 
 _FLAT = "evaluate-"
-"""How the names of files of scores begin that lie in the run directory itself."""
+"""The prefix of score files in the run directory itself."""
 
 _OLD_SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "AP75")
-"""How the names of shares end in files from before a score said so itself."""
+"""Suffixes of the names of shares, in older files, where a score does not say that it is a share."""
 
 _STEP = re.compile(r"step-\d+")
 
@@ -45,7 +45,7 @@ def features_folder(checkpoint: str) -> str:
 
 
 def shown(score: Score) -> tuple[str, str]:
-    """The score and its interval for people; the second is empty if it has none."""
+    """The score and its interval as text; the second is empty without an interval."""
     text = shown_value(score.value, is_share=score.is_share)
     if score.low is None or score.high is None:
         return text, ""
@@ -54,7 +54,7 @@ def shown(score: Score) -> tuple[str, str]:
 
 
 def shown_value(value: float, *, is_share: bool) -> str:
-    """A share in per cent, any other value as a number."""
+    """The value as text: a share in percent, any other value as a number."""
     return f"{value:.2%}" if is_share else f"{value:.4g}"
 
 
@@ -63,16 +63,16 @@ class ProtocolScores:
     """The scores of one protocol, read back.
 
     Attributes:
-        protocol: Its name, and what tells apart several settings of it.
-        scores: Of the run's own encoder, by name.
-        baselines: Of other encoders that were evaluated beside it, by their names.
-        predictions: If they were kept.
-        step: Of the checkpoint, if it is known.
-        settings: Of the protocol.
+        protocol: The protocol's name, with a suffix if there are several settings.
+        scores: Scores of the run's own encoder, by name.
+        baselines: Scores of the other encoders, by encoder and name.
+        predictions: The predictions, if they were kept.
+        step: The checkpoint's step, if it is known.
+        settings: The protocol's settings.
         data: What the encoders were evaluated on.
-        details: What else was found for the run's own encoder.
+        details: Other results of the run's own encoder.
         figures: PNG files by name.
-        path: The file that this was read from.
+        path: The file that was read.
     """
 
     protocol: str
@@ -102,10 +102,10 @@ def write_scores(
     """Write `PROTOCOL.json`, and the figures `PROTOCOL-NAME.png` and the predictions or detections `PROTOCOL.parquet` of the first encoder.
 
     Args:
-        settings: Of the protocol.
-        evaluations: By encoder; the first is the run's own.
-        checkpoint: Of the run's own encoder.
-        step: Of the checkpoint.
+        settings: The protocol's settings.
+        evaluations: Results by encoder; the first is the run's own.
+        checkpoint: The checkpoint of the run's own encoder.
+        step: The checkpoint's step.
         data: What the encoders were evaluated on; None if the protocol's settings say so.
         num_bad: Images that could not be decoded; None if the details say so.
         detections: One row per detection of the first encoder.
@@ -146,7 +146,7 @@ def _table(predictions: Predictions) -> pa.Table:
 def read_scores(run_dir: str) -> list[ProtocolScores]:
     """The newest scores of every protocol in a run directory, in the order of the protocols' names.
 
-    They are in `evaluation/step-NUMBER/`, of which the largest step is taken first, or in `evaluation/`, or beside it as
+    They are in `evaluation/step-NUMBER/` (the largest step takes precedence), in `evaluation/`, or in the run directory as
     `evaluate-PROTOCOL.json`.
 
     Raises:
@@ -186,7 +186,7 @@ def read_predictions(path: str) -> Predictions:
 
 
 def _protocol_scores(stem: str, tree: dict[str, Any], path: str) -> ProtocolScores:
-    """From a file's content: the scores of one encoder, or `{encoder: scores}` of several, the run's own first."""
+    """The scores in a file's content: of one encoder, or `{encoder: scores}` of several, the run's own first."""
     folder = storage.parent(path)
     files = {name: storage.join(folder, file) for name, file in (tree.get("files") or {}).items()}
     figures = {name: storage.read_bytes(file) for name, file in files.items() if file.endswith(".png") and storage.exists(file)}
@@ -220,7 +220,8 @@ def _is_score(value: Any) -> bool:
 
 
 def _score(name: str, value: Any, chance: Any, details: Any) -> Score:
-    """A score as it was written. In older files the name says whether it is a share, and `chance` holds for every top-1 on test images."""
+    """A score as it was written. In older files the name tells whether it is a share, and `chance` applies to every top-1 on test
+    images."""
     tree = value if isinstance(value, dict) else {"value": value}
     number, low, high = float(tree["value"]), tree.get("low"), tree.get("high")
     if "is_share" in tree:

@@ -1,4 +1,4 @@
-"""The evaluation of one encoder, and of baselines beside it, by several protocols."""
+"""The evaluation of one encoder, and optionally of baselines, by several protocols."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PROTOCOLS = "ray_sassl.evaluation.protocols"
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """An encoder with what is known about it.
+    """An encoder and where it comes from.
 
     Attributes:
         network: (B, 3, S, S) -> (B, F).
-        config: It was trained with this one; what it is evaluated on may differ.
-        checkpoint: Its path or URI.
-        step: Of the checkpoint.
+        config: The config of its training, with the evaluation data to use.
+        checkpoint: Path or URI of its checkpoint.
+        step: The checkpoint's step.
     """
 
     network: nn.Module
@@ -38,19 +38,19 @@ class TrainedEncoder:
 
     @property
     def name(self) -> str:
-        """What tells it from baselines."""
+        """The name that distinguishes it from baselines."""
         return f"step {self.step:,}"
 
 
 @dataclass
 class EvaluationResult:
-    """What several protocols found.
+    """The results of several protocols.
 
     Attributes:
-        evaluations: By protocol and encoder; the run's own encoder is the first.
+        evaluations: Results by protocol and encoder; the run's own encoder is the first.
         paths: The files of scores, by protocol.
-        failures: Why a protocol failed, in one line.
-        skipped: Why a protocol was not tried.
+        failures: Why protocols failed, in one line each, by protocol.
+        skipped: Why protocols were not run, by protocol.
         num_bad: Images of `evaluate.train` and `evaluate.test` that could not be decoded.
     """
 
@@ -85,7 +85,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A protocol has failed, and the others go on."""
+    """A protocol has failed, and the others continue."""
 
     protocol: str
     error: Exception
@@ -110,7 +110,7 @@ def protocol_configs(protocols: Sequence[str | ProtocolConfig]) -> list[Protocol
 
 
 def with_images(protocols: Sequence[ProtocolConfig], config: ExperimentConfig) -> tuple[list[ProtocolConfig], dict[str, str]]:
-    """The protocols whose images are there, and why each of the others cannot run.
+    """The protocols whose images exist, and why each of the others cannot run.
 
     Raises:
         UsageError: none can.
@@ -125,7 +125,7 @@ def with_images(protocols: Sequence[ProtocolConfig], config: ExperimentConfig) -
 
 
 def without_scores(protocols: Sequence[ProtocolConfig], run_dir: str) -> list[ProtocolConfig]:
-    """Those of the protocols that the run has no scores of. Scores with any settings count for a protocol with default settings."""
+    """The protocols without scores in the run. For a protocol with default settings, scores with any settings count."""
     known = {scores.protocol: scores.settings for scores in read_scores(run_dir)}
 
     def has_scores(protocol: ProtocolConfig) -> bool:
@@ -147,15 +147,15 @@ def evaluate(
     baselines: bool = False,
     watch: Callable[[Event], None] = lambda event: None,
 ) -> EvaluationResult:
-    """Evaluate the encoder by each protocol and write the scores. If one of several protocols fails, the others go on.
+    """Evaluate the encoder by each protocol and write the scores. If one of several protocols fails, the others continue.
 
     Args:
         data: The images of `evaluate.train` and `evaluate.test`; None if all protocols bring their own.
         workplace: Where the expensive parts are computed.
         out: The folder for scores, figures and predictions.
-        features: A folder for features, to be used again; None: they are not kept.
+        features: A folder that keeps features for later evaluations; None keeps none.
         baselines: Whether to evaluate the untrained encoder and raw pixels too.
-        watch: Is called as the work goes on.
+        watch: Called with each event.
     """
     subjects = _subjects(encoder, data, workplace, features, baselines=baselines)
     result = EvaluationResult()
@@ -189,7 +189,7 @@ def evaluate(
 
 
 def in_one_line(error: Exception) -> str:
-    """What went wrong; errors that are not the user's are named by their type."""
+    """The error's message, with its type unless it is a `UsageError`."""
     return str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
 
 
@@ -210,7 +210,7 @@ def _subjects(
 
 
 def _evaluation(subject: EncoderSubject, protocol: ProtocolConfig, config: ExperimentConfig, workplace: Workplace) -> Evaluation:
-    """In this process, or on the workplace if that is elsewhere and the protocol trains the encoder."""
+    """Run the protocol in this process, or on a remote workplace if the protocol trains the encoder."""
     train, test = config.evaluate.train, config.evaluate.test
     if workplace.is_remote and protocol.sees_encoder and train is not None and test is not None:
         return subject.evaluate([Task(protocol, train, test)])[0]

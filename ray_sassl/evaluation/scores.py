@@ -11,7 +11,7 @@ from ray_sassl.evaluation.intervals import mean_score, per_class_score
 from ray_sassl.plugins import UsageError
 
 MAX_CLASSES = 2**17
-"""A larger label is taken for a mistake (a hash, an identifier): scores have a column for each class."""
+"""Scores have a column for each class, so larger labels are refused; they are usually a mistake (a hash, an identifier)."""
 _NAMED = 10
 
 
@@ -37,7 +37,7 @@ def check_range(labels: np.ndarray, what: str, num_classes: int | None = None) -
     """Checks that labels are class numbers.
 
     Args:
-        what: Whose labels they are, for the message.
+        what: The set that the labels belong to, for the message.
         num_classes: How many classes there are, if that is known.
 
     Raises:

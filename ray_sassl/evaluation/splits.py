@@ -1,4 +1,4 @@
-"""Random parts of a train set, chosen by class; the same for the same seed."""
+"""Random parts of a train set, drawn class by class; equal seeds give equal parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: about this share of each class's images, to choose a setting with; at least one image of each class is left to fit on.
+    """(N,) bool: about this share of each class's images, held out to choose a setting; at least one image of each class is left to fit on.
 
     Raises:
         UsageError: no class has two images.
@@ -30,7 +30,7 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
         if len(rows) > 1:
             chosen[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
     if not chosen.any():
-        raise UsageError("no class has two train images, so none can be held out to choose a setting with; give the setting instead")
+        raise UsageError("no class has two train images, so none can be held out to choose a setting; give the setting instead")
     return chosen
 
 
@@ -44,7 +44,7 @@ def n_of_each(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndar
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) < num:
-            raise UsageError(f"class {label} has {len(rows)} train images, and {num} are to be drawn")
+            raise UsageError(f"class {label} has {len(rows)} train images, fewer than the {num} to draw")
         places.append(rng.choice(rows, num, replace=False))
     return np.concatenate(places)
 

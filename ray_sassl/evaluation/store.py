@@ -32,7 +32,7 @@ Provenance = dict[str, str]
 
 
 def encoder_digest(encoder: nn.Module) -> str:
-    """sha256 over the network's structure (as it prints itself) and its weights."""
+    """sha256 of the network's structure (its printed form) and its weights."""
     return hashlib.sha256(f"{encoder!r}\0{weights_sha256(encoder)}".encode()).hexdigest()
 
 
@@ -47,14 +47,14 @@ class FeatureStore:
     """A folder of features, a path or URI.
 
     Attributes:
-        facts: What else to note in each file about the encoder, as JSON has it, such as its checkpoint.
+        facts: JSON values about the encoder to note in each file, such as its checkpoint.
     """
 
     folder: str
     facts: dict[str, Any]
 
     def write(self, part: LabeledFeatures, provenance: Provenance, facts: dict[str, Any]) -> str:
-        """Put features of this provenance into the folder in one step, with some more facts; returns the file's path."""
+        """Write features of this provenance to the folder atomically, with more facts; returns the file's path."""
         features = np.ascontiguousarray(part.features, np.float32)
         values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
         metadata = {_PROVENANCE: json.dumps(provenance, sort_keys=True), _FACTS: json.dumps({**self.facts, **facts})}

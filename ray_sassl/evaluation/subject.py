@@ -38,10 +38,10 @@ class EncoderSubject(Subject):
 
     Args:
         encoder: (B, 3, S, S) -> (B, F); it is not changed.
-        config: Of the encoder's run; gives the pixels' mean and deviation, and the size of images.
-        data: The images; None if only protocols that bring their own images are run.
-        workplace: Where features are computed; not given: this process.
-        store: Where features are kept; None: only in memory.
+        config: The config of the encoder's run; it gives the pixels' mean and deviation, and the size of images.
+        data: The images; None if all protocols bring their own images.
+        workplace: Where features are computed; by default this process.
+        store: Where features are kept; None keeps them only in memory.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class EncoderSubject(Subject):
         return self._features("test", changes)
 
     def _features(self, split: Split, changes: Sequence[ImageChange | None]) -> list[LabeledFeatures]:
-        """From memory or the store; what is in neither is computed in one pass over the images."""
+        """Features from memory or the store; missing ones are computed in one pass over the images."""
         keys = [change.key if change is not None else _UNCHANGED for change in changes]
         images = self._images(split)
         for key in keys:
@@ -188,7 +188,7 @@ class EncoderEvaluation:
         return replace(found, details={**found.details, "bad_images": data.num_bad})
 
     def for_other_machines(self) -> EncoderEvaluation:
-        """Without a store in a local folder: other nodes would keep features on disks of their own."""
+        """The job without a store in a local folder, since other nodes would keep features on their own disks."""
         return self if self.store is None or storage.is_uri(self.store.folder) else replace(self, store=None)
 
 

@@ -1,7 +1,7 @@
 """Supervised training of a classifier on top of an encoder, shared by fine-tuning on all labels and on a few of them.
 
-SGD with Nesterov momentum on crops at random, mirrored half of the time; the learning rate falls to 0 along a half cosine; the classifier
-begins at zero. So do SimCLR (Chen et al. 2020, arXiv 2002.05709, appendices B.5 and B.8) and BYOL (Grill et al. 2020, arXiv 2006.07733,
+SGD with Nesterov momentum on random crops, mirrored half of the time; the learning rate falls to 0 along a half cosine; the classifier
+starts at zero. So do SimCLR (Chen et al. 2020, arXiv 2002.05709, appendices B.5 and B.8) and BYOL (Grill et al. 2020, arXiv 2006.07733,
 appendices C.2 and D). Running statistics of batch normalization move by 10 / steps of an epoch, at most 0.1, as in SimCLR, appendix B.8.
 """
 
@@ -44,16 +44,16 @@ class TrainingConfig(ProtocolConfig, ABC):
     """How a classifier is trained on top of the encoder.
 
     Attributes:
-        batch_size: Images of an update.
-        learning_rate: The encoder's, for a batch of 256 (SimCLR, B.5); it is scaled with the batch. Of a list, each is tried with a part of
-            the train images held out; the one that does best on these trains again on all.
-        head_factor: The classifier's learning rate over the encoder's; 1 in SimCLR and BYOL.
-        validation_share: Of each class's train images, held out where learning rates are tried; our choice.
-        sgd_momentum: Of SGD, in Nesterov's form.
-        weight_decay: Of matrices and kernels; none in SimCLR's and BYOL's semi-supervised form.
+        batch_size: Images per update.
+        learning_rate: The encoder's learning rate for a batch of 256 (SimCLR, B.5); it is scaled with the batch. If it is a list, each rate
+            is tried with a part of the train images held out, and the best one is used to train on all.
+        head_factor: Ratio of the classifier's learning rate to the encoder's; 1 in SimCLR and BYOL.
+        validation_share: Share of each class's train images that is held out to choose the learning rate; our choice.
+        sgd_momentum: Nesterov momentum of SGD.
+        weight_decay: Weight decay of matrices and kernels; none in SimCLR's and BYOL's semi-supervised form.
         batch_norm: "train" normalizes by each batch and lets the running statistics follow, "fixed" keeps and uses those of pretraining.
-        precision: Of the forward pass.
-        seed: Of the crops, the order of the images, and the choice of held-out images.
+        precision: Precision of the forward pass.
+        seed: Seed of the crops, the order of the images, and the choice of held-out images.
         device: Where to train; "auto" is the GPU if there is one.
     """
 
@@ -74,7 +74,7 @@ class TrainingConfig(ProtocolConfig, ABC):
 
 
 class Classifier(nn.Module):
-    """An encoder with a linear classifier that begins at zero: (B, 3, S, S) -> (B, C)."""
+    """An encoder with a linear classifier that starts at zero: (B, 3, S, S) -> (B, C)."""
 
     def __init__(self, encoder: nn.Module, num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
 
 
 def evaluate_by_training(subject: Subject, sample_id: np.ndarray, labels: np.ndarray, epochs: int, config: TrainingConfig) -> Evaluation:
-    """Scores of a classifier that was trained, encoder and all, on these train images; the subject's encoder stays as it is.
+    """Scores of a classifier whose encoder was trained with it on these train images; the subject's encoder is not changed.
 
     Args:
         sample_id: (N,) int64, the train images.
@@ -117,7 +117,7 @@ def train_classifier(
     """A classifier trained on these train images, and its mean loss of each epoch.
 
     Raises:
-        DivergedError: the loss is not a number any more.
+        DivergedError: the loss is no longer finite.
     """
     device = evaluation_device(config.device)
     network = Classifier(*subject.encoder(), num_classes).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -133,7 +133,7 @@ def train_classifier(
             epoch = min(num_seen // len(sample_id), epochs - 1)
             num_seen += len(labels)
             if len(labels) < 2 and config.batch_norm == "train":
-                continue  # one image has no statistics of a batch
+                continue  # batch statistics need two images
             losses[epoch].append(_step(network, optimizer, images, labels, subject, config.precision))
             schedule.step()
             if time.monotonic() - said > _SAY_EVERY_S:
@@ -164,7 +164,7 @@ def _step(
 def _chosen_rate(
     subject: Subject, sample_id: np.ndarray, labels: np.ndarray, num_classes: int, epochs: int, config: TrainingConfig
 ) -> tuple[float, dict[str, Any]]:
-    """The learning rate, and where several were tried, what each scored on held-out train images; of equal ones the smallest."""
+    """The learning rate, and if several were tried, each one's score on held-out train images; of equally good ones the smallest."""
     if not isinstance(config.learning_rate, tuple):
         return config.learning_rate, {}
     aside = held_out(labels, config.validation_share, config.seed)
@@ -182,7 +182,7 @@ def _chosen_rate(
 
 
 def _predicted(network: Classifier, subject: Subject, sample_id: np.ndarray) -> np.ndarray:
-    """(N,) int64: the classes of these train images, seen as test images are."""
+    """(N,) int64: the predicted classes of these train images, preprocessed like test images."""
     device = network.head.weight.device
     predicted = []
     with evaluation_mode(network):
@@ -193,7 +193,7 @@ def _predicted(network: Classifier, subject: Subject, sample_id: np.ndarray) -> 
 
 
 def _set_modes(network: Classifier, batch_norm: str, steps_per_epoch: int) -> None:
-    """Training mode; batch normalization as the config has it."""
+    """Set training mode, and batch normalization as configured."""
     network.train()
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -202,7 +202,7 @@ def _set_modes(network: Classifier, batch_norm: str, steps_per_epoch: int) -> No
 
 
 def _optimizer(network: Classifier, learning_rate: float, config: TrainingConfig) -> torch.optim.SGD:
-    """Groups of the encoder and of the head; biases, scales and shifts are not decayed."""
+    """SGD with groups for the encoder and the head; biases, scales and shifts are not decayed."""
     groups = []
     for part, factor in ((network.encoder, 1.0), (network.head, config.head_factor)):
         trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
@@ -212,12 +212,12 @@ def _optimizer(network: Classifier, learning_rate: float, config: TrainingConfig
 
 def _check_finite(loss: Tensor, learning_rate: float) -> None:
     if not torch.isfinite(loss):
-        raise DivergedError(f"the loss is not a number any more at a learning rate of {learning_rate:g}; give a smaller one")
+        raise DivergedError(f"the loss is no longer finite at a learning rate of {learning_rate:g}; give a smaller one")
 
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within the block torch's own generator, which dropout draws from, starts at the seed; afterward it is as it was."""
+    """Within the block torch's global generator, which dropout draws from, is seeded; afterward its state is restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

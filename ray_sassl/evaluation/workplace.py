@@ -16,7 +16,7 @@ from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, Ext
 from ray_sassl.pipeline import OnBad
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Takes a title and a total, and gives a context in which a function is called with each amount that is done."""
+"""Takes a title and a total, and returns a context with a function that is called with each amount of finished work."""
 
 
 def no_progress(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -40,10 +40,10 @@ class EvaluationJob(Protocol):
 
 
 class Workplace(ABC):
-    """Does the expensive parts of an evaluation."""
+    """Computes the expensive parts of an evaluation."""
 
     is_remote: ClassVar[bool] = False
-    """Whether other processes do the work, so that a protocol that trains the encoder is better sent there than run here."""
+    """Whether other processes do the work, so that protocols that train the encoder should run there."""
 
     @abstractmethod
     def features(self, job: ExtractionJob) -> Extracted:
@@ -63,10 +63,10 @@ class Workplace(ABC):
 
     @abstractmethod
     def evaluate(self, job: EvaluationJob) -> list[Evaluation]:
-        """The evaluations of the job's tasks, in their order; they run side by side where there are several places to work.
+        """The evaluations of the job's tasks, in their order; tasks run in parallel if there are several processes.
 
         Raises:
-            UsageError: a task fails with one, or the cluster can never offer what the work needs.
+            UsageError: a task raises it, or the cluster can never offer what the work needs.
         """
 
 
@@ -74,10 +74,10 @@ class LocalWorkplace(Workplace):
     """This process.
 
     Args:
-        device: Where encoders compute; not given: the GPU if this machine has one.
-        num_threads: For decoding; not given: as many as torch uses.
+        device: Where encoders compute; by default the GPU if this machine has one.
+        num_threads: Threads for decoding; by default as many as torch uses.
         kept_bytes: Decoded images of earlier jobs are kept up to this size, so that later jobs do not decode them again.
-        progress: Shows how far each extraction is.
+        progress: Shows the progress of each extraction.
     """
 
     def __init__(

@@ -89,5 +89,5 @@ def test_the_encoder_is_left_as_it_is(tmp_path: Path):
 
 
 def test_no_image_at_all_is_an_error(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"no labeled images to take features of \(160 rows"):
+    with pytest.raises(UsageError, match=r"no labeled images to compute features of \(160 rows"):
         LocalWorkplace().features(_job(tmp_path, bad=tuple(range(NUM_ROWS))))

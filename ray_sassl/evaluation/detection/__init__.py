@@ -24,31 +24,31 @@ class DetectConfig(FrozenConfig):
     """Fine-tuning for detection.
 
     Attributes:
-        architecture: "c4": proposals and regions from the last stage but one, the last stage is the head of each region. "fpn": a feature
+        architecture: "c4": proposals and regions use the second-last stage, and the last stage is the head of each region. "fpn": a feature
             pyramid (Lin et al. 2017, arXiv 1612.03144) over all stages with a head of two linear layers.
-        train: Splits to train on, each `FOLDER/SPLIT`, or `SPLIT` where the data's folder is itself one of VOC's form. Not given:
-            `trainval` of the folder, or of VOC2007 and VOC2012 where these are in it.
-        test: Splits to measure on; not given: `test` of the folder, or of VOC2007.
+        train: Splits to train on, each `FOLDER/SPLIT`, or `SPLIT` if the data's folder itself has VOC's form. By default `trainval` of the
+            folder, or of VOC2007 and VOC2012 if it contains them.
+        test: Splits to measure on; by default `test` of the folder, or of VOC2007.
         steps: Optimizer updates.
-        batch_size: Images of an update, over all workers.
-        learning_rate: Of SGD, for a batch of 16; it is scaled linearly with the batch.
-        momentum: Of SGD.
-        weight_decay: Of SGD; not on biases and the scales and shifts of norm layers.
-        warmup_steps: Linear rise of the learning rate.
+        batch_size: Images per update, over all workers.
+        learning_rate: Learning rate of SGD for a batch of 16; it is scaled linearly with the batch.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD, except for biases and the scales and shifts of norm layers.
+        warmup_steps: Steps in which the learning rate rises linearly.
         decay_at: Shares of the training after which the learning rate falls to a tenth.
         train_px: Shorter side of the training images, drawn for each.
         test_px: Shorter side of the test images.
-        max_px: Longest side of either.
+        max_px: Maximum longer side of both.
         batch_norm: "synced" is trained with the statistics of all workers' batches, also in the pyramid and in the head of "c4"; "frozen"
             keeps the encoder's statistics, scales and shifts.
         fpn_channels: Width of the pyramid.
         hidden_size: Width of the pyramid's head.
-        rois_per_image: Regions of an image that the head learns from at each step.
-        test_proposals: Regions of an image that the head looks at in a test.
-        evaluate_every: Steps between measurements on the test set, the first before the training; 0: only at its end.
-        max_bad_fraction: Share of each split's images that may be damaged; they are left out and counted, and more of them end the job.
+        rois_per_image: Regions per image that the head is trained on at each step.
+        test_proposals: Regions per image that the head evaluates in a test.
+        evaluate_every: Steps between measurements on the test set, the first before training; 0 measures only at the end.
+        max_bad_fraction: Share of each split's images that may be damaged. They are left out and counted; if there are more, the job fails.
         checkpoint_every: Steps between checkpoints, from which a stopped run continues.
-        seed: Of the new layers and of all draws.
+        seed: Seed of the new layers and of all draws.
     """
 
     architecture: Literal["c4", "fpn"] = "c4"

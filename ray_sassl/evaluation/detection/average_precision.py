@@ -1,8 +1,8 @@
 """Average precision of detections as in COCO (Lin et al. 2014, arXiv 1405.0312, and its `COCOeval`), with intervals over test images.
 
-The scores are those of torchmetrics. COCO's matching is here a second time because the intervals need it taken apart: which detection hits
-what does not depend on the other images, so a resample of images only weights the hits anew. With equal weights both give the same figures,
-which a test holds. Difficult objects are COCO's crowds: a detection that covers one is neither a hit nor a miss.
+The scores are computed by torchmetrics. The intervals need COCO's matching separately, so it is implemented here again: the hits in an
+image do not depend on other images, so a resample of images only changes their weights. With equal weights both give the same values (there
+is a test). Difficult objects are COCO's crowds: a detection that covers one is neither a hit nor a miss.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ray_sassl.plugins import UsageError
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_DETECTIONS = 100
-"""Of an image and class, those of the highest scores."""
+"""Only this many detections per image and class are used, those with the highest scores."""
 _RECALLS = np.linspace(0, 1, 101)
 _SEED = 0
 THRESHOLDS_OF = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-"""The thresholds that each score is the mean over."""
+"""The thresholds that each score averages over."""
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in an image.
+    """The detections in an image.
 
     Attributes:
         boxes: (D, 4) float32, left, top, right and bottom edges in pixels.
@@ -43,7 +43,7 @@ class Detections:
 
 
 def check_installed() -> None:
-    """Check before long work that the scores can be computed.
+    """Check, before long work, that the scores can be computed.
 
     Raises:
         UsageError: the packages are missing.
@@ -77,7 +77,7 @@ def average_precision_scores(detections: Sequence[Detections], truths: Sequence[
 
 
 def _score(value: float, drawn: np.ndarray) -> Score:
-    """With the middle of the means over classes of resampled values (R, C), which are NaN where a class was not drawn."""
+    """The score with the interval of the means over classes of resampled values (R, C); NaN means that a class was not drawn."""
     drawn = drawn[~np.isnan(drawn).all(1)]
     if not len(drawn):
         return Score(value, is_share=True)
@@ -93,12 +93,12 @@ def _torchmetrics(detections: Sequence[Detections], truths: Sequence[Truth], *, 
         box_format="xyxy",
         iou_type="bbox",
         iou_thresholds=IOU_THRESHOLDS.tolist(),
-        rec_thresholds=_RECALLS.tolist(),  # its own are float32, which moves the scores if a recall is exactly one of them
+        rec_thresholds=_RECALLS.tolist(),  # torchmetrics' own are float32, which changes the scores if a recall equals one of them
         class_metrics=with_classes,
         backend="pycocotools",
-        sync_on_compute=False,  # the detections of all workers are here already, and the other workers do not come to a meeting
+        sync_on_compute=False,  # the detections of all workers are already here, and the other workers do not take part
     )
-    metric.warn_on_many_detections = False  # more of them than COCO counts are left out, as there
+    metric.warn_on_many_detections = False  # as in COCO, detections beyond the maximum are ignored
     predicted = [
         {"boxes": torch.from_numpy(one.boxes), "labels": torch.from_numpy(one.labels), "scores": torch.from_numpy(one.scores)}
         for one in detections
@@ -117,10 +117,10 @@ def _torchmetrics(detections: Sequence[Detections], truths: Sequence[Truth], *, 
 
 @dataclass(frozen=True, eq=False)
 class _Matched:
-    """The detections of one class in all images, the likeliest first.
+    """The detections of one class in all images, the most confident first.
 
     Attributes:
-        image: (D,) int64, where each was found.
+        image: (D,) int64, the image of each.
         is_hit: (T, D) bool, by threshold.
         is_ignored: (T, D) bool.
         num_true: (N,) int64, objects of the class in each image, without difficult ones.
@@ -145,8 +145,8 @@ class _Matched:
 def _match(one: Detections, truth: Truth, label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores (D,) of an image's detections of a class from high to low, and by threshold (T, D) which are hits and which are ignored.
 
-    Each takes the object that it overlaps most of those that no likelier one has taken; a difficult object only where there is no other,
-    and it can be taken again and again.
+    Each takes the object that it overlaps most, among those that no more confident detection has taken. It takes a difficult object only if
+    there is no other; a difficult object can be taken repeatedly.
     """
     mine = np.flatnonzero(one.labels == label)
     mine = mine[np.argsort(-one.scores[mine], kind="mergesort")][:MAX_DETECTIONS]
@@ -173,12 +173,12 @@ def _taken(overlap: np.ndarray, is_free: np.ndarray, is_difficult: np.ndarray, t
         values = np.where(is_free & group, overlap, -1)
         best = values.max(initial=-1)
         if best >= min(threshold, 1 - 1e-10):
-            return int(np.flatnonzero(values == best)[-1])  # COCO's: of equal ones the last
+            return int(np.flatnonzero(values == best)[-1])  # as in COCO, the last of equal ones
     return None
 
 
 def _overlaps(boxes: np.ndarray, objects: np.ndarray, is_difficult: np.ndarray) -> np.ndarray:
-    """(D, G) intersection over union; over the detection's own area where the object is difficult."""
+    """(D, G) intersection over union, or over the detection's own area for difficult objects."""
     near, far = np.maximum(boxes[:, None, :2], objects[None, :, :2]), np.minimum(boxes[:, None, 2:], objects[None, :, 2:])
     shared = np.clip(far - near, 0, None).prod(2)
     area, object_area = ((part[:, 2:] - part[:, :2]).prod(1) for part in (boxes, objects))

@@ -1,4 +1,4 @@
-"""Faster R-CNN of torchvision around an encoder of ours, with nothing pretrained but the encoder."""
+"""torchvision's Faster R-CNN with one of our encoders; nothing else is pretrained."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def build_detector(
     """The detector in training mode; the encoder's own layers become part of it, new ones are drawn from torch's global generator.
 
     Args:
-        num_classes: Without the background, which is label 0 of the detector.
+        num_classes: Number of classes without the background, which is label 0 of the detector.
 
     Raises:
-        UsageError: the encoder has no stages of falling resolution that it can be cut into.
+        UsageError: the encoder cannot be split into stages of decreasing resolution.
     """
     stages = stages_of(encoder)
     channels, strides = _shapes(stages)
@@ -57,10 +57,10 @@ def build_detector(
 
 
 def stages_of(encoder: nn.Module) -> list[nn.Sequential]:
-    """The encoder as stages of falling resolution, the stem with the first. The mean of the maps of the last stage is the features.
+    """The encoder as stages of decreasing resolution, the first with the stem. Its features are the means of the last stage's maps.
 
     Raises:
-        UsageError: it is not a ResNet, or its features are made in another way.
+        UsageError: it is not a ResNet, or its features are computed differently.
     """
     if isinstance(encoder, CifarResNet):
         blocks = list(encoder.blocks)
@@ -73,7 +73,7 @@ def stages_of(encoder: nn.Module) -> list[nn.Sequential]:
         layers = [f"layer{number}" for number in range(1, 5)]
         if not set(layers) <= set(names):
             raise UsageError(
-                f"detection needs a ResNet, which has maps of falling resolution: torchvision's (resnet18, resnet50), timm's, or a "
+                f"detection needs a ResNet, whose maps have decreasing resolution: torchvision's (resnet18, resnet50), timm's, or a "
                 f"CIFAR one (resnet20); this encoder is a {type(encoder).__name__}"
             )
         stem = [children[name] for name in names[: names.index("layer1")]]
@@ -91,7 +91,7 @@ def _check_stages(encoder: nn.Module, stages: list[nn.Sequential]) -> None:
             maps = stage.eval()(maps)
         if features.shape != maps.shape[:2] or not torch.allclose(features, maps.mean((2, 3)), rtol=1e-3, atol=1e-4):
             raise UsageError(
-                f"detection cannot cut this {type(encoder).__name__} into stages: its features are not the means of its last maps"
+                f"detection cannot split this {type(encoder).__name__} into stages: its features are not the means of its last maps"
             )
 
 
@@ -114,7 +114,7 @@ def _device_of(module: nn.Module) -> torch.device:
 
 
 class _Trunk(nn.Module):
-    """All stages but the last, one map."""
+    """All stages but the last, which give one map."""
 
     def __init__(self, stages: list[nn.Sequential], out_channels: int) -> None:
         super().__init__()
@@ -180,10 +180,10 @@ def _fpn(
 
 
 def _freeze_batch_norm(stage: nn.Module) -> None:
-    """Statistics, scales and shifts become constants.
+    """Make statistics, scales and shifts constants.
 
     Raises:
-        UsageError: a batch normalization of a foreign kind is in the stage.
+        UsageError: the stage has another kind of batch normalization.
     """
     for name, module in list(stage.named_modules()):
         if not isinstance(module, _BatchNorm):

@@ -1,4 +1,4 @@
-"""Test images with their true boxes and with what was found."""
+"""Test images with their true and their detected boxes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ray_sassl.files import storage
 from ray_sassl.views.grid import image_grid
 
 SHOWN_FROM = 0.5
-"""Detections of lower scores are not drawn."""
+"""Detections with lower scores are not drawn."""
 _CELL_PX = 360
 _COLORS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75), (227, 119, 194), (188, 189, 34))
 _MAX_PIXELS = DataConfig.model_fields["max_pixels"].default
 
 
 def boxes_picture(test: DetectionSet, detections: Sequence[Detections], num_shown: int, seed: int) -> bytes:
-    """Some test images, one a line: the true boxes on the left, what was found with a score of at least 0.5 on the right."""
+    """Some test images, one per line: the true boxes on the left, detections with a score of at least 0.5 on the right."""
     rows = np.sort(np.random.default_rng(seed).permutation(len(test))[:num_shown])
     images, captions = [], []
     for row in rows:
@@ -45,7 +45,7 @@ def boxes_picture(test: DetectionSet, detections: Sequence[Detections], num_show
 
 
 def _drawn(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """(S, S, 3) uint8: the image fitted into a white square, at its lower edge and so beside its caption, with its boxes."""
+    """(S, S, 3) uint8: the image with its boxes, fitted into a white square at its lower edge, near the caption."""
     scale = _CELL_PX / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     canvas = Image.new("RGB", (_CELL_PX, _CELL_PX), (255, 255, 255))
@@ -61,6 +61,6 @@ def _drawn(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, texts: S
 
 
 def history_picture(entries: Sequence[dict[str, float]], y_title: str) -> bytes:
-    """What was logged over the steps, one line per value."""
+    """The logged values over the steps, one line per value."""
     names = [name for name in entries[0] if name != "step"]
     return curves([entry["step"] for entry in entries], {name: [entry[name] for entry in entries] for name in names}, "step", y_title)

@@ -1,4 +1,4 @@
-"""What a detection job has found, in the form that all evaluations have."""
+"""The results of a detection job, in the form of all evaluations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUM_SHOWN = 4
 
 
 def evaluation_of(job: DetectionJob, result: DetectionResult) -> Evaluation:
-    """AP, AP50 and AP75 with intervals and AP by class; boxes on test images, and curves of the losses and of AP over the steps."""
+    """AP, AP50 and AP75 with intervals, AP of each class, boxes on test images, and curves of the losses and of AP over the steps."""
     scores = average_precision_scores(result.detections, result.tested.truths, result.tested.class_names)
     history = result.history
     figures = {"boxes": boxes_picture(result.tested, result.detections, _NUM_SHOWN, job.config.seed)}
@@ -51,7 +51,7 @@ def _facts(part: DetectionSet, bad: Sequence[BadRow]) -> dict[str, int]:
 
 
 def detections_table(result: DetectionResult) -> pa.Table:
-    """One row a detection: `image` (name), `label`, `score` and the box's edges in pixels."""
+    """One row per detection: `image` (name), `label`, `score` and the box's edges in pixels."""
     detections = result.detections
     counts = [len(one.labels) for one in detections]
     images = [name_of(path) for path, count in zip(result.tested.paths, counts, strict=True) for _ in range(count)]

@@ -1,7 +1,7 @@
 """Training and testing a detector, as one of the processes that share the work.
 
-Which images a step sees, how they are mirrored and which regions are sampled depends only on (seed, step, rank), so a run can be repeated,
-and one that was stopped continues from its checkpoint with the same result. Damaged images are left out and counted: the next image of the
+The images of a step, their mirroring and the sampled regions depend only on (seed, step, rank), so a run can be repeated, and a stopped run
+continues from its checkpoint with the same result. Damaged images are left out and counted: the next image of the
 epoch takes the place of a damaged train image, and a test uses the images that can be decoded.
 """
 
@@ -54,7 +54,7 @@ LOSSES = {
     "loss_classifier": "classes",
     "loss_box_reg": "boxes",
 }
-"""torchvision's losses, and what they are called in the record."""
+"""torchvision's losses and their names in the record."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class DetectionJob:
     """A detector to train and test.
 
     Attributes:
-        encoder: With the weights to start from; it is changed.
-        pixel_mean: By channel, of intensities in [0, 1].
-        pixel_std: By channel, of intensities in [0, 1].
+        encoder: The encoder with its initial weights; it is changed.
+        pixel_mean: Mean of each channel, of intensities in [0, 1].
+        pixel_std: Standard deviation of each channel, of intensities in [0, 1].
         checkpoint: Path or URI of the file to continue from; all processes must reach it.
     """
 
@@ -86,7 +86,7 @@ class DetectionJob:
 
 @dataclass
 class History:
-    """What was logged.
+    """The logged values.
 
     Attributes:
         losses: Means since the previous entry, with the `step`.
@@ -99,11 +99,11 @@ class History:
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """The detections after the training, and what was logged during it.
+    """The detections after training, and the values logged during it.
 
     Attributes:
         tested: The test images that could be decoded.
-        detections: In each of them.
+        detections: The detections in each of them.
         bad: The images of each split that some process could not decode; a row's number is its place in the split.
     """
 
@@ -114,7 +114,7 @@ class DetectionResult:
 
 
 class _Images:
-    """The images of both splits, and a count of the damaged ones that this process has met.
+    """The images of both splits, and a count of the damaged ones that this process has read.
 
     Raises:
         TooManyBadRowsError: more of a split's images are damaged than the config allows.
@@ -145,7 +145,7 @@ class _Images:
             self._quarantine[split].add(rows)
 
     def share(self) -> None:
-        """Every process learns which images the others could not decode; all must call it."""
+        """Exchange the images that could not be decoded between all processes, which must all call it."""
         for part in gather_objects(self.bad):
             self.add(part)
 
@@ -154,7 +154,7 @@ def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
     """Train and test; every process of the context must call it, and all return the same detections.
 
     Raises:
-        UsageError: the encoder, an image or a setting does not allow it.
+        UsageError: the encoder, the images or the settings do not allow detection.
     """
     check_installed()
     config = job.config
@@ -280,7 +280,7 @@ def _measure(
     """The test images that can be decoded, and the detections of all processes in them; AP goes into the history.
 
     Raises:
-        UsageError: none of them can, or too many cannot.
+        UsageError: none of the test images can be decoded, or too many cannot.
     """
     mine = range(context.rank, len(job.test), context.world_size)
     found = {row: one for part in gather_objects(detect_images(detector, images, mine, job.config, context)) for row, one in part.items()}
@@ -300,7 +300,7 @@ def _measure(
 def detect_images(
     detector: FasterRCNN, images: _Images, rows: Sequence[int], config: DetectConfig, context: Context
 ) -> dict[int, Detections]:
-    """What the detector finds in these test images, by their places, without those that cannot be decoded."""
+    """The detections in these test images, by their places, without images that cannot be decoded."""
     found: dict[int, Detections] = {}
     with ThreadPoolExecutor(_THREADS) as pool, _test_mode(detector, config):
         pixels = ahead(lambda row: (row, pool.submit(images.pixels, "test", row)), rows, _AHEAD * _TEST_BATCH)
@@ -316,7 +316,7 @@ def detect_images(
 
 @contextmanager
 def _test_mode(detector: FasterRCNN, config: DetectConfig) -> Iterator[None]:
-    """Within the block the detector is in evaluation mode and takes images of the test size."""
+    """Within the block the detector is in evaluation mode and uses the test size."""
     detector.eval()
     resize: Any = detector.transform
     train_px, resize.min_size = resize.min_size, (config.test_px,)
@@ -346,7 +346,7 @@ def _save(
 
 
 def _resumed(job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.optim.Optimizer, images: _Images) -> tuple[int, History]:
-    """The step to continue from, with the state of its checkpoint, or 0 if there is no checkpoint of this job."""
+    """The step to continue from, after loading its checkpoint, or 0 if there is no checkpoint of this job."""
     if not storage.exists(job.checkpoint):
         return 0, History()
     state = torch.load(io.BytesIO(storage.read_bytes(job.checkpoint)), map_location="cpu", weights_only=True)

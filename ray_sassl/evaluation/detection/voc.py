@@ -2,9 +2,9 @@
 
     FOLDER/JPEGImages/NAME.jpg   FOLDER/Annotations/NAME.xml   FOLDER/ImageSets/Main/SPLIT.txt
 
-Boxes are xmin, ymin, xmax, ymax in pixels that count from 1 and belong to the box, as VOC has them; here they become edges that count from
-0, so xmin and ymin are lowered by one. What reaches out of the image is cut off. A box whose xmax is not above its xmin, or ymax above its
-ymin, in the file or after that, has no area: it is dropped and counted.
+In VOC's files, xmin, ymin, xmax and ymax are pixels that count from 1 and belong to the box; here they become edges that count from 0, so
+xmin and ymin are lowered by one. Boxes are clipped to the image. A box whose xmax is not above its xmin, or ymax above its ymin, before or
+after clipping, has no area: it is dropped and counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Truth:
     Attributes:
         boxes: (B, 4) float64, left, top, right and bottom edges in pixels.
         labels: (B,) int64.
-        is_difficult: (B,) bool: a detection of it counts neither for nor against.
+        is_difficult: (B,) bool: whether detections of the box are ignored.
     """
 
     boxes: np.ndarray
@@ -47,10 +47,10 @@ class DetectionSet:
     """Images and their boxes.
 
     Attributes:
-        paths: Of the images.
-        truths: One per image.
+        paths: Paths of the images.
+        truths: The boxes of each image.
         class_names: The name of each label.
-        num_dropped: Boxes without an area, which were left out.
+        num_dropped: How many boxes were dropped because they have no area.
     """
 
     paths: tuple[str, ...]
@@ -71,7 +71,7 @@ class DetectionSet:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over names, boxes and labels."""
+        """sha256 of names, boxes and labels."""
         digest = hashlib.sha256("\n".join((*self.paths, *self.class_names)).encode())
         for truth in self.truths:
             digest.update(truth.boxes.tobytes() + truth.labels.tobytes() + truth.is_difficult.tobytes())
@@ -82,12 +82,12 @@ def read_voc(data: str, train: Sequence[str], test: Sequence[str]) -> tuple[Dete
     """The train and the test set; their classes are those of the train boxes, in alphabetical order.
 
     Args:
-        data: Path or URI of a folder of VOC's form, or of one that holds such folders.
-        train: Splits, see `DetectConfig`; empty: the usual ones.
+        data: Path or URI of a folder of VOC's form, or of one that contains such folders.
+        train: Splits, see `DetectConfig`; by default the usual ones.
         test: Splits.
 
     Raises:
-        UsageError: the folder is of another form, a split or a file is missing or damaged, or a class is in the test set alone.
+        UsageError: the folder has another form, a split or a file is missing or damaged, or a class is only in the test set.
     """
     usual = _usual_splits(data) if not (train and test) else ((), ())
     raw = [_read_splits(data, given or usual[place]) for place, given in enumerate((train, test))]
@@ -150,7 +150,7 @@ def _read_splits(data: str, splits: Sequence[str]) -> list[_Image]:
 
 
 def _names_of(folder: str, split: str) -> list[str]:
-    """What the split lists; a second column, as the lists of single classes have it, is left out."""
+    """The names that the split lists; a second column, which the lists of single classes have, is ignored."""
     lists = storage.join(folder, _LISTS)
     try:
         lines = storage.read_text(storage.join(lists, f"{split}.txt")).splitlines()

@@ -10,9 +10,9 @@ from ray_sassl.plugins import PluginConfig
 
 
 class Protocol(ABC):
-    """One way to evaluate an encoder: it may fit something on train images, and measures on test images.
+    """One way to evaluate an encoder: it may fit a model on train images, and measures on test images.
 
-    A protocol that needs no images declares its subject as a `FeatureSubject`, and can then be used wherever features are.
+    A protocol that needs no images declares its subject as a `FeatureSubject`, and can then be used with features alone.
     """
 
     @abstractmethod
@@ -28,7 +28,7 @@ class ProtocolConfig(PluginConfig, ABC):
     """The config of a protocol."""
 
     brings_images: ClassVar[bool] = False
-    """Whether the protocol's own config names its images, and not `evaluate.train` and `evaluate.test`."""
+    """Whether the protocol's own config names its images, instead of `evaluate.train` and `evaluate.test`."""
 
     @property
     def sees_encoder(self) -> bool:
@@ -36,7 +36,7 @@ class ProtocolConfig(PluginConfig, ABC):
         return False
 
     def absent_images(self) -> str | None:
-        """Why a protocol that brings its images cannot run here, such as that there is no data set; None if it can."""
+        """Why a protocol that brings its images cannot run here, such as a missing data set; None if it can."""
         return None
 
     @abstractmethod

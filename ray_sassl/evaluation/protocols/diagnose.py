@@ -33,15 +33,15 @@ class Config(ProtocolConfig):
 
     Attributes:
         num_queries: Test images whose neighbors are shown.
-        num_neighbors: Train images shown for each, and counted for `same_class_share`.
-        num_shown: Images that are shown of the most and of the least style-sensitive ones.
+        num_neighbors: Train images shown for each, and used for `same_class_share`.
+        num_shown: How many of the most and of the least style-sensitive images are shown.
         stylize: The stylizer of the stylized copies.
         style_copies: Stylized copies of each test image.
-        styles_per_class: Train images of each class whose styles are drawn from.
-        render_px: As in `robustness`: smaller images are enlarged to it, stylized and reduced again, since at 32 px little but a blur is
-            left.
-        max_images: Images on the map, and rows of which uniformity and effective rank are computed; a sample where there are more.
-        seed: Of all draws.
+        styles_per_class: Train images of each class that provide styles.
+        render_px: As in `robustness`: smaller images are enlarged to this size, stylized and reduced again, since at 32 px little but a
+            blur is left.
+        max_images: Maximum number of images on the map and for uniformity and effective rank; of more images, a random sample is used.
+        seed: Seed of all draws.
     """
 
     num_queries: int = Field(default=10, ge=1)
@@ -63,7 +63,7 @@ class Config(ProtocolConfig):
 
 
 class Diagnosis(Protocol):
-    """Scores of spread, alignment and style sensitivity; pictures of neighbors, of a map and of the most and least sensitive images."""
+    """Scores of spread, alignment and style sensitivity; figures of neighbors, a map, and the most and least sensitive images."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -120,7 +120,7 @@ class Diagnosis(Protocol):
     def _neighbors(
         self, subject: Subject, train: LabeledFeatures, test: LabeledFeatures, places: np.ndarray, similarity: np.ndarray
     ) -> bytes:
-        """Queries spread over the classes, each with its neighbors; one of another class has an x before its name."""
+        """Queries spread over the classes, each with its neighbors; neighbors of another class are marked by an x."""
         rng = np.random.default_rng(self.config.seed)
         shuffled = rng.permutation(len(test.labels))
         turn = np.array([np.sum(test.labels[shuffled[:place]] == test.labels[row]) for place, row in enumerate(shuffled[:2000])])
@@ -141,7 +141,7 @@ class Diagnosis(Protocol):
         return image_grid(images, titles, captions, cell_px=max(112, subject.size_px // 2))
 
     def _style(self, subject: Subject, test: LabeledFeatures, distances: np.ndarray, copies: list[Stylized]) -> bytes:
-        """The images whose features change most and least when they are stylized, beside their copies."""
+        """The images whose features change most and least when they are stylized, next to their copies."""
         order = np.argsort(distances, kind="stable")
         chosen = np.concatenate([order[::-1][: self.config.num_shown], order[: self.config.num_shown][::-1]])
         labels, ids = test.labels[chosen], test.sample_id[chosen]
@@ -159,7 +159,7 @@ def _sample(num: int, most: int, seed: int) -> np.ndarray:
 
 
 def _same_class_chance(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """How often a train and a test image that are drawn at random are of the same class."""
+    """The probability that a random train image and a random test image have the same class."""
     num = int(max(train_labels.max(), test_labels.max())) + 1
     train, test = (np.bincount(labels, minlength=num) / len(labels) for labels in (train_labels, test_labels))
     return float(train @ test)

@@ -1,9 +1,9 @@
 """Few-shot classification on frozen features: a classifier fitted on a few images of each class, over many random draws of them.
 
 `ridge` is regularized least squares onto targets of -1 and 1 in closed form (Dosovitskiy et al. 2021, arXiv 2010.11929, section 4.1).
-`centroid` is the nearest class mean after centring and scaling to unit length (Wang, Chao, Weinberger and van der Maaten 2019,
-"SimpleShot", arXiv 1911.04623, section 3: CL2N). Both see features that were centered by the mean of all train features, whose labels are
-not needed for that, and scaled to unit length.
+`centroid` is the nearest class mean after centering and scaling to unit length (Wang, Chao, Weinberger and van der Maaten 2019,
+"SimpleShot", arXiv 1911.04623, section 3: CL2N). Both use features that are centered by the mean of all train features, which needs no
+labels, and scaled to unit length.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Config(ProtocolConfig):
     """Few-shot classification.
 
     Attributes:
-        shots: Train images of each class, one entry a setting; 1 and 10 in the SASSL paper.
-        num_draws: How many times they are drawn; the interval is that of the mean over draws.
-        classifier: What is fitted on them.
-        l2: Weight of the penalty of `ridge`, for the sum of squared errors; our choice, the papers choose it by data set.
-        seed: Of the draws.
+        shots: Train images of each class, one entry per setting; 1 and 10 in the SASSL paper.
+        num_draws: Number of random draws; the interval is that of the mean over draws.
+        classifier: The classifier to fit.
+        l2: Weight of the penalty of `ridge`, for the sum of squared errors; our choice, the papers choose it for each data set.
+        seed: Seed of the draws.
     """
 
     shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5, 10)
@@ -98,7 +98,7 @@ def fit_ridge(x: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray,
 
 
 def fit_centroids(x: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest class mean as a linear classifier: |x - m|^2 is least where m . x - |m|^2 / 2 is largest. `l2` is not needed."""
+    """The nearest class mean as a linear classifier: |x - m|^2 is smallest where m . x - |m|^2 / 2 is largest. `l2` is unused."""
     classes, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
     means = np.eye(len(classes))[places].T @ x.astype(np.float64) / counts[:, None]
     return _by_label(classes, means, -0.5 * (means**2).sum(1))

@@ -18,7 +18,7 @@ class Config(ProtocolConfig):
     """Weighted kNN.
 
     Attributes:
-        k: Neighbors that vote (section 4.1: 200). Of a smaller train set all vote; the result's details say how many did.
+        k: Neighbors that vote (section 4.1: 200). In a smaller train set all images vote; the result's details contain the number.
         temperature: A neighbor's vote is exp(cosine similarity / temperature); 0.07 in the paper, 0.1 in most later code.
         device: Where to compute; "auto" is the GPU if there is one.
     """
@@ -32,7 +32,7 @@ class Config(ProtocolConfig):
 
 
 class WeightedKNN(Protocol):
-    """The class with the largest sum of votes of the k train features that are nearest by cosine."""
+    """The class with the largest sum of votes of the k nearest train features by cosine similarity."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -54,7 +54,7 @@ class WeightedKNN(Protocol):
 def knn_votes(train_features: Tensor, train_labels: Tensor, test_features: Tensor, k: int, temperature: float) -> Tensor:
     """Votes (M, C) of each class for the test features (M, F), by the k nearest of the train features (N, F) with labels (N,).
 
-    Each row's largest vote counts 1, which leaves the order of the classes as it is and cannot overflow.
+    Votes are scaled so that each row's largest is 1, which keeps the order of the classes and cannot overflow.
     """
     num_classes = int(train_labels.max()) + 1
     similarity, places = nearest(test_features, train_features, k)

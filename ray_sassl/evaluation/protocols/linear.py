@@ -3,12 +3,11 @@
 The objective of both solvers is the mean cross-entropy + l2 / 2 times the squared weights. With `l2=grid` the penalty is chosen as in
 Kornblith, Shlens and Le 2019 ("Do better ImageNet models transfer better?", arXiv 1805.08974, appendix): L-BFGS over 45 values from 1e-6 to
 1e5, evenly spaced in the logarithm; the one that does best on held-out train images is fitted again on all of them. SimCLR, BYOL and SASSL
-follow it. With `solver=sgd augment=true` the classifier learns from crops at random, mirrored half of the time, new in every epoch, through
+follow it. With `solver=sgd augment=true` the classifier is trained on random crops, mirrored half of the time, new in every epoch, through
 the frozen encoder with its batch statistics fixed, as on ImageNet in MoCo, SimCLR and BYOL (Grill et al. 2020, arXiv 2006.07733, appendix
-C.1: 80 epochs of Nesterov SGD, batch 1,024, no penalty, five learning rates tried on held-out train images, one crop at the center to
-test).
-Differs from the papers: features are standardized, which they do not mention, so that learning rates mean the same for every encoder. Part
-of the train set is used in place of a validation split.
+C.1: 80 epochs of Nesterov SGD, batch 1,024, no penalty, five learning rates tried on held-out train images, a center crop for testing).
+Differs from the papers: features are standardized, which they do not mention, so that learning rates are comparable between encoders. Part
+of the train set replaces a validation split.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from ray_sassl.views.recipes import PositiveInterval
 SGD_ONLY = ("augment", "epochs", "batch_size", "learning_rate", "sgd_momentum", "device")
 LBFGS_ONLY = ("max_iterations",)
 _PATH_TOLERANCE = 1e-5
-"""Of L-BFGS along the grid; see `logistic.TOLERANCE`."""
+"""Tolerance of L-BFGS along the grid; see `logistic.TOLERANCE`."""
 GRID_ONLY = ("l2_range", "num_l2")
 
 PositiveNumber = Annotated[float, Field(gt=0)]
@@ -42,20 +41,19 @@ class Config(ProtocolConfig):
     """Linear probe.
 
     Attributes:
-        solver: "lbfgs" is exact and quick for up to about 100,000 images and 1,000 features; "sgd" is for more.
-        l2: Weight of the penalty on the weights' squares (not the biases'), or "grid" to choose it on held-out train images (L-BFGS only).
+        solver: "lbfgs" is exact and fast for up to about 100,000 images and 1,000 features; "sgd" is for more.
+        l2: Weight of the penalty on the squared weights (not the biases), or "grid" to choose it on held-out train images (L-BFGS only).
         l2_range: Smallest and largest value of the grid.
-        num_l2: Values of the grid.
-        validation_share: Of each class's train images, held out to choose the penalty or the learning rate; our choice.
-        augment: Whether SGD sees new crops of the train images in every epoch, which go through the encoder, or the features of one crop at
-            the center.
-        max_iterations: Of L-BFGS.
-        epochs: Of SGD, with a cosine schedule to 0.
-        batch_size: Of SGD.
-        learning_rate: Of SGD, for rows of unit length: it is divided by the number of features, whose rows are that long when standardized.
-            Of a list, the one that does best on held-out train images is fitted again on all of them.
-        sgd_momentum: Of SGD, in Nesterov's form.
-        seed: Of SGD's order of the images, and of the choice of held-out images.
+        num_l2: Number of values of the grid.
+        validation_share: Share of each class's train images that is held out to choose the penalty or the learning rate; our choice.
+        augment: Whether SGD uses new crops of the train images in every epoch, which pass through the encoder, or features of center crops.
+        max_iterations: Maximum number of iterations of L-BFGS.
+        epochs: Epochs of SGD, with a cosine schedule to 0.
+        batch_size: Batch size of SGD.
+        learning_rate: Learning rate of SGD for rows of unit length: it is divided by the number of features, the squared length of
+            standardized rows. If it is a list, the best rate on held-out train images is used to fit all of them.
+        sgd_momentum: Nesterov momentum of SGD.
+        seed: Seed of SGD's order of the images, and of the choice of held-out images.
         device: Where SGD computes; "auto" is the GPU if there is one. L-BFGS computes on the CPU.
     """
 
@@ -95,7 +93,7 @@ class Config(ProtocolConfig):
 
 
 class LinearProbe(Protocol):
-    """Top-1 and top-5 of a linear classifier; `train_top1` beside them shows how far it overfits."""
+    """Top-1 and top-5 of a linear classifier; `train_top1` shows how far it overfits."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -135,7 +133,7 @@ class LinearProbe(Protocol):
     def _by_sgd(
         self, subject: FeatureSubject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
-        """Weights, biases, figures and details; the best of several learning rates is chosen, and the smallest of equally good ones."""
+        """Weights, biases, figures and details with the best of several learning rates, or the smallest of equally good ones."""
         config = self.config
         if not isinstance(config.learning_rate, tuple):
             ((weight, bias),) = self._fit_sgd(subject, train, x, moments, [config.learning_rate])
@@ -164,7 +162,7 @@ class LinearProbe(Protocol):
         options = (config.epochs, config.batch_size, config.seed, device)
         if config.augment:
             if not isinstance(subject, Subject):
-                raise UsageError("augment=true needs the images and the encoder, and only features are here")
+                raise UsageError("augment=true needs the images and the encoder, but only features are given")
             batches = new_crops(subject, train.sample_id, moments, *options)
         else:
             batches = fixed_rows(x, train.labels, *options)
@@ -173,7 +171,7 @@ class LinearProbe(Protocol):
         return fit_sgd(batches, num_steps, x.shape[1], num_classes, rates, config.l2, config.sgd_momentum, device)
 
     def _choose_l2(self, x: np.ndarray, labels: np.ndarray) -> tuple[float, list[float], list[float]]:
-        """The l2 that does best on held-out images (of several the largest), the grid from large to small, and the top-1 of each value."""
+        """The best l2 on held-out images (the largest of equally good ones), the grid from large to small, and the top-1 of each value."""
         from sklearn.linear_model import LogisticRegression  # slow to import, and most processes of a run fit nothing
 
         config = self.config

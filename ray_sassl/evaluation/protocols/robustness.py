@@ -1,11 +1,10 @@
-"""Robustness of a linear classifier that has seen clean images only: stylized test images, common corruptions, and shape against texture.
+"""Robustness of a linear classifier fitted on clean images only: stylized test images, common corruptions, and shape against texture.
 
-Corruptions are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) that `corruptions.py` has. The shape share is that of Geirhos et
-al. 2019 (arXiv 1811.12231): of the images that hold the shape of one class and the texture of another, and are classified as one of the
-two, the share that is taken for the shape's class.
-Differs from the papers: accuracies are means over corruptions and severities, not errors as shares of AlexNet's; and cue conflicts are all
-test images, stylized by the project's stylizer in the style of a train image of another class. It keeps more of the content than the one of
-Geirhos et al., so shape shares can be compared with each other, not with theirs.
+Corruptions are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) in `corruptions.py`. The shape share is that of Geirhos et al.
+2019 (arXiv 1811.12231): among images with the shape of one class and the texture of another that are classified as one of the two, the
+share that is classified by shape. Differs from the papers: accuracies are means over corruptions and severities, not errors as shares of
+AlexNet's; and cue conflicts are all test images, stylized by our stylizer in the style of a train image of another class. It keeps more of
+the content than the stylizer of Geirhos et al., so shape shares can be compared with each other, but not with theirs.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ class Config(ProtocolConfig):
     """Robustness.
 
     Attributes:
-        corruptions: Which of them are made.
-        severities: Of each corruption.
+        corruptions: The corruptions to apply.
+        severities: The severities of each corruption.
         stylize: The stylizer of the stylized copies.
-        styles_per_class: Train images of each class whose styles are drawn from.
-        bank: A style bank to draw the stylized copies' styles from, made by this stylizer; not given: the train images' styles. Cue
-            conflicts always take the train images', whose classes are known.
-        render_px: Smaller images are enlarged to it, stylized and reduced again; 0: stylized as they are, which leaves little of their
-            shape where they are of 32 px.
-        l2: Weight of the penalty on the classifier's squared weights, which is fitted on standardized features as in `linear`.
-        max_iterations: Of L-BFGS, which fits it.
+        styles_per_class: Train images of each class that provide styles.
+        bank: A style bank, computed with this stylizer, that provides the styles of the stylized copies; by default the train images do.
+            Cue conflicts always use train images, whose classes are known.
+        render_px: Smaller images are enlarged to this size, stylized and reduced again; 0 stylizes them unchanged, which leaves little of
+            the shape at 32 px.
+        l2: Weight of the penalty on the classifier's squared weights; it is fitted on standardized features as in `linear`.
+        max_iterations: Maximum number of iterations of L-BFGS.
         num_shown: Test images on the contact sheet.
-        seed: Of all draws, which follow from it and an image's id.
+        seed: Seed of all draws, which depend on it and the image's id.
     """
 
     corruptions: tuple[str, ...] = CORRUPTIONS
@@ -83,7 +82,7 @@ class Config(ProtocolConfig):
 
 
 class Robustness(Protocol):
-    """Top-1 on clean, stylized and corrupted test images, and the share of shape in conflicts of shape and texture.
+    """Top-1 on clean, stylized and corrupted test images, and the shape share in conflicts of shape and texture.
 
     `corrupted_top1` is the mean over corruptions and severities (the mean corruption accuracy), `NAME_top1` that over a corruption's
     severities. The predictions are those for the stylized copies.
@@ -133,7 +132,7 @@ class Robustness(Protocol):
         return Evaluation(scores, figures, details, predictions)
 
     def _curves(self, clean: float, by_severity: np.ndarray) -> bytes:
-        """Top-1 over severity, of each corruption and in black the mean; severity 0 is the clean images."""
+        """Top-1 over severity for each corruption, and their mean in black; severity 0 is the clean images."""
         config = self.config
 
         def paint(axes: Any) -> None:
@@ -154,7 +153,7 @@ class Robustness(Protocol):
         return draw(7.5, 4, paint)
 
     def _contact_sheet(self, subject: Subject, test: LabeledFeatures, stylized: Stylized, conflict: Stylized, textures: Textures) -> bytes:
-        """Some test images, one a line: as they are, stylized, with the texture of another class, and corrupted at the middle severity."""
+        """Some test images, one per line: unchanged, stylized, with the texture of another class, and corrupted at the middle severity."""
         config = self.config
         rows = np.random.default_rng(config.seed).permutation(len(test.labels))[: config.num_shown]
         labels, ids = test.labels[rows], test.sample_id[rows]
@@ -173,7 +172,7 @@ class Robustness(Protocol):
 
 
 class LinearClassifier(nn.Module):
-    """The number of the class (B, 1) that a linear layer on standardized features finds the likeliest; equal ones give the lower number."""
+    """The number (B, 1) of the most likely class by a linear layer on standardized features; the lower number if equally likely."""
 
     def __init__(self, encoder: nn.Module, mean: np.ndarray, deviation: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
         super().__init__()
@@ -196,7 +195,7 @@ def _fitted(subject: Subject, train: LabeledFeatures, config: Config) -> LinearC
 
 
 def _predicted(part: LabeledFeatures) -> np.ndarray:
-    """(N,) int64, from what `LinearClassifier` puts out."""
+    """(N,) int64, from the outputs of `LinearClassifier`."""
     return part.features[:, 0].astype(np.int64)
 
 

@@ -1,8 +1,8 @@
 """Semi-supervised learning: the whole network fine-tuned on a small share of the train labels (`training.py` says how).
 
-SimCLR (Chen et al. 2020, arXiv 2002.05709, section 6 and appendix B.5) and BYOL use 1 % and 10 % of ImageNet's labels, in fixed splits that
-SimCLR has published: text files, one file name a line. Such files are taken as they are; for other data sets a split is drawn, the same for
-the same seed, with the same share of each class and at least one image of it.
+SimCLR (Chen et al. 2020, arXiv 2002.05709, section 6 and appendix B.5) and BYOL use 1 % and 10 % of ImageNet's labels, in fixed splits
+published by SimCLR: text files with one file name per line. Such files are used unchanged; for other data sets a split is drawn by the
+seed, with the same share of each class and at least one image of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Config(TrainingConfig):
     """Fine-tuning on a few of the labels; the other fields are those of `TrainingConfig`.
 
     Attributes:
-        subsets: A share of the train images each, or the path of a split file: names of train images, one a line.
+        subsets: Each is a share of the train images, or the path of a split file with one name of a train image per line.
         epochs: Passes over each subset, in their order, or one number for all; SimCLR's for 1 % and 10 %.
     """
 
@@ -53,7 +53,7 @@ class Config(TrainingConfig):
 
 
 class SemiSupervised(Protocol):
-    """The scores of each subset, such as `1_percent_top1`; predictions where there is one subset."""
+    """The scores of each subset, such as `1_percent_top1`; predictions if there is only one subset."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -88,10 +88,10 @@ def _rows(subject: Subject, subset: float | str, labels: np.ndarray, seed: int) 
 
 
 def rows_of_split_file(path: str, names: list[str]) -> np.ndarray:
-    """The places (n,) int64, ascending, of the images that a split file names; folders and the images' extensions do not count.
+    """The places (n,) int64, ascending, of the images that a split file names; folders and extensions are ignored.
 
     Raises:
-        UsageError: there is no such file, it is empty, names an image twice, or names one that is not there.
+        UsageError: the file is missing or empty, or it names an image twice or an unknown one.
     """
     try:
         lines = [line.strip() for line in storage.read_text(path).splitlines()]

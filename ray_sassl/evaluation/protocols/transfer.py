@@ -1,7 +1,7 @@
 """Transfer: the same frozen or fine-tuned encoder evaluated on other data sets, each with its own split and metric.
 
-The data sets of the papers are named by their cards (`evaluation/targets/cards.py`) and come from the cache, where `ray-sassl data fetch
-NAME` puts them; any other labeled data set is given by its train and test images. As in Kornblith, Shlens and Le 2019 (arXiv 1805.08974),
+The papers' data sets are named by their cards (`evaluation/targets/cards.py`) and read from the cache, which `ray-sassl data fetch NAME`
+fills; any other labeled data set is given by its train and test images. As in Kornblith, Shlens and Le 2019 (arXiv 1805.08974),
 and in SimCLR, BYOL and SASSL after them, each is evaluated by logistic regression on frozen features, with the penalty chosen on held-out
 train images; any other protocol can be used instead.
 """
@@ -34,10 +34,10 @@ class Target(FrozenConfig):
     """One data set.
 
     Attributes:
-        name: A card's name, or any other for a data set of one's own.
-        train: Its train images; not given: those of the card, from the cache.
+        name: A card's name, or any other name for your own data set.
+        train: Its train images; by default those of the card, from the cache.
         test: Its test images.
-        metric: The score that is reported; not given: the card's own, or top-1.
+        metric: The score that is reported; by default the card's, or top-1.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -62,10 +62,10 @@ class Config(ProtocolConfig):
     """Transfer to several data sets.
 
     Attributes:
-        targets: Cards by name, and data sets of one's own as `{name: mine, train: {path: ...}, test: {path: ...}}`. Not given: all cards
-            whose data sets have been fetched.
+        targets: Cards by name, and your own data sets as `{name: mine, train: {path: ...}, test: {path: ...}}`. By default all cards whose
+            data sets have been fetched.
         protocol: How each is evaluated.
-        root: Folder or URI that `data fetch --out` has filled, which a cluster's nodes reach; not given: this machine's cache.
+        root: Folder or URI that `data fetch --out` has filled and that a cluster's nodes reach; by default this machine's cache.
     """
 
     brings_images: ClassVar[bool] = True
@@ -101,7 +101,7 @@ class Config(ProtocolConfig):
 
 @dataclass(frozen=True)
 class _Ready:
-    """A target whose images were found and fit."""
+    """A target whose images exist and match its card."""
 
     name: str
     metric: Metric
@@ -129,7 +129,7 @@ class Transfer(Protocol):
 
     def evaluate(self, subject: Subject) -> Evaluation:
         ready = [self._ready(subject, target) for target in self._targets()]
-        # The largest start first, so that none is left to run alone at the end.
+        # The largest start first, so that no large one runs alone at the end.
         ordered = sorted(ready, key=lambda target: -(target.num_train + target.num_test))
         log.info(
             "%d data set%s, %s images",
@@ -176,7 +176,7 @@ class Transfer(Protocol):
         """The target with its images, checked against its card.
 
         Raises:
-            UsageError: they are not there, or not what the card says.
+            UsageError: the images are missing or do not match the card.
         """
         card = find_card(target.name)
         try:
@@ -201,7 +201,7 @@ class Transfer(Protocol):
 
 
 def _scores(target: _Ready, found: Evaluation) -> dict[str, Score]:
-    """The target's own metrics; all top-1 scores of a protocol that has several settings, such as few_shot."""
+    """The target's metrics, or all top-1 scores of a protocol with several settings, such as few_shot."""
     if target.metric not in found.scores and target.metric != "quadratic_kappa":
         return {name: score for name, score in found.scores.items() if name.endswith("top1") and not name.startswith("train")}
     scores = {name: found.scores[name] for name in target.metrics if name in found.scores}
@@ -217,8 +217,7 @@ def _details(target: _Ready, found: Evaluation) -> dict[str, Any]:
 
 
 def quadratic_kappa(predictions: Predictions, num_classes: int) -> Score:
-    """Cohen's kappa with quadratic weights (Cohen 1968), with its bootstrap interval: 1 if all
-    agree, 0 if they agree as by chance."""
+    """Cohen's kappa with quadratic weights (Cohen 1968), with its bootstrap interval: 1 for full agreement, 0 for agreement by chance."""
     step = np.arange(num_classes)
     weights = (step[:, None] - step) ** 2.0
     cells = predictions.labels * num_classes + predictions.predicted

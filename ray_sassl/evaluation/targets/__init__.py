@@ -1,4 +1,4 @@
-"""Data sets that encoders are transferred to: what each is (`cards`), its files (`layouts`), and as Parquet in the cache (`prepare`)."""
+"""Data sets that encoders are transferred to: their descriptions (`cards`), their files (`layouts`), and Parquet copies (`prepare`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 Metric = Literal["top1", "mean_per_class", "quadratic_kappa"]
 """`top1`: share of correct predictions. `mean_per_class`: mean over classes of that share. `quadratic_kappa`: Cohen's kappa with quadratic
-weights, for classes that are steps of a scale."""
+weights, for ordered classes."""
 
 Half = Literal["train", "test"]
 
@@ -20,7 +20,7 @@ class Samples:
 
     Attributes:
         labels: The class of each.
-        read: From an image's place to its bytes and its name; a file's bytes are as they are.
+        read: Returns the bytes and the name of the image at a place; a file's bytes are unchanged.
         class_names: The name of each class.
     """
 
@@ -31,22 +31,22 @@ class Samples:
 
 @dataclass(frozen=True)
 class Card:
-    """What a data set is, and how the papers use it.
+    """A data set and how the papers use it.
 
     Attributes:
-        name: What users type.
-        title: Its name.
+        name: The name that users type.
+        title: The data set's full name.
         metric: The score that is reported.
-        num_classes: Labels count from 0 to one less.
+        num_classes: Number of classes; labels start at 0.
         num_train: Images of the train split.
         num_test: Images of the test split.
-        splits: Which images those are.
+        splits: Which images the splits consist of.
         license: Its terms, in brief.
-        source: Where it comes from.
-        paper: Who made it.
-        layout: The files below the folder that `data fetch --from` takes.
-        read: A split of it, from that folder; downloads into it first where asked to.
-        by_hand: Why it cannot be downloaded by this program and how to get it, or None where it can.
+        source: Where to get it.
+        paper: Its authors and paper.
+        layout: The files in the folder that `data fetch --from` takes.
+        read: Reads a split from that folder, after a download into it if requested.
+        by_hand: Why this program cannot download it and how to get it, or None if it can.
         also: Further metrics that are reported.
     """
 

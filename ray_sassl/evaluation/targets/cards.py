@@ -185,7 +185,7 @@ def card_of(name: str) -> Card:
     """The card of that name.
 
     Raises:
-        UsageError: there is none; the message has the nearest name and all.
+        UsageError: there is none; the message lists all names, and the nearest.
     """
     if name not in _BY_NAME:
         raise UsageError(f"there is no card {name!r}{did_you_mean(name, _BY_NAME)}. Known: {', '.join(_BY_NAME)}.")

@@ -1,7 +1,7 @@
-"""Transfer data sets as they lie on disk: read through torchvision's data sets where these know the splits, else here.
+"""The files of transfer data sets, read by torchvision's data sets if they know the splits, otherwise by this module.
 
-Each function is handed the folder, the split, and whether to download into the folder first; torchvision checks what it downloads by md5.
-Files' bytes are not decoded. CIFAR's arrays become PNG files, without loss.
+Each function takes the folder, the split, and whether to download into the folder first; torchvision checks downloads by md5. Files are not
+decoded. CIFAR's arrays become PNG files, without loss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ray_sassl.plugins import UsageError
 
 _PARTITIONS = "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip"
 _PARTITIONS_SHA256 = "e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9"
-"""As torchvision's prototype data sets have it; the authors publish none."""
+"""From torchvision's prototype data sets; the authors publish none."""
 _CALTECH_SHOTS, _CALTECH_SEED = 30, 0
 
 
@@ -68,7 +68,7 @@ def inat2021(folder: Path, half: Half, download: bool) -> Samples:
 
     version = "2021_train" if half == "train" else "2021_valid"
     dataset = INaturalist(folder, version=version, download=download, loader=_FileLoader())
-    # torchvision lists a class's files in the order of the disk
+    # torchvision lists a class's files in the order of the file system
     index = sorted(dataset.index)
     paths = [Path(dataset.root) / dataset.all_categories[label] / name for label, name in index]
     return Samples([label for label, _ in index], _reader_of(paths), tuple(dataset.all_categories))
@@ -83,7 +83,7 @@ def sun397(folder: Path, half: Half, download: bool) -> Samples:
     if download and not lists.exists():
         _download_partitions(folder)
     if not lists.exists():
-        raise UsageError(f"{lists} is missing, which says which images are for {half}; unpack {_PARTITIONS} in {lists.parent}")
+        raise UsageError(f"{lists}, the list of the {half} images, is missing; unpack {_PARTITIONS} in {lists.parent}")
     lines = [line.strip().lstrip("/") for line in lists.read_text().splitlines() if line.strip()]
     unknown = [line for line in lines if _sun_class(line) not in number]
     if unknown:
@@ -113,7 +113,7 @@ def caltech101(folder: Path, half: Half, download: bool) -> Samples:
     """30 images of each of the 102 folders to train, drawn with a fixed seed, all others to test; `BACKGROUND_Google` counts as a class."""
     from torchvision.datasets import Caltech101
 
-    Caltech101(folder, download=download)  # which leaves the background out
+    Caltech101(folder, download=download)  # it leaves the background out
     root = folder / "caltech101" / "101_ObjectCategories"
     names = sorted(path.name for path in root.iterdir() if path.is_dir())
     rng = np.random.default_rng(_CALTECH_SEED)
@@ -129,7 +129,7 @@ def caltech101(folder: Path, half: Half, download: bool) -> Samples:
 
 
 def imagenet_1percent(folder: Path, half: Half, download: bool) -> Samples:
-    """`train/WNID/*.JPEG` of which `1percent.txt` names some, and `val/WNID/*.JPEG`."""
+    """The files `train/WNID/*.JPEG` that `1percent.txt` names, and `val/WNID/*.JPEG`."""
     names = sorted(path.name for path in _existing(folder / "val").iterdir() if path.is_dir())
     number = {name: label for label, name in enumerate(names)}
     if half == "test":
@@ -157,7 +157,7 @@ def diabetic_retinopathy(folder: Path, half: Half, download: bool) -> Samples:
 
 
 class _FileLoader:
-    """Stands in for torchvision's loader: an image is its file's path, so nothing is decoded."""
+    """Replaces torchvision's loader: it returns a file's path, so nothing is decoded."""
 
     def __call__(self, path: str | Path) -> Path:
         return Path(path)

@@ -1,8 +1,8 @@
-"""Transfer data sets as Parquet: made once from their files, checked against their cards, found again by name.
+"""Transfer data sets as Parquet: written once from their files, checked against their cards, and found by name.
 
     ROOT/NAME/train/shard-000000.parquet ...   ROOT/NAME/test/shard-000000.parquet ...   ROOT/NAME/card.json
 
-with the columns `image`, `label` and `key`. `card.json` is written last, so a data set without it is not there.
+with the columns `image`, `label` and `key`. `card.json` is written last; without it a data set is incomplete.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` has left.
+    """The result of `prepare`.
 
     Attributes:
         path: The data set's folder.
-        num_images: Of train and test.
-        num_converted: Images of other formats than JPEG, PNG and WebP, which became PNG files.
-        num_unreadable: Images that no decoder takes; they are kept, and count as bad images where they are used.
+        num_images: Number of train and test images.
+        num_converted: Images in other formats than JPEG, PNG and WebP, which became PNG files.
+        num_unreadable: Images that cannot be decoded; they are kept, and count as bad images when they are used.
     """
 
     path: str
@@ -57,20 +57,20 @@ def default_root() -> str:
 
 
 def is_prepared(card: Card, root: str) -> bool:
-    """Whether the data set is there."""
+    """Whether the data set exists there."""
     return storage.exists(storage.join(root, card.name, _MARK))
 
 
 def prepared_cards(root: str) -> list[Card]:
-    """The cards whose data sets are there."""
+    """The cards whose data sets exist there."""
     return [card for card in CARDS if is_prepared(card, root)]
 
 
 def prepared_data(card: Card, root: str) -> tuple[DataConfig, DataConfig]:
-    """The train and the test split of a data set that is there.
+    """The train and the test split of a prepared data set.
 
     Raises:
-        UsageError: it is not there; the message says how it gets there.
+        UsageError: it does not exist there; the message says how to get it.
     """
     if not is_prepared(card, root):
         raise UsageError(f"{card.title} is not in {root}. {how_to_get(card)}")
@@ -79,7 +79,7 @@ def prepared_data(card: Card, root: str) -> tuple[DataConfig, DataConfig]:
 
 
 def how_to_get(card: Card) -> str:
-    """What to do to have the data set."""
+    """How to get the data set."""
     if card.by_hand is None:
         return f"Get it with: ray-sassl data fetch {card.name}"
     return (
@@ -92,8 +92,8 @@ def check_card(card: Card, half: Half, labels: np.ndarray, num_classes: int | No
     """Check the labels of a split against its card.
 
     Args:
-        labels: (N,) int64, of all images.
-        num_classes: Classes that have names, where they do.
+        labels: (N,) int64, the labels of all images.
+        num_classes: Number of class names, if there are any.
 
     Raises:
         UsageError: there are more or fewer images or classes, a label is out of range, or a class has no images.
@@ -121,11 +121,11 @@ def prepare(
     Args:
         folder: The folder of its files, laid out as the card says.
         root: A path or URI; the data set goes into a folder of its name there.
-        download: Whether torchvision is to download what is missing in the folder; it checks what it gets by md5.
-        advance: Is told of every image.
+        download: Whether torchvision should download missing files to the folder; it checks them by md5.
+        advance: Called with 1 for every image.
 
     Raises:
-        UsageError: the files are missing, or are not what the card says.
+        UsageError: the files are missing or do not match the card.
     """
     halves: dict[Half, Samples] = {half: _read(card, folder, half, download) for half in HALVES}
     for half, samples in halves.items():
@@ -143,10 +143,10 @@ def prepare(
 
 
 def fetch(card: Card, root: str, *, keep_files: bool = False, advance: Callable[[int], object] = lambda done: None) -> Prepared:
-    """Download a data set and write it as Parquet; what was downloaded is deleted afterward, and kept where that fails.
+    """Download a data set and write it as Parquet; the downloaded files are deleted afterward, unless that fails.
 
     Raises:
-        UsageError: it may not be downloaded, the download fails, or what came is not what the card says.
+        UsageError: it may not be downloaded, the download fails, or the files do not match the card.
     """
     if card.by_hand is not None:
         raise UsageError(f"{card.title}: {how_to_get(card)}")
@@ -164,13 +164,13 @@ def _read(card: Card, folder: Path, half: Half, download: bool) -> Samples:
         return card.read(folder, half, download)
     except UsageError:
         raise
-    except (RuntimeError, OSError, ValueError, LookupError, ImportError) as error:  # torchvision's, of files that are missing or damaged
+    except (RuntimeError, OSError, ValueError, LookupError, ImportError) as error:  # torchvision's errors about missing or damaged files
         what = "downloaded" if download else f"read from {folder}"
         raise UsageError(f"{card.title} cannot be {what}: {error}. The folder should hold: {card.layout}") from error
 
 
 def _write_shard(path: str, samples: Samples, rows: range, advance: Callable[[int], object]) -> tuple[int, int]:
-    """Returns how many images were converted and how many cannot be read."""
+    """The number of converted and of unreadable images."""
     images: list[bytes] = []
     keys: list[str] = []
     num_converted = num_unreadable = 0
@@ -196,11 +196,11 @@ def _write_shard(path: str, samples: Samples, rows: range, advance: Callable[[in
 
 
 _CONVERTED = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats of images that are rewritten as PNG."""
+"""Image formats that are rewritten as PNG."""
 
 
 def _as_png(content: bytes) -> bytes | None:
-    """The image of another format, such as a GIF that is named `.jpg`, or None if it is none."""
+    """A PNG of an image in another format, such as a GIF named `.jpg`, or None if it cannot be read."""
     try:
         out = io.BytesIO()
         to_rgb(Image.open(io.BytesIO(content), formats=_CONVERTED)).save(out, "PNG")

@@ -22,7 +22,9 @@ from functools import lru_cache, partial
 from types import ModuleType
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
+
+from ray_sassl.secrets import redacted, secret_in_uri
 
 ENTRY_POINTS = "ray_sassl.plugins"
 KINDS = ("methods", "feature_aug", "stylizers", "protocols", "tune_spaces")
@@ -30,7 +32,10 @@ KINDS = ("methods", "feature_aug", "stylizers", "protocols", "tune_spaces")
 
 
 class UsageError(ValueError):
-    """An error that the user can mend; the command line shows its message without a traceback."""
+    """An error that the user can mend; the command line shows its message without a traceback. Secrets in URIs are not in its text."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*(redacted(part) if isinstance(part, str) else part for part in parts))
 
 
 class UnknownPluginError(UsageError):
@@ -38,9 +43,16 @@ class UnknownPluginError(UsageError):
 
 
 class FrozenConfig(BaseModel):
-    """A config model: immutable, and an unknown field is an error."""
+    """A config model: immutable, an unknown field is an error, and so is a URI with a secret in any field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    @field_validator("*")
+    @classmethod
+    def _has_no_secret(cls, value: Any) -> Any:
+        if objection := secret_in_uri(value):
+            raise UsageError(objection)
+        return value
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from ray_sassl.secrets import redacted
+
 _JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need, and that change nothing around them."""
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
@@ -53,11 +55,12 @@ def _escaped(char: str) -> str:
 class _PrintableConsole(Console):
     """A console that makes text printable, also for its stream's encoding.
 
-    Strings are made so before they are laid out, so that tables keep their form; whatever else a renderable holds, where it comes out.
+    Strings are made so, and secrets in URIs hidden, before they are laid out, so that tables keep their form; whatever else a renderable
+    holds, where it comes out.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(self._printable(text), **options)
+        return super().render_str(self._printable(redacted(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -76,7 +79,7 @@ def open_console(*, stderr: bool = False) -> Console:
 def write(text: str) -> None:
     """Write foreign text to standard output as it is, without wrapping: documents, and the output of jobs, whose colors are left out."""
     _never_fail(sys.stdout)
-    sys.stdout.write(printable(_COLORS.sub("", text).replace("\r\n", "\n"), keep="\n\t"))
+    sys.stdout.write(printable(_COLORS.sub("", redacted(text)).replace("\r\n", "\n"), keep="\n\t"))
     sys.stdout.flush()
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from ray_sassl.secrets import redacted
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -93,3 +95,6 @@ class RunResult:
     checkpoint: str | None
     metrics: dict[str, float]
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", self.reason and redacted(self.reason))

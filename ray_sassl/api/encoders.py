@@ -9,6 +9,7 @@ from ray_sassl.api.data import DataSource, as_data
 from ray_sassl.exporting.encoder import Encoder, load_encoder
 from ray_sassl.exporting.export import Export, export_encoder
 from ray_sassl.exporting.formats import Format
+from ray_sassl.files import storage
 from ray_sassl.runs.configs import Overrides, override_list
 
 if TYPE_CHECKING:
@@ -78,9 +79,10 @@ def embed(
         TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be decoded; what was made stays.
     """
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.batch.embed import embed_dataset
+    from ray_sassl.orchestrate.batch.embed import embed_dataset, is_one_file
     from ray_sassl.orchestrate.runtime.session import ray_session
 
+    storage.check_can_write(out, is_folder=not is_one_file(out))
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, size_px=size_px)
     pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
     with ray_session(address):

@@ -16,7 +16,13 @@ _PATTERNS = (
     (re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})\b"), "a GitHub token"),
     (re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"), "a Hugging Face token"),
     (re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@"), "a URL with a password"),
-    (re.compile(r"(?:access_key|secret_key|session_token|[?&]token)=(?!\$)[^&\s]+"), "a URI with a key among its options"),
+    (
+        re.compile(
+            r"(?:access_key|secret_key|session_token|client_secret|[?&](?:token|sig|signature|x-(?:amz|goog)-signature))=(?!\$)[^&\s]+",
+            re.IGNORECASE,
+        ),
+        "a URI with a key among its options",
+    ),
     (re.compile(rf"(?<![A-Za-z0-9_]){_NAME}(?<!_PATH)(?<!_FILE)=(?![\s'\"]*(?:\$|$))\S+", re.IGNORECASE), "a secret given by value"),
 )
 _SECRET_NAME = re.compile(rf"^{_NAME}$", re.IGNORECASE)

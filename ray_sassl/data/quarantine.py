@@ -16,6 +16,7 @@ import numpy as np
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json_lines
 from ray_sassl.plugins import UsageError
+from ray_sassl.secrets import redacted
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ class BadRow:
     row: int
     sample_id: int
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", redacted(self.reason))
 
     def __str__(self) -> str:
         return f"{self.path}{f' row {self.row}' if self.row >= 0 else ''}: {self.reason}"

@@ -27,7 +27,12 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def absolute(path: str) -> str:
-    """The absolute path, with `~` expanded; a URI stays as it is."""
+    """The absolute path, with `~` expanded; a URI stays as it is.
+
+    Raises:
+        UsageError: it is a URI with a secret in it.
+    """
+    storage.refuse_secret(path)
     return path if storage.is_uri(path) else os.path.abspath(os.path.expanduser(path))
 
 

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ray_sassl.plugins import UsageError
+from ray_sassl.secrets import redacted, secret_in_uri
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def retried(path: str | os.PathLike[str], work: Callable[[], _Result]) -> _Resul
         except OSError as error:
             if pause_s is None or isinstance(error, PermissionError) or any(word in str(error) for word in _LASTING):
                 raise StorageError(f"cannot reach {os.fspath(path)!r}: {error}") from error
-            log.warning("%s does not answer as it should (%s); trying again in %g s", os.fspath(path), error, pause_s)
+            log.warning("%s does not answer as it should (%s); trying again in %g s", os.fspath(path), redacted(str(error)), pause_s)
             time.sleep(pause_s)
     raise AssertionError
 
@@ -100,15 +101,26 @@ def is_uri(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
+def refuse_secret(path: str) -> None:
+    """See that the path is not a URI with a secret in it, before it is kept or shown.
+
+    Raises:
+        UsageError: it is; the message says how to give the secret.
+    """
+    if objection := secret_in_uri(path):
+        raise UsageError(objection)
+
+
 def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     """The filesystem that holds the path, and the path within it (absolute where it is local).
 
     Raises:
-        UsageError: the scheme or one of the URI's options is not known to pyarrow.
+        UsageError: the scheme or one of the URI's options is not known to pyarrow, or the URI holds a secret.
     """
     text = os.fspath(path)
     if not is_uri(text):
         return _local(), os.path.abspath(os.path.expanduser(text))
+    refuse_secret(text)
     scheme, address, query = _split_uri(text)
     if scheme == "file":
         return _local(), os.path.abspath(address)

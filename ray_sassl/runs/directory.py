@@ -23,6 +23,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.reading import cached_index
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
+from ray_sassl.secrets import redacted_tree
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import MANIFEST, BadCheckpointError, list_checkpoints, newest_seen
 from ray_sassl.train.divergence import DIVERGED
@@ -129,7 +130,7 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "gpus": gpus,
-        "command": sys.argv,
+        "command": redacted_tree(sys.argv),
         "commit": _commit(),
         "packages": versions,
     }

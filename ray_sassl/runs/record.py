@@ -18,6 +18,7 @@ from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json, read_json_lines
 from ray_sassl.files.safe_yaml import load_document
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+from ray_sassl.secrets import redacted_tree
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def read_run(path: str) -> RunRecord:
     return RunRecord(
         path=path,
         name=storage.name_of(path),
-        config=load_document(storage.read_text(storage.join(path, CONFIG)), storage.join(path, CONFIG)) or {},
-        summary=summary,
-        environment=environment,
+        config=redacted_tree(load_document(storage.read_text(storage.join(path, CONFIG)), storage.join(path, CONFIG)) or {}),
+        summary=redacted_tree(summary),
+        environment=redacted_tree(environment),
         metrics=sorted(
             (line for line in read_json_lines(storage.join(path, METRICS)).objects if "step" in line), key=lambda line: line["step"]
         ),

@@ -17,6 +17,8 @@ SECRETS = {
     f"github_pat_{'a1' * 11}_{'b2' * 29}": "a GitHub token",
     "https://host/shards.tar?token=abc": "a URI with a key among its options",
     "https://host/shards.tar?part=1&token=abc": "a URI with a key among its options",
+    "https://bucket.s3.amazonaws.com/x?X-Amz-Date=1&X-Amz-Signature=abc": "a URI with a key among its options",
+    "https://account.blob.core.windows.net/c?sv=2022&sig=abc": "a URI with a key among its options",
 }
 NO_SECRETS = (
     "num_tokens=4", "RAY_AUTH_MODE=token", "TOKEN=$TOKEN", "https://host/x?token=$TOKEN", "RAY_AUTH_TOKEN_PATH=/x/auth_token",

@@ -83,6 +83,11 @@ class EmbedWorker:
         return self._embedder.part(*held, groups)
 
 
+def is_one_file(out: str) -> bool:
+    """Whether features go to a file of this name, and not to a folder."""
+    return storage.name_of(out).endswith(_FILE_EXTENSIONS)
+
+
 def embed_dataset(
     encoder: Encoder, data: DataConfig, out: str, pool: ActorPoolConfig, *, part_rows: int = PART_ROWS, show_progress: bool = True
 ) -> EmbedResult:
@@ -103,7 +108,7 @@ def embed_dataset(
         raise UsageError(f"parts of {part_rows} rows cannot be made; give at least 1")
     index = build_index(data)
     plan = EmbeddingPlan.of(index, encoder.facts, part_rows)
-    is_file = storage.name_of(out).endswith(_FILE_EXTENSIONS)
+    is_file = is_one_file(out)
     bad_path = _beside(out, ".bad.jsonl") if is_file else storage.join(out, "bad.jsonl")
     quarantine = Quarantine(index.num_rows, data.max_bad_fraction)
     quarantine.add(index.problems)

@@ -21,6 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ray_sassl.cluster.secrets import is_secret_name, secret_in
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.jobs.payload import Payload, select_files, stage
 from ray_sassl.orchestrate.runtime.watched import run_watched
 from ray_sassl.plugins import UsageError, did_you_mean
@@ -257,6 +258,7 @@ def refuse_secrets(command: Sequence[str], env: Mapping[str, str]) -> None:
     for word in command:
         if what := secret_in(word):
             raise UsageError(f"the command seems to hold {what}: {advice}")
+        storage.refuse_secret(word)
     for name, value in env.items():
         if is_secret_name(name) or secret_in(value):
             raise UsageError(f"the environment variable {name} seems to be a secret: {advice}")

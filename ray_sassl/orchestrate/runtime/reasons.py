@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ray_sassl.secrets import redacted
+
 _OURS = re.compile(r"^ray_sassl\.[\w.]+: ")
 _GUESSES = " Some common causes include:"
 """Begins a paragraph of Ray's about a dead process, whose first guess is memory."""
@@ -17,4 +19,4 @@ def reason_of(error: BaseException | str | None) -> str:
         return repr(error)
     begins = next((place for place in reversed(range(len(lines))) if _OURS.match(lines[place])), len(lines) - 1)
     said, is_guess, _ = _OURS.sub("", " ".join(lines[begins:])).partition(_GUESSES)
-    return said + (" Memory may have run out." if is_guess else "")
+    return redacted(said) + (" Memory may have run out." if is_guess else "")

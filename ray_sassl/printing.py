@@ -63,6 +63,8 @@ class _PrintableConsole(Console):
         return super().render_str(self._printable(redacted(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, Text) and (shown := redacted(renderable.plain)) != renderable.plain:
+            renderable = Text(shown, style=renderable.style, end=renderable.end)
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(self._printable(segment.text), segment.style)
 

@@ -21,7 +21,6 @@ from ray_sassl.cli import export as exporting
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.printing import open_console, write
-from ray_sassl.secrets import redacted
 
 _HELP = """Pretrain image encoders without labels, on Ray.
 
@@ -234,9 +233,7 @@ def version() -> None:
 def main() -> None:
     """The entry point: an error that the user can mend is shown without a traceback."""
     errors = open_console(stderr=True)
-    handler = RichHandler(console=errors, show_path=False)
-    handler.addFilter(_redact)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
     sys.excepthook = _show_traceback
     try:
         _refuse_secrets(sys.argv[1:])
@@ -259,16 +256,11 @@ def main() -> None:
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """An error of ours, as Python shows it, without what a terminal would obey and without secrets."""
-    open_console(stderr=True).print(redacted("".join(format_exception(kind, error, traceback))).rstrip("\n"), soft_wrap=True)
+    """An error of ours, as Python shows it, without what a terminal would obey."""
+    open_console(stderr=True).print("".join(format_exception(kind, error, traceback)).rstrip("\n"), soft_wrap=True)
 
 
 def _refuse_secrets(words: list[str]) -> None:
     """Before anything is done with them: some words would be in a record before they are looked at."""
     for word in words:
         storage.refuse_secret(word)
-
-
-def _redact(record: logging.LogRecord) -> bool:
-    record.msg, record.args = redacted(record.getMessage()), ()
-    return True

@@ -87,9 +87,9 @@ def ray_sassl_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytes
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(logging.root, "handlers", [])
 
     def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(logging.root, "handlers", [])
         monkeypatch.setattr(sys, "argv", ["ray-sassl", *words])
         with pytest.raises(SystemExit) as ended:
             ray_sassl.cli.main()
@@ -186,3 +186,13 @@ def test_a_traceback_shows_no_secret(ray_sassl_main, monkeypatch: pytest.MonkeyP
     error = capfd.readouterr().err
     assert SECRET not in error
     assert "RuntimeError: API request to https://***@tracker.example.org/api failed" in error
+
+
+def test_the_log_shows_no_secret(ray_sassl_main, monkeypatch: pytest.MonkeyPatch):
+    def warn(*words: object, **named: object) -> None:
+        logging.getLogger("another.library").warning("retrying http://user:%s@proxy.example.org:3128/%s", SECRET, "x" * 200)
+
+    monkeypatch.setattr(ray_sassl.cli, "app", warn)
+    _, output = ray_sassl_main("version")
+    assert SECRET not in "".join(output.split())
+    assert "retrying" in output

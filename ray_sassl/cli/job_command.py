@@ -191,7 +191,13 @@ def _source(given: dict[str, Any]) -> dict[str, DataConfig]:
 
 
 def _data_of(config: ExperimentConfig) -> dict[str, DataConfig]:
-    named = {"data": config.data, "evaluate.train": config.evaluate.train, "evaluate.test": config.evaluate.test}
+    evaluate = config.evaluate
+    named = {
+        "data": config.data,
+        "evaluate.train": evaluate.train,
+        "evaluate.validation": evaluate.own_validation,
+        "evaluate.test": evaluate.test,
+    }
     return {f"{name}.path": data for name, data in named.items() if data is not None}
 
 

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 
 _PLAIN_EVERY_S = 10.0
+_SCORES = {
+    "knn_top1": "kNN top-1",
+    "linear_top1": "linear top-1",
+    "test_knn_top1": "kNN top-1 on the test images",
+    "test_linear_top1": "linear top-1 on the test images",
+}
+"""What is printed of a report's scores; those without further words are on validation images."""
 
 
 def experiments(console: Console, name: str | None) -> None:
@@ -122,8 +129,8 @@ def _progress(console: Console, config: ExperimentConfig) -> Iterator:
                 last_bad = update.num_bad
             for report in update.reports:
                 latest.update(report)
-                if "knn_top1" in report:
-                    bar.console.print(f"step {report['step']:,}: kNN top-1 {report['knn_top1']:.1%}")
+                if scores := [f"{words} {report[name]:.1%}" for name, words in _SCORES.items() if name in report]:
+                    bar.console.print(f"step {report['step']:,}: {', '.join(scores)}")
                 if "loss" not in report:
                     continue
                 total = RunProgress(_num_rows(latest), config.train.global_batch, config.train.epochs).total_steps

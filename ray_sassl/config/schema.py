@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.data import DataConfig
@@ -20,19 +20,45 @@ from ray_sassl.views.recipes import ViewsConfig
 _METHODS, _STYLIZERS = "ray_sassl.methods", "ray_sassl.style.stylizers"
 
 
+def _validation(value: Any) -> Any:
+    if isinstance(value, int | float) and not 0 < value < 1:
+        raise ValueError(f"validation images are a share of evaluate.train between 0 and 1, or a path; not {value:g}")
+    return {"path": value} if isinstance(value, str | list | tuple) else value
+
+
 class EvaluateConfig(FrozenConfig):
     """The labeled data that encoders are scored on, while they train and by `ray-sassl evaluate`."""
 
     train: DataConfig | None = None
     """Where the neighbors and the probe's training images come from; without it nothing is scored during the run."""
+    validation: Annotated[float | DataConfig, BeforeValidator(_validation)] = 0.1
+    """What scores during a run, and so searches and early stopping, are measured on: this share of the labeled images of `evaluate.train`, the
+    same of every class, which then are not among the neighbors and do not train the probe; or images of their own, `{path: ...}`."""
+    validation_seed: int = Field(default=0, ge=0)
+    """Of the draw of that share. It is not the run's seed, so that runs with other seeds are measured on the same images."""
     test: DataConfig | None = None
+    """What `ray-sassl evaluate` and `compare` measure on, and the last line of a run; nothing is chosen by it."""
+    final_test: bool = True
+    """Whether the last line of a run has scores on `evaluate.test`; the trials of a search have none."""
     size_px: int = Field(default=224, ge=8)
     """Images are resized to 8/7 of this on the shorter side and cropped at the center, as usual for ImageNet; at 64 px and below they are
     resized to this size and not cropped."""
     online: Literal["knn", "linear", "both"] = "knn"
-    """Which scores are computed during the run: `knn_top1`, `linear_top1` (a linear probe, which takes longer), or both."""
+    """Which scores on the validation images are computed during the run: `knn_top1`, `linear_top1` (a linear probe, which takes longer), or
+    both. On the test images, in the last line, they are called `test_knn_top1` and `test_linear_top1`."""
     online_rows: int = Field(default=10_000, ge=100)
-    """At most so many train images and so many test images are used during the run; `ray-sassl evaluate` uses all."""
+    """At most so many train, validation and test images are used by the run itself; `ray-sassl evaluate` uses all."""
+
+    @property
+    def own_validation(self) -> DataConfig | None:
+        """The validation images, where they are not a share of the train images."""
+        return self.validation if isinstance(self.validation, DataConfig) else None
+
+    @model_validator(mode="after")
+    def _validation_has_an_effect(self) -> Self:
+        if self.train is None and self.own_validation is not None:
+            raise ValueError("evaluate.validation has no effect without evaluate.train: nothing is scored during the run")
+        return self
 
 
 class PoolConfig(FrozenConfig):

@@ -8,13 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.reading import all_labels, build_index
+from ray_sassl.evaluation.apart import check_train_and_test
 from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.scores import check_classes
+from ray_sassl.evaluation.splits import held_out
 from ray_sassl.plugins import UsageError
 
 _KEPT_BYTES = 2**30
@@ -28,11 +30,17 @@ class LabeledImages:
 
     Args:
         limit: Maximum number of rows.
+        index: Of the data set, if it is known already.
+        wanted: (num_rows,) bool by sample id: only these rows; not given: all.
     """
 
-    def __init__(self, config: DataConfig, size_px: int, limit: int | None = None) -> None:
-        self.config, self.size_px, self.limit = config, size_px, limit
+    def __init__(
+        self, config: DataConfig, size_px: int, limit: int | None = None, index: Index | None = None, wanted: np.ndarray | None = None
+    ) -> None:
+        self.config, self.size_px, self.limit, self.wanted = config, size_px, limit, wanted
         self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
+        if index is not None:
+            self.index = index
 
     @cached_property
     def index(self) -> Index:
@@ -47,6 +55,7 @@ class LabeledImages:
     def labels(self) -> np.ndarray:
         """(N,) int64: the labels of all rows that have one."""
         labels = all_labels(self.index)
+        labels = labels if self.wanted is None else labels[self.wanted]
         return labels[labels != NO_LABEL]
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -55,11 +64,40 @@ class LabeledImages:
             return
         rows = min(self.index.num_rows, self.limit or self.index.num_rows)
         kept = [] if rows * self.size_px**2 * 3 <= _KEPT_BYTES else None
-        for batch in labeled_images(self.config, self.index, self.size_px, self.quarantine.add, limit=self.limit):
+        images = labeled_images(self.config, self.index, self.size_px, self.quarantine.add, limit=self.limit, wanted=self.wanted)
+        for batch in images:
             if kept is not None:
                 kept.append(batch)
             yield batch
         self._kept = kept
+
+
+def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledImages]:
+    """What scores during a run are fitted on, and what they are measured on: train images and validation images, never test images.
+
+    Raises:
+        UsageError: `evaluate.train` has no labels, or too few images to leave some of them out.
+    """
+    assert evaluate.train is not None
+    size_px, limit = evaluate.size_px, evaluate.online_rows
+    if evaluate.own_validation is not None:
+        return LabeledImages(evaluate.train, size_px, limit), LabeledImages(evaluate.own_validation, size_px, limit)
+    index = build_index(evaluate.train)
+    labels = all_labels(index)
+    places = np.flatnonzero(labels != NO_LABEL)
+    if not len(places):
+        raise UsageError(f"evaluate.train: {evaluate.train.path} has no labels (label_column={evaluate.train.label_column!r})")
+    try:
+        aside = held_out(labels[places], float(evaluate.validation), evaluate.validation_seed)  # pyright: ignore[reportArgumentType]
+    except UsageError as error:
+        raise UsageError(
+            f"evaluate.train: {evaluate.train.path} has no class of two images, so none can be left out to measure on; give validation images "
+            "of their own (evaluate.validation='{path: FOLDER}'), or no images to score by: evaluate.train=null"
+        ) from error
+    masks = np.zeros((2, index.num_rows), bool)
+    masks[0, places[~aside]] = masks[1, places[aside]] = True
+    train, validation = (LabeledImages(evaluate.train, size_px, limit, index, mask) for mask in masks)
+    return train, validation
 
 
 @dataclass(frozen=True)
@@ -99,9 +137,10 @@ def labeled_data(train: DataConfig, test: DataConfig, size_px: int) -> Evaluatio
     """Labeled images to fit on and to measure on; images are not read.
 
     Raises:
-        UsageError: one of them has no labels, a label is out of range, the classes of the two differ, or a class has test images and no
-            train images.
+        UsageError: they are the same images, one of them has no labels, a label is out of range, the classes of the two differ, or a class
+            has test images and no train images.
     """
+    check_train_and_test(train, test)
     splits = {"train": LabeledImages(train, size_px), "test": LabeledImages(test, size_px)}
     for split, images in splits.items():
         if not len(images.labels):

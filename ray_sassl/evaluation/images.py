@@ -40,18 +40,28 @@ class EvaluationBatch:
 
 
 def labeled_images(
-    config: DataConfig, index: Index, size_px: int, on_bad: OnBad, *, limit: int | None = None, batch_size: int = 256, num_threads: int = 2
+    config: DataConfig,
+    index: Index,
+    size_px: int,
+    on_bad: OnBad,
+    *,
+    limit: int | None = None,
+    wanted: np.ndarray | None = None,
+    batch_size: int = 256,
+    num_threads: int = 2,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images (B, size_px, size_px, 3) uint8 as encoders are evaluated on, with their labels (B,); rows without a label are left out.
 
     Args:
         limit: Maximum number of rows, taken from 64 row groups that are spread over the data set, or from more if row groups are small.
+        wanted: (num_rows,) bool by sample id: of these rows only.
     """
-    groups, rows_per_group = _spread(index, limit)
+    groups, rows_per_group = _spread(index, limit, wanted)
 
     def chosen(group: int) -> Rows | None:
         rows = read_groups(index, [group])
         labeled = rows.sample_id[rows.label != NO_LABEL]
+        labeled = labeled if wanted is None else labeled[wanted[labeled]]
         if not len(labeled):
             return None
         return rows.take(labeled[np.unique(np.linspace(0, len(labeled) - 1, min(rows_per_group, len(labeled))).round().astype(int))])
@@ -108,11 +118,18 @@ def evaluation_view(image: Image.Image, size_px: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size_px, top + size_px))
 
 
-def _spread(index: Index, limit: int | None) -> tuple[list[int], int]:
+def _spread(index: Index, limit: int | None, wanted: np.ndarray | None) -> tuple[list[int], int]:
     """The row groups to read, and how many rows to take from each."""
-    every = np.flatnonzero(index.group_rows > 0)
-    if limit is None or limit >= index.num_rows:
-        return every.tolist(), int(index.group_rows.max())
-    num = min(len(every), max(_SPREAD_GROUPS, math.ceil(limit * len(every) / index.num_rows)))
+    counts = index.group_rows if wanted is None else _counts(index, wanted)
+    every, num_rows = np.flatnonzero(counts > 0), int(counts.sum())
+    if limit is None or limit >= num_rows:
+        return every.tolist(), int(counts.max())
+    num = min(len(every), max(_SPREAD_GROUPS, math.ceil(limit * len(every) / num_rows)))
     groups = every[np.unique(np.linspace(0, len(every) - 1, num).round().astype(int))]
     return groups.tolist(), max(1, limit // len(groups))
+
+
+def _counts(index: Index, wanted: np.ndarray) -> np.ndarray:
+    """(num_groups,) how many wanted rows each row group has."""
+    until = np.concatenate([[0], np.cumsum(wanted)])
+    return until[index.group_first + index.group_rows] - until[index.group_first]

@@ -1,10 +1,9 @@
-"""Scores of an encoder during its training, on a part of the evaluation data."""
+"""Scores of an encoder during its training, on validation images, and at its end once on test images; of either a part."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -12,37 +11,66 @@ from torch import nn
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation import FixedFeatures
-from ray_sassl.evaluation.datasets import LabeledImages
+from ray_sassl.evaluation.datasets import LabeledImages, selection_images
 from ray_sassl.evaluation.features import extract_features
 from ray_sassl.evaluation.protocols.knn import Config as KnnConfig
 from ray_sassl.evaluation.protocols.linear import Config as LinearConfig
+from ray_sassl.plugins import UsageError
 
 log = logging.getLogger(__name__)
 
 _UNSEEN_SHARE = 0.02
 
 ONLINE_SCORES: dict[str, KnnConfig | LinearConfig] = {"knn": KnnConfig(), "linear": LinearConfig()}
-"""The choices of `evaluate.online`; each is logged as NAME_top1."""
+"""The choices of `evaluate.online`; each is logged as NAME_top1, and in the last line as test_NAME_top1."""
 
 
-def online_scores(config: ExperimentConfig, device: torch.device) -> Callable[[nn.Module], dict[str, float]] | None:
-    """A function that scores a backbone as `evaluate.online` says on a part of the evaluation data, or None if none are configured."""
-    if config.evaluate.train is None or config.evaluate.test is None:
-        return None
-    splits = [
-        LabeledImages(data, config.evaluate.size_px, config.evaluate.online_rows) for data in (config.evaluate.train, config.evaluate.test)
-    ]
-    mean, std = config.train.pixel_mean, config.train.pixel_std
+class OnlineScores:
+    """Scores of a backbone as `evaluate.online` says, on a part of the labeled images.
 
-    names = list(ONLINE_SCORES) if config.evaluate.online == "both" else [config.evaluate.online]
+    The test images are not looked for before `test` is called.
+    """
 
-    def scores(backbone: nn.Module) -> dict[str, float]:
-        train, test = (extract_features(backbone, images, mean, std, device) for images in splits)
-        warn_unseen_classes(train.labels, test.labels)
-        subject = FixedFeatures(train, test)
-        return {f"{name}_top1": ONLINE_SCORES[name].build().evaluate(subject).scores["top1"].value for name in names}
+    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+        self._evaluate, self._device = config.evaluate, device
+        self._mean, self._std = config.train.pixel_mean, config.train.pixel_std
+        self._names = list(ONLINE_SCORES) if config.evaluate.online == "both" else [config.evaluate.online]
 
-    return scores
+    @cached_property
+    def _selection(self) -> tuple[LabeledImages, LabeledImages]:
+        return selection_images(self._evaluate)
+
+    def validation(self, backbone: nn.Module) -> dict[str, float]:
+        """`knn_top1`, `linear_top1` or both, of validation images by train images that are not among them."""
+        return {f"{name}_top1": value for name, value in self._scores(backbone, self._selection[1]).items()}
+
+    def test(self, backbone: nn.Module) -> dict[str, float]:
+        """The same of test images, for the last line of a run; empty where there are none, which is said in the log."""
+        test = self._evaluate.test
+        if test is None or not self._evaluate.final_test:
+            return {}
+        try:
+            images = LabeledImages(test, self._evaluate.size_px, self._evaluate.online_rows)
+            found = self._scores(backbone, images)
+        except (UsageError, OSError) as error:
+            log.warning(
+                "The run is complete, and has no scores on evaluate.test: %s. `ray-sassl evaluate RUN knn` gives them once it is there.", error
+            )
+            return {}
+        return {f"test_{name}_top1": value for name, value in found.items()}
+
+    def _scores(self, backbone: nn.Module, measured: LabeledImages) -> dict[str, float]:
+        train, other = (
+            extract_features(backbone, images, self._mean, self._std, self._device) for images in (self._selection[0], measured)
+        )
+        warn_unseen_classes(train.labels, other.labels)
+        subject = FixedFeatures(train, other)
+        return {name: ONLINE_SCORES[name].build().evaluate(subject).scores["top1"].value for name in self._names}
+
+
+def online_scores(config: ExperimentConfig, device: torch.device) -> OnlineScores | None:
+    """What scores a backbone during a run, or None if there are no labeled images to do so."""
+    return None if config.evaluate.train is None else OnlineScores(config, device)
 
 
 @lru_cache(maxsize=1)
@@ -51,11 +79,11 @@ def _warn_once(text: str) -> None:
 
 
 def warn_unseen_classes(train: np.ndarray, test: np.ndarray) -> None:
-    """Warn once if more than one test image in fifty has a class that no train image has; labels are (N,) and (M,)."""
+    """Warn once if more than one image in fifty of those measured on has a class that no train image has; labels are (N,) and (M,)."""
     unseen = float(np.isin(test, train, invert=True).mean())
     if unseen > _UNSEEN_SHARE:
         _warn_once(
-            f"{unseen:.0%} of the test images used for scores during the run have a class that none of the train images used has, so they "
-            "are always wrong: the row groups of evaluate.train or evaluate.test are ordered by class. Raise evaluate.online_rows, or "
+            f"{unseen:.0%} of the images on which the run is scored have a class that none of the train images used has, so they are "
+            "always wrong: the row groups of the labeled images are ordered by class. Raise evaluate.online_rows, or "
             "write shards in which classes are mixed."
         )

@@ -20,6 +20,7 @@ from ray_sassl.runs.record import RunRecord
 _LIBRARY: dict[Format, str] = {"torchvision": "torchvision", "timm": "timm", "onnx": "onnx", "safetensors": "ray-sassl"}
 _WHOLE_IMAGE_PX = 64
 _NAMED_CLASSES = 20
+_NAMED_METRICS = ("loss", "chance_loss", "knn_top1", "test_knn_top1", "embedding_std", "effective_rank")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _quality(about: CardFacts) -> str:
     if about.run and about.run.summary:
         last = about.run.summary.get("metrics", {})
         named = ", ".join(
-            f"{name} {last[name]:.4g}" for name in ("loss", "chance_loss", "knn_top1", "embedding_std", "effective_rank") if name in last
+            f"{name} {last[name]:.4g}" for name in _NAMED_METRICS if name in last
         )
         if named:
             parts.append(f"At the end of the run (status: {about.run.summary.get('status')}): {named}.")

@@ -11,6 +11,7 @@ from torch import nn
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.reading import build_index, read_groups
+from ray_sassl.evaluation.apart import check_train_and_test
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.exporting.embedding import Embedder
 from ray_sassl.plugins import UsageError
@@ -41,9 +42,11 @@ def fit_head(embedder: Embedder, train: DataConfig, test: DataConfig | None, l2:
     Standardizing is folded into the layer's weights afterward, so that it takes the encoder's features as they come.
 
     Raises:
-        UsageError: a set has no labels, or a class no train images.
+        UsageError: the two are the same images, a set has no labels, or a class no train images.
         TooManyBadRowsError: more images cannot be decoded than `max_bad_fraction` of their data allows.
     """
+    if test is not None:
+        check_train_and_test(train, test)
     x, labels, classes = _labeled(embedder, train)
     num_classes = max(len(classes), int(labels.max()) + 1)
     if len(missing := np.setdiff1d(np.arange(num_classes), labels)):

@@ -71,8 +71,9 @@ def train_process(
         resume: The checkpoint to go on from.
         accumulate: Parts of a batch, where they are more than the config says.
     """
-    record = None
+    record, scores = None, None
     if context.rank == 0:
+        scores = online_scores(config, context.device)
         step = resume.step if resume else 0
         record = MetricsLog(run_dir, config.tracking, config.model_dump(mode="json"), resume_step=step)
     try:
@@ -88,7 +89,8 @@ def train_process(
                 config_yaml=to_yaml(config),
                 context=context,
                 resume=resume,
-                evaluate=online_scores(config, context.device) if context.rank == 0 else None,
+                evaluate=scores.validation if scores is not None else None,
+                final_test=scores.test if scores is not None else None,
                 record=record,
                 extra_state={"num_rows": num_rows},
                 accumulate=accumulate,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,8 @@ from ray_sassl.files.safe_yaml import load_document
 from ray_sassl.plugins import FrozenConfig, UsageError
 from ray_sassl.study.searcher import Known
 from ray_sassl.study.space import Objective, Point, SearchSpace
+
+log = logging.getLogger(__name__)
 
 STUDY, TRIAL, BEST, INDEX = "study.yaml", "trial.json", "best.yaml", "index.arrow"
 State = Literal["running", "finished", "stopped", "failed", "interrupted"]
@@ -184,6 +187,12 @@ def open_study(study: StudyConfig, study_dir: str, *, resume: bool) -> list[Tria
             raise StudyDirectoryError(
                 f"the study to resume has another {', '.join(differing)}; a resumed study may change only {', '.join(RESUME_MAY_CHANGE)}"
             )
+        if _chose_by_test_images(study_dir):
+            log.warning(
+                "The trials in %s were scored on evaluate.test by an older version. The next ones are scored on evaluate.validation, so their "
+                "scores differ from the earlier ones; start a new study to choose by validation images alone.",
+                study_dir,
+            )
     storage.makedirs(study_dir)
     storage.write_text(storage.join(study_dir, STUDY), yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, width=120))
     return read_trials(study_dir)
@@ -202,6 +211,12 @@ def read_study(study_dir: str) -> StudyConfig:
         return StudyConfig.model_validate(load_document(storage.read_text(path), path))
     except ValidationError as error:
         raise StudyDirectoryError(f"{path}: {explain(error)}") from error
+
+
+def _chose_by_test_images(study_dir: str) -> bool:
+    """Whether the study was begun when there were no validation images."""
+    tree = load_document(storage.read_text(storage.join(study_dir, STUDY)), STUDY)
+    return (tree["base"].get("evaluate") or {"validation": 0}).get("validation") is None and storage.exists(storage.join(study_dir, "trials"))
 
 
 def read_trials(study_dir: str) -> list[TrialRecord]:

@@ -121,7 +121,7 @@ def _noise(study: StudyConfig, values: dict[int, float]) -> str:
         return ""
     share = statistics.mean(values.values())
     error = math.sqrt(share * (1 - share) / rows)
-    return f" Scores are of at most {rows:,} test images, so each has a standard error of at least {error:.2%}."
+    return f" Scores are of at most {rows:,} validation images, so each has a standard error of at least {error:.2%}."
 
 
 def _importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], compared: str) -> str:

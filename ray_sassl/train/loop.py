@@ -96,7 +96,8 @@ class Job:
         batches: This rank's stream, in parts as `share_of_batch` says.
         num_rows: Rows of the data set, bad ones included.
         resume: The checkpoint to continue from.
-        evaluate: Evaluates the backbone on labeled data; called on rank 0.
+        evaluate: Scores the backbone on validation images; called on rank 0.
+        final_test: Scores the backbone on test images, once the run is complete and saved; called on rank 0.
         record: Rank 0's metrics log; None on the others.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
         accumulate: Parts of this worker's share of a batch, if there are more than the config says; see `share_of_batch`.
@@ -113,6 +114,7 @@ class Job:
     context: Context
     resume: Checkpoint | None = None
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    final_test: Callable[[nn.Module], dict[str, float]] | None = None
     record: MetricsLog | None = None
     extra_state: dict[str, Any] = field(default_factory=dict)
     accumulate: int | None = None
@@ -237,6 +239,8 @@ def train(job: Job) -> Outcome:
         if not saver.saved or step > saver.saved_step:
             saver.save(step, optimizer.param_groups[0]["lr"], watch)
         saver.finish()
+        if status == "finished" and job.final_test is not None and (scores := job.final_test(method.backbone)):
+            _record(job, step, {"epoch": progress.epoch(step)} | scores)
     finally:
         saver.close()
     return Outcome(status, step, saver.saved)

@@ -21,7 +21,7 @@ from ray_sassl.cli import app
 from ray_sassl.config.files import from_yaml
 from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.plugins import UsageError
-from tests.orchestrate.conftest import write_shards
+from tests.orchestrate.conftest import write_held_shards, write_shards
 
 TINY = [
     "method.queue_size=32",
@@ -43,7 +43,7 @@ def _run(*args: str) -> str:
 
 def _data(folder: Path) -> list[str]:
     path = write_shards(folder)
-    return [f"data.path={path}", f"evaluate.train.path={path}", f"evaluate.test.path={path}"]
+    return [f"data.path={path}", f"evaluate.train.path={path}", f"evaluate.test.path={write_held_shards(folder)}"]
 
 
 def test_every_verb_shows_an_example_in_its_help():
@@ -121,10 +121,10 @@ def test_evaluate_scores_a_run_beside_its_baselines_and_writes_json(tmp_path: Pa
     folder = tmp_path / "run" / "evaluation"
     record = json.loads((folder / "step-00000002" / "knn.json").read_text())
     assert record["protocol"]["k"] == 5
-    assert record["scores"]["raw pixels"]["top1"]["value"] == 1.0  # train and test are the same images
+    assert record["scores"]["raw pixels"]["top1"]["value"] == 1.0  # the bytes of train and test images are the same
     assert pq.read_table(folder / "step-00000002" / record["files"]["predictions"]).num_rows == 160
     features = sorted((folder / "features").iterdir())
-    assert len(features) == 2  # of the encoder and of the untrained one; train and test are the same images
+    assert len(features) == 4  # of the encoder and of the untrained one, train and test
     _run("evaluate", record["checkpoint"], "linear", "knn", "l2=1e-2", "--out", str(tmp_path / "results"))
     scores = json.loads((tmp_path / "results" / "linear.json").read_text())["scores"]["step 2"]
     assert 0 <= scores["top1"]["low"] <= scores["top1"]["value"] <= scores["top1"]["high"] <= 1

@@ -66,19 +66,20 @@ def test_raw_pixels_tell_plain_colors_apart(config):
 def test_the_online_score_decodes_its_images_once(config, monkeypatch: pytest.MonkeyPatch):
     scorer = online_scores(config, CPU)
     assert scorer is not None
-    first = scorer(RawPixels())
+    first = scorer.validation(RawPixels())
     assert first["knn_top1"] == 1.0
     monkeypatch.setattr("ray_sassl.evaluation.datasets.labeled_images", _refuse)
-    assert scorer(RawPixels()) == first
+    assert scorer.validation(RawPixels()) == first
 
 
 def test_what_is_scored_during_a_run_is_a_choice(config):
     both = online_scores(apply_overrides(config, ["evaluate.online=both"]), CPU)
     assert both is not None
-    assert both(RawPixels()) == {"knn_top1": 1.0, "linear_top1": 1.0}
+    assert both.validation(RawPixels()) == {"knn_top1": 1.0, "linear_top1": 1.0}
+    assert both.test(RawPixels()) == {"test_knn_top1": 1.0, "test_linear_top1": 1.0}
     linear = online_scores(apply_overrides(config, ["evaluate.online=linear"]), CPU)
     assert linear is not None
-    assert set(linear(RawPixels())) == {"linear_top1"}
+    assert set(linear.validation(RawPixels())) == {"linear_top1"}
 
 
 def _refuse(*args: object) -> None:
@@ -90,7 +91,7 @@ def test_scoring_leaves_the_encoder_in_training_mode(config):
     assert scorer is not None
     backbone = untrained_backbone(config).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    scorer(backbone)
+    scorer.validation(backbone)
     assert backbone.training
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
@@ -100,11 +101,11 @@ def test_classes_that_the_images_scored_on_during_a_run_cannot_tell_are_named(ca
     assert not caplog.text
     for _ in range(2):
         warn_unseen_classes(np.arange(10), np.arange(40))
-    assert caplog.text.count("75% of the test images") == 1
+    assert caplog.text.count("75% of the images on which the run is scored") == 1
 
 
 def test_without_labeled_data_there_is_no_online_score(config):
-    assert online_scores(apply_overrides(config, ["evaluate.test=null"]), CPU) is None
+    assert online_scores(apply_overrides(config, ["evaluate.train=null"]), CPU) is None
 
 
 def test_evaluation_without_labeled_data_says_what_to_set(config, tmp_path):

@@ -41,6 +41,12 @@ def write_shards(folder: Path, num_rows: int = NUM_ROWS, bad: tuple[int, ...] = 
     return str(folder / "*.parquet")
 
 
+def write_held_shards(folder: Path) -> str:
+    """As `write_shards`, in a folder of their own: images to test on."""
+    (folder / "held").mkdir(exist_ok=True)
+    return write_shards(folder / "held")
+
+
 def small_study(folder: Path, *, epochs: float = 4, num_workers: int = 0, reduction_factor: float = 3.0, **changes: Any) -> StudyConfig:
     """A study of real runs of `small_config`, on shards that are written into the folder, over the learning rate; one trial at a time."""
     rate = Float(path="optim.base_lr", low=1e-3, high=0.3, log=True)
@@ -64,9 +70,7 @@ def small_config(path: str, *, epochs: float = 2, num_workers: int = 1, max_bad_
         method=MoCo(queue_size=40, projector_hidden_size=16, embedding_size=8),
         train=TrainConfig(epochs=epochs, global_batch=16, log_every=2, keep_checkpoints=5),
         optim=OptimConfig(base_lr=0.1),
-        evaluate=EvaluateConfig(
-            train=DataConfig(path=path, max_bad_fraction=1), test=DataConfig(path=path, max_bad_fraction=1), size_px=16
-        ),
+        evaluate=EvaluateConfig(train=DataConfig(path=path, max_bad_fraction=1), validation=0.4, size_px=16),
         scaling=ScalingConfig(num_workers=num_workers, cpus_per_worker=0.5, threads_per_worker=1),
         tracking=TrackingConfig(tensorboard=False),
     )

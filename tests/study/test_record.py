@@ -48,6 +48,19 @@ def make_trial(number: int, values: list[float], state: State = "finished", spee
     return TrialRecord(number, dict(point), state, curve, attempts=1, wall_s=5.0 * len(values))
 
 
+def test_a_study_whose_first_trials_were_scored_on_test_images_goes_on_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    open_study(make_study(), str(tmp_path), resume=False)
+    write_trial(str(tmp_path), make_trial(0, [0.1]))
+    open_study(make_study(), str(tmp_path), resume=True)
+    assert not caplog.text
+    text = (tmp_path / "study.yaml").read_text()
+    lines = [line for line in text.splitlines() if not line.strip().startswith(("validation", "final_test"))]
+    assert len(lines) == len(text.splitlines()) - 3
+    (tmp_path / "study.yaml").write_text("\n".join(lines))
+    assert len(open_study(make_study(), str(tmp_path), resume=True)) == 1
+    assert "were scored on evaluate.test by an older version" in caplog.text
+
+
 def test_trials_and_study_read_back_as_they_were_written(tmp_path: Path):
     study, trials = make_study(), [make_trial(0, [0.1, 0.3]), make_trial(1, [0.2], "stopped"), TrialRecord(2, {"sassl.prob": 0.5})]
     assert open_study(study, str(tmp_path), resume=False) == []

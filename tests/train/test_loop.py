@@ -251,6 +251,21 @@ def test_the_encoder_is_scored_at_its_period_and_at_the_end(tmp_path):
     assert scored == [method.backbone] * 3
 
 
+def test_test_scores_are_the_last_line_of_a_run_that_is_complete_and_has_its_checkpoint(tmp_path):
+    settings = TrainConfig(epochs=2, global_batch=4, log_every=1)
+
+    def score(backbone: nn.Module) -> dict[str, float]:
+        assert latest_checkpoint(str(tmp_path)) is not None
+        return {"test_knn_top1": 0.5}
+
+    stopped, whole = LocalContext(stop_at_step=3), LocalContext()
+    train(Job(Linear(), _batches(12, 4, 2), settings, SGD, 12, 0, str(tmp_path), "", stopped, final_test=score))
+    assert not any("test_knn_top1" in report for report in stopped.reports)
+    train(Job(Linear(), _batches(12, 4, 2), settings, SGD, 12, 0, str(tmp_path), "", whole, final_test=score))
+    assert whole.reports[-1] == {"step": 6, "epoch": 2.0, "test_knn_top1": 0.5}
+    assert not any("test_knn_top1" in report for report in whole.reports[:-1])
+
+
 def _evaluations(reports: list[dict[str, float]]) -> list[tuple[float, float]]:
     return [(report["step"], report["evaluation"]) for report in reports if "evaluation" in report]
 

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.sources import check_there
+from ray_sassl.evaluation.apart import check_selection
 from ray_sassl.orchestrate.pretraining.stream import layout_of
 from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, check_fits, missing_groups, offered
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.loop import check_shares
 
+log = logging.getLogger(__name__)
+
 
 def check_evaluation(config: ExperimentConfig) -> None:
-    """Check that the images that the run is evaluated on are there, before it trains for an epoch.
+    """Check that the images that the run is evaluated on are there, before it trains for an epoch, and are not those that it is tested on.
+    Test images are needed at its end only: if they are not there yet, a warning says so.
 
     Raises:
         UsageError: they are not.
     """
-    for split in ("train", "test"):
-        data = getattr(config.evaluate, split)
+    evaluate = config.evaluate
+    for name, data in (("train", evaluate.train), ("validation", evaluate.own_validation)):
         try:
             if data is not None:
                 check_there(data)
         except UsageError as error:
             raise UsageError(
-                f"evaluate.{split}: {error}. The run is evaluated on these images as it trains; give your own labeled ones "
-                f"(evaluate.train.path=..., evaluate.test.path=...), or none: evaluate.train=null evaluate.test=null"
+                f"evaluate.{name}: {error}. The run is evaluated on these images as it trains; give your own labeled ones "
+                f"(evaluate.{name}.path=...), or none: evaluate.train=null evaluate.test=null"
             ) from error
+    check_selection(evaluate)
+    if evaluate.train is not None and evaluate.test is not None and evaluate.final_test:
+        try:
+            check_there(evaluate.test)
+        except (UsageError, OSError) as error:
+            log.warning("evaluate.test: %s. The last line of the run has scores on these images only if they are there by then.", error)
 
 
 def check_workers(config: ExperimentConfig) -> None:

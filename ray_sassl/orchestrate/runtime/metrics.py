@@ -56,7 +56,7 @@ _TRAINING = {
     "embedding_std": Metric("sassl_embedding_std", "gauge", "Spread of the embeddings; near 0 after a collapse."),
     "effective_rank": Metric("sassl_effective_rank", "gauge", "Dimensions that the embeddings fill; few after a collapse."),
     "data_wait": Metric("sassl_data_wait_share", "gauge", "Share of the time in which the first worker waited for data."),
-    "knn_top1": Metric("sassl_knn_top1", "gauge", "Of the online kNN, where the data for it are given."),
+    "knn_top1": Metric("sassl_knn_top1", "gauge", "Of the kNN on validation images, where labeled images are given."),
 }
 """By the name in a report of the loop."""
 ALL = (IMAGES, QUEUE, STYLIZERS, BAD_ROWS, COST, *_TRAINING.values())

@@ -47,6 +47,7 @@ from ray_sassl.orchestrate.tune.trial import (
     PretrainTrial,
     TrialSpec,
     point_of,
+    without_test,
 )
 from ray_sassl.plugins import UsageError, did_you_mean
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
@@ -185,7 +186,7 @@ def _check(study: StudyConfig) -> list[StylizerConfig]:
     """See that the study can be run at all; returns the stylizers that its trials may have, whose weights are here."""
     for goal in study.goals:
         _check_is_measured(goal.metric, study.base)
-    check_evaluation(study.base)
+    check_evaluation(without_test(study.base))
     if study.scheduler == "pbt" and study.searcher == "grid":
         raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
     if study.scheduler == "pbt" and study.max_concurrent is not None and study.max_concurrent < study.num_trials:
@@ -207,10 +208,16 @@ def _check(study: StudyConfig) -> list[StylizerConfig]:
 def _check_is_measured(metric: str, config: ExperimentConfig) -> None:
     evaluate = config.evaluate
     scores = {f"{name}_top1": name for name in ONLINE_SCORES}
+    if metric.removeprefix("test_") in scores and metric not in scores:
+        raise UsageError(
+            f"{metric} is measured on the test images, and what is chosen by them scores too well on them; a search chooses by "
+            f"{metric.removeprefix('test_')}, which is measured on evaluate.validation"
+        )
     if metric in scores:
-        if evaluate.train is None or evaluate.test is None:
+        if evaluate.train is None:
             raise UsageError(
-                f"{metric} is measured on labeled images: set evaluate.train and evaluate.test, as in 'evaluate.train={{path: FOLDER}}'"
+                f"{metric} is measured on labeled images: set evaluate.train, as in 'evaluate.train={{path: FOLDER}}'; a share of them, or "
+                "evaluate.validation, is what trials are scored on"
             )
         if evaluate.online not in (scores[metric], "both"):
             raise UsageError(

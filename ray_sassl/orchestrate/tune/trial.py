@@ -72,14 +72,14 @@ class TrialSpec:
 
     def config(self, point: Point) -> ExperimentConfig:
         """The trial's experiment. A run in the trial's process keeps to the CPUs that were reserved for it; population based training
-        exchanges checkpoints of evaluations."""
+        exchanges checkpoints of evaluations. No trial looks at the test images, so that none is chosen by them."""
         config = self.study.space.config(self.study.base, point)
         scaling, train = config.scaling, config.train
         if scaling.num_workers == 0 and scaling.threads_per_worker is None:
             scaling = scaling.model_copy(update={"threads_per_worker": max(1, int(scaling.cpus_per_worker))})
         if self.study.scheduler == "pbt":
             train = train.model_copy(update={"checkpoint_every": train.evaluate_every})
-        return config.model_copy(update={"scaling": scaling, "train": train})
+        return without_test(config.model_copy(update={"scaling": scaling, "train": train}))
 
 
 class TrialRun:
@@ -283,6 +283,11 @@ class PretrainTrial(tune.Trainable):
         storage.remove(storage.join(run_dir, "checkpoints"))
         copy_folder(checkpoint["checkpoint"], storage.join(run_dir, "checkpoints", storage.name_of(checkpoint["checkpoint"])))
         storage.write_text(storage.join(run_dir, CONFIG), to_yaml(self._spec.config(self._point)))
+
+
+def without_test(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment of a run that does not look at the test images."""
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"final_test": False})})
 
 
 def _this_actor() -> ActorHandle:

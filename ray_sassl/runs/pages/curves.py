@@ -19,7 +19,7 @@ PANELS = {
     "loss": "loss",
     "embedding_std": "embedding std (1: spread evenly, 0: collapsed)",
     "effective_rank": "effective rank of the embeddings",
-    "knn_top1": "kNN top-1 during the run",
+    "knn_top1": "kNN top-1 on validation images",
     "learning_rate": "learning rate",
     "images_per_s": "images/s",
     "data_wait": "share of time waiting for data",
@@ -27,7 +27,7 @@ PANELS = {
 """What is drawn first, and what is written above it; other metrics follow by their names."""
 _BESIDE = {"loss": "chance_loss"}
 _FROM_ZERO = ("embedding_std", "effective_rank", "images_per_s", "data_wait")
-_NOT_DRAWN = ("step", "epoch", *_BESIDE.values())
+_NOT_DRAWN = ("step", "epoch", "test_knn_top1", "test_linear_top1", *_BESIDE.values())
 _COLORS = ("#2471a3", "#d35400", "#1b7f4d", "#8e44ad", "#b7950b", "#117a8b", "#922b21", "#5d6d7e")
 _COLUMNS = 3
 

@@ -17,7 +17,7 @@ from ray_sassl.cli import app
 from ray_sassl.orchestrate.jobs.submission import JobError, Jobs
 from ray_sassl.plugins import UsageError
 from ray_sassl.study.record import read_trials
-from tests.orchestrate.conftest import NUM_ROWS, write_shards
+from tests.orchestrate.conftest import NUM_ROWS, write_held_shards, write_shards
 from tests.orchestrate.job_cluster import TOKEN, JobCluster, job_cluster, ray_sassl, ray_sassl_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -41,6 +41,7 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     (folder / "data").mkdir(parents=True)
     write_shards(folder / "data")
+    write_held_shards(folder / "data")
     (folder / ".env").write_text("PASSWORD=not-for-others")
     (folder / "runs").mkdir()
     (folder / "runs" / "old.bin").write_bytes(b"0" * 1000)
@@ -49,7 +50,7 @@ def project(tmp_path: Path) -> Path:
 
 def _pretrain(run_dir: Path, *more: str) -> list[str]:
     data = "data/*.parquet"
-    paths = [f"data.path={data}", f"evaluate.train.path={data}", f"evaluate.test.path={data}"]
+    paths = [f"data.path={data}", f"evaluate.train.path={data}", "evaluate.test.path=data/held/*.parquet"]
     return ["pretrain", "moco_cifar10_cpu", *paths, *_TINY, *more, "--run-dir", str(run_dir)]
 
 
@@ -142,7 +143,7 @@ def test_a_run_is_scored_by_a_job(cluster: JobCluster, project: Path, tmp_path: 
     assert code == 0, output
     data = tmp_path / "labeled"
     data.mkdir()
-    paths = [f"evaluate.{part}.path={write_shards(data)}" for part in ("train", "test")]
+    paths = [f"evaluate.train.path={write_shards(data)}", f"evaluate.test.path={write_held_shards(data)}"]
     code, output = ray_sassl_here(
         cluster, "job", "submit", "--wait", "--", "evaluate", str(run_dir), "knn", *paths, "--actor-cpus", "0.5", cwd=project
     )
@@ -153,7 +154,7 @@ def test_a_run_is_scored_by_a_job(cluster: JobCluster, project: Path, tmp_path: 
 def test_a_search_is_a_job(cluster: JobCluster, project: Path, tmp_path: Path):
     data, study_dir = "data/*.parquet", str(tmp_path / "study")
     words = [
-        "search", "style_strength", f"data.path={data}", f"evaluate.train.path={data}", f"evaluate.test.path={data}", *_TINY,
+        "search", "style_strength", f"data.path={data}", f"evaluate.train.path={data}", "evaluate.test.path=data/held/*.parquet", *_TINY,
         "train.epochs=0.3", "views.size_px=32",
         "scaling.num_workers=0", "--experiment", "moco_cifar10_cpu_sassl", "--trials", "2", "--searcher", "random", "--scheduler", "fifo",
         "--study-dir", study_dir,

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.data import DataConfig
+from ray_sassl.data.index import Index
+from ray_sassl.evaluation import datasets
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.pretraining.preflight import check_workers
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError
 from ray_sassl.orchestrate.runtime.capacity import ResourcesError, pretrain
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.checkpoint import latest_checkpoint
-from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
+from tests.orchestrate.conftest import NUM_ROWS, small_config, write_held_shards, write_shards
 
 pytestmark = pytest.mark.ray
 
@@ -112,11 +115,46 @@ def test_what_the_cluster_can_never_offer_is_refused_at_once(ray_cluster: None, 
 
 
 def test_a_run_that_could_not_be_scored_at_its_first_evaluation_is_refused_before_it_trains(tmp_path: Path):
+    config = small_config(write_shards(tmp_path))
+    for name in ("train", "validation"):
+        with pytest.raises(UsageError, match=rf"evaluate\.{name}: .*nowhere/{name} does not exist.*evaluate\.train=null"):
+            pretrain(apply_overrides(config, [f"evaluate.{name}={{path: nowhere/{name}}}"]), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_test_images_are_read_when_the_run_is_complete_and_give_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, run_dir = write_shards(tmp_path), tmp_path / "run"
     config = apply_overrides(
-        small_config(write_shards(tmp_path)), ["evaluate.train={path: nowhere/train}", "evaluate.test={path: nowhere/test}"]
+        small_config(path, num_workers=0), [f"evaluate.test={{path: {tmp_path}/held, max_bad_fraction: 1}}", "evaluate.online=both"]
     )
-    with pytest.raises(UsageError, match=r"evaluate\.train: .*nowhere/train does not exist.*evaluate\.train=null"):
-        pretrain(config, str(tmp_path / "run"))
+    real, found = datasets.build_index, []
+
+    def build_index(data: DataConfig) -> Index:
+        if data.path == f"{tmp_path}/held":  # which is there from the moment at which it may be read
+            steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+            found.append((max(steps), (run_dir / "checkpoints" / f"step-{max(steps):08d}").exists()))
+            write_held_shards(tmp_path)
+        return real(data)
+
+    monkeypatch.setattr(datasets, "build_index", build_index)
+    result = pretrain(config, str(run_dir))
+    assert found == [(result.step, True)]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1].keys() >= {"test_knn_top1", "test_linear_top1"}
+    assert not any("test_knn_top1" in line for line in lines[:-1])
+    assert [line["step"] for line in lines if "knn_top1" in line] == [10, 20]
+    assert {"knn_top1", "test_knn_top1"} <= result.metrics.keys()
+
+
+def test_a_run_is_refused_that_is_scored_on_its_test_images(tmp_path: Path):
+    path = write_shards(tmp_path)
+    test = f"evaluate.test={{path: '{write_held_shards(tmp_path)}'}}"
+    for same, message in (
+        (f"evaluate.validation={tmp_path}/held", "evaluate.validation and evaluate.test are the same images"),
+        (f"evaluate.test={{path: {tmp_path}/train-1.parquet}}", "the train and the test images are the same"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            pretrain(apply_overrides(small_config(path), [test, same]), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

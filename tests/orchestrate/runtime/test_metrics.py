@@ -69,7 +69,7 @@ def test_a_small_run_shows_every_metric_on_the_nodes_endpoint(cluster: JobCluste
     paths = write_shards(tmp_path, bad=(3,))
     (tmp_path / "prices.yaml").write_text("train: {cpus: 2, usd_per_hour: 3.6}\n")
     words = [
-        "pretrain", "moco_cifar10_cpu_sassl", *(f"{part}.path={paths}" for part in ("data", "evaluate.train", "evaluate.test")),
+        "pretrain", "moco_cifar10_cpu_sassl", f"data.path={paths}", f"evaluate.train.path={paths}", "evaluate.test=null",
         "method.queue_size=32", "method.projector_hidden_size=16", "train.global_batch=16", "train.log_every=1", "train.epochs=400",
         "train.evaluate_every=10", "views.size_px=16", "evaluate.size_px=16", "scaling.threads_per_worker=1", "scaling.cpus_per_worker=0.5",
         "stream.num_cpus=0.5", "stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5",

@@ -150,6 +150,7 @@ def test_population_based_training_moves_bad_trials_to_the_checkpoints_of_good_o
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_trials_are_whole_pretraining_runs_also_with_workers_of_their_own(ray_cluster: None, tmp_path: Path, num_workers: int):
     study = small_study(tmp_path, num_workers=num_workers, reduction_factor=2, scheduler="asha", num_trials=3, seed=2)
+    study = study.model_copy(update={"base": apply_overrides(study.base, ["evaluate.test={path: nowhere/test}"])})  # no trial needs it
     state = search(study, str(tmp_path / "study"))
     assert state.records[0].state == "finished"
     assert "stopped" in {trial.state for trial in state.records}
@@ -158,6 +159,7 @@ def test_trials_are_whole_pretraining_runs_also_with_workers_of_their_own(ray_cl
         assert (folder / "views.png").exists()
         assert json.loads((folder / "summary.json").read_text())["status"] == ("finished" if trial.state == "finished" else "interrupted")
         assert trial.value("images_per_s")
+        assert not any(name.startswith("test_") for evaluation in trial.curve for name in evaluation.metrics)
 
 
 @pytest.mark.slow
@@ -267,9 +269,15 @@ def _points_of_an_undisturbed_study():
 
 def test_what_cannot_be_searched_is_refused_before_anything_is_written(tmp_path: Path):
     study = simulated_study()
-    blind = study.model_copy(update={"base": apply_overrides(study.base, ["evaluate.test=null"])})
-    with pytest.raises(UsageError, match=r"set evaluate\.train and evaluate\.test"):
+    blind = study.model_copy(update={"base": apply_overrides(study.base, ["evaluate.train=null"])})
+    with pytest.raises(UsageError, match=r"set evaluate\.train, as in"):
         search(blind, str(tmp_path / "study"))
+    for validation in ("synthetic:test", "[synthetic:test]"):
+        choosing = study.model_copy(update={"base": apply_overrides(study.base, [f"evaluate.validation={validation}"])})
+        with pytest.raises(UsageError, match="evaluate.validation and evaluate.test are the same images"):
+            search(choosing, str(tmp_path / "study"))
+    with pytest.raises(UsageError, match="a search chooses by knn_top1, which is measured on evaluate.validation"):
+        search(simulated_study(objectives=("test_knn_top1",)), str(tmp_path / "study"))
     wrong = study.model_copy(update={"space": SearchSpace(parameters=(Float(path="sassl.prob", low=0, high=2),))})
     with pytest.raises(UsageError, match="does not fit"):
         search(wrong, str(tmp_path / "study"))

@@ -32,8 +32,8 @@ class EvaluateConfig(FrozenConfig):
     train: DataConfig | None = None
     """Where the neighbors and the probe's training images come from; without it nothing is scored during the run."""
     validation: Annotated[float | DataConfig, BeforeValidator(_validation)] = 0.1
-    """What scores during a run, and so searches and early stopping, are measured on: this share of the labeled images of `evaluate.train`, the
-    same of every class, which then are not among the neighbors and do not train the probe; or images of their own, `{path: ...}`."""
+    """What scores during a run, and so searches and early stopping, are measured on: this share of the labeled images of `evaluate.train`,
+    the same of every class, which then are not among the neighbors and do not train the probe; or images of their own, `{path: ...}`."""
     validation_seed: int = Field(default=0, ge=0)
     """Of the draw of that share. It is not the run's seed, so that runs with other seeds are measured on the same images."""
     test: DataConfig | None = None

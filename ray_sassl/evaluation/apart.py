@@ -18,8 +18,8 @@ _VARIES = re.compile(r"[*?\[{]")
 
 
 def check_selection(evaluate: EvaluateConfig) -> None:
-    """See that the images that choose are not those that report, by their files' names and places; no file is opened, and test images may be
-    absent.
+    """See that the images that choose are not those that report, by their files' names and places; no file is opened, and test images may
+    be absent.
 
     Raises:
         UsageError: validation images are test images or train images, or train images are test images.
@@ -27,14 +27,14 @@ def check_selection(evaluate: EvaluateConfig) -> None:
     train, own, test = evaluate.train, evaluate.own_validation, evaluate.test
     if own is not None and test is not None and (files := files_in_both(own, test)):
         raise UsageError(
-            f"evaluate.validation and evaluate.test are the same images ({_listed(files)}). Runs and searches choose by the validation images, "
+            f"evaluate.validation and evaluate.test are the same images ({_listed(files)}). Runs and searches choose by validation images, "
             "and what was chosen by the test images scores too well on them. Leave out evaluate.validation, which then is a share of "
             "evaluate.train, or give other images"
         )
     if own is not None and train is not None and (files := files_in_both(own, train)):
         raise UsageError(
-            f"evaluate.validation and evaluate.train are the same images ({_listed(files)}), so every image would be its own neighbor. For a "
-            "share of the train images give a number, such as evaluate.validation=0.1"
+            f"evaluate.validation and evaluate.train are the same images ({_listed(files)}), so every image would be its own neighbor. For "
+            "a share of the train images give a number, such as evaluate.validation=0.1"
         )
     if train is not None and test is not None:
         check_train_and_test(train, test)
@@ -48,7 +48,7 @@ def check_train_and_test(train: DataConfig, test: DataConfig) -> None:
     """
     if _may_meet(train, test) and (files := files_in_both(train, test)):
         raise UsageError(
-            f"the train and the test images are the same ({_listed(files)}), so the score would be that of images that were learned by heart. "
+            f"the train and the test images are the same ({_listed(files)}), so the score would be that of images learned by heart. "
             "Give other test images (evaluate.test.path=...), or none: evaluate.test=null"
         )
 

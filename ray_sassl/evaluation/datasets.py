@@ -91,8 +91,8 @@ def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledIm
         aside = held_out(labels[places], float(evaluate.validation), evaluate.validation_seed)  # pyright: ignore[reportArgumentType]
     except UsageError as error:
         raise UsageError(
-            f"evaluate.train: {evaluate.train.path} has no class of two images, so none can be left out to measure on; give validation images "
-            "of their own (evaluate.validation='{path: FOLDER}'), or no images to score by: evaluate.train=null"
+            f"evaluate.train: {evaluate.train.path} has no class of two images, so none can be left out to measure on; give validation "
+            "images of their own (evaluate.validation='{path: FOLDER}'), or no images to score by: evaluate.train=null"
         ) from error
     masks = np.zeros((2, index.num_rows), bool)
     masks[0, places[~aside]] = masks[1, places[aside]] = True

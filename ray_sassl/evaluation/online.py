@@ -54,7 +54,8 @@ class OnlineScores:
             found = self._scores(backbone, images)
         except (UsageError, OSError) as error:
             log.warning(
-                "The run is complete, and has no scores on evaluate.test: %s. `ray-sassl evaluate RUN knn` gives them once it is there.", error
+                "The run is complete, and has no scores on evaluate.test: %s. `ray-sassl evaluate RUN knn` gives them once it is there.",
+                error,
             )
             return {}
         return {f"test_{name}_top1": value for name, value in found.items()}

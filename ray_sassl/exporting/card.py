@@ -160,9 +160,7 @@ def _quality(about: CardFacts) -> str:
         parts.append(f"| protocol | encoder | score | value | 95 % interval |\n|---|---|---|---|---|\n{lines}")
     if about.run and about.run.summary:
         last = about.run.summary.get("metrics", {})
-        named = ", ".join(
-            f"{name} {last[name]:.4g}" for name in _NAMED_METRICS if name in last
-        )
+        named = ", ".join(f"{name} {last[name]:.4g}" for name in _NAMED_METRICS if name in last)
         if named:
             parts.append(f"At the end of the run (status: {about.run.summary.get('status')}): {named}.")
     return "\n\n".join(parts) or "It has not been evaluated; `ray-sassl evaluate RUN knn` does so."

@@ -189,8 +189,8 @@ def open_study(study: StudyConfig, study_dir: str, *, resume: bool) -> list[Tria
             )
         if _chose_by_test_images(study_dir):
             log.warning(
-                "The trials in %s were scored on evaluate.test by an older version. The next ones are scored on evaluate.validation, so their "
-                "scores differ from the earlier ones; start a new study to choose by validation images alone.",
+                "The trials in %s were scored on evaluate.test by an older version. The next ones are scored on evaluate.validation, so "
+                "their scores differ from the earlier ones; start a new study to choose by validation images alone.",
                 study_dir,
             )
     storage.makedirs(study_dir)
@@ -216,7 +216,9 @@ def read_study(study_dir: str) -> StudyConfig:
 def _chose_by_test_images(study_dir: str) -> bool:
     """Whether the study was begun when there were no validation images."""
     tree = load_document(storage.read_text(storage.join(study_dir, STUDY)), STUDY)
-    return (tree["base"].get("evaluate") or {"validation": 0}).get("validation") is None and storage.exists(storage.join(study_dir, "trials"))
+    return (tree["base"].get("evaluate") or {"validation": 0}).get("validation") is None and storage.exists(
+        storage.join(study_dir, "trials")
+    )
 
 
 def read_trials(study_dir: str) -> list[TrialRecord]:

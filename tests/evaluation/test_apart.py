@@ -27,11 +27,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _evaluate(folder: Path, train: str, validation: str | None, test: str | None) -> EvaluateConfig:
-    paths = {name: DataConfig(path=f"{folder}/{path}") for name, path in (("train", train), ("validation", validation), ("test", test)) if path}
+    paths = {
+        name: DataConfig(path=f"{folder}/{path}") for name, path in (("train", train), ("validation", validation), ("test", test)) if path
+    }
     return EvaluateConfig(**paths)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("validation", ["test-*.parquet", "test-0.parquet", "./test-0.parquet", "*-0.parquet", "links", "copies", "links/*"])
+@pytest.mark.parametrize(
+    "validation", ["test-*.parquet", "test-0.parquet", "./test-0.parquet", "*-0.parquet", "links", "copies", "links/*"]
+)
 def test_test_images_do_not_choose_however_they_are_named(folder: Path, validation: str):
     with pytest.raises(UsageError, match=r"evaluate\.validation and evaluate\.test are the same images .*scores too well"):
         check_selection(_evaluate(folder, "train-*.parquet", validation, "test-*.parquet"))
@@ -47,7 +51,7 @@ def test_train_images_are_neither_validation_nor_test_images(folder: Path):
     with pytest.raises(UsageError, match=r"evaluate\.validation and evaluate\.train are the same .*evaluate\.validation=0\.1"):
         check_selection(_evaluate(folder, "train-*.parquet", "train-1.parquet", None))
     for train in ("test-*.parquet", "*.parquet", "t*-1.parquet"):
-        with pytest.raises(UsageError, match=r"the train and the test images are the same .*learned by heart"):
+        with pytest.raises(UsageError, match=r"the train and the test images are the same .*images learned by heart"):
             check_selection(_evaluate(folder, train, None, "test-*.parquet"))
     with pytest.raises(UsageError, match="are the same"):
         check_selection(EvaluateConfig(train=DataConfig(path="synthetic"), test=DataConfig(path="synthetic:train")))

@@ -112,9 +112,9 @@ def test_validation_is_a_share_a_path_or_a_data_set(tmp_path: Path):
         assert config.evaluate.own_validation == DataConfig(path="labeled/val")
         assert from_yaml(to_yaml(config)) == config
     assert apply_overrides(config, ["evaluate.validation.path=other"]).evaluate.own_validation == DataConfig(path="other")
-    with pytest.raises(OverrideError, match="a share of evaluate.train between 0 and 1, or a path; not 1.5"):
+    with pytest.raises(OverrideError, match=r"a share of evaluate\.train between 0 and 1, or a path; not 1\.5"):
         apply_overrides(config, ["evaluate.validation=1.5"])
-    with pytest.raises(OverrideError, match="no effect without evaluate.train"):
+    with pytest.raises(OverrideError, match=r"no effect without evaluate\.train"):
         apply_overrides(config, ["evaluate.train=null"])
 
 

@@ -274,9 +274,9 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(tmp_path:
         search(blind, str(tmp_path / "study"))
     for validation in ("synthetic:test", "[synthetic:test]"):
         choosing = study.model_copy(update={"base": apply_overrides(study.base, [f"evaluate.validation={validation}"])})
-        with pytest.raises(UsageError, match="evaluate.validation and evaluate.test are the same images"):
+        with pytest.raises(UsageError, match=r"evaluate\.validation and evaluate\.test are the same images"):
             search(choosing, str(tmp_path / "study"))
-    with pytest.raises(UsageError, match="a search chooses by knn_top1, which is measured on evaluate.validation"):
+    with pytest.raises(UsageError, match=r"a search chooses by knn_top1, which is measured on evaluate\.validation"):
         search(simulated_study(objectives=("test_knn_top1",)), str(tmp_path / "study"))
     wrong = study.model_copy(update={"space": SearchSpace(parameters=(Float(path="sassl.prob", low=0, high=2),))})
     with pytest.raises(UsageError, match="does not fit"):

@@ -1,2 +1,1 @@
-"""What can be said of a cluster without one: whether its definition holds together, and how large it has to be. Nothing here imports
-Ray."""
+"""Checks of cluster definitions and plans of their size, without a cluster. Nothing here imports Ray."""

@@ -1,4 +1,4 @@
-"""The check of a definition file, whatever it defines."""
+"""The check of a cluster definition file of any kind."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LauncherSchema = Callable[[dict[str, Any]], list[Finding]]
 
 
 def check_text(text: str, source: str, ray_version: str, schemas: Schemas | None, launcher_schema: LauncherSchema) -> list[Finding]:
-    """What is to be said of a launcher file or of Kubernetes manifests.
+    """The findings of a launcher file or of Kubernetes manifests.
 
     Args:
-        source: What the text is, for the message.
-        ray_version: That the cluster must run.
-        schemas: KubeRay's; None where they are not at hand.
+        source: Name of the text, for messages.
+        ray_version: The version that the cluster must run.
+        schemas: KubeRay's schemas; None if they are not available.
 
     Raises:
-        UsageError: the text is no YAML, or too large.
+        UsageError: the text is not valid YAML, or too large.
     """
     documents = load_documents(text, source)
     if not documents:
@@ -41,7 +41,7 @@ def check_text(text: str, source: str, ray_version: str, schemas: Schemas | None
 
 def _check(document: Any, ray_version: str, schemas: Schemas | None, launcher_schema: LauncherSchema) -> list[Finding]:
     if not isinstance(document, dict):
-        return [Finding("", f"holds no mapping of fields but {type(document).__name__}")]
+        return [Finding("", f"is not a mapping of fields but a {type(document).__name__}")]
     if is_launcher(document):
         return [*launcher_schema(document), *check_launcher(document, ray_version)]
     if "kind" in document and "apiVersion" in document:

@@ -1,4 +1,4 @@
-"""Writes numbers of nodes into a cluster definition, whose comments and layout stay as they are."""
+"""Writes numbers of nodes into a cluster definition, and keeps its comments and layout."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 def write_counts(text: str, source: str, counts: dict[str, int]) -> str:
-    """The definition with at most so many nodes of each group; where a group does not grow by itself, exactly so many.
+    """The definition with these maximum numbers of nodes in each group; a group without autoscaling gets exactly this number.
 
     Args:
-        source: What the text is, for the message.
-        counts: By the name of the group.
+        source: Name of the text, for messages.
+        counts: Numbers of nodes by the group's name.
 
     Raises:
         UsageError: the file defines no cluster, has not all of these groups, or lacks the fields to set.
@@ -33,7 +33,7 @@ def write_counts(text: str, source: str, counts: dict[str, int]) -> str:
             changes += [((number, *path), value) for path, value in _kuberay_changes(document, source, counts)]
     if not changes:
         raise UsageError(f"{source} defines no cluster whose groups are called {', '.join(counts)}")
-    # As `load_documents`, which leaves out documents that are empty or null.
+    # Like `load_documents`, this leaves out documents that are empty or null.
     nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None and node.tag != _NULL]
     edits = []
     for (number, *path), value in changes:
@@ -99,4 +99,4 @@ def _scalar(node: yaml.Node, path: list[Any], source: str) -> yaml.ScalarNode:
 
 
 def _no_place(path: list[Any], source: str) -> UsageError:
-    return UsageError(f"{source}: there is no number at {'.'.join(map(str, path))} that another could be written over")
+    return UsageError(f"{source}: there is no number to replace at {'.'.join(map(str, path))}")

@@ -1,6 +1,6 @@
 """Strict JSON schemas from Kubernetes' custom resource definitions.
 
-The API server prunes a field that it does not know, so a misspelled one does nothing and says nothing. Here it is an error.
+The API server silently prunes unknown fields, so a misspelled one has no effect. Here it is an error.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _KEPT = (
 )
 
 Schemas = dict[tuple[str, str], dict[str, Any]]
-"""By apiVersion and kind."""
+"""Schemas by apiVersion and kind."""
 
 
 def read_schemas(folder: Path) -> Schemas:
     """The schemas of every served version in the folder's CRD files.
 
     Raises:
-        UsageError: no such folder, or none of its files is a CRD.
+        UsageError: the folder does not exist, or none of its files is a CRD.
     """
     schemas: Schemas = {}
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) if folder.is_dir() else []:
@@ -71,8 +71,7 @@ def schemas_of(definition: dict[str, Any]) -> Schemas:
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a structural one: no unknown fields, no required field that has a default, numbers or texts where both are
-    allowed."""
+    """The JSON schema of a structural schema: it refuses unknown fields, and does not require fields that have a default."""
     made: dict[str, Any] = {name: schema[name] for name in _KEPT if name in schema}
     if schema.get("x-kubernetes-int-or-string"):
         made["type"] = ["integer", "string"]
@@ -98,7 +97,7 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema_findings(manifest: dict[str, Any], schema: dict[str, Any]) -> list[Finding]:
-    """What in the manifest the schema does not allow."""
+    """What the schema does not allow in the manifest."""
     validator = jsonschema.Draft7Validator(schema)
     found = []
     for error in sorted(validator.iter_errors(manifest), key=lambda error: [str(part) for part in error.absolute_path]):

@@ -1,4 +1,4 @@
-"""The picture of a plan: how fast against what it costs."""
+"""The figure of a plan: speed against cost."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ray_sassl.cluster.plan import Prediction
 
 
 def curve_picture(predictions: Sequence[Prediction], chosen: Prediction, title: str) -> bytes:
-    """A PNG: images a second over the cost of the whole run, or over GPUs where prices are not known; the chosen plan is marked.
+    """A PNG: images per second over the cost of the whole run, or over GPUs if prices are unknown; the chosen plan is marked.
 
     Args:
-        predictions: In the order of their GPUs.
+        predictions: Predictions in the order of their GPUs.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib takes half a second to import
     from matplotlib.figure import Figure
@@ -31,10 +31,10 @@ def curve_picture(predictions: Sequence[Prediction], chosen: Prediction, title: 
     axes.plot(
         [x(chosen)], [chosen.images_per_s], "o", color="#d1495b", label=f"chosen: {chosen.counts.trainers} GPUs, {chosen.hours:,.1f} hours"
     )
-    axes.set_xlabel("cost of the run, USD" if has_prices else "GPUs that train")
-    axes.set_ylabel("images a second")
+    axes.set_xlabel("cost of the run, USD" if has_prices else "training GPUs")
+    axes.set_ylabel("images per second")
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{title} (numbers: GPUs that train)", fontsize=10)
+    axes.set_title(f"{title} (numbers: training GPUs)", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
     out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The node groups of a cluster definition: how many nodes there may be, and what each one offers."""
+"""The node groups of a cluster definition: the possible numbers of nodes, and their resources."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ _GPU_NAMES = re.compile(rf"(^|[^a-z])(gpu|{'|'.join(_GPU_GROUPS)})([^a-z]|$)", r
 _SUFFIXES = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 
 
+SPECS = {
+    "RayCluster": "spec",
+    "RayJob": "spec.rayClusterSpec",
+    "RayService": "spec.rayClusterConfig",
+    "RayCronJob": "spec.jobTemplate.rayClusterSpec",
+}
+"""The path of the `RayClusterSpec` in each kind of manifest."""
+
+
 @dataclass(frozen=True)
 class NodeGroup:
     """Nodes of one kind.
 
     Attributes:
-        name: Of the group.
-        is_head: There is one node of it, always.
-        min_nodes, max_nodes: Bounds of their number.
-        cpus, gpus: What Ray may use of each; None where the definition does not say, and Ray finds out on the node.
+        name: Name of the group.
+        is_head: Whether it is the head, which is always one node.
+        min_nodes, max_nodes: Bounds of the number of nodes.
+        cpus, gpus: Resources of each node that Ray may use; None if the definition does not say, so Ray detects them on the node.
     """
 
     name: str
@@ -35,7 +44,7 @@ class NodeGroup:
 
 
 def offered_by(groups: Iterable[NodeGroup]) -> dict[str, float]:
-    """The CPUs and GPUs of the cluster at its largest; groups that do not say what a node offers count as none."""
+    """The CPUs and GPUs of the cluster at its largest; groups that do not define their nodes' resources count as none."""
     counted = [(1 if group.is_head else group.max_nodes, group) for group in groups]
     return {
         "CPU": sum(count * (group.cpus or 0.0) for count, group in counted),
@@ -51,7 +60,7 @@ def groups_of(document: Any) -> list[NodeGroup]:
 
 
 def is_labeled_for_gpus(group: Any) -> bool:
-    """Whether the group's label is that of stylizers or of training workers on GPUs."""
+    """Whether the group's label is that of stylizers or training workers on GPUs."""
     return mapping(mapping(group).get("labels")).get("ray-sassl/group") in _GPU_GROUPS
 
 
@@ -66,21 +75,13 @@ def is_launcher(document: Any) -> bool:
 
 
 def ray_cluster_spec(manifest: Any) -> dict[str, Any]:
-    """The `RayClusterSpec` in a RayCluster, RayJob, RayService or RayCronJob; empty where there is none."""
-    match mapping(manifest).get("kind"):
-        case "RayCluster":
-            return mapping(at(manifest, "spec"))
-        case "RayJob":
-            return mapping(at(manifest, "spec.rayClusterSpec"))
-        case "RayService":
-            return mapping(at(manifest, "spec.rayClusterConfig"))
-        case "RayCronJob":
-            return mapping(at(manifest, "spec.jobTemplate.rayClusterSpec"))
-    return {}
+    """The `RayClusterSpec` in a RayCluster, RayJob, RayService or RayCronJob; empty if there is none."""
+    path = SPECS.get(str(mapping(manifest).get("kind")))
+    return mapping(at(manifest, path)) if path is not None else {}
 
 
 def launcher_groups(config: dict[str, Any]) -> list[NodeGroup]:
-    """As `max_workers` of a group is the file's where it has none of its own."""
+    """The groups of a launcher file; a group without `max_workers` has the file's."""
     overall = config.get("max_workers")
     groups = []
     for name, node_type in mapping(config.get("available_node_types")).items():
@@ -95,7 +96,7 @@ def launcher_groups(config: dict[str, Any]) -> list[NodeGroup]:
 
 
 def cluster_groups(spec: dict[str, Any]) -> list[NodeGroup]:
-    """Of a `RayClusterSpec`; what a pod offers is what `rayStartParams` say, else its limits."""
+    """The groups of a `RayClusterSpec`; a pod's resources are those of `rayStartParams`, else its limits."""
     head = mapping(spec.get("headGroupSpec"))
     groups = [NodeGroup("head", True, 1, 1, *_pod_offers(head))] if head else []
     for group in sequence(spec.get("workerGroupSpecs")):
@@ -108,7 +109,7 @@ def cluster_groups(spec: dict[str, Any]) -> list[NodeGroup]:
 
 
 def ray_containers(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first container of the group's pods, which is the one that KubeRay starts Ray in; empty where there is none."""
+    """The first container of the group's pods, in which KubeRay starts Ray; empty if there is none."""
     containers = sequence(at(group, "template.spec.containers"))
     return [mapping(containers[0])] if containers else []
 
@@ -128,7 +129,7 @@ def _count(value: Any) -> int:
 
 
 def _amount(quantity: Any) -> float | None:
-    """A number of Ray's or a quantity of Kubernetes', as in `500m`; None where it is neither."""
+    """A number, or a quantity of Kubernetes such as `500m`; None for anything else."""
     match = re.fullmatch(r"([+-]?[0-9.]+)([a-zA-Z]*)", str(quantity)) if quantity is not None else None
     if match is None or match[2] not in _SUFFIXES:
         return None

@@ -1,4 +1,4 @@
-"""Which Ray an image holds, as its tag says."""
+"""The version of Ray in an image, according to its tag."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VERSION = re.compile(r"^(\d+\.\d+\.\d+)")
 
 
 def ray_version_of(image: str) -> str | None:
-    """The version in the tag: `2.60.0` of `rayproject/ray:2.60.0-py311-gpu` and of `mine:0.1-ray2.60.0`; None where it says none."""
+    """The version in the tag: `2.60.0` of `rayproject/ray:2.60.0-py311-gpu` and of `mine:0.1-ray2.60.0`; None without a version."""
     name, _, tag = image.partition("@")[0].rpartition(":")
     if not name or "/" in tag:
         return None
@@ -23,7 +23,7 @@ def ray_version_of(image: str) -> str | None:
 
 
 def check_image(image: str, where: str, ray_version: str) -> list[Finding]:
-    """Whether the image's Ray is the given one, without which nodes and drivers do not talk to each other."""
+    """Whether the image has the given version of Ray, without which nodes and drivers cannot communicate."""
     found = ray_version_of(image)
     if found is None:
         return [
@@ -34,5 +34,5 @@ def check_image(image: str, where: str, ray_version: str) -> list[Finding]:
             )
         ]
     if found != ray_version:
-        return [Finding(where, f"{image!r} holds Ray {found}, and Ray {ray_version} is installed here; all must be the same")]
+        return [Finding(where, f"{image!r} has Ray {found}, and Ray {ray_version} is installed here; all must be the same")]
     return []

@@ -1,4 +1,4 @@
-"""What is wrong with Kubernetes manifests of Ray clusters that KubeRay's schemas let pass."""
+"""Problems of Kubernetes manifests of Ray clusters that KubeRay's schemas do not find."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_sassl.cluster.crds import Schemas, schema_findings
 from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
-from ray_sassl.cluster.groups import is_labeled_for_gpus, is_named_for_gpus, ray_cluster_spec, ray_containers
+from ray_sassl.cluster.groups import SPECS, is_labeled_for_gpus, is_named_for_gpus, ray_cluster_spec, ray_containers
 from ray_sassl.cluster.images import check_image
 from ray_sassl.cluster.secrets import secrets_in
 
@@ -15,20 +15,14 @@ _GPU = "nvidia.com/gpu"
 _OUTSIDE = ("LoadBalancer", "NodePort")
 _FIRST_WITH_TOKENS = (2, 52)
 _KUEUE, _ELASTIC = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/elastic-job"
-_SPECS = {
-    "RayCluster": "spec",
-    "RayJob": "spec.rayClusterSpec",
-    "RayService": "spec.rayClusterConfig",
-    "RayCronJob": "spec.jobTemplate.rayClusterSpec",
-}
 
 
 def check_manifest(manifest: dict[str, Any], ray_version: str, schemas: Schemas | None) -> list[Finding]:
-    """The findings of one manifest; of kinds that are not Ray's, only secrets and doors that stand open.
+    """The findings of one manifest; for kinds that are not Ray's, only secrets and open access.
 
     Args:
-        ray_version: That images and `rayVersion` must name.
-        schemas: From the CRDs; without them a note says that the fields were not checked.
+        ray_version: The version that images and `rayVersion` must have.
+        schemas: Schemas from the CRDs; without them a note says that the fields were not checked.
     """
     kind, version = manifest.get("kind"), manifest.get("apiVersion")
     found = [*_named(manifest), *secrets_in(manifest)]
@@ -41,12 +35,12 @@ def check_manifest(manifest: dict[str, Any], ray_version: str, schemas: Schemas 
         found.append(Finding("apiVersion", f"the CRDs have no {kind} of {version}; they have {known}"))
     else:
         found += schema_findings(manifest, schema)
-    prefix, spec = _SPECS.get(str(kind), ""), ray_cluster_spec(manifest)
+    prefix, spec = SPECS.get(str(kind), ""), ray_cluster_spec(manifest)
     if not spec:
-        return found  # a job on a cluster that is there (clusterSelector), or what the schema has found
+        return found  # a job on an existing cluster (clusterSelector), or a problem that the schema has found
     found += [*_authentication(spec, prefix), *_autoscaling(manifest, spec, prefix), *_groups(spec, prefix, ray_version)]
     if (declared := spec.get("rayVersion")) is None:
-        found.append(Finding(f"{prefix}.rayVersion", f"is missing; KubeRay decides by it what it can do: give {ray_version!r}"))
+        found.append(Finding(f"{prefix}.rayVersion", f"is missing; KubeRay chooses features by it: give {ray_version!r}"))
     elif declared != ray_version:
         found.append(Finding(f"{prefix}.rayVersion", f"is {declared}, and Ray {ray_version} is installed here; all must be the same"))
     return found
@@ -105,14 +99,14 @@ def _autoscaling(manifest: dict[str, Any], spec: dict[str, Any], prefix: str) ->
     if is_on and _KUEUE in mapping(at(manifest, "metadata.labels")) and _ELASTIC not in mapping(at(manifest, "metadata.annotations")):
         yield Finding(
             f"{prefix}.enableInTreeAutoscaling",
-            f"Kueue ({_KUEUE}) admits clusters of a fixed size; turn autoscaling off, or annotate {_ELASTIC} where your Kueue has "
-            f"elastic jobs",
+            f"Kueue ({_KUEUE}) admits clusters of a fixed size; turn autoscaling off, or annotate {_ELASTIC} if your Kueue has elastic "
+            "jobs",
         )
     if is_on and not is_v2:
-        yield Finding(f"{prefix}.autoscalerOptions.version", "is not v2, which alone heeds idleTimeoutSeconds of a group", is_note=True)
+        yield Finding(f"{prefix}.autoscalerOptions.version", "is not v2; only v2 uses idleTimeoutSeconds of a group", is_note=True)
     for where, group in _group_items(spec, prefix):
         if is_on and is_v2 and at(group, "template.spec.restartPolicy") not in (None, "Never"):
-            yield Finding(f"{where}.template.spec.restartPolicy", "must be Never under autoscaler v2, which takes a pod for a node")
+            yield Finding(f"{where}.template.spec.restartPolicy", "must be Never with autoscaler v2, where each pod is a node")
         if group.get("idleTimeoutSeconds") is not None and not (is_on and is_v2):
             yield Finding(f"{where}.idleTimeoutSeconds", "has no effect without enableInTreeAutoscaling and autoscalerOptions.version: v2")
 
@@ -136,9 +130,7 @@ def _groups(spec: dict[str, Any], prefix: str, ray_version: str) -> Iterator[Fin
     head = mapping(spec.get("headGroupSpec"))
     if str(at(head, "rayStartParams.num-cpus")) != "0":
         where = f"{prefix}.headGroupSpec.rayStartParams"
-        yield Finding(
-            where, 'the head takes work, which may starve or kill it, and the cluster with it; give it num-cpus: "0"', is_note=True
-        )
+        yield Finding(where, 'the head runs tasks, which may starve or kill it and the whole cluster; give it num-cpus: "0"', is_note=True)
     for where in ("serviceType", "headService.spec.type"):
         if at(head, where) in _OUTSIDE:
             yield Finding(f"{prefix}.headGroupSpec.{where}", f"{at(head, where)} opens the head to outside the cluster; use ClusterIP")

@@ -1,4 +1,4 @@
-"""What is wrong with a file for `ray up` that Ray's own schema lets pass."""
+"""Problems of files for `ray up` that Ray's own schema does not find."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
     """The findings, in the order of the file.
 
     Args:
-        ray_version: That the image, or the commands that install Ray, must name.
+        ray_version: The version that the image, or the commands that install Ray, must have.
     """
     return [
         *_numbers(config),
@@ -82,22 +82,22 @@ def _node_types(config: dict[str, Any]) -> Iterator[Finding]:
             why = f"its machines ({machine}) have GPUs" if has_gpu else f"its {'label' if is_sure else 'name'} says that it has GPUs"
             yield Finding(
                 f"{where}.resources",
-                f"{why}, and its resources name none, so nothing that asks for a GPU would bring it up; add GPU",
+                f"{why}, but its resources list none, so no request for a GPU would start a node; add GPU",
                 is_note=not is_sure,
             )
         elif gpus and _AWS_CPU.match(machine) and "InstanceType" in node:
-            yield Finding(f"{where}.resources.GPU", f"{gpus} GPUs are promised, and {machine} has none")
+            yield Finding(f"{where}.resources.GPU", f"{gpus} GPUs are declared, but {machine} has none")
 
 
 def _head(where: str, node_type: Any, resources: dict[str, Any], node: dict[str, Any]) -> Iterator[Finding]:
     if resources.get("CPU") != 0:
         yield Finding(
             f"{where}.resources.CPU",
-            "the head takes work, which may starve or kill it, and the cluster with it; give it CPU: 0",
+            "the head runs tasks, which may starve or kill it and the whole cluster; give it CPU: 0",
             is_note=True,
         )
     if "InstanceMarketOptions" in node or _is_spot(node.get("scheduling")):
-        yield Finding(f"{where}.node_config", "the head is on a spot machine: when it is taken away, the whole cluster goes", is_note=True)
+        yield Finding(f"{where}.node_config", "the head is on a spot machine: when it is taken away, the whole cluster ends", is_note=True)
 
 
 def _is_spot(scheduling: Any) -> bool:
@@ -120,14 +120,14 @@ def _versions(config: dict[str, Any], ray_version: str) -> Iterator[Finding]:
     if not versions:
         yield Finding(
             "docker.image",
-            f"nothing says which Ray the nodes run; name an image, or install 'ray[default]=={ray_version}' in setup_commands",
+            f"no Ray version is given for the nodes; name an image, or install 'ray[default]=={ray_version}' in setup_commands",
         )
     for version in sorted(versions - {ray_version}):
         yield Finding("setup_commands", f"Ray {version} is installed on the nodes, and Ray {ray_version} here; all must be the same")
 
 
 def _images(config: dict[str, Any]) -> Iterator[Finding]:
-    """Ray's autoscaler looks `image` up wherever `head_image` or `worker_image` is set (`AutoscalingConfig.get_docker_config`)."""
+    """Ray's autoscaler reads `image` if `head_image` or `worker_image` is set (`AutoscalingConfig.get_docker_config`)."""
     lacking = []
     for name, node_type in mapping(config.get("available_node_types")).items():
         docker = {**mapping(config.get("docker")), **mapping(at(node_type, "docker"))}
@@ -137,8 +137,8 @@ def _images(config: dict[str, Any]) -> Iterator[Finding]:
     if lacking:
         yield Finding(
             "docker.image",
-            f"is missing beside head_image or worker_image, so Ray's autoscaler starts Ray on no node of {', '.join(lacking)}; add "
-            f"an image",
+            f"is missing next to head_image or worker_image, so Ray's autoscaler starts Ray on no node of {', '.join(lacking)}; add an "
+            "image",
         )
 
 
@@ -160,7 +160,7 @@ def _authentication(config: dict[str, Any]) -> Iterator[Finding]:
     mounts = [str(path) for pair in mapping(config.get("file_mounts")).items() for path in pair]
     if not any(path.endswith("auth_token") for path in mounts):
         yield Finding(
-            "file_mounts", "no token is brought to the nodes; mount one made by `ray get-auth-token --generate` (~/.ray/auth_token)"
+            "file_mounts", "no token is copied to the nodes; mount one made by `ray get-auth-token --generate` (~/.ray/auth_token)"
         )
 
 
@@ -168,7 +168,7 @@ def _doors(config: dict[str, Any]) -> Iterator[Finding]:
     if config.get("head_start_ray_commands") is None and at(config, "provider.type") in _OPEN_BY_DEFAULT:
         yield Finding(
             "head_start_ray_commands",
-            "is missing, and by Ray's own the dashboard and the job API listen on every interface; start Ray with "
+            "is missing, and with Ray's default the dashboard and the job API listen on every interface; start Ray with "
             "--dashboard-host=127.0.0.1",
         )
     for number, command in enumerate(sequence(config.get("head_start_ray_commands"))):

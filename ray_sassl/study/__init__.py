@@ -1,2 +1,1 @@
-"""Studies: search spaces over the config tree, what is tried next, the record of what was tried, and its report. Nothing here imports
-Ray."""
+"""Studies: search spaces over the config tree, the searcher, the record of trials, and the report. Nothing here imports Ray."""

@@ -15,7 +15,7 @@ Study = tuple[str, StudyConfig, list[TrialRecord]]
 
 
 def comparison(studies: Sequence[Study]) -> list[tuple[str, ...]]:
-    """Rows of a table: what it is, then a word for each study."""
+    """Rows of a table: a title, then a text for each study."""
 
     def row(name: str, *words: str) -> tuple[str, ...]:
         return (name, *words)
@@ -45,7 +45,7 @@ def comparison(studies: Sequence[Study]) -> list[tuple[str, ...]]:
 
 
 def comparison_html(studies: Sequence[Study]) -> str:
-    """A page with the table, and both reports beside each other."""
+    """A page with the table and both reports side by side."""
     heads = "".join(f"<th>{html.escape(path)}</th>" for path, _, _ in studies)
     rows = "".join("<tr>" + "".join(f"<td>{html.escape(word)}</td>" for word in row) + "</tr>" for row in comparison(studies))
     columns = "".join(f"<div>{body(study, path, trials)}</div>" for path, study, trials in studies)

@@ -1,8 +1,7 @@
 """The figures of a study's report, as SVG.
 
-Trials that were stopped early cannot be compared by their last values, so wherever parameters are evaluated, all trials are taken at the
-same
-evaluation: the latest that enough of them have reached.
+Trials that were stopped early cannot be compared by their last values, so parameters are compared at one evaluation of all trials: the
+latest that enough of them have reached.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ LEAST_FOR_IMPORTANCE = 8
 
 
 def fair_evaluation(trials: Sequence[TrialRecord], metric: str) -> tuple[int, dict[int, float]]:
-    """The latest evaluation that half of the evaluated trials (three at least, where there are) have reached, and the metric there by
+    """The latest evaluation that half of the evaluated trials (at least three, if there are) have reached, and the metric there by
     trial."""
     curves = {trial.number: {e.number: e.metrics[metric] for e in trial.curve if _is_number(e.metrics.get(metric))} for trial in trials}
     curves = {number: curve for number, curve in curves.items() if curve}
@@ -42,7 +41,7 @@ def fair_evaluation(trials: Sequence[TrialRecord], metric: str) -> tuple[int, di
 
 
 def learning_curves(trials: Sequence[TrialRecord], goal: Objective) -> str:
-    """The objective over epochs; a stopped trial ends in a cross."""
+    """The objective over epochs; a stopped trial ends with a cross."""
     figure, axes = _figure(8, 4)
     for trial in trials:
         points = [(e.metrics.get("epoch", e.number), e.metrics[goal.metric]) for e in trial.curve if _is_number(e.metrics.get(goal.metric))]
@@ -62,7 +61,7 @@ def learning_curves(trials: Sequence[TrialRecord], goal: Objective) -> str:
 
 
 def strength_map(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
-    """The objective over the middles of alpha and beta: a cell's color is the mean of its trials. None where not both are searched."""
+    """The objective over the midpoints of alpha and beta: a cell's color is the mean of its trials. None unless both are searched."""
     middles = {name: {t.number: _middle(t, name) for t in trials if t.number in values} for name in ("sassl.alpha", "sassl.beta")}
     numbers = [n for n in values if middles["sassl.alpha"].get(n) is not None and middles["sassl.beta"].get(n) is not None]
     if not numbers:
@@ -115,7 +114,7 @@ def slices(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, 
 
 
 def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
-    """A line a trial over all dimensions, the best drawn last; a line is broken where a dimension is not there."""
+    """One line per trial over all dimensions, the best drawn last; a line has a gap where a trial lacks a dimension."""
     dimensions = [d for d in study.space.dimensions if any(d.name in t.point for t in trials)]
     there = sorted((t for t in trials if t.number in values), key=lambda t: study.goals[0].sign * values[t.number])
     if len(there) < 2 or len(dimensions) < 2:
@@ -144,9 +143,9 @@ def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], valu
 
 
 def importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float]) -> tuple[str, dict[str, float]] | None:
-    """fANOVA (Hutter, Hoos and Leyton-Brown 2014): each parameter's share of the objective's variance, of those that every trial has.
+    """fANOVA (Hutter, Hoos and Leyton-Brown 2014): the share of the objective's variance of each parameter that every trial has.
 
-    None with fewer than eight trials, of which little can be told.
+    None with fewer than eight trials, which are too few for an estimate.
     """
     known = [Known(t.point, "finished", (values[t.number],)) for t in trials if t.number in values]
     if len(known) < LEAST_FOR_IMPORTANCE or len({trial.values for trial in known}) < 2:
@@ -169,7 +168,7 @@ def importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[i
 
 
 def pareto(study: StudyConfig, trials: Sequence[TrialRecord]) -> str | None:
-    """The first two objectives against each other, with the front; speed stands for the second one where there is only one."""
+    """The first two objectives against each other, with the Pareto front; speed is the second one if there is only one."""
     goals = study.goals if len(study.goals) > 1 else [study.goals[0], Objective("images_per_s", "max")]
     there = [trial for trial in trials if trial.values(goals)]
     if len(there) < 2:
@@ -214,7 +213,7 @@ def _positions(dimension: Dimension, trials: Sequence[TrialRecord]) -> tuple[lis
 
 
 def _height(dimension: Dimension, trial: TrialRecord) -> float:
-    """Where the trial crosses the dimension's axis, in [0, 1]; NaN where it has no value there."""
+    """The height in [0, 1] at which the trial crosses the dimension's axis; NaN if it lacks the dimension."""
     value = trial.point.get(dimension.name)
     if dimension.name not in trial.point:
         return math.nan

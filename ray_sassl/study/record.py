@@ -2,8 +2,8 @@
 
 study.yaml  index.arrow  trials/0003/{trial.json, config.yaml, metrics.jsonl, checkpoints/, ...}  trials.parquet  trials.csv  best.yaml
 
-A trial's folder is the run directory of its pretraining run. Everything that a study knows is in these files, so a study whose driver was
-killed goes on from them; nothing is asked of Ray.
+A trial's folder is the run directory of its pretraining run. A study's whole state is in these files, so a study whose driver was killed
+continues from them, without asking Ray.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 
 STUDY, TRIAL, BEST, INDEX = "study.yaml", "trial.json", "best.yaml", "index.arrow"
 State = Literal["running", "finished", "stopped", "failed", "interrupted"]
-"""`stopped` by the scheduler before its end; `interrupted` by the user or the end of the time budget, to be continued by --resume."""
+"""`stopped`: by the scheduler, before its end. `interrupted`: by the user or the end of the time budget; --resume continues it."""
 
 
 class StudyDirectoryError(UsageError):
-    """The study directory is not what the command needs: it holds another study, or none."""
+    """The study directory does not fit the command: it contains another study, or none."""
 
 
 class StudyConfig(FrozenConfig):
-    """One study, whole: of two equal ones with one trial at a time, the searcher suggests the same."""
+    """One whole study. For equal studies with one trial at a time, the searcher suggests the same points."""
 
     name: str
     base: ExperimentConfig
@@ -55,11 +55,11 @@ class StudyConfig(FrozenConfig):
     num_trials: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
     max_concurrent: int | None = Field(default=None, ge=1)
-    """Trials at once; as many as the cluster has room for where not given."""
+    """Concurrent trials; by default as many as the cluster has room for."""
     time_budget_s: float | None = Field(default=None, gt=0)
-    """After this the running trials are stopped with a checkpoint; a resumed study has the budget anew."""
+    """After this time the running trials are stopped with a checkpoint; a resumed study starts with the whole budget again."""
     retries: int = Field(default=1, ge=0)
-    """How often a trial that failed is started again from its last checkpoint."""
+    """How often a failed trial is restarted from its last checkpoint."""
 
     @property
     def goals(self) -> list[Objective]:
@@ -72,11 +72,11 @@ RESUME_MAY_CHANGE = ("num_trials", "max_concurrent", "time_budget_s", "retries")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a trial reported at one evaluation.
+    """A trial's report at one evaluation.
 
     Attributes:
         number: 1 for the first evaluation of the run.
-        metrics: All metrics that were known then, `step` and `epoch` among them.
+        metrics: All metrics known then, including `step` and `epoch`.
         wall_s: Seconds of work on the trial until then, over all its attempts.
     """
 
@@ -90,16 +90,16 @@ class TrialRecord:
     """One trial, from its suggestion to its outcome.
 
     Attributes:
-        number: From 0, in the order of suggestion.
-        point: Where in the space it is; population based training moves it.
+        number: Counted from 0, in the order of suggestion.
+        point: Its point in the space; population based training changes it.
         state: Its outcome so far.
         curve: Its evaluations, in order.
         reason: Why it failed, or was stopped.
         attempts: How often it was started.
         wall_s: Seconds of work on it.
-        cpu_s: CPU seconds of the trial's process where the whole run takes place in it, else None.
-        moves: Of population based training: `donor`, whose checkpoint the trial went on from, the new `point`, and the first `evaluation`
-            there.
+        cpu_s: CPU seconds of the trial's process if the whole run takes place in it, else None.
+        moves: Changes by population based training: the `donor`, whose checkpoint the trial continued from, the new `point`, and the first
+            `evaluation` there.
     """
 
     number: int
@@ -118,12 +118,12 @@ class TrialRecord:
         return found[-1] if found else None
 
     def values(self, goals: Sequence[Objective]) -> tuple[float, ...]:
-        """All objectives, or nothing where one is missing."""
+        """All objectives, or an empty tuple if one is missing."""
         values = tuple(self.value(goal.metric) for goal in goals)
         return tuple(value for value in values if value is not None) if None not in values else ()
 
     def known(self, goals: Sequence[Objective]) -> Known | None:
-        """As the searcher sees it; None for a trial that failed."""
+        """The trial as the searcher sees it; None for a failed trial."""
         if self.state == "failed":
             return None
         metric = goals[0].metric
@@ -133,12 +133,12 @@ class TrialRecord:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is more to do on it."""
+        """Whether the trial is not over yet."""
         return self.state in ("running", "interrupted")
 
 
 def best_trial(trials: Sequence[TrialRecord], goal: Objective) -> TrialRecord | None:
-    """The best of the trials that ran to their end; where none has, of all that were evaluated, failed ones last of all."""
+    """The best of the finished trials; if there is none, of all evaluated trials, with failed ones last."""
     ranked = sorted(
         (trial for trial in trials if trial.value(goal.metric) is not None),
         key=lambda trial: (
@@ -152,7 +152,7 @@ def best_trial(trials: Sequence[TrialRecord], goal: Objective) -> TrialRecord | 
 
 
 def pareto_front(trials: Sequence[TrialRecord], goals: Sequence[Objective]) -> list[TrialRecord]:
-    """The trials than which no other is better in one objective and at least as good in all; of those that finished, where some have."""
+    """The finished trials (or all, if none finished) that no other trial dominates: better in one objective and at least as good in all."""
     pool = [trial for trial in trials if trial.values(goals) and trial.state == "finished"]
     pool = pool or [trial for trial in trials if trial.values(goals)]
 
@@ -171,16 +171,16 @@ def trial_dir(study_dir: str, number: int) -> str:
 
 
 def open_study(study: StudyConfig, study_dir: str, *, resume: bool) -> list[TrialRecord]:
-    """Make the study directory, or see that the one to resume holds this very study; returns the trials that are there.
+    """Make the study directory, or check that the one to resume contains this study; returns its trials.
 
     Raises:
-        StudyDirectoryError: a study is there and was not to be resumed, none is there to resume, or it is another one.
+        StudyDirectoryError: there is a study and `resume` is not set, there is none to resume, or it is another one.
     """
     there = storage.exists(storage.join(study_dir, STUDY))
     if there and not resume:
-        raise StudyDirectoryError(f"{study_dir} already holds a study; add --resume to go on with it, or give another --study-dir")
+        raise StudyDirectoryError(f"{study_dir} already contains a study; add --resume to continue it, or give another --study-dir")
     if resume and not there:
-        raise StudyDirectoryError(f"{study_dir} holds no study to resume (no {STUDY}); leave out --resume to start one there")
+        raise StudyDirectoryError(f"{study_dir} contains no study to resume (no {STUDY}); leave out --resume to start one there")
     if resume:
         before, after = (s.model_dump(mode="json", exclude=set(RESUME_MAY_CHANGE)) for s in (read_study(study_dir), study))
         if differing := differing_paths(before, after):
@@ -206,7 +206,7 @@ def read_study(study_dir: str) -> StudyConfig:
     """
     path = storage.join(study_dir, STUDY)
     if not storage.exists(path):
-        raise StudyDirectoryError(f"{study_dir} holds no study (no {STUDY})")
+        raise StudyDirectoryError(f"{study_dir} contains no study (no {STUDY})")
     try:
         return StudyConfig.model_validate(load_document(storage.read_text(path), path))
     except ValidationError as error:
@@ -234,12 +234,12 @@ def read_trials(study_dir: str) -> list[TrialRecord]:
 
 
 def write_trial(study_dir: str, trial: TrialRecord) -> None:
-    """Put the trial's record into its folder, whole or not at all."""
+    """Write the trial's record to its folder atomically."""
     storage.write_text(storage.join(trial_dir(study_dir, trial.number), TRIAL), json.dumps(asdict(trial)))
 
 
 def write_tables(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> None:
-    """Write `trials.parquet` and `trials.csv`, a row a trial, and `best.yaml`, the best trial as an experiment."""
+    """Write `trials.parquet` and `trials.csv` with one row per trial, and `best.yaml`, the best trial as an experiment."""
     rows = [_row(study, study_dir, trial) for trial in trials]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
@@ -257,7 +257,7 @@ def write_tables(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecor
 
 
 def best_config(study: StudyConfig, trial: TrialRecord) -> ExperimentConfig:
-    """The trial as an experiment of its own."""
+    """The trial as an experiment."""
     return study.space.config(study.base, trial.point).model_copy(update={"name": f"{study.name}_best"})
 
 
@@ -282,7 +282,7 @@ def _row(study: StudyConfig, study_dir: str, trial: TrialRecord) -> dict[str, An
 
 
 def _of_one_type(values: list[Any]) -> list[Any]:
-    """The values as they are where they are all numbers or all words, else as words."""
+    """The values unchanged if they are all numbers or all strings, else as strings."""
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) <= 1:
         return values

@@ -1,4 +1,4 @@
-"""`report.html` of a study: one file that needs nothing else, made from the study directory alone, also while the study is running."""
+"""`report.html` of a study: one self-contained file, made from the study directory alone, even while the study is running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ray_sassl.views.grid import LINE_PX
 
 REPORT = "report.html"
 _STRIP_ROWS, _PICTURE_ROWS = 5, 8
-"""Rows of a run's picture of views that are shown, and that there are."""
+"""How many rows of a run's picture of views are shown, and how many it has."""
 _STRIP_WIDTH_PX = 1000
 
 
@@ -107,7 +107,7 @@ def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) ->
 
 
 def figure(goal: Objective, trial: TrialRecord) -> str:
-    """The objective's last value, for people."""
+    """The objective's last value as text."""
     value = trial.value(goal.metric)
     if value is None:
         return "–"
@@ -115,7 +115,7 @@ def figure(goal: Objective, trial: TrialRecord) -> str:
 
 
 def _noise(study: StudyConfig, values: dict[int, float]) -> str:
-    """How exact a score is, of the images alone that it is measured on."""
+    """A sentence about the standard error of scores due to the number of test images."""
     metric, rows = study.goals[0].metric, study.base.evaluate.online_rows
     if not values or not metric.endswith("_top1"):
         return ""
@@ -128,19 +128,19 @@ def _importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[
     found = figures.importance(study, trials, values)
     if found is None:
         least = figures.LEAST_FOR_IMPORTANCE
-        return section("Importance of the parameters", f"<p>{least} trials at the same evaluation are the least for an estimate.</p>")
+        return section("Importance of the parameters", f"<p>An estimate needs at least {least} trials at the same evaluation.</p>")
     note = f"{compared} Only parameters that every trial has are compared; with few trials this is a rough estimate."
     return section("Importance of the parameters", found[0], note)
 
 
 def _cost_note(study: StudyConfig) -> str:
     if len(study.goals) > 1:
-        return "The last value of each trial. The front is what no other trial beats in all objectives."
-    return "images_per_s is the median speed of the trial's training; trials that ran side by side, and other work, slowed it."
+        return "The last value of each trial. The front consists of the trials that no other trial beats in all objectives."
+    return "images_per_s is the median speed of the trial's training; concurrent trials and other work slowed it."
 
 
 def _views(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord], values: dict[int, float]) -> str:
-    """What the network saw in the best and in the median trial."""
+    """The views of the best and the median trial."""
     goal = study.goals[0]
     best = best_trial(trials, goal)
     others = [trial for trial in trials if trial.number in values and trial is not best]
@@ -157,7 +157,7 @@ def _views(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord], va
 
 
 def _share_of_rows(png: bytes) -> float:
-    """How much of the height of a picture of views its first rows take, captions included."""
+    """The share of the height of a picture of views that its first rows take, captions included."""
     height = Image.open(io.BytesIO(png), formats=["PNG"]).height
     return (LINE_PX + (height - LINE_PX) * _STRIP_ROWS / _PICTURE_ROWS) / height
 

@@ -1,9 +1,9 @@
-"""What is tried next: a pure function of the study's seed, the trial's number and the trials so far.
+"""The next point to try: a pure function of the study's seed, the trial's number and the trials so far.
 
-Since nothing is remembered elsewhere, a study that goes on after a crash asks for the same points as one that was not interrupted.
+There is no other state, so a study that continues after a crash tries the same points as one that was not interrupted.
 `optuna` is the tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna, with conditional and several objectives.
-`hyperband-bayes` feeds it like BOHB (Falkner, Klein and Hutter 2018, arXiv 1807.01774, section 4): it learns from the values at the largest
-budget at which enough trials have been seen.
+`hyperband-bayes` uses it like BOHB (Falkner, Klein and Hutter 2018, arXiv 1807.01774, section 4): it learns from the values at the largest
+budget that enough trials have reached.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.study.space import Dimension, Objective, Point, Scalar, SearchSpace
 
 _NUM_RANDOM = 8
-"""Random trials before the estimator is asked (our choice; Optuna's default is 10)."""
+"""Random trials before the estimator is used (our choice; Optuna's default is 10)."""
 _NUM_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the searcher knows of a trial.
+    """What the searcher knows about a trial.
 
     Attributes:
-        point: Where it is.
-        state: `running`, `finished` or `stopped` early; failed trials teach nothing and are left out.
-        values: The objectives at its last evaluation; empty before its first.
+        point: Its point in the space.
+        state: `running`, `finished` or `stopped` early; failed trials are left out.
+        values: The objectives at its last evaluation; empty before the first.
         curve: The first objective by number of evaluation.
     """
 
@@ -51,7 +51,7 @@ def suggest(
     searcher: str,
     objectives: Sequence[Objective] = (Objective("knn_top1", "max"),),
 ) -> Point | None:
-    """The point of trial `number`, or None where a grid has no more. A point that was tried already is drawn again, a few times."""
+    """The point of trial `number`, or None if a grid has no more. If a drawn point was tried already, it is drawn again, a few times."""
     if searcher == "grid":
         return next(itertools.islice(space.grid(base), number, None), None)
     tried = [trial.point for trial in known]
@@ -69,7 +69,7 @@ def suggest(
 
 
 def _at_largest_budget(known: Sequence[Known], num_dimensions: int) -> list[Known]:
-    """The trials with the values that they had at the largest budget that enough of them have reached, as if that were the end."""
+    """The trials with their values at the largest budget that enough of them have reached, as if they had ended there."""
     enough = min(num_dimensions + 1, _NUM_RANDOM)
     budgets = sorted({budget for trial in known for budget in trial.curve}, reverse=True)
     for budget in budgets:
@@ -90,7 +90,7 @@ def _ask_optuna(space: SearchSpace, base: ExperimentConfig, known: Sequence[Know
 
 
 def optuna_study(space: SearchSpace, known: Sequence[Known], objectives: Sequence[Objective], seed: int) -> Any:
-    """An Optuna study in memory that holds the known trials."""
+    """An Optuna study in memory with the known trials."""
     import optuna
     from optuna.study import StudyDirection
     from optuna.trial import TrialState, create_trial
@@ -98,8 +98,7 @@ def optuna_study(space: SearchSpace, known: Sequence[Known], objectives: Sequenc
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # Conditional dimensions are modeled in groups of those that occur together; running trials count as bad, which spreads parallel
-        # ones.
+        # Conditional dimensions that occur together are modeled as groups; running trials count as bad, which spreads parallel ones.
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=True)
     directions = [StudyDirection.MAXIMIZE if objective.mode == "max" else StudyDirection.MINIMIZE for objective in objectives]
     study = optuna.create_study(directions=directions, sampler=sampler)

@@ -1,7 +1,7 @@
 """Search spaces: which fields of a config are searched, in which ranges, and under which conditions.
 
-A point of a space is a flat mapping from the names of its dimensions to numbers and words, and stands for a list of `path=value` overrides
-of the base experiment.
+A point of a space is a flat mapping from the names of its dimensions to numbers and strings. It corresponds to a list of `path=value`
+overrides of the base experiment.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Point = dict[str, Scalar]
 
 
 class SpaceError(UsageError):
-    """A search space that does not fit its base experiment."""
+    """The search space does not fit its base experiment."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One number or word that a searcher chooses.
+    """One number or string that a searcher chooses.
 
     Attributes:
         name: Unique within the space.
-        choices: The words of a categorical dimension; None for a number.
+        choices: The values of a categorical dimension; None for a number.
         low, high: The inclusive range of a number.
-        is_log: A number is drawn on a logarithmic scale.
-        is_int: A number is whole.
+        is_log: Whether a number is drawn on a logarithmic scale.
+        is_int: Whether a number is an integer.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Dimension:
         return self.tidy(self._between(self.low, self.high, share))
 
     def tidy(self, value: Scalar) -> Scalar:
-        """The value with the digits that people read; a number stays within the range."""
+        """The value, rounded if it is a number; it stays within the range."""
         if self.choices is not None:
             return value
         assert isinstance(value, int | float)
@@ -77,15 +77,15 @@ class Dimension:
 
 
 class _Parameter(FrozenConfig):
-    """What all parameters have."""
+    """The common fields of all parameters."""
 
     path: str | tuple[str, ...]
     """The config field, or several that get the same value."""
     name: str = ""
-    """For tables and conditions; the (first) path where not given. Two parameters may share a path where their conditions exclude each
+    """Name in tables and conditions; by default the (first) path. Two parameters may share a path if their conditions exclude each
     other."""
     when: Mapping[str, tuple[Scalar, ...]] = Field(default_factory=dict)
-    """The parameter is only there where each of these, a parameter's name or a config path, has one of the values; a plug-in's value is its
+    """The parameter exists only if each of these (a parameter's name or a config path) has one of the values; a plug-in's value is its
     name."""
 
     @property
@@ -101,7 +101,7 @@ class _Number(_Parameter):
     low: float
     high: float
     log: bool = False
-    """Drawn on a logarithmic scale."""
+    """Whether it is drawn on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _range_in_order(self) -> Self:
@@ -133,7 +133,7 @@ class Float(_Number):
 
 
 class Int(_Number):
-    """A whole number."""
+    """An integer."""
 
     kind: Literal["int"] = "int"
 
@@ -146,7 +146,7 @@ class Int(_Number):
 
 
 class Choice(_Parameter):
-    """One of some values of a field, which may be mappings: `{style_source: bank, bank: FILE}`."""
+    """One of several values of a field, which may be mappings: `{style_source: bank, bank: FILE}`."""
 
     kind: Literal["choice"] = "choice"
     choices: tuple[Any, ...] = Field(min_length=1)
@@ -161,9 +161,9 @@ class Choice(_Parameter):
 
 
 class Interval(_Parameter):
-    """A field that is an interval, searched by its lower end and its width, so that every draw is one: [low, min(low + width, most)].
+    """A field that is an interval, searched by its lower end and its width, so every draw is valid: [low, min(low + width, most)].
 
-    Without a width it always ends at `most`.
+    Without a width the interval always ends at `most`.
     """
 
     kind: Literal["interval"] = "interval"
@@ -198,20 +198,20 @@ SCHEDULERS = ("fifo", "asha", "median", "pbt")
 
 
 class SearchSpace(FrozenConfig):
-    """What is searched, and how it is searched where the user does not say otherwise."""
+    """What is searched, and the defaults of how it is searched."""
 
     parameters: tuple[Parameter, ...] = Field(min_length=1)
     overrides: tuple[str, ...] = ()
-    """Changes to the base experiment that the search makes before the user's own, such as shorter runs."""
+    """Changes to the base experiment, such as shorter runs, which are applied before the user's own."""
     objectives: tuple[str, ...] = ("knn_top1",)
-    """Metrics that a run reports, the first one for early stopping; `effective_rank:min` where less is better."""
+    """Metrics that a run reports; the first one is used for early stopping. `effective_rank:min` means that less is better."""
     searcher: Literal["random", "grid", "optuna", "hyperband-bayes"] = "optuna"
     scheduler: Literal["fifo", "asha", "median", "pbt"] = "asha"
     num_trials: int = Field(default=20, ge=1)
     grace: int = Field(default=1, ge=1)
     """Evaluations that every trial gets before it may be stopped."""
     reduction_factor: float = Field(default=3.0, gt=1)
-    """ASHA goes on with the best 1 / reduction_factor of a rung."""
+    """ASHA continues the best 1 / reduction_factor of a rung."""
 
     @field_validator("objectives")
     @classmethod
@@ -224,7 +224,7 @@ class SearchSpace(FrozenConfig):
     def _dimensions_have_names_of_their_own(self) -> Self:
         names = [dimension.name for parameter in self.parameters for dimension in parameter.dimensions()]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} stand twice in the space; give one of them another name")
+            raise ValueError(f"{', '.join(twice)} are twice in the space; give one of them another name")
         return self
 
     @property
@@ -233,7 +233,7 @@ class SearchSpace(FrozenConfig):
         return [dimension for parameter in self.parameters for dimension in parameter.dimensions()]
 
     def without(self, overrides: Iterable[Override]) -> SearchSpace:
-        """The space in which what the overrides set is fixed; what a chosen plug-in has of its own is still searched.
+        """The space without the fields that the overrides set; the other fields of a plug-in that they choose are still searched.
 
         Raises:
             SpaceError: nothing would be left to search.
@@ -245,11 +245,11 @@ class SearchSpace(FrozenConfig):
 
         left = tuple(parameter for parameter in self.parameters if not is_fixed(parameter))
         if not left:
-            raise SpaceError(f"{', '.join(fixed)} fix all that the space searches; leave one of them out")
+            raise SpaceError(f"{', '.join(fixed)} fix everything that the space searches; leave one of them out")
         return self.model_copy(update={"parameters": left})
 
     def draw(self, base: ExperimentConfig, choose: Callable[[Dimension], Scalar]) -> Point:
-        """The point that `choose` makes, which is asked for the dimensions that are there, in order."""
+        """A point whose values `choose` returns; it is called for the dimensions whose conditions hold, in order."""
         point: Point = {}
         for parameter in self.parameters:
             if _holds(parameter.when, point, base):
@@ -258,7 +258,7 @@ class SearchSpace(FrozenConfig):
         return point
 
     def grid(self, base: ExperimentConfig, points: int = 3) -> Iterator[Point]:
-        """Every point of the grid, `points` values a number, conditions kept."""
+        """Every point of the grid that satisfies the conditions, with `points` values per number."""
 
         def complete(point: Point, rest: tuple[Any, ...]) -> Iterator[Point]:
             if not rest:
@@ -295,10 +295,10 @@ class SearchSpace(FrozenConfig):
             raise SpaceError(f"the search space does not fit {base.name}: {error}") from error
 
     def check(self, base: ExperimentConfig, num_draws: int = 50) -> list[ExperimentConfig]:
-        """See that points spread over the space make valid configs, before the first trial is paid for; returns these.
+        """Check, before the first trial, that points spread over the space give valid configs; returns these.
 
         Raises:
-            SpaceError: one does not.
+            SpaceError: a point gives an invalid config.
         """
         configs = []
         for number in range(num_draws):
@@ -317,19 +317,19 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Objective:
-        """Of `metric`, `metric:max` or `metric:min`; without a word, more is better, except of the loss.
+        """The objective `metric`, `metric:max` or `metric:min`; the default is max, except for the loss.
 
         Raises:
-            UsageError: another word stands behind the colon.
+            UsageError: the text has another form.
         """
         metric, _, mode = text.partition(":")
         if not metric or mode not in ("", "max", "min"):
-            raise UsageError(f"{text!r} is not an objective; write a metric, such as knn_top1, or metric:min for one that is to be small")
+            raise UsageError(f"{text!r} is not an objective; write a metric, such as knn_top1, or metric:min to minimize it")
         return cls(metric, mode or _usual_mode(metric))
 
     @property
     def sign(self) -> int:
-        """1 where more is better, else -1."""
+        """1 if more is better, else -1."""
         return 1 if self.mode == "max" else -1
 
     def __str__(self) -> str:
@@ -341,7 +341,7 @@ def _usual_mode(metric: str) -> Literal["max", "min"]:
 
 
 def value_at(config: ExperimentConfig, path: str) -> Scalar:
-    """The value of a config path as conditions see it: a plug-in is its name; None where the path is not there."""
+    """The value of a config path as conditions see it: a plug-in's name; None if the path does not exist."""
     node: Any = config
     for name in path.split("."):
         node = getattr(node, name, None)
@@ -358,7 +358,7 @@ def _holds(when: Mapping[str, tuple[Scalar, ...]], point: Point, base: Experimen
 
 
 def _paths_set(path: str, value: Any) -> Iterator[str]:
-    """Every path that an override gives a value; the name of a plug-in in a mapping is a value of the plug-in's path."""
+    """Every path that an override sets; the name of a plug-in in a mapping sets the plug-in's path."""
     if not isinstance(value, dict):
         yield path
         if path.endswith(".name"):
@@ -369,7 +369,7 @@ def _paths_set(path: str, value: Any) -> Iterator[str]:
 
 
 def _label(value: Any) -> Scalar:
-    """A choice as one word: mappings that choose a plug-in are named after it."""
+    """A choice as one scalar: mappings and lists become JSON."""
     if isinstance(value, dict):
         return json.dumps(value)
     return json.dumps(value) if isinstance(value, list | tuple) else value

@@ -115,7 +115,7 @@ def test_two_studies_are_compared(tmp_path: Path):
 
 
 def test_a_folder_without_a_study_and_an_unknown_space_are_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="holds no study"):
+    with pytest.raises(UsageError, match="contains no study"):
         _run("report", str(tmp_path))
     with pytest.raises(UsageError, match="did you mean 'style_strength'"):
         _run("style_strenght")

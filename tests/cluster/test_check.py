@@ -116,9 +116,9 @@ BROKEN_LAUNCHERS = {
     "negative maximum": (("train", "max_workers"), -2, "train.max_workers: -2 is negative"),
     "negative idle time": (("train", "idle_timeout_s"), -5, "train.idle_timeout_s: -5 is negative"),
     "group over all": (("decode", "max_workers"), 99, "99 is more than the whole cluster may have"),
-    "gpus forgotten": (("train", "resources"), {"CPU": 96}, r"its machines \(p4d.24xlarge\) have GPUs, and its resources name none"),
-    "gpus invented": (("decode", "resources"), {"CPU": 16, "GPU": 1}, "1 GPUs are promised, and c7i.4xlarge has none"),
-    "other ray in a group's image": (("decode", "docker"), {"worker_image": "x/ray-sassl:1-ray2.54.0"}, "holds Ray 2.54.0, and Ray 2.60.0"),
+    "gpus forgotten": (("train", "resources"), {"CPU": 96}, r"its machines \(p4d.24xlarge\) have GPUs, but its resources list none"),
+    "gpus invented": (("decode", "resources"), {"CPU": 16, "GPU": 1}, "1 GPUs are declared, but c7i.4xlarge has none"),
+    "other ray in a group's image": (("decode", "docker"), {"worker_image": "x/ray-sassl:1-ray2.54.0"}, "has Ray 2.54.0, and Ray 2.60.0"),
 }
 
 
@@ -132,11 +132,11 @@ def test_a_broken_node_group_is_refused_for_its_reason(case: str):
 
 BROKEN_LAUNCHER_TEXTS = {
     "no token mode": ("    - --env RAY_AUTH_MODE=token\n", "", "starts without token authentication", 2),
-    "no token": ("  /ray-sassl/auth_token: ~/.ray/auth_token\n", "  /a: /b\n", "no token is brought to the nodes", 1),
+    "no token": ("  /ray-sassl/auth_token: ~/.ray/auth_token\n", "  /a: /b\n", "no token is copied to the nodes", 1),
     "open dashboard": ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "listen on every interface", 1),
     "open dashboard in quotes": ("--dashboard-host=127.0.0.1", '--dashboard-host="0.0.0.0"', "listen on every interface", 1),
     "open dashboard by IPv6": ("--dashboard-host=127.0.0.1", "--dashboard-host  '[::]'", "listen on every interface", 1),
-    "Ray's own start of the head": ("head_start_ray_commands:", "head_setup_commands:", "is missing, and by Ray's own", 1),
+    "Ray's own start of the head": ("head_start_ray_commands:", "head_setup_commands:", "is missing, and with Ray's default", 1),
     "latest image": (
         "head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu",
         "head_image: rayproject/ray:latest",
@@ -147,7 +147,7 @@ BROKEN_LAUNCHER_TEXTS = {
     "ray's image of another version": (
         "head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu",
         "head_image: rayproject/ray:2.9.3-py311",
-        "holds Ray 2.9.3",
+        "has Ray 2.9.3",
         1,
     ),
     "no image beside the others": ("  image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-gpu\n", "", "no node of head, decode, stylize, train", 1),
@@ -188,7 +188,7 @@ def test_a_launcher_file_without_images_must_pin_ray_in_its_commands():
     del config["docker"], config["available_node_types"]["decode"]["docker"]
     config["head_start_ray_commands"] = ["RAY_AUTH_MODE=token ray start --head"]
     config["worker_start_ray_commands"] = ["RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379"]
-    _one_problem(_problems(yaml.safe_dump(config)), "nothing says which Ray the nodes run")
+    _one_problem(_problems(yaml.safe_dump(config)), "no Ray version is given for the nodes")
     config["setup_commands"] = ["pip install 'ray[default]==2.55.1'"]
     _one_problem(_problems(yaml.safe_dump(config)), "Ray 2.55.1 is installed on the nodes, and Ray 2.60.0 here")
     config["setup_commands"] = ["pip install 'ray[default]==2.60.0'"]
@@ -207,7 +207,7 @@ def test_a_group_without_gpus_is_refused_by_its_label_and_noted_by_its_name():
     config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
     types = config["available_node_types"]
     types["train"] = types["decode"] | {"labels": {"ray-sassl/group": "train"}}
-    _one_problem(_problems(yaml.safe_dump(config)), "its label says that it has GPUs, and its resources name none")
+    _one_problem(_problems(yaml.safe_dump(config)), "its label says that it has GPUs, but its resources list none")
     types["train"] = types["constrained-cpu"] = types["decode"]
     (finding,) = _check(yaml.safe_dump(config))
     assert finding.is_note
@@ -241,7 +241,7 @@ def test_a_head_that_takes_work_or_may_vanish_is_a_note():
     head["node_config"]["InstanceMarketOptions"] = {"MarketType": "spot"}
     findings = _check(yaml.safe_dump(config))
     assert [finding.is_note for finding in findings] == [True, True]
-    assert "takes work" in findings[0].text
+    assert "runs tasks" in findings[0].text
     assert "spot" in findings[1].text
 
 
@@ -261,7 +261,7 @@ BROKEN_MANIFESTS: dict[str, tuple[Path_, Any, str]] = {
     "negative": ((*DECODE, "minReplicas"), -1, "-1 is negative"),
     "replicas out of bounds": ((*DECODE, "replicas"), 20, "20 is not between minReplicas"),
     "other ray": (("spec", "rayVersion"), "2.59.0", "is 2.59.0, and Ray 2.60.0 is installed here"),
-    "other ray in an image": ((*DECODE, *CONTAINER, "image"), "rayproject/ray:2.54.0", "holds Ray 2.54.0"),
+    "other ray in an image": ((*DECODE, *CONTAINER, "image"), "rayproject/ray:2.54.0", "has Ray 2.54.0"),
     "no gpu": ((*STYLIZE, *CONTAINER, "resources"), {"limits": {"cpu": 4}}, "the group is for GPUs and asks for none"),
     "gpus that differ": ((*STYLIZE, "rayStartParams"), {"num-gpus": "4"}, "is 4, and the pod has 1 GPUs"),
     "name twice": ((*STYLIZE, "groupName"), "decode", "two groups called 'decode'"),
@@ -271,7 +271,7 @@ BROKEN_MANIFESTS: dict[str, tuple[Path_, Any, str]] = {
         {"spec": {"type": "LoadBalancer"}},
         "headService.spec.type: LoadBalancer opens",
     ),
-    "pods that restart": ((*DECODE, "template", "spec", "restartPolicy"), "Always", "must be Never under autoscaler v2"),
+    "pods that restart": ((*DECODE, "template", "spec", "restartPolicy"), "Always", "must be Never with autoscaler v2"),
     "old autoscaler": (("spec", "autoscalerOptions", "version"), "v1", "idleTimeoutSeconds: has no effect"),
     "kueue beside autoscaling": (("metadata", "labels", "kueue.x-k8s.io/queue-name"), "q", "admits clusters of a fixed size"),
     "secret by value": (
@@ -334,7 +334,7 @@ OTHER_MANIFESTS = {
     "a load balancer": ("{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {type: LoadBalancer}}", "opens the service"),
     "no name": ("{apiVersion: v1, kind: ServiceAccount}", "metadata.name: is missing"),
     "something else": ("{a: b}", "neither a file for `ray up`"),
-    "a list": ("[1]", "no mapping of fields but list"),
+    "a list": ("[1]", "is not a mapping of fields but a list"),
     "nothing": ("# empty", "is empty"),
 }
 

@@ -57,7 +57,7 @@ def test_files_that_have_no_place_for_the_numbers_are_refused():
         write_counts(text, "aws", {"decoders": 1})
     with pytest.raises(UsageError, match=r"does not set available_node_types.decode.max_workers"):
         write_counts(text.replace("    max_workers: 16\n", ""), "aws", {"decode": 1})
-    with pytest.raises(UsageError, match="there is no number at max_workers"):
+    with pytest.raises(UsageError, match="there is no number to replace at max_workers"):
         write_counts(text.replace("\nmax_workers: 28\n", "\nmax_workers: [28]\n"), "aws", {"decode": 1})
     with pytest.raises(UsageError, match="defines no cluster"):
         write_counts("a: 1", "it", {"decode": 1})

@@ -72,10 +72,10 @@ def test_trials_and_study_read_back_as_they_were_written(tmp_path: Path):
 
 
 def test_a_study_is_not_started_twice_and_another_one_is_not_resumed(tmp_path: Path):
-    with pytest.raises(StudyDirectoryError, match="holds no study to resume"):
+    with pytest.raises(StudyDirectoryError, match="contains no study to resume"):
         open_study(make_study(), str(tmp_path), resume=True)
     open_study(make_study(), str(tmp_path), resume=False)
-    with pytest.raises(StudyDirectoryError, match="already holds a study; add --resume"):
+    with pytest.raises(StudyDirectoryError, match="already contains a study; add --resume"):
         open_study(make_study(), str(tmp_path), resume=False)
     with pytest.raises(StudyDirectoryError, match="has another seed"):
         open_study(make_study(seed=1), str(tmp_path), resume=True)

@@ -120,7 +120,7 @@ def test_a_study_whose_time_is_up_goes_on_where_it_was(ray_cluster: None, tmp_pa
     study = simulated_study(scheduler="fifo", num_trials=3, max_concurrent=1)
     stopped = search(study.model_copy(update={"time_budget_s": 1e-3}), str(tmp_path), run=SimulatedRun(seconds=0.5))
     assert {trial.state for trial in stopped.records} <= {"interrupted"}
-    with pytest.raises(UsageError, match="already holds a study"):
+    with pytest.raises(UsageError, match="already contains a study"):
         search(study, str(tmp_path), run=SimulatedRun())
     state = search(study, str(tmp_path), resume=True, run=SimulatedRun())
     assert [trial.state for trial in state.records] == ["finished"] * 3

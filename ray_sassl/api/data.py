@@ -55,11 +55,19 @@ def inspect_data(data: DataSource, *, sheet: str | None = None) -> Summary:
     return summary
 
 
-def check_data(data: DataSource, *, out: str | None = None, address: str | None = None, show_progress: bool = True) -> CheckResult:
+def check_data(
+    data: DataSource,
+    *,
+    overlap: DataSource | None = None,
+    out: str | None = None,
+    address: str | None = None,
+    show_progress: bool = True,
+) -> CheckResult:
     """Decode every image of a data set, on Ray, and list those that cannot be used.
 
     Args:
         data: The data set.
+        overlap: Another data set, such as the test images: which of its images are in this one too, by their bytes.
         out: Path or URI for the bad rows, one JSON object per line.
         address: Address of a running Ray cluster, as for `pretrain`.
         show_progress: Whether to draw a progress bar.
@@ -71,7 +79,8 @@ def check_data(data: DataSource, *, out: str | None = None, address: str | None 
     from ray_sassl.orchestrate.runtime.session import ray_session
 
     with ray_session(address):
-        result = check(as_data(data), show_progress=show_progress)
+        other = as_data(overlap) if overlap is not None else None
+        result = check(as_data(data), overlap=other, show_progress=show_progress)
     if out is not None:
         quarantine = Quarantine(result.num_rows, max_bad_fraction=float("inf"))
         quarantine.add(result.bad_rows)

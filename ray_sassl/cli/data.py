@@ -14,6 +14,7 @@ from rich.table import Table
 
 import ray_sassl
 from ray_sassl.data import NO_LABEL, DataConfig
+from ray_sassl.data.overlap import Overlap
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation.targets.cards import card_of
 from ray_sassl.evaluation.targets.prepare import default_root
@@ -81,9 +82,12 @@ def inspect_command(
     console.print(f"Contact sheet: {out}")
 
 
-@app.command("check", epilog="Example: ray-sassl data check data/train --out bad.jsonl")
+@app.command("check", epilog="Example: ray-sassl data check data/train --out bad.jsonl   |   ray-sassl data check train --overlap test")
 def check_command(
     path: Source,
+    overlap: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Also look for the images of this data set, such as test images, by their bytes.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Where to write the bad rows, one JSON object a line.")] = None,
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
@@ -92,16 +96,22 @@ def check_command(
     max_pixels: MaxPixels = DataConfig.model_fields["max_pixels"].default,
     address: Address = None,
 ) -> None:
-    """Decode every image, on Ray, and list those that cannot be used. Exits with 1 where there are any."""
+    """Decode every image, on Ray, and list those that cannot be used. Exits with 1 if there are any, or if two data sets overlap."""
     config = data_config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
-    result = ray_sassl.check_data(config, out=out, address=address)
+    other = None
+    if overlap is not None:
+        other = data_config(overlap, Format.auto, image_column, label_column, label_extension=label_extension)
+    result = ray_sassl.check_data(config, overlap=other, out=out, address=address)
     console = open_console()
     if out is not None:
         console.print(f"Bad rows: {out}")
     print_bad_rows(console, result.bad_rows, f"of {result.num_rows:,} rows")
-    if result.bad_rows:
+    if not result.bad_rows:
+        console.print(f"All {result.num_rows:,} images are good.")
+    if result.overlap is not None:
+        _print_overlap(console, result.overlap, path, str(overlap))
+    if result.bad_rows or (result.overlap is not None and result.overlap.num_shared):
         raise typer.Exit(1)
-    console.print(f"All {result.num_rows:,} images are good.")
 
 
 @app.command("convert", epilog="Example: ray-sassl data convert data/train shards --format webdataset --shard-rows 2000")
@@ -200,6 +210,20 @@ def _labels(labels: dict[int, int], class_names: tuple[str, ...]) -> str:
     more = ", ..." if len(named) > _LISTED else ""
     text = f"{len(named):,} classes of {min(named.values()):,} to {max(named.values()):,} rows ({', '.join(shown)}{more})"
     return f"{text}; {unlabeled}" if unlabeled else text
+
+
+def _print_overlap(console: Console, found: Overlap, path: str, other: str) -> None:
+    console.print(f"{found.num_shared:,} of {found.num_other:,} images in {other} are in {path} too, byte by byte.", soft_wrap=True)
+    if not found.named:
+        return
+    table = Table()
+    for heading in (path, other):
+        table.add_column(heading, overflow="fold")
+    for names in found.named:
+        table.add_row(*names)
+    if found.num_shared > len(found.named):
+        table.add_row("...", f"and {found.num_shared - len(found.named):,} more")
+    console.print(table)
 
 
 def print_bad_rows(console: Console, bad_rows: list[BadRow], which: str) -> None:

@@ -17,6 +17,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import Conversion, ShardFormat, check_target, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
+from ray_sassl.data.overlap import Digests, Overlap, digests, overlap_of
 from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index, read_groups
@@ -38,10 +39,12 @@ class CheckResult:
     Attributes:
         num_rows: Of the data set.
         bad_rows: Rows and whole files that cannot be used, by sample id.
+        overlap: With another data set, if it was asked for.
     """
 
     num_rows: int
     bad_rows: list[BadRow]
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,18 @@ class ConvertResult:
     bad_rows: list[BadRow]
 
 
-def check(config: DataConfig, *, show_progress: bool = True) -> CheckResult:
+def check(config: DataConfig, *, overlap: DataConfig | None = None, show_progress: bool = True) -> CheckResult:
     """Decode every image of the data set; returns all bad rows, however many there are.
 
+    Args:
+        config: The data set.
+        overlap: Another data set whose images are looked for in this one.
+        show_progress: Whether to draw progress bars.
+
     Raises:
-        UsageError: the data set cannot be indexed.
+        UsageError: a data set cannot be indexed.
     """
+    other = build_index(overlap) if overlap is not None else None
     index = build_index(config)
     quarantine = Quarantine(index.num_rows, max_bad_fraction=float("inf"))
     quarantine.add(index.problems)
@@ -75,7 +84,20 @@ def check(config: DataConfig, *, show_progress: bool = True) -> CheckResult:
         for groups, bad in _run(_check_task, held, portions(index, _CHECK_ROWS)):
             quarantine.add(bad)
             advance(int(index.group_rows[groups].sum()))
-    return CheckResult(index.num_rows, quarantine.rows)
+    found = None
+    if other is not None:
+        sides = [_digests(side, show_progress) for side in (index, other)]
+        found = overlap_of(index, sides[0], other, sides[1])
+    return CheckResult(index.num_rows, quarantine.rows, found)
+
+
+def _digests(index: Index, show_progress: bool) -> list[Digests]:
+    found, held = [], ray.put(index)
+    with progress_bar("comparing", index.num_rows, is_shown=show_progress) as advance:
+        for groups, part in _run(_digest_task, held, portions(index, _CHECK_ROWS)):
+            found.append(part)
+            advance(int(index.group_rows[groups].sum()))
+    return found
 
 
 def convert(
@@ -122,12 +144,17 @@ def _check_task(index: Index, groups: Sequence[int]) -> list[BadRow]:
 
 
 @ray.remote(num_cpus=1)
+def _digest_task(index: Index, groups: Sequence[int]) -> Digests:
+    return digests(index, groups)
+
+
+@ray.remote(num_cpus=1)
 def _convert_task(held: tuple[Index, Conversion, str], shard: int) -> list[BadRow]:
     index, conversion, target = held
     return convert_shard(index, conversion, target, shard)
 
 
-def _run(task: Any, held: ray.ObjectRef, items: Sequence[_Item]) -> Iterator[tuple[_Item, list[BadRow]]]:
+def _run(task: Any, held: ray.ObjectRef, items: Sequence[_Item]) -> Iterator[tuple[_Item, Any]]:
     """Each item with its task's result, as they end; only so many tasks are handed to Ray that none of its CPUs idles."""
     waiting: dict[ray.ObjectRef, _Item] = {}
     left = iter(items)

@@ -9,6 +9,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.orchestrate.batch.data import check, convert
 from ray_sassl.plugins import UsageError
+from tests.orchestrate.conftest import write_held_shards, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -53,3 +54,16 @@ def test_the_commands_print_tables_and_check_fails_on_bad_rows(shared_dir: Path,
     run = CliRunner().invoke(app, ["convert", odd, str(tmp_path / "out"), "--format", "parquet"])
     assert run.exit_code == 0, run.output
     assert "5 rows in 1 shards" in run.output
+
+
+def test_check_counts_the_images_that_are_in_another_data_set_too(tmp_path: Path):
+    write_shards(tmp_path)
+    write_held_shards(tmp_path)
+    run = CliRunner().invoke(app, ["check", f"{tmp_path}/train-0.parquet", "--overlap", f"{tmp_path}/held"], env={"COLUMNS": "300"})
+    assert run.exit_code == 1
+    assert "All 80 images are good" in run.output
+    assert f"80 of 160 images in {tmp_path}/held are in {tmp_path}/train-0.parquet too, byte by byte" in run.output
+    assert "train-0.parquet#3" in run.output
+    assert "and 60 more" in run.output
+    run = CliRunner().invoke(app, ["check", f"{tmp_path}/train-0.parquet", "--overlap", f"{tmp_path}/train-1.parquet"])
+    assert run.exit_code == 0, run.output

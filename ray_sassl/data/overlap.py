@@ -50,7 +50,7 @@ def overlap_of(first: Index, of_first: Iterable[Digests], other: Index, of_other
     places = np.minimum(np.searchsorted(hashes, other_hashes, sorter=order), max(0, len(hashes) - 1))
     is_shared = hashes[order[places]] == other_hashes if len(hashes) else np.zeros(len(other_hashes), bool)
     shown = np.flatnonzero(is_shared)[:named]
-    names = tuple((_name(first, ids[order[places[place]]]), _name(other, other_ids[place])) for place in shown)
+    names = tuple((_name(first, int(ids[order[places[place]]])), _name(other, int(other_ids[place]))) for place in shown)
     return Overlap(len(other_ids), int(is_shared.sum()), names)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ray_sassl.api.evaluation import compare, detect, evaluate
     from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, submit_job, wait_for_job
     from ray_sassl.api.pages import report
-    from ray_sassl.api.pretraining import draw_views, list_experiments, load_config, pretrain, run_demo
+    from ray_sassl.api.pretraining import draw_views, list_experiments, load_config, plan_run, pretrain, run_demo
     from ray_sassl.api.search import compare_studies, list_spaces, report_study, search
     from ray_sassl.api.style import build_style_bank, distill_stylizer, preview_styles, stylize_dataset
     from ray_sassl.api.weights import add_weights, fetch_weights, list_weights, verify_weights, weights_path
@@ -28,7 +28,7 @@ _MODULES = {
     "evaluation": ("compare", "detect", "evaluate"),
     "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "submit_job", "wait_for_job"),
     "pages": ("report",),
-    "pretraining": ("draw_views", "list_experiments", "load_config", "pretrain", "run_demo"),
+    "pretraining": ("draw_views", "list_experiments", "load_config", "plan_run", "pretrain", "run_demo"),
     "search": ("compare_studies", "list_spaces", "report_study", "search"),
     "style": ("build_style_bank", "distill_stylizer", "preview_styles", "stylize_dataset"),
     "weights": ("add_weights", "fetch_weights", "list_weights", "verify_weights", "weights_path"),
@@ -62,6 +62,7 @@ __all__ = [
     "load_config",
     "load_encoder",
     "plan_cluster",
+    "plan_run",
     "pretrain",
     "preview_styles",
     "report",

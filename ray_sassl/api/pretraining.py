@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation.datasets import load_evaluation_data
 from ray_sassl.evaluation.protocols.knn import Config as Knn
@@ -21,19 +22,84 @@ from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
 from ray_sassl.orchestrate.pretraining import launch
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
+from ray_sassl.orchestrate.runtime.machine import cluster_machine
 from ray_sassl.orchestrate.runtime.session import ray_session
-from ray_sassl.runs.configs import Overrides, default_run_dir, load_config
+from ray_sassl.plugins import UsageError
+from ray_sassl.runs.configs import Overrides, default_run_dir, load_config, names_data, override_list
 from ray_sassl.runs.directory import INDEX, find_checkpoint, has_begun
 from ray_sassl.runs.pictures import views_picture
 from ray_sassl.runs.process import build_stylize_block, load_backbone, view_source
+from ray_sassl.runs.recipe import Machine, Recipe, choose_recipe, run_name
+from ray_sassl.train.metrics import TrackingConfig
 from ray_sassl.types import RunResult
 
 Resume = bool | Literal["if begun"]
 """Whether to continue the run in the run directory: True requires one, "if begun" continues one or starts a new one."""
 
+_TIMED_STEPS = 12
+
 
 def _ignore(update: ProgressUpdate) -> None:
     pass
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What `pretrain` would do.
+
+    Attributes:
+        config: The run's config.
+        run_dir: Where the run goes.
+        resume: Whether it continues the run that is there.
+        recipe: How the config was chosen, for a new run on images of one's own.
+    """
+
+    config: ExperimentConfig
+    run_dir: str
+    resume: bool
+    recipe: Recipe | None
+
+
+def plan_run(
+    experiment: ExperimentConfig | str | os.PathLike[str],
+    run_dir: str | os.PathLike[str] | None = None,
+    *,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    address: str | None = None,
+) -> RunPlan:
+    """The config and the place of a run, without starting it.
+
+    A run on images of one's own that is continued keeps the config that was chosen at its start.
+
+    Args:
+        experiment: As for `pretrain`.
+        run_dir: As for `pretrain`.
+        overrides: As for `pretrain`.
+        resume: As for `pretrain`.
+        address: Address of the Ray cluster whose GPUs the config is chosen for; by default RAY_ADDRESS, or else this machine's.
+
+    Raises:
+        UsageError: nothing of that name is there, the images do not allow a run, or an override is wrong.
+    """
+    if not names_data(experiment):
+        config = load_config(experiment, overrides)
+        place = os.fspath(run_dir) if run_dir is not None else default_run_dir(experiment, config)
+        return RunPlan(config, place, has_begun(place) if resume == "if begun" else resume, None)
+    assert not isinstance(experiment, ExperimentConfig)
+    data = os.fspath(experiment)
+    place = os.fspath(run_dir) if run_dir is not None else f"runs/{run_name(data)}"
+    if has_begun(place) if resume == "if begun" else resume:
+        return RunPlan(load_config(place, overrides), place, True, None)
+    recipe = choose_recipe(data, override_list(overrides), _machine(address))
+    return RunPlan(recipe.config, place, False, recipe)
+
+
+def _machine(address: str | None) -> Machine:
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        return Machine.here()
+    with ray_session(address):
+        return cluster_machine()
 
 
 def pretrain(
@@ -42,6 +108,7 @@ def pretrain(
     *,
     overrides: Overrides = None,
     resume: Resume = False,
+    minutes: float | None = None,
     address: str | None = None,
     watch: Callable[[ProgressUpdate], None] = _ignore,
 ) -> RunResult:
@@ -50,10 +117,12 @@ def pretrain(
     In the main thread, the first Ctrl-C stops the run at the next step with a checkpoint, and the second one stops it at once.
 
     Args:
-        experiment: A config, an experiment's name, a YAML file, or a run directory.
+        experiment: Images to train on (a folder, a glob, shards, a URI), for which a config is chosen as `plan_run` shows; or a config, an
+            experiment's name, a YAML file, or a run directory.
         run_dir: Local path or URI. On a cluster of several nodes all of them must reach it. By default `runs/NAME`.
         overrides: Changes to the config, such as `{"train.epochs": 20}`.
         resume: Whether to continue the run that is in the run directory; "if begun" continues it if there is one.
+        minutes: Train about so long: the first steps are timed, and the epochs chosen by their rate.
         address: Address of a running Ray cluster. By default RAY_ADDRESS, or else Ray is started on this machine.
         watch: Called several times a second with what is new.
 
@@ -62,11 +131,50 @@ def pretrain(
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
         RunFailedError: the run ended by an error.
     """
-    config = load_config(experiment, overrides)
-    place = os.fspath(run_dir) if run_dir is not None else default_run_dir(experiment, config)
-    with hold_folder(place, "pretrain"):
-        goes_on = has_begun(place) if resume == "if begun" else resume
-        return launch.pretrain(config, place, resume=goes_on, address=address, watch=watch)
+    plan = plan_run(experiment, run_dir, overrides=overrides, resume=resume, address=address)
+    config = plan.config
+    with hold_folder(plan.run_dir, "pretrain"):
+        if minutes is not None:
+            if plan.resume:
+                raise UsageError("`minutes` sets the length of a new run; change the length of this one by train.epochs")
+            config = lasting(config, minutes, address=address)
+        return launch.pretrain(config, plan.run_dir, resume=plan.resume, address=address, watch=watch)
+
+
+def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = None) -> ExperimentConfig:
+    """The config with as many epochs as take about so many minutes here, by the rate of its first steps, which are trained and thrown away.
+
+    Args:
+        config: A run's config; its epochs are replaced.
+        minutes: The whole time of training.
+        address: As for `pretrain`.
+
+    Raises:
+        UsageError: not one step fits, or the config does not allow the run.
+    """
+    num_rows = build_index(config.data).num_rows
+    batch = config.train.global_batch
+    train = config.train.model_copy(update={"epochs": _TIMED_STEPS * batch / num_rows, "log_every": 1})
+    timed = config.model_copy(update={"train": train, "evaluate": EvaluateConfig(), "tracking": TrackingConfig()})
+    rates: list[float] = []
+
+    def watch(update: ProgressUpdate) -> None:
+        rates.extend(report["images_per_s"] for report in update.reports if "images_per_s" in report)
+
+    with tempfile.TemporaryDirectory() as folder:
+        launch.pretrain(timed, storage.join(folder, "timed"), resume=False, address=address, watch=watch)
+    rate = statistics.median(rates[len(rates) // 2 :])
+    steps = int(rate * minutes * 60 / batch)
+    if steps < 1:
+        raise UsageError(f"one step takes {batch / rate / 60:.1f} minutes here, more than the {minutes:g} minutes given")
+    epochs = round(steps * batch / num_rows, 3)
+    warmup = min(config.optim.warmup_epochs, round(epochs / 10, 3))
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"epochs": epochs}),
+            "optim": config.optim.model_copy(update={"warmup_epochs": warmup}),
+        }
+    )
 
 
 def list_experiments() -> dict[str, str]:

@@ -107,23 +107,39 @@ def experiments(name: Annotated[str | None, typer.Argument(help="Print this one 
     pretraining.experiments(open_console(), name)
 
 
-@app.command(epilog="Example: ray-sassl pretrain moco_cifar10_cpu data.path='shards/*.parquet' train.epochs=20 --run-dir runs/first")
+@app.command(epilog="Examples: ray-sassl pretrain photos/ --minutes 30   |   ray-sassl pretrain moco_cifar10_cpu --run-dir runs/first")
 def pretrain(
-    experiment: Experiment,
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGES_OR_EXPERIMENT",
+            help="Images (a folder, a glob, shards, a URI), an experiment's name, a YAML file, or a run directory.",
+        ),
+    ],
     overrides: Overrides = None,
     run_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False,
     resume_if_begun: Annotated[bool, typer.Option("--resume-if-begun", help="Go on with the run that is there, or start it.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Train about so long: the first steps are timed, and the epochs chosen by their rate.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the config (YAML), and for images how it was chosen; train nothing.")
+    ] = False,
     address: Address = None,
 ) -> None:
     """Pretrain an encoder.
 
+    Images of your own get a recipe that suits them and this machine, and a table says why.
     Ctrl-C stops at the next step and leaves a checkpoint to resume from; a second Ctrl-C stops at once.
     """
     from ray_sassl.cli import pretraining
 
     how = "if begun" if resume_if_begun and not resume else resume
-    raise typer.Exit(pretraining.pretrain(open_console(), experiment, overrides or [], run_dir, resume=how, address=address))
+    code = pretraining.pretrain(
+        open_console(), experiment, overrides or [], run_dir, resume=how, minutes=minutes, dry_run=dry_run, address=address
+    )
+    raise typer.Exit(code)
 
 
 @app.command(epilog="Example: ray-sassl views moco_cifar10_sassl sassl.alpha='[0.5, 1.0]' --out grid.png")

@@ -24,6 +24,7 @@ from ray_sassl.train.loop import Progress as RunProgress
 if TYPE_CHECKING:
     from ray_sassl.api.pretraining import Resume
     from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
+    from ray_sassl.runs.recipe import Recipe
 
 _PLAIN_EVERY_S = 10.0
 _SCORES = {
@@ -61,23 +62,48 @@ def split_run_dir(overrides: list[str], run_dir: str | None) -> tuple[list[str],
     return [text for text in overrides if not text.startswith("run_dir=")], next(iter(given), None)
 
 
-def pretrain(console: Console, experiment: str, overrides: list[str], run_dir: str | None, *, resume: Resume, address: str | None) -> int:
+def pretrain(
+    console: Console,
+    experiment: str,
+    overrides: list[str],
+    run_dir: str | None,
+    *,
+    resume: Resume,
+    minutes: float | None,
+    dry_run: bool,
+    address: str | None,
+) -> int:
     """Run, show progress, and say where everything is; the exit code is 130 after Ctrl-C."""
-    from ray_sassl.runs.configs import default_run_dir
-
     overrides, run_dir = split_run_dir(overrides, run_dir)
-    config = ray_sassl.load_config(experiment, overrides)
-    run_dir = run_dir or default_run_dir(experiment, config)
-    console.print(Text.assemble((config.name, "bold"), f" in {run_dir}"))
-    with _progress(console, config) as watch:
-        result = ray_sassl.pretrain(config, run_dir, resume=resume, address=address, watch=watch)
+    plan = ray_sassl.plan_run(experiment, run_dir, overrides=overrides, resume=resume, address=address)
+    if plan.recipe is not None:
+        _show_recipe(console, plan.recipe)
+    if dry_run:
+        if plan.recipe is None:
+            write(to_yaml(plan.config))
+        else:
+            console.print(f"As YAML: {shlex.join(['ray-sassl', 'experiments', experiment])}", soft_wrap=True)
+        return 0
+    console.print(Text.assemble((plan.config.name, "bold"), f" in {plan.run_dir}"))
+    with _progress(console, plan.config) as watch:
+        result = ray_sassl.pretrain(plan.config, plan.run_dir, resume=plan.resume, minutes=minutes, address=address, watch=watch)
     console.print(_where(result.run_dir, result.checkpoint))
     if result.status == "interrupted":
         console.print(_interrupted(result.reason))
-        words = ["ray-sassl", "pretrain", experiment, *overrides, "--run-dir", run_dir, "--resume"]
+        words = ["ray-sassl", "pretrain", experiment, *overrides, "--run-dir", plan.run_dir, "--resume"]
         console.print(f"Go on with: {shlex.join(words)}", soft_wrap=True)
         return 130
     return 0
+
+
+def _show_recipe(console: Console, recipe: Recipe) -> None:
+    table = Table("", "chosen", "because", title="The recipe for these images", title_justify="left")
+    table.add_column("change it with", no_wrap=True)
+    for choice in recipe.choices:
+        table.add_row(choice.what, choice.value, choice.reason, choice.change)
+    console.print(table)
+    for note in recipe.notes:
+        console.print(Text.assemble(("Note:", "yellow"), f" {note}"))
 
 
 def _interrupted(reason: str | None) -> Text:

@@ -58,9 +58,11 @@ class MethodConfig(PluginConfig, ABC):
 
     Attributes:
         takes_small_views: Whether the method is defined for more than two views (multi-crop: two large ones and any number of small ones).
+        paper_views: The function of `views/recipes.py` that makes the views of the method's paper.
     """
 
     takes_small_views: ClassVar[bool] = False
+    paper_views: ClassVar[str] = "simclr"
 
     @classmethod
     def tiny(cls) -> Self:

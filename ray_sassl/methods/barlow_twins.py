@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -35,6 +36,7 @@ class Config(HeadsConfig):
         fa: Feature augmentation, which its paper does not try on this objective.
     """
 
+    paper_views: ClassVar[str] = "byol"
     off_diagonal_weight: float = Field(default=0.0051, ge=0)
     loss_scale: float = Field(default=1.0, gt=0)
     projector_hidden_size: Count = 8192

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -35,6 +36,7 @@ class Config(HeadsConfig):
         bn: "sync" normalizes over the batches of all workers (as the official code), "plain" over each worker's own.
     """
 
+    paper_views: ClassVar[str] = "byol"
     base_momentum: float = Field(default=0.996, ge=0, le=1)
     projector_hidden_size: Count = 4096
     embedding_size: Count = 256

@@ -48,6 +48,7 @@ class Config(ProjectorConfig):
     """
 
     takes_small_views: ClassVar[bool] = True
+    paper_views: ClassVar[str] = "dino"
 
     student_temperature: float = Field(default=0.1, gt=0)
     first_teacher_temperature: float = Field(default=0.04, gt=0)

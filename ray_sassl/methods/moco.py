@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -47,6 +47,7 @@ class Config(HeadsConfig):
         fa: Feature augmentation. Keys take no gradient, so `fa.architecture=basic` augments the key, not the query.
     """
 
+    paper_views: ClassVar[str] = "moco_v2"
     temperature: float = Field(default=0.2, gt=0)
     queue_size: int = Field(default=65536, ge=1)
     momentum: float = Field(default=0.999, ge=0, le=1)

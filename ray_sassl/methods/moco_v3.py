@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -46,6 +46,7 @@ class Config(HeadsConfig):
         fa: Feature augmentation; `fa.architecture=basic` leaves the predictor out.
     """
 
+    paper_views: ClassVar[str] = "byol"
     temperature: float = Field(default=0.2, gt=0)
     base_momentum: float = Field(default=0.99, ge=0, le=1)
     projector_hidden_size: Count = 4096

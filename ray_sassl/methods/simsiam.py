@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Config(HeadsConfig):
         bn: "sync" normalizes over the batches of all workers (section 3), "plain" over each worker's own.
     """
 
+    paper_views: ClassVar[str] = "moco_v2"
     projector_hidden_size: Count = 2048
     embedding_size: Count = 2048
     projector_layers: Count = 3

@@ -46,6 +46,7 @@ class Config(ProjectorConfig):
     """
 
     takes_small_views: ClassVar[bool] = True
+    paper_views: ClassVar[str] = "swav"
 
     temperature: float = Field(default=0.1, gt=0)
     epsilon: float = Field(default=0.05, ge=0.025)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -38,6 +38,7 @@ class Config(HeadsConfig):
             unit vectors, and this loss compares lengths.
     """
 
+    paper_views: ClassVar[str] = "byol"
     invariance_weight: float = Field(default=25.0, ge=0)
     variance_weight: float = Field(default=25.0, gt=0)
     covariance_weight: float = Field(default=1.0, ge=0)

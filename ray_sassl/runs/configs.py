@@ -1,4 +1,4 @@
-"""The config of a run, from whatever names one: an experiment, a YAML file, a run directory or a config."""
+"""The config of a run, from whatever names one: an experiment, a YAML file, a run directory, a config, or the images to train on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import CONFIG
+from ray_sassl.runs.recipe import choose_recipe, is_data
 
 Overrides = Mapping[str, Any] | Sequence[Override] | None
 """Changes to a config: `{"train.epochs": 20}`, or `path=value` texts as on the command line."""
@@ -25,13 +26,23 @@ def load_config(experiment: ExperimentConfig | str | os.PathLike[str], overrides
     """The config of a run, with the overrides applied.
 
     Args:
-        experiment: A config, an experiment's name, a YAML file, or a run directory; paths may be URIs.
+        experiment: A config, an experiment's name, a YAML file, a run directory, or images, for which `choose_recipe` chooses the config;
+            paths may be URIs.
         overrides: Changes by path, applied in order.
 
     Raises:
         UsageError: nothing of that name is there, or an override names an unknown path or an invalid value.
     """
+    if not isinstance(experiment, ExperimentConfig) and names_data(experiment):
+        return choose_recipe(os.fspath(experiment), override_list(overrides)).config
     return apply_overrides(_base(experiment), override_list(overrides))
+
+
+def names_data(experiment: ExperimentConfig | str | os.PathLike[str]) -> bool:
+    """Whether this is images to train on, not a config, an experiment, a YAML file or a run directory."""
+    if isinstance(experiment, ExperimentConfig):
+        return False
+    return is_data(name := os.fspath(experiment)) and not storage.exists(storage.join(name, CONFIG))
 
 
 def _base(experiment: ExperimentConfig | str | os.PathLike[str]) -> ExperimentConfig:
@@ -44,6 +55,8 @@ def _base(experiment: ExperimentConfig | str | os.PathLike[str]) -> ExperimentCo
         return read_config(name)
     if storage.exists(path := storage.join(name, CONFIG)):
         return read_config(path)
+    if "/" in name and not storage.exists(name):
+        raise UsageError(f"there is nothing at {name}; give images, an experiment's name, a YAML file, or a run directory")
     return load_experiment(name)
 
 

@@ -264,3 +264,8 @@ def _small_px(size_px: int) -> int:
 _RECIPES = (simclr, moco_v2, byol, swav, dino, symmetric, asymmetric_weak, asymmetric_strong)
 RECIPES: dict[str, ViewsConfig] = {f"{recipe.__name__}_{size_px}": recipe(size_px) for recipe in _RECIPES for size_px in (224, 32)}
 """The recipes by name: `simclr_224`, `simclr_32`, `moco_v2_224`, ..."""
+
+
+def recipe_named(name: str, size_px: int) -> ViewsConfig:
+    """The recipe `simclr`, `moco_v2`, `byol`, ... at any size."""
+    return next(recipe for recipe in _RECIPES if recipe.__name__ == name)(size_px)

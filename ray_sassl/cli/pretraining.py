@@ -97,10 +97,9 @@ def pretrain(
 
 
 def _show_recipe(console: Console, recipe: Recipe) -> None:
-    table = Table("", "chosen", "because", title="The recipe for these images", title_justify="left")
-    table.add_column("change it with", no_wrap=True)
+    table = Table(title="The recipe for these images", title_justify="left", show_header=False)
     for choice in recipe.choices:
-        table.add_row(choice.what, choice.value, choice.reason, choice.change)
+        table.add_row(choice.what, choice.value, Text.assemble(choice.reason, "\n", (choice.change, "dim")))
     console.print(table)
     for note in recipe.notes:
         console.print(Text.assemble(("Note:", "yellow"), f" {note}"))

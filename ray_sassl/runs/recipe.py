@@ -281,7 +281,7 @@ def _labels(data: DataConfig, summary: Summary) -> tuple[DataConfig | None, Choi
         reason = f"{len(counts)} classes; {share:.0%} of each are held out of the neighbors and measured"
         return data, Choice("scores", "kNN top-1", reason, "evaluate.online=linear")
     reason = "no classes to measure by" if len(counts) < 2 else f"{len(counts)} labels of {sum(counts.values())} images are too many"
-    return None, Choice("scores", "effective rank", reason, "evaluate.train.path=labeled/")
+    return None, Choice("scores", "effective rank", reason, "evaluate.train={path: labeled/}")
 
 
 def _workers_reason(num_gpus: int) -> str:

@@ -29,10 +29,17 @@ SASSL (arXiv 2312.01187) stylizes one view of each image by style transfer, so t
 \b
 See it work, in minutes, without data or a GPU:
   ray-sassl demo
-Look at what a run will see, run it, score it:
-  ray-sassl views simclr_cifar10_sassl --out views.png
-  ray-sassl pretrain simclr_cifar10_sassl train.epochs=100
-  ray-sassl evaluate runs/simclr_cifar10_sassl knn
+Pretrain on your own images, look at the run, use the encoder:
+  ray-sassl pretrain photos/
+  ray-sassl report runs/photos
+  ray-sassl export runs/photos --format timm --out encoder/
+"""
+
+_START = """Pretrain image encoders without labels. Three commands to begin with:
+
+  ray-sassl demo                 see it work, in minutes, without data
+  ray-sassl pretrain photos/     an encoder from a folder of your images
+  ray-sassl --help               everything else
 """
 
 _CONTENTS = {
@@ -66,7 +73,7 @@ app = typer.Typer(
     name="ray-sassl",
     cls=_Contents,
     help=_HELP,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -83,6 +90,12 @@ app.add_typer(reporting.app)
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config, such as train.epochs=10.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
+
+
+@app.callback()
+def start(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        write(_START)
 
 
 @app.command(epilog="Example: ray-sassl demo --run-dir runs/my-demo")

@@ -37,15 +37,35 @@ _SCORES = {
 
 
 def experiments(console: Console, name: str | None) -> None:
-    """Print one experiment as YAML, or a table of all."""
+    """Print one experiment as YAML, or all by data set and by what they add to a published objective."""
     if name is not None:
         write(to_yaml(ray_sassl.load_config(name)))
         return
-    table = Table("experiment", "what it is", title="Experiments", title_justify="left")
-    for key, about in ray_sassl.list_experiments().items():
-        table.add_row(key, about)
-    console.print(table)
+    listed = ray_sassl.list_experiments()
+    for data in dict.fromkeys(map(_data_of, listed)):
+        table = Table(title=data, title_justify="left", title_style="bold", show_header=False)
+        for paper in _PAPERS:
+            for key in (key for key in listed if (_data_of(key), _paper_of(key)) == (data, paper)):
+                table.add_row(paper, key, listed[key])
+            table.add_section()
+        console.print(table)
     console.print("`ray-sassl experiments NAME` prints one as YAML; `ray-sassl pretrain NAME` runs it.")
+
+
+_DATA = {"imagenet100": "ImageNet-100", "imagenet": "ImageNet", "cifar10": "CIFAR-10"}
+_PAPERS = ("base", "+ SASSL", "+ FA", "+ both")
+
+
+def _data_of(experiment: str) -> str:
+    """The data set that an experiment's name says."""
+    return next((title for part, title in _DATA.items() if part in experiment.split("_")), "The embedded images")
+
+
+def _paper_of(experiment: str) -> str:
+    """What an experiment's name says that it adds to a published objective."""
+    parts = experiment.split("_")
+    has_style = "sassl" in parts or experiment == "demo"
+    return _PAPERS[has_style + 2 * ("fa" in parts)]
 
 
 def split_run_dir(overrides: list[str], run_dir: str | None) -> tuple[list[str], str | None]:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from ray_sassl.cli import jobs
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.jobs.checks import check_resources
 from ray_sassl.runs.configs import load_config
+from ray_sassl.runs.recipe import MIN_IMAGES, Machine, choose_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +48,17 @@ def test_a_pretraining_on_ones_own_images_is_not_scored_on_others(source: str):
             assert scored is None or str(scored.path).startswith("s3://")
 
 
-def test_the_first_pretraining_has_room_on_a_laptop_and_the_second_on_two_gpus():
-    small, large, *_ = _pretrainings(_texts()["README.md"])
-    check_resources(small, {"CPU": 2.0}, is_all=True)
-    check_resources(large, {"CPU": 8.0, "GPU": 2.0}, is_all=True)
+def test_a_pretraining_of_photographs_takes_its_overrides_and_no_ray_on_a_laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "photos").mkdir()
+    for number in range(MIN_IMAGES):
+        Image.new("RGB", (120, 100), (number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"ray-sassl pretrain photos/(.*)", _texts()["README.md"])
+    assert lines
+    for line in lines:
+        overrides = [word for word in shlex.split(line.partition(" #")[0]) if re.match(r"[a-z_.]+=", word)]
+        assert choose_recipe("photos/", overrides, Machine()).config.scaling.num_workers == 0
+
+
+def test_the_pretraining_at_224_px_has_room_on_two_gpus():
+    check_resources(_pretrainings(_texts()["README.md"])[0], {"CPU": 8.0, "GPU": 2.0}, is_all=True)

@@ -1,4 +1,4 @@
-"""Clusters from Python: check their definitions, and plan how large one has to be."""
+"""Clusters from Python: check their definitions, and plan their size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_cluster(files: Sequence[str], crds: str | None = None) -> dict[str, list[Finding]]:
-    """What is wrong with cluster definitions, by file; notes are findings too.
+    """The problems of cluster definitions, by file, including notes.
 
     Args:
         files: Files for `ray up`, or Kubernetes manifests.
@@ -40,11 +40,11 @@ class ClusterPlan:
 
     Attributes:
         prediction: Nodes, rates, time and cost.
-        prices: The machines that it counts with.
-        has_pool: Whether styles come from a pool of actors, and not from the tasks that decode.
+        prices: The machines of each group.
+        has_pool: Whether a pool of actors stylizes, instead of the tasks that decode.
         settings: Overrides for the run, `path=value`.
         groups: Overrides that keep workers and stylizers on the nodes meant for them.
-        curve: Path of the picture of throughput over cost.
+        curve: Path of the figure of throughput over cost.
         written: Definitions into which the numbers of nodes were written.
     """
 
@@ -75,10 +75,10 @@ def plan_cluster(
         experiment: A config, an experiment's name, a YAML file, or a run directory.
         measured: JSON files with `decode_images_per_core_s`, `train_images_per_gpu_s` and `stylize_images_per_gpu_s`.
         overrides: Changes to the config.
-        num_images: Images of the data set, where the measurements do not say.
+        num_images: Images of the data set, if the measurements do not contain it.
         prices: YAML file with the machines of each group and their prices.
         target: A rate, a deadline or a budget; by default `scaling.num_workers` GPUs.
-        headroom: Capacity before the trainers beyond what they take, as a share.
+        headroom: Spare capacity of the stages before the trainers, as a share.
         out: Path or URI for the curve of throughput over cost (PNG).
         write: Launcher or KubeRay files to write the numbers of nodes into.
 
@@ -90,7 +90,7 @@ def plan_cluster(
     from ray_sassl.runs.process import build_method
 
     if not measured:
-        raise UsageError("a plan follows from measurements; give their file with --measured")
+        raise UsageError("a plan needs measurements; give their file with --measured")
     config = load_config(experiment, overrides)
     num_parameters = sum(parameter.numel() for parameter in build_method(config).parameters() if parameter.requires_grad)
     found = read_measured({path: read_definition(path) for path in measured}, num_images=num_images, num_parameters=num_parameters)

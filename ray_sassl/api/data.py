@@ -1,4 +1,4 @@
-"""Data sets from Python: look at them, find bad images, convert them, get those of the transfer tables."""
+"""Data sets from Python: inspect, check and convert them, and get those of the transfer tables."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def inspect_data(data: DataSource, *, sheet: str | None = None) -> Summary:
         sheet: Path or URI for a contact sheet (PNG), if one is wanted.
 
     Raises:
-        UsageError: nothing readable is there.
+        UsageError: there are no readable data.
     """
     index = build_index(as_data(data))
     summary = inspect(index)
@@ -73,7 +73,7 @@ def check_data(
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        UsageError: nothing readable is there.
+        UsageError: there are no readable data.
     """
     from ray_sassl.orchestrate.batch.data import check
     from ray_sassl.orchestrate.runtime.session import ray_session
@@ -98,13 +98,13 @@ def convert_data(
     address: str | None = None,
     show_progress: bool = True,
 ) -> ConvertResult:
-    """Rewrite a data set as Parquet files, WebDataset shards or a folder, on Ray; the bytes of the images stay as they are.
+    """Rewrite a data set as Parquet files, WebDataset shards or a folder, on Ray; the bytes of the images stay the same.
 
-    A call that was stopped continues with the shards that are missing.
+    A repeated call continues a stopped one with the missing shards.
 
     Args:
         data: The source.
-        target: An empty folder or URI, or one where this very conversion was stopped.
+        target: An empty folder or URI, or one where the same conversion was stopped.
         format: "parquet", "webdataset" or "folder".
         shard_rows: Rows per shard.
         group_rows: Rows per Parquet row group, the smallest portion that is read.
@@ -113,8 +113,8 @@ def convert_data(
 
     Raises:
         FolderInUseError: another command is at work in the target.
-        UsageError: the source cannot be read, or the target holds something else or lies in the source.
-        TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be copied; what was written stays.
+        UsageError: the source cannot be read, or the target contains something else or is inside the source.
+        TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be copied; written shards stay.
     """
     from ray_sassl.orchestrate.batch.data import convert
     from ray_sassl.orchestrate.runtime.session import ray_session
@@ -126,7 +126,7 @@ def convert_data(
 
 
 def list_datasets(root: str | None = None) -> dict[str, tuple[Card, bool]]:
-    """The data sets of the papers' transfer tables by name: each one's card, and whether it is here.
+    """The data sets of the papers' transfer tables by name: each one's card, and whether it has been fetched.
 
     Args:
         root: Folder or URI of fetched data sets; by default the cache.
@@ -138,17 +138,17 @@ def list_datasets(root: str | None = None) -> dict[str, tuple[Card, bool]]:
 def fetch_dataset(
     name: str, *, files: str | None = None, root: str | None = None, keep_files: bool = False, show_progress: bool = True
 ) -> Prepared | None:
-    """Put a data set of the transfer tables into the cache as Parquet, checked against its card; None where it is there already.
+    """Put a data set of the transfer tables into the cache as Parquet, checked against its card; None if it is already there.
 
     Args:
-        name: A name that `list_datasets` has.
-        files: Folder with its files, where they are on this disk already; otherwise they are downloaded and checked by their published md5.
+        name: A name in `list_datasets`.
+        files: Folder with its files; by default they are downloaded and checked by their published md5.
         root: Folder or URI for it; by default the cache.
-        keep_files: Whether to keep what was downloaded.
+        keep_files: Whether to keep downloaded files.
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        UsageError: the name is unknown, or the files are not what the card says.
+        UsageError: the name is unknown, or the files do not match the card.
     """
     from ray_sassl.orchestrate.runtime.progress import progress_bar
 

@@ -28,11 +28,11 @@ def export(
     size_px: int | None = None,
     license: str | None = None,
 ) -> Export:
-    """Write an encoder for use elsewhere: the weights, a card and the config. The file is tried before it is written.
+    """Write an encoder for use elsewhere: the weights, a card and the config. The file is checked before it is written.
 
     Args:
-        run: A run directory (its newest sound checkpoint) or a checkpoint.
-        out: A folder or URI that holds no export yet.
+        run: A run directory (its newest intact checkpoint) or a checkpoint.
+        out: A folder or URI without an export.
         format: "torchvision", "timm", "onnx" or "safetensors".
         with_head: Also fit a linear classifier on `evaluate.train` and add it.
         overrides: Changes to the run's config, such as where labeled images are.
@@ -40,7 +40,7 @@ def export(
         license: License of the weights, for the card.
 
     Raises:
-        UsageError: there is no checkpoint, the format does not suit the network, or the folder holds an export.
+        UsageError: there is no checkpoint, the format does not fit the network, or the folder contains an export.
     """
     return export_encoder(
         os.fspath(run), format, out, with_head=with_head, overrides=override_list(overrides), size_px=size_px, license=license
@@ -60,13 +60,13 @@ def embed(
     address: str | None = None,
     show_progress: bool = True,
 ) -> EmbedResult:
-    """Write the features of a whole data set, on Ray, with ids, keys and labels; a call that was stopped is continued.
+    """Write the features of a whole data set, on Ray, with ids, keys and labels; a repeated call continues a stopped one.
 
     Args:
         encoder: An encoder, a run directory, a checkpoint, or what `export` wrote (except ONNX).
         data: The images.
         out: A file `NAME.parquet`, or a folder for several files.
-        part_rows: Rows per part, which is made whole or not at all.
+        part_rows: Rows per part, which is written whole or not at all.
         size_px: Side of the images; by default as the run was evaluated, else trained.
         actors: Number of actors; by default as many as the cluster has room for.
         actor_cpus: CPUs per actor.
@@ -76,7 +76,7 @@ def embed(
 
     Raises:
         UsageError: the encoder or the data set cannot be read, or other features are at `out`.
-        TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be decoded; what was made stays.
+        TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be decoded; finished parts stay.
     """
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
     from ray_sassl.orchestrate.batch.embed import embed_dataset, is_one_file

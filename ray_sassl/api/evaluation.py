@@ -46,17 +46,17 @@ def compare(
     """Compare runs: scores with paired intervals over test images and seeds. Runs that differ only in their seed are one group.
 
     Args:
-        runs: Run directories; the others are compared with the first, together with its other seeds.
+        runs: Run directories; the first one, with its other seeds, is the baseline of the comparison.
         out: Folder or URI for `comparison.html`, `.md` and `.json`.
-        protocols: Compare by these only, and evaluate the runs that lack one; by default by all that the runs have scores of.
+        protocols: Compare only by these, and evaluate runs that lack one; by default by all protocols with scores.
         overrides: Changes to the runs' configs for these evaluations.
         skip_absent: Whether a protocol without images is skipped instead of being an error.
-        progress: Shows how far the work on features is.
+        progress: Shows the progress of features.
         watch: Called as evaluations go on.
-        announce: Called with a run and the protocols that it is evaluated by, before that begins.
+        announce: Called with a run and its missing protocols before it is evaluated.
 
     Raises:
-        UsageError: a run has no scores, or was evaluated otherwise than the others.
+        UsageError: a run has no scores, or was evaluated differently from the others.
     """
     paths = [os.fspath(run) for run in runs]
     configs = protocol_configs(protocols) if protocols else []

@@ -23,14 +23,14 @@ __all__ = ["Job", "exit_code"]
 
 @dataclass(frozen=True)
 class SubmitResult:
-    """A job that was sent.
+    """A submitted job.
 
     Attributes:
-        job: Where it stands.
+        job: Its status.
         notes: What could not be checked from this machine.
-        left_here: Files that stayed here because their names are those of secrets.
-        num_files, num_bytes: What travels with it.
-        address: Of the cluster's job API, as it was given.
+        left_here: Files that were not sent because their names are those of secrets.
+        num_files, num_bytes: Number and size of the files that were sent.
+        address: Address of the cluster's job API, as it was given.
     """
 
     job: Job
@@ -41,7 +41,7 @@ class SubmitResult:
     address: str | None = None
 
     def follow(self, write: Callable[[str], object]) -> Job:
-        """Hand over what the job prints until it ends; returns the job as it ended.
+        """Pass on the job's output until it ends; returns its final status.
 
         Args:
             write: Called with each new piece of text.
@@ -62,22 +62,22 @@ def submit_job(
     max_upload_mb: float = 100.0,
     address: str | None = None,
 ) -> SubmitResult:
-    """Send a command to a cluster, after a look at whether it can work there.
+    """Send a command to a cluster, after checks that it can run there.
 
     Args:
-        command: What would stand behind `ray-sassl` on the command line, such as `["pretrain", "moco_imagenet", "--run-dir", "s3://..."]`.
-        name: The same name again continues the job; by default a name from the command and where it writes.
-        working_dir: Folder that travels with the job; what Git ignores stays here.
+        command: The arguments of `ray-sassl` on the command line, such as `["pretrain", "moco_imagenet", "--run-dir", "s3://..."]`.
+        name: The same name again continues the job; by default it is made from the command and its output path.
+        working_dir: Folder that is sent with the job, without files that Git ignores.
         env: Environment variables of the job; no secrets.
-        cluster: Definition of a cluster that grows by itself, which says how far it can.
-        max_upload_mb: Refuse to send more.
+        cluster: Definition of an autoscaling cluster, which gives its maximum size.
+        max_upload_mb: Refuse larger uploads.
         address: Address of the cluster's job API. By default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.
 
     Raises:
         UsageError: the command is wrong or cannot run as a job, its data are missing, the cluster is too small, or it holds a secret.
         JobError: the cluster does not answer or refuses.
     """
-    # A job is a command line, so the command line reads it; by name, since it stands above this package.
+    # A job is a command line, so the `cli` package parses it; it is imported by name, since it is above this package.
     read_command = importlib.import_module("ray_sassl.cli.job_command").read_command
     words = list(command)
     refuse_secrets(words, env or {})
@@ -101,7 +101,7 @@ def submit_job(
 
 
 def default_job_name(verb: str, target: str) -> str:
-    """The same for the same command into the same place, such as `pretrain-first`."""
+    """A name such as `pretrain-first`, equal for the same verb and output path."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{verb}-{storage.name_of(target)}").strip("-")[:80]
 
 
@@ -126,7 +126,7 @@ def list_jobs(address: str | None = None) -> list[Job]:
 
 
 def job_status(job: str, address: str | None = None) -> Job:
-    """Where a job stands.
+    """The status of a job.
 
     Args:
         job: A job's name, which stands for its newest try, or a try's id.
@@ -140,7 +140,7 @@ def job_status(job: str, address: str | None = None) -> Job:
 
 
 def job_logs(job: str, *, follow: Callable[[str], object] | None = None, address: str | None = None) -> tuple[str, Job]:
-    """What a job has printed so far, and where it stands.
+    """The output of a job so far, and its status.
 
     Args:
         job: As for `job_status`.
@@ -157,7 +157,8 @@ def job_logs(job: str, *, follow: Callable[[str], object] | None = None, address
 
 
 def stop_job(job: str, *, wait: bool = True, address: str | None = None) -> tuple[bool, Job]:
-    """Stop a job as by Ctrl-C: a pretraining or a search leaves checkpoints first. What has not stopped after five minutes is killed.
+    """Stop a job as by Ctrl-C, so a pretraining or a search writes checkpoints first. A job that has not stopped after five minutes is
+    killed.
 
     Args:
         job: As for `job_status`.
@@ -165,7 +166,7 @@ def stop_job(job: str, *, wait: bool = True, address: str | None = None) -> tupl
         address: As for `submit_job`.
 
     Returns:
-        Whether it was running, and where it stands now.
+        Whether it was running, and its status now.
 
     Raises:
         JobError: the cluster does not answer or refuses.

@@ -124,7 +124,7 @@ def pretrain(
         resume: Whether to continue the run that is in the run directory; "if begun" continues it if there is one.
         minutes: Train about so long: the first steps are timed, and the epochs chosen by their rate.
         address: Address of a running Ray cluster. By default RAY_ADDRESS, or else Ray is started on this machine.
-        watch: Called several times a second with what is new.
+        watch: Called several times a second with the progress since the last call.
 
     Raises:
         FolderInUseError: another command is at work in the run directory.
@@ -178,7 +178,7 @@ def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = N
 
 
 def list_experiments() -> dict[str, str]:
-    """The named experiments with one line about each, in the order in which people need them."""
+    """The named experiments with one line about each, starting with the demo."""
     return {name: (function.__doc__ or "").partition("\n")[0] for name, function in experiments().items()}
 
 
@@ -194,7 +194,7 @@ def draw_views(
         num_rows: How many images to show.
 
     Raises:
-        UsageError: the config is wrong, or its data or stylizer are not there.
+        UsageError: the config is wrong, or its data or stylizer are missing.
     """
     config = load_config(experiment, overrides)
     with tempfile.TemporaryDirectory() as folder:
@@ -206,12 +206,12 @@ def draw_views(
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo has shown.
+    """The result of the demo.
 
     Attributes:
         scores: kNN and linear top-1, each in [0, 1], by encoder.
         chance: Top-1 of guessing the most frequent class.
-        runs: How the two runs ended; only those that were started.
+        runs: Results of the runs that were started.
     """
 
     scores: dict[str, tuple[float, float]]
@@ -220,7 +220,7 @@ class DemoResult:
 
 
 DEMO_RUNS = {"without style augmentation": "demo_plain", "with style augmentation": "demo"}
-"""The demo's experiments by what sets them apart."""
+"""The demo's experiments by their difference."""
 
 
 def run_demo(
@@ -229,12 +229,12 @@ def run_demo(
     address: str | None = None,
     watch: Callable[[str, ProgressUpdate], None] = lambda name, update: None,
 ) -> DemoResult:
-    """Pretrain twice on the embedded data set, with and without style augmentation, and score both encoders beside the untrained one.
+    """Pretrain twice on the embedded data set, with and without style augmentation, and evaluate both encoders and an untrained one.
 
     Args:
         run_dir: Folder for the two runs. By default `runs/demo-DATE-TIME`.
         address: Address of a running Ray cluster, as for `pretrain`.
-        watch: Called with an experiment's name and what is new of its run.
+        watch: Called with an experiment's name and the progress of its run.
 
     Raises:
         RunFailedError: a run ended by an error.

@@ -1,4 +1,4 @@
-"""Searches from Python: `search`, and what can be said of studies."""
+"""Searches from Python: run, report and compare studies."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study as it stands in its directory.
+    """The current state of a study.
 
     Attributes:
-        study: What is searched.
-        study_dir: The directory.
-        trials: By number.
+        study: The study's config.
+        study_dir: The study directory.
+        trials: Trials by number.
         report: The HTML page.
-        best: The best trial as an experiment (YAML) that `pretrain` takes, or None where no trial has a score.
-        is_interrupted: Whether the search was stopped before its end, to be continued with `resume`.
+        best: The best trial as an experiment (YAML) that `pretrain` takes, or None if no trial has a score.
+        is_interrupted: Whether the search was stopped before its end; `resume` continues it.
     """
 
     study: StudyConfig
@@ -57,10 +57,10 @@ def make_study(
     objectives: Sequence[str] = (),
     **fields: Any,
 ) -> StudyConfig:
-    """The study that a space, its base experiment and the caller's wishes make; the arguments are those of `search`.
+    """The study of a space with its base experiment and the caller's settings; the arguments are those of `search`.
 
     Raises:
-        UsageError: the space, the experiment or a wish is wrong.
+        UsageError: the space, the experiment or a setting is wrong.
     """
     source = _source(space, experiment)
     given = override_list(overrides)
@@ -74,7 +74,7 @@ def make_study(
         found = found.model_copy(update={"grace": grace})
     goals = [Objective.parse(text) for text in objectives or found.objectives]
     if len({goal.metric for goal in goals}) < len(goals):
-        raise UsageError(f"--objective {' --objective '.join(objectives)}: each metric may stand there once")
+        raise UsageError(f"--objective {' --objective '.join(objectives)}: each metric may be given once")
     if online := _online({goal.metric for goal in goals}, base):
         base = apply_overrides(base, [f"evaluate.online={online}"])
     searcher = searcher or found.searcher
@@ -95,12 +95,12 @@ def _source(space: str | os.PathLike[str] | SearchSpace, experiment: ExperimentC
     if not isinstance(space, SearchSpace):
         return load_space(os.fspath(space))
     if experiment is None:
-        raise UsageError("a search space by itself has no base experiment; give one: experiment=...")
+        raise UsageError("a `SearchSpace` has no base experiment; give one: experiment=...")
     return SpaceSource("study", "", "", lambda base: space)
 
 
 def _online(metrics: set[str], base: ExperimentConfig) -> str | None:
-    """What `evaluate.online` has to be for the objectives, where it is not."""
+    """The value of `evaluate.online` that the objectives need, or None if it is already set so."""
     if "linear_top1" not in metrics or base.evaluate.online != "knn":
         return None
     return "both" if "knn_top1" in metrics else "linear"
@@ -131,16 +131,16 @@ def search(
         space: A space's name, a `.py` or `.yaml` file, or a `SearchSpace` (then `experiment` is needed).
         study_dir: Local path or URI. By default `studies/SPACE`.
         experiment: Another base experiment: a config, a name, a YAML file or a run directory.
-        overrides: Changes to the base experiment; what they set is not searched.
-        trials: How many; by default the space's, and for a grid all of it.
+        overrides: Changes to the base experiment; the fields that they set are not searched.
+        trials: Number of trials; by default the space's, and for a grid all points.
         time_budget_s: Seconds after which running trials are stopped with a checkpoint.
-        max_concurrent: Trials at once; by default as many as there is room for.
+        max_concurrent: Concurrent trials; by default as many as the cluster has room for.
         searcher: "random", "grid", "optuna" or "hyperband-bayes"; by default the space's.
         scheduler: "fifo", "asha", "pbt" or "median"; by default the space's.
         grace: Evaluations that a trial gets before it may be stopped; by default the space's.
         objectives: Metrics, or `METRIC:min`; several give a Pareto front, and the first one decides on stops. By default the space's.
         seed: Seed of the suggestions; a trial's own seed is the experiment's.
-        retries: How often a failed trial is started again from its checkpoint.
+        retries: How often a failed trial is restarted from its checkpoint.
         resume: Whether to continue the study in the study directory; "if begun" continues it if there is one.
         address: Address of a running Ray cluster, as for `pretrain`.
         watch: Called several times a second with the state of the study.
@@ -186,7 +186,7 @@ def list_spaces() -> dict[str, SpaceSource]:
 
 
 def report_study(study_dir: str) -> StudyResult:
-    """Write a study's tables and its report, also while it is running.
+    """Write a study's tables and its report, even while it is running.
 
     Raises:
         StudyDirectoryError: no study is there.
@@ -197,7 +197,7 @@ def report_study(study_dir: str) -> StudyResult:
 
 
 def compare_studies(first: str, second: str, out: str | None = "compare.html") -> list[tuple[str, ...]]:
-    """Put two studies side by side: rows of what is compared and its value in each.
+    """Compare two studies: rows with a title and the value in each study.
 
     Args:
         first: A study directory.

@@ -1,4 +1,4 @@
-"""Styles from Python: banks, previews, stylized copies of data sets, stylizers of one's own."""
+"""Styles from Python: banks, previews, stylized copies of data sets, and your own stylizers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from ray_sassl.orchestrate.batch.styles import BankResult, StylizeResult
 
 _STYLE_IMAGE_PX = 256
-"""Side of the styles in a preview, which is enough to look at."""
+"""Side of the styles in a preview."""
 _HINT = " (our own small one, as the published one is not on this machine: `ray-sassl weights fetch magenta` gets it)"
 
 
 def style_job(overrides: Overrides = None, bank: str | None = None, only: Sequence[str] = ()) -> tuple[StyleJobConfig, str]:
-    """How images are stylized, and a hint where another stylizer would be better.
+    """How images are stylized, and a hint if another stylizer would be better.
 
     Args:
-        overrides: Changes such as `{"stylize": "swift", "sassl.alpha": [0.5, 1]}`. By default the published network where its weights are
+        overrides: Changes such as `{"stylize": "swift", "sassl.alpha": [0.5, 1]}`. By default the published network if its weights are
             here, else `swift`, at full strength.
         bank: A style bank; by default styles come from other images of the data set.
         only: The parts of the config that have an effect on the caller's work; all if empty.
@@ -43,7 +43,7 @@ def style_job(overrides: Overrides = None, bank: str | None = None, only: Sequen
     names = [path_of(override) for override in given]
     for name in names:
         if only and name.partition(".")[0] not in only:
-            raise UsageError(f"{name} has no effect here; what counts are {' and '.join(only)}, as in stylize=swift")
+            raise UsageError(f"{name} has no effect here; only {' and '.join(only)} have, as in stylize=swift")
     if bank is not None:
         if "sassl.bank" in names:
             raise UsageError("--bank and sassl.bank both name a style bank; give one of them")
@@ -104,11 +104,11 @@ def stylize_dataset(
     address: str | None = None,
     show_progress: bool = True,
 ) -> StylizeResult:
-    """Write stylized copies of a data set, on Ray, with its labels, keys and order; a call that was stopped is continued.
+    """Write stylized copies of a data set, on Ray, with its labels, keys and order; a repeated call continues a stopped one.
 
     Args:
         data: The source.
-        target: An empty folder or URI, or one where this very job was stopped.
+        target: An empty folder or URI, or one where the same job was stopped.
         overrides: Changes to the stylizer and the strength, or a whole config; by default full strength.
         bank: A style bank; by default styles come from other images of the data set.
         copies: Copies with other styles; more than one go to `target/copy-0`, `target/copy-1`, ...
@@ -122,8 +122,8 @@ def stylize_dataset(
 
     Raises:
         FolderInUseError: another command is at work in the target.
-        UsageError: the source cannot be read, the target holds something else or lies in the source, or the stylizer has no weights.
-        TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be used; what was written stays.
+        UsageError: the source cannot be read, the target contains something else or is inside the source, or the stylizer has no weights.
+        TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be used; written shards stay.
     """
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
     from ray_sassl.orchestrate.batch.styles import stylize_dataset as stylize
@@ -148,7 +148,7 @@ def stylize_dataset(
 
 @dataclass(frozen=True)
 class PreviewResult:
-    """A preview that was drawn: where it is, and images that could not be used."""
+    """A preview: its path, and images that could not be used."""
 
     path: str
     bad_rows: list[BadRow]
@@ -208,7 +208,7 @@ def distill_stylizer(
     address: str | None = None,
     show_progress: bool = True,
 ) -> DistillResult:
-    """Train a small stylizer to stylize as the published one does, for `stylize=swift`; a call that was stopped is continued.
+    """Train a small stylizer to stylize as the published one does, for `stylize=swift`; a repeated call continues a stopped one.
 
     Args:
         contents: Photographs.
@@ -216,7 +216,7 @@ def distill_stylizer(
         out: Path or URI of the student's weights.
         settings: Fields of `DistillConfig`, such as `{"steps": 15000}`; by default those of the shipped weights.
         start: An earlier student's file, or "swift" for the shipped one: training continues from it at a quarter of the rates.
-        exclude: Ends of names of images not to train on.
+        exclude: Endings of names of images that are not used for training.
         weights: The teacher's converted weights; by default those in the cache.
         work_dir: Folder for crops and checkpoints; by default `OUT.work`.
         workers: Training workers, among which each batch is shared.
@@ -227,7 +227,7 @@ def distill_stylizer(
 
     Raises:
         MissingWeightsError: the teacher's weights are not on this machine.
-        UsageError: a data set cannot be used, the work directory is another job's, or the cluster is too small.
+        UsageError: a data set cannot be used, the work directory belongs to another job, or the cluster is too small.
     """
     from ray_sassl.orchestrate.batch.distill import distill
     from ray_sassl.orchestrate.pretraining.train_job import Workers

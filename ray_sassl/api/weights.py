@@ -14,13 +14,13 @@ from ray_sassl.style.weights import PublishedWeights
 
 @dataclass(frozen=True)
 class WeightsStatus:
-    """Published weights, and what of them is on this machine.
+    """Published weights, and which of their files are on this machine.
 
     Attributes:
-        weights: What was published.
-        path: Where the converted weights are or will be.
-        is_here: Whether they are there.
-        missing: Published files that are not here.
+        weights: The published weights.
+        path: Path of the converted weights, whether they exist or not.
+        is_here: Whether the converted weights exist.
+        missing: Published files that are not on this machine.
     """
 
     weights: PublishedWeights
@@ -30,19 +30,19 @@ class WeightsStatus:
 
 
 def list_weights() -> dict[str, WeightsStatus]:
-    """All published weights by name, and what of them is on this machine."""
+    """All published weights by name, and which of their files are on this machine."""
     return {name: _status(weights) for name, weights in all_published_weights().items()}
 
 
 def fetch_weights(name: str, progress: Callable[[str, int, int], object] = lambda file, done, total: None) -> Path:
-    """Download, check and convert weights; a download that was cut off is continued. Returns the path of the converted file.
+    """Download, check and convert weights; an interrupted download is continued. Returns the path of the converted file.
 
     Args:
-        name: A name that `list_weights` has.
-        progress: Called with a file's name, its bytes so far and all of its bytes.
+        name: A name in `list_weights`.
+        progress: Called with a file's name, its downloaded bytes and its size.
 
     Raises:
-        UsageError: the name is unknown, or what was downloaded is not what was published.
+        UsageError: the name is unknown, or a downloaded file differs from the published one.
     """
     weights = _named(name)
     sizes = {file.name: file.num_bytes for file in weights.files}
@@ -50,23 +50,23 @@ def fetch_weights(name: str, progress: Callable[[str, int, int], object] = lambd
 
 
 def add_weights(files: Sequence[str]) -> list[tuple[str, WeightsStatus]]:
-    """Take published files from disk, for machines without a network. Returns each file with the weights that it belongs to.
+    """Add published files from disk, for machines without a network. Returns each file with the weights that it belongs to.
 
     Args:
         files: Paths of published files, which are recognized by their content.
 
     Raises:
-        UsageError: a file is none of the published ones.
+        UsageError: a file is not one of the published ones.
     """
     added = published.add_weights(all_published_weights().values(), files)
     return [(str(path), _status(weights)) for path, weights in added]
 
 
 def verify_weights(name: str | None = None) -> list[str]:
-    """Check the weights on this machine, tensor by tensor. Returns the names of those that were checked.
+    """Check the weights on this machine, tensor by tensor. Returns the names of the checked ones.
 
     Args:
-        name: Which ones; by default all that are here.
+        name: The weights to check; by default all on this machine.
 
     Raises:
         UsageError: the name is unknown, or the weights are damaged.

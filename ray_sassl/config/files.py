@@ -1,5 +1,5 @@
-"""Configs as YAML: what `ray-sassl experiments NAME` prints, what is in a run directory, what `pretrain` takes instead of a name, and the
-form in which configs travel between processes, so that those which only pass one on do not import the classes."""
+"""Configs as YAML: `ray-sassl experiments NAME` prints it, run directories contain it, and `pretrain` takes it instead of a name. Configs
+are also sent between processes as YAML, so that processes that only pass one on do not import the classes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def to_yaml(config: BaseModel) -> str:
 
 
 def from_yaml(text: str, source: str = "the config") -> ExperimentConfig:
-    """`model_from_yaml` of an experiment."""
+    """`model_from_yaml` for an experiment."""
     return model_from_yaml(ExperimentConfig, text, source)
 
 
 def model_from_yaml(model: type[ModelT], text: str, source: str = "the config") -> ModelT:
-    """The inverse of `to_yaml`; fields that are left out have their defaults.
+    """The inverse of `to_yaml`; missing fields get their defaults.
 
     Raises:
-        UsageError: not YAML, an unknown field, or a value that a field does not take.
+        UsageError: the text is not YAML, has an unknown field, or a value that a field does not accept.
     """
     tree: Any = load_document(text, source)
     if not isinstance(tree, dict):
-        raise UsageError(f"{source} holds no mapping of fields but {type(tree).__name__}")
+        raise UsageError(f"{source} is not a mapping of fields but a {type(tree).__name__}")
     try:
         return model.model_validate(tree)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """The override language: `path=value`, where the path walks the config tree by dots and the value is YAML.
 
 `train.epochs=10`, `views.left.crop_scale=[0.2, 1.0]`, `method.temperature=0.2`. A plug-in is chosen by its name, `method=byol`, and then
-starts from its own defaults; overrides are applied in the order in which they are given.
+has its own defaults; overrides are applied in order.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Override = str | tuple[str, Any]
 
 
 class OverrideError(UsageError):
-    """An override that names no field, or gives a field a value that it does not take."""
+    """An override names no field, or gives a field a value that it does not accept."""
 
 
 def apply_overrides(config: ModelT, overrides: Iterable[Override]) -> ModelT:
-    """The config with changes applied in order: `path=value` texts, whose values are YAML, or (path, value) pairs, whose values are used as
-    they are.
+    """The config with changes applied in order: `path=value` texts, whose values are YAML, or (path, value) pairs, whose values are used
+    unchanged.
 
-    The value of a field that holds text is the text as it was given, also where YAML would read it as a number or see a comment in it;
-    quotes around it are taken off, and `null` and lists are read where the field takes them.
+    A text field gets the text as it was given, even if YAML would read a number or a comment in it; quotes around it are removed, and
+    `null` and lists are parsed if the field accepts them.
 
-    A value that is only valid together with those that follow waits for them, as in `sassl.style_source=bank sassl.bank=FILE`.
+    A value that is only valid together with later ones waits for them, as in `sassl.style_source=bank sassl.bank=FILE`.
 
     Raises:
-        OverrideError: not of that form, an unknown path (the nearest is named) or an invalid value.
+        OverrideError: an override has another form, an unknown path (the message names the nearest) or an invalid value.
     """
     waiting: list[tuple[str, Any]] = []
     first_error: OverrideError | None = None
@@ -63,13 +63,13 @@ def path_of(override: Override) -> str:
     """The path that an override changes.
 
     Raises:
-        OverrideError: it is a text that is not of the form `path=value`.
+        OverrideError: it is a text of another form than `path=value`.
     """
     return split_override(override)[0] if isinstance(override, str) else override[0]
 
 
 def value_of(override: Override) -> Any:
-    """What an override sets, as far as it can be told without the config: a text that is not YAML stays text."""
+    """The value that an override sets, as far as it is known without the config: text that is not YAML stays text."""
     if not isinstance(override, str):
         return override[1]
     try:
@@ -82,7 +82,7 @@ def split_override(override: str) -> tuple[str, str]:
     """The path and the text of `path=text`.
 
     Raises:
-        OverrideError: not of that form.
+        OverrideError: the override has another form.
     """
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -94,7 +94,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     """The path and the value of `path=value`.
 
     Raises:
-        OverrideError: not of that form, or the value is not YAML.
+        OverrideError: the override has another form, or the value is not YAML.
     """
     path, text = split_override(override)
     try:
@@ -104,7 +104,7 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def _as_text_field(config: BaseModel, path: str, text: str) -> Any:
-    """What a field that takes text gets of a text."""
+    """The value of a text field for a given text."""
     if not text.strip() or text.strip().lower() == "null":
         return None if _takes(config, path, type(None)) else text
     try:
@@ -117,7 +117,7 @@ def _as_text_field(config: BaseModel, path: str, text: str) -> Any:
 
 
 def _takes(config: BaseModel, path: str, kind: type) -> bool:
-    """Whether the field at the path is annotated with the type, by itself or among others."""
+    """Whether the field at the path accepts the type, alone or among others."""
     *parents, last = path.split(".")
     for name in parents:
         config = getattr(config, name)
@@ -136,7 +136,7 @@ def field_paths(model: BaseModel, prefix: str = "") -> Iterator[str]:
 
 
 def _set(config: ModelT, changes: list[tuple[str, Any]]) -> ModelT:
-    """The config with all the changes made at once."""
+    """The config with all changes applied at once."""
     tree = config.model_dump(mode="json")
     for path, value in changes:
         *parents, last = path.split(".")
@@ -151,7 +151,7 @@ def _set(config: ModelT, changes: list[tuple[str, Any]]) -> ModelT:
 
 
 def _is_part(value: Any, present: Any) -> bool:
-    """Whether a mapping changes some fields of what is there; a plug-in of another name starts from its own defaults instead."""
+    """Whether a mapping changes only some fields of the present value; a plug-in with another name gets its own defaults instead."""
     if not isinstance(value, dict) or not isinstance(present, BaseModel):
         return False
     return not isinstance(present, PluginConfig) or value.get("name", present.name) == present.name
@@ -174,8 +174,8 @@ def _check_path(config: BaseModel, path: str) -> None:
 
 
 def _nearest(path: str, known: list[str]) -> str:
-    """The known path most like the given one: a match of the last part counts most, since people forget where a field lives, or half of
-    its name."""
+    """The known path most similar to the given one: the last part counts most, since people forget where a field is, or half of its
+    name."""
     given = path.rpartition(".")[2]
 
     def likeness(candidate: str) -> float:
@@ -190,7 +190,7 @@ def _fields(model: BaseModel) -> list[str]:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
+    """The value, as a number if it is a string like 1e-3, which YAML 1.1 does not read as a number."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -200,7 +200,7 @@ def _number(value: Any) -> Any:
 
 
 def explain(error: ValidationError | UsageError) -> str:
-    """A validation error as sentences, without pydantic's addresses."""
+    """A validation error as sentences, without pydantic's URLs."""
     if isinstance(error, UsageError):
         return str(error)
     lines = []

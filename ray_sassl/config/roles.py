@@ -1,4 +1,4 @@
-"""What the roles of config fields say: which part of a config shapes the weights, and which part a resumed run may change."""
+"""The parts of a config by the roles of its fields: those that shape the weights, and those that a resumed run may change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_sassl.plugins import Role
 
 
 def role_of(field: FieldInfo) -> Role:
-    """The field's role; a field without a mark shapes the weights, and stays as it is."""
+    """The field's role; a field without a mark shapes the weights and must not change."""
     return next((mark for mark in field.metadata if isinstance(mark, Role)), Role())
 
 
@@ -28,7 +28,7 @@ def fixed_part(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changeable_paths(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> Iterator[str]:
-    """The paths of the fields that a resumed run may change; of a part that may change as a whole, the part's."""
+    """The paths of the fields that a resumed run may change; for a part that may change as a whole, only its path."""
     for name, field in model.model_fields.items():
         if role_of(field).resume_may_change:
             yield prefix + name
@@ -45,8 +45,7 @@ def differing_paths(before: Any, after: Any, path: str = "") -> list[str]:
 
 
 def _part(tree: Mapping[str, Any], model: type[BaseModel], wanted: Callable[[Role], bool]) -> dict[str, Any]:
-    """The tree without the fields of the model whose role is not wanted. What the model does not know, such as a plug-in's fields,
-    stays."""
+    """The tree without the model's fields whose role is not wanted. Fields that the model does not know, such as a plug-in's, stay."""
     part = {}
     for name, value in tree.items():
         field = model.model_fields.get(name)

@@ -27,10 +27,10 @@ def _validation(value: Any) -> Any:
 
 
 class EvaluateConfig(FrozenConfig):
-    """The labeled data that encoders are scored on, while they train and by `ray-sassl evaluate`."""
+    """The labeled data that encoders are evaluated on, during training and by `ray-sassl evaluate`."""
 
     train: DataConfig | None = None
-    """Where the neighbors and the probe's training images come from; without it nothing is scored during the run."""
+    """The images that provide the neighbors and train the probe; without them the run is not evaluated."""
     validation: Annotated[float | DataConfig, BeforeValidator(_validation)] = 0.1
     """What scores during a run, and so searches and early stopping, are measured on: this share of the labeled images of `evaluate.train`,
     the same of every class, which then are not among the neighbors and do not train the probe; or images of their own, `{path: ...}`."""
@@ -67,13 +67,13 @@ class PoolConfig(FrozenConfig):
     min: int = Field(default=1, ge=1)
     max: int = Field(default=1, ge=1)
     initial: int | None = Field(default=None, ge=1)
-    """Actors started at once (`min` where not given). A pool grows late by itself, so set it where the size is known."""
+    """Actors at the start, by default `min`. A pool grows slowly by itself, so set this if the size is known."""
     num_cpus: float = Field(default=1.0, ge=0)
     """CPUs of one actor; it uses as many threads, at least one."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs of one actor; a share such as 0.25 is allowed."""
     node_group: str | None = None
-    """Only on nodes with the label `ray-sassl/group` of this value, as the definitions in `cluster/` give it; anywhere where not given."""
+    """Run only on nodes whose label `ray-sassl/group` has this value (set by the definitions in `cluster/`); by default on any node."""
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> PoolConfig:
@@ -87,11 +87,11 @@ class StreamConfig(FrozenConfig):
 
     layout: Literal["auto", "fused", "pool"] = "auto"
     """`fused`: one stage of tasks reads, decodes, crops, stylizes and does the color operations. `pool`: tasks read, decode and crop;
-    an actor pool stylizes and does the rest. `auto`: `pool` where the stylizer has a GPU (`stream.pool.num_gpus`), else `fused`."""
+    an actor pool stylizes and does the rest. `auto`: `pool` if the stylizer has a GPU (`stream.pool.num_gpus`), else `fused`."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one task."""
     prefetch_batches: int = Field(default=2, ge=0)
-    """Batches that a training worker holds ready."""
+    """Batches that a training worker prefetches."""
     pool: PoolConfig = PoolConfig()
 
 
@@ -99,22 +99,22 @@ class ScalingConfig(FrozenConfig):
     """The training workers."""
 
     num_workers: int = Field(default=1, ge=0)
-    """Ray Train workers. 0 runs everything in this process, without Ray: slow, and easy to debug."""
+    """Ray Train workers. 0 runs everything in this process, without Ray: slow, but easy to debug."""
     min_workers: int | None = Field(default=None, ge=1)
-    """With it the run is elastic: where nodes are lost it goes on with fewer workers, down to so many, and with more once nodes are back,
-    up to `num_workers`. The global batch stays what it is, as each worker takes it in more parts. Not given: always `num_workers`."""
+    """Makes the run elastic: if nodes are lost it continues with fewer workers, at least this many, and later with more, up to
+    `num_workers`. The global batch stays the same, since each worker takes more parts of it. By default always `num_workers`."""
     resize_every_s: float = Field(default=60.0, gt=0)
-    """How often an elastic run looks whether it could have more workers. Without effect unless `min_workers` is given."""
+    """How often an elastic run checks whether it could have more workers. It has no effect without `min_workers`."""
     use_gpu: bool | None = None
-    """Whether each worker has a GPU; not given: where the cluster has one for each."""
+    """Whether each worker has a GPU; by default if the cluster has one for each."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     threads_per_worker: int | None = Field(default=None, ge=1)
-    """Threads of a worker's CPU arithmetic; not given: the node's CPUs shared by its workers."""
+    """Threads of a worker's CPU arithmetic; by default the node's CPUs divided among its workers."""
     node_group: str | None = None
-    """As `stream.pool.node_group`. It keeps the workers off the small GPUs, which the autoscaler may find to suit them better."""
+    """Like `stream.pool.node_group`. It keeps the workers off nodes with small GPUs, which the autoscaler might prefer."""
     max_failures: int = Field(default=3, ge=-1)
-    """How often workers are started again from the last checkpoint after a crash or the loss of a node; -1 means always. A node that was
-    announced to go away (a spot machine's notice) does not count."""
+    """How often workers are restarted from the last checkpoint after a crash or the loss of a node; -1 means always. A node that goes away
+    with notice (such as a spot machine) does not count."""
 
     @property
     def is_elastic(self) -> bool:
@@ -122,7 +122,7 @@ class ScalingConfig(FrozenConfig):
 
     @property
     def worker_counts(self) -> range:
-        """How many workers the run may have."""
+        """The possible numbers of workers."""
         return range(self.min_workers or self.num_workers, self.num_workers + 1)
 
     @model_validator(mode="after")
@@ -133,14 +133,14 @@ class ScalingConfig(FrozenConfig):
 
 
 class ExperimentConfig(FrozenConfig):
-    """One run, whole: two runs of equal configs on equal data are the same run."""
+    """The whole config of a run: equal configs on equal data give the same run."""
 
     name: Annotated[str, OPERATIONAL]
     seed: Annotated[int, SEED] = Field(default=0, ge=0)
     data: DataConfig
     views: ViewsConfig
     stylize: plugin_field(_STYLIZERS, StylizerConfig) = "identity"  # type: ignore[valid-type]
-    """The style-transfer network of SASSL; `identity` leaves style augmentation out."""
+    """The style-transfer network of SASSL; `identity` switches style augmentation off."""
     sassl: SasslConfig = SasslConfig()
     backbone: BackboneConfig
     method: plugin_field(_METHODS, MethodConfig)  # type: ignore[valid-type]
@@ -157,7 +157,7 @@ class ExperimentConfig(FrozenConfig):
         if self.views.num_small and not self.method.takes_small_views:
             takers = [name for name in plugin_names(_METHODS) if load_plugin(_METHODS, name).Config.takes_small_views]
             raise ValueError(
-                f"method={self.method.name} is defined for two views, and views.num_small={self.views.num_small} adds small ones; take a "
+                f"method={self.method.name} is defined for two views, and views.num_small={self.views.num_small} adds local crops; take a "
                 f"recipe without them, such as views=simclr_224, or a method that takes them: {', '.join(takers)}"
             )
         if self.sassl.views == "small" and not self.views.num_small:
@@ -172,7 +172,7 @@ class ExperimentConfig(FrozenConfig):
             takers = [name for name in plugin_names(_STYLIZERS) if load_plugin(_STYLIZERS, name).Config.min_px <= min(sizes_px)]
             raise ValueError(
                 f"stylize={self.stylize.name} stylizes views of at least {self.stylize.min_px} px, not of {min(sizes_px)} px; take larger "
-                f"views, leave the small ones out of sassl.views, or take a stylizer for them: {', '.join(takers)}"
+                f"views, leave the local crops out of sassl.views, or take a stylizer for them: {', '.join(takers)}"
             )
         return self
 

@@ -1,9 +1,9 @@
 """Named experiments: every public function of this package's modules that returns an `ExperimentConfig` is one.
 
-The function's name is the experiment's name; the first line of its docstring is what `ray-sassl experiments` shows, the rest says where
-the settings come from, what the run costs and what score to expect. To add one, write the function.
+The function's name is the experiment's name. `ray-sassl experiments` shows the first line of its docstring; the rest gives the source of
+the settings, the cost and the expected score. To add an experiment, write a function.
 
-Every objective has an experiment `NAME_cifar10_cpu`; one for which nobody has written a function has a derived one.
+Every objective has an experiment `NAME_cifar10_cpu`; without a function for it, it is derived.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def experiments() -> dict[str, Experiment]:
 
 
 def _derived(method: str, base: Experiment) -> Experiment:
-    """The small experiment of an objective that has no function of its own."""
+    """The small experiment of an objective without a function for it."""
 
     def experiment() -> ExperimentConfig:
         config = load_plugin(_METHODS, method).Config().reduced(512)
@@ -49,7 +49,7 @@ def load_experiment(name: str) -> ExperimentConfig:
     """The config of the experiment.
 
     Raises:
-        UsageError: no experiment has this name; the message has the nearest.
+        UsageError: no experiment has this name; the message names the nearest.
     """
     known = experiments()
     if name not in known:
@@ -58,5 +58,5 @@ def load_experiment(name: str) -> ExperimentConfig:
 
 
 def data_root() -> str:
-    """The folder that experiments on public data sets look in: RAY_SASSL_DATA, else `data` in the current folder."""
+    """The folder of public data sets: RAY_SASSL_DATA, else `data` in the current folder."""
     return os.environ.get("RAY_SASSL_DATA", "data")

@@ -35,8 +35,8 @@ _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def simclr_cifar10() -> ExperimentConfig:
     """SimCLR, ResNet-18 with the CIFAR stem, batch 512, 200 epochs.
 
-    Chen et al. 2020, appendix B.9 (temperature 0.5, no blur, color strength 0.5); SGD in the place of LARS at this batch size.
-    With batch 128 and 200 epochs, lightly's benchmark has kNN top-1 0.847.
+    Chen et al. 2020, appendix B.9 (temperature 0.5, no blur, color strength 0.5); SGD instead of LARS at this batch size. With batch 128
+    and 200 epochs, lightly's benchmark has kNN top-1 0.847.
     """
     return _resnet18("simclr_cifar10", recipes.simclr(32), SimCLR(temperature=0.5, projector_hidden_size=512))
 
@@ -170,7 +170,7 @@ def swav_cifar10_cpu() -> ExperimentConfig:
 def dino_cifar10_cpu() -> ExperimentConfig:
     """DINO, ResNet-20, batch 256, 10 epochs, for two cores; 1,024 outputs, and two local crops instead of eight.
 
-    Crops are those that its official code advises for ResNets. The rate is SwAV's, since gradients are as short.
+    Crops are those that its official code advises for ResNets. The rate is SwAV's, since its gradients are as short.
     """
     method = DINO(base_momentum=0.99, num_outputs=1024, projector_hidden_size=512, embedding_size=128, projector_bn=True)
     views = recipes.dino(32)
@@ -221,12 +221,12 @@ def _resnet20(name: str, views: ViewsConfig, method: MethodConfig, base_lr: floa
 
 
 def _with_style(config: ExperimentConfig) -> ExperimentConfig:
-    """The small stylizer, since the published one wants 256 px to describe a style."""
+    """The config with the small stylizer, since the published one needs 256 px to describe a style."""
     return config.model_copy(update={"name": f"{config.name}_sassl", "stylize": Swift()})
 
 
 def _with_two_small(views: ViewsConfig) -> ViewsConfig:
-    """A local crop costs a quarter of a large view."""
+    """The views with two local crops; one costs a quarter of a large view."""
     return views.model_copy(update={"num_small": 2})
 
 

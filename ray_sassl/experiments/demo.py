@@ -1,4 +1,4 @@
-"""The demonstration: minutes on two cores, on the embedded data set, without the network."""
+"""The demo: it takes minutes on two cores, with the embedded data set and without the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_sassl.views.recipes import simclr
 
 
 def demo_plain() -> ExperimentConfig:
-    """The demo without style augmentation: SimCLR, ResNet-20, shapes in styles that tell nothing about them.
+    """The demo without style augmentation: SimCLR, ResNet-20, shapes in styles that carry no information about them.
 
     The embedded data set's labels are shapes; palette and texture are drawn independently of them. The views are SimCLR's for small
     images, with crops that keep most of the shape. About two minutes on two cores. Expect a kNN top-1 near 0.30.
@@ -36,8 +36,8 @@ def demo_plain() -> ExperimentConfig:
 def demo() -> ExperimentConfig:
     """The demo with style augmentation: one view of each image takes the colors of another image.
 
-    As `demo_plain`, with SASSL around the closed-form stylizer `color_statistics`, stronger than the paper's default, since here colors
-    tell nothing at all. Expect a kNN top-1 near 0.49.
+    Like `demo_plain`, with SASSL and the closed-form stylizer `color_statistics`, stronger than the paper's default, since colors carry no
+    information here. Expect a kNN top-1 near 0.49.
     """
     return demo_plain().model_copy(
         update={"name": "demo", "stylize": ColorStatistics(), "sassl": SasslConfig(prob=0.8, alpha=(0.5, 1.0), beta=(0.5, 1.0))}

@@ -1,10 +1,10 @@
 """Feature augmentation: Zhang et al. 2024, "Feature Augmentation for Self-supervised Contrastive Learning: A Closer Look" (arXiv
 2410.12396).
 
-Each experiment is a plain one with feature augmentation in parallel to the predictor, and with views of unequal strength, which it helps
-most; `sassl_fa_*` have style augmentation (arXiv 2312.01187) too, which neither paper tried. What the public texts leave open is our
-choice: mask rates, which of the views is the strong one, and what the gradients of batches of 512 add up to (4,096, the batch of the plain
-    experiments with LARS).
+Each experiment is a plain one with feature augmentation in parallel to the predictor, and with views of unequal strength, with which it
+helps most; `sassl_fa_*` also have style augmentation (arXiv 2312.01187), which neither paper tried. The public texts leave open, and we
+chose, the mask rates, which view is the strong one, and over how many images the gradients of batches of 512 are accumulated (4,096, the
+batch of the plain experiments with LARS).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ray_sassl.methods.nnclr import Config as NNCLR
 from ray_sassl.views.recipes import with_strong_left
 
 _MASKS = ("method.fa.augmentation=mask", "method.fa.num_samples=4", "method.fa.reduction=free")
-"""The paper's best for instance discrimination: masks, four samples, the free loss."""
+"""The paper's best setting for instance discrimination: masks, four samples, the free loss."""
 _NEIGHBOR = ("method.fa.augmentation=nearest",)
-"""The paper's for instance similarity: one nearest neighbor."""
+"""The paper's setting for instance similarity: one nearest neighbor."""
 _512_AT_A_TIME = ("train.accumulate=8", "train.epochs=200")
 """An update of 4,096 images in eight parts of 512 over all workers, each with its own negatives and batch statistics."""
 _BATCH_512 = ("train.global_batch=512", "train.accumulate=2", "train.epochs=200")
@@ -100,7 +100,7 @@ def simclr_fa_imagenet() -> ExperimentConfig:
     """`simclr_imagenet` with four masks of each embedding in parallel to a predictor, and a stronger left view.
 
     512 images at a time, 200 epochs on eight GPUs. The paper's linear top-1 on ImageNet after 200 epochs: 70.9 %, with batches of 512 and
-    gradient accumulation, where NNCLR has 70.8 % with 4,096. The public texts do not say of which augmentation.
+    gradient accumulation, where NNCLR has 70.8 % with 4,096. The public texts do not say which augmentation this is.
     """
     return _with_fa("simclr_fa_imagenet", imagenet.simclr_imagenet(), *_MASKS, *_512_AT_A_TIME)
 
@@ -125,7 +125,7 @@ def nnclr_imagenet() -> ExperimentConfig:
     """NNCLR, ResNet-50, support set 98,304, 512 images at a time, LARS, 200 epochs on eight GPUs.
 
     Dwibedi et al. 2021 (arXiv 2104.14548) with a batch of 4,096 in one part; LARS, its rate and BYOL's views are `byol_imagenet`'s. Linear
-    top-1 after 200 epochs, as Zhang et al. 2024 have it: 70.8 %.
+    top-1 after 200 epochs according to Zhang et al. 2024: 70.8 %.
     """
     return _with_nnclr("nnclr_imagenet", imagenet.byol_imagenet(), *_512_AT_A_TIME)
 
@@ -136,7 +136,7 @@ def sassl_fa_imagenet() -> ExperimentConfig:
 
 
 def _with_fa(name: str, config: ExperimentConfig, *overrides: str) -> ExperimentConfig:
-    """The config with feature augmentation by these overrides, and with the strong view that style augmentation stylizes, where it does."""
+    """The config with feature augmentation by these overrides and a strong left view, which is also the one that is stylized, if any."""
     config = apply_overrides(config, [f"name={name}", *overrides])
     return config.model_copy(update={"views": with_strong_left(config.views)})
 

@@ -1,7 +1,7 @@
-"""ImageNet-1k with the settings of the papers, for eight GPUs; the `_sassl` forms change nothing else, as in SASSL's section 4.
+"""ImageNet-1k with the settings of the papers, for eight GPUs; the `_sassl` forms only add style augmentation, as in SASSL's section 4.
 
 The data are WebDataset or Parquet shards or class folders under `RAY_SASSL_DATA` (default `data`): `imagenet/train` and `imagenet/val`.
-SASSL's paper trains for 1,000 epochs; `train.epochs` sets it. BYOL's official code has other settings then: `optim.base_lr=0.2
+SASSL's paper trains for 1,000 epochs (`train.epochs`). For that length BYOL's official code has other settings: `optim.base_lr=0.2
 optim.weight_decay=1.5e-6 method.base_momentum=0.996`.
 """
 
@@ -95,8 +95,8 @@ def _common(*, zero_init_residual: bool = False) -> dict:
 
 
 def _with_style(config: ExperimentConfig) -> ExperimentConfig:
-    """Four stylizers at first, at half a GPU each, beside the trainers' eight GPUs; the pool may grow to eight. They take the published
-    network where this machine has its weights, else `swift`."""
+    """The config with four stylizers at first, at half a GPU each, besides the trainers' eight GPUs; the pool may grow to eight. They use
+    the published network if this machine has its weights, else `swift`."""
     stylizer = load_plugin("ray_sassl.style.stylizers", neural_stylizer()).Config()
     pool = StreamConfig(pool=PoolConfig(min=2, max=8, initial=4, num_gpus=0.5))
     return config.model_copy(update={"name": f"{config.name}_sassl", "stylize": stylizer, "stream": pool})

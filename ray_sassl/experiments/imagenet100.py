@@ -1,8 +1,9 @@
-"""ImageNet-100: the experiments of `imagenet` on a hundred of its classes, which feature augmentation's paper compares itself on.
+"""ImageNet-100: the experiments of `imagenet` on a hundred of its classes, the benchmark of the feature augmentation paper.
 
-The data are under `RAY_SASSL_DATA` (default `data`): `imagenet100/train` and `imagenet100/val`, as of `imagenet`. There is no one choice of
-the hundred classes; Tian et al. 2019 (CMC, arXiv 1906.05849) published the usual list. Batch 512 is Zhang et al. 2024's (arXiv 2410.12396);
-its public texts leave the rest open, and the rest is our choice: ResNet-50, 200 epochs, four GPUs that take half of a batch at a time.
+The data are under `RAY_SASSL_DATA` (default `data`): `imagenet100/train` and `imagenet100/val`, as for `imagenet`. There are several
+choices of the hundred classes; Tian et al. 2019 (CMC, arXiv 1906.05849) published the usual list. Batch 512 is that of Zhang et al. 2024
+(arXiv 2410.12396); the public texts leave the rest open, so it is our choice: ResNet-50, 200 epochs, four GPUs that take half of a batch at
+a time.
 """
 
 from __future__ import annotations

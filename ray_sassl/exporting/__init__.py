@@ -1,1 +1,1 @@
-"""An encoder leaves the run that made it: loaded in Python, written for other libraries, applied to whole data sets."""
+"""Use of trained encoders: load them in Python, write them for other libraries, apply them to whole data sets."""

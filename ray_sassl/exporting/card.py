@@ -1,4 +1,4 @@
-"""The card beside an exported encoder: what it is, how to use it, what it was trained on and how, how good it is, where it comes from."""
+"""The card of an exported encoder: its use, training data, recipe, scores and origin."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _NAMED_METRICS = ("loss", "chance_loss", "knn_top1", "test_knn_top1", "embedding
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is written from.
+    """The content of a card.
 
     Attributes:
-        facts: Of the encoder.
-        config: That it was trained with.
-        format: Of the file.
-        file: Its name.
+        facts: Facts about the encoder.
+        config: The config of its training.
+        format: Format of the file.
+        file: Name of the file.
         code: Lines of Python that build the library's model, for `torchvision` and `timm`.
         head: The linear classifier in the file, or None.
-        run: The run that it comes from, where its directory is there.
-        license: As the user states it, or None.
+        run: The run that it comes from, if its directory exists.
+        license: The license that the user gives, or None.
     """
 
     facts: EncoderFacts
@@ -49,9 +49,9 @@ class CardFacts:
 
 
 def card(about: CardFacts) -> str:
-    """The card in Markdown, headed by the fields that model hubs read."""
+    """The card in Markdown; it begins with the fields that model hubs read."""
     config = about.config
-    # Names such as moco or resnet18 are what people search for.
+    # People search for names such as moco or resnet18.
     tags = ["image-feature-extraction", "self-supervised", config.method.name, about.facts.backbone.name.rpartition("/")[2]]
     front = {"license": about.license or "other", "library_name": _LIBRARY[about.format], "tags": tags}
     title = f"{about.facts.backbone.name} pretrained without labels by {config.method.name}"
@@ -121,7 +121,7 @@ def _recipe(about: CardFacts) -> list[tuple[str, str]]:
             f"{config.train.epochs:g} epochs were planned, in batches of {config.train.global_batch:,}; {about.facts.step:,} updates done",
         ),
         ("precision", config.train.precision),
-        ("all settings", "`config.yaml` beside this file; `ray-sassl pretrain config.yaml` runs them again"),
+        ("all settings", "`config.yaml` next to this file; `ray-sassl pretrain config.yaml` runs them again"),
     ]
 
 
@@ -150,7 +150,7 @@ def _quality(about: CardFacts) -> str:
     if about.head is not None:
         head = about.head
         held = f"; {head.test_top1:.2%} of {head.num_test:,} test images" if head.test_top1 is not None and head.num_test else ""
-        parts.append(f"The linear classifier in this file names {head.train_top1:.2%} of its {head.num_train:,} train images right{held}.")
+        parts.append(f"The linear classifier in this file is right on {head.train_top1:.2%} of its {head.num_train:,} train images{held}.")
         if head.classes:
             named = ", ".join(head.classes[:_NAMED_CLASSES]) + (", ..." if len(head.classes) > _NAMED_CLASSES else "")
             parts.append(f"Its classes: {named}.")
@@ -163,7 +163,7 @@ def _quality(about: CardFacts) -> str:
         named = ", ".join(f"{name} {last[name]:.4g}" for name in _NAMED_METRICS if name in last)
         if named:
             parts.append(f"At the end of the run (status: {about.run.summary.get('status')}): {named}.")
-    return "\n\n".join(parts) or "It has not been evaluated; `ray-sassl evaluate RUN knn` does so."
+    return "\n\n".join(parts) or "It has not been evaluated; `ray-sassl evaluate RUN knn` evaluates it."
 
 
 def _score_rows(run: RunRecord) -> list[list[str]]:
@@ -196,10 +196,10 @@ def _origin(about: CardFacts) -> list[tuple[str, str]]:
 
 
 def _license(about: CardFacts) -> str:
-    stated = about.license or "Not stated: it is for whoever trained this encoder to choose one (`ray-sassl export --license`)."
-    text = f"{stated}\n\nWhat the training data and their license allow holds for these weights too. ray-sassl itself is under Apache-2.0."
+    stated = about.license or "Not stated: whoever trained this encoder has to choose one (`ray-sassl export --license`)."
+    text = f"{stated}\n\nThe license of the training data applies to these weights too. ray-sassl itself is under Apache-2.0."
     if not about.config.stylize.is_identity and (style := about.config.stylize.published_weights()) is not None:
-        text += f" Views were painted by {style.title} ({style.license})."
+        text += f" Views were stylized by {style.title} ({style.license})."
     return text
 
 

@@ -1,7 +1,7 @@
-"""Features of whole data sets as Parquet: what is in the parts, and how one process makes one.
+"""Features of whole data sets as Parquet: the content of the parts, and how one process computes a part.
 
 A part is the rows of a few consecutive row groups. Its name and content depend only on the encoder and the data, and it appears whole or
-not at all, so a stopped job continues where it was.
+not at all, so a stopped job continues with the missing parts.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from ray_sassl.plugins import UsageError
 
 MANIFEST = "embedding.json"
 PROVENANCE = b"ray_sassl"
-"""The key of the Parquet files' metadata under which the plan stands."""
+"""The key of the plan in the metadata of the Parquet files."""
 BATCH_ROWS = 64
 PART_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """What is embedded with what; it stands in `embedding.json` and in the metadata of each file.
+    """Which data are embedded by which encoder; stored in `embedding.json` and in the metadata of each file.
 
     Attributes:
-        encoder: Its facts.
-        data_path: As it was given.
-        data_fingerprint: Of the data set's index.
-        num_rows: Of the data set.
-        part_rows: About so many rows are a part.
-        num_parts: How many there are.
+        encoder: Facts about the encoder.
+        data_path: The data set's path as it was given.
+        data_fingerprint: Fingerprint of the data set's index.
+        num_rows: Rows of the data set.
+        part_rows: Approximate rows per part.
+        num_parts: Number of parts.
         has_labels: Whether there is a column `label`.
     """
 
@@ -66,19 +66,19 @@ class EmbeddingPlan:
 
     @cached_property
     def tree(self) -> dict[str, object]:
-        """As JSON has it."""
+        """The plan as JSON values."""
         return json.loads(json.dumps({**asdict(self), "encoder": self.encoder.model_dump(mode="json")}))
 
     @property
     def essence(self) -> dict[str, object]:
-        """What two plans must agree on for their parts to be mixed: not the checkpoint's path, but its weights."""
+        """The fields that must be equal for parts of two plans to be mixed: the checkpoint's weights, but not its path."""
         facts = self.encoder.model_dump(mode="json")
         encoder = {name: facts[name] for name in ("weights_sha256", "size_px", "pixel_mean", "pixel_std")}
         return {**encoder, **{name: self.tree[name] for name in ("data_fingerprint", "part_rows", "has_labels")}}
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns `sample_id`, `key` (where the row came from), `label` (-1 where a row has none) and `features`."""
+        """Columns `sample_id`, `key` (where the row came from), `label` (-1 for a row without a label) and `features`."""
         features = pa.list_(pa.float32(), self.encoder.num_features)
         label = [("label", pa.int64())] if self.has_labels else []
         columns = [("sample_id", pa.int64()), ("key", pa.string()), *label, ("features", features)]
@@ -94,9 +94,9 @@ class Embedder:
     """An encoder on a device, with threads that decode the next images while it works.
 
     Args:
-        encoder: Is moved to the device.
+        encoder: The encoder; it is moved to the device.
         device: Where it computes.
-        num_threads: For decoding; torch gets as many.
+        num_threads: Threads for decoding; torch gets as many.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, num_threads: int) -> None:
@@ -120,7 +120,7 @@ class Embedder:
         return pa.concat_tables(tables) if tables else plan.schema.empty_table(), bad
 
     def embed(self, rows: Rows, max_pixels: int) -> tuple[list[int], np.ndarray, list[BadRow]]:
-        """Places of the rows that can be decoded, their features (n, F) float32, and what is wrong with the others."""
+        """Places of the rows that can be decoded, their features (n, F) float32, and the problems of the others."""
         good: list[int] = []
         bad: list[BadRow] = []
         features = [np.empty((0, self.encoder.num_features), np.float32)]
@@ -137,7 +137,7 @@ class Embedder:
             return self.encoder(self.encoder.preprocess.normalize(x)).float().cpu().numpy()
 
     def _decoded(self, rows: Rows, max_pixels: int) -> Iterator[tuple[int, np.ndarray | None, list[int], list[BadRow]]]:
-        """Batch after batch: its first place, its images, their places in it and the bad rows; the next one is decoded meanwhile."""
+        """For each batch, its first place, its images, their places in it and the bad rows; the next batch is decoded meanwhile."""
 
         def decoded(ids: np.ndarray) -> list[np.ndarray | BadRow]:
             images = decode_rows(rows.take(ids), max_pixels)
@@ -162,7 +162,7 @@ def part_name(part: int) -> str:
 
 
 def write_part(folder: str, part: int, table: pa.Table, bad: list[BadRow]) -> None:
-    """Put a part into the folder; the rows that are not in it stand beside it."""
+    """Write a part to the folder, and the rows that are not in it to a file next to it."""
     if bad:
         quarantine = Quarantine(num_rows=1, max_bad_fraction=float("inf"))
         quarantine.add(bad)
@@ -172,32 +172,32 @@ def write_part(folder: str, part: int, table: pa.Table, bad: list[BadRow]) -> No
 
 
 def open_parts(folder: str, plan: EmbeddingPlan) -> list[int]:
-    """Make the folder ready, and return the numbers of the parts that are still to be made.
+    """Prepare the folder, and return the numbers of the missing parts.
 
     Raises:
-        UsageError: the folder holds something else, or features of another encoder or of other data.
+        UsageError: the folder contains something else, or features of another encoder or other data.
     """
     names = {storage.name_of(entry.path) for entry in storage.list_dir(folder)}
     manifest = storage.join(folder, MANIFEST)
     if MANIFEST in names:
         check_same(json.loads(storage.read_text(manifest)), plan, folder)
     elif any(not name.startswith(".") for name in names):
-        raise UsageError(f"{folder} is not empty and holds no {MANIFEST}, so no embedding can go on there; choose another folder")
+        raise UsageError(f"{folder} is not empty and has no {MANIFEST}, so no embedding can continue there; choose another folder")
     else:
         storage.write_text(manifest, json.dumps(plan.tree, indent=2) + "\n")
     return [part for part in range(plan.num_parts) if part_name(part) not in names]
 
 
 def check_same(then: dict, plan: EmbeddingPlan, where: str) -> None:
-    """Says how features that are there differ from those of the plan.
+    """Check that existing features are those of the plan.
 
     Raises:
-        UsageError: they are of another encoder, of other data, or in other parts.
+        UsageError: they are from another encoder or other data, or divided into other parts.
     """
     before = {**then.get("encoder", {}), **then}
     changed = [f"{name} was {before.get(name)!r} and is {value!r}" for name, value in plan.essence.items() if before.get(name) != value]
     if changed:
-        raise UsageError(f"{where} holds other features: {'; '.join(changed)}. Give another --out.")
+        raise UsageError(f"{where} contains other features: {'; '.join(changed)}. Give another --out.")
 
 
 def merge_parts(folder: str, plan: EmbeddingPlan, out: str) -> None:
@@ -209,14 +209,14 @@ def merge_parts(folder: str, plan: EmbeddingPlan, out: str) -> None:
 
 
 def plan_of(path: str) -> dict | None:
-    """The plan in the metadata of a file of features, or None where it has none."""
+    """The plan in the metadata of a file of features, or None if it has none."""
     filesystem, inner = storage.filesystem_of(path)
     text = (pq.read_schema(inner, filesystem=filesystem).metadata or {}).get(PROVENANCE)
     return json.loads(text) if text else None
 
 
 def parts_bad_rows(folder: str) -> list[BadRow]:
-    """The rows that are in no part, from the lists beside the parts."""
+    """The rows that are in no part, from the lists next to the parts."""
     quarantine = Quarantine(num_rows=1, max_bad_fraction=float("inf"))
     for entry in storage.list_dir(folder):
         if storage.without_options(entry.path).endswith(".bad.jsonl"):

@@ -1,6 +1,6 @@
-"""A trained encoder with all that is needed to use it, from a run, a checkpoint or an exported file; and the file that it travels in.
+"""A trained encoder with everything needed to use it, from a run, a checkpoint or an exported file; and the format of that file.
 
-The file is one of safetensors whose header holds the `EncoderFacts` beside the tensors, so that nothing else is needed to load it.
+The file is a safetensors file whose header contains the `EncoderFacts`, so that nothing else is needed to load it.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _MAX_PIXELS = DataConfig.model_fields["max_pixels"].default
 
 
 class BadEncoderError(UsageError):
-    """What was given holds no encoder that can be loaded."""
+    """The path contains no encoder that can be loaded."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """One image as the encoder takes it: what it was evaluated on, (3, size_px, size_px) float32.
+    """Converts an image to the encoder's input, as in evaluations: (3, size_px, size_px) float32.
 
-    It can be pickled, so that it serves as the `transform` of a torchvision data set.
+    It can be pickled, so it can be the `transform` of a torchvision data set.
 
     Attributes:
         size_px: Above 64 the image is resized to 8/7 of this and cropped at the center, else it is resized to this.
-        mean, std: By channel, of intensities in [0, 1].
+        mean, std: Mean and standard deviation of each channel, of intensities in [0, 1].
     """
 
     size_px: int
@@ -59,7 +59,7 @@ class Preprocess:
         """The image, given as a PIL image, an RGB array (H, W, 3) uint8, a file's content, or a path or URI.
 
         Raises:
-            UsageError: the file is not an image, or the array is of another kind.
+            UsageError: the file is not an image, or the array has another shape or dtype.
             FileNotFoundError: nothing is at the path.
         """
         return self.normalize(self.pixels(_rgb(image))[None])[0]
@@ -76,7 +76,7 @@ class Preprocess:
 
 
 class EncoderFacts(FrozenConfig):
-    """What an encoder is and where it comes from."""
+    """The network, input and origin of an encoder."""
 
     backbone: BackboneConfig
     num_features: int
@@ -90,23 +90,23 @@ class EncoderFacts(FrozenConfig):
     step: int
     """Optimizer updates at the checkpoint."""
     weights_sha256: str
-    """Of the encoder's tensors and their names: equal for equal weights, whatever file holds them."""
+    """sha256 of the encoder's tensors and their names: equal for equal weights in any file."""
     version: str
-    """Of ray-sassl, which wrote this."""
+    """The version of ray-sassl that wrote this."""
     head: str | None = None
-    """Name of the linear layer on top, where the file holds one."""
+    """Name of the linear layer on top, if the file contains one."""
     classes: tuple[str, ...] = ()
-    """What the linear layer's outputs stand for, where that is known."""
+    """The classes of the linear layer's outputs, if they are known."""
 
 
 class Encoder(nn.Module):
-    """Images to features, in evaluation mode: (B, 3, H, W) as `preprocess` makes them -> (B, num_features).
+    """Images to features, in evaluation mode: outputs of `preprocess` (B, 3, H, W) -> (B, num_features).
 
     Attributes:
         backbone: The network as its library builds it, without a classifier.
-        preprocess: From an image to the network's input.
-        head: (B, num_features) -> (B, classes), where a linear classifier came with the encoder.
-        facts: What it is and where it comes from.
+        preprocess: Converts an image to the network's input.
+        head: (B, num_features) -> (B, classes), if the encoder has a linear classifier.
+        facts: The network, input and origin.
     """
 
     def __init__(self, backbone: nn.Module, facts: EncoderFacts, head: nn.Linear | None = None) -> None:
@@ -126,15 +126,15 @@ class Encoder(nn.Module):
 
 
 def load_encoder(path: str | os.PathLike[str], *, size_px: int | None = None) -> Encoder:
-    """The encoder of a run (its newest sound checkpoint), of a checkpoint, or of a file that `ray-sassl export` wrote, on the CPU.
+    """The encoder of a run (its newest intact checkpoint), of a checkpoint, or of a file that `ray-sassl export` wrote, on the CPU.
 
     Args:
         path: Local path or URI; for an export the file or its folder.
-        size_px: Side of the images that it is given. By default `evaluate.size_px` of its config where evaluation data were configured,
-            else the size of its training views.
+        size_px: Side of its input images. By default `evaluate.size_px` of its config if that has evaluation data, else the size of its
+            training views.
 
     Raises:
-        UsageError: nothing is there, it holds no encoder, or it is damaged.
+        UsageError: the path does not exist, contains no encoder, or is damaged.
     """
     text = os.fspath(path)
     entry = storage.stat(text)
@@ -172,7 +172,7 @@ def encoder_of(checkpoint: Checkpoint, size_px: int | None = None) -> tuple[Expe
 
 
 def _loaded(config: BackboneConfig, state: dict[str, Tensor]) -> tuple[nn.Module, int]:
-    """The network with these weights, and its width; torch's global generator stays as it is."""
+    """The network with these weights, and its width; torch's global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         backbone, num_features = build_backbone(config)
     backbone.load_state_dict(state)
@@ -183,7 +183,7 @@ def encoder_bytes(encoder: Encoder, head: str = "linear_head") -> bytes:
     """The file that `load_encoder` reads, with the backbone's own names of tensors.
 
     Args:
-        head: Name of the linear layer in the file, where the encoder has one.
+        head: Name of the linear layer in the file, if the encoder has one.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     facts = encoder.facts
@@ -209,7 +209,7 @@ def encoder_from_bytes(content: bytes, source: str = "the file") -> Encoder:
             head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
         backbone, _ = _loaded(facts.backbone, state)
     except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
-        raise BadEncoderError(f"{source} is damaged or holds other tensors than its header says: {error}") from error
+        raise BadEncoderError(f"{source} is damaged, or its tensors do not match its header: {error}") from error
     if (found := weights_sha256(backbone)) != facts.weights_sha256:
         raise BadEncoderError(f"{source} is damaged: the sha256 of its weights is {found} and should be {facts.weights_sha256}")
     return Encoder(backbone, facts, head)
@@ -219,8 +219,8 @@ def _facts_of(content: bytes, source: str) -> EncoderFacts:
     text = read_header(content, source).metadata.get(_FACTS)
     if text is None:
         raise BadEncoderError(
-            f"{source} was not written by `ray-sassl export`: its header does not say which network it is for. The encoder of a checkpoint "
-            "is loaded by giving the checkpoint's folder."
+            f"{source} was not written by `ray-sassl export`: its header does not say which network it is for. To load the encoder of a "
+            "checkpoint, give the checkpoint's folder."
         )
     try:
         return EncoderFacts.model_validate_json(text)

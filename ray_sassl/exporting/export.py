@@ -1,4 +1,4 @@
-"""An encoder as a folder that can be given away: the weights in one format, the card, and the config that it was trained with."""
+"""An encoder as a folder to share: the weights in one format, the card, and the config of its training."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _ONNX_MODEL = "model.onnx"
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        model: The file of weights.
-        card: The card.
-        encoder: What was exported.
+        model: Path of the weights.
+        card: Path of the card.
+        encoder: The exported encoder.
         head: The classifier that was fitted for it, or None.
     """
 
@@ -51,26 +51,26 @@ def export_encoder(
     size_px: int | None = None,
     license: str | None = None,
 ) -> Export:
-    """Write `model.safetensors` or `model.onnx`, `README.md` and `config.yaml` into the folder; nothing is written unless the weights were
-    seen to do there what they do here.
+    """Write `model.safetensors` or `model.onnx`, `README.md` and `config.yaml` to the folder, after a check that the exported weights give
+    the same features.
 
     Args:
-        source: A run directory (its newest sound checkpoint) or a checkpoint.
-        format_: Whose names the tensors have, or ONNX. All but ONNX are read by `load_encoder` too.
-        out: A folder or URI that holds no export yet.
+        source: A run directory (its newest intact checkpoint) or a checkpoint.
+        format_: The library whose names the tensors get, or ONNX. `load_encoder` reads all formats but ONNX.
+        out: A folder or URI without an export.
         with_head: Also fit a linear classifier on `evaluate.train` and measure it on `evaluate.test`.
-        overrides: Changes to the run's config, to name those data.
-        size_px: Of the images; see `load_encoder`.
-        license: Of the weights, for the card.
+        overrides: Changes to the run's config, for example to name those data.
+        size_px: Side of the images; see `load_encoder`.
+        license: License of the weights, for the card.
 
     Raises:
-        UsageError: there is no checkpoint, the format does not suit the network, the folder holds an export, or a head was asked for
+        UsageError: there is no checkpoint, the format does not fit the network, the folder contains an export, or a head is requested
             without labeled images.
     """
     model_name = _ONNX_MODEL if format_ == "onnx" else MODEL
     there = [name for name in (MODEL, _ONNX_MODEL, CARD) if storage.exists(storage.join(out, name))]
     if there:
-        raise UsageError(f"{out} already holds {', '.join(there)}; give another --out, one folder an export")
+        raise UsageError(f"{out} already contains {', '.join(there)}; give another --out, one folder per export")
     checkpoint = find_checkpoint(source)
     trained_config, encoder = encoder_of(checkpoint, size_px)
     config = apply_overrides(trained_config, overrides or [])
@@ -100,6 +100,6 @@ def _content(encoder: Encoder, format_: Format) -> tuple[bytes, tuple[str, ...]]
 
 
 def _run_of(checkpoint: str) -> RunRecord | None:
-    """The run that the checkpoint lies in, or None where it was copied elsewhere."""
+    """The run of the checkpoint, or None if the checkpoint was copied elsewhere."""
     run_dir = storage.parent(storage.parent(checkpoint))
     return read_run(run_dir) if storage.exists(storage.join(run_dir, CONFIG)) else None

@@ -1,8 +1,8 @@
-"""An encoder's tensors as torchvision and timm name them, proven on a model that the library itself builds.
+"""An encoder's tensors under the names of torchvision and timm, checked with a model that the library builds.
 
-torchvision's and timm's encoders keep their library's names here, and some networks (ResNets above all) have the same names and the same
-function in both, so there is nothing to translate: a fresh model of the library must take the tensors with `strict=True` and give the same
-features. Where it does not, the export is refused with the formats that suit.
+Our encoders keep the names of their library, and some networks (above all ResNets) have the same names and functions in both libraries, so
+nothing has to be translated: a new model of the library must load the tensors with `strict=True` and give the same features. Otherwise the
+export is refused, and the message lists formats that fit.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ TOLERANCE = 1e-4
 
 
 class FormatError(UsageError):
-    """The encoder cannot be had in this format."""
+    """The encoder cannot be exported in this format."""
 
 
 @dataclass(frozen=True)
 class LibraryModel:
-    """A network of torchvision or timm that takes an encoder's tensors.
+    """A network of torchvision or timm that can load an encoder's tensors.
 
     Attributes:
-        model: Freshly built, with random weights.
-        head: The name of its classifier, which is the identity where the encoder has no head.
-        code: The lines of Python that build it, for the card.
+        model: The network, newly built with random weights.
+        head: The name of its classifier, which is the identity if the encoder has no head.
+        code: Lines of Python that build it, for the card.
     """
 
     model: nn.Module
@@ -46,16 +46,16 @@ class LibraryModel:
 
 
 def library_model(encoder: Encoder, library: Library) -> LibraryModel:
-    """The library's model with the encoder's weights, and its head's where it has one; loaded with `strict=True` and seen to agree.
+    """The library's model with the weights of the encoder and its head, loaded with `strict=True` and checked to give the same outputs.
 
     Raises:
-        FormatError: the library has no such network; the message says which formats suit.
+        FormatError: the library has no such network; the message lists formats that fit.
     """
     backbone = encoder.facts.backbone
     if backbone.name in CIFAR_RESNETS:
         raise FormatError(
             f"{backbone.name} is a ResNet for CIFAR (He et al. 2016, section 4.2), which neither torchvision nor timm has. Formats that "
-            f"suit: safetensors (ray_sassl.load_encoder reads it) and onnx."
+            "fit: safetensors (ray_sassl.load_encoder reads it) and onnx."
         )
     num_classes = encoder.head.out_features if encoder.head is not None else 0
     with torch.random.fork_rng(devices=[]):
@@ -74,7 +74,7 @@ def library_model(encoder: Encoder, library: Library) -> LibraryModel:
         expected = features if encoder.head is None else encoder.head(features)
         difference = largest_difference(built.model(images), expected)
     if difference > TOLERANCE:
-        raise _unsuited(backbone, library, f"{library}'s {_bare(backbone)} takes its tensors but computes something else with them")
+        raise _unsuited(backbone, library, f"{library}'s {_bare(backbone)} loads its tensors but computes other features")
     return built
 
 
@@ -93,7 +93,7 @@ def example_images(encoder: Encoder, num_images: int) -> Tensor:
 
 
 def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference, as a share of the largest expected value where that is above 1."""
+    """The largest absolute difference, divided by the largest expected value if that is above 1."""
     return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
@@ -148,7 +148,7 @@ def _cifar_stem(model: nn.Module, backbone: BackboneConfig) -> tuple[str, ...]:
 def _unsuited(backbone: BackboneConfig, library: Library, reason: str) -> FormatError:
     own: Library = "timm" if backbone.name.startswith("timm/") else "torchvision"
     suited = ([own] if own != library else []) + ["safetensors", "onnx"]
-    return FormatError(f"{backbone.name} cannot be exported for {library}: {reason}. Formats that suit: {', '.join(suited)}.")
+    return FormatError(f"{backbone.name} cannot be exported for {library}: {reason}. Formats that fit: {', '.join(suited)}.")
 
 
 def _bare(backbone: BackboneConfig) -> str:

@@ -1,4 +1,4 @@
-"""A linear classifier on the frozen encoder: multinomial logistic regression by L-BFGS, as a layer that takes the features as they are."""
+"""A linear classifier on the frozen encoder: multinomial logistic regression by L-BFGS, as a layer on unstandardized features."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class LinearHead:
 
     Attributes:
         layer: (B, F) -> (B, C).
-        classes: The classes' names, where the data set has names.
-        num_train, train_top1: What it was fitted on, and how well.
-        num_test, test_top1: What it was measured on; None if there are no test images.
+        classes: The classes' names, if the data set has names.
+        num_train, train_top1: Number of train images, and top-1 on them.
+        num_test, test_top1: Number of test images, and top-1 on them; None without test images.
     """
 
     layer: nn.Linear
@@ -39,7 +39,7 @@ class LinearHead:
 def fit_head(embedder: Embedder, train: DataConfig, test: DataConfig | None, l2: float = 1e-4, max_iterations: int = 500) -> LinearHead:
     """The classifier that minimizes mean cross-entropy + l2 / 2 times the squared weights on standardized features of the train images.
 
-    Standardizing is folded into the layer's weights afterward, so that it takes the encoder's features as they come.
+    Standardization is folded into the layer's weights afterward, so the layer takes the encoder's features unchanged.
 
     Raises:
         UsageError: the two are the same images, a set has no labels, or a class no train images.

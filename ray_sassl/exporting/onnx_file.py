@@ -1,7 +1,7 @@
-"""An encoder as ONNX, compared with torch in onnxruntime before it is handed out.
+"""An encoder as ONNX; the result of onnxruntime is compared with torch's before the model is returned.
 
-Input `images` (batch, 3, S, S) float32, normalized; output `features` (batch, F) and, where the encoder has a head, `logits` (batch, C).
-The batch may be of any size. What `preprocess` does and where the weights come from stand in the model's metadata under `ray_sassl`.
+Input `images` (batch, 3, S, S) float32, normalized; output `features` (batch, F) and, if the encoder has a head, `logits` (batch, C). The
+batch size is free. The model's metadata under `ray_sassl` describe the preprocessing and the origin of the weights.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def onnx_bytes(encoder: Encoder) -> bytes:
 
     Raises:
         UsageError: the packages of the extra `onnx` are not installed.
-        FormatError: the network cannot be written as ONNX, or onnxruntime computes something else with it.
+        FormatError: the network cannot be written as ONNX, or onnxruntime's outputs differ.
     """
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  # which torch.onnx needs
+        import onnxscript  # noqa: F401  # torch.onnx needs it
     except ImportError as error:
         raise UsageError(f"ONNX needs packages that are not installed ({error.name}): pip install 'ray-sassl[onnx]'") from error
     network = _Outputs(encoder).eval()

@@ -69,7 +69,7 @@ def test_the_linear_probe_is_measured_where_it_is_an_objective():
 
 
 def test_an_objective_stands_once():
-    with pytest.raises(UsageError, match="each metric may stand there once"):
+    with pytest.raises(UsageError, match="each metric may be given once"):
         _study("style_strength", objectives=("loss", "loss:min"))
 
 

@@ -16,7 +16,7 @@ def test_every_method_takes_a_pair_and_small_views_are_refused_to_those_that_tak
     if name in TAKERS:
         assert apply_overrides(config, ["views=dino_32"]).views.num_small == 8
         return
-    with pytest.raises(OverrideError, match=f"method={name} is defined for two views, and views.num_small=8 adds small ones") as error:
+    with pytest.raises(OverrideError, match=f"method={name} is defined for two views, and views.num_small=8 adds local crops") as error:
         apply_overrides(config, ["views=dino_32"])
     assert f"a method that takes them: {', '.join(TAKERS)}" in str(error.value)
 

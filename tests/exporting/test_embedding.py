@@ -121,7 +121,7 @@ def test_a_folder_goes_on_with_the_same_job_and_refuses_another(make_run: MakeRu
         ("weights_sha256 was", encoder.facts.model_copy(update={"weights_sha256": "0"}), 20),
         ("part_rows was 20 and is 30", encoder.facts, 30),
     ):
-        with pytest.raises(UsageError, match=f"holds other features: {name}"):
+        with pytest.raises(UsageError, match=f"contains other features: {name}"):
             open_parts(folder, EmbeddingPlan.of(index, facts, part_rows))
     with pytest.raises(UsageError, match=r"is not empty and holds no embedding\.json"):
         open_parts(str(tmp_path), plan)

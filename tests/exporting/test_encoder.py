@@ -131,7 +131,7 @@ def test_what_holds_no_encoder_is_named_with_what_to_give(make_run: MakeRun, tmp
     run_dir = make_run()
     with pytest.raises(UsageError, match="does not exist; give a run directory, a checkpoint, or a file"):
         load_encoder(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="giving the checkpoint's folder"):
+    with pytest.raises(UsageError, match="give the checkpoint's folder"):
         load_encoder(f"{find_checkpoint(run_dir).path}/model.safetensors")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"")

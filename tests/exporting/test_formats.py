@@ -82,9 +82,9 @@ def test_the_resnets_for_cifar_are_refused_with_the_formats_that_suit(library: L
 @pytest.mark.parametrize(
     ("name", "library", "suits"),
     [
-        ("mobilenet_v3_small", "timm", "timm has no mobilenet_v3_small. Formats that suit: torchvision, safetensors, onnx"),
-        ("timm/vit_tiny_patch16_224", "torchvision", "torchvision has no vit_tiny_patch16_224. Formats that suit: timm, safetensors, onnx"),
-        ("efficientnet_b0", "timm", "its tensors do not fit timm's efficientnet_b0: .*Formats that suit: torchvision"),
+        ("mobilenet_v3_small", "timm", "timm has no mobilenet_v3_small. Formats that fit: torchvision, safetensors, onnx"),
+        ("timm/vit_tiny_patch16_224", "torchvision", "torchvision has no vit_tiny_patch16_224. Formats that fit: timm, safetensors, onnx"),
+        ("efficientnet_b0", "timm", "its tensors do not fit timm's efficientnet_b0: .*Formats that fit: torchvision"),
     ],
 )
 def test_another_librarys_network_is_refused_with_the_formats_that_suit(name: str, library: Library, suits: str):
@@ -102,7 +102,7 @@ def test_a_model_that_takes_the_tensors_and_computes_something_else_is_refused(m
         return model
 
     monkeypatch.setattr(torchvision.models, "get_model", with_another_pool)
-    with pytest.raises(FormatError, match="takes its tensors but computes something else"):
+    with pytest.raises(FormatError, match="loads its tensors but computes other features"):
         library_model(encoder, "torchvision")
 
 

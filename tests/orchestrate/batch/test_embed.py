@@ -129,9 +129,9 @@ def test_the_features_of_another_encoder_are_not_written_over(encoder, data, tmp
     pq.write_table(plan.schema.empty_table(), out)
     assert _embed(encoder, data, out).num_made == 0
     other = Encoder(encoder.backbone, encoder.facts.model_copy(update={"size_px": 32}))
-    with pytest.raises(UsageError, match="holds other features: size_px was 16 and is 32"):
+    with pytest.raises(UsageError, match="contains other features: size_px was 16 and is 32"):
         _embed(other, data, out)
     foreign = tmp_path / "foreign.parquet"
     shutil.copy(next((tmp_path / "data").glob("*.parquet")), foreign)
-    with pytest.raises(UsageError, match="holds other features: weights_sha256 was None"):
+    with pytest.raises(UsageError, match="contains other features: weights_sha256 was None"):
         _embed(encoder, data, foreign)

@@ -47,8 +47,8 @@ def test_a_file_is_read_by_path_or_uri(tmp_path):
     ("text", "says"),
     [
         ("a: [", "short.yaml is not YAML"),
-        ("- 1", "short.yaml holds no mapping of fields but list"),
-        ("", "short.yaml holds no mapping of fields but NoneType"),
+        ("- 1", "short.yaml is not a mapping of fields but a list"),
+        ("", "short.yaml is not a mapping of fields but a NoneType"),
         (SHORT + "trian: {epochs: 3}", "short.yaml: trian: Extra inputs are not permitted"),
         (SHORT + "train: {epochs: 0}", "short.yaml: train.epochs: Input should be greater than 0"),
         (SHORT.replace("byol", "bool"), "methods has no 'bool'"),

@@ -123,7 +123,7 @@ def test_a_folder_goes_on_with_the_same_job_and_refuses_another(make_run: MakeRu
     ):
         with pytest.raises(UsageError, match=f"contains other features: {name}"):
             open_parts(folder, EmbeddingPlan.of(index, facts, part_rows))
-    with pytest.raises(UsageError, match=r"is not empty and holds no embedding\.json"):
+    with pytest.raises(UsageError, match=r"is not empty and has no embedding\.json"):
         open_parts(str(tmp_path), plan)
     with pytest.raises(UsageError, match="data_fingerprint was None"):
         check_same({}, plan, "x")

@@ -121,7 +121,7 @@ def test_what_cannot_be_exported_writes_nothing(make_run: MakeRun, tmp_path: Pat
         export_encoder(run_dir, "safetensors", str(out), with_head=True, overrides=["evaluate.train=null"])
     assert not out.exists()
     export_encoder(run_dir, "safetensors", str(out))
-    with pytest.raises(UsageError, match=r"already holds model\.safetensors, README\.md; give another --out"):
+    with pytest.raises(UsageError, match=r"already contains model\.safetensors, README\.md; give another --out"):
         export_encoder(run_dir, "onnx", str(out))
 
 

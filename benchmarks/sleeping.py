@@ -26,6 +26,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
+from ray_sassl.orchestrate.pretraining.feeding import piece_of_row
 from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, block_of_row, row_of_block
 from ray_sassl.orchestrate.pretraining.stream import StreamSpec, execution_options, make_stream, stream_spec
 from ray_sassl.orchestrate.runtime.session import in_group
@@ -51,23 +52,23 @@ class SleepingReads:
 
     images_per_s: float
     source: ViewSource | None = None
-    shares: tuple[np.ndarray, ...] = ()
 
-    def __call__(self, source: ViewSource, shares: list[np.ndarray], seen: SeenIds, on_bad: BadRowsReporter, run: str) -> SleepingReads:
-        return SleepingReads(self.images_per_s, source, tuple(shares))
+    def __call__(self, source: ViewSource, seen: SeenIds, on_bad: BadRowsReporter, run: str) -> SleepingReads:
+        return SleepingReads(self.images_per_s, source)
 
     def crops(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         """Each plan's block as one row."""
         assert self.source is not None
-        for row in batch["id"].tolist():
-            for epoch, number, _ in self.shares[row].tolist():
-                for block in self.source.plan.blocks(self.source.plan.windows(epoch)[number]):
-                    began = time.perf_counter()
-                    count = len(block.sample_id)
-                    views = [np.zeros((count, size, size, 3), np.uint8) for size in self.source.views.sizes_px]
-                    cropped = row_of_block(CropBlock(views, block.sample_id, epoch, np.ones(count, bool)))
-                    time.sleep(max(0.0, count / self.images_per_s - (time.perf_counter() - began)))
-                    yield cropped
+        for row in range(len(batch["epoch"])):
+            piece = piece_of_row(batch, row, self.source.index)
+            assert piece is not None
+            for block in self.source.plan.blocks(piece[0]):
+                began = time.perf_counter()
+                count = len(block.sample_id)
+                views = [np.zeros((count, size, size, 3), np.uint8) for size in self.source.views.sizes_px]
+                cropped = row_of_block(CropBlock(views, block.sample_id, block.epoch, np.ones(count, bool)))
+                time.sleep(max(0.0, count / self.images_per_s - (time.perf_counter() - began)))
+                yield cropped
 
 
 def sleeping_style_actor(images_per_s: float) -> type:

@@ -19,7 +19,7 @@ from PIL import Image
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
-from ray_sassl.data.plan import Block, Plan, Window
+from ray_sassl.data.plan import Block, Plan, Window, runs
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
 from ray_sassl.data.seen import SeenIds
@@ -73,7 +73,7 @@ class ViewSource:
 
     @property
     def plan(self) -> Plan:
-        return Plan(self.index, self.seed, self.data.shuffle_window, self.data.block_rows)
+        return _load_plan(self.index_path, self.index_mtime_ns, self.seed, self.data.shuffle_window, self.data.block_rows)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,11 @@ class CropBlock:
 @lru_cache(maxsize=4)
 def _load_index(path: str, mtime_ns: int) -> Index:
     return Index.load(path)
+
+
+@lru_cache(maxsize=4)
+def _load_plan(path: str, mtime_ns: int, seed: int, shuffle_window: int, block_rows: int) -> Plan:
+    return Plan(_load_index(path, mtime_ns), seed, shuffle_window, block_rows)
 
 
 def crop_blocks(source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad, only: int | None = None) -> Iterator[CropBlock]:
@@ -170,8 +175,9 @@ def windows(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Window
     for epoch in range(int(np.ceil(epochs))):
         if seen.count(epoch) == source.index.num_rows:
             continue
-        for window in plan.windows(epoch):
-            if not seen.is_touched(epoch) or seen.unseen(epoch, ids_of(source.index, window)).any():
+        left = seen.num_unseen(epoch, plan.group_rows) if seen.is_touched(epoch) else plan.group_rows
+        for window in plan.each_window(epoch):
+            if left[list(window.groups)].any():
                 yield window
 
 
@@ -223,7 +229,8 @@ def rebatch(blocks: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
 
 def ids_of(index: Index, window: Window) -> np.ndarray:
     """(n,) int64: the ids of the window's rows before they are shuffled."""
-    return np.concatenate([index.sample_ids(group) for group in window.groups])
+    groups = np.asarray(window.groups)
+    return runs(index.group_first[groups], index.group_rows[groups])
 
 
 def without(seen: SeenIds, bad: np.ndarray) -> SeenIds:

@@ -86,13 +86,17 @@ class Plan:
     def blocks(self, window: Window) -> list[Block]:
         """The window's rows, shuffled and cut into blocks; each row is in exactly one."""
         groups = np.asarray(window.groups)
-        ids = np.concatenate(
-            [np.arange(first, first + rows) for first, rows in zip(self.group_first[groups], self.group_rows[groups], strict=True)]
-        )
+        ids = runs(self.group_first[groups], self.group_rows[groups])
         ids = np.random.default_rng([self.seed, window.epoch, _ROW_ORDER, window.number]).permutation(ids)
         ends = list(_cut_points(np.arange(1, len(ids) + 1), self.block_rows))
         starts = [0, *ends[:-1]]
         return [Block(window.epoch, number, ids[start:end]) for number, (start, end) in enumerate(zip(starts, ends, strict=True))]
+
+
+def runs(first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """(sum of length,) int64: the numbers from each `first` (n,) on, as many as `length` (n,) says, one run after the other."""
+    ends = np.cumsum(length)
+    return np.repeat(first - (ends - length), length) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def portions(index: Index, num_rows: int) -> list[list[int]]:

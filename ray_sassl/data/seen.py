@@ -12,7 +12,7 @@ import numpy as np
 
 _FEW = 32
 """An epoch of which at most one row in so many is missing is kept as the list of these rows, which takes no more bytes than a bitmap."""
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 
 
 class SeenIds:
@@ -80,6 +80,15 @@ class SeenIds:
             return _is_in(self._missing[epoch], sample_id)
         return ~_is_set(self._bitmaps[epoch], sample_id) if epoch in self._bitmaps else np.ones(len(sample_id), bool)
 
+    def num_unseen(self, epoch: int, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64: how many rows of each group the epoch has still to see, where groups of as many `rows` (n,) follow each other."""
+        ends = np.cumsum(rows)
+        if epoch in self._bitmaps:
+            return np.diff(_zeros_before(self._bitmaps[epoch], ends), prepend=0)
+        if epoch in self._missing:
+            return np.diff(np.searchsorted(self._missing[epoch], ends.astype(self._dtype)), prepend=0)
+        return np.asarray(rows)
+
     def is_touched(self, epoch: int) -> bool:
         """Whether any row of the epoch was seen."""
         return epoch in self._missing or epoch in self._bitmaps
@@ -102,18 +111,18 @@ class SeenIds:
         return copy
 
     def encode(self) -> bytes:
-        """A JSON file; equal records have equal bytes."""
+        """A JSON file, with spans [first, last] of epochs; equal records have equal bytes."""
         epochs_of: dict[bytes, list[int]] = {}
         for number, missing in sorted(self._missing.items()):
             if len(missing):
                 epochs_of.setdefault(missing.tobytes(), []).append(number)
         lists = [
-            {"epochs": epochs, "rows": _pack(np.diff(np.frombuffer(rows, self._dtype), prepend=self._dtype(0)))}
+            {"epochs": _spans(epochs), "rows": _pack(np.diff(np.frombuffer(rows, self._dtype), prepend=self._dtype(0)))}
             for rows, epochs in epochs_of.items()
         ]
         tree = {
             "num_rows": self.num_rows,
-            "complete": sorted(number for number, missing in self._missing.items() if not len(missing)),
+            "complete": _spans(sorted(number for number, missing in self._missing.items() if not len(missing))),
             "missing": lists,
             "open": {number: _pack(bitmap) for number, bitmap in sorted(self._bitmaps.items())},
         }
@@ -124,10 +133,10 @@ class SeenIds:
         """The inverse of `encode`; also reads what was written before there were lists of missing rows."""
         tree = json.loads(content)
         opened = {int(number): base64.b64decode(packed) for number, packed in tree["open"].items()}
-        seen = cls.from_state_dict(tree | {"open": opened})
+        seen = cls.from_state_dict(tree | {"open": opened, "complete": _numbers(tree["complete"])})
         for entry in tree.get("missing", []):
             missing = np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(entry["rows"])), seen._dtype), dtype=seen._dtype)
-            seen._missing.update(dict.fromkeys(entry["epochs"], missing))
+            seen._missing.update(dict.fromkeys(_numbers(entry["epochs"]), missing))
         return seen
 
     @classmethod
@@ -138,6 +147,9 @@ class SeenIds:
         for number, packed in state["open"].items():
             seen._put_bitmap(number, np.frombuffer(zlib.decompress(packed), np.uint8) | seen._bitmap(number))
         return seen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SeenIds.decode, (self.encode(),)
 
     def _add(self, number: int, ids: np.ndarray) -> None:
         """Mark the rows (n,), distinct and ascending, as seen in the epoch."""
@@ -163,7 +175,7 @@ class SeenIds:
 
     def _put_bitmap(self, number: int, bitmap: np.ndarray) -> None:
         self._bitmaps[number] = bitmap
-        self._num_seen[number] = int(_ONES[bitmap].sum()) - (-self.num_rows % 8)
+        self._num_seen[number] = int(_ONES[bitmap].sum(dtype=np.int64)) - (-self.num_rows % 8)
         self._list_few(number)
 
     def _list_few(self, number: int) -> None:
@@ -210,6 +222,30 @@ def _zeros(bitmap: np.ndarray) -> np.ndarray:
     bytes_ = np.flatnonzero(bitmap != 255)
     bits = np.flatnonzero(np.unpackbits(bitmap[bytes_]) == 0)
     return bytes_[bits >> 3] * 8 + (bits & 7)
+
+
+def _zeros_before(bitmap: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n,) int64: how many rows before each of these (n,) have bits that are not set."""
+    in_bytes = np.append(0, np.cumsum(8 - _ONES[bitmap], dtype=np.uint32)).astype(np.uint32)
+    last, rest = rows >> 3, rows & 7
+    in_last = rest - _ONES[np.append(bitmap, np.uint8(255))[last].astype(np.int64) >> (8 - rest)]
+    return in_bytes[last].astype(np.int64) + in_last
+
+
+def _spans(numbers: list[int]) -> list[list[int]]:
+    """The ascending numbers as [first, last] of each run of them."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return spans
+
+
+def _numbers(spans: list[Any]) -> list[int]:
+    """The inverse of `_spans`; also takes numbers."""
+    return [number for span in spans for number in ([span] if isinstance(span, int) else range(span[0], span[1] + 1))]
 
 
 def _pack(array: np.ndarray) -> str:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.pretraining.feeding import WHOLE, piece_of_row
 from ray_sassl.orchestrate.runtime.metrics import count_images
 from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
 from ray_sassl.types import Arrays, view_name, view_names
-
-WHOLE = -1
-"""In the place of a block's number: all blocks of the window."""
 
 
 class BadRowsReporter:
@@ -32,26 +28,27 @@ class BadRowsReporter:
 
 
 class ReadStage:
-    """What a task does with its share of the plan.
+    """What a task does with its piece of the plan.
 
     Args:
-        shares: One (n, 3) int32 array a task: the windows' epochs and numbers, and the number of the block that is meant, or `WHOLE`.
         seen: Samples to leave out.
         on_bad: Is told of rows that cannot be used.
         run: The run's name, for its metrics.
     """
 
-    def __init__(self, source: ViewSource, shares: list[np.ndarray], seen: SeenIds, on_bad: BadRowsReporter, run: str) -> None:
-        self.source, self.shares, self.seen, self.on_bad, self.run = source, shares, seen, on_bad, run
+    def __init__(self, source: ViewSource, seen: SeenIds, on_bad: BadRowsReporter, run: str) -> None:
+        self.source, self.seen, self.on_bad, self.run = source, seen, on_bad, run
 
     def blocks(self, batch: dict[str, np.ndarray]) -> Iterator[CropBlock]:
-        """The blocks of the tasks with these numbers in the plan."""
-        for row in batch["id"].tolist():
-            for epoch, number, block_number in self.shares[row].tolist():
-                only = None if block_number == WHOLE else block_number
-                for block in crop_blocks(self.source, _windows_of(self.source, epoch)[number], self.seen, self.on_bad, only):
-                    count_images(self.run, "decode", len(block.sample_id))
-                    yield block
+        """The blocks of the pieces that these rows of the source stand for."""
+        for row in range(len(batch["epoch"])):
+            if (piece := piece_of_row(batch, row, self.source.index)) is None:
+                continue
+            window, block_number = piece
+            only = None if block_number == WHOLE else block_number
+            for block in crop_blocks(self.source, window, self.seen, self.on_bad, only):
+                count_images(self.run, "decode", len(block.sample_id))
+                yield block
 
     def crops(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         """Each plan's block as one row."""
@@ -62,11 +59,6 @@ class ReadStage:
         """Each plan's block as rows of finished views."""
         for block in self.blocks(batch):
             yield finish_block(self.source, block, None)
-
-
-@lru_cache(maxsize=8)
-def _windows_of(source: ViewSource, epoch: int) -> list[Window]:
-    return source.plan.windows(epoch)
 
 
 def row_of_block(block: CropBlock) -> Arrays:

@@ -1,8 +1,8 @@
 """The flow of `pipeline` as one Ray Data graph over all epochs: tasks that read, decode and crop, then the stylizer.
 
-Its source is the plan: one row a window, so reading is the first stage and nothing is listed or opened twice. Because all epochs are
-one execution, actors are started once. Between stages of a pool a plan's block travels as a single row, so that no re-batching can part
-style partners.
+Its source is the plan: one row a window, so reading is the first stage and nothing is listed or opened twice. It is planned as the stream
+goes on (`feeding`). Because all epochs are one execution, actors are started once. Between stages of a pool a plan's block travels as a
+single row, so that no re-batching can part style partners.
 
 This module imports torch only inside the stages that stylize: what Ray starts to schedule the stream imports it too, several processes
 that would each spend seconds and hundreds of megabytes on it.
@@ -10,7 +10,6 @@ that would each spend seconds and hundreds of megabytes on it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,25 +22,22 @@ import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
-from ray_sassl.data.plan import Window
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.reading import WHOLE, BadRowsReporter, ReadStage, block_of_row
+from ray_sassl.orchestrate.pretraining.feeding import CUT_AT, PlanDatasource, PlanFeeder
+from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, ReadStage, block_of_row
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
-from ray_sassl.orchestrate.runtime.private import ExecutionCallback, RangeDatasource
+from ray_sassl.orchestrate.runtime.private import ExecutionCallback
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.runtime.weights import receive_weights
-from ray_sassl.pipeline import StylizeBlock, ViewSource, finish_block, ids_of, windows, without
+from ray_sassl.pipeline import StylizeBlock, ViewSource, finish_block, without
 from ray_sassl.train.checkpoint_folder import BadCheckpointError, newest_seen
 from ray_sassl.types import Arrays
 
 if TYPE_CHECKING:
     from ray_sassl.config.schema import ExperimentConfig
 
-_MAX_TASKS = 20_000
-_CUT_AT = 0.8
-"""Ray ends a block when it holds more than this share of a plan's."""
 _STEP_PAUSE_S = 0.025
 _LOOK_EVERY_S = 1.0
 _RUN = "ray_sassl.runs.directory"
@@ -159,14 +155,14 @@ def make_stream(
     context = DataContext.get_current()
     context.execution_options = execution_options()
     context.set_config(_RUN, spec.run)
-    if LoopThrottle not in context.custom_execution_callback_classes:
-        context.custom_execution_callback_classes.append(LoopThrottle)
+    for callback in (PlanFeeder, LoopThrottle):
+        if callback not in context.custom_execution_callback_classes:
+            context.custom_execution_callback_classes.append(callback)
     # A block is cut when it is larger than this, so every block of views becomes one of Ray's, neither merged nor split.
-    context.target_max_block_size = max(1, int(_CUT_AT * block_bytes(spec.source)))
-    shares = _shares(spec, seen)
-    # As `ray.data.range`, which would take a whole CPU beside stages that take less, and never start where no node has one left.
-    plan = ray.data.read_datasource(RangeDatasource(len(shares), column_name="id"), num_cpus=spec.num_cpus, override_num_blocks=len(shares))
-    reading = read_stage(spec.source, shares, seen, BadRowsReporter(control), spec.run)
+    context.target_max_block_size = max(1, int(CUT_AT * block_bytes(spec.source)))
+    # Without `num_cpus` it would take a whole CPU beside stages that take less, and never start where no node has one left.
+    plan = ray.data.read_datasource(PlanDatasource(spec.source, spec.epochs, seen), num_cpus=spec.num_cpus, override_num_blocks=1)
+    reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run)
     match spec.layout:
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)
@@ -188,41 +184,6 @@ def make_stream(
                 **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
     raise AssertionError(spec.layout)
-
-
-def _shares(spec: StreamSpec, seen: SeenIds) -> list[np.ndarray]:
-    """What each task does, in order: (n, 3) int32 of a window's epoch and number, and of the block that is meant, or `WHOLE`.
-
-    Blocks of which a stopped run has left a small rest are tasks of their own: Ray would join two in one task, and then deal the rows of
-    both to one worker.
-    """
-    pieces = [
-        (window.epoch, window.number, block)
-        for window in windows(spec.source, spec.epochs, seen)
-        for block in _blocks_alone(spec.source, window, seen) or [WHOLE]
-    ]
-    together = max(1, math.ceil(len(pieces) / _MAX_TASKS))
-    shares: list[list[tuple[int, int, int]]] = []
-    for piece in pieces:
-        is_alone = piece[2] != WHOLE
-        if is_alone or not shares or len(shares[-1]) == together or shares[-1][-1][2] != WHOLE:
-            shares.append([])
-        shares[-1].append(piece)
-    return [np.array(share, np.int32) for share in shares] or [np.empty((0, 3), np.int32)]
-
-
-def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[int]:
-    """The numbers of the window's blocks that have rows left, where a block has so small a rest that Ray would join it with the next; else
-    nothing."""
-    if not seen.is_touched(window.epoch):
-        return []
-    small = _CUT_AT * source.data.block_rows
-    left = seen.unseen(window.epoch, ids_of(source.index, window))
-    if len(left) - left.sum() < source.data.block_rows - small:  # a few bad rows
-        return []
-    rests = {block.number: (seen.unseen(window.epoch, block.sample_id).sum(), len(block.sample_id)) for block in source.plan.blocks(window)}
-    is_small = any(0 < rest <= small and rest < rows for rest, rows in rests.values())
-    return [number for number, (rest, _) in rests.items() if rest] if is_small else []
 
 
 class StreamFactory:

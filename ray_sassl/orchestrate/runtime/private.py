@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         GetClusterStatusReply,
         ResourceRequest,
     )
-    from ray.data._internal.datasource.range_datasource import RangeDatasource
     from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
+    from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.context import get_train_context
     from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
@@ -35,12 +36,14 @@ __all__ = [
     "DEAD",
     "DRAINING",
     "AutoscalingState",
+    "BlockEntry",
     "ClusterResourceState",
     "ControllerCallback",
     "ExecutionCallback",
     "GangResourceRequest",
     "GetClusterStatusReply",
-    "RangeDatasource",
+    "InputDataBuffer",
+    "RefBundle",
     "ResizingState",
     "ResourceRequest",
     "TrainControllerState",
@@ -52,9 +55,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    # The source of the stream: `ray.data.range` takes a whole CPU beside stages that take less, and has no option for it.
-    "ray.data._internal.datasource.range_datasource": ("RangeDatasource",),
-    # To pause the scheduling loop, which spins while blocks wait for a slower consumer; the callback has no public form.
+    # To plan the stream while it runs: Ray wants all read tasks before it starts the first. They are added to the operator that hands them
+    # out.
+    "ray.data._internal.execution.interfaces": ("BlockEntry", "RefBundle"),
+    "ray.data._internal.execution.operators.input_data_buffer": ("InputDataBuffer",),
+    # To add them, and to pause the scheduling loop, which spins while blocks wait for a slower consumer; the callback has no public form.
     "ray.data._internal.execution.execution_callback": ("ExecutionCallback",),
     # To write a checkpoint before an elastic run's workers are started in another number; Ray calls back after it has ended them.
     "ray.train.v2._internal.execution.callback": ("ControllerCallback",),

@@ -13,8 +13,8 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
-from ray_sassl.orchestrate.pretraining.reading import WHOLE
-from ray_sassl.orchestrate.pretraining.stream import _shares, make_stream, stream_spec
+from ray_sassl.orchestrate.pretraining.feeding import WHOLE, pieces
+from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import build_stylize_block, view_source
@@ -78,8 +78,8 @@ def test_a_few_bad_rows_part_no_window(tmp_path: Path):
     prepare_run_dir(config, run_dir, resume=False)
     seen = SeenIds(NUM_ROWS)
     seen.add(np.zeros(3, np.int64), np.array([1, 2, 3]))
-    shares = _shares(stream_spec(config, view_source(config, run_dir)), seen)
-    assert np.concatenate(shares).tolist() == [[epoch, number, WHOLE] for epoch in range(2) for number in range(4)]
+    found = [(window.epoch, window.number, block) for window, block in pieces(view_source(config, run_dir), 2, seen)]
+    assert found == [(epoch, number, WHOLE) for epoch in range(2) for number in range(4)]
 
 
 def test_a_stream_of_half_a_cpu_runs_where_no_more_is_free(ray_cluster: None, tmp_path: Path):

@@ -1,0 +1,182 @@
+"""The plan as Ray Data's source, planned a little ahead of the stream.
+
+Ray Data wants every read task of a source before it starts the first. Here it is given the first one; a callback of its scheduling loop
+adds the others to the operator that hands them out, while a thread plans the next ones. So all epochs are one execution, with one set of
+actors, and neither their number nor the place where a run resumes matters for what happens before the first block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from ray_sassl.data.index import Index
+from ray_sassl.data.plan import Window
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.runtime.private import BlockEntry, ExecutionCallback, InputDataBuffer, RefBundle
+from ray_sassl.pipeline import ViewSource, ids_of, windows
+
+WHOLE = -1
+"""In the place of a block's number: all blocks of the window."""
+MAX_WAITING = 1024
+"""Tasks that are planned and not started, at most."""
+KEPT = 4096
+"""Tasks that stay known after they were started, so that Ray can repeat them where a node is lost with what they made. More have never made
+anything that is still waiting: that would be as many windows of images."""
+KEPT_STATS = 10_000
+CUT_AT = 0.8
+"""Ray ends a block when it holds more than this share of a plan's."""
+_AT_A_TIME = MAX_WAITING // 4
+
+Piece = tuple[Window, int]
+"""What one task does: a window, and the number of the block that is meant or `WHOLE`."""
+
+
+def pieces(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Piece]:
+    """What is left to do of all epochs, in order.
+
+    Blocks of which a stopped run has left a small rest are pieces of their own: Ray would join two in one task, and then deal the rows of
+    both to one worker.
+    """
+    for window in windows(source, epochs, seen):
+        for block in _blocks_alone(source, window, seen) or [WHOLE]:
+            yield window, block
+
+
+def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[int]:
+    """The numbers of the window's blocks that have rows left, where a block has so small a rest that Ray would join it with the next; else
+    nothing."""
+    if not seen.is_touched(window.epoch):
+        return []
+    small = CUT_AT * source.data.block_rows
+    left = seen.unseen(window.epoch, ids_of(source.index, window))
+    if len(left) - left.sum() < source.data.block_rows - small:  # a few bad rows
+        return []
+    rests = {block.number: (seen.unseen(window.epoch, block.sample_id).sum(), len(block.sample_id)) for block in source.plan.blocks(window)}
+    is_small = any(0 < rest <= small and rest < rows for rest, rows in rests.values())
+    return [number for number, (rest, _) in rests.items() if rest] if is_small else []
+
+
+def piece_of_row(batch: dict[str, np.ndarray], row: int, index: Index) -> Piece | None:
+    """The piece that a row of the source stands for; None where a run has nothing left to do."""
+    groups = np.asarray(batch["groups"][row], np.int64)
+    if not len(groups):
+        return None
+    window = Window(int(batch["epoch"][row]), int(batch["number"][row]), tuple(groups.tolist()), int(index.group_rows[groups].sum()))
+    return window, int(batch["block"][row])
+
+
+def _rows(epoch: int, number: int, block: int, groups: np.ndarray) -> Iterable[pa.Table]:
+    """The source's only row for a piece."""
+    columns = {"epoch": [epoch], "number": [number], "block": [block], "groups": pa.array([groups], pa.list_(pa.int64()))}
+    return [pa.table(columns)]
+
+
+def _read_task(piece: Piece) -> ReadTask:
+    window, block = piece
+    groups = np.array(window.groups, np.int64)
+    metadata = BlockMetadata(num_rows=1, size_bytes=groups.nbytes + 24, input_files=None, exec_stats=None)
+    return ReadTask(partial(_rows, window.epoch, window.number, block, groups), metadata)
+
+
+class PlanDatasource(Datasource):
+    """The plan, of which Ray is told the first task; `PlanFeeder` adds the others."""
+
+    def __init__(self, source: ViewSource, epochs: float, seen: SeenIds) -> None:
+        super().__init__()
+        self._source, self._epochs, self._seen = source, epochs, seen
+        self._first = _read_task(next(self._pieces(), (Window(0, 0, (), 0), WHOLE)))
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+        return [self._first]
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def further_tasks(self) -> Iterator[ReadTask]:
+        """All tasks but the first, in order."""
+        return map(_read_task, islice(self._pieces(), 1, None))
+
+    def _pieces(self) -> Iterator[Piece]:
+        return pieces(self._source, math.ceil(self._epochs), self._seen)
+
+
+class PlanFeeder(ExecutionCallback):
+    """Adds tasks to the sources of an execution as they are used up, and forgets what Ray would remember of each for ever."""
+
+    def __init__(self) -> None:
+        self._feeds: list[_Feed] = []
+
+    def before_execution_starts(self, executor: Any) -> None:
+        found = ((operator, state, _plan_of(operator)) for operator, state in executor._topology.items())
+        self._feeds = [_Feed(operator, state, plan) for operator, state, plan in found if plan is not None]
+
+    def on_execution_step(self, executor: Any) -> None:
+        for feed in self._feeds:
+            feed.fill()
+        for operator in executor._topology if self._feeds else ():
+            stats = getattr(operator, "_output_blocks_stats", [])
+            if len(stats) > 2 * KEPT_STATS:
+                del stats[:-KEPT_STATS]
+
+
+def _plan_of(operator: Any) -> PlanDatasource | None:
+    """The plan whose tasks the operator hands out, where it is such an operator."""
+    if not isinstance(operator, InputDataBuffer):
+        return None
+    sources = (getattr(logical, "datasource", None) for logical in operator._logical_operators)
+    return next((source for source in sources if isinstance(source, PlanDatasource)), None)
+
+
+class _Feed:
+    """One source of an execution: its operator, and the thread that plans."""
+
+    def __init__(self, operator: Any, state: Any, plan: PlanDatasource) -> None:
+        self._operator, self._state = operator, state
+        self._tasks = plan.further_tasks()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="plan")
+        self._planned = self._thread.submit(self._plan)
+        self._is_at_end = False
+        operator._is_execution_marked_finished = False  # Ray's does that when it is made, as all of its input is there
+        operator.has_execution_finished = self._is_finished
+
+    def fill(self) -> None:
+        """Hand over what was planned, where there is room; does not wait."""
+        operator = self._operator
+        waiting = len(self._state.output_queue) + len(operator._input_data) - operator._input_data_index
+        if self._is_at_end or waiting + _AT_A_TIME > MAX_WAITING or not self._planned.done():
+            return
+        bundles = self._planned.result()
+        for bundle in bundles:
+            operator.metrics.on_input_received(bundle)
+        operator._input_data += bundles
+        operator._estimated_num_output_bundles += len(bundles)
+        if (num_old := operator._input_data_index - KEPT) > 0:
+            del operator._input_data[:num_old]
+            operator._input_data_index -= num_old
+        self._is_at_end = len(bundles) < _AT_A_TIME
+        if self._is_at_end:
+            self._thread.shutdown(wait=False)
+        else:
+            self._planned = self._thread.submit(self._plan)
+
+    def _plan(self) -> list[Any]:
+        return [_bundle(task) for task in islice(self._tasks, _AT_A_TIME)]
+
+    def _is_finished(self) -> bool:
+        return self._is_at_end or self._operator._is_execution_marked_finished
+
+
+def _bundle(task: ReadTask) -> Any:
+    """The task as Ray's planner hands it to the operator that reads."""
+    return RefBundle((BlockEntry(cast(Any, ray.put(task)), task.metadata),), owns_blocks=False, schema=None)

@@ -62,7 +62,7 @@ def test_a_linear_head_becomes_the_librarys_classifier(make_run: MakeRun, tmp_pa
     assert encoder.head is not None
     assert torch.equal(encoder.head.weight, state["fc.weight"])
     assert result.head is not None
-    assert f"{result.head.train_top1:.2%} of its 60 train images right" in (tmp_path / "out" / "README.md").read_text()
+    assert f"{result.head.train_top1:.2%} of its 60 train images" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_onnx_runs_as_the_card_says(make_run: MakeRun, tmp_path: Path, monkeypatch):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-import tempfile
+import logging
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import read_json_lines
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.plugins import FrozenConfig
+from ray_sassl.secrets import redacted
+from ray_sassl.train.trackers import InBackground, MLflow, TensorBoard, WandB, close_all, import_tracker
+
+log = logging.getLogger(__name__)
 
 
 class TrackingConfig(FrozenConfig):
@@ -27,16 +31,6 @@ class TrackingConfig(FrozenConfig):
     images."""
 
 
-class Tracker(Protocol):
-    """One destination of metrics."""
-
-    def log(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class MetricsLog:
     """All of a run's trackers behind one call; used by rank 0 only.
 
@@ -46,131 +40,91 @@ class MetricsLog:
     def __init__(self, run_dir: str, config: TrackingConfig, run_config: dict[str, Any], resume_step: int = 0) -> None:
         self.last: dict[str, float] = {}
         name = storage.name_of(run_dir)
-        self._trackers: list[Tracker] = [_JsonLines(storage.join(run_dir, "metrics.jsonl"), resume_step)]
+        self._lines = _JsonLines(storage.join(run_dir, "metrics.jsonl"), resume_step)
+        self._others: list[InBackground] = []
         if config.tensorboard:
-            self._trackers.append(_TensorBoard(storage.join(run_dir, "tensorboard"), resume_step))
-        if config.wandb_project is not None:
-            self._trackers.append(_WandB(config.wandb_project, name, run_config))
-        if config.mlflow_experiment is not None:
-            self._trackers.append(_MLflow(config.mlflow_experiment, name, run_config))
+            folder = storage.join(run_dir, "tensorboard")
+            self._others.append(InBackground("TensorBoard", lambda: TensorBoard(folder, resume_step)))
+        if (project := config.wandb_project) is not None:
+            wandb = import_tracker("wandb", "Weights & Biases", "wandb_project")
+            self._others.append(InBackground("Weights & Biases", lambda: WandB(wandb, project, name, run_config)))
+        if (experiment := config.mlflow_experiment) is not None:
+            mlflow = import_tracker("mlflow", "MLflow", "mlflow_experiment")
+            self._others.append(InBackground("MLflow", lambda: MLflow(mlflow, experiment, name, run_config)))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record scalars by name at a step."""
         self.last |= metrics
-        for tracker in self._trackers:
+        self._lines.log(step, metrics)
+        for tracker in self._others:
             tracker.log(step, metrics)
 
     def flush(self) -> None:
-        """Write everything logged so far to the run directory."""
-        for tracker in self._trackers:
+        """Make what was logged so far visible in the run directory: the lines now, event files soon."""
+        self._lines.flush()
+        for tracker in self._others:
             tracker.flush()
 
     def close(self) -> None:
-        """Flush and close; nothing may be logged afterward."""
-        for tracker in self._trackers:
-            tracker.close()
+        """Flush and end; nothing may be logged afterward. Trackers that do not answer are waited for a few seconds."""
+        self._lines.close()
+        close_all(self._others)
 
 
 class _JsonLines:
-    """One JSON object per line: step and metrics. An object store cannot append, so there each flush writes the whole file."""
+    """One JSON object a line: step and metrics. On an object store, which cannot append, the whole file is put at each flush.
+
+    Lines that cannot be written, on a full disk or while a store is away, are kept and tried again with the next ones.
+    """
 
     def __init__(self, path: str, resume_step: int) -> None:
         self._path = path
-        old = storage.read_text(path).splitlines() if resume_step and storage.exists(path) else []
-        self._lines = [line for line in old if _step_of(line) <= resume_step]
-        storage.write_text(path, "".join(line + "\n" for line in self._lines))
-        local = storage.local_path(path)
-        self._file = local.open("a") if local else None
+        old = read_json_lines(path).objects if resume_step else []
+        lines = [json.dumps(line) for line in old if isinstance(line.get("step"), int | float) and line["step"] <= resume_step]
+        content = "".join(line + "\n" for line in lines)
+        storage.write_text(path, content)
+        self._local = storage.local_path(path)
+        self._lines = [] if self._local else lines  # those that the file lacks; on an object store all
+        self._end = len(content.encode())
+        self._is_complete, self._has_complained = True, False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        line = json.dumps({"step": step} | metrics)
-        if self._file:
-            self._file.write(line + "\n")
-            self._file.flush()
+        self._lines.append(json.dumps({"step": step} | metrics))
+        self._is_complete = False
+        if self._local:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._is_complete:
+            return
+        content = "".join(line + "\n" for line in self._lines)
+        try:
+            if self._local:
+                self._append(self._local, content.encode())
+            else:
+                storage.write_text(self._path, content)
+        except (OSError, storage.StorageError) as error:
+            self._complain(error)
         else:
-            self._lines.append(line)
-
-    def flush(self) -> None:
-        if not self._file:
-            storage.write_text(self._path, "".join(line + "\n" for line in self._lines))
+            self._is_complete = True
 
     def close(self) -> None:
         self.flush()
-        if self._file:
-            self._file.close()
+        if not self._is_complete and self._local:
+            log.warning("%s lacks the last %d lines", self._path, len(self._lines))
 
+    def _append(self, path: Path, content: bytes) -> None:
+        """Write after what is whole; a line that a full disk has torn before is written over."""
+        with path.open("r+b") as file:
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(content)
+        self._end += len(content)
+        self._lines.clear()
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinity for a line that a power cut has truncated."""
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return math.inf
-
-
-class _TensorBoard:
-    """Event files; for a run directory on an object store they are written to a temporary folder and copied there at each flush."""
-
-    def __init__(self, path: str, resume_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._path = path
-        self._temporary = None if storage.local_path(path) else tempfile.TemporaryDirectory()
-        self._folder = self._temporary.name if self._temporary else str(storage.local_path(path))
-        self._writer = SummaryWriter(self._folder, purge_step=resume_step or None, write_to_disk=True)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        self._writer.flush()
-        if self._temporary:
-            for file in Path(self._folder).iterdir():
-                storage.write_bytes(storage.join(self._path, file.name), file.read_bytes())
-
-    def close(self) -> None:
-        self.flush()
-        self._writer.close()
-        if self._temporary:
-            self._temporary.cleanup()
-
-
-class _WandB:
-    def __init__(self, project: str, name: str, run_config: dict[str, Any]) -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UsageError("tracking.wandb_project needs Weights & Biases: pip install 'ray-sassl[wandb]'") from error
-        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=run_config)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._run.log(metrics, step=step)
-
-    def flush(self) -> None:
-        """Weights & Biases uploads by itself."""
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _MLflow:
-    def __init__(self, experiment: str, name: str, run_config: dict[str, Any]) -> None:
-        try:
-            import mlflow  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UsageError("tracking.mlflow_experiment needs MLflow: pip install 'ray-sassl[mlflow]'") from error
-        self._mlflow = mlflow
-        mlflow.set_experiment(experiment)
-        found = mlflow.search_runs(filter_string=f"attributes.run_name = '{name}'", output_format="list", max_results=1)
-        mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=name)
-        mlflow.log_dict(run_config, "config.json")
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._mlflow.log_metrics(metrics, step=step)
-
-    def flush(self) -> None:
-        """MLflow writes immediately."""
-
-    def close(self) -> None:
-        self._mlflow.end_run()
+    def _complain(self, error: Exception) -> None:
+        if not self._has_complained:
+            self._has_complained = True
+            log.warning(
+                "%s cannot be written now (%s). The run goes on, and tries again with the next lines.", self._path, redacted(str(error))
+            )

@@ -132,7 +132,7 @@ class TensorBoard:
         self._file = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
         file = self._open()
@@ -161,7 +161,7 @@ class TensorBoard:
     def _open(self) -> Any:
         """The file that is written to. TensorBoard hides what earlier files have from the step on that a run goes on from."""
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)

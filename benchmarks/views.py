@@ -1,9 +1,11 @@
 """What two views cost: images per CPU-second of decoding and two SimCLR views, against lightly's `SimCLRTransform`.
 
+Cases: CIFAR-10 at 32 px; at 224 px ImageNet's sample (256 px, 30 KB), whole photographs (about 110 KB), and 12 megapixels.
+
 Both sides run in the same torch DataLoader with forked workers of one thread each, read the same encoded images from memory, draw from
 the same recipe (bilinear, which lightly fixes) and end as normalized float32 batches in the parent: lightly's transform normalizes in the
 workers, our workers hand over uint8 and the parent normalizes, and both are counted. Repetitions are interleaved and the median is
-taken; CPU-seconds are those of the process and its joined workers. Goals: 3 times lightly's rate at 32 px, twice at 224 px.
+taken; CPU-seconds are those of the process and its joined workers. Goals: 3 times lightly's rate at 32 px, 4 times at 224 px.
 
     python -m benchmarks.views [--data ../shared/data] [--out benchmarks/results/views.json]
 """
@@ -19,8 +21,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -32,26 +35,29 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measuring import Goal, write_results
-from ray_sassl.data.decode import decode
+from ray_sassl.data import Rows
+from ray_sassl.data.decode import open_image
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.normalize import normalize
+from ray_sassl.pipeline import crop_rows
 from ray_sassl.views import opencv, ops
-from ray_sassl.views.crop import crop
+from ray_sassl.views.crop import Resizing, crop
 from ray_sassl.views.draw import draw
 from ray_sassl.views.recipes import ViewsConfig, simclr
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 MAX_PIXELS = 1 << 26
-STAGE_IMAGES = {32: 512, 224: 64}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size of view: its images, how many at a time, and the goal (times lightly's images per CPU-second)."""
+    """Which images become views of which size, how many at a time, and the goal (times lightly's images per CPU-second)."""
 
+    name: str
     size_px: int
-    shards: str
+    load: Callable[[Path, int], list[bytes]]
     num_images: int
+    stage_images: int
     batch_size: int
     goal: float
 
@@ -62,12 +68,6 @@ class Cost:
 
     per_cpu_s: float
     per_wall_s: float
-
-
-CASES = (
-    Case(32, "cifar10/train-*.parquet", 8192, 256, 3.0),
-    Case(224, "imagenet-sample/parquet/train-*.parquet", 768, 64, 2.0),
-)
 
 
 class LightlyImages(Dataset):
@@ -94,14 +94,13 @@ class SasslBatches(Dataset):
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
         sample_id = np.arange(index * self._batch_size, min((index + 1) * self._batch_size, len(self._encoded)))
-        images = [decode(self._encoded[i], MAX_PIXELS) for i in sample_id.tolist()]
-        sizes = np.array([image.size for image in images])
-        views = []
-        for number, (view, size_px) in enumerate(zip(self._config.views, self._config.sizes_px, strict=True)):
-            params = draw(view, sizes, DrawKey(0, 0, sample_id, number))
-            crops = crop(images, params, size_px, view.interpolation)
-            views.append(torch.from_numpy(opencv.color(crops, params, out=crops)))
-        return views
+        encoded = [self._encoded[number] for number in sample_id.tolist()]
+        rows = Rows(sample_id, list(encoded), np.zeros_like(sample_id), [""] * len(encoded), [""] * len(encoded), sample_id)
+        sized = list(zip(self._config.views, self._config.sizes_px, strict=True))
+        views, _ = crop_rows(rows, sized, 0, 0, MAX_PIXELS, list, self._config.chosen_resizing)
+        sizes = np.ones((len(sample_id), 2), np.int64)  # the colors do not depend on them
+        params = [draw(view, sizes, DrawKey(0, 0, sample_id, number)) for number, view in enumerate(self._config.views)]
+        return [torch.from_numpy(opencv.color(crops, drawn, out=crops)) for crops, drawn in zip(views, params, strict=True)]
 
 
 def main(
@@ -116,13 +115,17 @@ def main(
     console = Console()
     results = []
     for case in CASES:
-        encoded = load(data, case)
+        encoded = case.load(data, case.num_images)
         paths = compare(encoded, case, repetitions, num_workers)
         ratio = paths["ray-sassl"].per_cpu_s / paths["lightly"].per_cpu_s
-        stages = stage_rates(encoded[: STAGE_IMAGES[case.size_px]], case.size_px, repetitions)
+        stages = stage_rates(encoded[: case.stage_images], case.size_px, repetitions)
         results.append(
             {
-                **asdict(case),
+                "name": case.name,
+                "size_px": case.size_px,
+                "mean_bytes": sum(map(len, encoded)) // len(encoded),
+                "num_images": case.num_images,
+                "goal": case.goal,
                 "paths": {name: asdict(cost) for name, cost in paths.items()},
                 "ratio_cpu": ratio,
                 "ratio_wall": paths["ray-sassl"].per_wall_s / paths["lightly"].per_wall_s,
@@ -132,21 +135,48 @@ def main(
         console.print(path_table(case, paths, ratio))
         console.print(stage_table(case, stages))
     goals = [
-        Goal(f"decode and two views over lightly's, images/CPU-s, {r['size_px']} px", r["ratio_cpu"], "at least", r["goal"])
-        for r in results
+        Goal(f"decode and two views over lightly's, images/CPU-s, {r['name']}", r["ratio_cpu"], "at least", r["goal"]) for r in results
     ]
     details = {"lightly": version("lightly"), "repetitions": repetitions, "num_workers": num_workers, "cases": results}
     console.print(f"written to {write_results('views', goals, details, out)}")
 
 
-def load(data: Path, case: Case) -> list[bytes]:
-    """The encoded images of the case, from as many shards as it takes."""
-    encoded: list[bytes] = []
-    for path in sorted(data.glob(case.shards)):
-        encoded += pq.read_table(path, columns=["image"])["image"].to_pylist()
-        if len(encoded) >= case.num_images:
-            return encoded[: case.num_images]
-    raise typer.BadParameter(f"{data} has {len(encoded)} images in {case.shards}, and {case.num_images} are needed", param_hint="--data")
+def shards(pattern: str) -> Callable[[Path, int], list[bytes]]:
+    """Reads images from as many Parquet shards as it takes."""
+
+    def load(data: Path, num_images: int) -> list[bytes]:
+        encoded: list[bytes] = []
+        for path in sorted(data.glob(pattern)):
+            encoded += pq.read_table(path, columns=["image"])["image"].to_pylist()
+            if len(encoded) >= num_images:
+                return encoded[:num_images]
+        raise typer.BadParameter(f"{data} has {len(encoded)} images in {pattern}, and {num_images} are needed", param_hint="--data")
+
+    return load
+
+
+def photographs(data: Path, num_images: int) -> list[bytes]:
+    """The sample's original files of ordinary size (0.1 to 0.2 megabytes; 110 KB is ImageNet's mean), over and over."""
+    files = [path.read_bytes() for path in sorted((data / "imagenet-sample/originals").glob("*.JPEG"))]
+    ordinary = [file for file in files if 60_000 <= len(file) <= 250_000]
+    return [ordinary[number % len(ordinary)] for number in range(num_images)]
+
+
+def twelve_megapixels(data: Path, num_images: int) -> list[bytes]:
+    """A photograph of 4,000 x 3,000 pixels, put together from the sample's largest one and its mirror images, over and over."""
+    image = np.asarray(Image.open(data / "imagenet-sample/originals/n02091032_Italian_greyhound.JPEG").convert("RGB"))
+    row = np.concatenate([image, image[:, ::-1]], axis=1)
+    whole = np.concatenate([row, row[::-1]])[:3000, :4000]
+    _, encoded = cv2.imencode(".jpg", whole[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return [encoded.tobytes()] * num_images
+
+
+CASES = (
+    Case("32 px", 32, shards("cifar10/train-*.parquet"), 8192, 512, 256, 3.0),
+    Case("224 px", 224, shards("imagenet-sample/parquet/train-*.parquet"), 768, 64, 64, 4.0),
+    Case("224 px of photographs", 224, photographs, 384, 36, 48, 4.0),
+    Case("224 px of 12 megapixels", 224, twelve_megapixels, 24, 4, 6, 4.0),
+)
 
 
 def compare(encoded: list[bytes], case: Case, repetitions: int, num_workers: int) -> dict[str, Cost]:
@@ -160,10 +190,10 @@ def compare(encoded: list[bytes], case: Case, repetitions: int, num_workers: int
         gaussian_blur=0.0 if is_small else 0.5,
         normalize={"mean": MEAN, "std": STD},
     )
-    loaders = {
-        "lightly": DataLoader(LightlyImages(encoded, transform), case.batch_size, num_workers=num_workers),
-        "ray-sassl": DataLoader(SasslBatches(encoded, case.batch_size, bilinear), None, num_workers=num_workers, worker_init_fn=pin),
-        "ray-sassl, bicubic": DataLoader(SasslBatches(encoded, case.batch_size, recipe), None, num_workers=num_workers, worker_init_fn=pin),
+    ours = {"ray-sassl": bilinear, "ray-sassl, bicubic": recipe, "ray-sassl, pillow": bilinear.model_copy(update={"resizing": "pillow"})}
+    loaders = {"lightly": DataLoader(LightlyImages(encoded, transform), case.batch_size, num_workers=num_workers)} | {
+        name: DataLoader(SasslBatches(encoded, case.batch_size, config), None, num_workers=num_workers, worker_init_fn=pin)
+        for name, config in ours.items()
     }
     costs: dict[str, list[Cost]] = {name: [] for name in loaders}
     for _ in range(repetitions):
@@ -198,16 +228,24 @@ def stage_rates(encoded: list[bytes], size_px: int, repetitions: int) -> dict[st
     """Images per CPU-second of each stage by itself, in one process; draw, crop and color are for one view."""
     config = with_bilinear(simclr(size_px))
     view, ids = config.left, np.arange(len(encoded))
-    images = [decode(data, MAX_PIXELS) for data in encoded]
-    sizes = np.array([image.size for image in images])
+    images = [open_image(data, MAX_PIXELS).pixels()[0] for data in encoded]
+    sizes = np.array([image.shape[1::-1] for image in images])
     params = draw(view, sizes, DrawKey(0, 0, ids))
     crops = crop(images, params, size_px, "bilinear")
     floats = torch.from_numpy(crops).permute(0, 3, 1, 2).float().div_(255)
+
+    def pillow(data: bytes) -> Image.Image:
+        return Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB")
+
+    def crops_by(interpolation: Literal["bilinear", "bicubic"], resizing: Resizing) -> Callable[[], object]:
+        return lambda: crop(images, params, size_px, interpolation, resizing)
+
     stages: dict[str, Callable[[], object]] = {
-        "decode": lambda: [decode(data, MAX_PIXELS) for data in encoded],
+        "decode": lambda: [open_image(data, MAX_PIXELS).pixels() for data in encoded],
+        "decode, pillow": lambda: [pillow(data) for data in encoded],
         "draw": lambda: draw(view, sizes, DrawKey(0, 0, ids)),
-        "crop, bilinear": lambda: crop(images, params, size_px, "bilinear"),
-        "crop, bicubic": lambda: crop(images, params, size_px, "bicubic"),
+        **{f"crop, {how}": crops_by(how, "fast") for how in ("bilinear", "bicubic")},
+        **{f"crop, {how}, pillow": crops_by(how, "pillow") for how in ("bilinear", "bicubic")},
         "color, opencv": lambda: opencv.color(crops, params),
         "color, torch": lambda: ops.color(floats, params),
     }
@@ -240,7 +278,7 @@ def path_table(case: Case, paths: dict[str, Cost], ratio: float) -> Table:
         "path",
         "images/CPU-s",
         "images/s",
-        title=f"decode + two views, {case.size_px} px: {ratio:.2f}x lightly, goal {case.goal:g}x {verdict}",
+        title=f"decode + two views, {case.name}: {ratio:.2f}x lightly, goal {case.goal:g}x {verdict}",
     )
     for name, cost in paths.items():
         table.add_row(name, f"{cost.per_cpu_s:,.0f}", f"{cost.per_wall_s:,.0f}")
@@ -248,7 +286,7 @@ def path_table(case: Case, paths: dict[str, Cost], ratio: float) -> Table:
 
 
 def stage_table(case: Case, stages: dict[str, float]) -> Table:
-    table = Table("stage, one view", "images/CPU-s", "us/image", title=f"stages, {case.size_px} px")
+    table = Table("stage, one view", "images/CPU-s", "us/image", title=f"stages, {case.name}")
     for name, rate in stages.items():
         table.add_row(name, f"{rate:,.0f}", f"{1e6 / rate:,.1f}")
     return table

@@ -8,7 +8,7 @@ finished: the partners of in-batch style transfer are rows of the same block, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ray_sassl.data import DataConfig, Rows
-from ray_sassl.data.decode import decode_rows
+from ray_sassl.data.decode import DecodeError, OpenImage, decode_rows, open_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Block, Plan, Window, runs
 from ray_sassl.data.quarantine import BadRow
@@ -26,9 +26,9 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.keyed import DrawKey
 from ray_sassl.types import Arrays, view_name
 from ray_sassl.views import opencv
-from ray_sassl.views.crop import crop
+from ray_sassl.views.crop import Crops, Resizing
 from ray_sassl.views.draw import ViewParams, draw
-from ray_sassl.views.recipes import ViewsConfig
+from ray_sassl.views.recipes import ViewConfig, ViewsConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,14 +117,56 @@ def crop_blocks(source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad
 
 
 def _crop_block(source: ViewSource, block: Block, rows: Rows, seen: SeenIds, on_bad: OnBad) -> CropBlock:
-    images, good = decode_images(rows, source.data.max_pixels, on_bad)
+    sized = list(zip(source.views.views, source.views.sizes_px, strict=True))
+    views, good = crop_rows(rows, sized, source.seed, block.epoch, source.data.max_pixels, on_bad, source.views.chosen_resizing)
     sample_id = block.sample_id[good]
-    sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
-    views = []
-    for number, (view, size_px) in enumerate(zip(source.views.views, source.views.sizes_px, strict=True)):
-        params = draw(view, sizes, DrawKey(source.seed, block.epoch, sample_id, number))
-        views.append(crop(images, params, size_px, view.interpolation))
     return CropBlock(views, sample_id, block.epoch, seen.unseen(block.epoch, sample_id))
+
+
+def crop_rows(
+    rows: Rows,
+    views: Sequence[tuple[ViewConfig, int]],
+    seed: int,
+    epoch: int,
+    max_pixels: int,
+    on_bad: OnBad,
+    resizing: Resizing = "fast",
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The crops of each view, (n, H, W, 3) uint8, of the rows that can be decoded, and a (B,) bool mask of these rows.
+
+    One decoded image is held at a time.
+
+    Args:
+        views: How each view is made, and its side in pixels.
+        on_bad: Called with the other rows, if there are any.
+    """
+    images = open_rows(rows, max_pixels)
+    sizes = np.array([(1, 1) if isinstance(image, BadRow) else image.size for image in images], np.int64).reshape(-1, 2)
+    crops = [
+        Crops(draw(view, sizes, DrawKey(seed, epoch, rows.sample_id, number)), size_px, view.interpolation, resizing)
+        for number, (view, size_px) in enumerate(views)
+    ]
+    shrinks = np.min([view.shrink for view in crops], axis=0).tolist()
+    bad: list[BadRow] = []
+    good = np.ones(len(images), bool)
+    for row, (image, most_shrink) in enumerate(zip(images, shrinks, strict=True)):
+        pixels = image if isinstance(image, BadRow) else _pixels(rows, row, image, most_shrink)
+        if isinstance(pixels, BadRow):
+            bad.append(pixels)
+            good[row] = False
+        else:
+            for view in crops:
+                view.cut(row, *pixels)
+    if bad:
+        on_bad(bad)
+    return [view.views if good.all() else view.views[good] for view in crops], good
+
+
+def _pixels(rows: Rows, row: int, image: OpenImage, most_shrink: int) -> tuple[np.ndarray, int] | BadRow:
+    try:
+        return image.pixels(most_shrink)
+    except DecodeError as error:
+        return rows.bad_row(row, str(error))
 
 
 def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Image.Image], np.ndarray]:

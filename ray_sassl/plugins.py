@@ -72,6 +72,8 @@ OPERATIONAL = Role(shapes_weights=False, resume_may_change=True)
 """Where and how a run is carried out or watched, not what it computes."""
 EXTENDABLE = Role(resume_may_change=True)
 """Shapes the weights, and a resumed run may change it, as when it trains for longer."""
+ROUNDING = Role(shapes_weights=False)
+"""Moves numbers by their last digit: runs with another value are seeds of one recipe too, and a run keeps it, so that a resume is exact."""
 SEED = Role(shapes_weights=False)
 """Seeds of one recipe differ in it; a run keeps it."""
 

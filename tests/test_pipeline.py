@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,17 +17,30 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sassl.data import DataConfig
+from ray_sassl.data import DataConfig, Rows
+from ray_sassl.data.decode import OpenImage
 from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.images import evaluation_view, labeled_images
-from ray_sassl.pipeline import StylizeBlock, ViewSource, crop_blocks, finish_block, local_batches, rebatch, windows, without
+from ray_sassl.pipeline import (
+    OnBad,
+    StylizeBlock,
+    ViewSource,
+    crop_blocks,
+    crop_rows,
+    finish_block,
+    local_batches,
+    rebatch,
+    windows,
+    without,
+)
 from ray_sassl.style.augment import SasslConfig, StyleAugmentation
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.types import Arrays, view_names
+from ray_sassl.views.crop import Resizing
 from ray_sassl.views.recipes import simclr
 
 CPU = torch.device("cpu")
@@ -301,6 +315,70 @@ def test_bad_rows_are_told_with_their_place_and_reason(source):
     first = next(row for row in told if row.sample_id == 31)
     assert (Path(first.path).name, first.row) == ("1.parquet", 11)
     assert first.reason
+
+
+def _photo(width: int, height: int, **options: Any) -> bytes:
+    """A JPEG of soft spots."""
+    spots = np.random.default_rng(width).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(spots).resize((width, height), Image.Resampling.BICUBIC).save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def _rows(encoded: list[bytes]) -> Rows:
+    number = np.arange(len(encoded))
+    return Rows(number, list(encoded), np.full(len(encoded), -1), [f"f#{n}" for n in number], ["f"] * len(encoded), number)
+
+
+def _crop_rows(encoded: list[bytes], size_px: int, resizing: Resizing, on_bad: OnBad = _ignore) -> tuple[list[np.ndarray], np.ndarray]:
+    views = simclr(size_px)
+    return crop_rows(_rows(encoded), list(zip(views.views, views.sizes_px, strict=True)), 0, 0, 10**7, on_bad, resizing)
+
+
+def test_an_image_whose_pixels_are_cut_off_is_told_and_its_neighbors_are_the_same():
+    photos = [_photo(90, 70 + number) for number in range(4)]
+    whole, good = _crop_rows(photos, 32, "fast")
+    assert good.all()
+    told: list[BadRow] = []
+    rest, good = _crop_rows([photos[0], photos[1][: len(photos[1]) * 2 // 3], b"no image", photos[3]], 32, "fast", told.extend)
+    assert good.tolist() == [True, False, False, True]
+    assert [row.sample_id for row in told] == [1, 2]
+    assert "truncated" in told[0].reason
+    for some, all_ in zip(rest, whole, strict=True):
+        np.testing.assert_array_equal(some, all_[good])
+
+
+def test_large_photographs_are_decoded_smaller_and_look_the_same(monkeypatch):
+    shapes = []
+    pixels = OpenImage.pixels
+
+    def watched(image: OpenImage, shrink: int = 1) -> tuple[np.ndarray, int]:
+        found = pixels(image, shrink)
+        shapes.append((*found[0].shape[:2], found[1]))
+        return found
+
+    monkeypatch.setattr(OpenImage, "pixels", watched)
+    photos = [_photo(1000, 750, quality=95), _photo(90, 70), _photo(1000, 750, quality=95, progressive=True)]
+    fast, _ = _crop_rows(photos, 32, "fast")
+    exact, _ = _crop_rows(photos, 32, "pillow")
+    assert shapes[1] == (70, 90, 1)
+    assert min(shapes[0][2], shapes[2][2]) >= 2
+    assert all(shape[:2] == (-(-750 // shape[2]), -(-1000 // shape[2])) for shape in (shapes[0], shapes[2]))
+    assert shapes[3:] == [(750, 1000, 1), (70, 90, 1), (750, 1000, 1)]
+    for view, reference in zip(fast, exact, strict=True):
+        apart = np.abs(view.astype(int) - reference)
+        assert apart.mean() < 1
+        assert np.quantile(apart, 0.999) <= 6
+
+
+def test_only_one_decoded_image_is_held_at_a_time():
+    photos = [_photo(1200, 900)] * 12
+    _crop_rows(photos[:1], 16, "pillow")
+    tracemalloc.start()
+    _crop_rows(photos, 16, "pillow")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 1200 * 900 * 3
 
 
 def test_an_error_of_whoever_is_told_of_bad_rows_ends_the_stream(source):

@@ -2,21 +2,27 @@
 
 Everything becomes 8-bit RGB: grayscale and palettes are expanded, CMYK is converted, 16 bits are scaled to 8, what is transparent shows
 white below it, an animation is its first frame, and EXIF orientation is not applied. `to_rgb` is the one place for this, for files and for
-PIL images that callers hand in. The format's own class is used instead of `PIL.Image.open`, which tries formats in turn and has a
-limit on pixels of its own in global state.
+PIL images that callers hand in. Ordinary JPEGs go straight into arrays (`jpeg.py`), with the same pixels. For all else the format's own
+class is used instead of `PIL.Image.open`, which tries formats in turn and has a limit on pixels of its own in global state.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ray_sassl.data import Rows
+from ray_sassl.data.jpeg import jpeg_pixels, jpeg_size
 from ray_sassl.data.quarantine import BadRow
+
+T = TypeVar("T")
 
 _JPEG, _PNG, _RIFF, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
 _OPENERS = {"JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile, "WEBP": WebPImagePlugin.WebPImageFile}
@@ -43,6 +49,63 @@ class DecodeError(ValueError):
     """The bytes are not an image that is taken; the message is the reason."""
 
 
+@dataclass(frozen=True)
+class OpenImage:
+    """An image whose header has been read and whose pixels have not been decoded.
+
+    Attributes:
+        encoded: The whole file.
+        size: Width and height in pixels.
+        is_plain: It is a JPEG that need not go through Pillow, as far as its header tells.
+    """
+
+    encoded: bytes
+    size: tuple[int, int]
+    is_plain: bool
+
+    def pixels(self, shrink: int = 1) -> tuple[np.ndarray, int]:
+        """The image (H, W, 3) uint8 RGB, and by how much it was scaled down while it was decoded.
+
+        Args:
+            shrink: 1, 2, 4 or 8: the most by which it may be scaled down; it then has `ceil(size / shrink)` pixels.
+
+        Raises:
+            DecodeError: it is cut off or damaged.
+        """
+        if self.is_plain and (pixels := jpeg_pixels(self.encoded, self.size, shrink)) is not None:
+            return pixels, shrink
+        return np.asarray(self._in_pillow()), 1
+
+    def image(self) -> Image.Image:
+        """The image in mode RGB.
+
+        Raises:
+            DecodeError: it is cut off or damaged.
+        """
+        if self.is_plain and (pixels := jpeg_pixels(self.encoded, self.size)) is not None:
+            return Image.fromarray(pixels)
+        return self._in_pillow()
+
+    def _in_pillow(self) -> Image.Image:
+        return to_rgb(_opened(self.encoded, self.size[0] * self.size[1]))
+
+
+def open_image(encoded: bytes, max_pixels: int) -> OpenImage:
+    """The image, of which only the header is read.
+
+    Args:
+        encoded: A whole JPEG, PNG or WebP file.
+        max_pixels: Width times height beyond which the image is refused.
+
+    Raises:
+        DecodeError: it is of another format, or too large, or its header is damaged.
+    """
+    plain = jpeg_size(encoded) if image_format(encoded) == "JPEG" else None
+    if plain is not None:
+        _check_pixels(*plain, max_pixels)
+    return OpenImage(encoded, plain or _opened(encoded, max_pixels).size, is_plain=plain is not None)
+
+
 def decode(encoded: bytes, max_pixels: int) -> Image.Image:
     """The image in mode RGB.
 
@@ -53,21 +116,31 @@ def decode(encoded: bytes, max_pixels: int) -> Image.Image:
     Raises:
         DecodeError: it is of another format, too large, cut off or damaged.
     """
-    return to_rgb(_opened(encoded, max_pixels))
+    return open_image(encoded, max_pixels).image()
+
+
+def open_rows(rows: Rows, max_pixels: int) -> list[OpenImage | BadRow]:
+    """Each row's image, of which only the header is read, or what is wrong with it."""
+    return _each(rows, lambda encoded: open_image(encoded, max_pixels))
 
 
 def decode_rows(rows: Rows, max_pixels: int) -> list[Image.Image | BadRow]:
     """Each row's image in mode RGB, or what is wrong with it."""
-    images: list[Image.Image | BadRow] = []
+    return _each(rows, lambda encoded: decode(encoded, max_pixels))
+
+
+def _each(rows: Rows, read: Callable[[bytes], T]) -> list[T | BadRow]:
+    """What is read of each row, or what is wrong with it."""
+    found: list[T | BadRow] = []
     for place, encoded in enumerate(rows.encoded):
         if isinstance(encoded, BadRow):
-            images.append(encoded)
+            found.append(encoded)
             continue
         try:
-            images.append(decode(encoded, max_pixels))
+            found.append(read(encoded))
         except DecodeError as error:
-            images.append(rows.bad_row(place, str(error)))
-    return images
+            found.append(rows.bad_row(place, str(error)))
+    return found
 
 
 def image_size(encoded: bytes) -> tuple[str, int, int]:

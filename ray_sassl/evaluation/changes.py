@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from ray_sassl.evaluation import ImageChange, LabeledFeatures, Subject
@@ -50,7 +49,7 @@ class Augmented(ImageChange):
         size_px = images.shape[1]
         config = simclr(size_px).left
         params = draw(config, np.full((len(images), 2), size_px), DrawKey(self.seed, 0, sample_id, self.number))
-        return opencv.color(crop([Image.fromarray(image) for image in images], params, size_px, config.interpolation), params)
+        return opencv.color(crop(images, params, size_px, config.interpolation), params)
 
 
 @dataclass(frozen=True, eq=False)

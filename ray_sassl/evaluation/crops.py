@@ -15,10 +15,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Plan
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
-from ray_sassl.keyed import DrawKey
-from ray_sassl.pipeline import OnBad, decode_images
-from ray_sassl.views.crop import crop
-from ray_sassl.views.draw import draw
+from ray_sassl.pipeline import OnBad, crop_rows
 from ray_sassl.views.recipes import ViewConfig
 
 _CROPS_AT_ONCE, _PORTION_CROPS = 64, 1024
@@ -95,10 +92,9 @@ class TrainingCrops:
     def _piece(self, numbered: tuple[int, Rows]) -> tuple[tuple[np.ndarray, np.ndarray], list[BadRow]]:
         epoch, rows = numbered
         bad: list[BadRow] = []
-        images, good = decode_images(rows, self._index.config.max_pixels, bad.extend)
-        sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
-        params = draw(_TRAINING_CROP, sizes, DrawKey(self._seed, epoch, rows.sample_id[good]))
-        return (crop(images, params, self._size_px, _TRAINING_CROP.interpolation), rows.label[good]), bad
+        view = [(_TRAINING_CROP, self._size_px)]
+        (crops,), good = crop_rows(rows, view, self._seed, epoch, self._index.config.max_pixels, bad.extend)
+        return (crops, rows.label[good]), bad
 
 
 def training_crops(

@@ -58,6 +58,23 @@ def find_checkpoint(path: str) -> Checkpoint:
     return checkpoint
 
 
+def settled(config: ExperimentConfig, run_dir: str, *, resume: bool) -> ExperimentConfig:
+    """The config with `views.resizing=auto` decided, so that a run crops as it began: `fast` for a new run, its own for one to resume."""
+    path = storage.join(run_dir, CONFIG)
+    if config.views.resizing != "auto" or (resume and not storage.exists(path)):
+        return config
+    return _with_resizing(config, _begun_with(from_yaml(storage.read_text(path), source=path)).views.resizing if resume else "fast")
+
+
+def _begun_with(config: ExperimentConfig) -> ExperimentConfig:
+    """The config of a run that has begun; where it leaves open who crops, it was Pillow, before there was a choice."""
+    return _with_resizing(config, "pillow") if config.views.resizing == "auto" else config
+
+
+def _with_resizing(config: ExperimentConfig, resizing: str) -> ExperimentConfig:
+    return config.model_copy(update={"views": config.views.model_copy(update={"resizing": resizing})})
+
+
 def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> Index:
     """Make the run directory, or see that the one to resume holds this very run; returns the data's index, which is cached there.
 
@@ -79,7 +96,7 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
     storage.makedirs(run_dir)
     index_path = storage.join(run_dir, INDEX)
     if there and resume:
-        _check_same_run(config, from_yaml(storage.read_text(config_path), source=config_path))
+        _check_same_run(_begun_with(config), _begun_with(from_yaml(storage.read_text(config_path), source=config_path)))
         index = Index.load(index_path)
         if changed := index.changed_files():
             named = "\n".join(f"  {path}" for path in changed[:20])
@@ -123,7 +140,19 @@ def _check_same_run(new: ExperimentConfig, old: ExperimentConfig) -> None:
 
 def environment() -> dict[str, object]:
     """What the run ran on and with, for the record."""
-    packages = ("ray-sassl", "ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", "opencv-python-headless", "pydantic")
+    packages = (
+        "ray-sassl",
+        "ray",
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "pyarrow",
+        "pillow",
+        "simplejpeg",
+        "opencv-python-headless",
+        "pydantic",
+    )
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     versions = {name: metadata.version(name) for name in packages}
     return {

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from ray_sassl.keyed import MAX_VIEWS
-from ray_sassl.plugins import FrozenConfig, UsageError, did_you_mean
+from ray_sassl.plugins import ROUNDING, FrozenConfig, UsageError, did_you_mean
 
 SMALL_FORM_MAX_PX = 64
 """Images up to this size get the small form of a recipe."""
@@ -92,6 +92,10 @@ class ViewsConfig(FrozenConfig):
     """Side of the local crops, in pixels."""
     small: ViewConfig = ViewConfig(crop_scale=(0.05, 0.14))
     """How each local crop is made; by default SimCLR's view with the crop sizes of SwAV."""
+    resizing: Annotated[Literal["auto", "fast", "pillow"], ROUNDING] = "auto"
+    """What cuts out the crops. `fast`: vector instructions, within a gray level of Pillow but for rare pixels; large JPEGs are decoded at
+    1/2, 1/4 or 1/8 of their size where each crop keeps twice the view's pixels. `pillow`: to the bit as torchvision does on Pillow images.
+    `auto`: `fast` for a new run, and for a resumed one what it was begun with."""
     backend: Literal["auto", "opencv", "torch"] = "auto"
     """What changes the colors: `opencv` image by image on CPUs without torch, `torch` in batches on any device, `auto` the faster one."""
 
@@ -132,6 +136,11 @@ class ViewsConfig(FrozenConfig):
     def names(self) -> tuple[str, ...]:
         """The display name of each view by number."""
         return "left", "right", *(f"small {number}" for number in range(1, self.num_small + 1))
+
+    @property
+    def chosen_resizing(self) -> Literal["fast", "pillow"]:
+        """What cuts out the crops of a new run."""
+        return "pillow" if self.resizing == "pillow" else "fast"
 
     def backend_on(self, device_type: str) -> Literal["opencv", "torch"]:
         """The backend for `cpu` or `cuda`: the configured one, or for `auto` the faster one there."""

@@ -7,13 +7,14 @@ from pydantic import BaseModel
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.roles import changeable_paths, differing_paths, fixed_part, role_of, shaping_part
 from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, SEED, Role
+from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, ROUNDING, SEED, Role
 
 OTHERS = {
     "name": OPERATIONAL,
     "seed": SEED,
     "data.max_bad_fraction": OPERATIONAL,
     "data.cache_gb": OPERATIONAL,
+    "views.resizing": ROUNDING,
     "train.epochs": EXTENDABLE,
     "train.accumulate": EXTENDABLE,
     "train.compile": OPERATIONAL,

@@ -23,7 +23,17 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
 from ray_sassl.pipeline import local_batches
-from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, SUMMARY, RunDirectoryError, find_checkpoint, prepare_run_dir, write_summary
+from ray_sassl.runs.directory import (
+    CONFIG,
+    ENVIRONMENT,
+    INDEX,
+    SUMMARY,
+    RunDirectoryError,
+    find_checkpoint,
+    prepare_run_dir,
+    settled,
+    write_summary,
+)
 from ray_sassl.runs.process import build_method, build_stylize_block, load_backbone, train_process, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint, write_checkpoint
 from ray_sassl.train.checkpoint_folder import BadCheckpointError
@@ -122,6 +132,30 @@ def test_a_run_is_not_resumed_as_another(config, run_dir, override, named):
     with pytest.raises(RunDirectoryError) as error:
         prepare_run_dir(apply_overrides(config, [override]), run_dir, resume=True)
     assert named in str(error.value).partition(";")[0].replace(",", "").split()
+
+
+def test_a_new_run_crops_fast_and_keeps_to_it(config, run_dir):
+    begun = settled(config, run_dir, resume=False)
+    assert begun.views.resizing == "fast"
+    prepare_run_dir(begun, run_dir, resume=False)
+    resumed = settled(config, run_dir, resume=True)
+    assert resumed.views.resizing == "fast"
+    prepare_run_dir(resumed, run_dir, resume=True)
+    with pytest.raises(RunDirectoryError, match=r"another views\.resizing"):
+        prepare_run_dir(apply_overrides(config, ["views.resizing=pillow"]), run_dir, resume=True)
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on_with_pillows_crops(config, run_dir):
+    prepare_run_dir(config, run_dir, resume=False)
+    path = Path(run_dir) / CONFIG
+    path.write_text(path.read_text().replace("resizing: auto", ""))
+    assert "resizing" not in path.read_text()
+    for _ in range(2):  # the second time the file says so
+        resumed = settled(config, run_dir, resume=True)
+        assert resumed.views.resizing == "pillow"
+        prepare_run_dir(resumed, run_dir, resume=True)
+    with pytest.raises(RunDirectoryError, match=r"another views\.resizing"):
+        prepare_run_dir(settled(apply_overrides(config, ["views.resizing=fast"]), run_dir, resume=True), run_dir, resume=True)
 
 
 def test_what_does_not_change_the_arithmetic_may_change_at_a_resume(config, run_dir):

@@ -139,7 +139,7 @@ def test_views_are_the_same_bytes_in_any_order_batch_and_sub_batch(photos):
 
     def views(rows: np.ndarray, style_batch: int, color_batch: int) -> list[np.ndarray]:
         params = [draw(view, sizes[rows], DrawKey(9, 4, ids[rows], number)) for number, view in enumerate(config.views)]
-        chosen = [photos[row] for row in rows]
+        chosen = [np.asarray(photos[row]) for row in rows]
         crops = [crop(chosen, p, config.size_px, view.interpolation) for p, view in zip(params, config.views, strict=True)]
         styled = _stylized(crops, DrawKey(9, 4, ids[rows]), views="both", chunks=Chunks(style_batch))
         batches = [slice(start, start + color_batch) for start in range(0, len(rows), color_batch)]

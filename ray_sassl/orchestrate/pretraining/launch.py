@@ -49,7 +49,7 @@ from ray_sassl.orchestrate.runtime.session import in_group, ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights
 from ray_sassl.pipeline import local_batches, without
 from ray_sassl.plugins import UsageError
-from ray_sassl.runs.directory import QUARANTINE, VIEWS, prepare_run_dir, write_summary
+from ray_sassl.runs.directory import QUARANTINE, VIEWS, prepare_run_dir, settled, write_summary
 from ray_sassl.runs.pictures import views_picture
 from ray_sassl.runs.process import build_stylize_block, train_process, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint
@@ -87,7 +87,7 @@ def pretrain(
         RunFailedError: the run ended by an error.
     """
     run_dir = absolute(run_dir)
-    config = with_absolute_paths(config)
+    config = settled(with_absolute_paths(config), run_dir, resume=resume)
     check_workers(config)
     check_evaluation(config)
     index = prepare_run_dir(config, run_dir, resume=resume)

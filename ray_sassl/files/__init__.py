@@ -1,1 +1,1 @@
-"""Where bytes are: local and object storage, the cache folder, safe YAML and JSON lines."""
+"""Files: local and object storage, paths, locks, the cache folder, safe YAML and JSON."""

@@ -1,4 +1,4 @@
-"""The folder of what this package can make or fetch again, and how several processes share it."""
+"""The cache folder, for files that can be made or downloaded again, and its locks between processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMEOUT_S = 60
 
 
 class DownloadError(UsageError):
-    """No address gave the file that was wanted."""
+    """The file could not be downloaded from any address."""
 
 
 def cache_dir() -> Path:
@@ -31,7 +31,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Within the block no other process is in such a block for the same path; the others wait."""
+    """Hold a lock for the path within the block; other processes wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         yield
@@ -40,17 +40,17 @@ def locked(path: Path) -> Iterator[None]:
 def download(
     addresses: Sequence[str], target: Path, num_bytes: int, sha256: str, advance: Callable[[int], object] = lambda done: None
 ) -> None:
-    """The file, under its name only after its size and its sha256 have been checked; a call that was cut off goes on where it was.
+    """Download the file; it gets its name only after its size and sha256 have been checked. A repeated call continues an interrupted one.
 
     Args:
-        addresses: Tried one after the other.
-        target: Where the file goes; what has arrived of it lies beside it as `NAME.part`.
+        addresses: Addresses to try in order.
+        target: Path of the file; an incomplete file is next to it as `NAME.part`.
         num_bytes: Size of the whole file.
-        sha256: Of the whole file, in hexadecimal.
-        advance: Is told how many bytes are there.
+        sha256: sha256 of the whole file, in hexadecimal.
+        advance: Called with the number of bytes so far.
 
     Raises:
-        DownloadError: no address gave the file; the message says what each one gave.
+        DownloadError: no address has the file; the message says what is wrong with each.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
@@ -71,7 +71,7 @@ def download(
 
 
 def mismatch(content: bytes, num_bytes: int, sha256: str) -> str | None:
-    """How the content differs from what was published, or None where it does not."""
+    """How the content differs from the published file, or None if it does not."""
     if len(content) != num_bytes:
         return f"it has {len(content):,} bytes and should have {num_bytes:,}"
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
@@ -80,7 +80,7 @@ def mismatch(content: bytes, num_bytes: int, sha256: str) -> str | None:
 
 
 def _fetch(address: str, part: Path, num_bytes: int, advance: Callable[[int], object]) -> None:
-    """Append what is missing to `part`; starts anew where the server cannot send a part or has another file."""
+    """Append the missing bytes to `part`; start again if the server cannot send a part or has another file."""
     there = part.stat().st_size if part.exists() else 0
     if there >= num_bytes:
         part.unlink()

@@ -1,4 +1,4 @@
-"""JSON documents and JSON lines, read back from files that a crash may have torn or a stranger may have written."""
+"""JSON documents and JSON lines, read from files that may be truncated by a crash or written by others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 MAX_BYTES = 1 << 28
-"""Of a JSON document; the largest of ours has a few megabytes."""
+"""Maximum size of a JSON document; our largest ones have a few megabytes."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ def parse_json(text: str | bytes, source: str) -> Any:
     """The value of a JSON text.
 
     Args:
-        source: What the text is, for the message.
+        source: Name of the text, for messages.
 
     Raises:
-        UsageError: it is not JSON, nested too deeply, or has a number of thousands of digits.
+        UsageError: it is not JSON, is nested too deeply, or has a number with thousands of digits.
     """
     try:
         return json.loads(text)
@@ -37,7 +37,7 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """The object in a file, or None where there is no file or it holds something else.
+    """The object in a file, or None if there is no file or it contains something else.
 
     Raises:
         UsageError: it is not JSON, or too large.
@@ -49,7 +49,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 def read_json_lines(path: str) -> JsonLines:
-    """The objects of a file of JSON lines; none where there is no file. Lines end at `\\n` and nowhere else."""
+    """The objects of a file of JSON lines; none if there is no file. Only `\\n` ends a line."""
     if not storage.exists(path):
         return JsonLines([], 0)
     objects: list[dict[str, Any]] = []

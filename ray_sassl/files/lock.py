@@ -1,9 +1,9 @@
-"""One command at a time in a folder: a lock file that says who has it, and shows by a heartbeat that they are still there.
+"""One command at a time in a folder: a lock file that names its holder, with a heartbeat that shows that the holder is alive.
 
-The file is `.lock`. On a local or shared disk it is made by a call that fails where it exists already. pyarrow has no conditional writes to
-object stores, so there the file is written, and read back a moment later: of two commands that start at once the one whose file is left has
-the folder. A lock is taken over where its process has ended on this machine, or where its heartbeat has stood still for `STALE_S`, whatever
-the clocks say.
+The file is `.lock`. On a local or shared disk it is created by a call that fails if it exists. pyarrow has no conditional writes to object
+stores, so there the file is written and read back a moment later: of two commands that start at once, the one whose file remains has the
+folder. A lock is taken over if its process has ended on this machine, or if its heartbeat has not changed for `STALE_S`; clocks do not
+matter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCK = ".lock"
 BEAT_S = 10.0
 STALE_S = 45.0
 _SETTLE_S = 2.0
-"""An object store shows a file that was put at once; the writer that was a moment slower must have had its turn."""
+"""Time before the lock is read back from an object store, so that a slightly slower writer has written its own."""
 
 
 class FolderInUseError(UsageError):
@@ -40,16 +40,16 @@ class FolderInUseError(UsageError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has a folder.
+    """The holder of a lock.
 
     Attributes:
-        token: Drawn anew for each lock.
+        token: Random and unique for each lock.
         host: Name of the machine.
-        place: Where process numbers mean the same: this boot of this machine, and the container. Empty where the system does not tell.
-        pid: Of the process.
-        started: When the process started, in ticks, since its number may be given to another one later.
-        command: What it does, such as `pretrain`.
-        beat: Counts up while it is there.
+        place: The scope of process numbers: this boot of this machine, and the container. Empty if the system does not tell.
+        pid: Number of the process.
+        started: Start time of the process, in ticks, since its number may be reused.
+        command: Name of the command, such as `pretrain`.
+        beat: Counts up while the holder is alive.
     """
 
     token: str
@@ -63,14 +63,14 @@ class Holder:
 
 @contextmanager
 def hold_folder(folder: str, command: str) -> Iterator[None]:
-    """Have the folder within the block, alone.
+    """Hold the folder exclusively within the block.
 
     Args:
-        folder: Local path or URI; it is made where it is not there.
-        command: What is done there, for the message that others get.
+        folder: Local path or URI; it is created if it does not exist.
+        command: Name of the command, for the message to others.
 
     Raises:
-        FolderInUseError: somebody has it, and is still there.
+        FolderInUseError: a command that is still alive holds it.
     """
     path = storage.join(folder, LOCK)
     me = Holder(uuid.uuid4().hex, socket.gethostname(), _place(), os.getpid(), _started(os.getpid()) or "", command)
@@ -111,7 +111,7 @@ def _acquire(path: str, me: Holder, folder: str) -> None:
 
 
 def _put_new(path: str, me: Holder) -> bool:
-    """Write the lock where there is none; whether this was the one to do it."""
+    """Write the lock if there is none; returns whether this call wrote it."""
     text = json.dumps(asdict(me))
     local = storage.local_path(path)
     if local is None:
@@ -124,7 +124,7 @@ def _put_new(path: str, me: Holder) -> bool:
     aside = local.with_name(f"{LOCK}.{me.token}")
     aside.write_text(text)
     try:
-        os.link(aside, local)  # whole, and only where there is none
+        os.link(aside, local)  # atomic, and fails if it exists
     except FileExistsError:
         return False
     except OSError:  # a disk without hard links
@@ -139,7 +139,7 @@ def _put_new(path: str, me: Holder) -> bool:
 
 
 def _take_away(path: str, there: Holder) -> None:
-    """Remove the lock that was left behind, where it is still that one: another command may have taken the folder over meanwhile."""
+    """Remove an abandoned lock, unless another command has taken the folder over meanwhile."""
     with _alone_in(storage.parent(path)):
         if (now := _read(path)) is not None and now.token == there.token:
             storage.remove(path)
@@ -147,7 +147,7 @@ def _take_away(path: str, there: Holder) -> None:
 
 @contextmanager
 def _alone_in(folder: str) -> Iterator[None]:
-    """Among the processes that take over locks, alone within the block, as far as the disk can tell."""
+    """Exclude other processes that take over locks within the block, as far as the disk supports it."""
     local = storage.local_path(folder)
     if local is None:
         yield
@@ -162,7 +162,7 @@ def _alone_in(folder: str) -> Iterator[None]:
 
 
 def _has_ended(there: Holder, path: str) -> bool:
-    """Whether the holder is gone: its process where numbers of processes mean the same, else its heartbeat for `STALE_S`."""
+    """Whether the holder has ended: by its process in the same scope of process numbers, else by a heartbeat that stops for `STALE_S`."""
     if there.place and there.place == _place():
         return _started(there.pid) != there.started
     until = time.monotonic() + STALE_S
@@ -207,8 +207,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the boot; None where there is no such process, or nothing of it but its exit
-    code."""
+    """Start time of a process of this machine, in ticks since the boot; None if there is no such process, or only its exit code is left."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if facts[0] in "ZX" else facts[19]

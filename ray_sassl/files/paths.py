@@ -1,5 +1,4 @@
-"""Absolute paths, for processes that run in other folders than the command did: one rule, and a mark for the config fields that it holds
-for."""
+"""Absolute paths, for processes that run in other folders than the command: one rule, and a mark for config fields with paths."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from ray_sassl.files import storage
 
 @dataclass(frozen=True)
 class LocalPath:
-    """Marks a config field that holds a path or URI, or a tuple of them: `bank: Annotated[str | None, LocalPath()] = None`.
+    """Marks a config field with a path or URI, or a tuple of them: `bank: Annotated[str | None, LocalPath()] = None`.
 
     Attributes:
         other_than: Values of the field that are not paths.
@@ -27,7 +26,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def absolute(path: str) -> str:
-    """The absolute path, with `~` expanded; a URI stays as it is.
+    """The absolute path, with `~` expanded; a URI is unchanged.
 
     Raises:
         UsageError: it is a URI with a secret in it.

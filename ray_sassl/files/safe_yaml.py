@@ -1,7 +1,7 @@
-"""YAML from people and from files: by the safe loader, of bounded size, with each key once.
+"""YAML from users and files: with the safe loader, bounded size and no duplicate keys.
 
-The safe loader makes nothing but numbers, texts, lists and mappings. What is left to guard against is size: of the text, and of what a few
-lines of aliases can stand for. This module imports neither torch nor Ray.
+The safe loader makes only numbers, texts, lists and mappings. The remaining risk is size: of the text, and of what a few lines of aliases
+can expand to. This module imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 MAX_BYTES = 1 << 20
-"""Of a config, a cluster definition or a table of prices; the largest of ours has a few kilobytes."""
+"""Maximum size of a config, a cluster definition or a table of prices; our largest ones have a few kilobytes."""
 MAX_DEPTH = 100
-"""Lists and mappings within each other."""
+"""Maximum nesting of lists and mappings."""
 MAX_NODES = 100_000
-"""Values in a document, those behind aliases counted every time."""
+"""Maximum number of values in a document; values behind aliases are counted every time."""
 
 
 class _Loader(SafeLoader):  # pyright: ignore[reportGeneralTypeIssues]
-    """The safe loader, in C where PyYAML has it, that refuses a mapping with the same key twice."""
+    """The safe loader (in C if PyYAML has it) that refuses duplicate keys in a mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         self.flatten_mapping(node)
@@ -44,10 +44,10 @@ class _Loader(SafeLoader):  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def load_documents(text: str, source: str, *, max_bytes: int = MAX_BYTES, max_nodes: int = MAX_NODES) -> list[Any]:
-    """The documents of a YAML text, empty ones left out.
+    """The documents of a YAML text, without empty ones.
 
     Args:
-        source: What the text is, for the message.
+        source: Name of the text, for messages.
 
     Raises:
         UsageError: too large, not YAML, a tag that would make an object, or a key twice in one mapping.
@@ -57,24 +57,24 @@ def load_documents(text: str, source: str, *, max_bytes: int = MAX_BYTES, max_no
     try:
         _refuse_depth(text, source)
         return [document for document in _documents(text, source, max_nodes) if document is not None]
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # what cannot be a date or a number is a ValueError of PyYAML's
-        raise UsageError(f"{source} is not YAML that can be read: {error}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML raises ValueError for an invalid date or number
+        raise UsageError(f"{source} is not valid YAML: {error}") from error
 
 
 def load_document(text: str, source: str, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The one document of a YAML text, or None where it is empty.
+    """The single document of a YAML text, or None if it is empty.
 
     Raises:
         UsageError: as `load_documents`, or there are several.
     """
     documents = load_documents(text, source, max_bytes=max_bytes)
     if len(documents) > 1:
-        raise UsageError(f"{source} holds {len(documents)} YAML documents; one is wanted")
+        raise UsageError(f"{source} has {len(documents)} YAML documents; only one is allowed")
     return documents[0] if documents else None
 
 
 def load_file(path: str, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The one document of a YAML file, local or at a URI, or None where it is empty.
+    """The single document of a YAML file, local or at a URI, or None if it is empty.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,7 +84,7 @@ def load_file(path: str, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def _refuse_depth(text: str, source: str) -> None:
-    """The parser of events is a loop; the loader above it calls itself, in C, where too deep a text ends the process."""
+    """Refuse deeply nested text. The event parser is a loop, but the loader is recursive, in C, where too deep a text kills the process."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -93,7 +93,7 @@ def _refuse_depth(text: str, source: str) -> None:
 
 
 def _documents(text: str, source: str, max_nodes: int) -> Iterator[Any]:
-    """The documents. Before one is made, its values are counted: an alias, also one that is merged (`<<`), stands for all that it names."""
+    """The documents. Before one is constructed, its values are counted; an alias, even a merged one (`<<`), counts as all its values."""
     loader = _Loader(text)
     try:
         left = max_nodes
@@ -101,17 +101,17 @@ def _documents(text: str, source: str, max_nodes: int) -> Iterator[Any]:
             node = loader.get_node()
             left -= _count(node, {}, max_nodes)
             if left < 0:
-                raise UsageError(f"{source} stands for more than {max_nodes:,} values, or for itself")
+                raise UsageError(f"{source} expands to more than {max_nodes:,} values, or contains itself")
             yield loader.construct_document(node)
     finally:
         loader.dispose()
 
 
 def _count(node: yaml.Node | None, counts: dict[int, int], most: int) -> int:
-    """Values below a node with itself, `most` + 1 where there are more or the node holds itself.
+    """The number of values of a node with itself; `most` + 1 if there are more or the node contains itself.
 
     Args:
-        counts: Those that are known, by the node's id; 0 for a node whose own values are being counted.
+        counts: Known numbers by the node's id; 0 for a node that is being counted.
     """
     if not isinstance(node, yaml.CollectionNode):
         return 1

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: 8 bytes with its length, then JSON that lists the tensors and holds free text under `__metadata__`."""
+"""The header of a safetensors file: 8 bytes with its length, then JSON that lists the tensors, with free text under `__metadata__`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ray_sassl.files.json_files import parse_json
 from ray_sassl.plugins import UsageError
 
 MAX_BYTES = 100_000_000
-"""Of a header; the safetensors package has the same limit."""
+"""Maximum size of a header; the safetensors package has the same limit."""
 
 
 class Header(NamedTuple):
     """The header of a safetensors file.
 
     Attributes:
-        entries: The JSON object: type, shape and offsets of each tensor by name, and `__metadata__` where the file has it.
+        entries: The JSON object: type, shape and offsets of each tensor by name, and `__metadata__` if the file has it.
         end: Where the tensors' bytes begin; offsets count from there.
     """
 
@@ -29,11 +29,11 @@ class Header(NamedTuple):
 
 
 def read_header(content: bytes, source: str) -> Header:
-    """The header of a file, before any tensor is looked at.
+    """The header of a file, without reading any tensor.
 
     Args:
         content: The file, or its beginning.
-        source: What the file is called in messages.
+        source: Name of the file, for messages.
 
     Raises:
         UsageError: this is not a safetensors file, or its header is damaged.

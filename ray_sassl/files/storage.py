@@ -1,9 +1,9 @@
 """Files by local path or pyarrow filesystem URI (`s3://`, `gs://`, `file://`), with atomic writes.
 
-On a local disk a file is written aside, flushed to the disk and renamed; on an object store it is a single put, which readers see
-whole or not at all. What an object store refuses for a while (errors of the server, a connection that is cut) is tried again for about a
-minute, with longer and longer pauses. A URI may carry the filesystem's options, as in `s3://bucket/key?endpoint_override=localhost:9000`;
-every function here keeps them. This module imports neither torch nor Ray.
+On a local disk a file is written under a temporary name, flushed to the disk and renamed; on an object store it is a single put, which
+readers see whole or not at all. Temporary errors of an object store (server errors, lost connections) are retried for about a minute, with
+increasing pauses. A URI may have the filesystem's options, as in `s3://bucket/key?endpoint_override=localhost:9000`; every function here
+keeps them. This module imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 _SPOOL_BYTES = 64 * 2**20
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE", "UNRECOGNIZED_CLIENT", "QuotaExceeded", "INVALID_")
-"""Words of errors that another try would not mend."""
+"""Words of errors that a retry would not fix."""
 
 _TRANSPORT = ("aws error", "google::cloud", "azure", "curl", "time", "connect", "network", "http")
-"""Words of errors that come from the way to an object store, and not from what was read there."""
+"""Words of errors of the connection to an object store, and not of the content."""
 
 _OPTIONS = re.compile(r"[a-z_]+=[^&]*(&[a-z_]+=[^&]*)*", re.IGNORECASE)
 
@@ -50,10 +50,10 @@ class Entry:
     """A file or folder of a listing.
 
     Attributes:
-        path: In the form in which the listed folder was given: a local path, or a URI with its options.
+        path: A local path, or a URI with its options, like the listed folder.
         is_file: False for folders.
         size_bytes: 0 for folders.
-        mtime_ns: Time of the last change in nanoseconds since 1970, 0 where the filesystem does not tell.
+        mtime_ns: Time of the last change in nanoseconds since 1970, 0 if the filesystem does not tell.
     """
 
     path: str
@@ -63,16 +63,16 @@ class Entry:
 
 
 class StorageError(UsageError):
-    """An object store did not do what was asked of it, although it was asked several times."""
+    """An operation on an object store failed, even after retries."""
 
 
 def retried(path: str | os.PathLike[str], work: Callable[[], _Result]) -> _Result:
-    """What `work` returns; where the path is on an object store, an error that may pass is waited out and the work done again.
+    """The result of `work`; if the path is on an object store, temporary errors are retried.
 
     Raises:
-        StorageError: it did not pass, or is one that lasts.
-        FileNotFoundError: nothing is there.
-        OSError: the path is local, and nothing is tried again.
+        StorageError: the error did not pass, or is a permanent one.
+        FileNotFoundError: the path does not exist.
+        OSError: the path is local; local errors are not retried.
     """
     if local_path(path) is not None:
         return work()
@@ -90,7 +90,7 @@ def retried(path: str | os.PathLike[str], work: Callable[[], _Result]) -> _Resul
 
 
 def is_of_transport(path: str | os.PathLike[str], error: OSError) -> bool:
-    """Whether a disk or a network is at fault, and not the content of the file."""
+    """Whether the error comes from a disk or network, and not from the content of the file."""
     if local_path(path) is not None:
         return error.errno is not None
     return any(word in str(error).lower() for word in _TRANSPORT)
@@ -102,7 +102,7 @@ def is_uri(path: str | os.PathLike[str]) -> bool:
 
 
 def refuse_secret(path: str) -> None:
-    """See that the path is not a URI with a secret in it, before it is kept or shown.
+    """Check that the path is not a URI with a secret, before it is stored or shown.
 
     Raises:
         UsageError: it is; the message says how to give the secret.
@@ -112,10 +112,10 @@ def refuse_secret(path: str) -> None:
 
 
 def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """The filesystem that holds the path, and the path within it (absolute where it is local).
+    """The filesystem of the path, and the path within it (absolute if it is local).
 
     Raises:
-        UsageError: the scheme or one of the URI's options is not known to pyarrow, or the URI holds a secret.
+        UsageError: pyarrow does not know the scheme or one of the URI's options, or the URI has a secret.
     """
     text = os.fspath(path)
     if not is_uri(text):
@@ -130,23 +130,23 @@ def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
 
 
 def local_path(path: str | os.PathLike[str]) -> Path | None:
-    """The path on this machine's disk, or None where an object store holds it."""
+    """The path on this machine's disk, or None if it is on an object store."""
     filesystem, inner = filesystem_of(path)
     return Path(inner) if isinstance(filesystem, pafs.LocalFileSystem) else None
 
 
 def join(base: str | os.PathLike[str], *parts: str) -> str:
-    """`base/part/...`; a URI keeps its options behind the longer path."""
+    """`base/part/...`; a URI keeps its options after the longer path."""
     text = os.fspath(base)
     if not is_uri(text):
         return os.path.join(text, *parts)
     scheme, address, query = _split_uri(text)
     joined = f"{scheme}://{'/'.join([address.rstrip('/'), *(part.strip('/') for part in parts)])}{query}"
-    return joined if query or not _split_uri(joined)[2] else f"{joined}?"  # a `?` of a file's name begins no options
+    return joined if query or not _split_uri(joined)[2] else f"{joined}?"  # a `?` in a file's name does not begin options
 
 
 def parent(path: str | os.PathLike[str]) -> str:
-    """The folder that holds the path; a URI keeps its options."""
+    """The folder of the path; a URI keeps its options."""
     text = os.fspath(path)
     if not is_uri(text):
         return os.path.dirname(os.path.abspath(os.path.expanduser(text)))
@@ -161,7 +161,7 @@ def name_of(path: str | os.PathLike[str]) -> str:
 
 
 def without_options(path: str | os.PathLike[str]) -> str:
-    """The path; of a URI what stands before its options."""
+    """The path; a URI without its options."""
     text = os.fspath(path)
     if not is_uri(text):
         return text
@@ -170,19 +170,19 @@ def without_options(path: str | os.PathLike[str]) -> str:
 
 
 def stat(path: str | os.PathLike[str]) -> Entry | None:
-    """The file or folder, or None where nothing is there."""
+    """The file or folder, or None if it does not exist."""
     filesystem, inner = filesystem_of(path)
     info = cast(pafs.FileInfo, retried(path, lambda: filesystem.get_file_info(inner)))
     return None if info.type == pafs.FileType.NotFound else _entry(os.fspath(path), info)
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether a file or folder is there."""
+    """Whether the file or folder exists."""
     return stat(path) is not None
 
 
 def list_dir(path: str | os.PathLike[str], *, recursive: bool = False) -> list[Entry]:
-    """What the folder holds, sorted by path; nothing where there is no such folder."""
+    """The entries of the folder, sorted by path; none if there is no such folder."""
     filesystem, inner = filesystem_of(path)
     selector = pafs.FileSelector(inner, allow_not_found=True, recursive=recursive)
     infos = cast(list[pafs.FileInfo], retried(path, lambda: filesystem.get_file_info(selector)))
@@ -196,7 +196,7 @@ class Walk:
 
     Attributes:
         files: Sorted by path; each file once, however many links lead to it.
-        left_out: What else is there, as names below the folder, by the reason why it is no file of the data set.
+        left_out: Other entries, as names below the folder, by the reason why they are left out.
     """
 
     files: list[Entry]
@@ -212,10 +212,10 @@ DANGLING, NOT_UTF8, LINKED_AGAIN, SPECIAL = (
 
 
 def walk(folder: str | os.PathLike[str]) -> Walk:
-    """The files below a folder, through links too, and what was left out; nothing where there is no such folder.
+    """The files below a folder, also through links, and what was left out; nothing if there is no such folder.
 
-    On a local disk a folder is entered once, told by its device and inode, so that links in a loop end; a file that is reached through a
-    link counts only where it is not reached otherwise.
+    On a local disk each folder (by its device and inode) is entered once, so loops of links end. A file that is reached through a link
+    counts only if it is not reached otherwise.
     """
     filesystem, inner = filesystem_of(folder)
     if not isinstance(filesystem, pafs.LocalFileSystem):
@@ -228,7 +228,7 @@ def _walk_local(given: str, inner: str) -> Walk:
     left_out: dict[str, list[str]] = {}
     seen: set[tuple[int, int]] = set()
     through_links: list[tuple[str, os.stat_result]] = []
-    # Real folders first: it is known by then what links lead to that lies below the folder itself.
+    # Real folders come first, so that it is known which targets of links are below the folder itself.
     folders, links = deque([""]), deque[str]()
     while folders or links:
         is_linked = not folders
@@ -255,7 +255,8 @@ def _walk_local(given: str, inner: str) -> Walk:
 def _entries(
     inner: str, name: str, seen: set[tuple[int, int]], left_out: dict[str, list[str]]
 ) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
-    """What the folder `name` below `inner` holds, unless it has been entered before: path below `inner`, entry and what a link leads to."""
+    """The entries of the folder `name` below `inner`, unless it was entered before: path below `inner`, entry, and stat of a link's
+    target."""
     place = os.path.join(inner, name) if name else inner
     try:
         here = os.stat(place)
@@ -285,11 +286,10 @@ def _local_entry(folder: str, below: str, stat: os.stat_result) -> Entry:
 
 
 def check_can_write(path: str | os.PathLike[str], *, is_folder: bool = False) -> None:
-    """Look before long work whether a file, or files in a folder, can be written there; on an object store only the writing itself shows
-    it.
+    """Check, before long work, whether a file, or files in a folder, can be written there; on an object store only writing itself shows it.
 
     Raises:
-        UsageError: a folder is where the file should be, or a file where the folder should be, or the place must not be written to.
+        UsageError: there is a folder in place of the file, a file in place of the folder, or no permission to write.
     """
     local = local_path(path)
     if local is None:
@@ -300,11 +300,11 @@ def check_can_write(path: str | os.PathLike[str], *, is_folder: bool = False) ->
     if not nearest.is_dir():
         raise UsageError(f"{os.fspath(path)} cannot be written: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"{os.fspath(path)} cannot be written: no permission to write into {nearest}")
+        raise UsageError(f"{os.fspath(path)} cannot be written: no permission to write to {nearest}")
 
 
 def makedirs(path: str | os.PathLike[str]) -> None:
-    """Make the folder and those above it; on an object store, where folders do not exist, nothing happens."""
+    """Make the folder and its parents; does nothing on an object store, which has no folders."""
     if (local := local_path(path)) is not None:
         local.mkdir(parents=True, exist_ok=True)
 
@@ -331,7 +331,7 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int | None = None) -> by
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int | None = None) -> str:
-    """The file's content, which is UTF-8.
+    """The file's content as UTF-8 text.
 
     Args:
         max_bytes: A larger file is refused before it is read.
@@ -348,19 +348,18 @@ def read_text(path: str | os.PathLike[str], max_bytes: int | None = None) -> str
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview | pa.Buffer) -> None:
-    """Put the content at the path, whole or not at all; folders on the way are made."""
+    """Write the content atomically; parent folders are made."""
     with open_atomic(path) as file:
         file.write(cast(bytes, data))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Put the text at the path as UTF-8, whole or not at all; folders on the way are made."""
+    """Write the text as UTF-8 atomically; parent folders are made."""
     write_bytes(path, text.encode())
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:
-    """Put the text behind the lines of a local file, as UTF-8, and flush it to the disk; a last line that a crash has torn is ended
-    first."""
+    """Append UTF-8 text to a local file and flush it to the disk; a last line that a crash has truncated is ended first."""
     local = local_path(path)
     assert local is not None, "an object store cannot append"
     local.parent.mkdir(parents=True, exist_ok=True)
@@ -379,7 +378,7 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file to write to, which appears at the path when the block ends; after an exception nothing appears."""
+    """A binary file for writing, which appears at the path when the block ends; after an exception nothing appears."""
     local = local_path(path)
     if local is None:
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
@@ -407,7 +406,7 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def sync_dir(folder: Path) -> None:
-    """Make renames within a local folder last through a power cut."""
+    """Make renames within a local folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -437,7 +436,7 @@ def _move_remote(filesystem: pafs.FileSystem, inner: str, target_inner: str) -> 
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Delete the file, or the folder with all that it holds; nothing happens where nothing is there."""
+    """Delete the file or the folder with its content, if it exists."""
     filesystem, inner = filesystem_of(path)
 
     def delete() -> None:
@@ -466,7 +465,7 @@ def _remote(root: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _split_uri(uri: str) -> tuple[str, str, str]:
-    """Scheme, address and options: what follows the last `?` where it has the form of options, since the names of files may hold a `?`
+    """Scheme, address and options: the part after the last `?` if it has the form of options, since names of files may contain a `?`
     too."""
     scheme, _, rest = uri.partition("://")
     address, mark, query = rest.rpartition("?")

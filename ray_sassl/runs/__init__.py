@@ -1,1 +1,1 @@
-"""A run directory: what one training process writes into it, and what is read back from it."""
+"""A run directory: what a training process writes to it, and what is read back from it."""

@@ -1,4 +1,4 @@
-"""The config of a run, from whatever names one: an experiment, a YAML file, a run directory, a config, or the images to train on."""
+"""The config of a run, from an experiment, a YAML file, a run directory, a config, or the images to train on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_config(experiment: ExperimentConfig | str | os.PathLike[str], overrides
         overrides: Changes by path, applied in order.
 
     Raises:
-        UsageError: nothing of that name is there, or an override names an unknown path or an invalid value.
+        UsageError: nothing has that name, or an override has an unknown path or an invalid value.
     """
     if not isinstance(experiment, ExperimentConfig) and names_data(experiment):
         return choose_recipe(os.fspath(experiment), override_list(overrides)).config
@@ -39,7 +39,7 @@ def load_config(experiment: ExperimentConfig | str | os.PathLike[str], overrides
 
 
 def names_data(experiment: ExperimentConfig | str | os.PathLike[str]) -> bool:
-    """Whether this is images to train on, not a config, an experiment, a YAML file or a run directory."""
+    """Whether the argument names images, not a config, an experiment, a YAML file or a run directory."""
     if isinstance(experiment, ExperimentConfig):
         return False
     return is_data(name := os.fspath(experiment)) and not storage.exists(storage.join(name, CONFIG))
@@ -72,7 +72,7 @@ def override_list(overrides: Overrides) -> list[Override]:
 
 
 def _plain(path: str, value: Any) -> Any:
-    """The value as JSON has it."""
+    """The value as JSON values."""
 
     def plain(other: Any) -> Any:
         if isinstance(other, BaseModel):
@@ -88,7 +88,7 @@ def _plain(path: str, value: Any) -> Any:
 
 
 def default_run_dir(experiment: object, config: ExperimentConfig) -> str:
-    """Where a run goes that was given no directory: the run directory that its config comes from, else `runs/NAME`."""
+    """The default directory of a run: the run directory that its config comes from, else `runs/NAME`."""
     if isinstance(experiment, str | os.PathLike) and storage.exists(storage.join(experiment, CONFIG)):
         return os.fspath(experiment)
     return f"runs/{config.name}"

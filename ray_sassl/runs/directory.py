@@ -1,4 +1,4 @@
-"""What a run directory holds, how one is begun and when one may be resumed.
+"""The content of a run directory, how a run begins, and when it may be resumed.
 
 config.yaml  environment.json  index.arrow  metrics.jsonl  tensorboard/  views.png  quarantine.jsonl  checkpoints/  summary.json, and
 diverged.json where a loss was not a number
@@ -41,11 +41,11 @@ INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, METRICS = (
 
 
 class RunDirectoryError(UsageError):
-    """The run directory is not what the command needs: it holds another run, or none."""
+    """The run directory does not fit the command: it contains another run, or none."""
 
 
 def find_checkpoint(path: str) -> Checkpoint:
-    """The checkpoint at the path, or the newest sound one of the run there.
+    """The checkpoint at the path, or the newest intact one of the run there.
 
     Raises:
         UsageError: there is neither.
@@ -76,23 +76,21 @@ def _with_resizing(config: ExperimentConfig, resizing: str) -> ExperimentConfig:
 
 
 def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> Index:
-    """Make the run directory, or see that the one to resume holds this very run; returns the data's index, which is cached there.
+    """Make the run directory, or check that the one to resume contains this run; returns the data's index, which is cached there.
 
     Raises:
-        RunDirectoryError: a run has begun there and was not to be resumed, none is there to resume, or the config or the data are not its
-        own.
+        RunDirectoryError: there is a run and `resume` is not set, there is none to resume, or the config or the data are not the run's.
     """
     config_path = storage.join(run_dir, CONFIG)
     there = storage.exists(config_path)
     if has_begun(run_dir) and not there:
         raise RunDirectoryError(
-            f"{run_dir} already holds a run, but no {CONFIG} that says which. Restore that file to resume the run, or give another "
-            f"--run-dir."
+            f"{run_dir} already contains a run, but not its {CONFIG}. Restore that file to resume the run, or give another --run-dir."
         )
     if resume and not there:
-        raise RunDirectoryError(f"{run_dir} holds no run to resume (no {CONFIG}); leave out --resume to start one there")
+        raise RunDirectoryError(f"{run_dir} contains no run to resume (no {CONFIG}); leave out --resume to start one there")
     if has_begun(run_dir) and not resume:
-        raise RunDirectoryError(f"{run_dir} already holds a run; add --resume to go on with it, or give another --run-dir")
+        raise RunDirectoryError(f"{run_dir} already contains a run; add --resume to continue it, or give another --run-dir")
     storage.makedirs(run_dir)
     index_path = storage.join(run_dir, INDEX)
     if there and resume:
@@ -118,7 +116,7 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
 
 
 def _check_checkpoints(run_dir: str) -> None:
-    """Remove what a killed run left of a checkpoint that it was writing, and refuse a run all of whose checkpoints are damaged."""
+    """Remove a killed run's unfinished checkpoint, and refuse a run whose checkpoints are all damaged."""
     for entry in storage.list_dir(storage.join(run_dir, "checkpoints")):
         if storage.name_of(entry.path).startswith("."):
             storage.remove(entry.path)
@@ -126,7 +124,7 @@ def _check_checkpoints(run_dir: str) -> None:
 
 
 def has_begun(run_dir: str) -> bool:
-    """Whether there is any trace of a run that has begun, also where its config is gone."""
+    """Whether there is any trace of a run, even without its config."""
     return storage.exists(storage.join(run_dir, METRICS)) or bool(list_checkpoints(run_dir))
 
 
@@ -139,7 +137,7 @@ def _check_same_run(new: ExperimentConfig, old: ExperimentConfig) -> None:
 
 
 def environment() -> dict[str, object]:
-    """What the run ran on and with, for the record."""
+    """The machine, packages and command of the run, for the record."""
     packages = (
         "ray-sassl",
         "ray",
@@ -166,7 +164,7 @@ def environment() -> dict[str, object]:
 
 
 def _commit() -> str | None:
-    """The commit of this source, where it stands in a git checkout of its own."""
+    """The commit of this source if it is in its own git checkout."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:
@@ -178,5 +176,5 @@ def _commit() -> str | None:
 
 
 def write_summary(result: RunResult) -> None:
-    """Put `summary.json` in the run directory; it is written last, whatever the end was."""
+    """Write `summary.json` to the run directory; it is written last, however the run ended."""
     storage.write_text(storage.join(result.run_dir, SUMMARY), json.dumps(asdict(result), indent=2))

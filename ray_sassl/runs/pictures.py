@@ -25,7 +25,7 @@ _BACKGROUND = (255, 255, 255)
 
 
 def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: StylizeBlock | None, num_rows: int = 8) -> bytes:
-    """A PNG of what the network will see: for some samples, each view's crop and final form, with and without style augmentation.
+    """A PNG of the network's inputs: for some samples, each view's crop and final form, with and without style augmentation.
 
     Bad rows are skipped here; the run itself counts them.
     """

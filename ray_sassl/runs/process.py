@@ -1,4 +1,4 @@
-"""What one training process does, given a config, a context and a stream of batches."""
+"""The work of one training process, given a config, a context and a stream of batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def view_source(config: ExperimentConfig, run_dir: str) -> ViewSource:
 
 
 def build_method(config: ExperimentConfig) -> Method:
-    """The method with the weights that the run's seed gives, the same on every rank."""
+    """The method with weights initialized by the run's seed, the same on every rank."""
     torch.manual_seed(config.seed)
     backbone, num_features = build_backbone(config.backbone)
     method_config = config.method
@@ -68,8 +68,8 @@ def train_process(
     Args:
         batches: This rank's stream.
         num_rows: Rows of the data set.
-        resume: The checkpoint to go on from.
-        accumulate: Parts of a batch, where they are more than the config says.
+        resume: The checkpoint to continue from.
+        accumulate: Parts of a batch, if there are more than the config says.
     """
     record, scores = None, None
     if context.rank == 0:
@@ -102,7 +102,7 @@ def train_process(
 
 
 def load_backbone(checkpoint: Checkpoint) -> tuple[ExperimentConfig, nn.Module]:
-    """The config that the checkpoint was made with, and its encoder."""
+    """The config of the checkpoint's run, and its encoder."""
     config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
     backbone, _ = build_backbone(config.backbone)
     backbone.load_state_dict(checkpoint.backbone)

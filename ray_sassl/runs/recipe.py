@@ -1,4 +1,4 @@
-"""The config of a run for somebody's own images, chosen from the images and the machine, with the reason for each choice.
+"""The config of a run on a user's own images, chosen for the images and the machine, with the reason for each choice.
 
 This is what `ray-sassl pretrain photos/` trains. The objective's widths and the optimizer are those of the objective's CIFAR-10
 experiments (`ray_sassl.experiments.cifar10`); the views are those of its paper (`MethodConfig.paper_views`) at the chosen size.
@@ -43,7 +43,7 @@ _BYTES_OF_IMAGE = {"resnet18": 45e6, "resnet50": 180e6}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run can use.
+    """The machine that a run can use.
 
     Attributes:
         num_gpus: GPUs of this machine, or of the cluster.
@@ -70,7 +70,7 @@ class Choice:
     """One line of a recipe.
 
     Attributes:
-        what: What was chosen, in words.
+        what: The setting that was chosen, in words.
         value: The choice.
         reason: Why.
         change: The override that changes it.
@@ -84,12 +84,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run's config and how it came about.
+    """A run's config and how it was chosen.
 
     Attributes:
-        config: With the user's overrides applied.
-        choices: What was chosen before the overrides.
-        notes: What the user should know about these images.
+        config: The config with the user's overrides applied.
+        choices: The choices before the overrides.
+        notes: Notes for the user about these images.
     """
 
     config: ExperimentConfig
@@ -98,9 +98,9 @@ class Recipe:
 
 
 def is_data(name: str) -> bool:
-    """Whether the first argument of a verb is images and not an experiment, a YAML file or a run directory.
+    """Whether the first argument of a verb names images, and not an experiment, a YAML file or a run directory.
 
-    A name without a slash that is an experiment's is the experiment; `./NAME` is the folder.
+    A name without a slash that is an experiment's name means the experiment; `./NAME` means the folder.
     """
     if name.endswith((".yaml", ".yml")):
         return False
@@ -110,7 +110,7 @@ def is_data(name: str) -> bool:
 
 
 def run_name(path: str) -> str:
-    """What a run on these images is called: the last part of the path that is a name and no pattern."""
+    """The name of a run on these images: the last part of the path that is not a pattern."""
     parts = [part for part in storage.without_options(path).rstrip("/").split("/") if part and not set(part) & set("*?[{")]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1].rpartition(":")[2] if parts else "").strip("-.")
     return name or "images"
@@ -122,10 +122,10 @@ def choose_recipe(data: str | DataConfig, overrides: Sequence[Override] = (), ma
     Args:
         data: A path as in `data.path`, or the data's config.
         overrides: Changes by the user. Those of `data` and `method` are applied before anything is chosen, the others at the end.
-        machine: What the run can use; by default this machine.
+        machine: The machine that the run can use; by default this one.
 
     Raises:
-        UsageError: nothing is there, there are too few images to train on, or they are all the same.
+        UsageError: there are no images, too few to train on, or they are all the same.
     """
     overrides = list(overrides)
     method_name, overrides = _method(overrides)
@@ -153,7 +153,7 @@ def _check_images(index: Index, summary: Summary) -> None:
     place = ", ".join(index.config.paths)
     if summary.num_rows < MIN_IMAGES:
         raise UsageError(
-            f"{place} holds {summary.num_rows} images, and pretraining needs at least {MIN_IMAGES}: a batch must hold different images to "
+            f"{place} has {summary.num_rows} images, and pretraining needs at least {MIN_IMAGES}: a batch must have different images to "
             "compare. Add images, or start from the encoder of another run."
         )
     if summary.width_px is None:

@@ -1,6 +1,6 @@
-"""What a run has left behind, read back for people: its config, curves, scores, pictures and bad rows.
+"""The content of a run directory, read back for pages and cards: config, curves, scores, pictures and bad rows.
 
-Whatever is missing is None or empty; the reader says so on the page instead of failing, since a run that died early is looked at too.
+Missing parts are None or empty, and pages say so instead of failing, since runs that died early have pages too.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ray_sassl.secrets import redacted_tree
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run directory, read.
+    """The content of a run directory.
 
     Attributes:
         path: The run directory.
-        name: Its last component, which people tell runs by.
+        name: Its last component, which names the run.
         config: The tree in `config.yaml`.
-        summary: How the run ended, or None while it goes on or where it was killed.
-        environment: What it ran on and with.
-        metrics: One dictionary a line of `metrics.jsonl`, by step.
-        scores: One a protocol, by name.
+        summary: How the run ended, or None if it is running or was killed.
+        environment: The machine, packages and command of the run.
+        metrics: One dictionary per line of `metrics.jsonl`, by step.
+        scores: One per protocol, by name.
         bad_rows: Rows of the training data in the quarantine, counted by reason.
         views: The picture of views, a PNG.
     """
@@ -48,7 +48,7 @@ class RunRecord:
     views: bytes | None
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of a metric, where it was logged and is a number."""
+        """(steps, values) of a metric, at the steps where it was logged as a finite number."""
         points = [
             (line["step"], line[name]) for line in self.metrics if isinstance(line.get(name), int | float) and math.isfinite(line[name])
         ]
@@ -56,12 +56,12 @@ class RunRecord:
 
     @property
     def recipe(self) -> str:
-        """A digest of all that shapes the weights but the seed: runs that share it are seeds of one recipe."""
+        """A digest of everything that shapes the weights except the seed: runs with equal digests are seeds of one recipe."""
         return hashlib.sha256(json.dumps(shaping_part(self.config), sort_keys=True).encode()).hexdigest()
 
 
 def read_run(path: str) -> RunRecord:
-    """All that the run directory holds for people.
+    """Read a run directory.
 
     Raises:
         RunDirectoryError: there is no `config.yaml`, so no run.

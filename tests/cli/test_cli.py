@@ -94,11 +94,11 @@ def test_a_directory_that_holds_a_run_is_not_started_in_again(tmp_path: Path):
         str(tmp_path / "r"),
     ]
     _run(*args)
-    with pytest.raises(UsageError, match="already holds a run; add --resume"):
+    with pytest.raises(UsageError, match="already contains a run; add --resume"):
         _run(*args)
     with pytest.raises(UsageError, match=r"has another method\.temperature"):
         _run(*args, "--resume", "method.temperature=0.5")
-    with pytest.raises(UsageError, match="holds no run to resume"):
+    with pytest.raises(UsageError, match="contains no run to resume"):
         _run(*args[:-1], str(tmp_path / "other"), "--resume")
 
 

@@ -20,7 +20,7 @@ def test_a_run_whose_config_is_gone_is_neither_entered_nor_resumed(tmp_path: Pat
     (tmp_path / "run" / "config.yaml").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     for resume in (False, True, "if begun"):
-        with pytest.raises(RunDirectoryError, match=r"already holds a run, but no config.yaml that says which"):
+        with pytest.raises(RunDirectoryError, match=r"already contains a run, but not its config.yaml"):
             ray_sassl.pretrain("moco_cifar10_cpu", tmp_path / "run", overrides=options | {"seed": 5}, resume=resume)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
     assert run.step == 3

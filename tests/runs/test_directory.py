@@ -104,7 +104,7 @@ def test_a_new_run_directory_holds_config_environment_and_index(config, run_dir)
 def test_a_run_is_not_overwritten(config, run_dir):
     prepare_run_dir(config, run_dir, resume=False)
     write_checkpoint(run_dir, 1, build_method(config).state_dict(), {}, SeenIds(NUM_ROWS), "", keep=1)
-    with pytest.raises(RunDirectoryError, match="already holds a run; add --resume to go on with it"):
+    with pytest.raises(RunDirectoryError, match="already contains a run; add --resume to continue it"):
         prepare_run_dir(config, run_dir, resume=False)
 
 

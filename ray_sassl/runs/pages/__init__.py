@@ -1,1 +1,1 @@
-"""Pages for people: one run (`run_page`), runs side by side (`comparison_page`), and what every such page is made of (`page`, `curves`)."""
+"""HTML pages: one run (`run_page`), runs side by side (`comparison_page`), and the parts of pages (`page`, `curves`)."""

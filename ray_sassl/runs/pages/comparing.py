@@ -23,11 +23,11 @@ from ray_sassl.runs.record import RunRecord
 
 _PROTOCOLS = "ray_sassl.evaluation.protocols"
 _DETECT = "detect"
-"""Detection, which has a verb of its own."""
+"""Detection, which has its own verb."""
 _PER_CLASS, _FROM_PREDICTIONS = "mean_per_class", ("top1", "mean_per_class")
-"""How the names of scores end that may follow from the predicted classes, and so can be compared image by image."""
+"""Suffixes of scores that may be computed from the predicted classes, and so can be compared image by image."""
 _NO_MATTER = ("name", "device", "num_workers", "num_threads")
-"""Settings of protocols that say where they compute, and not what."""
+"""Settings of protocols that say where they compute, not what."""
 
 Verdict = Literal["higher", "lower", "noise", "unknown"]
 
@@ -46,9 +46,9 @@ class Contrast:
 
     Attributes:
         value: The difference.
-        low: Of its 95 % interval, or None where there is none.
-        high: Of the interval.
-        basis: What the interval was made from.
+        low: Lower end of its 95 % interval, or None without an interval.
+        high: Upper end of the interval.
+        basis: How the interval was computed.
         verdict: "noise" if zero is in the interval; "unknown" if there is no interval.
     """
 
@@ -64,11 +64,11 @@ class Row:
     """One score of one protocol.
 
     Attributes:
-        protocol: Its name.
+        protocol: The protocol's name.
         score: The score's name.
-        values: Each group's mean over its runs, with an interval; None where no run of the group has it.
-        num_runs: Runs of each group that have it.
-        contrasts: Each group's against the first; None for the first, and where one of the two has no value.
+        values: Each group's mean over its runs, with an interval; None if no run of the group has the score.
+        num_runs: Number of runs with the score in each group.
+        contrasts: The contrast of each group with the first; None for the first, and if one of the two has no value.
     """
 
     protocol: str
@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Missing:
-    """A protocol that a run was not evaluated by, and the command that does it."""
+    """A protocol that a run was not evaluated by, and the command for it."""
 
     run: str
     protocol: str
@@ -100,7 +100,7 @@ class Comparison:
         groups: The others are compared with the first.
         rows: One per score.
         missing: Scores that some runs have and others do not.
-        notes: What to know when reading the rows.
+        notes: Notes for reading the rows.
     """
 
     groups: tuple[Group, ...]
@@ -126,14 +126,14 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
     """The runs' scores side by side.
 
     Args:
-        protocols: Only these; not given: all that any run was evaluated by.
+        protocols: Compare only by these; by default by all that any run was evaluated by.
 
     Raises:
         UsageError: there are fewer than two runs, two were evaluated on different test sets or with different settings of a protocol, or
-            none was evaluated at all.
+            none was evaluated.
     """
     if len(runs) < 2:
-        raise UsageError("give at least two runs to compare; `ray-sassl report` tells of one")
+        raise UsageError("give at least two runs to compare; `ray-sassl report` describes one")
     groups = group_runs(runs)
     names = list(
         dict.fromkeys(scores.protocol for run in runs for scores in run.scores if protocols is None or scores.protocol in protocols)
@@ -164,7 +164,7 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
 
 
 def described(contrast: Contrast, *, is_share: bool) -> str:
-    """A difference in words; of shares it is in percentage points."""
+    """A difference in words; for shares in percentage points."""
     scale, unit, digits = (100, " points", 2) if is_share else (1, "", 4)
 
     def text(value: float) -> str:
@@ -248,15 +248,14 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, ProtocolScores]]) -> list
     """Notes on the test sets.
 
     Raises:
-        UsageError: they are not the same images.
+        UsageError: they are different images.
     """
     first_run, first = having[0]
     notes = []
     fitted = {str((scores.data.get("train") or {}).get("path")) for _, scores in having}
     if len(fitted) > 1:
         notes.append(
-            f"{first.protocol} was fitted on different train images ({' and '.join(sorted(fitted))}), which by itself can make "
-            "a difference."
+            f"{first.protocol} was fitted on different train images ({' and '.join(sorted(fitted))}), which alone can make a difference."
         )
     for run, scores in having[1:]:
         one, other = first.predictions, scores.predictions
@@ -270,14 +269,14 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, ProtocolScores]]) -> list
             )
         if paths[0] != paths[1]:
             notes.append(
-                f"The test images of {first.protocol} lie at {paths[0]} and at {paths[1]}; their ids and labels agree, so "
-                "they are treated as the same."
+                f"The test images of {first.protocol} are at {paths[0]} and at {paths[1]}; their ids and labels agree, so they are treated "
+                "as the same."
             )
     return notes
 
 
 def _command(run: RunRecord, like: ProtocolScores) -> str:
-    """The command that evaluates the run as another one was."""
+    """The command that evaluates the run like another one."""
     name = str(like.settings.get("name", like.protocol))
     if name == _DETECT:
         defaults = DetectConfig().model_dump(mode="json")
@@ -309,7 +308,7 @@ def _row(protocol: str, name: str, by_group: Sequence[Sequence[ProtocolScores]])
 
 
 def _mean(name: str, group: Sequence[ProtocolScores]) -> Score | None:
-    """Over the group's runs: of one run its own interval, of several one over images and seeds."""
+    """The mean over the group's runs: for one run with its own interval, for several with one over images and seeds."""
     if len(group) < 2:
         return group[0].scores[name] if group else None
     if (units := _units(name, group)) is not None:
@@ -320,7 +319,7 @@ def _mean(name: str, group: Sequence[ProtocolScores]) -> Score | None:
 
 
 def _contrast(name: str, first: Sequence[ProtocolScores], second: Sequence[ProtocolScores]) -> Contrast:
-    """By the best method that both sides allow: image by image, draw by draw, over seeds, or from their two intervals."""
+    """The contrast by the best method that both sides allow: image by image, draw by draw, over seeds, or from their two intervals."""
     units = _units(name, [*first, *second])
     one, other = (np.array([scores.scores[name].value for scores in side]) for side in (first, second))
     if units is not None:
@@ -343,7 +342,7 @@ def _called(found: Difference, basis: str) -> Contrast:
 
 
 def _units(name: str, all_scores: Sequence[ProtocolScores]) -> np.ndarray | None:
-    """(S, N) values of what can be paired, test images or draws, whose mean is the score; None if nothing can."""
+    """(S, N) values of test images or draws that can be paired and whose mean is the score; None if there are none."""
     if all(_is_of_predictions(name, scores) for scores in all_scores):
         return np.stack([scores.predictions.correct for scores in all_scores if scores.predictions is not None])
     draws = [_by_draw(name, scores) for scores in all_scores]
@@ -352,7 +351,7 @@ def _units(name: str, all_scores: Sequence[ProtocolScores]) -> np.ndarray | None
 
 
 def _is_of_predictions(name: str, scores: ProtocolScores) -> bool:
-    """Whether the score follows from the predictions that were kept; a protocol may have others, whose predictions were not kept."""
+    """Whether the score is computed from the kept predictions; a protocol may have other scores, whose predictions are not kept."""
     if scores.predictions is None or not name.endswith(_FROM_PREDICTIONS):
         return False
     correct, labels = scores.predictions.correct.astype(np.float64), scores.predictions.labels
@@ -378,16 +377,13 @@ def _general_notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
     notes = []
     if contrasts and all(len(group.runs) == 1 for group in groups):
         notes.append(
-            "One run each: the intervals say how far a difference would move on other test images. Another seed moves it too, which "
-            "only runs with other seeds can show."
+            "One run each: the intervals cover other test images only. Another seed changes a difference too, which only runs with other "
+            "seeds can show."
         )
     if any("not paired" in contrast.basis for contrast in contrasts):
-        notes.append(
-            "Where no predictions were kept, the two intervals were treated as independent, which is too careful on equal test images."
-        )
+        notes.append("Without kept predictions, the two intervals were treated as independent, which is too careful for equal test images.")
     if len(contrasts) > 1:
         notes.append(
-            f"Of {len(contrasts)} comparisons at 95 %, about {max(1, round(len(contrasts) / 20))} would be called a difference by "
-            "chance alone."
+            f"Of {len(contrasts)} comparisons at 95 %, about {max(1, round(len(contrasts) / 20))} would be called a difference by chance."
         )
     return notes

@@ -1,4 +1,4 @@
-"""Runs side by side as one HTML page, beside the same as Markdown and JSON."""
+"""Runs side by side as one HTML page, also as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH_PX = 1500
 
 
 def write_comparison(comparison: Comparison, folder: str) -> list[str]:
-    """Write `comparison.html`, `comparison.md` and `comparison.json` into the folder; returns their paths."""
+    """Write `comparison.html`, `comparison.md` and `comparison.json` to the folder; returns their paths."""
     contents = {"html": comparison_page(comparison), "md": as_markdown(comparison), "json": as_json(comparison)}
     paths = []
     for ending, text in contents.items():
@@ -27,7 +27,7 @@ def write_comparison(comparison: Comparison, folder: str) -> list[str]:
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """One HTML file that needs nothing else."""
+    """One self-contained HTML page."""
     groups = comparison.groups
     runs = [(group, run) for group in groups for run in group.runs]
     parts = [
@@ -39,7 +39,7 @@ def comparison_page(comparison: Comparison) -> str:
         section(
             "While they trained",
             run_curves([Line(run, group.name) for group, run in runs]),
-            "Dashed: the loss of an encoder that tells no two images apart. Losses of different methods cannot be compared.",
+            "Dashed: the loss of an encoder that cannot distinguish images. Losses of different methods cannot be compared.",
         ),
         section("What the networks saw", _views(groups)),
         section("What the protocols show", _pictures(groups)),
@@ -87,7 +87,7 @@ def _difference(row: Row, contrast: Contrast) -> Cell:
 
 
 def _said(comparison: Comparison) -> str:
-    """Notes, and the commands that make what is missing."""
+    """Notes, and the commands for missing evaluations."""
     lines = [html.escape(note) for note in comparison.notes]
     lines += [
         f"{html.escape(entry.run)} was not evaluated by {html.escape(entry.protocol)}: <code>{html.escape(entry.command)}</code>"
@@ -102,7 +102,7 @@ def _views(groups: Sequence[Group]) -> str | None:
 
 
 def _pictures(groups: Sequence[Group]) -> str | None:
-    """The same picture of each group in a row."""
+    """The same figure of each group in a row."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for group in groups:
         for scores in group.runs[0].scores:

@@ -1,4 +1,4 @@
-"""Curves of what runs logged, as SVG: one panel a metric, one line a run."""
+"""Curves of logged metrics, as SVG: one panel per metric, one line per run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PANELS = {
     "images_per_s": "images/s",
     "data_wait": "share of time waiting for data",
 }
-"""What is drawn first, and what is written above it; other metrics follow by their names."""
+"""The metrics that are drawn first, with their titles; others follow with their names as titles."""
 _BESIDE = {"loss": "chance_loss"}
 _FROM_ZERO = ("embedding_std", "effective_rank", "images_per_s", "data_wait")
 _NOT_DRAWN = ("step", "epoch", "test_knn_top1", "test_linear_top1", *_BESIDE.values())
@@ -34,14 +34,15 @@ _COLUMNS = 3
 
 @dataclass(frozen=True)
 class Line:
-    """A run, as it is drawn: runs of one group share a color and a place in the legend."""
+    """A run and its group: runs of one group share a color and an entry in the legend."""
 
     run: RunRecord
     group: str
 
 
 def run_curves(lines: Sequence[Line]) -> str | None:
-    """All that the runs logged, or None where they logged nothing. Dashed: the loss of an encoder that tells nothing apart."""
+    """Curves of everything that the runs logged, or None if they logged nothing. Dashed: the loss of an encoder that cannot distinguish
+    images."""
     logged = {name for line in lines for point in line.run.metrics for name in point if name not in _NOT_DRAWN}
     names = [name for name in PANELS if name in logged] + sorted(logged - PANELS.keys())
     names = [name for name in names if any(line.run.curve(name)[0] for line in lines)]
@@ -63,9 +64,9 @@ def run_curves(lines: Sequence[Line]) -> str | None:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an `svg` element, to be put into a page."""
+    """The figure as an `svg` element for a page."""
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "ray-sassl"}):  # equal figures make equal text
+    with rc_context({"svg.hashsalt": "ray-sassl"}):  # equal figures give equal text
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -92,5 +93,5 @@ def _panel(axes: Axes, name: str, lines: Sequence[Line], groups: Sequence[str]) 
 
 
 def _epochs_per_step(run: RunRecord) -> float | None:
-    """From the last line that has both; None where no line has."""
+    """Epochs per step, from the last line that has both; None if no line has."""
     return next((line["epoch"] / line["step"] for line in reversed(run.metrics) if line.get("epoch") and line["step"]), None)

@@ -1,4 +1,4 @@
-"""The parts of an HTML page. A page is one file that needs nothing else: styles and pictures are in it."""
+"""The parts of an HTML page. A page is one self-contained file, with its styles and pictures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def page(title: str, content: str, width_px: int = 1080) -> str:
 
 
 def section(title: str, content: str | None, note: str = "") -> str:
-    """Content under a heading, or nothing where there is none."""
+    """Content under a heading, or an empty string without content."""
     if not content:
         return ""
     said = f'<p class="note">{html.escape(note)}</p>\n' if note else ""
@@ -52,7 +52,7 @@ class Cell:
 
     Attributes:
         text: Plain text.
-        detail: Smaller text beside it.
+        detail: Smaller text after it.
         kind: A CSS class, such as `number`.
     """
 
@@ -80,10 +80,10 @@ def picture(png: bytes, name: str, most_width_px: int = 1600, share_of_height: f
     """A picture as an image element.
 
     Args:
-        png: The file.
-        name: What it shows, for those who cannot see it.
-        most_width_px: Wider ones are made smaller.
-        share_of_height: How much of it to show, from the top.
+        png: Content of the file.
+        name: Description of the picture, as its alternative text.
+        most_width_px: Wider pictures are scaled down to this width.
+        share_of_height: Share of the height to show, from the top.
     """
     image = Image.open(io.BytesIO(png), formats=["PNG"])
     if image.width > most_width_px or share_of_height < 1:

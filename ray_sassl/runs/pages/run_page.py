@@ -1,4 +1,4 @@
-"""`report.html` of a run: made from the run directory alone, also while the run is training or if it died early."""
+"""`report.html` of a run: made from the run directory alone, even while the run is training or after it died early."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_run_report(run_dir: str, out: str | None = None) -> str:
     """Write the report of the run; returns its path.
 
     Args:
-        out: The file; not given: `report.html` in the run directory.
+        out: The file; by default `report.html` in the run directory.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -44,13 +44,13 @@ def run_body(run: RunRecord) -> str:
         section(
             "What differs from the experiment",
             _differences(run),
-            f"Experiment {run.config.get('name')}; whatever is not listed is as it is there.",
+            f"Experiment {run.config.get('name')}; settings that are not listed are the same there.",
         ),
         section("How good it is", _scores(run), _scores_note(run)),
         section(
             "While it trained",
             run_curves([Line(run, run.name)]) or "<p>Nothing was logged yet.</p>",
-            "Dashed: the loss of an encoder that tells no two images apart.",
+            "Dashed: the loss of an encoder that cannot distinguish images.",
         ),
         section("What the network saw", views, "Crops, stylized crops and finished views of the same images."),
         section("Images that could not be used", _quarantine(run)),
@@ -61,7 +61,7 @@ def run_body(run: RunRecord) -> str:
 
 
 def outcome(run: RunRecord) -> tuple[str, str]:
-    """How the run ended or stands, and what is to be said of it."""
+    """The run's status, and a sentence about it."""
     last = run.metrics[-1] if run.metrics else None
     epochs = (run.config.get("train") or {}).get("epochs")
     reached = ""
@@ -88,7 +88,7 @@ def _ago(seconds: float) -> str:
 
 
 def facts(run: RunRecord) -> dict[str, str]:
-    """What was run, in a few lines."""
+    """The main settings of the run, in a few lines."""
     config = run.config
     method, data, train = (config.get(name) or {} for name in ("method", "data", "train"))
     stylize, sassl = config.get("stylize") or {}, config.get("sassl") or {}
@@ -184,7 +184,7 @@ def _scores_note(run: RunRecord) -> str:
         return ""
     sets = {str(path) for scores in run.scores if (path := (scores.data.get("test") or {}).get("path"))}
     on = f" Test images: {', '.join(sorted(sets))}." if sets else ""
-    return f"95 % intervals, which say how far a score would move on other test images, not on another training run.{on}"
+    return f"95 % intervals over test images; they do not cover other training runs.{on}"
 
 
 def _pictures(all_scores: list[ProtocolScores]) -> str | None:

@@ -109,7 +109,7 @@ def test_a_run_is_not_overwritten(config, run_dir):
 
 
 def test_what_is_not_there_is_not_resumed(config, run_dir):
-    with pytest.raises(RunDirectoryError, match="holds no run to resume"):
+    with pytest.raises(RunDirectoryError, match="contains no run to resume"):
         prepare_run_dir(config, run_dir, resume=True)
     assert not Path(run_dir).exists()
 

@@ -93,7 +93,7 @@ def test_an_unknown_objective_is_answered_with_the_nearest(photos: Path):
 
 @pytest.mark.parametrize("count", [1, 10, MIN_IMAGES - 1])
 def test_too_few_images_are_refused_in_a_sentence(tmp_path: Path, count: int):
-    with pytest.raises(UsageError, match=f"holds {count} images, and pretraining needs at least {MIN_IMAGES}"):
+    with pytest.raises(UsageError, match=f"has {count} images, and pretraining needs at least {MIN_IMAGES}"):
         choose_recipe(str(_images(tmp_path / "few", count)), machine=Machine())
 
 

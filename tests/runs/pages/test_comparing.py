@@ -85,7 +85,7 @@ def test_different_test_sets_are_refused():
 
 def test_equal_images_elsewhere_are_taken_and_noted():
     found = compare([_run("a", _scores(0.6)), _run("b", _scores(0.6, path="copy/test/"), base_lr=0.2)])
-    assert any("lie at test/ and at copy/test/" in note for note in found.notes)
+    assert any("are at test/ and at copy/test/" in note for note in found.notes)
 
 
 def test_other_settings_of_a_protocol_are_refused():

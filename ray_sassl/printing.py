@@ -23,6 +23,9 @@ from ray_sassl.secrets import redacted
 
 _JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need, and that change nothing around them."""
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_MARKS = re.compile(r"[\\`*<>|\[\]]")
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -40,6 +43,23 @@ def printable(text: str, keep: str = "\n") -> str:
 def one_line(text: str) -> str:
     """The same, with the ends of lines escaped too."""
     return printable(text, keep="")
+
+
+def markdown(text: str) -> str:
+    """The text for Markdown, as it is: in one line, that does not end a table's cell, begin HTML, a link, code or emphasis."""
+    return _MARKS.sub(r"\\\g<0>", one_line(text))
+
+
+def markdown_code(text: str, *, in_table: bool = False) -> str:
+    """The text as code of Markdown, in one line."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    text = one_line(text).replace("|", "\\|") if in_table else one_line(text)
+    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
+
+
+def csv_cell(text: str) -> str:
+    """The text for a cell of CSV, behind a `'` where a spreadsheet would take it for a formula. Numbers stay as they are."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text) else text
 
 
 def _is_obeyed(char: str) -> bool:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
-from ray_sassl.printing import one_line, open_console, printable, write
+from ray_sassl.printing import csv_cell, markdown, markdown_code, one_line, open_console, printable, write
 
 HOSTILE = "[/x]\x1b]0;owned\x07\x9b31m\u202egpj.exe\udce9\x00猫é:warning:\r"
 SHOWN = r"[/x]\x1b]0;owned\x07\x9b31m\u202egpj.exe\xe9\x00猫é:warning:\r"
@@ -87,6 +87,26 @@ def test_colors_in_the_output_of_a_job_are_left_out(encoding: str, monkeypatch: 
     stdout = _stdout(encoding, monkeypatch)
     write("\x1b[36m(train pid=3)\x1b[0m loss\t3\r\nnext\n")
     assert _written(stdout) == "(train pid=3) loss\t3\nnext\n"
+
+
+def test_markdown_shows_foreign_text_in_one_line_and_one_cell():
+    assert markdown("a|b\n<script>`[x](y)*\x1b") == r"a\|b\n\<script\>\`\[x\](y)\*\x1b".replace("b\\n", "b\\\\n").replace(
+        "\\x1b", "\\\\x1b"
+    )
+    assert markdown("mean_per_class") == "mean_per_class"
+    assert markdown_code("runs/a") == "`runs/a`"
+    assert markdown_code("a `b` ``c``|d") == "``` a `b` ``c``|d ```"
+    assert markdown_code("a|b", in_table=True) == r"`a\|b`"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "－1+1", "-1+1", "+"])
+def test_a_text_that_a_spreadsheet_would_compute_is_quoted(text: str):
+    assert csv_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["-1", "+1.5", "-.5e-10", "1=1", "a-b", "", "'=1"])
+def test_numbers_and_other_texts_of_a_spreadsheet_stay(text: str):
+    assert csv_cell(text) == text
 
 
 def _findings(source: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from ray_sassl.files.lock import hold_folder
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.configs import Overrides, load_config, override_list
 from ray_sassl.study.compare import comparison, comparison_html
-from ray_sassl.study.record import BEST, STUDY, StudyConfig, TrialRecord, read_study, read_trials, write_tables
+from ray_sassl.study.record import BEST, STUDY, StudyConfig, StudyRecord, TrialRecord, read_record, write_tables
 from ray_sassl.study.report import write_report
 from ray_sassl.study.space import Objective, SearchSpace
 from tune_spaces import SpaceSource, load_space, spaces
@@ -172,12 +172,13 @@ def search(
     is_interrupted = any(trial.state == "interrupted" for trial in state.records) or (
         state.is_stopping and len(state.records) < study.num_trials
     )
-    return _result(state.study, place, state.records, is_interrupted=is_interrupted)
+    return _result(StudyRecord(place, state.study, state.records), is_interrupted=is_interrupted)
 
 
-def _result(study: StudyConfig, study_dir: str, trials: list[TrialRecord], *, is_interrupted: bool = False) -> StudyResult:
-    best = storage.join(study_dir, BEST)
-    return StudyResult(study, study_dir, trials, write_report(study_dir), best if storage.exists(best) else None, is_interrupted)
+def _result(record: StudyRecord, *, is_interrupted: bool = False) -> StudyResult:
+    best = storage.join(record.path, BEST)
+    is_there = storage.exists(best)
+    return StudyResult(record.study, record.path, record.trials, write_report(record), best if is_there else None, is_interrupted)
 
 
 def list_spaces() -> dict[str, SpaceSource]:
@@ -191,9 +192,9 @@ def report_study(study_dir: str) -> StudyResult:
     Raises:
         StudyDirectoryError: no study is there.
     """
-    study, trials = read_study(study_dir), read_trials(study_dir)
-    write_tables(study, study_dir, trials)
-    return _result(study, study_dir, trials)
+    record = read_record(study_dir)
+    write_tables(record.study, study_dir, record.trials)
+    return _result(record)
 
 
 def compare_studies(first: str, second: str, out: str | None = "compare.html") -> list[tuple[str, ...]]:
@@ -207,7 +208,7 @@ def compare_studies(first: str, second: str, out: str | None = "compare.html") -
     Raises:
         StudyDirectoryError: no study is there.
     """
-    studies = [(path, read_study(path), read_trials(path)) for path in (first, second)]
+    records = [read_record(path) for path in (first, second)]
     if out is not None:
-        storage.write_text(out, comparison_html(studies))
-    return comparison(studies)
+        storage.write_text(out, comparison_html(records))
+    return comparison(records)

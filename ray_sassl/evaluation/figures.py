@@ -8,8 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from ray_sassl.printing import one_line
+
 MAX_COLORED_CLASSES = 20
 _DPI = 110
+_MOST_LETTERS = 80
+
+
+def plain_texts(figure: Any) -> None:
+    """See that names are drawn as they are: not as formulas where a `$` is in them, in one line, and not without end.
+
+    Labels that matplotlib makes for ticks while it draws are left alone.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        given = one_line(text.get_text())
+        text.set_text(given if len(given) <= _MOST_LETTERS else f"{given[: _MOST_LETTERS - 1]}…")
+        if "$" in given:
+            text.set_parse_math(False)
 
 
 def draw(width: float, height: float, paint: Callable[[Any], None]) -> bytes:
@@ -21,6 +38,7 @@ def draw(width: float, height: float, paint: Callable[[Any], None]) -> bytes:
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     paint(axes)
+    plain_texts(figure)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     out = io.BytesIO()

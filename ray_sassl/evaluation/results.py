@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from ray_sassl.evaluation import Evaluation, Predictions, Score
 from ray_sassl.files import storage
-from ray_sassl.files.json_files import read_json
+from ray_sassl.files.json_files import as_mapping, as_number, read_json
+from ray_sassl.files.paths import check_inside
+from ray_sassl.files.pictures import read_picture
 from ray_sassl.plugins import UsageError
 
 EVALUATION = "evaluation"
@@ -32,6 +34,8 @@ _OLD_SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "
 _STEP = re.compile(r"step-\d+")
 
 _BASELINES = ("untrained encoder", "raw pixels")
+
+_MAX_PREDICTIONS_BYTES = 1 << 30
 
 
 def results_folder(checkpoint: str, step: int) -> str:
@@ -71,7 +75,7 @@ class ProtocolScores:
         settings: The protocol's settings.
         data: What the encoders were evaluated on.
         details: Other results of the run's own encoder.
-        figures: PNG files by name.
+        figures: PNG or JPEG files by name.
         path: The file that was read.
     """
 
@@ -85,6 +89,16 @@ class ProtocolScores:
     details: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, bytes] = field(default_factory=dict)
     path: str = ""
+
+    def path_of(self, split: str) -> str | None:
+        """Where the images of a split were, if it is known."""
+        return path_in(self.data, split)
+
+
+def path_in(data: dict[str, Any], split: str) -> str | None:
+    """The path of a split in a tree of data sets; of several paths the JSON list, as an override has it."""
+    path = as_mapping(data.get(split)).get("path")
+    return path if path is None or isinstance(path, str) else json.dumps(path)
 
 
 def write_scores(
@@ -143,14 +157,11 @@ def _table(predictions: Predictions) -> pa.Table:
     return pa.table({"sample_id": predictions.sample_id, "label": predictions.labels, "predicted": predictions.predicted})
 
 
-def read_scores(run_dir: str) -> list[ProtocolScores]:
-    """The newest scores of every protocol in a run directory, in the order of the protocols' names.
+def read_scores(run_dir: str) -> tuple[list[ProtocolScores], list[str]]:
+    """The newest scores of every protocol in a run directory, in the order of the protocols' names, and what could not be used, in words.
 
     They are in `evaluation/step-NUMBER/` (the largest step takes precedence), in `evaluation/`, or in the run directory as
     `evaluate-PROTOCOL.json`.
-
-    Raises:
-        UsageError: a file of scores or predictions is damaged.
     """
     entries = storage.list_dir(storage.join(run_dir, EVALUATION))
     steps = sorted((entry.path for entry in entries if not entry.is_file and _STEP.fullmatch(storage.name_of(entry.path))), reverse=True)
@@ -158,12 +169,21 @@ def read_scores(run_dir: str) -> list[ProtocolScores]:
     paths = [entry.path for folder in folders for entry in storage.list_dir(folder) if entry.is_file]
     paths += [entry.path for entry in storage.list_dir(run_dir) if entry.is_file and storage.name_of(entry.path).startswith(_FLAT)]
     found: dict[str, ProtocolScores] = {}
+    left_out: list[str] = []
     for path in paths:
         stem, _, extension = storage.name_of(path).rpartition(".")
         stem = stem.removeprefix(_FLAT)
-        if extension == "json" and stem not in found and (tree := read_json(path)) is not None and isinstance(tree.get("scores"), dict):
-            found[stem] = _protocol_scores(stem, tree, path)
-    return [found[name] for name in sorted(found)]
+        if extension != "json" or stem in found:
+            continue
+        try:
+            check_inside(path, run_dir)
+            tree = read_json(path) or {}
+        except UsageError as error:
+            left_out.append(str(error))
+            continue
+        if isinstance(tree.get("scores"), dict):
+            found[stem] = _protocol_scores(stem, tree, path, run_dir, left_out)
+    return [found[name] for name in sorted(found)], left_out
 
 
 def read_predictions(path: str) -> Predictions:
@@ -173,11 +193,15 @@ def read_predictions(path: str) -> Predictions:
         UsageError: it is damaged, lacks a column, or names a sample twice.
     """
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(path)))
+        table = pq.read_table(io.BytesIO(storage.read_bytes(path, _MAX_PREDICTIONS_BYTES)))
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"cannot read predictions from {path} ({error}); delete it and evaluate again") from error
-    if missing := {"sample_id", "label", "predicted"} - set(table.column_names):
+    columns = ("sample_id", "label", "predicted")
+    if missing := set(columns) - set(table.column_names):
         raise UsageError(f"{path} has no column {', '.join(sorted(missing))}; delete it and evaluate again")
+    for name in columns:
+        if table.column_names.count(name) > 1 or not pa.types.is_integer(table.schema.field(name).type) or table[name].null_count:
+            raise UsageError(f"the column {name} of {path} does not hold one whole number for each image; delete it and evaluate again")
     ids = table["sample_id"].to_numpy()
     order = np.argsort(ids, kind="stable")
     if len(np.unique(ids)) != len(ids):
@@ -185,13 +209,16 @@ def read_predictions(path: str) -> Predictions:
     return Predictions(ids[order], table["label"].to_numpy()[order], table["predicted"].to_numpy()[order])
 
 
-def _protocol_scores(stem: str, tree: dict[str, Any], path: str) -> ProtocolScores:
+def _protocol_scores(stem: str, tree: dict[str, Any], path: str, run_dir: str, left_out: list[str]) -> ProtocolScores:
     """The scores in a file's content: of one encoder, or `{encoder: scores}` of several, the run's own first."""
     folder = storage.parent(path)
-    files = {name: storage.join(folder, file) for name, file in (tree.get("files") or {}).items()}
-    figures = {name: storage.read_bytes(file) for name, file in files.items() if file.endswith(".png") and storage.exists(file)}
-    predictions = files.get("predictions") if "files" in tree else storage.join(folder, f"{stem}.parquet")
-    details, settings, data = (value if isinstance(value := tree.get(name), dict) else {} for name in ("details", "protocol", "data"))
+    files = {name: storage.join(folder, file) for name, file in as_mapping(tree.get("files")).items() if _is_name(file)}
+    left_out += [
+        f"{path} names {file!r}, which is not the name of a file beside it"
+        for file in as_mapping(tree.get("files")).values()
+        if not _is_name(file)
+    ]
+    details, settings, data = (as_mapping(tree.get(name)) for name in ("details", "protocol", "data"))
     scores = tree["scores"]
     by_encoder = {"": scores} if any(_is_score(value) for value in scores.values()) else scores
     by_encoder = {
@@ -200,33 +227,63 @@ def _protocol_scores(stem: str, tree: dict[str, Any], path: str) -> ProtocolScor
         if isinstance(values, dict)
     }
     own = next((name for name in by_encoder if name not in _BASELINES and name != "chance"), None)
+    step = tree.get("step")
+    predictions = files.get("predictions") if "files" in tree else storage.join(folder, f"{stem}.parquet")
     return ProtocolScores(
         protocol=stem,
         scores=by_encoder[own] if own is not None else {},
         baselines={name: values for name, values in by_encoder.items() if name != own},
-        predictions=read_predictions(predictions) if predictions is not None and storage.exists(predictions) else None,
-        step=tree.get("step"),
+        predictions=_predictions(predictions, run_dir, left_out),
+        step=step if isinstance(step, int) and as_number(step) is not None else None,
         settings=settings,
         data=data,
-        details=(details.get(own) or {}) if own is not None else {},
-        figures=figures,
+        details=as_mapping(details.get(own)) if own is not None else {},
+        figures=_figures(files, run_dir, left_out),
         path=path,
     )
 
 
+def _is_name(file: Any) -> bool:
+    """Whether it names a file in a folder, and leads nowhere else."""
+    return isinstance(file, str) and 0 < len(file.encode(errors="replace")) < 256 and file not in (".", "..") and not set("/\0") & set(file)
+
+
+def _predictions(path: str | None, run_dir: str, left_out: list[str]) -> Predictions | None:
+    if path is None or not storage.exists(path):
+        return None
+    try:
+        check_inside(path, run_dir)
+        return read_predictions(path)
+    except UsageError as error:
+        left_out.append(str(error))
+        return None
+
+
+def _figures(files: dict[str, str], run_dir: str, left_out: list[str]) -> dict[str, bytes]:
+    figures: dict[str, bytes] = {}
+    for name, path in files.items():
+        if not path.endswith(".png"):
+            continue
+        try:
+            if (content := read_picture(path, run_dir)) is not None:
+                figures[name] = content
+        except UsageError as error:
+            left_out.append(str(error))
+    return figures
+
+
 def _is_score(value: Any) -> bool:
-    number = value.get("value") if isinstance(value, dict) else value
-    return isinstance(number, int | float) and not isinstance(number, bool)
+    return as_number(value.get("value") if isinstance(value, dict) else value) is not None
 
 
 def _score(name: str, value: Any, chance: Any, details: Any) -> Score:
     """A score as it was written. In older files the name tells whether it is a share, and `chance` applies to every top-1 on test
     images."""
     tree = value if isinstance(value, dict) else {"value": value}
-    number, low, high = float(tree["value"]), tree.get("low"), tree.get("high")
+    number, low, high = float(tree["value"]), as_number(tree.get("low")), as_number(tree.get("high"))
     if "is_share" in tree:
-        return Score(number, low, high, is_share=bool(tree["is_share"]), chance=tree.get("chance"))
-    target = details.get(name.removesuffix("_top1")) if isinstance(details, dict) else None
-    known = target.get("chance", chance) if isinstance(target, dict) else chance
-    has_chance = name.endswith("top1") and not name.startswith("train") and isinstance(known, int | float)
-    return Score(number, low, high, is_share=name.endswith(_OLD_SHARES), chance=float(known) if has_chance else None)
+        return Score(number, low, high, is_share=bool(tree["is_share"]), chance=as_number(tree.get("chance")))
+    target = as_mapping(details).get(name.removesuffix("_top1"))
+    known = as_number(target.get("chance", chance) if isinstance(target, dict) else chance)
+    has_chance = name.endswith("top1") and not name.startswith("train")
+    return Score(number, low, high, is_share=name.endswith(_OLD_SHARES), chance=known if has_chance else None)

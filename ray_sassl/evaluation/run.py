@@ -126,7 +126,7 @@ def with_images(protocols: Sequence[ProtocolConfig], config: ExperimentConfig) -
 
 def without_scores(protocols: Sequence[ProtocolConfig], run_dir: str) -> list[ProtocolConfig]:
     """The protocols without scores in the run. For a protocol with default settings, scores with any settings count."""
-    known = {scores.protocol: scores.settings for scores in read_scores(run_dir)}
+    known = {scores.protocol: scores.settings for scores in read_scores(run_dir)[0]}
 
     def has_scores(protocol: ProtocolConfig) -> bool:
         if protocol.name not in known:

@@ -14,6 +14,7 @@ from ray_sassl.exporting.encoder import EncoderFacts
 from ray_sassl.exporting.formats import Format
 from ray_sassl.exporting.head import LinearHead
 from ray_sassl.files import storage
+from ray_sassl.printing import markdown, markdown_code, one_line
 from ray_sassl.runs.directory import INDEX
 from ray_sassl.runs.record import RunRecord
 
@@ -136,7 +137,7 @@ def _style(config: ExperimentConfig) -> str:
 
 
 def _data(about: CardFacts) -> str:
-    paths = ", ".join(f"`{path}`" for path in about.config.data.paths)
+    paths = ", ".join(markdown_code(path) for path in about.config.data.paths)
     if about.run is None or not storage.exists(path := storage.join(about.run.path, INDEX)):
         return paths
     index = Index.load(path)
@@ -152,17 +153,17 @@ def _quality(about: CardFacts) -> str:
         held = f"; {head.test_top1:.2%} of {head.num_test:,} test images" if head.test_top1 is not None and head.num_test else ""
         parts.append(f"The linear classifier in this file is right on {head.train_top1:.2%} of its {head.num_train:,} train images{held}.")
         if head.classes:
-            named = ", ".join(head.classes[:_NAMED_CLASSES]) + (", ..." if len(head.classes) > _NAMED_CLASSES else "")
+            named = ", ".join(map(markdown, head.classes[:_NAMED_CLASSES])) + (", ..." if len(head.classes) > _NAMED_CLASSES else "")
             parts.append(f"Its classes: {named}.")
     rows = _score_rows(about.run) if about.run else []
     if rows:
-        lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        lines = "\n".join(f"| {' | '.join(map(markdown, row))} |" for row in rows)
         parts.append(f"| protocol | encoder | score | value | 95 % interval |\n|---|---|---|---|---|\n{lines}")
     if about.run and about.run.summary:
         last = about.run.summary.get("metrics", {})
         named = ", ".join(f"{name} {last[name]:.4g}" for name in _NAMED_METRICS if name in last)
         if named:
-            parts.append(f"At the end of the run (status: {about.run.summary.get('status')}): {named}.")
+            parts.append(f"At the end of the run (status: {markdown(about.run.summary['status'])}): {named}.")
     return "\n\n".join(parts) or "It has not been evaluated; `ray-sassl evaluate RUN knn` evaluates it."
 
 
@@ -209,4 +210,8 @@ def _fields(tree: dict[str, Any], name: str) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {_in_cell(value)} |" for name, value in rows)
+
+
+def _in_cell(text: str) -> str:
+    return one_line(text).replace("|", "\\|")

@@ -13,6 +13,10 @@ MAX_BYTES = 1 << 28
 """Maximum size of a JSON document; our largest ones have a few megabytes."""
 
 
+LARGEST_NUMBER = 1e100
+"""Of a number that is read back as one; beyond it, sums, squares and the axes of figures overflow."""
+
+
 @dataclass(frozen=True)
 class JsonLines:
     """The lines of a file that are JSON objects, and the number of those that are not."""
@@ -66,3 +70,20 @@ def read_json_lines(path: str) -> JsonLines:
         else:
             num_damaged += 1
     return JsonLines(objects, num_damaged)
+
+
+def as_number(value: Any) -> float | None:
+    """The value where it is a finite number of sensible size, else None; true and false are not numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if -LARGEST_NUMBER <= value <= LARGEST_NUMBER else None
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """The value where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_texts(value: Any) -> list[str]:
+    """The texts of a list; nothing where the value is not a list."""
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from ray_sassl.files import storage
+from ray_sassl.plugins import UsageError
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,22 @@ def _absolute(value: Any, mark: LocalPath | None) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(item, mark) for item in value)
     return absolute(value) if mark and isinstance(value, str) and value not in mark.other_than else value
+
+
+def check_inside(path: str, folder: str) -> None:
+    """See that the path lies in the folder; on this machine's disk after links have been followed.
+
+    A record may name any path, and a directory that comes from somebody else may hold links. A page made from whatever they lead to would
+    carry files of its reader to those who are shown the page.
+
+    Raises:
+        UsageError: it lies elsewhere.
+    """
+    local, local_folder = storage.local_path(path), storage.local_path(folder)
+    if local is not None and local_folder is not None:
+        is_inside = os.path.realpath(local).startswith(os.path.join(os.path.realpath(local_folder), ""))
+    else:
+        inner, inner_folder = storage.filesystem_of(path)[1], storage.filesystem_of(folder)[1]
+        is_inside = local is local_folder is None and inner.startswith(f"{inner_folder.rstrip('/')}/") and ".." not in inner.split("/")
+    if not is_inside:
+        raise UsageError(f"{path} is not read: it does not lie in {folder}")

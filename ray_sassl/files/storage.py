@@ -115,9 +115,11 @@ def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     """The filesystem of the path, and the path within it (absolute if it is local).
 
     Raises:
-        UsageError: pyarrow does not know the scheme or one of the URI's options, or the URI has a secret.
+        UsageError: pyarrow does not know the scheme or one of the URI's options, the URI has a secret, or the name is not UTF-8.
     """
     text = os.fspath(path)
+    if "\0" in text or not _is_utf8(text):
+        raise UsageError(f"the name {text!r} is not UTF-8, or holds a zero byte; rename what it stands for")
     if not is_uri(text):
         return _local(), os.path.abspath(os.path.expanduser(text))
     refuse_secret(text)
@@ -127,6 +129,10 @@ def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     root, _, rest = address.partition("/")
     filesystem, root_path = _remote(f"{scheme}://{root}{query if len(query) > 1 else ''}")
     return filesystem, f"{root_path}/{rest}".strip("/") if rest else root_path
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def local_path(path: str | os.PathLike[str]) -> Path | None:
@@ -317,11 +323,13 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int | None = None) -> by
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: it is larger than `max_bytes`.
+        UsageError: it is larger than `max_bytes`, or is not a file.
     """
     if max_bytes is not None and (entry := stat(path)) is not None and entry.size_bytes > max_bytes:
         raise UsageError(f"{os.fspath(path)} has {entry.size_bytes:,} bytes; at most {max_bytes:,} are read")
     filesystem, inner = filesystem_of(path)
+    if isinstance(filesystem, pafs.LocalFileSystem) and os.path.exists(inner) and not os.path.isfile(inner):
+        raise UsageError(f"{os.fspath(path)} is a folder, a pipe or a device, not a file")
 
     def read() -> bytes:
         with filesystem.open_input_stream(inner, compression=None) as stream:

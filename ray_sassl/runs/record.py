@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,15 @@ from ray_sassl.config.roles import shaping_part
 from ray_sassl.data.quarantine import count_kinds
 from ray_sassl.evaluation.results import ProtocolScores, read_scores
 from ray_sassl.files import storage
-from ray_sassl.files.json_files import read_json, read_json_lines
-from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.files.json_files import LARGEST_NUMBER, as_mapping, as_number, as_texts, read_json, read_json_lines
+from ray_sassl.files.paths import check_inside
+from ray_sassl.files.pictures import read_picture
+from ray_sassl.files.safe_yaml import load_file
+from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
 from ray_sassl.secrets import redacted_tree
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class RunRecord:
         metrics: One dictionary per line of `metrics.jsonl`, by step.
         scores: One per protocol, by name.
         bad_rows: Rows of the training data in the quarantine, counted by reason.
-        views: The picture of views, a PNG.
+        views: The picture of views, a PNG or JPEG.
+        left_out: What lies in the directory and could not be used, in words.
     """
 
     path: str
@@ -46,13 +52,19 @@ class RunRecord:
     scores: list[ProtocolScores]
     bad_rows: dict[str, int]
     views: bytes | None
+    left_out: tuple[str, ...] = ()
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of a metric, at the steps where it was logged as a finite number."""
-        points = [
-            (line["step"], line[name]) for line in self.metrics if isinstance(line.get(name), int | float) and math.isfinite(line[name])
-        ]
+        points = [(line["step"], line[name]) for line in self.metrics if as_number(line.get(name)) is not None]
         return [step for step, _ in points], [value for _, value in points]
+
+    def part(self, *names: str) -> dict[str, Any]:
+        """A part of the config, such as `part("method", "fa")`; empty where it is not there or is not a mapping."""
+        tree = self.config
+        for name in names:
+            tree = as_mapping(tree.get(name))
+        return tree
 
     @property
     def recipe(self) -> str:
@@ -61,26 +73,100 @@ class RunRecord:
 
 
 def read_run(path: str) -> RunRecord:
-    """Read a run directory.
+    """Read a run directory. What is damaged or foreign is left out, and named.
 
     Raises:
-        RunDirectoryError: there is no `config.yaml`, so no run.
+        RunDirectoryError: there is no `config.yaml`, so no run, or it is not one of a run.
     """
-    if not storage.exists(storage.join(path, CONFIG)):
+    config_path = storage.join(path, CONFIG)
+    if not storage.exists(config_path):
         raise RunDirectoryError(f"{path} is not a run directory: it has no {CONFIG}")
-    summary = read_json(storage.join(path, SUMMARY))
-    environment = read_json(storage.join(path, ENVIRONMENT)) or {}
-    views = storage.join(path, VIEWS)
-    return RunRecord(
+    check_inside(config_path, path)
+    config = load_file(config_path)
+    if not isinstance(config, dict):
+        raise RunDirectoryError(f"{path} is not a run directory: its {CONFIG} does not hold the config of a run")
+    left_out: list[str] = []
+    metrics, quarantine = (_lines(path, name, key, left_out) for name, key in ((METRICS, "step"), (QUARANTINE, "reason")))
+    scores, scores_left_out = read_scores(path)
+    record = RunRecord(
         path=path,
         name=storage.name_of(path),
-        config=redacted_tree(load_document(storage.read_text(storage.join(path, CONFIG)), storage.join(path, CONFIG)) or {}),
-        summary=redacted_tree(summary),
-        environment=redacted_tree(environment),
-        metrics=sorted(
-            (line for line in read_json_lines(storage.join(path, METRICS)).objects if "step" in line), key=lambda line: line["step"]
-        ),
-        scores=read_scores(path),
-        bad_rows=count_kinds(storage.join(path, QUARANTINE)),
-        views=storage.read_bytes(views) if storage.exists(views) else None,
+        config=redacted_tree(_plain(config)),
+        summary=redacted_tree(_summary(path, left_out)),
+        environment=redacted_tree(_environment(path, left_out)),
+        metrics=sorted(metrics, key=lambda line: line["step"]),
+        scores=scores,
+        bad_rows=count_kinds(storage.join(path, QUARANTINE)) if quarantine else {},
+        views=_views(path, left_out),
+        left_out=(*left_out, *scores_left_out),
     )
+    for sentence in record.left_out:
+        log.warning("%s", sentence)
+    return record
+
+
+def _plain(value: Any) -> Any:
+    """A tree of YAML as JSON has it: names of fields are texts, and dates, sets and numbers of a thousand digits become texts."""
+    if isinstance(value, dict):
+        return {str(_plain(name)): _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, int):
+        return value if abs(value) <= LARGEST_NUMBER else hex(value)
+    return value if value is None or isinstance(value, str | float) else str(value)
+
+
+def _lines(run_dir: str, name: str, key: str, left_out: list[str]) -> list[dict[str, Any]]:
+    """The lines that hold a number as their step, or a text as their reason."""
+    path = storage.join(run_dir, name)
+    try:
+        check_inside(path, run_dir)
+        lines = read_json_lines(path)
+    except UsageError as error:
+        left_out.append(str(error))
+        return []
+    whole = [
+        line for line in lines.objects if (isinstance(line.get(key), str) if key == "reason" else as_number(line.get(key)) is not None)
+    ]
+    total = len(lines.objects) + lines.num_damaged
+    if len(whole) < total:
+        left_out.append(f"{total - len(whole):,} of {total:,} lines of {path} are damaged, and were left out")
+    return whole
+
+
+def _object(run_dir: str, name: str, left_out: list[str]) -> dict[str, Any] | None:
+    path = storage.join(run_dir, name)
+    try:
+        check_inside(path, run_dir)
+        return read_json(path)
+    except UsageError as error:
+        left_out.append(str(error))
+        return None
+
+
+def _summary(run_dir: str, left_out: list[str]) -> dict[str, Any] | None:
+    tree = _object(run_dir, SUMMARY, left_out)
+    if tree is None:
+        return None
+    step = tree.get("step")
+    if not isinstance(tree.get("status"), str) or not isinstance(step, int) or as_number(step) is None:
+        left_out.append(f"{storage.join(run_dir, SUMMARY)} does not say how a run ended")
+        return None
+    metrics = {name: value for name, value in as_mapping(tree.get("metrics")).items() if as_number(value) is not None}
+    return tree | {"reason": tree["reason"] if isinstance(tree.get("reason"), str) else None, "metrics": metrics}
+
+
+def _environment(run_dir: str, left_out: list[str]) -> dict[str, Any]:
+    """As `directory.environment` makes it; what has another form is not there."""
+    tree = _object(run_dir, ENVIRONMENT, left_out) or {}
+    texts = {name: value for name, value in tree.items() if name in ("python", "platform", "commit") and isinstance(value, str)}
+    packages = {name: version for name, version in as_mapping(tree.get("packages")).items() if isinstance(version, str)}
+    return {**texts, "packages": packages, **{name: as_texts(tree.get(name)) for name in ("gpus", "command")}}
+
+
+def _views(run_dir: str, left_out: list[str]) -> bytes | None:
+    try:
+        return read_picture(storage.join(run_dir, VIEWS), run_dir)
+    except UsageError as error:
+        left_out.append(str(error))
+        return None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
-from ray_sassl.runs.pages.page import page
+from ray_sassl.runs.pages.markup import element, joined
+from ray_sassl.runs.pages.page import page, table
 from ray_sassl.study import figures
-from ray_sassl.study.record import StudyConfig, TrialRecord, best_trial
+from ray_sassl.study.record import StudyConfig, StudyRecord, TrialRecord, best_trial
 from ray_sassl.study.report import body, figure
 
-Study = tuple[str, StudyConfig, list[TrialRecord]]
-"""A study's directory, its config and its trials."""
 
-
-def comparison(studies: Sequence[Study]) -> list[tuple[str, ...]]:
-    """Rows of a table: a title, then a text for each study."""
+def comparison(records: Sequence[StudyRecord]) -> list[tuple[str, ...]]:
+    """Rows of a table: what it is, then a word for each study."""
+    studies = [(record.path, record.study, record.trials) for record in records]
 
     def row(name: str, *words: str) -> tuple[str, ...]:
         return (name, *words)
@@ -44,13 +42,11 @@ def comparison(studies: Sequence[Study]) -> list[tuple[str, ...]]:
     return rows
 
 
-def comparison_html(studies: Sequence[Study]) -> str:
-    """A page with the table and both reports side by side."""
-    heads = "".join(f"<th>{html.escape(path)}</th>" for path, _, _ in studies)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(word)}</td>" for word in row) + "</tr>" for row in comparison(studies))
-    columns = "".join(f"<div>{body(study, path, trials)}</div>" for path, study, trials in studies)
-    content = f'<h1>Studies</h1><table><tr><th></th>{heads}</tr>{rows}</table><div class="columns">{columns}</div>'
-    return page("Studies", content, width_px=1800)
+def comparison_html(records: Sequence[StudyRecord]) -> str:
+    """A page with the table, and both reports beside each other."""
+    words = table(["", *(record.path for record in records)], comparison(records))
+    columns = joined(element("<div>{}</div>", body(record)) for record in records)
+    return page("Studies", element('<h1>Studies</h1>{}<div class="columns">{}</div>', words, columns), width_px=1800)
 
 
 def _outcomes(trials: Sequence[TrialRecord]) -> str:

@@ -16,7 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from ray_sassl.files.json_files import as_number
+from ray_sassl.printing import one_line
 from ray_sassl.runs.pages.curves import svg
+from ray_sassl.runs.pages.markup import Html
 from ray_sassl.study.record import StudyConfig, TrialRecord, pareto_front
 from ray_sassl.study.searcher import Known, optuna_study
 from ray_sassl.study.space import Dimension, Objective
@@ -40,7 +43,7 @@ def fair_evaluation(trials: Sequence[TrialRecord], metric: str) -> tuple[int, di
     return latest, {number: curve[latest] for number, curve in curves.items() if latest in curve}
 
 
-def learning_curves(trials: Sequence[TrialRecord], goal: Objective) -> str:
+def learning_curves(trials: Sequence[TrialRecord], goal: Objective) -> Html:
     """The objective over epochs; a stopped trial ends with a cross."""
     figure, axes = _figure(8, 4)
     for trial in trials:
@@ -60,7 +63,7 @@ def learning_curves(trials: Sequence[TrialRecord], goal: Objective) -> str:
     return svg(figure)
 
 
-def strength_map(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
+def strength_map(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> Html | None:
     """The objective over the midpoints of alpha and beta: a cell's color is the mean of its trials. None unless both are searched."""
     middles = {name: {t.number: _middle(t, name) for t in trials if t.number in values} for name in ("sassl.alpha", "sassl.beta")}
     numbers = [n for n in values if middles["sassl.alpha"].get(n) is not None and middles["sassl.beta"].get(n) is not None]
@@ -86,7 +89,7 @@ def strength_map(study: StudyConfig, trials: Sequence[TrialRecord], values: dict
     return svg(figure)
 
 
-def slices(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
+def slices(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> Html | None:
     """The objective against each dimension by itself."""
     dimensions = [d for d in study.space.dimensions if sum(d.name in t.point for t in trials if t.number in values) > 1]
     if not dimensions:
@@ -113,7 +116,7 @@ def slices(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, 
     return svg(figure)
 
 
-def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> str | None:
+def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], label: str) -> Html | None:
     """One line per trial over all dimensions, the best drawn last; a line has a gap where a trial lacks a dimension."""
     dimensions = [d for d in study.space.dimensions if any(d.name in t.point for t in trials)]
     there = sorted((t for t in trials if t.number in values), key=lambda t: study.goals[0].sign * values[t.number])
@@ -125,13 +128,15 @@ def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], valu
     for trial in there:
         heights = [_height(dimension, trial) for dimension in dimensions] + [float(norm(values[trial.number]))]
         axes.plot(range(len(heights)), heights, color=colors(norm(values[trial.number])), alpha=0.8, linewidth=1.6)
-    names = [_short(dimension.name) for dimension in dimensions] + [label]
+    names = [_short(dimension.name) for dimension in dimensions] + [one_line(label)]
     axes.set_xticks(range(len(names)), names, fontsize=7, rotation=25, ha="right")
     axes.set_yticks([])
     for place, dimension in enumerate(dimensions):
         axes.axvline(place, color="0.6", linewidth=0.8)
         low, high = (
-            (str(dimension.choices[0]), str(dimension.choices[-1])) if dimension.choices else (f"{dimension.low:g}", f"{dimension.high:g}")
+            (_word(dimension.choices[0]), _word(dimension.choices[-1]))
+            if dimension.choices
+            else (f"{dimension.low:g}", f"{dimension.high:g}")
         )
         axes.annotate(low, (place, -0.06), ha="center", fontsize=6, color="0.35")
         axes.annotate(high, (place, 1.03), ha="center", fontsize=6, color="0.35")
@@ -142,7 +147,7 @@ def parallel_coordinates(study: StudyConfig, trials: Sequence[TrialRecord], valu
     return svg(figure)
 
 
-def importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float]) -> tuple[str, dict[str, float]] | None:
+def importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float]) -> tuple[Html, dict[str, float]] | None:
     """fANOVA (Hutter, Hoos and Leyton-Brown 2014): the share of the objective's variance of each parameter that every trial has.
 
     None with fewer than eight trials, which are too few for an estimate.
@@ -167,7 +172,7 @@ def importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[i
     return svg(figure), shares
 
 
-def pareto(study: StudyConfig, trials: Sequence[TrialRecord]) -> str | None:
+def pareto(study: StudyConfig, trials: Sequence[TrialRecord]) -> Html | None:
     """The first two objectives against each other, with the Pareto front; speed is the second one if there is only one."""
     goals = study.goals if len(study.goals) > 1 else [study.goals[0], Objective("images_per_s", "max")]
     there = [trial for trial in trials if trial.values(goals)]
@@ -225,11 +230,11 @@ def _height(dimension: Dimension, trial: TrialRecord) -> float:
 
 
 def _short(name: str) -> str:
-    return ".".join(name.split(".")[-2:])
+    return one_line(".".join(name.split(".")[-2:]))
 
 
 def _word(choice: object) -> str:
-    text = str(choice)
+    text = one_line(str(choice))
     return text if len(text) <= 18 else text[:17] + "…"
 
 
@@ -239,7 +244,7 @@ def _norm(values: np.ndarray) -> Normalize:
 
 
 def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    return as_number(value) is not None
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -20,15 +20,18 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.roles import differing_paths
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
-from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.files.json_files import LARGEST_NUMBER, as_number, read_json
+from ray_sassl.files.paths import check_inside
+from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.printing import csv_cell, printable
 from ray_sassl.study.searcher import Known
 from ray_sassl.study.space import Objective, Point, SearchSpace
 
@@ -207,30 +210,116 @@ def read_study(study_dir: str) -> StudyConfig:
     path = storage.join(study_dir, STUDY)
     if not storage.exists(path):
         raise StudyDirectoryError(f"{study_dir} contains no study (no {STUDY})")
+    check_inside(path, study_dir)
     try:
-        return StudyConfig.model_validate(load_document(storage.read_text(path), path))
+        return StudyConfig.model_validate(load_file(path))
     except ValidationError as error:
         raise StudyDirectoryError(f"{path}: {explain(error)}") from error
 
 
 def _chose_by_test_images(study_dir: str) -> bool:
     """Whether the study was begun when there were no validation images."""
-    tree = load_document(storage.read_text(storage.join(study_dir, STUDY)), STUDY)
+    tree = load_file(storage.join(study_dir, STUDY))
     return (tree["base"].get("evaluate") or {"validation": 0}).get("validation") is None and storage.exists(
         storage.join(study_dir, "trials")
     )
 
 
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study directory, read for people.
+
+    Attributes:
+        path: The study directory.
+        study: What is searched.
+        trials: By number.
+        left_out: What lies in the directory and could not be used, in words.
+    """
+
+    path: str
+    study: StudyConfig
+    trials: list[TrialRecord]
+    left_out: tuple[str, ...] = ()
+
+
+def read_record(study_dir: str) -> StudyRecord:
+    """The study and its trials. A trial whose record is damaged, or of another study, is left out with a word.
+
+    Raises:
+        StudyDirectoryError: there is no study, or its config cannot be read.
+    """
+    study = read_study(study_dir)
+    trials, left_out = [], []
+    for path in _trial_paths(study_dir):
+        try:
+            trial = _read_trial(path, study_dir)
+            _check_point(trial, study.space, path)
+        except UsageError as error:
+            left_out.append(f"{error}; the trial is left out")
+            log.warning("%s", left_out[-1])
+        else:
+            trials.append(trial)
+    return StudyRecord(study_dir, study, sorted(trials, key=lambda trial: trial.number), tuple(left_out))
+
+
 def read_trials(study_dir: str) -> list[TrialRecord]:
-    """All trials of the study, in order."""
-    found = []
-    for entry in storage.list_dir(storage.join(study_dir, "trials")):
-        path = storage.join(entry.path, TRIAL)
-        if not entry.is_file and storage.exists(path):
-            tree = json.loads(storage.read_text(path))
-            curve = [Evaluation(**evaluation) for evaluation in tree.pop("curve")]
-            found.append(TrialRecord(**tree, curve=curve))
-    return sorted(found, key=lambda trial: trial.number)
+    """All trials of the study, in order.
+
+    Raises:
+        UsageError: the record of one is damaged. A study that went on without it would try its number again.
+    """
+    try:
+        return sorted((_read_trial(path, study_dir) for path in _trial_paths(study_dir)), key=lambda trial: trial.number)
+    except StudyDirectoryError as error:
+        raise StudyDirectoryError(f"{error}; remove the trial's folder, and the trial is done again") from error
+
+
+def _trial_paths(study_dir: str) -> list[str]:
+    folders = [entry.path for entry in storage.list_dir(storage.join(study_dir, "trials")) if not entry.is_file]
+    return [path for folder in folders if storage.exists(path := storage.join(folder, TRIAL))]
+
+
+def _read_trial(path: str, study_dir: str) -> TrialRecord:
+    """The trial in the file.
+
+    Raises:
+        StudyDirectoryError: it is damaged, or not the record of this trial.
+    """
+    try:
+        check_inside(path, study_dir)
+        trial = _TRIAL.validate_python(read_json(path))
+    except ValidationError as error:
+        raise StudyDirectoryError(f"{path} is not the record of a trial: {explain(error)}") from error
+    except UsageError as error:
+        raise StudyDirectoryError(str(error)) from error
+    values = [value for evaluation in trial.curve for value in evaluation.metrics.values()]
+    if any(abs(value) > LARGEST_NUMBER for value in (*values, trial.wall_s, trial.number, trial.attempts) if math.isfinite(value)):
+        raise StudyDirectoryError(f"{path} holds numbers beyond {LARGEST_NUMBER:g}")
+    if not math.isfinite(trial.wall_s) or storage.name_of(storage.parent(path)) != storage.name_of(trial_dir(study_dir, trial.number)):
+        raise StudyDirectoryError(f"{path} is the record of another trial: {trial.number}")
+    return trial
+
+
+def _check_point(trial: TrialRecord, space: SearchSpace, path: str) -> None:
+    """See that the trial is one of the space.
+
+    Raises:
+        StudyDirectoryError: it is not.
+    """
+    for dimension in space.dimensions:
+        value = trial.point.get(dimension.name)
+        if dimension.name not in trial.point:
+            continue
+        number = as_number(value)
+        if (
+            value not in dimension.choices
+            if dimension.choices is not None
+            else number is None or not dimension.low <= number <= dimension.high
+        ):
+            raise StudyDirectoryError(f"{path}: {dimension.name} is {str(value)[:80]}, which the study's space does not have")
+
+
+_TRIAL = TypeAdapter(TrialRecord)
 
 
 def write_trial(study_dir: str, trial: TrialRecord) -> None:
@@ -249,11 +338,19 @@ def write_tables(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecor
     pq.write_table(table, buffer)
     storage.write_bytes(storage.join(study_dir, "trials.parquet"), buffer.getvalue())
     flat = columns | points | {name: [json.dumps(value) for value in columns[name]] for name in ("curve", "moves") if name in columns}
-    buffer = io.BytesIO()
-    pacsv.write_csv(pa.table(flat), buffer)
-    storage.write_bytes(storage.join(study_dir, "trials.csv"), buffer.getvalue())
+    storage.write_bytes(storage.join(study_dir, "trials.csv"), _csv(flat))
     if (best := best_trial(trials, study.goals[0])) is not None:
         storage.write_text(storage.join(study_dir, BEST), to_yaml(best_config(study, best)))
+
+
+def _csv(columns: dict[str, list[Any]]) -> bytes:
+    """The columns as CSV that a spreadsheet takes for data: no cell of text, and no column's name, begins a formula."""
+    quoted = {
+        csv_cell(name): [csv_cell(value) if isinstance(value, str) else value for value in values] for name, values in columns.items()
+    }
+    buffer = io.BytesIO()
+    pacsv.write_csv(pa.table(quoted), buffer)
+    return buffer.getvalue()
 
 
 def best_config(study: StudyConfig, trial: TrialRecord) -> ExperimentConfig:
@@ -266,17 +363,19 @@ def _row(study: StudyConfig, study_dir: str, trial: TrialRecord) -> dict[str, An
     return {
         "trial": trial.number,
         "state": trial.state,
-        "reason": trial.reason,
+        "reason": printable(trial.reason) if trial.reason is not None else None,
         "attempts": trial.attempts,
         "evaluations": len(trial.curve),
         "epochs": last.get("epoch", 0.0),
         "wall_s": trial.wall_s,
         "cpu_s": trial.cpu_s,
-        **{goal.metric: trial.value(goal.metric) for goal in study.goals},
+        **{printable(goal.metric): trial.value(goal.metric) for goal in study.goals},
         "images_per_s": trial.value("images_per_s"),
         **{f"point.{d.name}": trial.point.get(d.name) for d in study.space.dimensions},
         "run_dir": trial_dir(study_dir, trial.number),
-        "curve": [{"evaluation": e.number, "wall_s": e.wall_s, **{k: float(v) for k, v in e.metrics.items()}} for e in trial.curve],
+        "curve": [
+            {"evaluation": e.number, "wall_s": e.wall_s, **{printable(k): float(v) for k, v in e.metrics.items()}} for e in trial.curve
+        ],
         "moves": [json.dumps(move) for move in trial.moves],
     }
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import html
-import io
 import math
 import statistics
 from collections.abc import Sequence
 
-from PIL import Image
-
 from ray_sassl.config.files import to_yaml
 from ray_sassl.files import storage
-from ray_sassl.runs.pages.page import page, picture, section
+from ray_sassl.files.pictures import read_picture
+from ray_sassl.plugins import UsageError
+from ray_sassl.runs.pages.markup import Html, element, joined
+from ray_sassl.runs.pages.page import Cell, left_out, page, picture, section, table
 from ray_sassl.study import figures
-from ray_sassl.study.record import StudyConfig, TrialRecord, best_config, best_trial, read_study, read_trials, trial_dir
+from ray_sassl.study.record import StudyConfig, StudyRecord, TrialRecord, best_config, best_trial, trial_dir
 from ray_sassl.study.space import Objective
 from ray_sassl.views.grid import LINE_PX
 
@@ -24,25 +23,22 @@ _STRIP_ROWS, _PICTURE_ROWS = 5, 8
 _STRIP_WIDTH_PX = 1000
 
 
-def write_report(study_dir: str) -> str:
-    """Write the report of the study into its directory; returns the file's path.
-
-    Raises:
-        StudyDirectoryError: there is no study.
-    """
-    study, trials = read_study(study_dir), read_trials(study_dir)
-    path = storage.join(study_dir, REPORT)
-    storage.write_text(path, page(f"Study {study.name}", body(study, study_dir, trials)))
+def write_report(record: StudyRecord) -> str:
+    """Write the report of the study into its directory; returns the file's path."""
+    path = storage.join(record.path, REPORT)
+    storage.write_text(path, page(f"Study {record.study.name}", body(record)))
     return path
 
 
-def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> str:
+def body(record: StudyRecord) -> Html:
     """The report's sections."""
+    study, trials = record.study, record.trials
     goal = study.goals[0]
     evaluation, values = figures.fair_evaluation(trials, goal.metric)
     label = f"{goal.metric} at evaluation {evaluation}"
     compared = f"All trials at evaluation {evaluation}, which {len(values)} of {len(trials)} reached"
     compared += "; the others are left out." if len(values) < len(trials) else "."
+    views, views_left_out = _views(record, values)
     parts = [
         _heading(study, trials),
         section("Best trials", _table(study, trials)),
@@ -60,29 +56,35 @@ def body(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord]) -> s
         section("All parameters together", figures.parallel_coordinates(study, trials, values, label), compared),
         _importance(study, trials, values, compared),
         section("Accuracy against cost", figures.pareto(study, trials), _cost_note(study)),
-        _views(study, study_dir, trials, values),
+        views,
+        left_out([*record.left_out, *views_left_out]),
         _best_config(study, trials),
     ]
-    return "\n".join(part for part in parts if part)
+    return joined((part for part in parts if part), "\n")
 
 
-def _heading(study: StudyConfig, trials: Sequence[TrialRecord]) -> str:
+def _heading(study: StudyConfig, trials: Sequence[TrialRecord]) -> Html:
     outcomes = {
         state: sum(trial.state == state for trial in trials) for state in ("finished", "stopped", "failed", "interrupted", "running")
     }
-    told = ", ".join(f'<span class="{state}">{count} {state}</span>' for state, count in outcomes.items() if count)
+    told = joined((element('<span class="{}">{} {}</span>', state, count, state) for state, count in outcomes.items() if count), ", ")
     cost = sum(trial.wall_s for trial in trials)
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in study.goals)
     about = (
         f"Base experiment {study.base.name}; objective {goals}; searcher {study.searcher}, scheduler {study.scheduler}, seed {study.seed}."
     )
-    return (
-        f"<h1>Study {html.escape(study.name)}</h1>\n<p>{len(trials)} of {study.num_trials} trials: {told or 'none yet'}. "
-        f"{cost / 60:.1f} minutes of work.<br>\n{html.escape(about)}</p>"
+    return element(
+        "<h1>Study {}</h1>\n<p>{} of {} trials: {}. {} minutes of work.<br>\n{}</p>",
+        study.name,
+        len(trials),
+        study.num_trials,
+        told or "none yet",
+        f"{cost / 60:.1f}",
+        about,
     )
 
 
-def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) -> str | None:
+def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) -> Html | None:
     goal = study.goals[0]
     there = sorted(
         trials,
@@ -93,17 +95,16 @@ def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) ->
         return None
     dimensions = [d.name for d in study.space.dimensions if any(d.name in trial.point for trial in trials)]
     names = ["trial", *(o.metric for o in study.goals), "epochs", "minutes", *(".".join(n.split(".")[-2:]) for n in dimensions), "outcome"]
-    rows = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in names) + "</tr>"]
+    rows: list[list[str | Cell]] = []
     for trial in there[:most] + failed:
         last = trial.curve[-1].metrics.get("epoch", 0.0) if trial.curve else 0.0
-        figures_ = [str(trial.number), *(figure(o, trial) for o in study.goals), f"{last:.2f}", f"{trial.wall_s / 60:.1f}"]
-        cells = "".join(f'<td class="number">{html.escape(text)}</td>' for text in figures_)
-        cells += "".join(f"<td>{html.escape(str(trial.point.get(name, '')))}</td>" for name in dimensions)
+        numbers = [str(trial.number), *(figure(o, trial) for o in study.goals), f"{last:.2f}", f"{trial.wall_s / 60:.1f}"]
         outcome = (
             trial.state + (f": {trial.reason}" if trial.reason else "") + (f" ({trial.attempts} attempts)" if trial.attempts > 1 else "")
         )
-        rows.append(f'<tr>{cells}<td class="{trial.state}">{html.escape(outcome)}</td></tr>')
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+        points = [str(trial.point.get(name, "")) for name in dimensions]
+        rows.append([*(Cell(text, kind="number") for text in numbers), *points, Cell(outcome, kind=trial.state)])
+    return table(names, rows)
 
 
 def figure(goal: Objective, trial: TrialRecord) -> str:
@@ -124,11 +125,12 @@ def _noise(study: StudyConfig, values: dict[int, float]) -> str:
     return f" Scores are of at most {rows:,} validation images, so each has a standard error of at least {error:.2%}."
 
 
-def _importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], compared: str) -> str:
+def _importance(study: StudyConfig, trials: Sequence[TrialRecord], values: dict[int, float], compared: str) -> Html:
     found = figures.importance(study, trials, values)
     if found is None:
         least = figures.LEAST_FOR_IMPORTANCE
-        return section("Importance of the parameters", f"<p>An estimate needs at least {least} trials at the same evaluation.</p>")
+        text = element("<p>An estimate needs at least {} trials at the same evaluation.</p>", least)
+        return section("Importance of the parameters", text)
     note = f"{compared} Only parameters that every trial has are compared; with few trials this is a rough estimate."
     return section("Importance of the parameters", found[0], note)
 
@@ -139,33 +141,38 @@ def _cost_note(study: StudyConfig) -> str:
     return "images_per_s is the median speed of the trial's training; concurrent trials and other work slowed it."
 
 
-def _views(study: StudyConfig, study_dir: str, trials: Sequence[TrialRecord], values: dict[int, float]) -> str:
-    """The views of the best and the median trial."""
-    goal = study.goals[0]
-    best = best_trial(trials, goal)
-    others = [trial for trial in trials if trial.number in values and trial is not best]
+def _views(record: StudyRecord, values: dict[int, float]) -> tuple[Html, list[str]]:
+    """What the network saw in the best and in the median trial, and which pictures are not shown."""
+    goal = record.study.goals[0]
+    best = best_trial(record.trials, goal)
+    others = [trial for trial in record.trials if trial.number in values and trial is not best]
     ranked = sorted(others, key=lambda trial: goal.sign * values[trial.number])
     shown = {"The best trial": best, "The median trial": ranked[len(ranked) // 2] if ranked else None}
-    strips = []
+    strips, left_out_ = [], []
     for title, trial in shown.items():
-        path = storage.join(trial_dir(study_dir, trial.number), "views.png") if trial else ""
-        if trial and storage.exists(path):
-            png = storage.read_bytes(path)
-            strip = picture(png, "views", _STRIP_WIDTH_PX, _share_of_rows(png))
-            strips.append(f"<h3>{title}: {trial.number}, {goal.metric} {figure(goal, trial)}</h3>\n{strip}")
-    return section("What the network saw", "\n".join(strips) or None, "Crops, stylized crops and final views of the same images.")
+        if trial is None:
+            continue
+        try:
+            content = read_picture(storage.join(trial_dir(record.path, trial.number), "views.png"), record.path)
+        except UsageError as error:
+            left_out_.append(str(error))
+            continue
+        if content is not None:
+            strip = picture(content, "views", _STRIP_WIDTH_PX, _height_of_rows)
+            strips.append(element("<h3>{}: {}, {} {}</h3>\n{}", title, trial.number, goal.metric, figure(goal, trial), strip))
+    note = "Crops, stylized crops and final views of the same images."
+    return section("What the network saw", joined(strips, "\n"), note), left_out_
 
 
-def _share_of_rows(png: bytes) -> float:
-    """The share of the height of a picture of views that its first rows take, captions included."""
-    height = Image.open(io.BytesIO(png), formats=["PNG"]).height
-    return (LINE_PX + (height - LINE_PX) * _STRIP_ROWS / _PICTURE_ROWS) / height
+def _height_of_rows(height_px: int) -> int:
+    """How much of a picture of views its first rows take, captions included."""
+    return round(LINE_PX + (height_px - LINE_PX) * _STRIP_ROWS / _PICTURE_ROWS)
 
 
-def _best_config(study: StudyConfig, trials: Sequence[TrialRecord]) -> str:
+def _best_config(study: StudyConfig, trials: Sequence[TrialRecord]) -> Html:
     best = best_trial(trials, study.goals[0])
     if best is None:
-        return ""
+        return Html()
     overrides = "\n".join(study.space.overrides_of(best.point))
     text = f"# what differs from {study.base.name}\n{overrides}\n\n# best.yaml\n{to_yaml(best_config(study, best))}"
-    return section("The best trial as an experiment", f"<pre>{html.escape(text)}</pre>", "ray-sassl pretrain best.yaml")
+    return section("The best trial as an experiment", element("<pre>{}</pre>", text), "ray-sassl pretrain best.yaml")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from ray_sassl.study.compare import Study, comparison, comparison_html
+from ray_sassl.study.compare import comparison, comparison_html
+from ray_sassl.study.record import StudyRecord
 from tests.study.test_record import make_study, make_trial
 
 
-def _studies() -> list[Study]:
+def _studies() -> list[StudyRecord]:
     first = [make_trial(number, [0.1, 0.2 + 0.01 * number]) for number in range(5)]
     second = [make_trial(0, [0.1, 0.5]), make_trial(1, [0.05], "stopped")]
-    return [("a", make_study(), first), ("b", make_study(scheduler="fifo"), second), ("c", make_study(), [])]
+    return [
+        StudyRecord("a", make_study(), first),
+        StudyRecord("b", make_study(scheduler="fifo"), second),
+        StudyRecord("c", make_study(), []),
+    ]
 
 
 def test_every_row_has_a_word_for_each_study():

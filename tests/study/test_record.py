@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow.csv as pacsv
@@ -122,3 +123,20 @@ def test_a_failed_trial_teaches_the_searcher_nothing_and_an_interrupted_one_is_s
     interrupted = make_trial(0, [0.1, float("nan")], "interrupted").known([KNN])
     assert interrupted is not None
     assert (interrupted.state, interrupted.values, interrupted.curve) == ("running", (0.1,), {1: 0.1})
+
+
+def test_no_text_of_the_table_for_spreadsheets_is_a_formula(tmp_path: Path):
+    trial = make_trial(0, [0.3])
+    trial.reason = "=HYPERLINK(A1)"
+    lower = make_trial(1, [-0.5])
+    lower.reason = "-1"
+    lower.point["stylize"] = "@sum"
+    curve = [Evaluation(1, {"knn_top1": -0.5, "-x": 1.0}, 1.0)]
+    study = make_study(objectives=("knn_top1", "-x"))
+    write_tables(study, str(tmp_path), [trial, dataclasses.replace(lower, curve=curve)])
+    table = pacsv.read_csv(tmp_path / "trials.csv", convert_options=pacsv.ConvertOptions(column_types={"reason": "string"}))
+    assert table["reason"].to_pylist() == ["'=HYPERLINK(A1)", "-1"]
+    assert table["point.stylize"].to_pylist() == ["color_statistics", "'@sum"]
+    assert table["knn_top1"].to_pylist() == [0.3, -0.5]
+    assert table["'-x"].to_pylist() == [None, 1.0]
+    assert pq.read_table(tmp_path / "trials.parquet")["reason"].to_pylist() == ["=HYPERLINK(A1)", "-1"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ray_sassl.study.record import TrialRecord, open_study, write_trial
+from ray_sassl.study.record import TrialRecord, open_study, read_record, write_trial
 from ray_sassl.study.report import write_report
 from tests.study.test_record import make_study, make_trial
 
@@ -21,8 +21,8 @@ def _study_dir(folder: Path, trials: list[TrialRecord]) -> str:
 
 
 def test_a_report_of_a_study_that_has_only_begun_says_so(tmp_path: Path):
-    assert "0 of 4 trials: none yet" in Path(write_report(_study_dir(tmp_path / "empty", []))).read_text()
-    running = Path(write_report(_study_dir(tmp_path / "running", [TrialRecord(0, {"sassl.prob": 0.5})]))).read_text()
+    assert "0 of 4 trials: none yet" in Path(write_report(read_record(_study_dir(tmp_path / "empty", [])))).read_text()
+    running = Path(write_report(read_record(_study_dir(tmp_path / "running", [TrialRecord(0, {"sassl.prob": 0.5})])))).read_text()
     assert "1 of 4 trials" in running
     assert "1 running" in running
 
@@ -38,7 +38,7 @@ def test_a_report_needs_nothing_from_elsewhere_and_shows_fates_with_their_reason
     Image.new("RGB", (400, 320), (200, 30, 30)).save(buffer, "PNG")
     for number in (3, 1):  # the best and the median
         (tmp_path / "trials" / f"{number:04d}" / "views.png").write_bytes(buffer.getvalue())
-    text = Path(write_report(study_dir)).read_text()
+    text = Path(write_report(read_record(study_dir))).read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
     assert "url(http" not in text
     assert "the loss is nan &amp; &lt;more&gt; (2 attempts)" in text

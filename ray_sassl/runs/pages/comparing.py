@@ -17,8 +17,10 @@ from ray_sassl.evaluation import Score
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
-from ray_sassl.evaluation.results import ProtocolScores, shown
+from ray_sassl.evaluation.results import ProtocolScores, path_in, shown
+from ray_sassl.files.json_files import as_mapping, as_number
 from ray_sassl.plugins import UsageError, load_plugin, plugin_names
+from ray_sassl.printing import markdown, markdown_code
 from ray_sassl.runs.record import RunRecord
 
 _PROTOCOLS = "ray_sassl.evaluation.protocols"
@@ -142,6 +144,7 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
         asked = f" by {', '.join(protocols)}" if protocols else ""
         commands = "\n".join(f"  ray-sassl evaluate {run.path} {' '.join(protocols or ['all'])}" for run in runs)
         raise UsageError(f"none of the runs was evaluated{asked} yet; do it with --on PROTOCOLS, or with\n{commands}")
+    left_out = [sentence for run in runs for sentence in run.left_out]
     rows: list[Row] = []
     missing: list[Missing] = []
     notes: list[str] = []
@@ -158,9 +161,9 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
         notes += [
             f"{name} of {run.name} is of step {scores.step:,}, and the run ended at step {run.summary['step']:,}."
             for run, scores in having
-            if scores.step is not None and run.summary and run.summary.get("step", 0) > scores.step
+            if scores.step is not None and run.summary and run.summary["step"] > scores.step
         ]
-    return Comparison(groups, tuple(rows), tuple(missing), (*_general_notes(groups, rows), *dict.fromkeys(notes)))
+    return Comparison(groups, tuple(rows), tuple(missing), (*_general_notes(groups, rows), *dict.fromkeys([*notes, *left_out])))
 
 
 def described(contrast: Contrast, *, is_share: bool) -> str:
@@ -200,18 +203,19 @@ def as_markdown(comparison: Comparison) -> str:
     """The comparison as a document."""
     groups = comparison.groups
     lines = ["# Runs compared", "", "| | runs |", "|---|---|"]
-    lines += [f"| {_cell(group.name)} | {', '.join(f'`{run.path}`' for run in group.runs)} |" for group in groups]
+    lines += [f"| {markdown(group.name)} | {', '.join(markdown_code(run.path, in_table=True) for run in group.runs)} |" for group in groups]
     heads = [groups[0].name, *(head for group in groups[1:] for head in (group.name, f"against {groups[0].name}"))]
-    lines += ["", f"| protocol | score | {' | '.join(map(_cell, heads))} |", "|---" * (len(heads) + 2) + "|"]
+    lines += ["", f"| protocol | score | {' | '.join(map(markdown, heads))} |", "|---" * (len(heads) + 2) + "|"]
     for row in comparison.rows:
         cells = [_value(row, 0)]
         for number in range(1, len(groups)):
             contrast = row.contrasts[number]
             cells += [_value(row, number), described(contrast, is_share=row.is_share) if contrast else ""]
-        lines.append(f"| {row.protocol} | {row.score} | {' | '.join(cells)} |")
-    lines += ["", "95 % intervals in brackets.", "", *(f"- {note}" for note in comparison.notes)]
+        lines.append(f"| {markdown(row.protocol)} | {markdown(row.score)} | {' | '.join(cells)} |")
+    lines += ["", "95 % intervals in brackets.", "", *(f"- {markdown(note)}" for note in comparison.notes)]
     if comparison.missing:
-        lines += ["", "Not evaluated yet:", "", *(f"- {entry.run} by {entry.protocol}: `{entry.command}`" for entry in comparison.missing)]
+        lines += ["", "Not evaluated yet:", ""]
+        lines += [f"- {markdown(entry.run)} by {markdown(entry.protocol)}: {markdown_code(entry.command)}" for entry in comparison.missing]
     return "\n".join(lines) + "\n"
 
 
@@ -221,10 +225,6 @@ def _value(row: Row, number: int) -> str:
         return "–"
     text, interval = shown(value)
     return f"{text} [{interval}]" if interval else text
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _of(run: RunRecord, protocol: str) -> ProtocolScores | None:
@@ -252,14 +252,14 @@ def _check_test_sets(having: Sequence[tuple[RunRecord, ProtocolScores]]) -> list
     """
     first_run, first = having[0]
     notes = []
-    fitted = {str((scores.data.get("train") or {}).get("path")) for _, scores in having}
+    fitted = {str(scores.path_of("train")) for _, scores in having}
     if len(fitted) > 1:
         notes.append(
             f"{first.protocol} was fitted on different train images ({' and '.join(sorted(fitted))}), which alone can make a difference."
         )
     for run, scores in having[1:]:
         one, other = first.predictions, scores.predictions
-        paths = [(s.data.get("test") or {}).get("path") for s in (first, scores)]
+        paths = [s.path_of("test") for s in (first, scores)]
         same = one is None or other is None or (np.array_equal(one.sample_id, other.sample_id) and np.array_equal(one.labels, other.labels))
         if not same or (paths[0] != paths[1] and (one is None or other is None)):
             sizes = f" ({len(one.labels):,} and {len(other.labels):,} images)" if one is not None and other is not None else ""
@@ -293,9 +293,9 @@ def _command(run: RunRecord, like: ProtocolScores) -> str:
             if field in defaults and value != defaults[field]
         ]
     for split in ("train", "test"):
-        path, own = ((tree.get(split) or {}).get("path") for tree in (like.data, run.config.get("evaluate") or {}))
+        path, own = like.path_of(split), path_in(run.part("evaluate"), split)
         if path is not None and path != own:
-            words.append(f"evaluate.{split}.path={json.dumps(path) if not isinstance(path, str) else path}")
+            words.append(f"evaluate.{split}.path={path}")
     return f"ray-sassl evaluate {shlex.join([run.path, *words])}"
 
 
@@ -363,8 +363,8 @@ def _is_of_predictions(name: str, scores: ProtocolScores) -> bool:
 def _by_draw(name: str, scores: ProtocolScores) -> list[float]:
     """`few_shot` keeps `5_shot_top1` as the mean of `details["5_shot"]["top1_by_draw"]`."""
     part, _, kind = name.rpartition("_")
-    details = scores.details.get(part)
-    return list(details.get(f"{kind}_by_draw") or []) if isinstance(details, dict) else []
+    draws = as_mapping(scores.details.get(part)).get(f"{kind}_by_draw")
+    return [value for value in draws if as_number(value) is not None] if isinstance(draws, list) else []
 
 
 def _labels(name: str, group: Sequence[ProtocolScores]) -> np.ndarray | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 from ray_sassl.evaluation.results import shown
 from ray_sassl.files import storage
 from ray_sassl.runs.pages.comparing import Comparison, Contrast, Group, Row, as_json, as_markdown, described
 from ray_sassl.runs.pages.curves import Line, run_curves
-from ray_sassl.runs.pages.page import Cell, page, picture, section, side_by_side, table
+from ray_sassl.runs.pages.markup import Html, element, joined
+from ray_sassl.runs.pages.page import Cell, bullets, page, picture, section, side_by_side, table
 from ray_sassl.runs.pages.run_page import facts, flat, outcome
 from ray_sassl.runs.record import RunRecord
 
@@ -31,7 +31,7 @@ def comparison_page(comparison: Comparison) -> str:
     groups = comparison.groups
     runs = [(group, run) for group in groups for run in group.runs]
     parts = [
-        f"<h1>{' against '.join(html.escape(group.name) for group in groups[::-1])}</h1>",
+        element("<h1>{}</h1>", " against ".join(group.name for group in groups[::-1])),
         section("What was run", _runs_table(runs)),
         section("What differs", _differences(groups)),
         section("How good they are", _scores_table(comparison), f"95 % intervals. Differences are against {groups[0].name}."),
@@ -44,26 +44,26 @@ def comparison_page(comparison: Comparison) -> str:
         section("What the networks saw", _views(groups)),
         section("What the protocols show", _pictures(groups)),
     ]
-    return page("Runs compared", "\n".join(part for part in parts if part), _WIDTH_PX)
+    return page("Runs compared", joined((part for part in parts if part), "\n"), _WIDTH_PX)
 
 
-def _runs_table(runs: Sequence[tuple[Group, RunRecord]]) -> str:
+def _runs_table(runs: Sequence[tuple[Group, RunRecord]]) -> Html:
     told = [{"ended": outcome(run)[1], "run directory": run.path, **facts(run)} for _, run in runs]
     names = list(dict.fromkeys(name for tree in told for name in tree))
     return table(["", *(run.name for _, run in runs)], [[name, *(tree.get(name, "") for tree in told)] for name in names])
 
 
-def _differences(groups: Sequence[Group]) -> str:
+def _differences(groups: Sequence[Group]) -> Html:
     trees = [flat(group.runs[0].config) for group in groups]
     paths = list(dict.fromkeys(path for tree in trees for path in tree if path.partition(".")[0] not in ("scaling", "stream", "tracking")))
     differing = [path for path in paths if len({repr(tree.get(path)) for tree in trees}) > 1]
     if not differing:
-        return "<p>Nothing that shapes the weights.</p>"
+        return element("<p>Nothing that shapes the weights.</p>")
     rows = [[path, *(str(tree[path]) if path in tree else "–" for tree in trees)] for path in differing]
     return table(["setting", *(group.name for group in groups)], rows)
 
 
-def _scores_table(comparison: Comparison) -> str:
+def _scores_table(comparison: Comparison) -> Html:
     groups = comparison.groups
     heads: list[str | Cell] = ["protocol", "score", groups[0].name]
     for group in groups[1:]:
@@ -86,29 +86,28 @@ def _difference(row: Row, contrast: Contrast) -> Cell:
     return Cell(described(contrast, is_share=row.is_share), contrast.basis if contrast.low is not None else "", contrast.verdict)
 
 
-def _said(comparison: Comparison) -> str:
+def _said(comparison: Comparison) -> Html:
     """Notes, and the commands for missing evaluations."""
-    lines = [html.escape(note) for note in comparison.notes]
+    lines: list[str] = [*comparison.notes]
     lines += [
-        f"{html.escape(entry.run)} was not evaluated by {html.escape(entry.protocol)}: <code>{html.escape(entry.command)}</code>"
-        for entry in comparison.missing
+        element("{} was not evaluated by {}: <code>{}</code>", entry.run, entry.protocol, entry.command) for entry in comparison.missing
     ]
-    return f'<ul class="note">{"".join(f"<li>{line}</li>" for line in lines)}</ul>' if lines else ""
+    return bullets(lines)
 
 
-def _views(groups: Sequence[Group]) -> str | None:
+def _views(groups: Sequence[Group]) -> Html | None:
     parts = [(group.name, picture(views, f"views of {group.name}")) for group in groups if (views := group.runs[0].views)]
     return side_by_side(parts) if parts else None
 
 
-def _pictures(groups: Sequence[Group]) -> str | None:
+def _pictures(groups: Sequence[Group]) -> Html:
     """The same figure of each group in a row."""
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    found: dict[tuple[str, str], list[tuple[str, Html]]] = {}
     for group in groups:
         for scores in group.runs[0].scores:
             for name, png in scores.figures.items():
                 found.setdefault((scores.protocol, name), []).append(
                     (group.name, picture(png, f"{scores.protocol} {name} of {group.name}"))
                 )
-    parts = [f"<h3>{html.escape(f'{protocol}: {name}')}</h3>\n{side_by_side(shown_)}" for (protocol, name), shown_ in found.items()]
-    return "\n".join(parts) or None
+    parts = (element("<h3>{}: {}</h3>\n{}", *names, side_by_side(shown_)) for names, shown_ in found.items())
+    return joined(parts, "\n")

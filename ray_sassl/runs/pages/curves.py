@@ -13,6 +13,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ray_sassl.evaluation.figures import plain_texts
+from ray_sassl.files.json_files import as_number
+from ray_sassl.printing import printable
+from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.record import RunRecord
 
 PANELS = {
@@ -30,6 +34,7 @@ _FROM_ZERO = ("embedding_std", "effective_rank", "images_per_s", "data_wait")
 _NOT_DRAWN = ("step", "epoch", "test_knn_top1", "test_linear_top1", *_BESIDE.values())
 _COLORS = ("#2471a3", "#d35400", "#1b7f4d", "#8e44ad", "#b7950b", "#117a8b", "#922b21", "#5d6d7e")
 _COLUMNS = 3
+_MOST_PANELS = 60
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Line:
     group: str
 
 
-def run_curves(lines: Sequence[Line]) -> str | None:
+def run_curves(lines: Sequence[Line]) -> Html | None:
     """Curves of everything that the runs logged, or None if they logged nothing. Dashed: the loss of an encoder that cannot distinguish
     images."""
     logged = {name for line in lines for point in line.run.metrics for name in point if name not in _NOT_DRAWN}
@@ -48,6 +53,7 @@ def run_curves(lines: Sequence[Line]) -> str | None:
     names = [name for name in names if any(line.run.curve(name)[0] for line in lines)]
     if not names:
         return None
+    unshown, names = names[_MOST_PANELS:], names[:_MOST_PANELS]
     columns = min(_COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(3.7 * columns, 2.5 * rows + 0.3), layout="constrained")
@@ -60,16 +66,19 @@ def run_curves(lines: Sequence[Line]) -> str | None:
     if len(groups) > 1:
         marks = [Line2D([], [], color=_COLORS[number % len(_COLORS)]) for number in range(len(groups))]
         figure.legend(marks, groups, loc="outside upper left", frameon=False, fontsize=8, ncols=min(4, len(groups)))
+    if unshown:
+        return joined([svg(figure), element('<p class="note">{} more metrics are not drawn.</p>', len(unshown))], "\n")
     return svg(figure)
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an `svg` element for a page."""
+def svg(figure: Figure) -> Html:
+    """The figure as an `svg` element for a page; matplotlib escapes its texts, which become outlines of letters."""
     buffer = io.StringIO()
+    plain_texts(figure)
     with rc_context({"svg.hashsalt": "ray-sassl"}):  # equal figures give equal text
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return Html(printable(text[text.index("<svg") :], keep="\n\t"))
 
 
 def _panel(axes: Axes, name: str, lines: Sequence[Line], groups: Sequence[str]) -> None:
@@ -94,4 +103,4 @@ def _panel(axes: Axes, name: str, lines: Sequence[Line], groups: Sequence[str]) 
 
 def _epochs_per_step(run: RunRecord) -> float | None:
     """Epochs per step, from the last line that has both; None if no line has."""
-    return next((line["epoch"] / line["step"] for line in reversed(run.metrics) if line.get("epoch") and line["step"]), None)
+    return next((line["epoch"] / line["step"] for line in reversed(run.metrics) if as_number(line.get("epoch")) and line["step"]), None)

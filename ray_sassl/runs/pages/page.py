@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 from PIL import Image
+
+from ray_sassl.files.pictures import picture_kind
+from ray_sassl.runs.pages.markup import Html, element, joined
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
@@ -28,22 +31,29 @@ figcaption { color: #666; font-size: 0.85em; }
 """
 
 
-def page(title: str, content: str, width_px: int = 1080) -> str:
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""No scripts, no frames, nothing from elsewhere: the second wall, where something was not escaped after all."""
+_MOST_PIXELS = 100_000_000
+"""Of a picture that is made smaller for a page."""
+
+
+def page(title: str, content: Html, width_px: int = 1080) -> str:
     """A whole HTML page."""
-    style = _STYLE.replace("1080px", f"{width_px}px")
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{style}</style>\n</head>\n<body>\n{content}\n</body>\n</html>\n"
+    head = element(
+        '<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{}</title>\n<style>{}</style>',
+        _POLICY,
+        title,
+        Html(_STYLE.replace("1080px", f"{width_px}px")),
     )
+    return element('<!doctype html>\n<html lang="en">\n<head>\n{}\n</head>\n<body>\n{}\n</body>\n</html>\n', head, content)
 
 
-def section(title: str, content: str | None, note: str = "") -> str:
+def section(title: str, content: Html | None, note: str = "") -> Html:
     """Content under a heading, or an empty string without content."""
     if not content:
-        return ""
-    said = f'<p class="note">{html.escape(note)}</p>\n' if note else ""
-    return f"<h2>{html.escape(title)}</h2>\n{said}{content}"
+        return Html()
+    return element("<h2>{}</h2>\n{}{}", title, element('<p class="note">{}</p>\n', note) if note else Html(), content)
 
 
 @dataclass(frozen=True)
@@ -61,48 +71,74 @@ class Cell:
     kind: str = ""
 
 
-def table(heads: Sequence[str | Cell], rows: Sequence[Sequence[str | Cell]]) -> str:
+def table(heads: Sequence[str | Cell], rows: Sequence[Sequence[str | Cell]]) -> Html:
     """A table; plain text is escaped."""
     lines = [_row(heads, "th"), *(_row(row, "td") for row in rows)]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    return element('<div class="wide"><table>{}</table></div>', joined(lines))
 
 
-def _row(cells: Sequence[str | Cell], tag: str) -> str:
+def _row(cells: Sequence[str | Cell], tag: LiteralString) -> Html:
     parts = []
     for cell in (cell if isinstance(cell, Cell) else Cell(cell) for cell in cells):
-        kind = f' class="{cell.kind}"' if cell.kind else ""
-        detail = f" <small>{html.escape(cell.detail)}</small>" if cell.detail else ""
-        parts.append(f"<{tag}{kind}>{html.escape(cell.text)}{detail}</{tag}>")
-    return f"<tr>{''.join(parts)}</tr>"
+        kind = element(' class="{}"', cell.kind) if cell.kind else Html()
+        detail = element(" <small>{}</small>", cell.detail) if cell.detail else Html()
+        parts.append(element("<{}{}>{}{}</{}>", tag, kind, cell.text, detail, tag))
+    return element("<tr>{}</tr>", joined(parts))
 
 
-def picture(png: bytes, name: str, most_width_px: int = 1600, share_of_height: float = 1.0) -> str:
-    """A picture as an image element.
+def picture(content: bytes, name: str, most_width_px: int = 1600, height_of: Callable[[int], int] = lambda height_px: height_px) -> Html:
+    """A picture as an image element, or a word where it cannot be shown.
 
     Args:
-        png: Content of the file.
+        content: The file, a PNG or JPEG as `files.pictures.read_picture` gives it.
         name: Description of the picture, as its alternative text.
         most_width_px: Wider pictures are scaled down to this width.
-        share_of_height: Share of the height to show, from the top.
+        height_of: The height to show, from the top, of the height of the picture.
     """
-    image = Image.open(io.BytesIO(png), formats=["PNG"])
-    if image.width > most_width_px or share_of_height < 1:
-        image = image.convert("RGB")
-        image = image.crop((0, 0, image.width, round(image.height * share_of_height)))
-        if image.width > most_width_px:
-            image = image.resize((most_width_px, round(image.height * most_width_px / image.width)))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", optimize=True)
-        png = buffer.getvalue()
-    return f'<img alt="{html.escape(name, quote=True)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    try:
+        content = _fitted(content, most_width_px, height_of)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return element('<p class="note">{} cannot be shown: {}</p>', name, error)
+    data = base64.b64encode(content).decode()
+    return element('<img alt="{}" src="data:image/{};base64,{}">', name, picture_kind(content), data)
 
 
-def side_by_side(parts: Sequence[tuple[str, str]]) -> str:
+def _fitted(content: bytes, most_width_px: int, height_of: Callable[[int], int]) -> bytes:
+    """The file, or its upper part at a smaller size.
+
+    Raises:
+        OSError, ValueError, SyntaxError, DecompressionBombError: it cannot be decoded, or is too large to be.
+    """
+    with Image.open(io.BytesIO(content), formats=["PNG", "JPEG"]) as image:
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f"it has {image.width:,} x {image.height:,} pixels")
+        height_px = min(max(1, height_of(image.height)), image.height)
+        if image.width <= most_width_px and height_px == image.height:
+            return content
+        upper = image.convert("RGB").crop((0, 0, image.width, height_px))
+    if upper.width > most_width_px:
+        upper = upper.resize((most_width_px, max(1, round(upper.height * most_width_px / upper.width))))
+    buffer = io.BytesIO()
+    upper.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def bullets(lines: Sequence[str]) -> Html:
+    """A list of notes; nothing where there are none."""
+    return element('<ul class="note">{}</ul>', joined(element("<li>{}</li>", line) for line in lines)) if lines else Html()
+
+
+def left_out(sentences: Sequence[str]) -> Html:
+    """What was found beside the rest and is not on the page."""
+    return section("What was left out", bullets(sentences))
+
+
+def side_by_side(parts: Sequence[tuple[str, Html]]) -> Html:
     """Figures in columns, each with its caption: (caption, content) pairs."""
-    columns = "".join(f"<figure><figcaption>{html.escape(caption)}</figcaption>{content}</figure>" for caption, content in parts)
-    return f'<div class="columns">{columns}</div>'
+    columns = (element("<figure><figcaption>{}</figcaption>{}</figure>", caption, content) for caption, content in parts)
+    return element('<div class="columns">{}</div>', joined(columns))
 
 
-def folded(title: str, content: str) -> str:
+def folded(title: str, content: Html) -> Html:
     """Content that is shown when its title is clicked."""
-    return f"<details><summary>{html.escape(title)}</summary>\n{content}\n</details>"
+    return element("<details><summary>{}</summary>\n{}\n</details>", title, content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import shlex
 import time
 from datetime import timedelta
 from typing import Any
@@ -12,9 +12,11 @@ import yaml
 from ray_sassl.evaluation.results import ProtocolScores, shown, shown_value
 from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import as_number
 from ray_sassl.runs.directory import METRICS
 from ray_sassl.runs.pages.curves import Line, run_curves
-from ray_sassl.runs.pages.page import Cell, folded, page, picture, section, table
+from ray_sassl.runs.pages.markup import Html, element, joined
+from ray_sassl.runs.pages.page import Cell, folded, left_out, page, picture, section, table
 from ray_sassl.runs.record import RunRecord, read_run
 
 REPORT = "report.html"
@@ -35,11 +37,11 @@ def write_run_report(run_dir: str, out: str | None = None) -> str:
     return path
 
 
-def run_body(run: RunRecord) -> str:
+def run_body(run: RunRecord) -> Html:
     """The report's sections."""
     views = picture(run.views, "views of some training images") if run.views else None
     parts = [
-        f"<h1>Run {html.escape(run.name)}</h1>\n<p>{_outcome_line(run)}</p>",
+        element("<h1>Run {}</h1>\n<p>{}</p>", run.name, _outcome_line(run)),
         table(["", ""], _facts(run)),
         section(
             "What differs from the experiment",
@@ -49,28 +51,29 @@ def run_body(run: RunRecord) -> str:
         section("How good it is", _scores(run), _scores_note(run)),
         section(
             "While it trained",
-            run_curves([Line(run, run.name)]) or "<p>Nothing was logged yet.</p>",
+            run_curves([Line(run, run.name)]) or element("<p>Nothing was logged yet.</p>"),
             "Dashed: the loss of an encoder that cannot distinguish images.",
         ),
         section("What the network saw", views, "Crops, stylized crops and finished views of the same images."),
         section("Images that could not be used", _quarantine(run)),
         section("What the protocols show", _pictures(run.scores)),
-        folded("The whole config", f"<pre>{html.escape(yaml.safe_dump(run.config, sort_keys=False, width=120))}</pre>"),
+        left_out(run.left_out),
+        folded("The whole config", element("<pre>{}</pre>", yaml.safe_dump(run.config, sort_keys=False, width=120))),
     ]
-    return "\n".join(part for part in parts if part)
+    return joined((part for part in parts if part), "\n")
 
 
 def outcome(run: RunRecord) -> tuple[str, str]:
     """The run's status, and a sentence about it."""
     last = run.metrics[-1] if run.metrics else None
-    epochs = (run.config.get("train") or {}).get("epochs")
+    epochs = as_number(run.part("train").get("epochs"))
     reached = ""
     if last is not None:
-        epoch = next((line["epoch"] for line in reversed(run.metrics) if "epoch" in line), None)
+        epoch = next((line["epoch"] for line in reversed(run.metrics) if as_number(line.get("epoch")) is not None), None)
         reached = f"step {int(last['step']):,}" + (f", epoch {epoch:.4g} of {epochs:g}" if epoch is not None and epochs else "")
     if run.summary is not None:
         reason = f": {run.summary['reason']}" if run.summary.get("reason") else ""
-        return str(run.summary.get("status")), f"{run.summary.get('status')} at step {run.summary.get('step', 0):,}{reason}"
+        return run.summary["status"], f"{run.summary['status']} at step {run.summary['step']:,}{reason}"
     if last is None:
         return "running", "it has logged nothing yet"
     entry = storage.stat(storage.join(run.path, METRICS))
@@ -78,9 +81,9 @@ def outcome(run: RunRecord) -> tuple[str, str]:
     return "running", f"no summary yet, so it is running or was killed: {reached}{ago}"
 
 
-def _outcome_line(run: RunRecord) -> str:
+def _outcome_line(run: RunRecord) -> Html:
     kind, text = outcome(run)
-    return f'<span class="{html.escape(kind)}">{html.escape(text[:1].upper() + text[1:])}</span>'
+    return element('<span class="{}">{}</span>', kind, text[:1].upper() + text[1:])
 
 
 def _ago(seconds: float) -> str:
@@ -90,23 +93,21 @@ def _ago(seconds: float) -> str:
 def facts(run: RunRecord) -> dict[str, str]:
     """The main settings of the run, in a few lines."""
     config = run.config
-    method, data, train = (config.get(name) or {} for name in ("method", "data", "train"))
-    stylize, sassl = config.get("stylize") or {}, config.get("sassl") or {}
+    data, train, stylize, sassl = (run.part(name) for name in ("data", "train", "stylize", "sassl"))
     style = "none"
     if stylize.get("name", "identity") != "identity":
         style = (
             f"{stylize['name']}, {sassl.get('views')} view, probability {sassl.get('prob')}, alpha {sassl.get('alpha')}, "
             f"beta {sassl.get('beta')}, styles: {sassl.get('style_source')}"
         )
-    augmentation = method.get("fa") or {}
-    feature = (augmentation.get("augmentation") or {}).get("name", "none")
-    epochs = train.get("epochs")
+    feature = run.part("method", "fa", "augmentation").get("name", "none")
+    epochs = as_number(train.get("epochs")) or 0
     found = {
         "experiment": f"{config.get('name')}, seed {config.get('seed')}",
-        "method": str(method.get("name")),
-        "feature augmentation": "none" if feature in ("none", "identity") else f"{feature}, {augmentation.get('architecture')}",
+        "method": str(run.part("method").get("name")),
+        "feature augmentation": "none" if feature in ("none", "identity") else f"{feature}, {run.part('method', 'fa').get('architecture')}",
         "style augmentation": style,
-        "backbone": str((config.get("backbone") or {}).get("name")),
+        "backbone": str(run.part("backbone").get("name")),
         "data": str(data.get("path")),
         "length": f"{epochs:g} epoch{'' if epochs == 1 else 's'} planned, {train.get('global_batch')} images a step",
     }
@@ -114,20 +115,20 @@ def facts(run: RunRecord) -> dict[str, str]:
         found["time training"] = _ago(trained)
     environment = run.environment
     if environment.get("commit"):
-        found["commit"] = str(environment["commit"])
+        found["commit"] = environment["commit"]
     if environment.get("gpus"):
         found["GPUs"] = ", ".join(environment["gpus"])
     if packages := environment.get("packages"):
         found["versions"] = ", ".join(f"{name} {version}" for name, version in packages.items() if name in ("ray-sassl", "torch", "ray"))
     if command := environment.get("command"):
-        found["command"] = " ".join(str(word) for word in command)
+        found["command"] = " ".join(command)
     return found
 
 
 def training_s(run: RunRecord) -> float:
     """Seconds between the first and the last logged step, from the logged speed; stops and restarts are not counted."""
     steps, speeds = run.curve("images_per_s")
-    batch = (run.config.get("train") or {}).get("global_batch") or 0
+    batch = as_number(run.part("train").get("global_batch")) or 0
     return sum((step - before) * batch / speed for before, step, speed in zip([0, *steps], steps, speeds, strict=False) if speed > 0)
 
 
@@ -142,14 +143,15 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for name, part in tree.items() for path, leaf in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()}
 
 
-def _differences(run: RunRecord) -> str:
+def _differences(run: RunRecord) -> Html:
     name = run.config.get("name")
-    if name not in experiments():
-        return f"<p>No experiment is named {html.escape(str(name))}, so there is nothing to compare it with; the whole config is below.</p>"
+    if str(name) not in experiments():
+        text = "<p>No experiment is named {}, so there is nothing to compare it with; the whole config is below.</p>"
+        return element(text, name)
     before, here = flat(load_experiment(str(name)).model_dump(mode="json")), flat(run.config)
     paths = [path for path in {**before, **here} if before.get(path) != here.get(path)]
     if not paths:
-        return "<p>Nothing.</p>"
+        return element("<p>Nothing.</p>")
     return table(["setting", "experiment", "this run"], [[path, _word(before, path), _word(here, path)] for path in paths])
 
 
@@ -157,9 +159,9 @@ def _word(tree: dict[str, Any], path: str) -> str:
     return str(tree[path]) if path in tree else "–"
 
 
-def _scores(run: RunRecord) -> str:
+def _scores(run: RunRecord) -> Html:
     if not run.scores:
-        return f"<p>It has not been evaluated: <code>ray-sassl evaluate {html.escape(run.path)} all</code></p>"
+        return element("<p>It has not been evaluated: <code>ray-sassl evaluate {} all</code></p>", shlex.quote(run.path))
     others = list(dict.fromkeys(name for scores in run.scores for name in scores.baselines))
     has_chance = any(score.chance is not None for scores in run.scores for score in scores.scores.values())
     rows: list[list[str | Cell]] = []
@@ -182,22 +184,22 @@ def _scores(run: RunRecord) -> str:
 def _scores_note(run: RunRecord) -> str:
     if not run.scores:
         return ""
-    sets = {str(path) for scores in run.scores if (path := (scores.data.get("test") or {}).get("path"))}
+    sets = {path for scores in run.scores if (path := scores.path_of("test"))}
     on = f" Test images: {', '.join(sorted(sets))}." if sets else ""
     return f"95 % intervals over test images; they do not cover other training runs.{on}"
 
 
-def _pictures(all_scores: list[ProtocolScores]) -> str | None:
+def _pictures(all_scores: list[ProtocolScores]) -> Html:
     parts = []
     for scores in all_scores:
         for name, png in scores.figures.items():
-            parts.append(f"<h3>{html.escape(scores.protocol)}: {html.escape(name)}</h3>\n{picture(png, f'{scores.protocol} {name}')}")
-    return "\n".join(parts) or None
+            parts.append(element("<h3>{}: {}</h3>\n{}", scores.protocol, name, picture(png, f"{scores.protocol} {name}")))
+    return joined(parts, "\n")
 
 
-def _quarantine(run: RunRecord) -> str:
+def _quarantine(run: RunRecord) -> Html:
     if not run.bad_rows:
-        return "<p>None.</p>"
+        return element("<p>None.</p>")
     total = sum(run.bad_rows.values())
     rows: list[list[str | Cell]] = [
         [reason or "no reason given", Cell(f"{count:,}", kind="number")] for reason, count in run.bad_rows.items()

@@ -10,7 +10,7 @@ from ray_sassl.config.files import from_yaml
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.tune.search import search
-from ray_sassl.study.record import read_trials
+from ray_sassl.study.record import read_record, read_trials
 from ray_sassl.study.report import write_report
 from tests.data.test_object_store import bucket  # noqa: F401 - a fixture
 from tests.orchestrate.conftest import small_study
@@ -30,5 +30,5 @@ def test_a_study_is_kept_and_continued_on_an_object_store(bucket: str, forking_r
     assert read_trials(study_dir) == more.records
     assert more.records[0] == first.records[0]
     assert from_yaml(storage.read_text(storage.join(study_dir, "best.yaml"))).name == "small_best"
-    assert "2 of 2 trials" in storage.read_text(write_report(study_dir))
+    assert "2 of 2 trials" in storage.read_text(write_report(read_record(study_dir)))
     assert storage.exists(storage.join(study_dir, "trials", "0001", "summary.json"))

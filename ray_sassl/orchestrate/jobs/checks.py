@@ -1,4 +1,4 @@
-"""What can be known of a job before anything is sent: whether its data are there and whether the cluster could ever run it."""
+"""Checks of a job before anything is sent: whether its data exist, and whether the cluster could ever run it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ray_sassl.plugins import UsageError
 
 
 def check_place(path: str, what: str) -> None:
-    """That a path means the same on every node.
+    """Check that a path means the same on every node.
 
     Raises:
-        UsageError: it is relative; a job runs in a folder of its own, which goes when the job has ended.
+        UsageError: it is relative; a job runs in a temporary folder.
     """
     if not storage.is_uri(path) and not path.startswith("/"):
         raise UsageError(
-            f"{what} is {path!r}, and a job runs in a folder of its own on the cluster, which does not last; give a URI (s3://, gs://) or "
-            "a path that all nodes share, from the root on"
+            f"{what} is {path!r}, and a job runs in a temporary folder on the cluster; give a URI (s3://, gs://) or an absolute path that "
+            "all nodes share"
         )
 
 
 def check_data(config: DataConfig, what: str, sent: frozenset[str] = frozenset()) -> list[str]:
-    """That the data are there, as far as can be seen from this machine; the notes say what could not be.
+    """Check that the data exist, as far as this machine can see; returns notes on what could not be checked.
 
     Args:
         what: The field or argument that names them.
-        sent: Files that travel with the job.
+        sent: Files that are sent with the job.
 
     Raises:
-        UsageError: they are not there, or a relative path does not travel with the job.
+        UsageError: they do not exist, or a relative path is not sent with the job.
     """
     notes = []
     for path in config.paths:
@@ -50,43 +50,43 @@ def check_data(config: DataConfig, what: str, sent: frozenset[str] = frozenset()
         elif storage.exists(path):
             find_sources(config.model_copy(update={"path": path}))
         else:
-            notes.append(f"{what}: {path} is not on this machine, so only the cluster can tell whether it is there")
+            notes.append(f"{what}: {path} is not on this machine, so only the cluster can tell whether it exists")
     return notes
 
 
 def check_file(path: str, what: str, sent: frozenset[str] = frozenset()) -> list[str]:
-    """That a file, or a run directory, is there, as far as can be seen from this machine; the notes say what could not be.
+    """Check that a file or a run directory exists, as far as this machine can see; returns notes on what could not be checked.
 
     Args:
-        what: What names it.
-        sent: Files that travel with the job.
+        what: The field or argument that names it.
+        sent: Files that are sent with the job.
 
     Raises:
-        UsageError: it is not there, or a relative path does not travel with the job.
+        UsageError: it does not exist, or a relative path is not sent with the job.
     """
     if storage.is_uri(path):
         if not storage.exists(path) and not storage.list_dir(path):
-            raise UsageError(f"{what} is {path!r}, and there is nothing")
+            raise UsageError(f"{what} is {path!r}, which does not exist")
     elif not path.startswith("/"):
         if not _travels(path, sent):
             raise UsageError(
-                f"{what} is {path!r}, which does not travel with the job: it is not in --working-dir, or Git ignores it. Give a URI, or a "
-                f"file in there"
+                f"{what} is {path!r}, which is not sent with the job: it is not in --working-dir, or Git ignores it. Give a URI, or a file "
+                "in that folder"
             )
     elif not storage.exists(path):
-        return [f"{what}: {path} is not on this machine, so only the cluster can tell whether it is there"]
+        return [f"{what}: {path} is not on this machine, so only the cluster can tell whether it exists"]
     return []
 
 
 def check_resources(config: ExperimentConfig, offered: Mapping[str, float], *, is_all: bool) -> None:
-    """That the cluster could run it.
+    """Check that the cluster could run it.
 
     Args:
-        offered: CPUs and GPUs of the cluster, where known at its largest.
-        is_all: Whether that is the cluster at its largest; else it may grow, and the message says how to tell.
+        offered: CPUs and GPUs of the cluster, at its largest if known.
+        is_all: Whether that is the cluster at its largest; otherwise the message says how to give it.
 
     Raises:
-        ResourcesError: what the run holds at once is more than there is.
+        ResourcesError: the run holds more at once than the cluster has.
         UsageError: the batch or the method does not allow so many workers.
     """
     check_workers(config)
@@ -99,23 +99,23 @@ def check_resources(config: ExperimentConfig, offered: Mapping[str, float], *, i
 
 
 def check_actors(actors: Mapping[str, float], offered: Mapping[str, float], *, is_all: bool) -> None:
-    """That the cluster has room for the actors or tasks of work that trains nothing.
+    """Check that the cluster has room for the actors or tasks of a job that does not train.
 
     Args:
         actors: What they hold at once.
-        offered, is_all: As of `check_resources`.
+        offered, is_all: As for `check_resources`.
 
     Raises:
-        ResourcesError: they hold more than there is.
+        ResourcesError: they hold more than the cluster has.
     """
     check_fits([Need("its actors or tasks", 1, actors)], lambda name: offered.get(name, 0.0), "the job", _hint(is_all))
 
 
 def _hint(is_all: bool) -> str:
-    return "" if is_all else " If it grows by itself, say how far with --cluster FILE, its definition."
+    return "" if is_all else " If it grows by itself, give its definition with --cluster FILE."
 
 
 def _travels(path: str, sent: frozenset[str]) -> bool:
-    """Whether a file of this relative path, a file below it, or one that matches it goes with the job."""
+    """Whether a file at this relative path, below it, or matching it is sent with the job."""
     name = path.removeprefix("./").rstrip("/")
     return name in sent or any(one.startswith(f"{name}/") or fnmatch.fnmatch(one, name) for one in sent)

@@ -1,4 +1,4 @@
-"""The code that travels with a job: which files, how large, copied aside so that what is sent is what was counted."""
+"""The code that is sent with a job: its files and their size, copied first so that exactly these files are sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECRET = (
     ".gnupg", ".docker", ".config", "credentials", "credentials.json", "application_default_credentials.json", "auth_token",
     "*service-account*.json", "*service_account*.json",
 )  # fmt: skip
-"""Names under which secrets are kept, in letters of either case; they stay here also where they are under version control."""
+"""Names of files with secrets, in upper or lower case; they are not sent, even if they are under version control."""
 _KEY_OF_ONES_OWN = re.compile(r"id_[^.]+")
 
 
@@ -37,10 +37,10 @@ class Payload:
     """Files of a folder.
 
     Attributes:
-        folder: Where they are.
+        folder: The folder.
         files: Paths within it, sorted.
-        num_bytes: Of all of them.
-        secrets: Files that were left out for their names.
+        num_bytes: Size of all of them.
+        secrets: Files that were left out because of their names.
     """
 
     folder: Path
@@ -50,10 +50,10 @@ class Payload:
 
 
 def select_files(folder: Path, max_bytes: int = MAX_BYTES) -> Payload:
-    """The folder's files that are to travel: of a Git repository those that it does not ignore, else all; but see `LEFT_OUT` and `SECRET`.
+    """The folder's files to send: in a Git repository those that it does not ignore, else all; without `LEFT_OUT` and `SECRET`.
 
     Raises:
-        UsageError: no such folder, or the files are larger than `max_bytes` together; the largest are named.
+        UsageError: the folder does not exist, or the files are larger than `max_bytes` in total; the message names the largest.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder} to send with the job; give another --working-dir")
@@ -75,7 +75,7 @@ def select_files(folder: Path, max_bytes: int = MAX_BYTES) -> Payload:
         largest = sorted(chosen.items(), key=lambda item: -item[1])[:_SHOWN]
         named = "\n".join(f"  {size / 1e6:,.1f} MB  {name}" for name, size in largest)
         raise UsageError(
-            f"{folder} holds {total / 1e6:,.0f} MB in {len(chosen):,} files; at most {max_bytes / 1e6:,.0f} MB are sent with a job. The "
+            f"{folder} has {total / 1e6:,.0f} MB in {len(chosen):,} files; at most {max_bytes / 1e6:,.0f} MB are sent with a job. The "
             f"largest:\n"
             f"{named}\nLet Git ignore what the job does not need, give a smaller --working-dir, or raise --max-upload-mb. Data belong in "
             f"object storage."
@@ -98,7 +98,7 @@ def _is_left_out(path: Path) -> bool:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether the file's name, or that of a folder above it, is one of secrets; a public key is none, and `id_work` is a private one."""
+    """Whether the file's name, or that of a parent folder, is one of secrets; public keys are not, and names such as `id_work` are."""
     *folders, file = Path(name.lower()).parts
     if _KEY_OF_ONES_OWN.fullmatch(file):
         return True
@@ -110,7 +110,7 @@ def _candidates(folder: Path) -> list[str]:
     command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     if shutil.which("git"):
         found = subprocess.run(command, capture_output=True, check=False)
-        if found.returncode == 0 and found.stdout:  # nothing at all: the folder itself is ignored, as a virtual environment is
+        if found.returncode == 0 and found.stdout:  # no output: the folder itself is ignored, like a virtual environment
             return [os.fsdecode(name) for name in found.stdout.split(b"\0") if name]
     names = []
     for root, folders, files in os.walk(folder):

@@ -1,4 +1,4 @@
-"""Commands of ours as jobs of Ray's on a cluster: submit, list, look, follow, stop, wait."""
+"""Our commands as Ray jobs on a cluster: submit, list, status, logs, stop, wait."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _PACKAGES = ("ray_sassl", "tune_spaces")
 
 
 class JobError(UsageError):
-    """The cluster does not answer, does not let us in, or has no such job."""
+    """The cluster does not answer, refuses access, or has no such job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as people see it.
+    """A job.
 
     Attributes:
-        id: Of this try.
-        name: What all its tries are called.
+        id: Id of this try.
+        name: Common name of all its tries.
         status: `pending`, `running`, `succeeded`, `failed` or `stopped`.
-        command: As it was submitted.
-        target: Where it writes to, as far as known.
+        command: The submitted command.
+        target: Its output path, if known.
         started, ended: Seconds since 1970, or None.
-        message: Of Ray's, on how it ended.
-        exit_code: Of the command, where it ended by itself.
+        message: Ray's message on how it ended.
+        exit_code: Exit code of the command, if it ended by itself.
     """
 
     id: str
@@ -74,10 +74,10 @@ class Jobs:
     """The jobs of one cluster.
 
     Args:
-        address: Of the job API, `http://HOST:8265`; by default RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
+        address: Address of the job API, `http://HOST:8265`; by default RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
 
     Raises:
-        JobError: nobody answers there, or the token is missing or wrong.
+        JobError: nothing answers there, or the token is missing or wrong.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -88,11 +88,11 @@ class Jobs:
 
     @property
     def address(self) -> str:
-        """Of the job API."""
+        """Address of the job API."""
         return self._client.get_address()
 
     def resources(self) -> dict[str, float]:
-        """CPUs and GPUs of the nodes that are up now."""
+        """CPUs and GPUs of the nodes that are up."""
         answer = self._get("/api/v0/nodes?detail=true&limit=10000")
         nodes = answer.get("data", {}).get("result", {}).get("result", [])
         alive = [node.get("resources_total") or {} for node in nodes if node.get("state") == "ALIVE"]
@@ -110,14 +110,14 @@ class Jobs:
         """Send the code and start `ray-sassl COMMAND` on the head node; it is the next try of the name's earlier jobs.
 
         Args:
-            command: Words behind `ray-sassl`.
-            name: The first try's id; later ones have `-2`, `-3` and so on behind it.
-            target: Where the job writes to; an earlier try of the name must have written there too.
-            payload: What the job finds in its current folder.
+            command: Arguments of `ray-sassl`.
+            name: The first try's id; later ones get the suffixes `-2`, `-3` and so on.
+            target: The job's output path; earlier tries of the name must have the same.
+            payload: Files of the job's current folder.
             env: Environment variables of the job and of its workers.
 
         Raises:
-            UsageError: a name that is in use, or is another job's try's id, or a secret in what would be recorded; nothing was sent.
+            UsageError: the name is in use or is the id of a try of another job, or something to be recorded has a secret; nothing was sent.
             JobError: the cluster refuses.
         """
         refuse_secrets(command, env or {})
@@ -128,7 +128,7 @@ class Jobs:
                 "working_dir": str(stage(payload, Path(folder) / "working_dir")),
                 "py_modules": [str(module) for module in _own_packages(Path(folder) / "modules")],
                 "env_vars": {
-                    # So that `stop` is a Ctrl-C, which leaves a checkpoint, and not the end of the process.
+                    # So that `stop` sends a Ctrl-C, after which a checkpoint is written, instead of killing the process.
                     "RAY_JOB_STOP_SIGNAL": "SIGINT",
                     "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
                     "PYTHONUNBUFFERED": "1",
@@ -137,7 +137,7 @@ class Jobs:
             }
             metadata = {_OURS: "1", "name": name, "command": shlex.join(command)} | ({"target": target} if target else {})
             with self._clear_errors():
-                # `exec`, so that the signal reaches the command alone and not a shell around it.
+                # `exec`, so that the signal reaches the command and not a shell around it.
                 self._client.submit_job(entrypoint=f"exec {entrypoint}", submission_id=job_id, runtime_env=runtime_env, metadata=metadata)
         return self._now(job_id)
 
@@ -148,7 +148,7 @@ class Jobs:
         return sorted((_job(details) for details in found if details.submission_id), key=lambda job: -(job.started or 0.0))
 
     def status(self, job: str) -> Job:
-        """Of the job with this id, or of the newest try of this name.
+        """The newest try with this name, or the job with this id.
 
         Raises:
             JobError: there is none.
@@ -164,33 +164,33 @@ class Jobs:
         return found
 
     def logs(self, job: Job) -> str:
-        """What the command has printed so far."""
+        """The command's output so far."""
         with self._clear_errors():
             return self._client.get_job_logs(job.id)
 
     def follow(self, job: Job, write: Callable[[str], object]) -> Job:
-        """Hand over what the command prints until it ends; returns the job then."""
+        """Pass on the command's output until it ends; returns the job then."""
 
         async def tail() -> None:
             async for text in self._client.tail_job_logs(job.id):
                 write(text)
 
         with self._clear_errors():
-            # In a thread, since a loop may be running in this one; after Ctrl-C nothing waits for it.
+            # In a thread, since an event loop may be running in this one; after Ctrl-C nothing waits for it.
             error = run_watched(lambda: asyncio.run(tail()), lambda is_running: None, every_s=_LOOK_EVERY_S)
             if error is not None:
                 raise error
         return self.wait(self._now(job.id))
 
     def stop(self, job: Job) -> bool:
-        """Ask the command to stop as by Ctrl-C: a pretraining leaves a checkpoint first. False where it had ended already."""
+        """Ask the command to stop as by Ctrl-C, so a pretraining writes a checkpoint first. False if it had already ended."""
         if job.has_ended:
             return False
         with self._clear_errors():
             return self._client.stop_job(job.id)
 
     def wait(self, job: Job, timeout_s: float | None = None, every_s: float = 1.0) -> Job:
-        """The job when it has ended, or after the time as it is then."""
+        """The job when it has ended, or when the time is over."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while not job.has_ended and (until is None or time.monotonic() < until):
             time.sleep(every_s)
@@ -214,8 +214,8 @@ class Jobs:
                 raise UsageError(f"the job {name!r} is {job.status} (as {job.id}); wait for it, or stop it first")
             if job.target != target:
                 raise UsageError(
-                    f"the job {name!r} wrote to {job.target} and this one would write to {target}; under one name a job goes on where it "
-                    "was, so give the same place, or another --name"
+                    f"the job {name!r} wrote to {job.target} and this one would write to {target}; a job continues under its name, so give "
+                    "the same path, or another --name"
                 )
         taken = {job.id for job in all_jobs} | {job.name for job in all_jobs if job.name != name}
         number = len(tries) + 1
@@ -230,13 +230,13 @@ class Jobs:
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Errors on the way to the cluster, in words that help."""
+        """Turn errors of the connection to the cluster into helpful messages."""
         try:
             yield
         except AuthenticationError as error:
             wrong = "failed" in str(error).splitlines()[0]
             raise JobError(
-                f"the cluster at {self._asked} does not let us in: the token is {'wrong (403)' if wrong else 'missing (401)'}. Put the "
+                f"the cluster at {self._asked} refuses access: the token is {'wrong (403)' if wrong else 'missing (401)'}. Put the "
                 "cluster's token into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; cluster/README.md says where it is kept."
             ) from error
         except (ConnectionError, urllib.error.URLError, TimeoutError) as error:
@@ -249,12 +249,12 @@ class Jobs:
 
 
 def refuse_secrets(command: Sequence[str], env: Mapping[str, str]) -> None:
-    """Ray keeps a job's command and environment, and shows them to everybody with the token.
+    """Refuse secrets in a job's command and environment, which Ray keeps and shows to everybody with the token.
 
     Raises:
         UsageError: something in them looks like a secret.
     """
-    advice = "it would stand in the job's record; give the nodes a role that may read it, or a file that they find it in"
+    advice = "it would be in the job's record; give the nodes a role that may read it, or a file with it"
     for word in command:
         if what := secret_in(word):
             raise UsageError(f"the command seems to hold {what}: {advice}")
@@ -265,7 +265,7 @@ def refuse_secrets(command: Sequence[str], env: Mapping[str, str]) -> None:
 
 
 def exit_code(job: Job) -> int:
-    """What `wait` ends with: the command's own code, 130 where it was stopped, 1 where it failed before it began."""
+    """The exit code of `wait`: the command's own, 130 if it was stopped, 1 if it failed before it began."""
     if job.status == "succeeded":
         return 0
     if job.status == "stopped":
@@ -290,15 +290,15 @@ def _job(details: JobDetails) -> Job:
 
 
 def _own_packages(target: Path) -> list[Path]:
-    """Our own code as it is here, so that the cluster runs the same."""
+    """Copies of our own code, so that the cluster runs the same."""
     root = Path(__file__).parents[3]
     target.mkdir()
     return [stage(select_files(root / name), target / name) for name in _PACKAGES]
 
 
 def _token_header() -> dict[str, str]:
-    """The token where Ray looks for it, in its order, whether or not RAY_AUTH_MODE is set here: the cluster decides whether it is
-    needed."""
+    """The token from the places where Ray looks for it, in its order. RAY_AUTH_MODE is ignored: the cluster decides whether it needs a
+    token."""
     token = os.environ.get("RAY_AUTH_TOKEN")
     if not token:
         given = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -311,7 +311,7 @@ def _token_header() -> dict[str, str]:
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Without these environment variables, which Ray would heed before the address that it is given."""
+    """Without these environment variables within the block; Ray would prefer them to the given address."""
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

@@ -1,4 +1,4 @@
-"""One small actor a run: carries the stop request to the workers, their progress to the terminal, and the bad rows to the quarantine."""
+"""One small actor per run: passes the stop request to the workers, their progress to the terminal, and bad rows to the quarantine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ray_sassl.types import Outcome
 
 @dataclass
 class ProgressUpdate:
-    """What has happened since the last look.
+    """The progress since the last call.
 
     Attributes:
         reports: Logged steps, in order.
         notes: Warnings of the workers.
         num_bad: Rows in quarantine.
-        fatal: Why the run cannot go on, in words for the user, or None.
-        waiting: What the run cannot go on without and the cluster does not have free, in words; empty where nothing is waited for.
+        fatal: Why the run cannot continue, as a message for the user, or None.
+        waiting: The resources that the run waits for, in words, or an empty string.
     """
 
     reports: list[dict[str, float]] = field(default_factory=list)
@@ -37,14 +37,14 @@ class ProgressUpdate:
 
 
 class RunControl:
-    """The actor's state. Its calls are short, and whoever reports to it does not wait for the answer.
+    """The actor's state. Its calls are short, and reports to it do not wait for the answer.
 
     Args:
-        num_rows: Of the data set.
-        max_bad_fraction: More bad rows than this end the run.
-        quarantine_path: Where the bad rows are kept; those that are there are read.
+        num_rows: Rows of the data set.
+        max_bad_fraction: The run fails if more rows are bad.
+        quarantine_path: File of bad rows; existing ones are read.
         run: The run's name, for its metrics.
-        prices: USD an hour of a node of each group, where known.
+        prices: USD per hour of a node of each group, if known.
     """
 
     def __init__(self, num_rows: int, max_bad_fraction: float, quarantine_path: str, run: str, prices: Mapping[str, float] | None) -> None:
@@ -65,7 +65,7 @@ class RunControl:
             self.fail(str(error))
 
     def add_bad(self, rows: list[BadRow]) -> str | None:
-        """Take rows into quarantine; the answer is the reason to stop where there are now too many."""
+        """Add rows to the quarantine; returns the reason to stop if there are too many."""
         try:
             self._file.add(rows)
         except TooManyBadRowsError as error:
@@ -77,7 +77,7 @@ class RunControl:
         return self._quarantine.sample_ids
 
     def fail(self, reason: str) -> None:
-        """The run cannot go on, and starting workers again would not help."""
+        """Note that the run cannot continue, and that restarting workers would not help."""
         self._fatal = self._fatal or reason
 
     def fatal(self) -> str | None:
@@ -87,11 +87,11 @@ class RunControl:
         self._stop = True
 
     def requests(self) -> tuple[bool, bool]:
-        """Whether the run should stop, and whether a checkpoint is wanted before its workers are started anew."""
+        """Whether the run should stop, and whether a checkpoint is needed before its workers are restarted."""
         return self._stop, self._wants_checkpoint
 
     def start_from(self, path: str | None) -> None:
-        """The checkpoint that the workers which start now go on from."""
+        """Set the checkpoint from which the starting workers continue."""
         self._start = path
 
     def start(self) -> str | None:
@@ -126,9 +126,9 @@ class RunControl:
         return self._outcome
 
     def progress(self) -> ProgressUpdate:
-        """What has happened since the last call."""
+        """The progress since the last call."""
         self._file.save_if_due()
-        set_bad_rows(self._run, self._quarantine.num_bad)  # a gauge that is not set again is soon gone from the endpoint
+        set_bad_rows(self._run, self._quarantine.num_bad)  # a gauge that is not set regularly disappears from the endpoint
         update, self._update = self._update, ProgressUpdate()
         update.num_bad, update.fatal = self._quarantine.num_bad, self._fatal
         return update

@@ -1,8 +1,8 @@
 """The plan as Ray Data's source, planned a little ahead of the stream.
 
-Ray Data wants every read task of a source before it starts the first. Here it is given the first one; a callback of its scheduling loop
+Ray Data requires every read task of a source before it starts the first. Here it only gets the first one; a callback of its scheduling loop
 adds the others to the operator that hands them out, while a thread plans the next ones. So all epochs are one execution, with one set of
-actors, and neither their number nor the place where a run resumes matters for what happens before the first block.
+actors, and the time to the first block depends neither on their number nor on the place where a run resumes.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from ray_sassl.orchestrate.runtime.private import BlockEntry, ExecutionCallback,
 from ray_sassl.pipeline import ViewSource, ids_of, windows
 
 WHOLE = -1
-"""In the place of a block's number: all blocks of the window."""
+"""Instead of a block's number: all blocks of the window."""
 MAX_WAITING = 1024
-"""Tasks that are planned and not started, at most."""
+"""Maximum number of tasks that are planned but not started."""
 KEPT = 4096
-"""Tasks that stay known after they were started, so that Ray can repeat them where a node is lost with what they made. More have never made
-anything that is still waiting: that would be as many windows of images."""
+"""Started tasks that are remembered, so that Ray can repeat them if a node is lost with their results. Results of more tasks never wait at
+the same time: that would be as many windows of images."""
 KEPT_STATS = 10_000
 CUT_AT = 0.8
-"""Ray ends a block when it holds more than this share of a plan's."""
+"""Ray ends a block when it has more than this share of a plan's block."""
 _AT_A_TIME = MAX_WAITING // 4
 
 Piece = tuple[Window, int]
-"""What one task does: a window, and the number of the block that is meant or `WHOLE`."""
+"""The work of one task: a window, and the number of one of its blocks or `WHOLE`."""
 
 
 def pieces(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Piece]:
-    """What is left to do of all epochs, in order.
+    """The remaining pieces of all epochs, in order.
 
-    Blocks of which a stopped run has left a small rest are pieces of their own: Ray would join two in one task, and then deal the rows of
-    both to one worker.
+    If a stopped run has left a small remainder of a block, its window's blocks are separate pieces: Ray would join two in one task, and
+    then deal the rows of both to one worker.
     """
     for window in windows(source, epochs, seen):
         for block in _blocks_alone(source, window, seen) or [WHOLE]:
@@ -54,8 +54,8 @@ def pieces(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Piece]:
 
 
 def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[int]:
-    """The numbers of the window's blocks that have rows left, where a block has so small a rest that Ray would join it with the next; else
-    nothing."""
+    """The numbers of the window's blocks that have rows left, if one has such a small remainder that Ray would join it with the next;
+    otherwise an empty list."""
     if not seen.is_touched(window.epoch):
         return []
     small = CUT_AT * source.data.block_rows
@@ -68,7 +68,7 @@ def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[int
 
 
 def piece_of_row(batch: dict[str, np.ndarray], row: int, index: Index) -> Piece | None:
-    """The piece that a row of the source stands for; None where a run has nothing left to do."""
+    """The piece in a row of the source; None if a run has nothing left to do."""
     groups = np.asarray(batch["groups"][row], np.int64)
     if not len(groups):
         return None
@@ -90,7 +90,7 @@ def _read_task(piece: Piece) -> ReadTask:
 
 
 class PlanDatasource(Datasource):
-    """The plan, of which Ray is told the first task; `PlanFeeder` adds the others."""
+    """The plan; Ray gets its first task, and `PlanFeeder` adds the others."""
 
     def __init__(self, source: ViewSource, epochs: float, seen: SeenIds) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class PlanDatasource(Datasource):
 
 
 class PlanFeeder(ExecutionCallback):
-    """Adds tasks to the sources of an execution as they are used up, and forgets what Ray would remember of each for ever."""
+    """Adds tasks to the sources of an execution as they are used up, and removes statistics of each that Ray would keep forever."""
 
     def __init__(self) -> None:
         self._feeds: list[_Feed] = []
@@ -131,7 +131,7 @@ class PlanFeeder(ExecutionCallback):
 
 
 def _plan_of(operator: Any) -> PlanDatasource | None:
-    """The plan whose tasks the operator hands out, where it is such an operator."""
+    """The plan whose tasks the operator hands out, or None for another operator."""
     if not isinstance(operator, InputDataBuffer):
         return None
     sources = (getattr(logical, "datasource", None) for logical in operator._logical_operators)
@@ -147,11 +147,11 @@ class _Feed:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._planned = self._thread.submit(self._plan)
         self._is_at_end = False
-        operator._is_execution_marked_finished = False  # Ray's does that when it is made, as all of its input is there
+        operator._is_execution_marked_finished = False  # Ray marks it when it is made, since all of its input usually exists
         operator.has_execution_finished = self._is_finished
 
     def fill(self) -> None:
-        """Hand over what was planned, where there is room; does not wait."""
+        """Add planned tasks if there is room; does not wait."""
         operator = self._operator
         waiting = len(self._state.output_queue) + len(operator._input_data) - operator._input_data_index
         if self._is_at_end or waiting + _AT_A_TIME > MAX_WAITING or not self._planned.done():
@@ -178,5 +178,5 @@ class _Feed:
 
 
 def _bundle(task: ReadTask) -> Any:
-    """The task as Ray's planner hands it to the operator that reads."""
+    """The task in the form in which Ray's planner gives it to the reading operator."""
     return RefBundle((BlockEntry(cast(Any, ray.put(task)), task.metadata),), owns_blocks=False, schema=None)

@@ -77,10 +77,10 @@ def pretrain(
     Args:
         config: The whole run.
         run_dir: Local path or pyarrow filesystem URI; on a cluster of several nodes all of them must reach it.
-        resume: Go on with the run that is there.
-        address: Of a running Ray cluster.
-        watch: For showing progress.
-        stop: Once set, the run stops as after the first Ctrl-C.
+        resume: Whether to continue the run in the run directory.
+        address: Address of a running Ray cluster.
+        watch: Called with the progress.
+        stop: When it is set, the run stops as after the first Ctrl-C.
 
     Raises:
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
@@ -111,7 +111,7 @@ def pretrain(
         raise
     reason = None
     if outcome.status == "interrupted":
-        reason = f"stopped by the user at step {outcome.step}; add --resume to go on from its checkpoint"
+        reason = f"stopped by the user at step {outcome.step}; add --resume to continue from its checkpoint"
     result = _result(outcome.status, run_dir, metrics, reason)
     write_summary(result)
     return result
@@ -162,7 +162,7 @@ def _pretrain_on_ray(
     config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, stop: threading.Event, address: str | None
 ) -> Outcome:
     """The run as a TorchTrainer fed by a Ray Data stream."""
-    if config.scaling.is_elastic:  # else a lost node is waited for that long before the run goes on without it
+    if config.scaling.is_elastic:  # how long to wait for a lost node before the run continues without it
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     with ray_session(address):
         release_reservation(run_dir)
@@ -199,7 +199,7 @@ def _fit(
     control: ActorHandle,
     use_gpu: bool,
 ) -> None:
-    """Train until the workers end: by an outcome, by an error, or because they have refused the checkpoint that they were to start from."""
+    """Train until the workers end: with an outcome, with an error, or because they refused the checkpoint to start from."""
     stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, control, keep_weights(config.stylize))
     scaling = config.scaling
     spec = {
@@ -236,7 +236,7 @@ def _fit(
 
 
 def _prices(config: ExperimentConfig) -> dict[str, float] | None:
-    """USD an hour of a machine of each group, where the config names a file that says so."""
+    """USD per hour of a machine of each group, if the config names a file with prices."""
     if config.tracking.prices is None:
         return None
     prices = read_prices(read_definition(config.tracking.prices), config.tracking.prices)
@@ -245,7 +245,7 @@ def _prices(config: ExperimentConfig) -> dict[str, float] | None:
 
 @contextmanager
 def on_interrupt(stop: Callable[[], Any]) -> Iterator[None]:
-    """The first Ctrl-C asks for a stop and is announced; the second raises KeyboardInterrupt."""
+    """Within the block, the first Ctrl-C requests a stop and is announced; the second raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

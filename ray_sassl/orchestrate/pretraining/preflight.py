@@ -17,11 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def check_evaluation(config: ExperimentConfig) -> None:
-    """Check that the images that the run is evaluated on are there, before it trains for an epoch, and are not those that it is tested on.
-    Test images are needed at its end only: if they are not there yet, a warning says so.
+    """Check that the images that the run is evaluated on exist, before it trains for an epoch, and are not those that it is tested on.
+
+    Test images are only needed at the end of the run: if they do not exist yet, a warning says so.
 
     Raises:
-        UsageError: they are not.
+        UsageError: they do not exist, or are the test images.
     """
     evaluate = config.evaluate
     for name, data in (("train", evaluate.train), ("validation", evaluate.own_validation)):
@@ -38,7 +39,7 @@ def check_evaluation(config: ExperimentConfig) -> None:
         try:
             check_there(evaluate.test)
         except (UsageError, OSError) as error:
-            log.warning("evaluate.test: %s. The last line of the run has scores on these images only if they are there by then.", error)
+            log.warning("evaluate.test: %s. The last line of the run has scores on these images only if they exist by then.", error)
 
 
 def check_workers(config: ExperimentConfig) -> None:

@@ -1,4 +1,4 @@
-"""The first stages of the stream, whose processes never import torch: read, decode and crop, and views where nothing is stylized."""
+"""The first stages of the stream, whose processes never import torch: read, decode and crop, and whole views if nothing is stylized."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ray_sassl.types import Arrays, view_name, view_names
 
 
 class BadRowsReporter:
-    """Hands bad rows to the run's control actor, and stops the work where there are too many."""
+    """Reports bad rows to the run's control actor, and stops the work if there are too many."""
 
     def __init__(self, control: ActorHandle) -> None:
         self._control = control
@@ -28,11 +28,11 @@ class BadRowsReporter:
 
 
 class ReadStage:
-    """What a task does with its piece of the plan.
+    """The work of a task on its piece of the plan.
 
     Args:
         seen: Samples to leave out.
-        on_bad: Is told of rows that cannot be used.
+        on_bad: Called with rows that cannot be used.
         run: The run's name, for its metrics.
     """
 
@@ -40,7 +40,7 @@ class ReadStage:
         self.source, self.seen, self.on_bad, self.run = source, seen, on_bad, run
 
     def blocks(self, batch: dict[str, np.ndarray]) -> Iterator[CropBlock]:
-        """The blocks of the pieces that these rows of the source stand for."""
+        """The blocks of the pieces in these rows of the source."""
         for row in range(len(batch["epoch"])):
             if (piece := piece_of_row(batch, row, self.source.index)) is None:
                 continue
@@ -62,7 +62,7 @@ class ReadStage:
 
 
 def row_of_block(block: CropBlock) -> Arrays:
-    """The block as a single row, which no re-batching can part."""
+    """The block as a single row, which re-batching cannot split."""
     views = {view_name(number): view[None] for number, view in enumerate(block.views)}
     return {**views, "sample_id": block.sample_id[None], "keep": block.keep[None], "epoch": np.array([block.epoch])}
 

@@ -1,4 +1,4 @@
-"""What happens before an elastic run's workers are started anew in another number: a checkpoint, so that growing loses no work."""
+"""A checkpoint before the number of an elastic run's workers changes, so that growing loses no work."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PATIENCE_S = 60.0
 
 
 class CheckpointBeforeResize(ControllerCallback):
-    """Asks running workers for a checkpoint once Ray Train has decided to resize their group, and waits until it is written.
+    """Requests a checkpoint from the workers when Ray Train has decided to resize their group, and waits until it is written.
 
-    Where none comes in time, the group goes on from the one before, as after a crash.
+    If none is written in time, the group continues from the previous one, as after a crash.
     """
 
     def __init__(self, control: ActorHandle, run_dir: str) -> None:

@@ -1,11 +1,11 @@
 """The flow of `pipeline` as one Ray Data graph over all epochs: tasks that read, decode and crop, then the stylizer.
 
-Its source is the plan: one row a window, so reading is the first stage and nothing is listed or opened twice. It is planned as the stream
-goes on (`feeding`). Because all epochs are one execution, actors are started once. Between stages of a pool a plan's block travels as a
-single row, so that no re-batching can part style partners.
+Its source is the plan: one row per window, so reading is the first stage and nothing is listed or opened twice. It is planned while the
+stream runs (`feeding`). Because all epochs are one execution, actors are started once. With a pool, a plan's block is passed between stages
+as a single row, so that re-batching cannot separate style partners.
 
-This module imports torch only inside the stages that stylize: what Ray starts to schedule the stream imports it too, several processes
-that would each spend seconds and hundreds of megabytes on it.
+This module imports torch only inside the stages that stylize: Ray's processes that schedule the stream import this module too, and torch
+would cost each of them seconds and hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 _STEP_PAUSE_S = 0.025
 _LOOK_EVERY_S = 1.0
 _RUN = "ray_sassl.runs.directory"
-"""Under this name the DataContext carries the run's name."""
+"""The key of the run's name in the DataContext."""
 
 
 class LoopThrottle(ExecutionCallback):
-    """Keeps Ray Data's scheduling loop from spinning, and looks at the stylizers' queue now and then.
+    """Keeps Ray Data's scheduling loop from spinning, and checks the stylizers' queue regularly.
 
-    While finished blocks wait for a slower consumer, which is most of the time in training, Ray 2.60's loop waits for nothing: it took a
-    quarter of a core here. Each step takes all blocks that are ready, so a short pause between steps delays them and loses none.
+    While finished blocks wait for a slower consumer, which is most of the time in training, Ray 2.60's loop spins without waiting: it took
+    a quarter of a core here. Each step takes all blocks that are ready, so a short pause between steps only delays them.
     """
 
     def __init__(self) -> None:
@@ -74,16 +74,16 @@ def _look_at_queue(executor: Any) -> None:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """All that the stream follows from, without the classes that import torch.
+    """Everything that determines the stream, without classes that import torch.
 
     Attributes:
-        source: Which views of which data.
-        epochs: How many.
-        layout: `light`, `fused` or `pool`; see `StreamConfig.layout`. `light` is `fused` where nothing needs torch.
+        source: The views and their data.
+        epochs: Number of epochs.
+        layout: `light`, `fused` or `pool`; see `StreamConfig.layout`. `light` is `fused` when nothing needs torch.
         num_cpus: CPUs of one task.
         pool: Arguments of `ActorPoolStrategy`.
-        actor_num_cpus, actor_num_gpus: What each member of the pool takes.
-        actor_group: The group of nodes that the pool is on, or None.
+        actor_num_cpus, actor_num_gpus: CPUs and GPUs of each actor of the pool.
+        actor_group: The group of nodes for the pool, or None.
         config_yaml: The whole config, for the stages that stylize.
         run: The run's name, for its metrics.
     """
@@ -121,7 +121,7 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
 
 
 def layout_of(config: ExperimentConfig) -> str:
-    """As configured; `auto` is a pool where the stylizer computes on a GPU, and `fused` is `light` where nothing needs torch."""
+    """The configured layout; `auto` is a pool if the stylizer uses GPUs, and `fused` is `light` if nothing needs torch."""
     is_plain = config.stylize.is_identity
     layout = config.stream.layout
     if layout == "auto":
@@ -146,11 +146,11 @@ def make_stream(
     """All epochs' views as rows of `view_0`, `view_1`, ..., `sample_id` and `epoch`, in blocks of about `data.block_rows`.
 
     Args:
-        seen: Samples to leave out, because the run has seen them or knows that they are bad.
-        control: Is told of rows that cannot be used.
-        keeper: Has the stylizer's weights for nodes without them.
-        read_stage: Makes a `ReadStage`, or what stands for one in a simulation.
-        style_actor: Likewise for `StyleActor`.
+        seen: Samples to leave out, because the run has seen them or they are known to be bad.
+        control: The control actor, which gets the rows that cannot be used.
+        keeper: The actor with the stylizer's weights for nodes without them.
+        read_stage: Makes a `ReadStage`, or its replacement in a simulation.
+        style_actor: `StyleActor`, or its replacement in a simulation.
     """
     context = DataContext.get_current()
     context.execution_options = execution_options()
@@ -158,9 +158,9 @@ def make_stream(
     for callback in (PlanFeeder, LoopThrottle):
         if callback not in context.custom_execution_callback_classes:
             context.custom_execution_callback_classes.append(callback)
-    # A block is cut when it is larger than this, so every block of views becomes one of Ray's, neither merged nor split.
+    # Ray cuts blocks that are larger than this, so every block of views becomes one of Ray's, neither merged nor split.
     context.target_max_block_size = max(1, int(CUT_AT * block_bytes(spec.source)))
-    # Without `num_cpus` it would take a whole CPU beside stages that take less, and never start where no node has one left.
+    # Without `num_cpus` it would take a whole CPU, even if other stages take less, and never start if no node has one left.
     plan = ray.data.read_datasource(PlanDatasource(spec.source, spec.epochs, seen), num_cpus=spec.num_cpus, override_num_blocks=1)
     reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run)
     match spec.layout:
@@ -174,11 +174,11 @@ def make_stream(
             return crops.map_batches(
                 cast(Any, style_actor or StyleActor),
                 fn_constructor_args=(spec.source, spec.config_yaml, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run),
-                batch_size=1 if spec.actor_num_gpus else None,  # a block is one row, and Ray wants a number where there are GPUs
+                batch_size=1 if spec.actor_num_gpus else None,  # a block is one row, and Ray needs a number if there are GPUs
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
                 compute=ActorPoolStrategy(**cast(Any, spec.pool)),
-                # One byte changes nothing, but Ray does not fuse stages that ask for different resources, as it would fuse these where they
+                # Ray does not fuse stages that request different resources, so one byte of memory prevents it from fusing these two if they
                 # take the same share of a CPU: then only the actors would decode.
                 memory=1,
                 **cast(dict[str, Any], {"label_selector": group} if group else {}),
@@ -189,14 +189,14 @@ def make_stream(
 class StreamFactory:
     """Called by Ray Train at every start of its workers, so that they continue from the newest checkpoint.
 
-    It chooses the checkpoint for all of them and tells the control actor, so that the stream and every worker start from the same one,
-    whatever a worker of the previous start is still writing. It reads which samples the checkpoint has seen, and not the weights: workers
-    that find those damaged have the control actor refuse the checkpoint, and the next start takes the one before.
+    It chooses the checkpoint for all of them and tells the control actor, so that the stream and every worker start from the same one, even
+    if a worker of the previous start is still writing. It reads the samples that the checkpoint has seen, but not the weights: if workers
+    find the weights damaged, the control actor refuses the checkpoint, and the next start uses the one before.
 
     Args:
-        run_dir: Where the checkpoints are.
-        control: Is told of rows that cannot be used, and knows those of earlier starts.
-        keeper: Has the stylizer's weights for nodes without them.
+        run_dir: The run directory with the checkpoints.
+        control: The control actor, which gets the rows that cannot be used, and knows those of earlier starts.
+        keeper: The actor with the stylizer's weights for nodes without them.
     """
 
     def __init__(self, spec: StreamSpec, run_dir: str, control: ActorHandle, keeper: ActorHandle | None = None) -> None:
@@ -208,7 +208,7 @@ class StreamFactory:
         try:
             path, seen = newest_seen(self._run_dir, refused) or (path, seen)
         except BadCheckpointError as error:
-            ray.get(self._control.fail.remote(str(error)))  # workers ask for this before they do anything
+            ray.get(self._control.fail.remote(str(error)))  # workers ask for it before they do anything
         ray.get(self._control.start_from.remote(path))
         return make_stream(self._spec, without(seen, known_bad), self._control, self._keeper)
 
@@ -232,7 +232,7 @@ class FusedStage:
 
 
 class StyleActor:
-    """One member of the pool: the stylizer with its weights, then the color operations."""
+    """One actor of the pool: the stylizer with its weights, then the color operations."""
 
     def __init__(
         self, source: ViewSource, config_yaml: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None, run: str
@@ -250,7 +250,7 @@ class StyleActor:
 
 @lru_cache(maxsize=1)
 def _stylize(config_yaml: str, device_type: str, num_threads: int, keeper: ActorHandle | None) -> StylizeBlock | None:
-    """The config's style augmentation, built once a process."""
+    """The config's style augmentation, built once per process."""
     from ray_sassl.config.files import from_yaml
     from ray_sassl.runs.process import build_stylize_block
 

@@ -1,4 +1,4 @@
-"""Ray Train as every job here uses it: a trainer that is watched while it runs, and the group of workers of the smaller jobs."""
+"""Ray Train as all our jobs use it: a trainer with progress while it runs, and the group of workers of the smaller jobs."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ LOOK_EVERY_S = 0.25
 _MAX_FAILURES = 3
 
 Watch = Callable[[ProgressUpdate], None]
-"""Is shown a job's update several times a second, in the driver's process."""
+"""Called with a job's update several times a second, in the driver's process."""
 
 
 class RunFailedError(UsageError):
-    """The job ended by an error that only the user can mend."""
+    """The job failed with an error that only the user can fix."""
 
 
 def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequence[Need], stop: threading.Event | None = None) -> None:
-    """Run the trainer and show its progress meanwhile.
+    """Run the trainer and show its progress.
 
     Args:
-        control: The job's control actor; an error that it knows of is left to the caller, who finds it there.
+        control: The job's control actor; an error that it knows is left to the caller.
         needs: What the job holds at once.
-        stop: Once set, the workers are asked to stop.
+        stop: When it is set, the workers are asked to stop.
 
     Raises:
-        ResourcesError: what it needs will never be there.
-        RunFailedError: the workers ended by an error, and not because the job was told to end.
+        ResourcesError: the cluster will never have what the job needs.
+        RunFailedError: the workers ended with an error that the control actor does not know.
     """
     has_begun, waiting = False, Waiting(needs)
 
@@ -62,10 +62,10 @@ def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequen
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers of a job whose number does not change.
+    """A fixed number of workers of a job.
 
     Attributes:
-        count: Among which each step's batch is shared.
+        count: Number of workers, among which each step's batch is divided.
         num_cpus: CPUs of one worker, and its threads.
         use_gpu: Whether each has a GPU.
     """
@@ -97,16 +97,16 @@ class Workers:
         control: ActorHandle,
         watch: Watch,
     ) -> None:
-        """Run `function(spec)` in each worker until all have ended; where one is lost, all are started again.
+        """Run `function(spec)` in each worker until all have ended; if one is lost, all are restarted.
 
         Args:
-            name: Of the job, for Ray's dashboard.
-            folder: That every worker reaches, for what Ray Train writes down on a cluster of several nodes.
+            name: The job's name, for Ray's dashboard.
+            folder: A folder that every worker reaches, for Ray Train's files on a cluster of several nodes.
 
         Raises:
             ResourcesError: there will never be room for the workers.
-            UsageError: what a worker has handed to the control actor as the reason why the job cannot be done.
-            RunFailedError: what ended the workers otherwise.
+            UsageError: a worker has reported to the control actor why the job cannot be done.
+            RunFailedError: the workers ended with another error.
         """
         announce = Announcer(say)
 

@@ -1,4 +1,4 @@
-"""What runs inside each Ray Train worker: `run.train_process`, fed by this rank's shard of the stream."""
+"""The function in each Ray Train worker: `runs.process.train_process`, fed by this rank's shard of the stream."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from ray_sassl.types import Arrays
 
 @dataclass
 class RayContext:
-    """A Ray Train worker as the loop sees it.
+    """The loop's context in a Ray Train worker.
 
     Attributes:
-        metrics: Exports what is reported, where that is wanted.
+        metrics: Exports the reports, or None.
     """
 
     rank: int
@@ -54,7 +54,7 @@ class RayContext:
         self.control.report.remote(metrics)
 
     def stop_requested(self) -> bool:
-        """The control actor's last answer; the next one is asked for at once, and not waited for."""
+        """The control actor's last answer; the next one is requested at once, without waiting for it."""
         ready, _ = ray.wait([self._answer], timeout=0)
         if ready:
             stop, self._wants_checkpoint = cast(tuple[bool, bool], ray.get(self._answer))
@@ -63,11 +63,12 @@ class RayContext:
         return self._stop
 
     def is_leaving(self) -> bool:
-        """Whether a node of the workers was announced to go away, or they are about to be started anew in another number.
+        """Whether a node of the workers will go away, or their number is about to change.
 
-        Ray's own `get_preemption_info` makes all workers meet through an actor; this reads what this worker was told, and the loop agrees.
+        Ray's own `get_preemption_info` synchronizes all workers through an actor; this only reads this worker's notice, and the loop
+        combines them.
         """
-        told = getattr(get_train_context(), "preemption_context", None)  # before Ray 2.60 there are no notices
+        told = getattr(get_train_context(), "preemption_context", None)  # Ray before 2.60 has no notices
         return self._wants_checkpoint or getattr(told, "preemption_info", None) is not None
 
 
@@ -78,7 +79,7 @@ def train_worker(spec: dict[str, Any]) -> None:
         spec: `config_yaml`, `run_dir`, `num_rows`, `num_threads` (None for a share of the node's CPUs) and the `control` actor.
     """
     control = spec["control"]
-    if ray.get(control.fatal.remote()):  # the workers were started again after an error that they would only meet again
+    if ray.get(control.fatal.remote()):  # the workers were restarted after an error that would only occur again
         return
     config = from_yaml(spec["config_yaml"])
     logging.getLogger("ray_sassl").addHandler(NoteHandler(control))
@@ -106,9 +107,9 @@ def train_worker(spec: dict[str, Any]) -> None:
         ray.get(control.fail.remote(str(error)))
         if context.world_size == 1:
             return
-        raise  # so that the others, which may wait for this one, are ended too
+        raise  # so that the other workers, which may wait for this one, end too
     except Exception:
-        if ray.get(control.fatal.remote()):  # this is the echo of what the driver knows already
+        if ray.get(control.fatal.remote()):  # a consequence of an error that the driver already knows
             return
         raise
     if context.rank == 0:
@@ -116,8 +117,7 @@ def train_worker(spec: dict[str, Any]) -> None:
 
 
 def _read_start(context: RayContext) -> tuple[Checkpoint | None, bool]:
-    """The checkpoint that the stream starts from, None at the beginning; and whether a worker has found it damaged, which all of them agree
-    on."""
+    """The checkpoint that the stream starts from (None at the beginning), and whether any worker has found it damaged."""
     path = cast(str | None, ray.get(context.control.start.remote()))
     if path is None:
         return None, False
@@ -131,7 +131,7 @@ def _read_start(context: RayContext) -> tuple[Checkpoint | None, bool]:
 
 
 def _share_of_node(num_workers: int) -> int:
-    """All CPUs of this node, shared by its training workers; the stream's tasks fit in between."""
+    """The CPUs of this node divided by its training workers; the stream's tasks use idle time."""
     here = ray.get_runtime_context().get_node_id()
     cpus = next(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == here)
     return max(1, int(cpus) // num_workers)

@@ -31,16 +31,16 @@ from ray_sassl.printing import open_console
 
 LOOK_EVERY_S = 2.0
 PATIENCE_S = 60.0
-"""So long nothing may be on its way before what the autoscaler cannot start is given up: an idle node of another kind may have to go
-first."""
+"""How long no node may be coming before a run gives up on nodes that the autoscaler cannot start: an idle node of another kind may have to
+be removed first."""
 _SAY_EVERY_S = 60.0
 
 
 class Waiting:
-    """Looks, now and then, at what the run still waits for.
+    """Checks regularly what the run still waits for.
 
     Args:
-        needs: What it holds at once.
+        needs: What the run holds at once.
     """
 
     def __init__(self, needs: Sequence[Need]) -> None:
@@ -49,13 +49,13 @@ class Waiting:
         self._text = ""
 
     def look(self, *, has_begun: bool) -> str:
-        """What is waited for, in words; empty where nothing is. The last answer where that is of less than two seconds ago.
+        """What the run waits for, in words, or an empty string; for two seconds the same answer is returned.
 
         Args:
-            has_begun: All that is needed was there once, so that it may come again, and the wait for it is not given up.
+            has_begun: Whether the run has already had everything that it needs, so that the wait is not given up.
 
         Raises:
-            ResourcesError: it has no room on any node, nor on one that the autoscaler may start.
+            ResourcesError: a need has no room on any node, nor on one that the autoscaler may start.
         """
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY_S:
@@ -63,7 +63,7 @@ class Waiting:
         self._looked = now
         try:
             reply = cluster_status()
-        except ray.exceptions.RpcError:  # the head is busy, or gone, which others find out
+        except ray.exceptions.RpcError:  # the head is busy or gone, which others detect
             return self._text
         state, cluster = reply.autoscaling_state, reply.cluster_resource_state
         alive = [node for node in cluster.node_states if node.status not in (DEAD, DRAINING)]
@@ -82,9 +82,9 @@ class Waiting:
         for name in ("CPU", "GPU"):
             wanted = sum(need.total(name) for need in self._needs)
             if wanted:
-                sums.append(f"In all it needs {wanted:g} {name}s, and {present(name):g} are there:\n{sum_of(self._needs, name)}")
+                sums.append(f"In total it needs {wanted:g} {name}s, and the cluster has {present(name):g}:\n{sum_of(self._needs, name)}")
         gpus = any(need.each.get("GPU") for need, _ in never)
-        hint = " Where no group has GPUs, work on CPUs instead (scaling.use_gpu=false, or --gpus 0)." if gpus else ""
+        hint = " If no group has GPUs, use CPUs instead (scaling.use_gpu=false, or --gpus 0)." if gpus else ""
         return (
             f"there is no room for\n{chr(10).join(lines)}\non the nodes that are up ({num_nodes}), and no other will be started for it.\n"
             f"{chr(10).join(sums)}\nAsk for less (a share of a CPU is allowed), or let the cluster have more or larger nodes.{hint}"
@@ -92,10 +92,10 @@ class Waiting:
 
 
 def first_ended(refs: Sequence[ray.ObjectRef], needs: Sequence[Need]) -> ray.ObjectRef:
-    """The first reference that is ready. While that takes long, what is waited for is printed.
+    """The first reference that is ready; while it waits, it prints what it waits for.
 
     Args:
-        needs: What has to have room for it.
+        needs: What the work holds.
 
     Raises:
         ResourcesError: there will never be room.
@@ -109,7 +109,7 @@ def first_ended(refs: Sequence[ray.ObjectRef], needs: Sequence[Need]) -> ray.Obj
 
 
 class Announcer:
-    """Says what is waited for once it has changed, and again every minute.
+    """Prints what a run waits for when it changes, and again every minute.
 
     Args:
         say: Prints a line.
@@ -136,7 +136,7 @@ def say(line: str) -> None:
 
 
 def _coming(state: AutoscalingState) -> Counter[str]:
-    """How many nodes of each kind were asked for and are not up yet."""
+    """Requested nodes of each kind that are not up yet."""
     coming = Counter[str]()
     for request in state.pending_instance_requests:
         coming[request.ray_node_type_name] += request.count
@@ -146,7 +146,7 @@ def _coming(state: AutoscalingState) -> Counter[str]:
 
 
 def _infeasible(state: AutoscalingState) -> list[ResourceRequest]:
-    """All that no node has room for, neither one that is there nor one that may be started."""
+    """Requests that fit on no node, present or startable."""
     found = list(state.infeasible_resource_requests)
     for gang in state.infeasible_gang_resource_requests:
         found += _members(gang)
@@ -156,7 +156,7 @@ def _infeasible(state: AutoscalingState) -> list[ResourceRequest]:
 
 
 def _never_met(unmet: list[tuple[Need, int]], state: AutoscalingState) -> list[tuple[Need, int]]:
-    """For which of it there will never be room: an autoscaler says so, or there is none."""
+    """The unmet needs that can never be met, because the autoscaler says so or there is none."""
     if state.autoscaler_state_version == 0:
         return unmet
     infeasible = {_shape_of_request(request) for request in _infeasible(state)}
@@ -164,12 +164,12 @@ def _never_met(unmet: list[tuple[Need, int]], state: AutoscalingState) -> list[t
 
 
 def _members(gang: GangResourceRequest) -> Sequence[ResourceRequest]:
-    """What is asked for together; Ray has two ways to write it down."""
+    """The requests of a gang, which Ray writes in one of two ways."""
     return gang.bundle_selectors[0].resource_requests if gang.bundle_selectors else gang.requests
 
 
 def _is_queued(needs: Sequence[Need], cluster: ClusterResourceState) -> bool:
-    """Whether something like what is needed waits for room."""
+    """Whether a request with the shape of one of the needs is pending."""
     shapes = {_shape(need) for need in needs}
     waiting = [request for gang in cluster.pending_gang_resource_requests for request in _members(gang)]
     return any(_shape_of_request(request) in shapes for request in waiting)

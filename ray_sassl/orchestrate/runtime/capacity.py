@@ -1,4 +1,4 @@
-"""What a run needs of a cluster, and what the cluster has or can get."""
+"""What a run needs from a cluster, and what the cluster has or can get."""
 
 # Ray's generated messages have no types.
 # pyright: reportAttributeAccessIssue=false
@@ -24,13 +24,13 @@ class ResourcesError(UsageError):
 
 @dataclass(frozen=True)
 class Need:
-    """Something that a run holds as long as it goes on.
+    """Something that a run holds as long as it runs.
 
     Attributes:
-        what: In words.
-        count: How many.
-        each: CPUs and GPUs of one, all of one node.
-        group: The group of nodes that they must be on, where it matters.
+        what: A description.
+        count: How many of it.
+        each: CPUs and GPUs of each, which must be on one node.
+        group: The group of nodes that it must be on, or None.
     """
 
     what: str
@@ -48,7 +48,7 @@ class Need:
 
 
 def sum_of(needs: Iterable[Need], resource: str) -> str:
-    """A line for each need that has some of the resource."""
+    """One line for each need of the resource."""
     return "\n".join(f"  {need.total(resource):g} for {need.what}" for need in needs if need.total(resource))
 
 
@@ -80,39 +80,39 @@ def grows() -> bool:
         return True
     reply = cluster_status()
     heads = [node for node in reply.cluster_resource_state.node_states if _HEAD in node.total_resources]
-    # An autoscaler that starts nodes knows each by the kind that it started; nodes of a plain `ray start` have none.
+    # An autoscaler knows the kind of each node that it started; nodes of a plain `ray start` have no kind.
     return reply.autoscaling_state.autoscaler_state_version > 0 and any(node.ray_node_type_name for node in heads)
 
 
 def is_one_machine() -> bool:
-    """Whether the cluster is this machine alone, and stays so."""
+    """Whether the cluster is and stays this one machine."""
     return sum(node["Alive"] for node in ray.nodes()) == 1 and not grows()
 
 
 def present(name: str) -> float:
-    """How much of a resource the nodes have that are up."""
+    """The amount of a resource on the nodes that are up."""
     return float(ray.cluster_resources().get(name, 0.0))
 
 
 def offered(name: str) -> float:
-    """How much of a resource the cluster has, or could have where it grows; infinity where nobody knows how far."""
+    """The amount of a resource that the cluster has, or could have if it grows; infinity if its limit is unknown."""
     if limits := _known_limits():
         return max(present(name), float(limits.get(name, 0.0)))
     return math.inf if grows() else present(name)
 
 
 def missing_groups(groups: Iterable[str]) -> list[str]:
-    """Those of which there is no node; none where the cluster grows, since then there may be one."""
+    """The groups without a node; none if the cluster grows, since a node may be started."""
     there = {node["Labels"].get(GROUP_LABEL) for node in ray.nodes() if node["Alive"]}
     missing = [group for group in groups if group not in there]
     return [] if missing and grows() else missing
 
 
 def without_room(needs: Sequence[Need], nodes: Iterable[tuple[Mapping[str, float], str | None]]) -> list[tuple[Need, int]]:
-    """Of which needs how many would not fit on the nodes, if these were free.
+    """The needs that would not fit on the nodes if these were free, and how many of each.
 
     Args:
-        nodes: Resources and group of each.
+        nodes: Resources and group of each node.
     """
     free = [(dict(resources), group) for resources, group in nodes]
     unmet = []
@@ -131,7 +131,7 @@ def without_room(needs: Sequence[Need], nodes: Iterable[tuple[Mapping[str, float
 
 
 def _known_limits() -> dict[str, int] | None:
-    """What the cluster may grow to, where somebody has told Ray, as no open-source autoscaler does."""
+    """The cluster's maximum size, if Ray was told; open-source autoscalers do not tell it."""
     from ray_sassl.orchestrate.runtime.private import state
 
     return state.get_max_resources_from_cluster_config()

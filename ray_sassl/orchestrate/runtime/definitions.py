@@ -1,4 +1,4 @@
-"""Checks of cluster definitions, with what the installed Ray says to launcher files."""
+"""Checks of cluster definitions, including the installed Ray's own checks of launcher files."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def check_files(paths: list[str], crds: str | None) -> dict[str, list[Finding]]:
         crds: The folder of KubeRay's CRDs.
 
     Raises:
-        UsageError: a file is not there, too large or no YAML; or there are no CRDs in the folder.
+        UsageError: a file is missing, too large or not YAML; or there are no CRDs in the folder.
     """
     schemas = read_schemas(Path(crds)) if crds is not None else None
     return {path: check_text(read_definition(path), path, ray.__version__, schemas, rays_findings) for path in paths}
 
 
 def read_definition(path: str) -> str:
-    """The file's text, looked at for its size before it is read.
+    """The file's text; its size is checked before it is read.
 
     Raises:
-        UsageError: not there, or larger than any definition is.
+        UsageError: it is missing, too large for a definition, or not text.
     """
     file = Path(path)
     if not file.is_file():
@@ -49,13 +49,13 @@ def read_definition(path: str) -> str:
 
 
 def rays_findings(config: dict[str, Any]) -> list[Finding]:
-    """What Ray's schema and `ray up` say, without reaching a cloud."""
+    """The findings of Ray's schema and `ray up`, without connecting to a cloud."""
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     try:
         validate_config(prepare_config(copy.deepcopy(config)))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.absolute_path)
         return [Finding(where, f"Ray's schema: {error.message[:300]}")]
-    except Exception as error:  # noqa: BLE001 - Ray raises whatever a malformed file leads it to
+    except Exception as error:  # noqa: BLE001 - a malformed file can make Ray raise anything
         return [Finding("", f"Ray cannot read it: {type(error).__name__}: {error}")]
     return []

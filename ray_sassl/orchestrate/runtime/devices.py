@@ -1,4 +1,4 @@
-"""Where an actor or a worker computes that Ray has given a GPU, or a share of one."""
+"""The device of an actor or worker that Ray has given a GPU or a share of one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 from ray_sassl.plugins import UsageError
 
 PRETEND = "RAY_SASSL_PRETEND_GPUS"
-"""Set to 1 on nodes that only say that they have GPUs, as a cluster of the tests does: what is given one computes on CPUs."""
+"""Set to 1 on nodes that only pretend to have GPUs, as in tests: processes that are given one compute on CPUs."""
 
 
 class NoGpuError(UsageError):
-    """Ray has given a GPU that is not there."""
+    """Ray has given a process a GPU that does not exist."""
 
 
 def pretends_gpus() -> bool:
-    """Whether this node's GPUs are none."""
+    """Whether this node only pretends to have GPUs."""
     return os.environ.get(PRETEND) == "1"
 
 
@@ -32,6 +32,6 @@ def device_type(num_gpus: float) -> str:
     if not torch.cuda.is_available():
         raise NoGpuError(
             "Ray has given this process a GPU, and torch sees none: the node lacks a driver, or its image is one for CPUs (see "
-            f"cluster/Dockerfile). Where nodes only pretend to have GPUs, set {PRETEND}=1 on them."
+            f"cluster/Dockerfile). If nodes only pretend to have GPUs, set {PRETEND}=1 on them."
         )
     return "cuda"

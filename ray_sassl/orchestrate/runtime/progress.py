@@ -1,4 +1,4 @@
-"""A progress bar for work that is counted in images or shards; lines of text where the output is not a terminal."""
+"""A progress bar for work counted in images or shards; lines of text if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINE_EVERY_S = 30.0
 
 
 class _RateColumn(ProgressColumn):
-    """So many a second, over what was done since the start."""
+    """The rate since the start, without work done before."""
 
     def render(self, task: Task) -> Text:
         done = task.completed - task.fields["skipped"]
@@ -26,10 +26,10 @@ class _RateColumn(ProgressColumn):
 
 @contextmanager
 def progress_bar(what: str, total: int, *, skipped: int = 0, is_shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar, and within the block the function that moves it on. In a log file it is a line now and then, and one at the end.
+    """A progress bar within the block, as a function that advances it. In a log file, lines are printed regularly and at the end.
 
     Args:
-        skipped: What was done before; it counts as done and not for the rate.
+        skipped: Work that was done before; it counts as done, but not for the rate.
     """
     console = open_console()
     if is_shown and not console.is_terminal:

@@ -1,4 +1,4 @@
-"""What went wrong, out of what Ray makes of an error: it wraps one once for every process that it passes through."""
+"""The reason of an error, extracted from Ray's error, which wraps it once for every process that it passes through."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from ray_sassl.secrets import redacted
 
 _OURS = re.compile(r"^ray_sassl\.[\w.]+: ")
 _GUESSES = " Some common causes include:"
-"""Begins a paragraph of Ray's about a dead process, whose first guess is memory."""
+"""The beginning of Ray's paragraph about a dead process, whose first guess is memory."""
 
 
 def reason_of(error: BaseException | str | None) -> str:
-    """The innermost message, in one line: all of it where it is of an error of ours, whose words are for the user, and the last line
-    otherwise."""
+    """The innermost message, in one line: the whole message of our own errors, which is written for the user, otherwise the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return repr(error)

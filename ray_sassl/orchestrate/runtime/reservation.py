@@ -1,7 +1,7 @@
-"""Resources that outlive their run: the placement group of its workers, where the process that launched them is killed.
+"""Resources that outlive their run: the placement group of its workers, if the process that launched them is killed.
 
-Ray gives it back at the end of the whole job, which for a trial is the end of its study, and the next attempt would wait for it for ever.
-So a worker writes down which one it is in, and the next attempt on the run removes that first.
+Ray releases it at the end of the whole job, which for a trial is the end of its study, and the next attempt would wait for it forever. So a
+worker writes the id of its placement group to the run directory, and the next attempt at the run removes that group first.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _NOTE = "placement_group"
 
 
 def note_reservation(run_dir: str) -> None:
-    """Write down which placement group this worker is in."""
+    """Write the id of this worker's placement group to the run directory."""
     group = ray.util.get_current_placement_group()
     if group is not None:
         storage.write_text(storage.join(run_dir, _NOTE), group.id.hex())
 
 
 def release_reservation(run_dir: str) -> None:
-    """Give back what an attempt on the run holds that was killed; one that ended in order has done so itself."""
+    """Release what a killed attempt at the run still holds; an attempt that ended normally has released it itself."""
     path = storage.join(run_dir, _NOTE)
     if storage.exists(path):
         ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(storage.read_text(path))))

@@ -13,25 +13,25 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_sassl.plugins import UsageError
 
 GROUP_LABEL = "ray-sassl/group"
-"""The label with which the definitions in `cluster/` mark a node's group."""
+"""The label of a node's group, which the definitions in `cluster/` set."""
 _OWN_OBJECT_STORE_BYTES = 2 * 2**30
 _TUNED = {
-    # Ray Data's bars would fight with ours.
+    # Ray Data's progress bars would interfere with ours.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Workers are looked after every second instead of every two, which every start and end of a group waits for.
+    # Workers are checked every half second instead of every two, since every start and end of a group waits for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # How often it is looked whether a worker's machine was announced to go away; notices of clouds come from 30 s to 2 minutes ahead.
+    # How often to check for a notice that a worker's machine will go away; clouds give notice 30 s to 2 minutes ahead.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 
 
 @contextmanager
 def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray within the block; a Ray that was initialized before is used and left as it is.
+    """A connection to Ray within the block; if Ray is already initialized, it is used and left running.
 
     Args:
-        address: Of a running cluster, as `ray start --head` prints it; RAY_ADDRESS where not given; a Ray of our own where neither is.
-        num_cpus: For a Ray of our own: the CPUs that it has to give; all where not given.
+        address: Address of a running cluster, as `ray start --head` prints it; by default RAY_ADDRESS, else a new Ray is started.
+        num_cpus: CPUs of a new Ray; by default all.
 
     Raises:
         UsageError: no cluster answers at the address.
@@ -62,11 +62,11 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
 
 
 def pin_to_driver() -> NodeAffinitySchedulingStrategy:
-    """Where an actor belongs that must live as long as the run: it holds no resources, and an autoscaler takes a node for idle that has
-    only such."""
+    """The scheduling of an actor that must live as long as the run: it holds no resources, so an autoscaler would consider its node
+    idle."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def in_group(group: str | None) -> dict[str, str] | None:
-    """What Ray asks of a node that is to be of the group."""
+    """Ray's label selector for nodes of the group."""
     return None if group is None else {GROUP_LABEL: group}

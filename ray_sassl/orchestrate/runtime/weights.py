@@ -1,8 +1,8 @@
-"""Published weights on a cluster: every node takes them from its cache, else from the shared path that the config names, else from the
-driver through Ray; never from their publisher.
+"""Published weights on a cluster: each node reads them from its cache, else from the shared path in the config, else from the driver
+through Ray, but never from their publisher.
 
-The driver's copy is kept by a small actor instead of being an argument of the actors that need it: an actor's start cannot be repeated
-where an argument in the object store is lost.
+A small actor keeps the driver's copy. It is not an argument of the actors that need it, because an actor cannot be restarted if an argument
+in the object store is lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class WeightsKeeper:
-    """The actor that holds the content of a file of weights."""
+    """The actor that keeps the content of a weights file."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -29,18 +29,18 @@ class WeightsKeeper:
 
 
 def keep(content: bytes) -> ActorHandle:
-    """An actor that holds the content for as long as the handle is held; `kept` gives it back, on any node."""
+    """An actor that keeps the content as long as its handle exists; `kept` returns it, on any node."""
     remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=pin_to_driver(), max_concurrency=4)(WeightsKeeper)
     return remote.remote(content)
 
 
 def kept(keeper: ActorHandle) -> bytes:
-    """What the keeper holds."""
+    """The keeper's content."""
     return cast(bytes, ray.get(keeper.content.remote()))
 
 
 def keep_weights(config: StylizerConfig) -> ActorHandle | None:
-    """What nodes without the stylizer's weights ask for them; None where every node finds them by itself.
+    """The actor with the stylizer's weights for nodes without them; None if every node finds them by itself.
 
     Raises:
         MissingWeightsError: the driver has none either.
@@ -51,10 +51,10 @@ def keep_weights(config: StylizerConfig) -> ActorHandle | None:
 
 
 def driver_weights(config: StylizerConfig) -> bytes | None:
-    """The content of the stylizer's published weights, as this process finds them; None where it needs none.
+    """The content of the stylizer's published weights, as found by this process; None if it needs none.
 
     Raises:
-        MissingWeightsError: they are not there.
+        MissingWeightsError: they are missing.
         BadWeightsError: the file is damaged.
     """
     from ray_sassl.style.weights import read_weights
@@ -64,7 +64,7 @@ def driver_weights(config: StylizerConfig) -> bytes | None:
 
 
 def receive_weights(config: StylizerConfig, keeper: ActorHandle | None) -> None:
-    """Put the stylizer's weights into this node's cache, where they are needed and not there yet."""
+    """Put the stylizer's weights into this node's cache if they are needed and missing."""
     from ray_sassl.style.weights import install_weights, weights_path
 
     weights = config.published_weights()

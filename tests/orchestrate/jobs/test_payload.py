@@ -81,7 +81,7 @@ def test_a_package_in_an_ignored_environment_travels_nevertheless(tmp_path: Path
 def test_too_much_is_refused_with_the_largest_files(tmp_path: Path):
     (tmp_path / "large.bin").write_bytes(b"0" * 3_000_000)
     (tmp_path / "small.bin").write_bytes(b"0" * 1000)
-    with pytest.raises(UsageError, match=r"holds 3 MB in 2 files; at most 2 MB are sent with a job. The largest:\n +3\.0 MB +large\.bin"):
+    with pytest.raises(UsageError, match=r"has 3 MB in 2 files; at most 2 MB are sent with a job. The largest:\n +3\.0 MB +large\.bin"):
         select_files(tmp_path, max_bytes=2_000_000)
 
 

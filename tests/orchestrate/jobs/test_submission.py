@@ -88,7 +88,7 @@ def test_a_job_is_stopped_with_a_checkpoint_and_the_same_submit_goes_on_from_the
 
     code, other = ray_sassl_here(cluster, "job", "submit", "--name", "first", "--", *_pretrain(tmp_path / "other"), cwd=project)
     assert code == 2
-    assert "under one name a job goes on where it was" in other
+    assert "a job continues under its name" in other
     shorter = summary["step"] * 16 / NUM_ROWS + 1
     words = ("job", "submit", "--name", "first", "--wait", "--", *_pretrain(run_dir, f"train.epochs={shorter}"))
     code, output = ray_sassl_here(cluster, *words, cwd=project)
@@ -186,7 +186,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster: JobCluster
         (["pretrain", "moco_cifar", "--run-dir", str(run_dir)], "did you mean 'moco_cifar10'"),
         ([*good, "train.epoch=3"], r"the nearest is train\.epochs"),
         ([*good, "--workers", "3"], "No such option: --workers"),
-        ([*good[:-1], "runs/mine"], "a job runs in a folder of its own"),
+        ([*good[:-1], "runs/mine"], "a job runs in a temporary folder"),
         ([*good[:-2]], "give --run-dir s3://"),
         ([*good, "run_dir=/elsewhere"], "the run directory is given 2 times"),
         ([*good, "data.path=elsewhere/*.parquet"], "give a URI"),
@@ -194,10 +194,10 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster: JobCluster
         ([*good, "scaling.num_workers=8", "scaling.cpus_per_worker=1"], r"needs 8\.5 CPUs and the cluster can offer 2; 6\.5 are missing"),
         ([*good, "--address", "auto"], "leave --address out"),
         (["pretrain", "mine.yaml", "--run-dir", str(run_dir)], "there is no file mine.yaml"),
-        (["stylize", "dataset", "data", "styled", "stylize=color_statistics"], "a job runs in a folder of its own"),
-        (["evaluate", "s3//x", "knn"], "a job runs in a folder of its own"),
+        (["stylize", "dataset", "data", "styled", "stylize=color_statistics"], "a job runs in a temporary folder"),
+        (["evaluate", "s3//x", "knn"], "a job runs in a temporary folder"),
         (["demo"], "'demo' does not run as a job; what does: pretrain, search"),
-        ([*good, "data.path=s3://bucket/x?access_key=AKIAAAAAAAAAAAAAAAAA"], "it would stand in the job's record"),
+        ([*good, "data.path=s3://bucket/x?access_key=AKIAAAAAAAAAAAAAAAAA"], "it would be in the job's record"),
     ):
         assert re.search(reason, found := _refusal(cluster, project, "--", *words)), (words, found)
     assert re.search(
@@ -211,7 +211,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster: JobCluster
 
 def test_a_cluster_that_grows_is_judged_by_its_definition(cluster: JobCluster, project: Path, tmp_path: Path):
     words = [*_pretrain(tmp_path / "run"), "scaling.num_workers=64", "scaling.use_gpu=true", "train.global_batch=64"]
-    assert "say how far with --cluster FILE" in _refusal(cluster, project, "--", *words)
+    assert "give its definition with --cluster FILE" in _refusal(cluster, project, "--", *words)
     found = _refusal(cluster, project, "--cluster", str(ROOT / "cluster" / "aws.yaml"), "--", *words)
     assert "needs 64 GPUs and the cluster can offer 40; 24 are missing" in found
     assert "--cluster FILE" not in found

@@ -82,7 +82,7 @@ def test_what_no_node_can_ever_have_room_for_ends_the_wait_after_a_minute_with_t
         assert "no node is on its way" in seen(_infeasible())
     with pytest.raises(
         ResourcesError,
-        match=r"2 x 1 CPU, 1 GPU on the group train.*\n.*up \(0\)(?s:.)*In all it needs 3 CPUs, and 0 are there:\n  2 for 2 train",
+        match=r"2 x 1 CPU, 1 GPU on the group train.*\n.*up \(0\)(?s:.)*In total it needs 3 CPUs, and the cluster has 0:\n  2 for 2 train",
     ):
         seen(_infeasible())
 

@@ -90,7 +90,7 @@ def test_a_run_that_no_group_has_room_for_says_what_it_waits_for_and_ends_with_t
     said = cluster.output("hopeless")
     assert "waiting: no room yet for 2 x 1 CPU, 1 GPU on the group train for 2 training workers (scaling.num_workers)" in said
     assert "there is no room for" in said
-    assert "In all it needs 3 GPUs, and" in said
+    assert "In total it needs 3 GPUs, and the cluster has" in said
     assert "  2 for 2 training workers (scaling.num_workers)" in said
     cluster.wait_for(lambda look: look.workers == 0, 120)
     _check_bounds(cluster)

@@ -12,6 +12,7 @@ from ray_sassl.cluster.curve import curve_picture
 from ray_sassl.cluster.plan import Prediction, Prices, Target, curve, num_stylizers, plan, read_measured, read_prices, workload_of
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
+from ray_sassl.files.own import write_picture
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.configs import Overrides, load_config
 
@@ -97,7 +98,7 @@ def plan_cluster(
     kinds = read_prices(read_definition(prices), prices) if prices is not None else Prices()
     workload = workload_of(config, found, has_pool=layout_of(config) == "pool")
     chosen = plan(workload, found, kinds, target or Target(), trainers=max(1, config.scaling.num_workers), headroom=headroom)
-    storage.write_bytes(out, curve_picture(list(curve(workload, found, kinds, headroom=headroom)), chosen, config.name))
+    write_picture(out, curve_picture(list(curve(workload, found, kinds, headroom=headroom)), chosen, config.name))
     counts = {"decode": chosen.counts.decode, "stylize": chosen.counts.stylize, "train": chosen.counts.train}
     written = {path: write_counts(read_definition(path), path, counts) for path in write}
     for path, text in written.items():

@@ -20,6 +20,7 @@ from ray_sassl.evaluation.subject import score, untrained_backbone
 from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
+from ray_sassl.files.own import write_picture
 from ray_sassl.orchestrate.pretraining import launch
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.machine import cluster_machine
@@ -200,7 +201,7 @@ def draw_views(
     with tempfile.TemporaryDirectory() as folder:
         build_index(config.data).save(Path(folder) / INDEX)
         picture = views_picture(config, view_source(config, folder), build_stylize_block(config, "cpu", 1), num_rows)
-    storage.write_bytes(out, picture)
+    write_picture(out, picture)
     return out
 
 

@@ -13,6 +13,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
 from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
+from ray_sassl.files.own import write_picture
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.configs import Overrides, override_list
 from ray_sassl.style.datasets import StyleJobConfig, sample_squares
@@ -188,7 +189,7 @@ def preview_styles(
     contents, _, bad = sample_squares(build_index(as_data(images, label_column=None)), num_images, size_px, config.seed)
     side = max(_STYLE_IMAGE_PX, stylizer.style_px)
     chosen, names, bad_styles = sample_squares(build_index(as_data(styles, label_column=None)), num_styles, side, config.seed)
-    storage.write_bytes(out, styles_picture(stylizer, contents, chosen, torch.device("cpu"), style_names=names))
+    write_picture(out, styles_picture(stylizer, contents, chosen, torch.device("cpu"), style_names=names))
     return PreviewResult(out, [*bad, *bad_styles])
 
 

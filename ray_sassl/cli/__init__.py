@@ -139,6 +139,7 @@ def pretrain(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the config (YAML), and for images how it was chosen; train nothing.")
     ] = False,
+    strict: data.Strict = False,
     address: Address = None,
 ) -> None:
     """Pretrain an encoder.
@@ -149,8 +150,9 @@ def pretrain(
     from ray_sassl.cli import pretraining
 
     how = "if begun" if resume_if_begun and not resume else resume
+    changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
     code = pretraining.pretrain(
-        open_console(), experiment, overrides or [], run_dir, resume=how, minutes=minutes, dry_run=dry_run, address=address
+        open_console(), experiment, changes, run_dir, resume=how, minutes=minutes, dry_run=dry_run, address=address
     )
     raise typer.Exit(code)
 

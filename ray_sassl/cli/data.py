@@ -50,6 +50,7 @@ ImageColumn = Annotated[str, typer.Option(help="Parquet: the column of encoded i
 LabelColumn = Annotated[str, typer.Option(help="Parquet: the column of labels; `none` where there are none.")]
 LabelExtension = Annotated[str, typer.Option(help="WebDataset: the member that holds the label.")]
 MaxPixels = Annotated[int, typer.Option(help="Larger images count as bad.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse data of which anything is left out, instead of saying so.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
 
 
@@ -61,9 +62,11 @@ def inspect_command(
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
     label_extension: LabelExtension = "cls",
+    strict: Strict = False,
 ) -> None:
     """Counts, sizes and labels of a data set, and a contact sheet of its images."""
-    summary = ray_sassl.inspect_data(data_config(path, from_, image_column, label_column, label_extension=label_extension), sheet=out)
+    config = data_config(path, from_, image_column, label_column, label_extension=label_extension, strict=strict)
+    summary = ray_sassl.inspect_data(config, sheet=out)
     table = Table(title=path, show_header=False)
     table.add_row("format", summary.format)
     table.add_row("files", f"{summary.num_files:,} ({decimal(summary.num_bytes)})")
@@ -94,13 +97,15 @@ def check_command(
     label_column: LabelColumn = "label",
     label_extension: LabelExtension = "cls",
     max_pixels: MaxPixels = DataConfig.model_fields["max_pixels"].default,
+    strict: Strict = False,
     address: Address = None,
 ) -> None:
     """Decode every image, on Ray, and list those that cannot be used. Exits with 1 if there are any, or if two data sets overlap."""
-    config = data_config(path, from_, image_column, label_column, label_extension=label_extension, max_pixels=max_pixels)
+    options = {"label_extension": label_extension, "max_pixels": max_pixels, "strict": strict}
+    config = data_config(path, from_, image_column, label_column, **options)
     other = None
     if overlap is not None:
-        other = data_config(overlap, Format.auto, image_column, label_column, label_extension=label_extension)
+        other = data_config(overlap, Format.auto, image_column, label_column, label_extension=label_extension, strict=strict)
     result = ray_sassl.check_data(config, overlap=other, out=out, address=address)
     console = open_console()
     if out is not None:
@@ -126,12 +131,14 @@ def convert_command(
     label_column: LabelColumn = "label",
     label_extension: LabelExtension = "cls",
     max_bad_fraction: Annotated[float, typer.Option(help="Stop where more of the rows cannot be copied.")] = 0.01,
+    strict: Strict = False,
     address: Address = None,
 ) -> None:
     """Rewrite a data set as Parquet files, WebDataset shards or a folder of images, on Ray; the images' bytes stay as they are."""
     if format_ is not ShardFormat.parquet and group_rows != 256:
         raise UsageError("--group-rows is for Parquet; other formats have no row groups, so leave it out")
-    config = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
+    options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}
+    config = data_config(source, from_, image_column, label_column, **options)
     result = ray_sassl.convert_data(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows, address=address)
     console = open_console()
     print_bad_rows(console, result.bad_rows, "left out")

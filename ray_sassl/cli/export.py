@@ -15,6 +15,7 @@ from ray_sassl.cli.data import (
     ImageColumn,
     LabelColumn,
     LabelExtension,
+    Strict,
     data_config,
     print_bad_rows,
 )
@@ -88,6 +89,7 @@ def embed(
     label_column: LabelColumn = "label",
     label_extension: LabelExtension = "cls",
     max_bad_fraction: MaxBadFraction = 0.01,
+    strict: Strict = False,
     actors: Actors = None,
     actor_cpus: ActorCpus = 1.0,
     actor_gpus: ActorGpus = 0.0,
@@ -99,7 +101,8 @@ def embed(
     cannot be decoded are left out and listed.
     """
     console = open_console()
-    config = data_config(data, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
+    options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}
+    config = data_config(data, from_, image_column, label_column, **options)
     result = ray_sassl.embed(
         run,
         config,

@@ -17,6 +17,7 @@ from ray_sassl.cli.data import (
     ImageColumn,
     LabelColumn,
     LabelExtension,
+    Strict,
     data_config,
     print_bad_rows,
 )
@@ -57,6 +58,7 @@ def bank_command(
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
     max_bad_fraction: MaxBadFraction = 0.01,
+    strict: Strict = False,
     actors: Actors = None,
     actor_cpus: ActorCpus = 1.0,
     actor_gpus: ActorGpus = 0.0,
@@ -64,7 +66,7 @@ def bank_command(
 ) -> None:
     """Compute the style codes of a data set, for sassl.style_source=bank or gaussian."""
     console = open_console()
-    data = data_config(style_data, from_, image_column, "none", max_bad_fraction=max_bad_fraction)
+    data = data_config(style_data, from_, image_column, "none", max_bad_fraction=max_bad_fraction, strict=strict)
     config = _job(console, overrides, None, only=("stylize",))
     result = ray_sassl.build_style_bank(
         data, out, overrides=config, actors=actors, actor_cpus=actor_cpus, actor_gpus=actor_gpus, address=address
@@ -88,6 +90,7 @@ def dataset_command(
     label_column: LabelColumn = "label",
     label_extension: LabelExtension = "cls",
     max_bad_fraction: MaxBadFraction = 0.01,
+    strict: Strict = False,
     actors: Actors = None,
     actor_cpus: ActorCpus = 1.0,
     actor_gpus: ActorGpus = 0.0,
@@ -99,7 +102,8 @@ def dataset_command(
     images that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
     """
     console = open_console()
-    data = data_config(source, from_, image_column, label_column, label_extension=label_extension, max_bad_fraction=max_bad_fraction)
+    options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}
+    data = data_config(source, from_, image_column, label_column, **options)
     config = _job(console, overrides, bank)
     try:
         result = ray_sassl.stylize_dataset(

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
 from ray_sassl.files.paths import LocalPath
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """File names that are taken for images, in lower case; what a file really is, its first bytes tell."""
+
+OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "tif", "tiff")
+"""Extensions of images that are not read."""
 
 GROUP_ROWS = 256
 """Rows of a group where the format has no row groups of its own: a run of this many samples is read at once."""
@@ -61,6 +65,9 @@ class DataConfig(FrozenConfig):
     """A larger image is refused before it is decoded. The default is about Pillow's own limit for warnings (89 million), 300 MB of RGB."""
     max_bad_fraction: Annotated[float, OPERATIONAL] = Field(default=0.01, ge=0, le=1)
     """A run stops where more than this share of the data set's rows cannot be read or decoded."""
+    strict: Annotated[bool, OPERATIONAL] = False
+    """Refuse a data set of which anything is left out (links to nothing, images of other kinds or endings, names that cannot be read,
+    merged or dropped members of shards), instead of saying so and going on."""
     cache_gb: Annotated[float, OPERATIONAL] = Field(default=0, ge=0)
     """Of images in an object store, each node keeps up to so many GB (10^9 bytes) as they are, encoded, in its cache folder
     (`RAY_SASSL_CACHE`), so that later epochs and the other trials of a search read them from its own disk. What has no room is read from
@@ -177,6 +184,7 @@ class Scan:
         class_names: The name of each label, where the format has names.
         problems: Damage to whole files; damage to single rows is found when they are read.
         ignored: What was left aside and how often, by file name extension.
+        lost: Of the members of shards, images that are left out, and what was put together although it lay apart.
     """
 
     groups: pa.Table
@@ -184,6 +192,7 @@ class Scan:
     class_names: tuple[str, ...] = ()
     problems: tuple[BadRow, ...] = ()
     ignored: dict[str, int] = field(default_factory=dict)
+    lost: LeftOut = field(default_factory=LeftOut)
 
 
 _Item = TypeVar("_Item")

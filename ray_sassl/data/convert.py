@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.readers.parquet import class_names_metadata
 from ray_sassl.data.reading import all_labels, read_groups
+from ray_sassl.data.sources import path_around
 from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
@@ -93,18 +93,10 @@ def check_target(target: str, source: DataConfig) -> None:
     Raises:
         UsageError: the target is a folder of the source, or lies in one.
     """
-    inside = _place(target)
-    for path in source.paths:
-        if inside.startswith(_place(path)):
-            raise UsageError(
-                f"{target} lies in {path}, which it is made of: the copy would become part of the data. Choose a folder elsewhere."
-            )
-
-
-def _place(path: str) -> str:
-    """The folder, links resolved where it is local, with a `/` at its end."""
-    is_remote = storage.is_uri(path) and not path.startswith("file://")
-    return f"{(storage.without_options(path) if is_remote else os.path.realpath(storage.filesystem_of(path)[1])).rstrip('/')}/"
+    if path := path_around(source, target):
+        raise UsageError(
+            f"{target} lies in {path}, which it is made of: the copy would become part of the data. Choose a folder elsewhere."
+        )
 
 
 def open_target(target: str, conversion: Conversion) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeVar
@@ -43,6 +44,9 @@ _FOREIGN = {
 }
 _DAMAGE = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, EOFError, struct.error, zlib.error)
 """What Pillow raises on damaged files of these formats, depending on where the damage is."""
+
+
+_ISO_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 
 
 class DecodeError(ValueError):
@@ -166,6 +170,14 @@ def image_format(encoded: bytes) -> str:
     if encoded.startswith(_RIFF) and encoded[8:12] == _WEBP:
         return "WEBP"
     raise DecodeError(_foreign(encoded))
+
+
+def is_image(start: bytes) -> bool:
+    """Whether a file that begins so is an image of any common format, also of one that is not read."""
+    with suppress(DecodeError):
+        return bool(image_format(start))
+    is_iso = start[4:8] == b"ftyp" and start[8:12] in _ISO_BRANDS
+    return is_iso or any(start.startswith(magic) for magic, name in _FOREIGN.items() if name in ("GIF", "TIFF", "JPEG 2000"))
 
 
 def _opened(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:

@@ -22,6 +22,7 @@ from ray_sassl.data import DataConfig, Format
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.sources import resolve
 from ray_sassl.files import storage
+from ray_sassl.files.storage import Entry
 from ray_sassl.plugins import UsageError
 
 _VERSION = "1"
@@ -43,6 +44,7 @@ class Index:
         class_names: The name of each label, where the format has names.
         problems: Damage to whole files; to be counted with the bad rows.
         ignored: What was left aside and how often, by file name extension.
+        left_out: How much of the data set is left out that may have been meant, in one line; empty where nothing is.
         built_ns: When the index was built, in nanoseconds since 1970.
     """
 
@@ -55,6 +57,7 @@ class Index:
     class_names: tuple[str, ...] = ()
     problems: tuple[BadRow, ...] = ()
     ignored: dict[str, int] = field(default_factory=dict)
+    left_out: str = ""
     built_ns: int = 0
 
     @cached_property
@@ -129,7 +132,8 @@ class Index:
     def changed_files(self) -> list[str]:
         """The files that were changed, removed or added since the index was built."""
         then = dict(zip((self.root + path for path in self._paths), self._stamps(), strict=True))
-        now = {entry.path: (entry.size_bytes, entry.mtime_ns) for entry in resolve(self.config)[1]}
+        known = {Entry(path, True, *stamp) for path, stamp in then.items()}
+        now = {entry.path: (entry.size_bytes, entry.mtime_ns) for entry in resolve(self.config, known)[1]}
         return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
 
     def _stamps(self) -> Iterable[tuple[int, int]]:
@@ -146,6 +150,7 @@ class Index:
             "class_names": self.class_names,
             "problems": [asdict(problem) for problem in self.problems],
             "ignored": self.ignored,
+            "left_out": self.left_out,
             "built_ns": self.built_ns,
         }
         sink = io.BytesIO()
@@ -188,5 +193,6 @@ class Index:
             class_names=tuple(facts["class_names"]),
             problems=tuple(BadRow(**problem) for problem in facts["problems"]),
             ignored=facts["ignored"],
+            left_out=facts.get("left_out", ""),
             built_ns=facts.get("built_ns", 0),
         )

@@ -15,7 +15,7 @@ from ray_sassl.data.decode import DecodeError, decode_rows, image_size
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import all_labels, read_groups
-from ray_sassl.files import storage
+from ray_sassl.files.own import write_picture
 
 _GROUPS_SAMPLED = 8
 _BAD_TILE = (200, 40, 40)
@@ -122,7 +122,7 @@ def contact_sheet(index: Index, path: str | os.PathLike[str], columns: int = 12,
         sheet.paste(tile, (left + (tile_px - tile.width) // 2, top + (tile_px - tile.height) // 2))
     file = BytesIO()
     sheet.save(file, format="PNG")
-    storage.write_bytes(path, file.getvalue())
+    write_picture(path, file.getvalue())
 
 
 def _fit(image: Image.Image, tile_px: int) -> Image.Image:

@@ -49,8 +49,9 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
     """
     built_ns = time.time_ns()
     format_, entries, sources = resolve(config)
-    if lost := sources.lost_in_words():
-        log.warning("%s: %s", ", ".join(config.paths), lost)
+    where = ", ".join(config.paths)
+    if own := sources.own_in_words():
+        log.warning("%s: %s", where, own)
 
     def parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         listed = list(items)
@@ -68,8 +69,13 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
         return results
 
     scan = READERS[format_].scan(sources.files, config, parallel)
+    lost = [sources.lost.in_words("files are left out"), scan.lost.in_words("members of shards are left out or merged")]
+    left_out = ". ".join(words for words in lost if words)
+    refuse_left_out(config, left_out)
+    if left_out:
+        log.warning("%s: %s", where, left_out)
     if not (scan.groups.num_rows and sum(scan.groups["num_rows"].to_pylist())):
-        raise UsageError(f"{', '.join(config.paths)} holds no rows: {len(entries):,} files, all empty")
+        raise UsageError(f"{where} holds no rows: {len(entries):,} files, all empty")
     root = _common_root([entry.path for entry in entries])
     columns = [
         [entry.path[len(root) :] for entry in entries],
@@ -78,7 +84,17 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
     ]
     files = pa.table(columns, schema=FILE_SCHEMA)
     ignored = {name: sources.ignored.get(name, 0) + scan.ignored.get(name, 0) for name in sorted(sources.ignored | scan.ignored)}
-    return Index(config, format_, root, files, scan.groups, scan.rows, scan.class_names, scan.problems, ignored, built_ns)
+    return Index(config, format_, root, files, scan.groups, scan.rows, scan.class_names, scan.problems, ignored, left_out, built_ns)
+
+
+def refuse_left_out(config: DataConfig, left_out: str) -> None:
+    """See that nothing is left out where the config allows nothing.
+
+    Raises:
+        UsageError: something is.
+    """
+    if config.strict and left_out:
+        raise UsageError(f"{', '.join(config.paths)}: {left_out}. With --strict (data.strict=true) nothing may be left out.")
 
 
 def cached_index(
@@ -98,6 +114,7 @@ def cached_index(
         except UsageError:
             index = None
         if index is not None and _scanned(index.config) == _scanned(config) and not index.changed_files():
+            refuse_left_out(config, index.left_out)
             return replace(index, config=config)
     index = build_index(config, num_threads, progress)
     index.save(cache_path)

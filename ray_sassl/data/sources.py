@@ -6,12 +6,17 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
-from ray_sassl.data import IMAGE_EXTENSIONS, SYNTHETIC, DataConfig, Format, SourceFile
+from ray_sassl.data import IMAGE_EXTENSIONS, OTHER_IMAGES, SYNTHETIC, DataConfig, Format, SourceFile
+from ray_sassl.data.decode import is_image
+from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.files import storage
+from ray_sassl.files.own import MARKER, is_own_picture, marked_files, own_folders
 from ray_sassl.files.paths import absolute
 from ray_sassl.files.storage import Entry
 from ray_sassl.plugins import UsageError, did_you_mean
@@ -19,11 +24,13 @@ from ray_sassl.plugins import UsageError, did_you_mean
 EXTENSIONS: dict[Format, tuple[str, ...]] = {"parquet": ("parquet", "pq"), "webdataset": ("tar",), "folder": IMAGE_EXTENSIONS}
 
 _NOUN: dict[Format, str] = {"parquet": "Parquet files", "webdataset": "tar shards", "folder": "images"}
-_OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "tif", "tiff")
-"""Extensions of images that are not read."""
-_NAMED = 3
+_OWN = "written by ray-sassl"
 _WILDCARD = re.compile(r"[*?\[]")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_FILES_OPENED = 16
+_FILES_AT_ONCE = 512
+_FILES_TRIED = 20
+_ENDINGS_TRIED = 100
 
 
 @dataclass(frozen=True)
@@ -36,51 +43,106 @@ class Sources:
             classes of a folder do not come one after the other, and a copy of it elsewhere has the same order.
         ignored: Files that were left aside, counted by extension, or by the reason where it is another: `hidden`, links to nothing, and so
             on.
-        lost: Of these, what the user may have meant to be images: names, by extension or reason.
+        lost: Of these, what the user may have meant to be images.
+        own: Of these, what this package wrote itself, by folder (with a `/` at its end) or picture.
     """
 
     format: Format
     files: list[SourceFile]
     ignored: dict[str, int]
-    lost: dict[str, list[str]]
+    lost: LeftOut
+    own: Counter[str]
 
-    def lost_in_words(self) -> str | None:
-        """How many files that may be images are left out, why, and three of each kind; None where there are none."""
-        if not self.lost:
+    def own_in_words(self) -> str | None:
+        """How many files of our own are left out, and where the first three are; None where there are none."""
+        if not self.own:
             return None
-        kinds = []
-        for reason, names in self.lost.items():
-            more = ", ..." if len(names) > _NAMED else ""
-            kinds.append(f"{len(names):,} {'.' if reason in _OTHER_IMAGES else ''}{reason} ({', '.join(names[:_NAMED])}{more})")
-        return f"{sum(map(len, self.lost.values())):,} files are left out: {'; '.join(kinds)}"
+        named = [f"{name} ({count:,})" if name.endswith("/") else name for name, count in sorted(self.own.items())]
+        more = ", ..." if len(named) > 3 else ""
+        return f"{self.own.total():,} files that ray-sassl itself wrote are left out: {', '.join(named[:3])}{more}"
 
 
-def find_sources(config: DataConfig) -> Sources:
+@dataclass
+class _Found:
+    """What the given paths lead to, before it is told apart by format."""
+
+    files: list[SourceFile] = field(default_factory=list)
+    lost: LeftOut = field(default_factory=LeftOut)
+    own: Counter[str] = field(default_factory=Counter)
+
+
+def find_sources(config: DataConfig, known: Collection[Entry] = ()) -> Sources:
     """The files that `config.path` and `config.format` mean.
+
+    Args:
+        config: Where the data is.
+        known: Files that are known to be images of the data set, so that they are not opened to see whether they are ours.
 
     Raises:
         UsageError: a path does not exist, nothing readable is there, or several formats are.
     """
-    lost: dict[str, list[str]] = {}
-    given = [file for path in config.paths for file in _files_of(path, lost)]
-    by_path = {file.entry.path: file for file in given}
-    ignored = Counter({"given twice": len(given) - len(by_path)} | {reason: len(names) for reason, names in lost.items()})
+    found = _Found()
+    for path in config.paths:
+        _add_files_of(path, found)
+    by_path = {file.entry.path: file for file in found.files}
+    ignored = Counter({"given twice": len(found.files) - len(by_path)} | found.lost.counts)
     kinds: dict[Format, list[SourceFile]] = {"parquet": [], "webdataset": [], "folder": []}
+    others: dict[str, list[SourceFile]] = {}
     for _, file in sorted(by_path.items()):
-        format_ = "hidden" if _is_hidden(file) else _format_of(file, config)
-        if format_ is None or format_ == "hidden":
-            extension = _extension(file)
-            ignored[format_ or extension or "no extension"] += 1
-            if format_ is None and extension in _OTHER_IMAGES:
-                lost.setdefault(extension, []).append(file.relative)
-        else:
+        format_ = _format_of(file, config)
+        if _is_hidden(file):
+            ignored["hidden"] += 1
+            if format_ is not None and not storage.name_of(file.entry.path).startswith("._"):
+                found.lost.add("hidden", [file.relative])
+        elif format_ is not None:
             kinds[format_].append(file)
+        else:
+            others.setdefault(_extension(file), []).append(file)
+    kinds["folder"] = _without_own(kinds["folder"], config, known, found.own)
+    ignored.update({extension or "no extension": len(files) for extension, files in others.items()})
+    _add_other_images(others, found.lost)
+    if found.own:
+        ignored[_OWN] = found.own.total()
     chosen = _choose(config, kinds, ignored)
     for format_, files in kinds.items():
         if format_ != chosen:
             ignored.update(_extension(file) for file in files)
     files = sorted(kinds[chosen], key=_mixed) if chosen == "folder" else kinds[chosen]
-    return Sources(chosen, files, {name: count for name, count in sorted(ignored.items()) if count}, lost)
+    return Sources(chosen, files, {name: count for name, count in sorted(ignored.items()) if count}, found.lost, found.own)
+
+
+def _without_own(files: list[SourceFile], config: DataConfig, known: Collection[Entry], own: Counter[str]) -> list[SourceFile]:
+    """The images without pictures that this package drew, which are counted."""
+    pngs = [file for file in files if file.entry not in known and file.entry.path not in config.paths and _extension(file) == "png"]
+    local = [file for file in pngs if storage.local_path(file.entry.path) is not None]
+    portions = [local[first : first + _FILES_AT_ONCE] for first in range(0, len(local), _FILES_AT_ONCE)]
+    with ThreadPoolExecutor(_FILES_OPENED) as pool:
+        drawn = {file.entry.path for portion in pool.map(_own_pictures, portions) for file in portion}
+    own.update(file.relative for file in files if file.entry.path in drawn)
+    return [file for file in files if file.entry.path not in drawn] if drawn else files
+
+
+def _own_pictures(files: Sequence[SourceFile]) -> list[SourceFile]:
+    return [file for file in files if is_own_picture(storage.filesystem_of(file.entry.path)[1])]
+
+
+def _add_other_images(others: dict[str, list[SourceFile]], lost: LeftOut) -> None:
+    """Count files whose endings are not those of images that are read, but which are images: by the ending, or by the content of one of the
+    first of each ending."""
+    for number, (extension, files) in enumerate(sorted(others.items())):
+        if extension in OTHER_IMAGES:
+            lost.add(f".{extension}", (file.relative for file in files))
+        elif number < _ENDINGS_TRIED and any(_is_image(file.entry) for file in files[:_FILES_TRIED]):
+            ending = f"that end in .{extension}" if extension else "without an ending"
+            lost.add(f"images {ending}", (file.relative for file in files))
+
+
+def _is_image(entry: Entry) -> bool:
+    if storage.local_path(entry.path) is None:
+        return False
+    with suppress(OSError), open(storage.filesystem_of(entry.path)[1], "rb", buffering=0) as file:
+        return is_image(file.read(16))
+    return False
 
 
 def check_there(config: DataConfig) -> None:
@@ -92,7 +154,7 @@ def check_there(config: DataConfig) -> None:
     for path in config.paths:
         for concrete, entry in _places(path) if path not in SYNTHETIC else ():
             if entry is None:
-                next(_matches(concrete, {}))
+                _add_matches(concrete, _Found())
 
 
 def _mixed(file: SourceFile) -> bytes:
@@ -114,6 +176,8 @@ def _choose(config: DataConfig, kinds: dict[Format, list[SourceFile]], ignored: 
     there += [f"{count:,} {'.' if name.isalnum() else ''}{name}" for name, count in ignored.most_common(5) if count]
     sought = "Parquet files, tar shards or images (JPEG, PNG, WebP)" if wanted == "auto" else _NOUN[wanted]
     message = f"no {sought} in {where}; found there: {', '.join(there) or 'nothing'}"
+    if ignored[_OWN]:
+        message += ". To read a copy that ray-sassl made, give the copy's own folder"
     if any(name in ignored for name in ("gz", "tgz", "bz2", "xz", "zst")):
         message += ". Compressed tar shards cannot be read in parts; decompress them (images gain nothing from it)"
     raise UsageError(message)
@@ -121,8 +185,10 @@ def _choose(config: DataConfig, kinds: dict[Format, list[SourceFile]], ignored: 
 
 def _format_of(file: SourceFile, config: DataConfig) -> Format | None:
     is_named = file.entry.path in config.paths
-    if is_named and config.format != "auto":
-        return config.format
+    return config.format if is_named and config.format != "auto" else _format_by_name(file)
+
+
+def _format_by_name(file: SourceFile) -> Format | None:
     extension = _extension(file)
     return next((format_ for format_, extensions in EXTENSIONS.items() if extension in extensions), None)
 
@@ -136,18 +202,18 @@ def _is_hidden(file: SourceFile) -> bool:
     return any(part.startswith(".") for part in file.relative.split("/"))
 
 
-def _files_of(given: str, lost: dict[str, list[str]]) -> Iterator[SourceFile]:
+def _add_files_of(given: str, found: _Found) -> None:
     if given in SYNTHETIC:
         folder = str(ensure_synthetic() / (given.partition(":")[2] or "train"))
-        yield from _files_below(folder, lost)
+        _add_files_below(folder, found)
         return
     for concrete, entry in _places(given):
         if entry is None:
-            yield from _matches(concrete, lost)
+            _add_matches(concrete, found)
         elif entry.is_file:
-            yield SourceFile(entry, storage.parent(concrete))
+            found.files.append(SourceFile(entry, storage.parent(concrete)))
         else:
-            yield from _files_below(concrete, lost)
+            _add_files_below(concrete, found)
 
 
 def _places(given: str) -> Iterator[tuple[str, Entry | None]]:
@@ -163,28 +229,84 @@ def _places(given: str) -> Iterator[tuple[str, Entry | None]]:
         yield concrete, entry
 
 
-def _files_below(folder: str, lost: dict[str, list[str]], regex: re.Pattern[str] | None = None) -> Iterator[SourceFile]:
-    """The files below the folder, those that match; what is lost, and would match, is added to `lost`."""
-    found = storage.walk(folder)
-    for reason, names in found.left_out.items():
-        if matching := [name for name in names if regex is None or regex.fullmatch(name)]:
-            lost.setdefault(reason, []).extend(matching)
-    files = (SourceFile(entry, folder) for entry in found.files)
-    return (file for file in files if regex is None or regex.fullmatch(file.relative))
+def _add_files_below(folder: str, found: _Found, regex: re.Pattern[str] | None = None) -> int:
+    """Add the files below the folder, those that match, without our own; returns how many there are. What is lost, and would match, is
+    counted."""
+    walk = storage.walk(folder)
+    files = [SourceFile(entry, folder) for entry in walk.files]
+    names = [file.relative for file in files]
+    folders, single = own_folders(names), marked_files(names)
+    for reason, left_out in walk.left_out.items():
+        found.lost.add(reason, (name for name in left_out if not name.startswith(folders) and (regex is None or regex.fullmatch(name))))
+    chosen = [file for file, name in zip(files, names, strict=True) if regex is None or regex.fullmatch(name)]
+    for file in chosen:
+        name = file.relative
+        if _is_mark(name):
+            continue
+        if name in single or name.startswith(folders):
+            if _format_by_name(file) is not None:
+                found.own[name if name in single else next(own for own in folders if name.startswith(own))] += 1
+        else:
+            found.files.append(file)
+    return len(chosen)
 
 
-def _matches(pattern: str, lost: dict[str, list[str]]) -> Iterator[SourceFile]:
-    """The files that the glob matches, and those below folders that it matches."""
+def _is_mark(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.startswith(".") and base.endswith(MARKER)
+
+
+def _add_matches(pattern: str, found: _Found) -> None:
+    """Add the files that the glob matches, and those below folders that it matches.
+
+    Raises:
+        UsageError: there are none.
+    """
+    base, rest = _split_glob(pattern)
+    if not _add_files_below(base, found, re.compile(_glob_to_regex(rest) + r"(/.*)?", re.DOTALL)):
+        raise UsageError(f"nothing matches {pattern}")
+
+
+def _split_glob(pattern: str) -> tuple[str, str]:
+    """The folder that a glob is looked for in, and what of it follows."""
     without_options = storage.without_options(pattern)
     scheme, _, address = without_options.rpartition("://")
     parts = address.split("/")
     fixed = next(number for number, part in enumerate(parts) if _WILDCARD.search(part))
     options = pattern[len(without_options) :] if scheme else ""
     base = (f"{scheme}://" if scheme else "") + ("/".join(parts[:fixed]) or ("/" if address.startswith("/") else ".")) + options
-    found = list(_files_below(base, lost, re.compile(_glob_to_regex("/".join(parts[fixed:])) + r"(/.*)?", re.DOTALL)))
-    if not found:
-        raise UsageError(f"nothing matches {pattern}")
-    yield from found
+    return base, "/".join(parts[fixed:])
+
+
+def path_around(config: DataConfig, place: str) -> str | None:
+    """The path of the config in which a folder at `place` would be read as data, or None where none is."""
+    inside = _whole(place)
+    for path in config.paths:
+        for concrete in _expand_numbers(path) if path not in SYNTHETIC else ():
+            if inside.startswith(_whole(concrete)):
+                return path
+            if not _WILDCARD.search(storage.without_options(concrete)):
+                continue
+            base, rest = _split_glob(concrete)
+            if inside.startswith(_whole(base)) and _may_hold(rest.split("/"), inside[len(_whole(base)) :].rstrip("/").split("/")):
+                return path
+    return None
+
+
+def _may_hold(pattern: Sequence[str], below: Sequence[str]) -> bool:
+    """Whether something in the folder `below` the glob's base may match its components."""
+    for wanted, part in zip(pattern, below, strict=False):
+        if "**" in wanted:
+            return True
+        if part and not re.fullmatch(_glob_to_regex(wanted), part, re.DOTALL):
+            return False
+    return True
+
+
+def _whole(path: str) -> str:
+    """The folder, links resolved where it is local, with a `/` at its end."""
+    is_remote = storage.is_uri(path) and not path.startswith("file://")
+    return f"{(storage.without_options(path) if is_remote else os.path.realpath(storage.filesystem_of(path)[1])).rstrip('/')}/"
 
 
 def _glob_to_regex(pattern: str) -> str:
@@ -228,9 +350,9 @@ def relative_folder(file: SourceFile) -> str:
     return first if slash else ""
 
 
-def resolve(config: DataConfig) -> tuple[Format, list[Entry], Sources]:
-    """The format, the files by absolute paths with their sizes and times, and the same as `Sources`."""
-    sources = find_sources(config)
+def resolve(config: DataConfig, known: Collection[Entry] = ()) -> tuple[Format, list[Entry], Sources]:
+    """The format, the files by absolute paths with their sizes and times, and the same as `Sources`; `known` as for `find_sources`."""
+    sources = find_sources(config, known)
     files = [_from_the_root(file) for file in sources.files]
     return sources.format, [file.entry for file in files], replace(sources, files=files)
 

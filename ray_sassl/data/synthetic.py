@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ray_sassl.files.cache import cache_dir
+from ray_sassl.files.own import mark_folder
 
 CLASSES = ("arrow", "bar", "corner", "crescent", "cross", "disc", "heart", "ring", "star", "triangle")
 TEXTURES = ("flat", "stripes", "checks", "blobs", "grain", "dots")
@@ -52,6 +53,7 @@ def _ensure(cache: Path) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
+    mark_folder(str(cache), known=None)
     aside = Path(tempfile.mkdtemp(prefix=".synthetic-", dir=cache))
     try:
         write_split(aside / "train", NUM_TRAIN, split=0)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ray_sassl.evaluation import Evaluation, Predictions, Score
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import as_mapping, as_number, read_json
+from ray_sassl.files.own import mark_folder, write_picture
 from ray_sassl.files.paths import check_inside
 from ray_sassl.files.pictures import read_picture
 from ray_sassl.plugins import UsageError
@@ -129,9 +130,10 @@ def write_scores(
     """
     first = next(iter(evaluations.values()))
     files = {}
+    mark_folder(folder)
     for name, content in first.figures.items():
         files[name] = f"{protocol}-{name}.png"
-        storage.write_bytes(storage.join(folder, files[name]), content)
+        write_picture(storage.join(folder, files[name]), content)
     tables = {"predictions": _table(first.predictions) if first.predictions is not None else None, "detections": detections}
     for name, table in tables.items():
         if table is not None:

@@ -26,6 +26,7 @@ from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import all_labels, read_groups
 from ray_sassl.exporting.encoder import Encoder, EncoderFacts
 from ray_sassl.files import storage
+from ray_sassl.files.own import mark_file, mark_folder
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.plugins import UsageError
 
@@ -185,6 +186,7 @@ def open_parts(folder: str, plan: EmbeddingPlan) -> list[int]:
         raise UsageError(f"{folder} is not empty and has no {MANIFEST}, so no embedding can continue there; choose another folder")
     else:
         storage.write_text(manifest, json.dumps(plan.tree, indent=2) + "\n")
+    mark_folder(folder, known=None)
     return [part for part in range(plan.num_parts) if part_name(part) not in names]
 
 
@@ -206,6 +208,7 @@ def merge_parts(folder: str, plan: EmbeddingPlan, out: str) -> None:
         for part in range(plan.num_parts):
             filesystem, inner = storage.filesystem_of(storage.join(folder, part_name(part)))
             writer.write_table(pq.read_table(inner, filesystem=filesystem).cast(plan.schema))
+    mark_file(out)
 
 
 def plan_of(path: str) -> dict | None:

@@ -7,11 +7,12 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
 
+from ray_sassl.files.own import mark_folder
 from ray_sassl.plugins import UsageError
 
 _CHUNK_BYTES = 1 << 18
@@ -27,6 +28,12 @@ def cache_dir() -> Path:
     if given := os.environ.get("RAY_SASSL_CACHE"):
         return Path(given).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ray-sassl"
+
+
+def mark_cache() -> None:
+    """Mark the cache as ours, so that it is left out where it lies among somebody's images; one that may only be read needs no mark."""
+    with suppress(OSError):
+        mark_folder(str(cache_dir()), known=None)
 
 
 @contextmanager

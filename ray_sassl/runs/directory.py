@@ -20,8 +20,10 @@ from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.roles import changeable_paths, differing_paths, fixed_part
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
-from ray_sassl.data.reading import cached_index
+from ray_sassl.data.reading import cached_index, refuse_left_out
+from ray_sassl.data.sources import path_around
 from ray_sassl.files import storage
+from ray_sassl.files.own import mark_folder
 from ray_sassl.plugins import UsageError
 from ray_sassl.secrets import redacted_tree
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
@@ -91,7 +93,7 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
         raise RunDirectoryError(f"{run_dir} contains no run to resume (no {CONFIG}); leave out --resume to start one there")
     if has_begun(run_dir) and not resume:
         raise RunDirectoryError(f"{run_dir} already contains a run; add --resume to continue it, or give another --run-dir")
-    storage.makedirs(run_dir)
+    _mark(config, run_dir, is_new=not resume)
     index_path = storage.join(run_dir, INDEX)
     if there and resume:
         _check_same_run(_begun_with(config), _begun_with(from_yaml(storage.read_text(config_path), source=config_path)))
@@ -102,6 +104,7 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
                 f"{len(changed):,} files of the data set have changed since the run began, so its epochs cannot be continued exactly:\n"
                 f"{named}\nRestore them, or start a new run."
             )
+        refuse_left_out(config.data, index.left_out)
         if index.config != config.data:  # workers read the index with its config
             index = replace(index, config=config.data)
             index.save(index_path)
@@ -113,6 +116,26 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
     for name in (SUMMARY, DIVERGED):
         storage.remove(storage.join(run_dir, name))
     return index
+
+
+_OWN_NAMES = (
+    *(INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, METRICS, DIVERGED, "checkpoints", "tensorboard", "evaluation", "exchange"),
+    *("report.html", "trial.json"),
+)
+
+
+def _mark(config: ExperimentConfig, run_dir: str, *, is_new: bool) -> None:
+    """Make the directory, and mark it as ours, so that it never becomes part of data around it.
+
+    Raises:
+        RunDirectoryError: it lies in the run's own data and holds other files, which may be those data.
+    """
+    storage.makedirs(run_dir)
+    if not mark_folder(run_dir, _OWN_NAMES) and is_new and (path := path_around(config.data, run_dir)):
+        raise RunDirectoryError(
+            f"{run_dir} lies in the data ({path}) and holds other files, so what the run writes there would be taken for data. Give a new "
+            f"or empty folder."
+        )
 
 
 def _check_checkpoints(run_dir: str) -> None:

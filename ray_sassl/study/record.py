@@ -26,8 +26,10 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.roles import differing_paths
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.sources import path_around
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import LARGEST_NUMBER, as_number, read_json
+from ray_sassl.files.own import mark_folder
 from ray_sassl.files.paths import check_inside
 from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.plugins import FrozenConfig, UsageError
@@ -197,6 +199,9 @@ def open_study(study: StudyConfig, study_dir: str, *, resume: bool) -> list[Tria
                 study_dir,
             )
     storage.makedirs(study_dir)
+    own = (STUDY, INDEX, BEST, "trials", "trials.parquet", "trials.csv", "report.html")
+    if not mark_folder(study_dir, own) and not resume and (path := path_around(study.base.data, study_dir)):
+        raise StudyDirectoryError(f"{study_dir} lies in the data ({path}) and holds other files; give a new or empty folder")
     storage.write_text(storage.join(study_dir, STUDY), yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, width=120))
     return read_trials(study_dir)
 

@@ -10,6 +10,7 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import all_labels, build_index, read_groups
 from ray_sassl.data.synthetic import CLASSES, NUM_PALETTES, NUM_TEST, NUM_TRAIN, SIZE_PX, TEXTURES, ensure_synthetic, make_images
+from ray_sassl.files.own import MARKER
 
 
 @pytest.fixture(scope="module")
@@ -82,4 +83,4 @@ def test_two_processes_may_make_it_at_once(tmp_path: Path):
     runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     folders = {run.communicate()[0].strip() for run in runs}
     assert [run.returncode for run in runs] == [0, 0]
-    assert {str(path) for path in tmp_path.iterdir()} == folders
+    assert {str(path) for path in tmp_path.iterdir()} == folders | {str(tmp_path / MARKER)}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ray_sassl.evaluation import Evaluation, Predictions, Score
 from ray_sassl.evaluation.results import read_scores, results_folder, shown, write_scores
+from ray_sassl.files.own import marked
 
 
 def _png() -> bytes:
@@ -37,7 +38,7 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert found.scores == scores
     assert found.baselines == {"raw pixels": {"top1": Score(0.2, is_share=True, chance=0.1)}}
     assert found.details == {"k": 5}
-    assert found.figures == {"map": _png()}
+    assert found.figures == {"map": marked(_png())}
     assert found.predictions is not None
     assert found.predictions.sample_id.tolist() == [0, 2]
     assert found.predictions.correct.tolist() == [False, True]

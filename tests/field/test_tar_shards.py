@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from ray_sassl.data import NO_LABEL, DataConfig
+from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, read_groups
@@ -66,8 +66,11 @@ def test_two_images_of_one_name_share_its_label_and_no_image_vanishes_without_a_
     _, rows = _rows(tmp_path / "pairs.tar")
     assert (len(rows), rows.label.tolist()) == (2, [7, 7])
     build.tar(tmp_path / "twice.tar", [("1.jpg", build.photo(0)), ("1.png", build.photo(0, 0, "PNG"))])
-    index, rows = _rows(tmp_path / "twice.tar")
-    assert (len(rows), rows.label.tolist(), index.ignored) == (1, [NO_LABEL], {"further images of a sample": 1})
+    with pytest.raises(UsageError, match=r"1 of 2 images would be lost, .* \(1\.png\)\. Give each image a name of its own"):
+        build_index(DataConfig(path=str(tmp_path / "twice.tar")))
+    index = build_index(DataConfig(path=str(tmp_path / "twice.tar"), max_bad_fraction=0.5))
+    assert (index.num_rows, index.ignored) == (1, {"further images of a sample": 1})
+    assert index.left_out == "1 members of shards are left out or merged: 1 further images of a sample (twice.tar: 1.png)"
 
 
 def _pax(build: ModuleType, record: bytes) -> bytes:

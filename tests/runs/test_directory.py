@@ -21,6 +21,7 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
+from ray_sassl.files.own import MARKER
 from ray_sassl.keyed import DrawKey
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import (
@@ -95,7 +96,7 @@ def _train(config: ExperimentConfig, run_dir: str) -> None:
 def test_a_new_run_directory_holds_config_environment_and_index(config, run_dir):
     index = prepare_run_dir(config, run_dir, resume=False)
     assert index.num_rows == NUM_ROWS
-    assert {path.name for path in Path(run_dir).iterdir()} == {CONFIG, ENVIRONMENT, INDEX}
+    assert {path.name for path in Path(run_dir).iterdir()} == {CONFIG, ENVIRONMENT, INDEX, MARKER}
     environment = json.loads((Path(run_dir) / ENVIRONMENT).read_text())
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0] or environment["packages"]["torch"] == torch.__version__
     assert {"python", "platform", "gpus", "command"} <= environment.keys()
@@ -198,7 +199,7 @@ def test_a_summary_is_removed_at_a_resume_and_written_at_the_end(config, run_dir
 
 def test_a_run_directory_may_be_a_file_uri(config, run_dir):
     _train(config, Path(run_dir).as_uri())
-    assert {path.name for path in Path(run_dir).iterdir()} == {CONFIG, ENVIRONMENT, INDEX, "metrics.jsonl", "checkpoints"}
+    assert {path.name for path in Path(run_dir).iterdir()} == {CONFIG, ENVIRONMENT, INDEX, MARKER, "metrics.jsonl", "checkpoints"}
     prepare_run_dir(config, Path(run_dir).as_uri(), resume=True)
     assert find_checkpoint(Path(run_dir).as_uri()).step == 2
 

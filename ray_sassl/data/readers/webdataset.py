@@ -23,6 +23,7 @@ from ray_sassl.data import (
     GROUP_SCHEMA,
     IMAGE_EXTENSIONS,
     NO_LABEL,
+    OTHER_IMAGES,
     DataConfig,
     ParallelMap,
     Reader,
@@ -30,6 +31,7 @@ from ray_sassl.data import (
     Scan,
     SourceFile,
 )
+from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.readers.tar import CutOffError, Member, WindowedFile, members
 from ray_sassl.files import storage
@@ -65,6 +67,7 @@ class _Shard:
     rows: pa.Table
     problem: str | None
     ignored: Counter[str]
+    lost: LeftOut
 
 
 class WebDatasetReader(Reader):
@@ -75,6 +78,9 @@ class WebDatasetReader(Reader):
             return storage.retried(file.entry.path, lambda: _scan_shard(file.entry.path, file.entry.size_bytes, config))
 
         shards = parallel(scan, files)
+        lost = LeftOut()
+        for file, shard in zip(files, shards, strict=True):
+            lost.take(shard.lost, f"{storage.name_of(file.entry.path)}: ")
         groups = [(number, *group) for number, shard in enumerate(shards) for group in shard.groups]
         columns = [list(column) for column in zip(*groups, strict=True)] or [[]] * len(GROUP_SCHEMA)
         return Scan(
@@ -84,6 +90,7 @@ class WebDatasetReader(Reader):
                 BadRow(file.entry.path, -1, -1, shard.problem) for file, shard in zip(files, shards, strict=True) if shard.problem
             ),
             ignored=dict(sum((shard.ignored for shard in shards), Counter())),
+            lost=lost,
         )
 
     def read(self, index: Index, group: int) -> Rows:
@@ -133,6 +140,7 @@ def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> _Shard:
     """The shard's samples; `problem` says where the shard is damaged, and what lies behind that is lost."""
     found: list[tuple[Member, bytes]] = []
     ignored: Counter[str] = Counter()
+    lost = LeftOut()
     problem = None
     filesystem, inner = storage.filesystem_of(path)
     with filesystem.open_input_file(inner) as file:
@@ -146,10 +154,27 @@ def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> _Shard:
                 found.append((member, source.read(member.offset, min(member.size, _MAX_LABEL_BYTES + 1)) if may_be_label else b""))
         except CutOffError as cut:
             problem = str(cut)
-    samples = sorted(_samples(found, path, config, ignored), key=lambda sample: sample.place if sample.offset < 0 else sample.offset)
+    samples = sorted(_samples(found, path, config, ignored, lost), key=lambda sample: sample.place if sample.offset < 0 else sample.offset)
+    _refuse_lossy(path, samples, lost, config)
     runs = [samples[first : first + GROUP_ROWS] for first in range(0, len(samples), GROUP_ROWS)]
     columns = [[sample.key for sample in samples], *([getattr(sample, name) for sample in samples] for name in _ROW_SCHEMA.names[1:])]
-    return _Shard([(*_range(run, size_bytes), len(run)) for run in runs], pa.table(columns, schema=_ROW_SCHEMA), problem, ignored)
+    return _Shard([(*_range(run, size_bytes), len(run)) for run in runs], pa.table(columns, schema=_ROW_SCHEMA), problem, ignored, lost)
+
+
+def _refuse_lossy(path: str, samples: Sequence[_Sample], lost: LeftOut, config: DataConfig) -> None:
+    """See that not too many images of the shard have no sample of their own.
+
+    Raises:
+        UsageError: more than `max_bad_fraction` of them have none.
+    """
+    num_lost = lost.counts[_SECOND_IMAGE]
+    num_images = num_lost + sum(sample.offset >= 0 for sample in samples)
+    if num_lost > config.max_bad_fraction * num_images:
+        raise UsageError(
+            f"{path}: {num_lost:,} of {num_images:,} images would be lost, because another image has their name up to the ending "
+            f"({', '.join(lost.names[_SECOND_IMAGE])}). Give each image a name of its own, or allow the loss with a higher "
+            f"data.max_bad_fraction (now {config.max_bad_fraction:g})."
+        )
 
 
 def _no_part_of_a_sample(name: str) -> str | None:
@@ -166,7 +191,7 @@ def _range(run: Sequence[_Sample], size_bytes: int) -> tuple[int, int]:
     return (min(start for start, _ in images), max(stop for _, stop in images)) if images else (0, 0)
 
 
-def _samples(found: Sequence[tuple[Member, bytes]], path: str, config: DataConfig, ignored: Counter[str]) -> list[_Sample]:
+def _samples(found: Sequence[tuple[Member, bytes]], path: str, config: DataConfig, ignored: Counter[str], lost: LeftOut) -> list[_Sample]:
     """The samples that the members make, in the order of their first members."""
     split = [_split_name(member.name) for member, _ in found]
     plain = {key for key, extension in split if extension in IMAGE_EXTENSIONS}
@@ -182,7 +207,8 @@ def _samples(found: Sequence[tuple[Member, bytes]], path: str, config: DataConfi
             samples.append(sample)
         elif sample is not samples[-1]:
             ignored[_MERGED] += 1
-        _add_member(sample, extension, member, text, path, config, ignored)
+            lost.add(_MERGED, [member.name])
+        _add_member(sample, extension, member, text, path, config, ignored, lost)
     _hand_labels_down(samples, newest)
     return [sample for sample in samples if sample.extensions]
 
@@ -197,17 +223,22 @@ def _hand_labels_down(samples: Iterable[_Sample], newest: dict[str, _Sample]) ->
             parent.extensions.clear()
 
 
-def _add_member(sample: _Sample, extension: str, member: Member, text: bytes, path: str, config: DataConfig, ignored: Counter[str]) -> None:
+def _add_member(
+    sample: _Sample, extension: str, member: Member, text: bytes, path: str, config: DataConfig, ignored: Counter[str], lost: LeftOut
+) -> None:
     sample.extensions.add(extension)
     if extension in IMAGE_EXTENSIONS:
         if sample.offset < 0:
             sample.offset, sample.size = member.offset, member.size
         else:
             ignored[_SECOND_IMAGE] += 1
+            lost.add(_SECOND_IMAGE, [member.name])
     elif extension == config.label_extension and config.label_column is not None:
         sample.label = _parse_label(text, member, path, config)
     else:
         ignored[extension or "no extension"] += 1
+        if extension.rpartition(".")[2] in (*IMAGE_EXTENSIONS, *OTHER_IMAGES):
+            lost.add(f".{extension}", [member.name])
 
 
 def _parse_label(text: bytes, member: Member, path: str, config: DataConfig) -> int:

@@ -25,7 +25,8 @@ from ray_sassl.data.decode import DecodeError, image_format, to_rgb
 from ray_sassl.evaluation.targets import Card, Half, Samples
 from ray_sassl.evaluation.targets.cards import CARDS
 from ray_sassl.files import storage
-from ray_sassl.files.cache import cache_dir, locked
+from ray_sassl.files.cache import cache_dir, locked, mark_cache
+from ray_sassl.files.own import mark_folder
 from ray_sassl.plugins import UsageError
 
 HALVES: tuple[Half, ...] = get_args(Half)
@@ -130,6 +131,7 @@ def prepare(
     halves: dict[Half, Samples] = {half: _read(card, folder, half, download) for half in HALVES}
     for half, samples in halves.items():
         check_card(card, half, np.asarray(samples.labels, np.int64), len(samples.class_names) or None)
+    mark_folder(storage.join(root, card.name), known=None)
     num_converted = num_unreadable = 0
     for half, samples in halves.items():
         for shard, start in enumerate(range(0, len(samples.labels), _SHARD_ROWS)):
@@ -152,6 +154,7 @@ def fetch(card: Card, root: str, *, keep_files: bool = False, advance: Callable[
         raise UsageError(f"{card.title}: {how_to_get(card)}")
     files = cache_dir() / "downloads" / card.name
     with locked(files):
+        mark_cache()
         files.mkdir(parents=True, exist_ok=True)
         prepared = prepare(card, files, root, download=True, advance=advance)
         if not keep_files:

@@ -22,6 +22,7 @@ from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files import storage
+from ray_sassl.files.own import mark_folder
 from ray_sassl.orchestrate.batch.actor_pool import result_of
 from ray_sassl.orchestrate.runtime.autoscaler import first_ended
 from ray_sassl.orchestrate.runtime.capacity import Need
@@ -123,6 +124,7 @@ def convert(
     # A shard is written on whichever machine runs its task, so a relative path must not depend on where that is.
     target = target if (local := storage.local_path(target)) is None else str(local)
     missing = open_target(target, conversion)
+    mark_folder(target, known=None)
     quarantine = Quarantine(index.num_rows, config.max_bad_fraction)
     quarantine.add([*index.problems, *load_bad_rows(target)])
     held = ray.put((index, conversion, target))

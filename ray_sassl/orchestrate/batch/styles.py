@@ -33,6 +33,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files import storage
+from ray_sassl.files.own import mark_folder
 from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
 from ray_sassl.orchestrate.batch.data import ConvertResult
@@ -177,6 +178,7 @@ def stylize_dataset(
     changes = [change_of(config, copy, code_space) for copy in range(copies)]
     plans = [plan_conversion(index, format_ or index.format, shard_rows, change=change) for change in changes]
     items = [(copy, shard) for copy, (plan, where) in enumerate(zip(plans, targets, strict=True)) for shard in open_target(where, plan)]
+    mark_folder(target, known=None)  # of several copies only what is around them, so that all can be read as one data set
     quarantines = [Quarantine(index.num_rows, data.max_bad_fraction) for _ in range(copies)]
     for quarantine, where in zip(quarantines, targets, strict=True):
         quarantine.add([*index.problems, *load_bad_rows(where)])

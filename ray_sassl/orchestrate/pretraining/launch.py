@@ -27,6 +27,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import QuarantineFile
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
+from ray_sassl.files.own import write_picture
 from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.preflight import (
@@ -93,7 +94,7 @@ def pretrain(
     index = prepare_run_dir(config, run_dir, resume=resume)
     if not resume:
         picture = views_picture(config, view_source(config, run_dir), build_stylize_block(config, "cpu", 1))
-        storage.write_bytes(storage.join(run_dir, VIEWS), picture)
+        write_picture(storage.join(run_dir, VIEWS), picture)
     launch = _pretrain_here if config.scaling.num_workers == 0 else partial(_pretrain_on_ray, address=address)
     metrics: dict[str, float] = {}
 

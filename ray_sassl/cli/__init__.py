@@ -151,9 +151,7 @@ def pretrain(
 
     how = "if begun" if resume_if_begun and not resume else resume
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
-    code = pretraining.pretrain(
-        open_console(), experiment, changes, run_dir, resume=how, minutes=minutes, dry_run=dry_run, address=address
-    )
+    code = pretraining.pretrain(open_console(), experiment, changes, run_dir, resume=how, minutes=minutes, dry_run=dry_run, address=address)
     raise typer.Exit(code)
 
 

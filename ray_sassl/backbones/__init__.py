@@ -1,16 +1,25 @@
-"""Encoders by name: torchvision's, timm's as `timm/NAME`, and the CIFAR ResNets of He et al. 2016; never with pretrained weights.
+"""Encoders by name: torchvision's, timm's as `timm/NAME`, and the CIFAR ResNets of He et al. 2016.
 
-Every encoder maps (B, 3, H, W) to features (B, F).
+Every encoder maps (B, 3, H, W) to features (B, F). It is built with random weights; `weights.py` puts others in.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 
 from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS, cifar_resnet
+from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import FrozenConfig, UsageError, did_you_mean
+
+PUBLISHED = ("timm:", "torchvision:")
+"""What `backbone.weights` may begin with in place of a path."""
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class BackboneConfig(FrozenConfig):
@@ -22,11 +31,23 @@ class BackboneConfig(FrozenConfig):
             2020, SimCLR, appendix B.9), for images of about 32 px; the CIFAR ResNets have it by nature.
         zero_init_residual: The last normalization of each residual block starts at 0, so that the block starts as the identity (Goyal et
             al. 2017, arXiv 1706.02677, section 5.1); for ResNets. The official code of SimCLR and BYOL does so, that of MoCo does not.
+        weights: Where the first weights come from: a run directory or a checkpoint, a safetensors or PyTorch file (state dicts of
+            torchvision and timm, files of MoCo, SimCLR and DINO as published), `timm:NAME` or `torchvision:NAME`; random by default.
+        freeze: What keeps these weights: "none", "stem", "all", or a number of blocks, which are frozen with the stem (`layer1`, ... of
+            a ResNet, blocks of a transformer).
     """
 
     name: str = "resnet50"
     stem: Literal["imagenet", "cifar"] = "imagenet"
     zero_init_residual: bool = False
+    weights: Annotated[str | None, LocalPath(prefixes=PUBLISHED)] = None
+    freeze: Annotated[str, BeforeValidator(_number_as_text), Field(pattern=r"^(none|stem|all|\d{1,3})$")] = "none"
+
+    @model_validator(mode="after")
+    def _what_is_frozen_has_weights(self) -> Self:
+        if self.freeze != "none" and self.weights is None:
+            raise ValueError(f"backbone.freeze={self.freeze} would keep random weights as they are; give backbone.weights too")
+        return self
 
 
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:

@@ -34,7 +34,10 @@ _OLD_SHARES = ("top1", "top5", "per_class", "share", "accuracy", "AP", "AP50", "
 
 _STEP = re.compile(r"step-\d+")
 
-_BASELINES = ("untrained encoder", "raw pixels")
+STARTING_POINT = "starting point"
+"""What the encoder is called that a run has started from."""
+
+_BASELINES = (STARTING_POINT, "untrained encoder", "raw pixels")
 
 _MAX_PREDICTIONS_BYTES = 1 << 30
 

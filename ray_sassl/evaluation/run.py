@@ -11,7 +11,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation import Evaluation, Score, Task
 from ray_sassl.evaluation.datasets import EvaluationData
 from ray_sassl.evaluation.protocols import ProtocolConfig
-from ray_sassl.evaluation.results import read_scores, write_scores
+from ray_sassl.evaluation.results import STARTING_POINT, read_scores, write_scores
 from ray_sassl.evaluation.store import FeatureStore
 from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, untrained_backbone
 from ray_sassl.evaluation.workplace import Workplace
@@ -29,12 +29,14 @@ class TrainedEncoder:
         config: The config of its training, with the evaluation data to use.
         checkpoint: Path or URI of its checkpoint.
         step: The checkpoint's step.
+        start: The encoder that the run has started from, where its weights were not random.
     """
 
     network: nn.Module
     config: ExperimentConfig
     checkpoint: str
     step: int
+    start: nn.Module | None = None
 
     @property
     def name(self) -> str:
@@ -202,6 +204,9 @@ def _subjects(
     config = encoder.config
     kept = store(checkpoint=encoder.checkpoint, step=encoder.step)
     subjects = {encoder.name: EncoderSubject(encoder.network, config, data, workplace, kept)}
+    if encoder.start is not None:  # whether the run was worth it
+        kept = store(**{"starting point of": encoder.checkpoint})
+        subjects[STARTING_POINT] = EncoderSubject(encoder.start, config, data, workplace, kept)
     if baselines:
         kept = store(**{"untrained, of seed": config.seed})
         subjects["untrained encoder"] = EncoderSubject(untrained_backbone(config), config, data, workplace, kept)

@@ -18,9 +18,11 @@ class LocalPath:
 
     Attributes:
         other_than: Values of the field that are not paths.
+        prefixes: Beginnings of values that are not paths.
     """
 
     other_than: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -53,7 +55,9 @@ def _absolute(value: Any, mark: LocalPath | None) -> Any:
         return with_absolute_paths(value)
     if isinstance(value, tuple):
         return tuple(_absolute(item, mark) for item in value)
-    return absolute(value) if mark and isinstance(value, str) and value not in mark.other_than else value
+    if mark is None or not isinstance(value, str) or value in mark.other_than or value.startswith(mark.prefixes):
+        return value
+    return absolute(value)
 
 
 def check_inside(path: str, folder: str) -> None:

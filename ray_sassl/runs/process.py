@@ -15,6 +15,7 @@ from ray_sassl.files import storage
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.pipeline import StylizeBlock, ViewSource
 from ray_sassl.runs.directory import CONFIG, INDEX
+from ray_sassl.runs.start import load_start
 from ray_sassl.style.augment import StyleAugmentation
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import Context
@@ -30,10 +31,17 @@ def view_source(config: ExperimentConfig, run_dir: str) -> ViewSource:
     return ViewSource(path, config.data, config.views, config.seed, entry.mtime_ns if entry else 0)
 
 
-def build_method(config: ExperimentConfig) -> Method:
-    """The method with weights initialized by the run's seed, the same on every rank."""
+def build_method(config: ExperimentConfig, run_dir: str | None = None) -> Method:
+    """The method as the run starts it, the same on every rank: heads and encoder with weights initialized by the run's seed, unless the
+    encoder starts from other weights.
+
+    Args:
+        run_dir: Where those weights are; without it the encoder's are random.
+    """
     torch.manual_seed(config.seed)
     backbone, num_features = build_backbone(config.backbone)
+    if run_dir is not None:
+        load_start(config, run_dir, backbone)
     method_config = config.method
     assert isinstance(method_config, MethodConfig)
     return method_config.build(backbone, num_features)
@@ -79,7 +87,7 @@ def train_process(
     try:
         return train(
             Job(
-                method=build_method(config),
+                method=build_method(config, run_dir),
                 batches=batches,
                 config=config.train,
                 optim=config.optim,

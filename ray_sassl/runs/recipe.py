@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ray_sassl.backbones import BackboneConfig
+from ray_sassl.backbones.weights import Source
 from ray_sassl.config.overrides import Override, apply_overrides, path_of, value_of
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
 from ray_sassl.data import NO_LABEL, SYNTHETIC, DataConfig
@@ -25,6 +26,7 @@ from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.files import storage
 from ray_sassl.methods import MethodConfig
 from ray_sassl.plugins import UsageError
+from ray_sassl.runs.start import find_source
 from ray_sassl.style.stylizers.swift import Config as Swift
 from ray_sassl.train.loop import TrainConfig
 from ray_sassl.views.recipes import SMALL_FORM_MAX_PX, recipe_named
@@ -37,6 +39,7 @@ _GPU_STEPS = (10_000, 200_000)
 _CPU_STEPS = (300, 1_500)
 _GPU_EPOCHS, _CPU_EPOCHS = 200, 20
 _LARGEST_CPU_PX = 64
+_START_RATE, _START_WARMUP = 0.1, 0.1
 _BYTES_OF_IMAGE = {"resnet18": 45e6, "resnet50": 180e6}
 """Memory for training on two views of 224 px of one image in float32: the sizes of all layers' outputs, kept once for the backward pass."""
 
@@ -138,7 +141,30 @@ def choose_recipe(data: str | DataConfig, overrides: Sequence[Override] = (), ma
     summary = inspect(index)
     _check_images(index, summary)
     config, choices = _chosen(method_name, base, config_of_data, summary, machine or Machine.here())
+    weights = next((value_of(override) for override in overrides if path_of(override) == "backbone.weights"), None)
+    if isinstance(weights, str):
+        config, changed = _starting_from(config, find_source(weights))
+        choices = (*choices, *changed)
     return Recipe(apply_overrides(config, overrides), choices, _notes(summary))
+
+
+def _starting_from(config: ExperimentConfig, source: Source) -> tuple[ExperimentConfig, tuple[Choice, ...]]:
+    """The encoder and the colors of the weights that the run starts from, and a lower rate, which does not undo them in the first steps."""
+    train, backbone = config.train, source.backbone or config.backbone
+    choices = []
+    if source.backbone is not None:
+        choices.append(Choice("encoder", backbone.name, f"the one of {source.name}", "backbone.weights=null"))
+    if source.pixel_mean is not None and source.pixel_std is not None:
+        train = train.model_copy(update={"pixel_mean": source.pixel_mean, "pixel_std": source.pixel_std})
+    optim = config.optim.model_copy(
+        update={"base_lr": config.optim.base_lr * _START_RATE, "warmup_epochs": round(train.epochs * _START_WARMUP, 2)}
+    )
+    rate = optim.base_lr * train.global_batch / 256
+    choices.append(
+        Choice("learning rate", f"{rate:.3g}", "a tenth, to keep what the weights know", f"optim.base_lr={config.optim.base_lr:g}")
+    )
+    plain = backbone.model_copy(update={"weights": None, "freeze": "none"})
+    return config.model_copy(update={"train": train, "backbone": plain, "optim": optim}), tuple(choices)
 
 
 def _method(overrides: list[Override]) -> tuple[str, list[Override]]:

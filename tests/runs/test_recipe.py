@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import ray_sassl
 from ray_sassl.config.schema import ExperimentConfig
@@ -15,28 +13,19 @@ from ray_sassl.methods import MethodConfig
 from ray_sassl.plugins import UsageError, load_plugin, plugin_names
 from ray_sassl.runs.configs import names_data
 from ray_sassl.runs.recipe import MIN_IMAGES, Machine, Recipe, choose_recipe, run_name
+from tests.runs.photos import write_photos
 
 TWO_GPUS = Machine(num_gpus=2, gpu_bytes=80 * 2**30, has_bfloat16=True)
 
 
-def _images(folder: Path, count: int, size: tuple[int, int] = (40, 36), classes: int = 0) -> Path:
-    """A folder of small pictures that differ, in class folders if asked for."""
-    for number in range(count):
-        place = folder / f"class {number % classes}" if classes else folder
-        place.mkdir(parents=True, exist_ok=True)
-        color = tuple(np.random.default_rng(number).integers(0, 256, 3).tolist())
-        Image.new("RGB", size, color).save(place / f"{number:04d}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _images(tmp_path_factory.mktemp("data") / "photos", 100)
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", 100)
 
 
 @pytest.fixture(scope="module")
 def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _images(tmp_path_factory.mktemp("data") / "labeled", 100, (300, 230), classes=2)
+    return write_photos(tmp_path_factory.mktemp("data") / "labeled", 100, (300, 230), classes=2)
 
 
 def _choices(recipe: Recipe) -> dict[str, str]:
@@ -94,11 +83,11 @@ def test_an_unknown_objective_is_answered_with_the_nearest(photos: Path):
 @pytest.mark.parametrize("count", [1, 10, MIN_IMAGES - 1])
 def test_too_few_images_are_refused_in_a_sentence(tmp_path: Path, count: int):
     with pytest.raises(UsageError, match=f"has {count} images, and pretraining needs at least {MIN_IMAGES}"):
-        choose_recipe(str(_images(tmp_path / "few", count)), machine=Machine())
+        choose_recipe(str(write_photos(tmp_path / "few", count)), machine=Machine())
 
 
 def test_copies_of_one_image_are_refused(tmp_path: Path):
-    folder = _images(tmp_path / "one", MIN_IMAGES)
+    folder = write_photos(tmp_path / "one", MIN_IMAGES)
     for path in folder.iterdir():
         path.write_bytes((folder / "0000.png").read_bytes())
     with pytest.raises(UsageError, match="are the same file"):
@@ -106,7 +95,7 @@ def test_copies_of_one_image_are_refused(tmp_path: Path):
 
 
 def test_a_batch_fits_the_memory_of_the_gpus(tmp_path: Path):
-    folder = str(_images(tmp_path / "many", 3000, (8, 8)))
+    folder = str(write_photos(tmp_path / "many", 3000, (8, 8)))
     large = choose_recipe(folder, machine=TWO_GPUS).config.train
     small = choose_recipe(folder, machine=Machine(2, 2**26, False)).config.train
     assert large.global_batch == 512
@@ -131,7 +120,7 @@ def test_a_path_at_which_nothing_is_says_so(tmp_path: Path):
     ("path", "name"),
     [("photos/", "photos"), ("s3://bucket/a b/*.tar", "a-b"), ("/data/x/{000..146}.tar", "x"), ("*.jpg", "images"), ("../é", "images")],
 )
-def test_a_run_is_called_after_its_images(path: str, name: str):
+def test_a_run_is_called_after_itswrite_photos(path: str, name: str):
     assert run_name(path) == name
 
 

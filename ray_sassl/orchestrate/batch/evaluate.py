@@ -39,6 +39,7 @@ from ray_sassl.plugins import plugin_names
 from ray_sassl.runs.configs import Overrides, load_config
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
+from ray_sassl.runs.start import start_of
 from ray_sassl.train.context import LocalContext
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def evaluate(
     if skip_absent:
         configs, skipped = with_images(configs, config)
     data = None if all(protocol.brings_images for protocol in configs) else load_evaluation_data(config)
-    encoder = TrainedEncoder(backbone, config, checkpoint.path, checkpoint.step)
+    start = start_of(config, storage.parent(storage.parent(checkpoint.path)))
+    encoder = TrainedEncoder(backbone, config, checkpoint.path, checkpoint.step, start)
     out = out or results_folder(checkpoint.path, checkpoint.step)
     features = features_folder(checkpoint.path) if keep_features else None
     with _workplace(actors, actor_cpus, actor_gpus, address, progress) as workplace:

@@ -53,6 +53,7 @@ from ray_sassl.plugins import UsageError
 from ray_sassl.runs.directory import QUARANTINE, VIEWS, prepare_run_dir, settled, write_summary
 from ray_sassl.runs.pictures import views_picture
 from ray_sassl.runs.process import build_stylize_block, train_process, view_source
+from ray_sassl.runs.start import START, keep_start
 from ray_sassl.train.checkpoint import latest_checkpoint
 from ray_sassl.train.checkpoint_folder import all_damaged, list_checkpoints
 from ray_sassl.train.context import LocalContext
@@ -92,6 +93,8 @@ def pretrain(
     check_workers(config)
     check_evaluation(config)
     index = prepare_run_dir(config, run_dir, resume=resume)
+    if not resume or not storage.exists(storage.join(run_dir, START)):
+        keep_start(config, run_dir)
     if not resume:
         picture = views_picture(config, view_source(config, run_dir), build_stylize_block(config, "cpu", 1))
         write_picture(storage.join(run_dir, VIEWS), picture)

@@ -1,0 +1,110 @@
+"""The weights that a run starts from, kept in its run directory, so that every worker, a resume and an evaluation find them there.
+
+start.safetensors   the encoder before the first step
+start.json          where it comes from, what was loaded and what was left
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ray_sassl.backbones import PUBLISHED, build_backbone
+from ray_sassl.backbones.weights import Loaded, Source, freeze, load_weights, published, read_state
+from ray_sassl.config.files import from_yaml
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.files import storage
+from ray_sassl.files.paths import absolute
+from ray_sassl.plugins import UsageError
+from ray_sassl.runs.directory import CONFIG, find_checkpoint
+
+START, START_RECORD = "start.safetensors", "start.json"
+
+log = logging.getLogger(__name__)
+
+
+def find_source(weights: str) -> Source:
+    """The weights that `backbone.weights` names.
+
+    Raises:
+        UsageError: nothing is there, or it holds no weights.
+    """
+    if weights.startswith(PUBLISHED):
+        library, _, name = weights.partition(":")
+        return published(library, name)
+    weights = absolute(weights)
+    entry = storage.stat(weights)
+    if entry is None:
+        raise UsageError(f"backbone.weights: there is nothing at {weights}; give a run directory, a checkpoint, a file, or timm:NAME")
+    if not entry.is_file:
+        checkpoint = find_checkpoint(weights)
+        config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
+        return Source(checkpoint.path, checkpoint.backbone, config.train.pixel_mean, config.train.pixel_std, config.backbone)
+    return Source(weights, read_state(storage.read_bytes(weights), weights))
+
+
+def keep_start(config: ExperimentConfig, run_dir: str) -> Loaded | None:
+    """Write the weights that the run starts from into its directory; None if it starts from random ones.
+
+    Raises:
+        UsageError: the weights do not fit the encoder, or were trained on images that were normalized otherwise.
+    """
+    weights = config.backbone.weights
+    if weights is None:
+        return None
+    source = find_source(weights)
+    _check_pixels(config, source)
+    with torch.random.fork_rng(devices=[]):
+        backbone, _ = build_backbone(config.backbone)
+    loaded = load_weights(backbone, source)
+    frozen = freeze(backbone, config.backbone.freeze)
+    tensors = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
+    storage.write_bytes(storage.join(run_dir, START), safetensors.torch.save(tensors))
+    record = {"source": source.name, "frozen": frozen, **asdict(loaded)}
+    storage.write_text(storage.join(run_dir, START_RECORD), json.dumps(record, indent=2))
+    log.warning("%s", in_words(source.name, loaded, frozen))
+    return loaded
+
+
+def in_words(source: str, loaded: Loaded, frozen: tuple[str, ...]) -> str:
+    """What was loaded, in a sentence or three."""
+    text = f"The encoder starts from {source}: all of its {loaded.num_tensors} tensors ({loaded.num_parameters:,} parameters) were loaded"
+    if loaded.part:
+        text += f" from {loaded.part.rstrip('.')}"
+    if loaded.left:
+        text += f". {len(loaded.left)} other tensors were left out: {', '.join(loaded.left[:5])}{', ...' if len(loaded.left) > 5 else ''}"
+    return text + (f". Frozen: {', '.join(frozen)}." if frozen else ".")
+
+
+def _check_pixels(config: ExperimentConfig, source: Source) -> None:
+    """The encoder must see colors as it did before."""
+    for name, known in (("pixel_mean", source.pixel_mean), ("pixel_std", source.pixel_std)):
+        if known is not None and tuple(known) != getattr(config.train, name):
+            raise UsageError(
+                f"{source.name} was trained on images normalized with {name}={list(known)}, and this run has "
+                f"{list(getattr(config.train, name))}. Add train.pixel_mean='{list(source.pixel_mean or ())}' "
+                f"train.pixel_std='{list(source.pixel_std or ())}'"
+            )
+
+
+def load_start(config: ExperimentConfig, run_dir: str, backbone: nn.Module) -> None:
+    """Put the weights that the run starts from into its encoder and freeze what is not trained; nothing if they are random."""
+    if config.backbone.weights is None:
+        return
+    backbone.load_state_dict(safetensors.torch.load(storage.read_bytes(storage.join(run_dir, START))))
+    freeze(backbone, config.backbone.freeze)
+
+
+def start_of(config: ExperimentConfig, run_dir: str) -> nn.Module | None:
+    """The encoder that the run has started from; None if its weights were random, or are not there any more."""
+    if config.backbone.weights is None or not storage.exists(storage.join(run_dir, START)):
+        return None
+    with torch.random.fork_rng(devices=[]):
+        backbone, _ = build_backbone(config.backbone)
+    load_start(config, run_dir, backbone)
+    return backbone

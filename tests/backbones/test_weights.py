@@ -1,0 +1,139 @@
+"""Weights from files of others: which tensors are the encoder's, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.backbones.weights import Source, freeze, load_weights, read_state
+from ray_sassl.plugins import UsageError
+
+
+def _encoder(name: str = "resnet18", seed: int = 0, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_backbone(BackboneConfig(name=name, **options))[0]
+
+
+def _features(encoder: nn.Module) -> Tensor:
+    encoder.eval()
+    with torch.inference_mode():
+        return encoder(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+
+
+def _prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _moco(state: dict[str, Tensor]) -> dict[str, Any]:
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    heads = {"module.encoder_q.fc.0.weight": torch.zeros(4, 4), "module.queue": torch.zeros(4, 8)}
+    tensors = _prefixed(other, "module.encoder_k.") | _prefixed(state, "module.encoder_q.") | heads
+    return {"epoch": 200, "arch": "resnet18", "state_dict": tensors, "optimizer": {"state": {}, "param_groups": []}}
+
+
+def _dino(state: dict[str, Tensor]) -> dict[str, Any]:
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    teacher = _prefixed(state, "backbone.") | {"head.mlp.0.weight": torch.zeros(4, 4)}
+    return {"student": _prefixed(other, "module.backbone."), "teacher": teacher, "epoch": 3, "args": argparse.Namespace(arch="resnet18")}
+
+
+FORMS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
+    "plain": lambda state: dict(state),
+    "with a classifier": lambda state: state | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)},
+    "moco": _moco,
+    "dino": _dino,
+    "lightning": lambda state: {"state_dict": _prefixed(state, "backbone.") | {"projection_head.0.weight": torch.zeros(2, 2)}},
+    "data parallel": lambda state: {"model": _prefixed(state, "module.")},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_as_they_are_published_give_the_same_features(form: str):
+    source, encoder = _encoder(seed=1), _encoder(seed=2)
+    content = io.BytesIO()
+    torch.save(FORMS[form](source.state_dict()), content)
+    loaded = load_weights(encoder, Source(form, read_state(content.getvalue(), f"{form}.pth")))
+    assert torch.equal(_features(encoder), _features(source))
+    assert loaded.num_parameters == sum(parameter.numel() for parameter in encoder.parameters())
+    assert not any(name.startswith("layer") for name in loaded.left)
+
+
+def test_the_state_of_torchvision_and_timm_fits_their_networks_here():
+    for name, model in (("resnet18", torchvision.models.resnet18()), ("timm/resnet18", timm.create_model("resnet18"))):
+        encoder = _encoder(name)
+        content = safetensors.torch.save(model.state_dict())
+        loaded = load_weights(encoder, Source("file", read_state(content, "model.safetensors")))
+        assert set(loaded.left) == {"fc.bias", "fc.weight"}
+        assert torch.equal(encoder.state_dict()["layer4.1.conv2.weight"], model.state_dict()["layer4.1.conv2.weight"])
+
+
+def test_another_network_is_refused_with_what_is_missing_and_what_differs():
+    state = _encoder("resnet50").state_dict()
+    with pytest.raises(UsageError, match=r"(?s)does not fit the encoder: \d+% .*of other shapes: layer1.0.conv1.weight.*backbone.name"):
+        load_weights(_encoder("resnet18"), Source("resnet50.pth", state))
+    with pytest.raises(UsageError, match=r"conv1.weight \(64, 3, 7, 7\), not \(64, 3, 3, 3\)"):
+        load_weights(_encoder("resnet18", stem="cifar"), Source("file", _encoder("resnet18").state_dict()))
+    part = {name: tensor for name, tensor in _encoder().state_dict().items() if not name.startswith("layer4")}
+    with pytest.raises(UsageError, match=r"missing: layer4\.0\.conv1\.weight"):
+        load_weights(_encoder(), Source("part", part))
+    with pytest.raises(UsageError, match="no tensor with a name of the encoder's"):
+        load_weights(_encoder(), Source("other", {"a": torch.zeros(1)}))
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('ran')",)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps(_Evil()), pickle.dumps([1]), b"PK\x03\x04broken"])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_file_that_holds_no_weights_is_refused_and_no_code_in_it_runs(content: bytes, name: str):
+    with pytest.raises(UsageError, match=name):
+        read_state(content, name)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "trained"), [("stem", "layer1.0.conv1.weight"), ("2", "layer3.0.conv1.weight"), ("all", None), ("none", "conv1.weight")]
+)
+def test_frozen_parts_keep_their_weights_and_statistics_also_in_a_copy(frozen: str, trained: str | None):
+    original = _encoder()
+    freeze(original, frozen)
+    for encoder in (original, copy.deepcopy(original)):
+        before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+        first = next((name for name, parameter in encoder.named_parameters() if parameter.requires_grad), None)
+        assert first == trained
+        encoder.train()
+        encoder(torch.rand(4, 3, 32, 32))
+        changed = [name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])]
+        assert all(name >= trained.partition(".")[0] or frozen == "none" for name in changed) if trained else not changed
+
+
+def test_more_blocks_than_there_are_cannot_be_frozen():
+    with pytest.raises(UsageError, match="the encoder has 4 blocks: layer1, layer2, layer3, layer4"):
+        freeze(_encoder(), "5")
+
+
+def test_a_transformers_first_blocks_are_frozen_with_its_stem():
+    encoder = _encoder("timm/vit_tiny_patch16_224")
+    assert freeze(encoder, "2")[-2:] == ("blocks.0", "blocks.1")
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    assert not trained & {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc1.weight"}
+    assert "blocks.2.mlp.fc1.weight" in trained
+
+
+def test_freezing_random_weights_is_refused():
+    with pytest.raises(ValueError, match="would keep random weights"):
+        BackboneConfig(freeze="stem")
+    assert BackboneConfig.model_validate({"weights": "file.pth", "freeze": 2}).freeze == "2"

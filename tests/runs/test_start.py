@@ -1,0 +1,106 @@
+"""Runs that start from the weights of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import ray_sassl
+from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.plugins import UsageError, plugin_names
+from ray_sassl.runs.configs import load_config
+from ray_sassl.runs.directory import find_checkpoint
+from ray_sassl.runs.process import build_method, load_backbone
+from ray_sassl.runs.recipe import Machine, choose_recipe
+from ray_sassl.runs.start import START, START_RECORD, keep_start
+from tests.runs.photos import write_photos
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_photos(tmp_path_factory.mktemp("data") / "photos", 64, classes=2))
+
+
+@pytest.fixture(scope="module")
+def config(photos: str) -> ExperimentConfig:
+    """A run of two steps."""
+    changes = ["train.epochs=1", "stylize=identity", "views.size_px=16", "train.evaluate_every=2", "evaluate.size_px=16"]
+    return choose_recipe(photos, changes, Machine()).config
+
+
+@pytest.fixture(scope="module")
+def first(config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return ray_sassl.pretrain(config, tmp_path_factory.mktemp("runs") / "first").run_dir
+
+
+def _from(config: ExperimentConfig, weights: str, **changes: object) -> ExperimentConfig:
+    return load_config(config, {"backbone.weights": weights, **changes})
+
+
+@pytest.mark.parametrize("name", plugin_names("ray_sassl.methods"))
+def test_every_objectives_networks_start_as_the_source(config: ExperimentConfig, first: str, tmp_path: Path, name: str):
+    own = choose_recipe(config.data.paths[0], [f"method={name}", "stylize=identity"], Machine()).config
+    start = _from(own, first)
+    keep_start(start, str(tmp_path))
+    state = find_checkpoint(first).backbone
+    method = build_method(start, str(tmp_path))
+    for key, tensor in method.backbone.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+    copies = [
+        tensor
+        for key, tensor in method.state_dict().items()
+        if key.endswith("conv1.weight") and tensor.shape == state["conv1.weight"].shape
+    ]
+    assert all(torch.equal(tensor, state["conv1.weight"]) for tensor in copies if tensor.shape[1] == 3)
+
+
+def test_a_run_continues_from_the_encoder_of_another_and_is_compared_with_it(config: ExperimentConfig, first: str, tmp_path: Path):
+    second = ray_sassl.pretrain(_from(config, first, **{"optim.base_lr": 1e-8}), tmp_path / "second").run_dir
+    record = json.loads((Path(second) / START_RECORD).read_text())
+    assert record["source"] == find_checkpoint(first).path
+    assert record["num_tensors"] == len(find_checkpoint(first).backbone)
+    before, after = (load_backbone(find_checkpoint(run))[1].get_parameter("conv1.weight") for run in (first, second))
+    assert torch.allclose(before, after, atol=1e-6)
+    result = ray_sassl.evaluate(second, ["knn"], test=str(write_photos(tmp_path / "test", 10, classes=2, first=1000)))
+    assert set(result.evaluations["knn"]) >= {"starting point", "step 2"}
+
+
+def test_a_resume_needs_the_source_no_more_and_frozen_blocks_stay_to_the_bit(config: ExperimentConfig, tmp_path: Path):
+    file = tmp_path / "weights.safetensors"
+    torch.manual_seed(5)
+    encoder, _ = build_backbone(BackboneConfig(name=config.backbone.name))
+    safetensors.torch.save_file(encoder.state_dict(), file)
+    start = _from(config, str(file), **{"backbone.freeze": "1"})
+    run_dir = ray_sassl.pretrain(start, tmp_path / "run").run_dir
+    file.unlink()
+    ray_sassl.pretrain(start, run_dir, overrides={"train.epochs": 2.0}, resume=True)
+    checkpoint = find_checkpoint(run_dir)
+    assert checkpoint.step == 4
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, checkpoint.backbone[name]) == name.startswith(("conv1", "bn1", "blocks.0.")), name
+
+
+def test_weights_that_saw_other_colors_are_refused_with_the_overrides_that_help(config: ExperimentConfig, first: str, tmp_path: Path):
+    other = _from(config, first, **{"train.pixel_mean": [0.5, 0.5, 0.5]})
+    with pytest.raises(UsageError, match=r"Add train\.pixel_mean='\[0\.485, 0\.456, 0\.406\]'"):
+        keep_start(other, str(tmp_path))
+
+
+def test_weights_at_a_place_where_nothing_is_are_refused(config: ExperimentConfig, tmp_path: Path):
+    with pytest.raises(UsageError, match="there is nothing at"):
+        keep_start(_from(config, str(tmp_path / "absent")), str(tmp_path))
+    with pytest.raises(UsageError, match="timm:resnet_of_nobody has no weights here"):
+        keep_start(_from(config, "timm:resnet_of_nobody"), str(tmp_path))
+
+
+def test_a_recipe_takes_encoder_and_colors_from_the_weights_and_lowers_the_rate(photos: str, first: str, config: ExperimentConfig):
+    recipe = choose_recipe(photos, [f"backbone.weights={first}"], Machine())
+    assert recipe.config.backbone.name == "resnet20"
+    assert recipe.config.backbone.weights == first
+    assert recipe.config.optim.base_lr == pytest.approx(config.optim.base_lr / 10)
+    assert not (Path(first) / START).exists()

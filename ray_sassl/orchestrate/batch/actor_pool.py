@@ -1,6 +1,6 @@
-"""A pool of Ray actors that share a list of independent items; what an actor was doing when it died is done again.
+"""A pool of Ray actors that share a list of independent items. Work of an actor that dies is done again.
 
-The actors that are up do the work, and others join them as they come: for one that the cluster has no room for, now or ever, nothing waits.
+The actors that have started do the work, and others join them later: nothing waits for an actor that the cluster has no room for.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class ActorPoolConfig(FrozenConfig):
     """How many actors, and what each takes."""
 
     num_actors: int | None = Field(default=None, ge=1)
-    """Not given: as many as the cluster's CPUs and GPUs allow; of a cluster that may grow nobody knows how far, those that are there."""
+    """By default, as many as the CPUs and GPUs of the cluster allow; if it can grow without a known limit, those of the present nodes."""
     num_cpus: float = Field(default=1.0, gt=0)
-    """CPUs of one actor; it uses as many threads, at least one."""
+    """CPUs per actor; it uses as many threads, at least one."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of one actor; a share such as 0.25 is allowed."""
+    """GPUs per actor; a share such as 0.25 is allowed."""
 
 
 def num_wanted(config: ActorPoolConfig) -> int:
-    """How many actors the config asks for, or the cluster can offer.
+    """How many actors the config asks for, or else how many the cluster can offer.
 
     Raises:
         UsageError: the cluster can never offer them.
@@ -58,16 +58,16 @@ def num_wanted(config: ActorPoolConfig) -> int:
 def actor_pool(
     actor_class: type, args: tuple[Any, ...], config: ActorPoolConfig, num_items: int, *, waits: bool = True
 ) -> Iterator[list[ActorHandle]]:
-    """The actors within the block, of which one at least is there; they are ended after it.
+    """The actors, at least one of which has started; they end with the block.
 
     Args:
-        args: Of the actors' class.
+        args: Arguments of the actors' class.
         num_items: No more actors than items are started.
-        waits: Not where others are there already that do the work as well: then none of these needs to be there.
+        waits: Whether to wait until one of these actors has started; not needed if other actors do the same work.
 
     Raises:
         ResourcesError: the cluster can never offer an actor.
-        UsageError: nor as many, or an actor cannot be built for a reason that the user can mend.
+        UsageError: the cluster can never offer as many as the config asks for, or the user can fix why an actor cannot be built.
     """
     wanted = num_wanted(config)
     options = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
@@ -92,13 +92,13 @@ def spread(
     *,
     in_flight: int = _IN_FLIGHT,
 ) -> Iterator[tuple[_Item, Any]]:
-    """Each item with its result, in the order in which they end; every actor has the next item waiting while it works.
+    """Each item with its result, in the order in which they end. Every actor has its next item while it works on one.
 
     Args:
-        in_flight: Items that an actor has at a time; 1 where they are few and long, so that none waits behind another.
+        in_flight: How many items an actor has at a time; 1 if items are few and long, so that none waits for another.
 
     Raises:
-        UsageError: an item ended with one.
+        UsageError: the work on an item raised one.
     """
     left = deque(items)
     coming = _coming(actors)
@@ -107,7 +107,7 @@ def spread(
     load = Counter[int]()
 
     def hand_out(actor: ActorHandle) -> None:
-        """One item; and more to work on next, where enough are left for those that are still to come."""
+        """Give the actor one item, and its next ones if enough remain for the actors that are still to start."""
         while left and load[id(actor)] < in_flight and (load[id(actor)] == 0 or len(left) > len(coming)):
             item = left.popleft()
             waiting[start(actor, item)] = item, actor
@@ -126,7 +126,7 @@ def spread(
 
 
 def _coming(actors: Sequence[ActorHandle]) -> dict[ray.ObjectRef, ActorHandle]:
-    """The actors by what is ready once they are up."""
+    """The actors by the reference that is ready when they have started."""
     return {cast(Any, actor).__ray_ready__.remote(): actor for actor in actors}
 
 
@@ -137,16 +137,16 @@ def in_order(
     *,
     in_flight: int = _IN_FLIGHT,
 ) -> Iterator[tuple[_Item, Any]]:
-    """Each item with its result, in the items' order; `in_flight` items an actor are begun, or done and not yet asked for, at a time.
+    """Each item with its result, in the order of the items. At a time, `in_flight` items per actor are in work, or done but not consumed.
 
     Raises:
-        UsageError: an item ended with one.
+        UsageError: the work on an item raised one.
     """
     begun: deque[tuple[_Item, ray.ObjectRef, ActorHandle]] = deque()
     coming, up = _coming(actors), []
 
     def look_who_came() -> None:
-        """Waits for the first one only."""
+        """Wait for the first actor only."""
         while coming:
             came, _ = ray.wait(list(coming), num_returns=1, timeout=0 if up else None)
             if not came:
@@ -155,7 +155,7 @@ def in_order(
             up.append(coming.pop(came[0]))
 
     def hand_out(item: _Item) -> None:
-        """To the actor that has the least to do."""
+        """Give the item to the actor that has the least to do."""
         refs = [ref for _, ref, _ in begun]
         unfinished = set(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1]) if refs else set()
         load = Counter(id(actor) for _, ref, actor in begun if ref in unfinished)
@@ -176,7 +176,7 @@ def in_order(
 
 
 def result_of(ref: ray.ObjectRef) -> Any:
-    """What a task or an actor's method returned; the user's errors come without Ray's traceback."""
+    """What a task or an actor's method returned. `UsageError`s are raised without Ray's traceback."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -187,7 +187,7 @@ def result_of(ref: ray.ObjectRef) -> Any:
             f"that fewer share a node ({str(error).splitlines()[0]})"
         ) from error
     except ray.exceptions.ActorDiedError as error:
-        # An error while an actor is built comes wrapped as the actor's death.
+        # Ray wraps an error in an actor's constructor as the actor's death.
         for line in reversed(str(error).splitlines()):
             name, colon, text = line.strip().partition(": ")
             if colon and name.rpartition(".")[2].endswith("Error") and name.startswith("ray_sassl."):

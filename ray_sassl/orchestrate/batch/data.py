@@ -35,12 +35,12 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What decoding every row has shown.
+    """The result of decoding every row.
 
     Attributes:
-        num_rows: Of the data set.
+        num_rows: Rows of the data set.
         bad_rows: Rows and whole files that cannot be used, by sample id.
-        overlap: With another data set, if it was asked for.
+        overlap: The overlap with another data set, if it was asked for.
     """
 
     num_rows: int
@@ -50,13 +50,13 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """What a conversion has left in the target folder.
+    """What the target folder has after a conversion.
 
     Attributes:
         num_rows: Rows in the shards.
         num_shards: Shards of the whole conversion.
-        num_written: Shards that were written by this call; the others were there already.
-        bad_rows: Rows of the source that are in no shard, and damage to whole files of it.
+        num_written: Shards that this call wrote; the others existed already.
+        bad_rows: Rows of the source that are in no shard, and damaged files of the source.
     """
 
     num_rows: int
@@ -66,11 +66,11 @@ class ConvertResult:
 
 
 def check(config: DataConfig, *, overlap: DataConfig | None = None, show_progress: bool = True) -> CheckResult:
-    """Decode every image of the data set; returns all bad rows, however many there are.
+    """Decode every image of the data set and return all bad rows, however many there are.
 
     Args:
         config: The data set.
-        overlap: Another data set whose images are looked for in this one.
+        overlap: Another data set, whose images are searched for in this one.
         show_progress: Whether to draw progress bars.
 
     Raises:
@@ -104,24 +104,24 @@ def _digests(index: Index, show_progress: bool) -> list[Digests]:
 def convert(
     config: DataConfig, target: str, format_: ShardFormat, *, shard_rows: int = 4096, group_rows: int = 256, show_progress: bool = True
 ) -> ConvertResult:
-    """Write the data set to the target folder as Parquet files or WebDataset shards; a call that was stopped goes on where it was.
+    """Write the data set to the target folder as Parquet files or WebDataset shards. A call that was stopped is continued.
 
     Args:
         config: The source.
-        target: A folder or URI that is empty, or holds the beginnings of this very conversion.
-        format_: What to write.
-        shard_rows: Rows of a shard.
-        group_rows: Rows of a Parquet row group.
+        target: A folder or URI that is empty or has a part of the same conversion.
+        format_: Format to write.
+        shard_rows: Rows per shard.
+        group_rows: Rows per Parquet row group.
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        UsageError: the source cannot be indexed, or the target holds something else or lies in the source.
-        TooManyBadRowsError: more rows than `config.max_bad_fraction` cannot be copied; what was written stays.
+        UsageError: the source cannot be indexed, or the target has other content or is inside the source.
+        TooManyBadRowsError: more rows than `config.max_bad_fraction` cannot be copied; shards that were written stay.
     """
     check_target(target, config)
     index = build_index(config)
     conversion = plan_conversion(index, format_, shard_rows, group_rows)
-    # A shard is written on whichever machine runs its task, so a relative path must not depend on where that is.
+    # Any machine may write a shard, so the path must not be relative to the folder of a process.
     target = target if (local := storage.local_path(target)) is None else str(local)
     missing = open_target(target, conversion)
     mark_folder(target, known=None)
@@ -157,7 +157,7 @@ def _convert_task(held: tuple[Index, Conversion, str], shard: int) -> list[BadRo
 
 
 def _run(task: Any, held: ray.ObjectRef, items: Sequence[_Item]) -> Iterator[tuple[_Item, Any]]:
-    """Each item with its task's result, as they end; only so many tasks are handed to Ray that none of its CPUs idles."""
+    """Each item with its task's result, in the order in which they end. Ray gets only as many tasks as keep its CPUs busy."""
     waiting: dict[ray.ObjectRef, _Item] = {}
     left = iter(items)
     try:

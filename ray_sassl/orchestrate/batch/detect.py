@@ -24,7 +24,7 @@ from ray_sassl.plugins import UsageError
 
 
 class _Result:
-    """One small actor that takes the result of the first worker."""
+    """One small actor that receives the result of the first worker."""
 
     def __init__(self) -> None:
         self._result: DetectionResult | None = None
@@ -42,15 +42,15 @@ def detect_on_ray(
     *,
     watch: Callable[[dict[str, float]], None] = lambda report: None,
 ) -> DetectionResult:
-    """The result of training and testing the detector on the workers.
+    """Train and test the detector on the workers.
 
     Args:
-        job: Its checkpoint must be reached by all workers.
-        workers: Share the batch of each step.
+        job: All workers must have access to its checkpoint.
+        workers: The workers that share each step's batch.
         watch: Is called with what the workers report.
 
     Raises:
-        UsageError: the cluster is too small, or the job cannot be done as it is.
+        UsageError: the cluster is too small, or the job has an error.
     """
     workers.check()
     folder = storage.parent(job.checkpoint)
@@ -71,7 +71,7 @@ def detect_on_ray(
 def _worker(spec: dict[str, Any]) -> None:
     """Runs in each Ray Train worker."""
     control: ActorHandle = spec["control"]
-    if ray.get(control.fatal.remote()):  # the workers were started again after an error that would only happen again
+    if ray.get(control.fatal.remote()):  # restarting the workers would give the same error
         return
     torch.set_num_threads(spec["num_threads"])
     where = ray.train.get_context()
@@ -83,6 +83,6 @@ def _worker(spec: dict[str, Any]) -> None:
         found = run_detection(job, context)
     except UsageError as error:
         ray.get(control.fail.remote(str(error)))
-        raise  # so that the others, which may wait for this one, are ended too
+        raise  # this ends the other workers too, which may wait for this one
     if context.rank == 0:
         ray.get(spec["result"].put.remote(found))

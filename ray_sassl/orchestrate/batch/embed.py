@@ -1,7 +1,7 @@
 """Features of whole data sets as Parquet, on a pool of Ray actors. Ray must have been initialized.
 
-The encoder reaches the actors through Ray, and the features come back through it, so nodes need to reach the data and nothing else. The
-driver writes; a part is there whole or not at all, and a job that was stopped makes only the parts that are missing.
+Ray carries the encoder to the actors and the features back, so nodes need access to the data and nothing else. The driver writes each part
+completely or not at all, and a job that was stopped makes only the missing parts when it is run again.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ _FILE_EXTENSIONS = (".parquet", ".pq")
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What `embed_dataset` has left.
+    """The result of `embed_dataset`.
 
     Attributes:
         out: The file or folder.
         num_rows: Rows with features.
-        num_features: Width of a row's features.
+        num_features: Number of features per row.
         num_parts: Parts of the whole job.
-        num_made: Parts that this call made; the others were there.
+        num_made: Parts that this call made; the others existed already.
         num_made_rows: Rows of the data set that these parts cover.
-        seconds: How long making them took, the start of the actors included.
-        bad_rows: Rows of the data set that have no features, and damage to whole files of it.
-        bad_rows_path: Where they are listed, or None where there are none.
+        seconds: How long making them took, including the start of the actors.
+        bad_rows: Rows of the data set that have no features, and damaged files of the data set.
+        bad_rows_path: The file that lists them, or None if there are none.
     """
 
     out: str
@@ -77,35 +77,35 @@ class EmbedWorker:
         self._embedder: Embedder | None = None
 
     def part(self, keeper: ActorHandle, held: tuple[Index, EmbeddingPlan], groups: list[int]) -> tuple[pa.Table, list[BadRow]]:
-        """The table of these row groups and its bad rows; the encoder is asked for once."""
+        """The table of these row groups and their bad rows."""
         if self._embedder is None:
             self._embedder = Embedder(encoder_from_bytes(kept(keeper)), self._device, self._num_threads)
         return self._embedder.part(*held, groups)
 
 
 def is_one_file(out: str) -> bool:
-    """Whether features go to a file of this name, and not to a folder."""
+    """Whether `out` names a file, and not a folder."""
     return storage.name_of(out).endswith(_FILE_EXTENSIONS)
 
 
 def embed_dataset(
     encoder: Encoder, data: DataConfig, out: str, pool: ActorPoolConfig, *, part_rows: int = PART_ROWS, show_progress: bool = True
 ) -> EmbedResult:
-    """Write the features of a data set's images with their ids, keys and labels; a call that was stopped goes on where it was.
+    """Write the features of a data set's images with their ids, keys and labels. A call that was stopped is continued.
 
     Args:
-        encoder: What embeds.
+        encoder: The encoder.
         data: Images, with or without labels.
-        out: A file that ends in `.parquet`, or a folder for one file a part; local or a URI. Parts of a file lie in `NAME.parts` beside it
-            until all are there.
-        part_rows: About so many rows are a part, the unit of work and of resuming; a row group is never parted.
+        out: Local path or URI of a file that ends in `.parquet`, or of a folder for one file per part. The parts of a single file are in
+            `NAME.parts` next to it until all are made.
+        part_rows: About how many rows a part has, the unit of work and of resuming; a row group is never split.
 
     Raises:
-        UsageError: the data set cannot be indexed, or other features are at `out`.
-        TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be decoded; what was made stays.
+        UsageError: the data set cannot be indexed, or `out` has other features.
+        TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be decoded; parts that were made stay.
     """
     if part_rows < 1:
-        raise UsageError(f"parts of {part_rows} rows cannot be made; give at least 1")
+        raise UsageError(f"part_rows={part_rows}: a part needs at least 1 row")
     index = build_index(data)
     plan = EmbeddingPlan.of(index, encoder.facts, part_rows)
     is_file = is_one_file(out)
@@ -140,7 +140,7 @@ def _make(
     pool: ActorPoolConfig,
     show_progress: bool,
 ) -> list[int]:
-    """Make and write the parts; returns the rows of the data set that each covers."""
+    """Make and write the parts; returns how many rows of the data set each covers."""
     parts = parts_of(index, plan.part_rows)
     rows = [int(index.group_rows[groups].sum()) for groups in parts]
     keeper = keep(encoder_bytes(encoder))
@@ -173,5 +173,5 @@ def _result(out: str, plan: EmbeddingPlan, made: list[int], seconds: float, quar
 
 
 def _beside(path: str, ending: str) -> str:
-    """The path with an ending behind its name; a URI keeps its options."""
+    """The path with an ending added to its name; a URI keeps its options."""
     return storage.join(storage.parent(path), storage.name_of(path) + ending)

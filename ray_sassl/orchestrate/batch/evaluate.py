@@ -52,7 +52,7 @@ DETECT = "detect"
 
 @dataclass(frozen=True)
 class DetectionData:
-    """Detection has found its data set."""
+    """Event: detection has found its data set."""
 
     train: DetectionSet
     test: DetectionSet
@@ -60,7 +60,7 @@ class DetectionData:
 
 @dataclass(frozen=True)
 class DetectionReport:
-    """What a detector's training has logged: losses with their `step`, AP with its `measured_step`, or how many images it has `tested`."""
+    """Event: a detector's training reports losses with their `step`, AP with its `measured_step`, or how many images it has `tested`."""
 
     values: dict[str, float]
 
@@ -89,29 +89,30 @@ def evaluate(
     progress: Progress = no_progress,
     watch: Watch = lambda event: None,
 ) -> EvaluationResult:
-    """Evaluate the encoder of a run, and write the scores beside it. If one of several protocols fails, the others go on.
+    """Evaluate the encoder of a run and write the scores to the run directory. If one of several protocols fails, the others continue.
 
     Args:
-        run: A run directory, whose newest checkpoint is taken, or a checkpoint.
-        protocols: Names, or configs for other settings than the defaults; "all" is every protocol whose images are there, and detection.
-        train: Labeled images to fit on; not given: those of the run's config.
-        test: Labeled images to measure on; likewise.
+        run: A checkpoint, or a run directory, whose newest checkpoint is used.
+        protocols: Names, or configs for other settings than the defaults; "all" is every protocol whose images are available, and
+            detection.
+        train: Labeled images to fit on; by default, those of the run's config.
+        test: Labeled images to measure on; by default, those of the run's config.
         overrides: Changes to the run's config, such as `{"evaluate.size_px": 64}`.
         baselines: Whether to evaluate the untrained encoder and raw pixels too.
         skip_absent: Whether a protocol without images is skipped instead of being an error.
-        detect_on: A data set in VOC's form to detect on as well; for "all", `VOCdevkit` in the data folder if not given.
-        detection: The settings for it.
-        out: The folder for the results; not given: `evaluation/step-NUMBER` of the run.
-        keep_features: Whether features are kept beside the run, and those that are there are used.
-        actors: How many work side by side on a cluster; not given: this process, unless there is a cluster or more than one GPU.
-        actor_cpus: CPUs of an actor.
-        actor_gpus: GPUs of an actor; not given: one if the cluster has any.
-        address: Of a Ray cluster; not given: RAY_ADDRESS, or this machine.
-        progress: Shows how far the work on features is.
-        watch: Is called as the work goes on.
+        detect_on: A data set in VOC's form to detect on as well; for "all", by default, `VOCdevkit` in the data folder.
+        detection: Settings of detection.
+        out: The folder for the results; by default, `evaluation/step-NUMBER` of the run.
+        keep_features: Whether to save features in the run directory, and to use those that were saved.
+        actors: Number of actors; by default, this process does the work unless there is a cluster or more than one GPU.
+        actor_cpus: CPUs per actor.
+        actor_gpus: GPUs per actor; by default, one if the cluster has any.
+        address: Address of a Ray cluster; by default, RAY_ADDRESS or this machine.
+        progress: Shows the progress of computing features.
+        watch: Is called with each event.
 
     Raises:
-        UsageError: there is no checkpoint, a protocol or its images are not there, or the only protocol fails with one.
+        UsageError: there is no checkpoint, a protocol or its images are missing, or the only protocol fails with one.
     """
     run = os.fspath(run)
     checkpoint = find_checkpoint(run)
@@ -142,13 +143,13 @@ def evaluate(
             result.failures[DETECT] = in_one_line(error)
             watch(Failed(DETECT, error))
     elif protocols == "all":
-        result.skipped[DETECT] = f"there is no VOCdevkit in {data_root()}, and no other data set of VOC's form is given"
+        result.skipped[DETECT] = f"there is no VOCdevkit in {data_root()}, and no other data set in VOC's form is given"
     return result
 
 
 @contextmanager
 def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str | None, progress: Progress) -> Iterator[Workplace]:
-    """Actors if a cluster is named, actors are asked for, or this machine has several GPUs; else this process."""
+    """Actors if a cluster or a number of actors is given or this machine has several GPUs; else this process."""
     if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
         yield LocalWorkplace(progress=progress)
         return
@@ -164,7 +165,7 @@ def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str
 
 
 def voc_folder() -> str | None:
-    """The data set that detection takes if none is given: `VOCdevkit` in the data folder, or None if it is not there."""
+    """The default data set of detection: `VOCdevkit` in the data folder, or None if that does not exist."""
     folder = storage.join(data_root(), "VOCdevkit")
     return folder if storage.exists(folder) else None
 
@@ -181,21 +182,22 @@ def detect(
     address: str | None = None,
     watch: Watch = lambda event: None,
 ) -> EvaluationResult:
-    """Fine-tune the encoder of a run as a detector, and write its average precision, its detections and figures beside the run.
+    """Fine-tune the encoder of a run as a detector, and write its average precision, its detections and figures to the run directory.
 
     Args:
-        run: A run directory, whose newest checkpoint is taken, or a checkpoint.
-        data: A folder of PASCAL VOC's form.
-        settings: Of the training; not given: the defaults.
+        run: A checkpoint, or a run directory, whose newest checkpoint is used.
+        data: A folder in PASCAL VOC's form.
+        settings: Settings of the training.
         baselines: Whether to train the untrained encoder too.
-        out: The folder for the results; not given: `evaluation/step-NUMBER` of the run.
-        workers: How many; 0: this process. Not given: one per GPU of a cluster or of this machine if it has several; else 0.
-        worker_cpus: CPUs of a worker.
-        address: Of a Ray cluster; not given: RAY_ADDRESS, or this machine.
-        watch: Is called as the work goes on.
+        out: The folder for the results; by default, `evaluation/step-NUMBER` of the run.
+        workers: Number of workers; 0 trains in this process. By default, one per GPU of a cluster, or of this machine if it has several;
+            else 0.
+        worker_cpus: CPUs per worker.
+        address: Address of a Ray cluster; by default, RAY_ADDRESS or this machine.
+        watch: Is called with each event.
 
     Raises:
-        UsageError: there is no checkpoint or no such data set, or an encoder or an image does not allow it.
+        UsageError: there is no checkpoint, the data set cannot be used, or the encoder cannot be a detector's backbone.
     """
     from ray_sassl.evaluation.detection.average_precision import check_installed
     from ray_sassl.evaluation.detection.report import detections_table, evaluation_of
@@ -245,7 +247,7 @@ def detect(
 def _detection_place(
     workers: int | None, worker_cpus: float, address: str | None, watch: Watch
 ) -> Iterator[Callable[[DetectionJob], DetectionResult]]:
-    """What trains and tests a detector: in this process, or as a job on the workers of a cluster."""
+    """The function that trains and tests a detector, in this process or as a job on the workers of a cluster."""
 
     def report(values: dict[str, float]) -> None:
         watch(DetectionReport(values))

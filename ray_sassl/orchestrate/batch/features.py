@@ -1,8 +1,8 @@
-"""The workplace of an evaluation that is a pool of Ray actors. Ray must have been initialized.
+"""An evaluation's work on a pool of Ray actors. Ray must have been initialized.
 
-Each actor holds the encoder. The actors take portions of row groups to compute features of, portions of an epoch's order of crops, or whole
-tasks with other data sets; what an actor was doing when it died is done again by its successor. A job is sent as a reference that each
-actor resolves once: an argument of the actor's constructor would be lost with the node that holds it.
+Each actor has the encoder. It computes features of some row groups, features of a portion of an epoch's crops, or a whole task with another
+data set. The successor of an actor that dies does its work again. A job is sent as a reference that each actor resolves once: an argument
+of the actor's constructor would be lost with the node that holds it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ray_sassl.pipeline import OnBad
 
 
 class EvaluationWorker:
-    """One actor with the job that it works on.
+    """One actor with its job.
 
-    The job's reference comes in a list, so that Ray does not fetch the job at each call.
+    The job's reference is passed in a list, so that Ray does not fetch the job at each call.
     """
 
     def __init__(self, num_cpus: float, num_gpus: float) -> None:
@@ -63,7 +63,7 @@ class EvaluationWorker:
 
 
 class EvaluationPool(Workplace):
-    """Actors that serve all jobs of an evaluation; they are started when there is work for them."""
+    """Actors that do all jobs of an evaluation; they are started when there is work for them."""
 
     is_remote = True
 
@@ -108,7 +108,7 @@ class EvaluationPool(Workplace):
         return [found[number] for number in items]
 
     def _workers_for(self, num_items: int) -> list[ActorHandle]:
-        """The actors; more of them are started if there is work for more."""
+        """The actors. If there is work for more of them, more are started."""
         missing = min(num_wanted(self._config), num_items) - len(self._workers)
         if missing > 0:
             config = self._config.model_copy(update={"num_actors": missing})
@@ -119,6 +119,6 @@ class EvaluationPool(Workplace):
 
 @contextmanager
 def evaluation_pool(config: ActorPoolConfig, progress: Progress = no_progress) -> Iterator[EvaluationPool]:
-    """A pool whose actors end with the block."""
+    """A pool of actors, which end with the block."""
     with ExitStack() as until_the_end:
         yield EvaluationPool(config, until_the_end, progress)

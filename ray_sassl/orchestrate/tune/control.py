@@ -1,5 +1,5 @@
-"""One small actor a study, whose process never imports torch: carries the stop request to the trials, their progress to the terminal, and
-knows whose folder each trial's is."""
+"""One small actor per study, whose process never imports torch. It carries the stop request to the trials and their progress to the
+terminal, and records which actor owns each trial's folder."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class StudyControl:
         return progress
 
     def take(self, number: int, actor: ActorHandle) -> ActorHandle | None:
-        """Make the actor the owner of the trial's folder; where another one is, nothing is changed, and it is returned."""
+        """Make the actor the owner of the trial's folder. If another actor is the owner, return that one and change nothing."""
         owner = self._owners.setdefault(number, actor)
         return None if owner == actor else owner
 
     def leave(self, number: int, actor: ActorHandle) -> None:
-        """The actor is the owner no more. Its handle is not kept, since Ray ends an actor when nobody holds one."""
+        """End the actor's ownership. Its handle is dropped, since Ray ends an actor only when nobody holds a handle."""
         if self._owners.get(number) == actor:
             del self._owners[number]
 

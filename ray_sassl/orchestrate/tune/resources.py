@@ -13,14 +13,14 @@ from ray_sassl.study.record import StudyConfig
 
 _RESOURCES = ("CPU", "GPU")
 _OF_A_LAUNCHER = {"memory": 64.0 * 2**20}
-"""What the actor of a trial holds whose run has workers of its own: it must hold something, and CPUs are for the workers."""
+"""What a trial's actor holds if its run has workers of its own: Ray wants it to hold something, and the CPUs are for the workers."""
 
 
 def trial_needs(config: ExperimentConfig, *, is_alone: bool) -> list[Need]:
-    """What a trial holds at once, in words and by resource. The actor that launches the run takes nothing.
+    """What a trial holds at once, in words and by resource. The actor that launches the run needs no CPU or GPU.
 
     Args:
-        is_alone: No other trial runs beside it, so that its pool of stylizers cannot grow into what another one waits for.
+        is_alone: Whether no other trial runs at the same time. Then its pool of stylizers cannot take what another trial waits for.
     """
     use_gpu = uses_gpu(config) if config.scaling.num_workers else bool(config.scaling.use_gpu is not False and offered("GPU") >= 1)
     if config.scaling.num_workers == 0:
@@ -36,14 +36,14 @@ def trial_needs(config: ExperimentConfig, *, is_alone: bool) -> list[Need]:
 
 
 def num_concurrent(study: StudyConfig) -> int:
-    """How many trials run at once: as many as the cluster has room for, or fewer where the study says so.
+    """How many trials run at once: as many as the cluster has room for, or fewer if the study says so.
 
-    Where the cluster grows and nobody knows how far, it is as many as the nodes have room for that are up, at least one, or as many as the
-    study says: trials that start and find no stylizers would wait for one another.
+    If the cluster can grow without a known limit, the number is what the study says, or else what fits on the present nodes, but at least
+    one: trials that start and find no stylizers would wait for one another.
 
     Raises:
-        ResourcesError: not one trial fits, or not as many as are asked for or as the scheduler needs; trials would wait for one another for
-            ever. The message has the sum.
+        ResourcesError: no trial fits, or fewer fit than the study or the scheduler asks for; trials would wait for one another forever. The
+            message has the sum.
     """
     room = _room(study.base, offered, is_alone=False) or (1 if _room(study.base, offered, is_alone=True) else 0)
     if room == 0:
@@ -51,7 +51,7 @@ def num_concurrent(study: StudyConfig) -> int:
     population = study.scheduler == "pbt" and study.base.scaling.num_workers > 0
     wanted = study.num_trials if population else study.max_concurrent or 1
     if wanted > room:
-        why = f"population based training keeps all {wanted} trials going at once. " if population else ""
+        why = f"population based training runs all {wanted} trials at once. " if population else ""
         raise ResourcesError(why + _sum(study.base, wanted, is_alone=False, option="--trials" if population else "--max-concurrent"))
     if room == math.inf:
         room = study.num_trials if population else max(1, _room(study.base, present, is_alone=False))
@@ -59,7 +59,7 @@ def num_concurrent(study: StudyConfig) -> int:
 
 
 def actor_resources(config: ExperimentConfig) -> dict[str, float]:
-    """What the trial's actor holds itself: everything where the run takes place in it."""
+    """What the trial's actor holds itself: everything if the run takes place in it."""
     if config.scaling.num_workers:
         return _OF_A_LAUNCHER
     need, *_ = trial_needs(config, is_alone=True)
@@ -67,7 +67,7 @@ def actor_resources(config: ExperimentConfig) -> dict[str, float]:
 
 
 def _room(config: ExperimentConfig, amount_of: Callable[[str], float], *, is_alone: bool) -> float:
-    """For how many trials such amounts of each resource suffice, maybe for any number."""
+    """For how many trials these amounts of each resource suffice; may be infinite."""
     needs = trial_needs(config, is_alone=is_alone)
     totals = {name: sum(need.total(name) for need in needs) for name in _RESOURCES}
     room = min(amount_of(name) / total for name, total in totals.items() if total)
@@ -83,6 +83,6 @@ def _sum(config: ExperimentConfig, count: int, *, is_alone: bool, option: str = 
             lines += [f"    {need.total(name):g} for {need.what}" for need in needs if need.total(name)]
     trials = "trial needs" if count == 1 else "trials at once need"
     return (
-        f"{count} {trials} more than the cluster can offer, so the search would wait for ever:\n" + "\n".join(lines) + "\n"
+        f"{count} {trials} more than the cluster can offer, so the search would wait forever:\n" + "\n".join(lines) + "\n"
         f"Lower {option}, ask for less in scaling and stream (a share of a CPU is allowed), or use a larger cluster."
     )

@@ -1,4 +1,4 @@
-"""Tune's schedulers with a study's settings, and what they are told of the trials of an earlier session."""
+"""Tune's schedulers with a study's settings, and the replay of trials of an earlier session to them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build_scheduler(study: StudyConfig, evaluations: int) -> TrialScheduler:
     """The study's scheduler; it looks at the first objective.
 
     Args:
-        evaluations: Of a whole trial.
+        evaluations: How many evaluations a whole trial has.
 
     Raises:
         UsageError: the scheduler cannot work with this space.
@@ -52,7 +52,7 @@ def build_scheduler(study: StudyConfig, evaluations: int) -> TrialScheduler:
 
 
 def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> TrialScheduler:
-    """Population based training over the numbers of the space that are always there (Jaderberg et al. 2017, arXiv 1711.09846)."""
+    """Population based training over the numbers of the space that have no condition (Jaderberg et al. 2017, arXiv 1711.09846)."""
     movable = {
         dimension.name: dimension
         for parameter in study.space.parameters
@@ -61,7 +61,7 @@ def _population(study: StudyConfig, seen: dict[str, Any], interval: int) -> Tria
         if dimension.choices is None
     }
     if not movable:
-        raise UsageError("scheduler pbt changes numbers, and the space has none without a condition; take asha, median or fifo")
+        raise UsageError("scheduler pbt changes numbers, and the space has none without a condition; use asha, median or fifo")
     if study.num_trials < 2:
         raise UsageError("scheduler pbt needs a population: --trials of 2 or more")
 
@@ -87,7 +87,7 @@ class _Draws:
 
     @contextmanager
     def in_place_of_global_ones(self) -> Iterator[None]:
-        """Draws in this block go on where the last block ended; afterward the global generators are as they were."""
+        """Draws in this block continue those of the last block; afterward the global generators are as they were before."""
         before = random.getstate(), np.random.get_state()
         _set_global(self._states)
         try:
@@ -116,7 +116,7 @@ class _Halving(AsyncHyperBandScheduler):
 
 
 class _Median(MedianStoppingRule):
-    """Tune's, except that a trial's last report need not be an evaluation: an interrupted run ends without one."""
+    """Tune's, except that a trial's last report may lack an evaluation: an interrupted run ends without one."""
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
         if self._time_attr in result and self._metric in result:
@@ -124,8 +124,8 @@ class _Median(MedianStoppingRule):
 
 
 class _Population(PopulationBasedTraining):
-    """Tune's, except that the first points may come from a searcher, and that a trial that continues from another trial's checkpoint keeps
-    its own number, and so its own folder."""
+    """Tune's, except that the first points may come from a searcher, and that a trial keeps its own number, and so its own folder, when it
+    continues from another trial's checkpoint."""
 
     def __init__(self, draws: _Draws, **options: Any) -> None:
         super().__init__(**options)
@@ -144,7 +144,7 @@ class _Population(PopulationBasedTraining):
 
 
 def _anew(dimension: Dimension) -> Any:
-    """Tune's word for a fresh draw from the dimension."""
+    """Tune's form of a fresh draw from the dimension."""
     if dimension.is_int:
         return (tune.lograndint if dimension.is_log else tune.randint)(int(dimension.low), int(dimension.high) + 1)
     return (tune.loguniform if dimension.is_log else tune.uniform)(dimension.low, dimension.high)
@@ -159,22 +159,22 @@ class _EarlierTrial:
 
 
 def replay(scheduler: TrialScheduler, trials: Sequence[TrialRecord]) -> None:
-    """Let the scheduler see the curves of earlier trials, so that it evaluates later ones by them.
+    """Show the scheduler the curves of earlier trials, so that it compares later ones with them.
 
-    Population based training is left as it is: it compares trials that are there.
+    Population based training gets none: it compares trials that are running.
     """
     for record in trials:
         trial = cast(Any, _EarlierTrial(f"earlier-{record.number}"))
         if isinstance(scheduler, AsyncHyperBandScheduler):
             _replay_rungs(scheduler, trial, record)
         elif isinstance(scheduler, MedianStoppingRule) and record.curve:
-            # Told one by one, it would evaluate these trials, and it takes nothing of one that it has once stopped.
+            # Given results one by one, it would decide about these trials, and it ignores a trial that it has once stopped.
             scheduler._results[trial] += _results(record)
 
 
 def replay_open(scheduler: TrialScheduler, trial_id: str, record: TrialRecord) -> None:
-    """Let successive halving see the earlier curve of a trial that goes on, under the id that it has now, so that it stands at the rungs
-    that it has passed. Its next evaluation would be filed under the last of them else, among values of fewer steps."""
+    """Show successive halving the earlier curve of a trial that continues, under its present id, so that it stands at the rungs that it has
+    passed. Otherwise its next evaluation would be counted for the last of them, among values of fewer steps."""
     if isinstance(scheduler, AsyncHyperBandScheduler):
         _replay_rungs(scheduler, cast(Any, _EarlierTrial(trial_id)), record)
 
@@ -192,7 +192,7 @@ def _results(record: TrialRecord) -> list[dict[str, float]]:
 
 
 class _NoController:
-    """Stands for Tune's controller where there is none to speak of."""
+    """Stands for Tune's controller in calls that do not need one."""
 
     search_alg = None
 

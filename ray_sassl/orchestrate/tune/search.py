@@ -1,7 +1,7 @@
-"""`search(study, study_dir)`: trials of a search space on Ray Tune, with the study's record kept as they go.
+"""`search(study, study_dir)`: run the trials of a search space on Ray Tune and keep the study's record.
 
-Tune starts and stops trials; what is tried next follows from the record alone (`study.searcher`), and so does everything that a resumed
-study needs. Nothing is restored from Tune's own files.
+Tune starts and stops trials. The record alone decides what is tried next (`study.searcher`) and has everything that a resumed study needs.
+Nothing is restored from Tune's own files.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
 _FAILURES_TO_GIVE_UP = 3
-"""Trials that fail at the start of a study before it is given up."""
+"""The study is given up after so many failed trials at its start."""
 _LOGGED = ("loss", "images_per_s", "embedding_std", "effective_rank")
-"""What every run reports beside its scores."""
+"""Metrics that every run reports in addition to its scores."""
 _TUNE_ENVIRONMENT = {
-    # The record is ours; Tune writes no logs of its own, and its snapshots, which nothing reads, seldom.
+    # We keep the record ourselves. Tune writes no logs, and seldom its snapshots, which nothing reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # A trial that is stopped before its first evaluation has no metric.
@@ -76,16 +76,16 @@ _TUNE_ENVIRONMENT = {
 
 @dataclass
 class StudyState:
-    """What the terminal, Tune's searcher and Tune's callback share; each holds the lock while it looks or writes.
+    """What the terminal, Tune's searcher and Tune's callback share; each holds the lock while it reads or writes.
 
     Attributes:
-        trials: By number.
+        trials: Trials by number.
         progress: The newest metrics of running trials, between evaluations.
-        concurrent: Trials at once.
-        evaluations: Of a whole trial.
-        num_earlier: Trials that were there when this search was started.
-        is_stopping: No more trials are started.
-        waiting: What the first trial cannot begin without and the cluster does not have free, in words.
+        concurrent: How many trials run at once.
+        evaluations: How many evaluations a whole trial has.
+        num_earlier: How many trials the study had before this search.
+        is_stopping: Whether no more trials are started.
+        waiting: The resources that the first trial waits for, in words.
     """
 
     study: StudyConfig
@@ -108,7 +108,7 @@ class StudyState:
 
 
 Watch = Callable[[StudyState], None]
-"""Is shown the study several times a second, in the main thread."""
+"""Is called with the study several times a second, in the main thread."""
 
 
 def search(
@@ -120,20 +120,20 @@ def search(
     watch: Watch = lambda state: None,
     run: Pretrain = pretrain,
 ) -> StudyState:
-    """Run the study's trials; the record is the study directory.
+    """Run the study's trials and record them in the study directory.
 
-    The first Ctrl-C, or the end of the time budget, stops the running trials with a checkpoint each, to be continued with `resume`.
+    The first Ctrl-C, or the end of the time budget, stops the running trials. Each saves a checkpoint, from which `resume` continues.
 
     Args:
         study: The whole study.
-        study_dir: Local path or pyarrow filesystem URI; on a cluster of several nodes all of them must reach it.
-        resume: Go on with the study that is there: finished trials are kept, open ones continued.
-        address: Of a running Ray cluster.
-        watch: For showing progress.
-        run: Does one trial; for simulations.
+        study_dir: Local path or pyarrow filesystem URI; all nodes of a cluster must have access to it.
+        resume: Whether to continue the study in the directory: finished trials are kept, open ones continued.
+        address: Address of a running Ray cluster.
+        watch: Shows progress.
+        run: Runs one trial; simulations replace it.
 
     Raises:
-        UsageError: space, data, directory or cluster do not allow the study, and nothing was run; or the first trials all failed alike.
+        UsageError: the space, data, directory or cluster do not allow the study, and nothing was run; or the first trials all failed.
     """
     study_dir = absolute(study_dir)
     study = study.model_copy(update={"base": with_absolute_paths(study.base)})
@@ -150,7 +150,7 @@ def search(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with ray_session(address):
         state.concurrent = num_concurrent(study)
-        # Tune would start one actor after the other; how many there may be is for `RecordSearcher` to say.
+        # Otherwise Tune would start one actor after the other; `RecordSearcher` limits how many there are.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(state.concurrent)
         control = start_control()
         keepers = {config.name: keeper for config in stylizers if (keeper := keep_weights(config)) is not None}
@@ -165,7 +165,7 @@ def search(
                     name="tune",
                     storage_path=folder if is_one_machine() else storage.join(study_dir, ".tune"),
                     failure_config=tune.FailureConfig(max_failures=study.retries),
-                    # Else a trial that is stopped would train on until its run's next checkpoint.
+                    # Otherwise a stopped trial would train on until its run's next checkpoint.
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     callbacks=[RecordKeeper(state)],
                     verbose=0,
@@ -177,27 +177,30 @@ def search(
                 write_tables(study, study_dir, state.records)
     if reason := too_many_failures(state):
         raise UsageError(
-            f"the first {_FAILURES_TO_GIVE_UP} trials failed before their first evaluation, so no more were started; the last one: {reason}"
+            f"the first {_FAILURES_TO_GIVE_UP} trials failed before their first evaluation, so no more were started; the last one failed "
+            f"with: {reason}"
         )
     return state
 
 
 def _check(study: StudyConfig) -> list[StylizerConfig]:
-    """See that the study can be run at all; returns the stylizers that its trials may have, whose weights are here."""
+    """Check that the study can be run; returns the stylizers that its trials may have, whose weights are on this machine."""
     for goal in study.goals:
         _check_is_measured(goal.metric, study.base)
     check_evaluation(without_test(study.base))
     if study.scheduler == "pbt" and study.searcher == "grid":
-        raise UsageError("scheduler pbt moves its population; take searcher random or optuna")
+        raise UsageError(
+            "scheduler pbt changes the trials that are running, so it cannot work through a grid; use searcher random or optuna"
+        )
     if study.scheduler == "pbt" and study.max_concurrent is not None and study.max_concurrent < study.num_trials:
         raise UsageError(
-            f"population based training keeps all {study.num_trials} trials going, not {study.max_concurrent} at once; lower --trials, or "
-            "leave --max-concurrent away"
+            f"population based training runs all {study.num_trials} trials at once, not {study.max_concurrent}; lower --trials, or omit "
+            "--max-concurrent"
         )
     if study.searcher == "hyperband-bayes" and len(study.goals) > 1:
         raise UsageError(
-            f"searcher hyperband-bayes learns from one objective, at several budgets, and {len(study.goals)} are given; leave one "
-            "--objective, or take --searcher optuna for several"
+            f"searcher hyperband-bayes learns from one objective at several budgets, but {len(study.goals)} are given; keep one "
+            "--objective, or use --searcher optuna for several"
         )
     stylizers = {config.stylize.name: config.stylize for config in study.space.check(study.base)}
     for stylizer in stylizers.values():
@@ -210,14 +213,14 @@ def _check_is_measured(metric: str, config: ExperimentConfig) -> None:
     scores = {f"{name}_top1": name for name in ONLINE_SCORES}
     if metric.removeprefix("test_") in scores and metric not in scores:
         raise UsageError(
-            f"{metric} is measured on the test images, and what is chosen by them scores too well on them; a search chooses by "
+            f"{metric} is measured on the test images, and a config that is chosen by them scores too well on them; use "
             f"{metric.removeprefix('test_')}, which is measured on evaluate.validation"
         )
     if metric in scores:
         if evaluate.train is None:
             raise UsageError(
-                f"{metric} is measured on labeled images: set evaluate.train, as in 'evaluate.train={{path: FOLDER}}'; a share of them, or "
-                "evaluate.validation, is what trials are scored on"
+                f"{metric} is measured on labeled images: set evaluate.train, as in 'evaluate.train={{path: FOLDER}}'; trials are scored "
+                "on evaluate.validation, or on a share of evaluate.train without it"
             )
         if evaluate.online not in (scores[metric], "both"):
             raise UsageError(
@@ -240,7 +243,7 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
     def look(is_running: bool) -> None:
         if is_running:
             if budget is not None and not state.is_stopping and time.monotonic() - state.began > budget:
-                log.warning("The time budget is used up: stopping the running trials, with a checkpoint each.")
+                log.warning("The time budget is used up: the running trials save a checkpoint and stop.")
                 stop()
             progress = cast(dict[int, dict[str, float]], ray.get(control.progress.remote()))
             with state.lock:
@@ -252,12 +255,12 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
     with on_interrupt(stop):
         error = run_watched(tuner.fit, look, every_s=_LOOK_EVERY_S)
     if error is not None:
-        raise UsageError(f"the search ended by an error of Ray Tune: {reason_of(error)}") from error
+        raise UsageError(f"an error of Ray Tune ended the search: {reason_of(error)}") from error
 
 
 def too_many_failures(state: StudyState) -> str | None:
-    """The last reason, where the first trials of this search have all failed before their first evaluation, and no other one has come to
-    its own: more would fare no better."""
+    """The last reason if the first trials of this search all failed before their first evaluation and no other trial has one: more would
+    fail too."""
     trials = state.records[state.num_earlier :]
     first = trials[:_FAILURES_TO_GIVE_UP]
     if len(first) == _FAILURES_TO_GIVE_UP and all(trial.state == "failed" for trial in first) and not any(trial.curve for trial in trials):
@@ -266,8 +269,8 @@ def too_many_failures(state: StudyState) -> str | None:
 
 
 class RecordSearcher(Searcher):
-    """Hands Tune the open trials of an earlier session first, whose curves it shows the scheduler, then new ones as `study.searcher`
-    suggests them."""
+    """Gives Tune the open trials of an earlier session first, and their curves to the scheduler, then the new trials that `study.searcher`
+    suggests."""
 
     def __init__(self, state: StudyState, scheduler: TrialScheduler) -> None:
         super().__init__()
@@ -283,9 +286,9 @@ class RecordSearcher(Searcher):
         with state.lock:
             if state.is_stopping:
                 return Searcher.FINISHED
-            if too_many_failures(state):  # for good, unless one that is running does better
+            if too_many_failures(state):  # finished, unless a running trial does better
                 return None if self._live else Searcher.FINISHED
-            # A population is there as a whole; Tune lets its members take turns.
+            # A population must exist as a whole; Tune lets its members take turns.
             if study.scheduler != "pbt" and len(self._live) >= state.concurrent:
                 return None
             if self._open:
@@ -312,17 +315,17 @@ class RecordSearcher(Searcher):
             self._live.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the record is the state."""
+        """Do nothing: the record is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the record is the state."""
+        """Do nothing: the record is the state."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class RecordKeeper(Callback):
-    """Writes what Tune hears of the trials into the record."""
+    """Writes what the trials report to Tune into the record."""
 
     def __init__(self, state: StudyState) -> None:
         self._state = state
@@ -358,7 +361,7 @@ class RecordKeeper(Callback):
             metrics = {name: float(value) for name, value in result.items() if _is_metric(name, value)}
             number = result.get(EVALUATION)
             if number is not None and all(goal.metric in metrics for goal in self._state.study.goals[:1]):
-                # A retried or resumed trial repeats what came after its checkpoint.
+                # A retried or resumed trial repeats the evaluations after its checkpoint.
                 record.curve = [e for e in record.curve if e.number < number] + [Evaluation(int(number), metrics, record.wall_s)]
             self._write(record)
 
@@ -369,7 +372,7 @@ class RecordKeeper(Callback):
             record.moves.append({"evaluation": result.get(EVALUATION), "donor": trial.config.get("donor"), "point": point})
 
     def _note_cost(self, record: TrialRecord, result: dict[str, Any]) -> None:
-        """Costs are those of the present attempt, and smaller than at the last look where that is a new one."""
+        """Reported costs are those of the present attempt, so smaller costs than at the last report mean a new attempt."""
         now = (result["attempt_wall_s"], result["attempt_cpu_s"] or 0.0)
         earlier = self._earlier_s.setdefault(record.number, (record.wall_s, record.cpu_s or 0.0))
         last = self._last_s.get(record.number, (0.0, 0.0))
@@ -387,7 +390,7 @@ class RecordKeeper(Callback):
                 record.state, record.reason = "stopped", _stopped_by(self._state.study.scheduler, len(record.curve))
             else:
                 record.state, record.reason = (
-                    ("finished", None) if ended == "finished" else ("interrupted", "before its end; --resume continues it")
+                    ("finished", None) if ended == "finished" else ("interrupted", "before it finished; --resume continues it")
                 )
             self._end(record)
 
@@ -414,5 +417,5 @@ def _is_metric(name: str, value: Any) -> bool:
 
 
 def _error_of(trial: Trial) -> str:
-    """Why the trial failed last; Tune's copy of this in its storage comes later than we are told."""
+    """Why the trial failed last; Tune copies this to its storage only after it calls us."""
     return reason_of(Path(trial.error_file).read_text() if trial.error_file else None)

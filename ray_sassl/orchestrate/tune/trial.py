@@ -1,8 +1,8 @@
-"""One trial of a search: a whole pretraining run of the main job, in the trial's own actor, which reports at each evaluation.
+"""One trial of a search: a whole pretraining run in the trial's own actor, which reports at each evaluation.
 
-The run goes on in a thread while Tune decides; when Tune ends the trial, the run is asked to stop as by Ctrl-C, so its workers and their
-resources are given back in order and its checkpoint is left. (A Ray Train job whose driver is killed keeps its placement group until the
-state API is asked to remove it.)
+The run continues in a thread while Tune decides. When Tune ends the trial, the run is asked to stop as by Ctrl-C, so it saves a checkpoint
+and releases its workers and their resources. (A Ray Train job whose driver is killed keeps its placement group until the state API is asked
+to remove it.)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ENDED = "ended"
 """How a trial's run ended by itself: `finished`, or `interrupted` after a stop request to the whole study."""
 
 Pretrain = Callable[..., RunResult]
-"""`launch.pretrain`, or what stands for it in simulations."""
+"""`launch.pretrain`, or what replaces it in simulations."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TrialSpec:
         num_rows: Rows of the data set.
         control: The study's `StudyControl`.
         pretrain: Runs one config.
-        keepers: By the stylizer's name, what has its weights for nodes without them.
+        keepers: Actors by stylizer's name that hold its weights for nodes without them.
     """
 
     study_yaml: str
@@ -71,8 +71,11 @@ class TrialSpec:
         return model_from_yaml(StudyConfig, self.study_yaml, "the study")
 
     def config(self, point: Point) -> ExperimentConfig:
-        """The trial's experiment. A run in the trial's process keeps to the CPUs that were reserved for it; population based training
-        exchanges checkpoints of evaluations. No trial looks at the test images, so that none is chosen by them."""
+        """The trial's experiment.
+
+        A run in the trial's process uses only the CPUs that are reserved for it. Population based training exchanges checkpoints, so it
+        needs one at each evaluation. No trial uses the test images, so that none is chosen by them.
+        """
         config = self.study.space.config(self.study.base, point)
         scaling, train = config.scaling, config.train
         if scaling.num_workers == 0 and scaling.threads_per_worker is None:
@@ -88,8 +91,8 @@ class TrialRun:
     Args:
         config: The trial's experiment.
         num_rows: Rows of the data set.
-        should_stop: Asked now and then: whether the whole study is to stop.
-        on_progress: Is shown the metrics between evaluations.
+        should_stop: Whether the whole study is to stop; called now and then.
+        on_progress: Is called with the metrics between evaluations.
     """
 
     def __init__(
@@ -127,13 +130,13 @@ class TrialRun:
             if "images_per_s" in report:
                 self._speeds.append(report["images_per_s"])
             self._on_progress(dict(self._latest))
-            if (number := int(report.get(EVALUATION, 0))) > self._evaluated:  # workers that were started again repeat some
+            if (number := int(report.get(EVALUATION, 0))) > self._evaluated:  # restarted workers repeat some
                 self._evaluated = number
                 speed = {"images_per_s": statistics.median(self._speeds)} if self._speeds else {}
                 self._update.put(self._latest | speed | self._cost())
 
     def _cost(self) -> dict[str, Any]:
-        """Work of this attempt so far; CPU time where all of it is done in this process."""
+        """Work of this attempt so far; with CPU time if all of it is done in this process."""
         cpu_s = time.process_time() - self._cpu_began if self.config.scaling.num_workers == 0 else None
         return {"attempt_wall_s": time.monotonic() - self._began, "attempt_cpu_s": cpu_s}
 
@@ -164,17 +167,17 @@ class TrialRun:
                     self._stop.set()
 
     def has_checkpoint(self) -> bool:
-        """Whether the checkpoint of the last evaluation is there, or never will be."""
+        """Whether the checkpoint of the last evaluation exists, or never will."""
         return not self._thread.is_alive() or any(step >= self.evaluated_step for step, _ in whole_checkpoints(self.run_dir))
 
     def end(self) -> None:
-        """Stop the run at its next step, with a checkpoint, and wait for it."""
+        """Stop the run at its next step, where it saves a checkpoint, and wait for it."""
         self._stop.set()
         self._thread.join()
 
 
 class PretrainTrial(tune.Trainable):
-    """A trial as Tune drives it: each `step` is one evaluation. The actor is used again for later trials, which saves its start."""
+    """A trial as Tune drives it: each `step` is one evaluation. Later trials use the same actor, which saves its start."""
 
     def setup(self, config: dict[str, Any], spec: TrialSpec | None = None) -> None:
         assert spec is not None
@@ -207,16 +210,16 @@ class PretrainTrial(tune.Trainable):
             self._is_owner = False
 
     def give_way(self, number: int) -> None:
-        """End the trial's run if it is here: another actor is to go on with it."""
+        """End the trial's run if it is in this actor: another actor is to continue it."""
         if number == self._number:
             self.cleanup()
 
     def _own(self) -> None:
-        """Wait until no other actor has a run in the trial's folder: when a member of a population is moved, Tune starts an actor for it
-        beside the one that is stopping.
+        """Wait until no other actor has a run in the trial's folder: when Tune moves a member of a population, it starts a new actor for it
+        while the old one is still stopping.
 
         Raises:
-            GetTimeoutError: the other one does not end.
+            GetTimeoutError: the other run does not end.
         """
         control, deadline = self._spec.control, time.monotonic() + _SAVE_TIMEOUT_S
         while (owner := cast(Any, ray.get(control.take.remote(self._number, _this_actor())))) is not None:
@@ -224,7 +227,7 @@ class PretrainTrial(tune.Trainable):
                 ray.get(owner.give_way.remote(self._number), timeout=max(0.0, deadline - time.monotonic()))
             except ActorDiedError:
                 ray.get(control.leave.remote(self._number, owner))
-            except ActorUnavailableError:  # dead or not, which Ray does not know yet
+            except ActorUnavailableError:  # Ray does not know yet whether it is dead
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_LOOK_EVERY_S)
@@ -236,12 +239,12 @@ class PretrainTrial(tune.Trainable):
             self._own()
         run_dir = trial_dir(spec.study_dir, self._number)
         index, shared = storage.join(run_dir, INDEX), storage.join(spec.study_dir, INDEX)
-        if not storage.exists(index) and storage.exists(shared):  # the data are listed and opened once for the whole study
+        if not storage.exists(index) and storage.exists(shared):  # the data set is indexed once for the whole study
             storage.write_bytes(index, storage.read_bytes(shared))
         number, config = self._number, spec.config(self._point)
         config_file = storage.join(run_dir, CONFIG)
         if spec.study.scheduler == "pbt" and storage.exists(config_file):
-            # A move may have been cut off on either side: its checkpoint is gone, or the record has not heard of its point.
+            # A move may have been interrupted: either its checkpoint is lost, or its point is not in the record yet.
             storage.write_text(config_file, to_yaml(config))
         receive_weights(config.stylize, spec.keepers.get(config.stylize.name))
         return TrialRun(
@@ -254,7 +257,7 @@ class PretrainTrial(tune.Trainable):
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Where a copy of the run's newest checkpoint is; population based training hands it to another trial."""
+        """Copy the run's newest checkpoint, for population based training to give to another trial; returns its place."""
         run_dir = trial_dir(self._spec.study_dir, self._number)
         if self._run is not None:
             deadline = time.monotonic() + _SAVE_TIMEOUT_S
@@ -272,12 +275,12 @@ class PretrainTrial(tune.Trainable):
         return {"number": self._number, "checkpoint": copy}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Go on from another trial's checkpoint; a trial's own are in its run directory."""
+        """Continue from another trial's checkpoint; a trial's own checkpoints are in its run directory."""
         self.cleanup()
         if not checkpoint or checkpoint["number"] == self._number or not checkpoint["checkpoint"]:
             return
         if not storage.exists(storage.join(checkpoint["checkpoint"], MANIFEST)):
-            return  # a retry, long after the exchange: the trial has newer ones of its own
+            return  # a retry long after the exchange: the trial has newer checkpoints of its own
         self._own()
         run_dir = trial_dir(self._spec.study_dir, self._number)
         storage.remove(storage.join(run_dir, "checkpoints"))
@@ -286,7 +289,7 @@ class PretrainTrial(tune.Trainable):
 
 
 def without_test(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment of a run that does not look at the test images."""
+    """The experiment without the evaluation on test images."""
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"final_test": False})})
 
 
@@ -295,15 +298,14 @@ def _this_actor() -> ActorHandle:
 
 
 def _give_back_memory() -> None:
-    """Hand freed memory back to the system, which glibc keeps for each thread otherwise: some 500 MB a trial in an actor that is used
-    again."""
+    """Return freed memory to the system. Otherwise glibc keeps it for each thread: some 500 MB per trial in an actor that is used again."""
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
 def copy_folder(source: str, target: str) -> None:
-    """Copy a checkpoint's files, its manifest last, so that it is whole once that is there."""
+    """Copy a checkpoint's files, the manifest last, so that a copy with a manifest is complete."""
     entries = sorted(storage.list_dir(source), key=lambda entry: storage.name_of(entry.path) == MANIFEST)
     for entry in entries:
         storage.write_bytes(storage.join(target, storage.name_of(entry.path)), storage.read_bytes(entry.path))

@@ -1,4 +1,4 @@
-"""How many trials fit, and searches that would wait for ever."""
+"""How many trials fit, and searches that would wait forever."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_search_that_would_wait_for_ever_is_refused_with_the_sum(cluster):
         num_concurrent(_study("scaling.num_workers=4"))
     with pytest.raises(ResourcesError, match=r"3 x 2 = 6 CPUs of 2"):
         num_concurrent(_study("scaling.num_workers=1", max_concurrent=3))
-    with pytest.raises(ResourcesError, match=r"keeps all 20 trials going at once[\s\S]*Lower --trials"):
+    with pytest.raises(ResourcesError, match=r"runs all 20 trials at once[\s\S]*Lower --trials"):
         num_concurrent(_study("scaling.num_workers=1", scheduler="pbt"))
 
 

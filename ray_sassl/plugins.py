@@ -111,7 +111,9 @@ def find_modules(package: str) -> dict[str, str]:
         UsageError: two modules have the same name, or another distribution's package cannot be imported.
     """
     kind = package.rpartition(".")[2]
-    folders = {package: importlib.import_module(package).__path__}
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, package
+    folders = {package: list(spec.submodule_search_locations or ())}
     if kind in KINDS:
         folders |= {f"{theirs}.{kind}": _folder(theirs, kind, distribution) for theirs, distribution in _their_packages(tuple(sys.path))}
     found: dict[str, str] = {}

@@ -11,26 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_sassl.api.cluster import check_cluster, plan_cluster
+    from ray_sassl.api.configs import load_config
     from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets
     from ray_sassl.api.encoders import embed, export, load_encoder
     from ray_sassl.api.evaluation import compare, detect, evaluate
+    from ray_sassl.api.experiments import list_experiments
     from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, submit_job, wait_for_job
     from ray_sassl.api.pages import report
-    from ray_sassl.api.pretraining import draw_views, list_experiments, load_config, plan_run, pretrain, run_demo
+    from ray_sassl.api.pretraining import plan_run, pretrain, run_demo
     from ray_sassl.api.search import compare_studies, list_spaces, report_study, search
     from ray_sassl.api.style import build_style_bank, distill_stylizer, preview_styles, stylize_dataset
+    from ray_sassl.api.views import draw_views
     from ray_sassl.api.weights import add_weights, fetch_weights, list_weights, verify_weights, weights_path
 
 _MODULES = {
     "cluster": ("check_cluster", "plan_cluster"),
+    "configs": ("load_config",),
     "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets"),
     "encoders": ("embed", "export", "load_encoder"),
     "evaluation": ("compare", "detect", "evaluate"),
+    "experiments": ("list_experiments",),
     "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "submit_job", "wait_for_job"),
     "pages": ("report",),
-    "pretraining": ("draw_views", "list_experiments", "load_config", "plan_run", "pretrain", "run_demo"),
+    "pretraining": ("plan_run", "pretrain", "run_demo"),
     "search": ("compare_studies", "list_spaces", "report_study", "search"),
     "style": ("build_style_bank", "distill_stylizer", "preview_styles", "stylize_dataset"),
+    "views": ("draw_views",),
     "weights": ("add_weights", "fetch_weights", "list_weights", "verify_weights", "weights_path"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -1,4 +1,4 @@
-"""Pretraining from Python: `pretrain`, `draw_views`, `list_experiments`, `run_demo`."""
+"""Pretraining from Python: `pretrain`, `plan_run`, `run_demo`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
@@ -17,19 +16,17 @@ from ray_sassl.evaluation.datasets import load_evaluation_data
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
 from ray_sassl.evaluation.subject import score, untrained_backbone
-from ray_sassl.experiments import experiments, load_experiment
+from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
-from ray_sassl.files.own import write_picture
 from ray_sassl.orchestrate.pretraining import launch
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.machine import cluster_machine
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.plugins import UsageError
 from ray_sassl.runs.configs import Overrides, default_run_dir, load_config, names_data, override_list
-from ray_sassl.runs.directory import INDEX, find_checkpoint, has_begun
-from ray_sassl.runs.pictures import views_picture
-from ray_sassl.runs.process import build_stylize_block, load_backbone, view_source
+from ray_sassl.runs.directory import find_checkpoint, has_begun
+from ray_sassl.runs.process import load_backbone
 from ray_sassl.runs.recipe import Machine, Recipe, choose_recipe, run_name
 from ray_sassl.train.metrics import TrackingConfig
 from ray_sassl.types import RunResult
@@ -176,33 +173,6 @@ def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = N
             "optim": config.optim.model_copy(update={"warmup_epochs": warmup}),
         }
     )
-
-
-def list_experiments() -> dict[str, str]:
-    """The named experiments with one line about each, starting with the demo."""
-    return {name: (function.__doc__ or "").partition("\n")[0] for name, function in experiments().items()}
-
-
-def draw_views(
-    experiment: ExperimentConfig | str | os.PathLike[str], out: str = "views.png", *, overrides: Overrides = None, num_rows: int = 8
-) -> str:
-    """Draw what the network will see: crops, stylized crops and final views of some images. Returns the path of the picture.
-
-    Args:
-        experiment: A config, an experiment's name, a YAML file, or a run directory.
-        out: Path or URI of the PNG.
-        overrides: Changes to the config.
-        num_rows: How many images to show.
-
-    Raises:
-        UsageError: the config is wrong, or its data or stylizer are missing.
-    """
-    config = load_config(experiment, overrides)
-    with tempfile.TemporaryDirectory() as folder:
-        build_index(config.data).save(Path(folder) / INDEX)
-        picture = views_picture(config, view_source(config, folder), build_stylize_block(config, "cpu", 1), num_rows)
-    write_picture(out, picture)
-    return out
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""`ray-sassl`: one verb per job. Each parses, calls one function and prints."""
+"""`ray-sassl`: one verb per job. Each parses, calls one function and prints.
+
+What a verb needs beyond parsing is imported when it runs: torch, Ray and pyarrow take seconds, and `--help` needs none of them.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from typer.core import TyperGroup
 import ray_sassl
 from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weights
 from ray_sassl.cli import export as exporting
-from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.printing import open_console, write
+from ray_sassl.secrets import secret_in_uri
 
 _HELP = """Pretrain image encoders without labels, on Ray.
 
@@ -292,4 +295,5 @@ def _show_traceback(kind: type[BaseException], error: BaseException, traceback: 
 def _refuse_secrets(words: list[str]) -> None:
     """Before anything is done with them: some words would be in a record before they are looked at."""
     for word in words:
-        storage.refuse_secret(word)
+        if objection := secret_in_uri(word):
+            raise UsageError(objection)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 import ray_sassl
-from ray_sassl.data import NO_LABEL, DataConfig
-from ray_sassl.data.overlap import Overlap
-from ray_sassl.data.quarantine import BadRow
-from ray_sassl.evaluation.targets.cards import card_of
-from ray_sassl.evaluation.targets.prepare import default_root
-from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.printing import open_console
+
+if TYPE_CHECKING:
+    from ray_sassl.data import DataConfig
+    from ray_sassl.data.overlap import Overlap
+    from ray_sassl.data.quarantine import BadRow
 
 app = typer.Typer(no_args_is_help=True, help="Inspect, check, convert and fetch data sets.")
 
@@ -49,7 +47,7 @@ FormatOption = Annotated[Format, typer.Option("--from", help="The source's forma
 ImageColumn = Annotated[str, typer.Option(help="Parquet: the column of encoded images.")]
 LabelColumn = Annotated[str, typer.Option(help="Parquet: the column of labels; `none` where there are none.")]
 LabelExtension = Annotated[str, typer.Option(help="WebDataset: the member that holds the label.")]
-MaxPixels = Annotated[int, typer.Option(help="Larger images count as bad.")]
+MaxPixels = Annotated[int | None, typer.Option(help="Larger images count as bad. [default: 100,000,000, as data.max_pixels]")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse data of which anything is left out, instead of saying so.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
 
@@ -96,13 +94,13 @@ def check_command(
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
     label_extension: LabelExtension = "cls",
-    max_pixels: MaxPixels = DataConfig.model_fields["max_pixels"].default,
+    max_pixels: MaxPixels = None,
     strict: Strict = False,
     address: Address = None,
 ) -> None:
     """Decode every image, on Ray, and list those that cannot be used. Exits with 1 if there are any, or if two data sets overlap."""
-    options = {"label_extension": label_extension, "max_pixels": max_pixels, "strict": strict}
-    config = data_config(path, from_, image_column, label_column, **options)
+    limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+    config = data_config(path, from_, image_column, label_column, label_extension=label_extension, strict=strict, **limit)
     other = None
     if overlap is not None:
         other = data_config(overlap, Format.auto, image_column, label_column, label_extension=label_extension, strict=strict)
@@ -155,6 +153,8 @@ def cards_command(
     root: Annotated[str | None, typer.Option(help="Where fetched data sets are. [default: the cache]")] = None,
 ) -> None:
     """List the data sets of the papers' transfer tables, and which of them are here."""
+    from ray_sassl.evaluation.targets.cards import card_of
+
     console, known = open_console(), ray_sassl.list_datasets(root)
     if name is not None:
         card = card_of(name)
@@ -185,6 +185,10 @@ def fetch_command(
 
     Downloads are checked by their published md5. Each data set has terms of its own: `data cards NAME` prints them.
     """
+    from ray_sassl.evaluation.targets.cards import card_of
+    from ray_sassl.evaluation.targets.prepare import default_root
+    from ray_sassl.files import storage
+
     console, card = open_console(), card_of(name)
     console.print(f"{card.title}: {card.license}. {card.source}", soft_wrap=True)
     done = ray_sassl.fetch_dataset(name, files=folder, root=out, keep_files=keep_files)
@@ -198,6 +202,11 @@ def fetch_command(
 
 
 def data_config(path: str, from_: Format, image_column: str, label_column: str, **fields: Any) -> DataConfig:
+    from pydantic import ValidationError
+
+    from ray_sassl.data import DataConfig
+    from ray_sassl.files import storage
+
     column = None if label_column.lower() in ("none", "null", "") else label_column
     # So that what other processes read does not depend on where this one was started.
     is_name = path.startswith("synthetic") and not Path(path).exists()
@@ -209,6 +218,8 @@ def data_config(path: str, from_: Format, image_column: str, label_column: str, 
 
 
 def _labels(labels: dict[int, int], class_names: tuple[str, ...]) -> str:
+    from ray_sassl.data import NO_LABEL
+
     named = {label: count for label, count in labels.items() if label != NO_LABEL}
     unlabeled = f"{labels[NO_LABEL]:,} rows without a label" if NO_LABEL in labels else ""
     if not named:

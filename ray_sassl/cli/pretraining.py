@@ -14,15 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
-from ray_sassl.config.files import to_yaml
-from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 from ray_sassl.printing import write
-from ray_sassl.train.loop import Progress as RunProgress
 
 if TYPE_CHECKING:
     from ray_sassl.api.pretraining import Resume
+    from ray_sassl.config.schema import ExperimentConfig
     from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
     from ray_sassl.runs.recipe import Recipe
 
@@ -39,6 +36,8 @@ _SCORES = {
 def experiments(console: Console, name: str | None) -> None:
     """Print one experiment as YAML, or all by data set and by what they add to a published objective."""
     if name is not None:
+        from ray_sassl.config.files import to_yaml
+
         write(to_yaml(ray_sassl.load_config(name)))
         return
     listed = ray_sassl.list_experiments()
@@ -94,6 +93,8 @@ def pretrain(
     address: str | None,
 ) -> int:
     """Run, show progress, and say where everything is; the exit code is 130 after Ctrl-C."""
+    from ray_sassl.config.files import to_yaml
+
     overrides, run_dir = split_run_dir(overrides, run_dir)
     plan = ray_sassl.plan_run(experiment, run_dir, overrides=overrides, resume=resume, address=address)
     if plan.recipe is not None:
@@ -130,6 +131,8 @@ def _interrupted(reason: str | None) -> Text:
 
 
 def _where(run_dir: str, checkpoint: str | None) -> Table:
+    from ray_sassl.files import storage
+
     table = Table(show_header=False)
     for what, name in (
         ("views", "views.png"),
@@ -148,6 +151,7 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
 def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     """A bar with what matters beside it on a terminal; a line now and then elsewhere."""
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
+    from ray_sassl.train.loop import Progress as RunProgress
 
     columns = (
         TextColumn("{task.description}", markup=False),

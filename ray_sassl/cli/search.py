@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 import ray_sassl
 from ray_sassl.cli.data import Address
 from ray_sassl.cli.durations import seconds
-from ray_sassl.files import storage
 from ray_sassl.printing import open_console
 
 if TYPE_CHECKING:
@@ -106,6 +105,7 @@ def run_command(
     Each trial is a whole pretraining run. Ctrl-C stops the running ones with a checkpoint; the same command with --resume goes on.
     """
     from ray_sassl.api.search import make_study
+    from ray_sassl.files import storage
 
     console = open_console()
     wishes = {

@@ -21,10 +21,10 @@ from ray_sassl.cli.data import (
     data_config,
     print_bad_rows,
 )
-from ray_sassl.data import DataConfig
 from ray_sassl.printing import open_console
 
 if TYPE_CHECKING:
+    from ray_sassl.data import DataConfig
     from ray_sassl.style.datasets import StyleJobConfig
 
 app = typer.Typer(no_args_is_help=True, help="Make style banks, preview styles, stylize whole data sets.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 from ray_sassl.evaluation import Score
 
@@ -58,6 +57,8 @@ def score_over_draws(values: Sequence[float]) -> Score:
     mean, num = float(np.mean(values)), len(values)
     if num < 2:
         return Score(mean)
+    from scipy.special import stdtrit  # half a second, which verbs that draw or show something do not need
+
     half = float(stdtrit(num - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / np.sqrt(num))
     return Score(mean, mean - half, mean + half)
 

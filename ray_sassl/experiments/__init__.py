@@ -8,30 +8,77 @@ Every objective has an experiment `NAME_cifar10_cpu`; without a function for it,
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
 from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_names
+from ray_sassl.plugins import UsageError, did_you_mean, find_modules, load_plugin, plugin_names
 
-Experiment = Callable[[], ExperimentConfig]
+if TYPE_CHECKING:
+    from ray_sassl.config.schema import ExperimentConfig
+
+    Experiment = Callable[[], ExperimentConfig]
 _METHODS = "ray_sassl.methods"
 
 
 def experiments() -> dict[str, Experiment]:
     """All experiments by name, in the order of the modules and of the functions in them; the derived ones come last."""
     found: dict[str, Experiment] = {}
-    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: (info.name != "demo", info.name)):
-        module = importlib.import_module(f"{__name__}.{info.name}")
+    for module_name in _modules():
+        module = importlib.import_module(module_name)
         for name, function in vars(module).items():
             if not name.startswith("_") and inspect.isfunction(function) and function.__module__ == module.__name__:
                 found[name] = function
     for method in plugin_names(_METHODS):
         found.setdefault(f"{method}_cifar10_cpu", _derived(method, found["simclr_cifar10_cpu"]))
     return found
+
+
+def summaries() -> dict[str, str]:
+    """One line about each experiment, in the order of `experiments`; sources are read and not run: torch takes seconds to import."""
+    found: dict[str, str] = {}
+    for module_name in _modules():
+        for part in _source(module_name):
+            if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
+                found[part.name] = (ast.get_docstring(part) or "").partition("\n")[0]
+    for method, module_name in find_modules(_METHODS).items():
+        if any(_defines(part, "Config") for part in _source(module_name)):
+            found.setdefault(f"{method}_cifar10_cpu", _summary_of_derived(method))
+    return found
+
+
+def _modules() -> list[str]:
+    infos = sorted(pkgutil.iter_modules(__path__), key=lambda info: (info.name != "demo", info.name))
+    return [f"{__name__}.{info.name}" for info in infos]
+
+
+def _source(module_name: str) -> list[ast.stmt]:
+    """What stands at the top level of a module's source; the package that it is in is not imported."""
+    package = importlib.util.find_spec(module_name.rpartition(".")[0])
+    assert package is not None
+    spec = PathFinder.find_spec(module_name, package.submodule_search_locations)
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.parse(Path(spec.origin).read_bytes()).body
+
+
+def _defines(part: ast.stmt, name: str) -> bool:
+    """Whether the statement gives a module this name."""
+    if isinstance(part, ast.ImportFrom | ast.Import):
+        return any((alias.asname or alias.name) == name for alias in part.names)
+    targets = part.targets if isinstance(part, ast.Assign) else [part]
+    return any(getattr(target, "id", getattr(target, "name", None)) == name for target in targets)
+
+
+def _summary_of_derived(method: str) -> str:
+    return f"`simclr_cifar10_cpu` with `method={method}` in its default form, no width above 512."
 
 
 def _derived(method: str, base: Experiment) -> Experiment:
@@ -41,7 +88,7 @@ def _derived(method: str, base: Experiment) -> Experiment:
         config = load_plugin(_METHODS, method).Config().reduced(512)
         return base().model_copy(update={"name": f"{method}_cifar10_cpu", "method": config})
 
-    experiment.__doc__ = f"`simclr_cifar10_cpu` with `method={method}` in its default form, no width above 512."
+    experiment.__doc__ = _summary_of_derived(method)
     return experiment
 
 

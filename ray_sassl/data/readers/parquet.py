@@ -27,7 +27,7 @@ _NAME_COLUMN = "key"
 """As `data convert` writes it."""
 _NAMES_KEY = "ray_sassl.class_names"
 _BATCH_BYTES = 2**28
-_EMPTY = pa.schema([("image", pa.large_binary()), ("path", pa.string()), ("label", pa.int64())]).empty_table()
+_COLUMNS = pa.schema([("image", pa.large_binary()), ("path", pa.string()), ("label", pa.int64())])
 
 
 class ParquetReader(Reader):
@@ -179,7 +179,7 @@ def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
         facts = file.metadata.row_group(number)
         rows = max(1, facts.num_rows * _BATCH_BYTES // max(facts.total_byte_size, 1))
         batches = file.iter_batches(min(rows, max(facts.num_rows, 1)), row_groups=[number], columns=columns, use_threads=False)
-        table = pa.concat_tables([_columns(pa.Table.from_batches([batch]), config) for batch in batches] or [_EMPTY])
+        table = pa.concat_tables([_columns(pa.Table.from_batches([batch]), config) for batch in batches] or [_COLUMNS.empty_table()])
     return table
 
 
@@ -194,7 +194,7 @@ def _columns(table: pa.Table, config: DataConfig) -> pa.Table:
         label = pa.array(np.full(table.num_rows, NO_LABEL, np.int64))
     else:
         label = _whole_numbers(table[config.label_column])
-    return pa.table([image.cast(pa.large_binary()), named, label], schema=_EMPTY.schema)
+    return pa.table([image.cast(pa.large_binary()), named, label], schema=_COLUMNS)
 
 
 def _why_empty(named: str | None) -> str:

@@ -135,7 +135,7 @@ def one_process(config: ExperimentConfig, folder: str) -> tuple[float, float]:
 def on_ray_data(config: ExperimentConfig, folder: str, num_rows: int) -> StreamRun:
     """All epochs of the views through the stream."""
     control = start_control(num_rows, 0.0, f"{folder}/quarantine.jsonl")
-    ray.get(control.bad_rows.remote())
+    ray.get(control.bad_ids.remote())
     due = [share * num_rows * config.train.epochs for share in STEADY]
     looks: list[tuple[int, dict[int, float]]] = []
     images, began, at_first = 0, time.perf_counter(), cpu_seconds(tree(os.getpid()))

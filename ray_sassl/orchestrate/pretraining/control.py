@@ -72,6 +72,10 @@ class RunControl:
             self.fail(str(error))
         return self._fatal
 
+    def bad_rows(self) -> list[BadRow]:
+        """Those that are listed."""
+        return self._quarantine.rows
+
     def bad_ids(self) -> np.ndarray:
         """(n,) int64: the samples in quarantine."""
         return self._quarantine.sample_ids

@@ -15,7 +15,7 @@ from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation.targets.cards import CARDS, Card, card_of
 from ray_sassl.evaluation.targets.prepare import Prepared, default_root, fetch, is_prepared, prepare
 from ray_sassl.files.lock import hold_folder
-from ray_sassl.files.paths import with_absolute_paths
+from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.plugins import UsageError
 
 if TYPE_CHECKING:
@@ -160,4 +160,4 @@ def fetch_dataset(
     with progress_bar(card.name, card.num_train + card.num_test, is_shown=show_progress) as advance:
         if files is None:
             return fetch(card, place, keep_files=keep_files, advance=advance)
-        return prepare(card, Path(files).expanduser(), place, advance=advance)
+        return prepare(card, Path(absolute(os.fspath(files))), place, advance=advance)

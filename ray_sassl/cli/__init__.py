@@ -5,6 +5,7 @@ What a verb needs beyond parsing is imported when it runs: torch, Ray and pyarro
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -262,12 +263,20 @@ def version() -> None:
     write(f"{ray_sassl.__version__}\n")
 
 
+_OF_THE_PLACE = frozenset((
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY, errno.EMFILE, errno.ESTALE, errno.EIO,
+))  # fmt: skip
+"""Errors that say what is wrong with a folder or a disk, and not with us."""
+
+
 def main() -> None:
     """The entry point: an error that the user can mend is shown without a traceback."""
     errors = open_console(stderr=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
     sys.excepthook = _show_traceback
     try:
+        _check_current_folder()
         _refuse_secrets(sys.argv[1:])
         sys.exit(app(standalone_mode=False) or 0)
     except UsageError as error:
@@ -278,6 +287,12 @@ def main() -> None:
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in _OF_THE_PLACE:
+            raise
+        place = "" if error.filename is None or str(error.filename) in str(error) else f": {error.filename}"
+        errors.print(Text.assemble(("Error:", "bold red"), f" {error}{place}"), soft_wrap=True)
+        sys.exit(2)
     except Exception as error:
         if not hasattr(error, "format_message"):  # Click's errors of usage have it, and Typer has a Click of its own
             raise
@@ -285,6 +300,13 @@ def main() -> None:
         error.show(text)  # pyright: ignore[reportAttributeAccessIssue]
         errors.print(text.getvalue().rstrip("\n"), soft_wrap=True)
         sys.exit(error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _check_current_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder is no longer there; change to another one") from None
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

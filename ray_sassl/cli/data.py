@@ -210,7 +210,7 @@ def data_config(path: str, from_: Format, image_column: str, label_column: str, 
     column = None if label_column.lower() in ("none", "null", "") else label_column
     # So that what other processes read does not depend on where this one was started.
     is_name = path.startswith("synthetic") and not Path(path).exists()
-    whole = path if is_name or storage.is_uri(path) else str(Path(path).expanduser().absolute())
+    whole = path if is_name or storage.is_uri(path) else str(Path(storage.with_home(path)).absolute())
     try:
         return DataConfig(path=whole, format=from_.value, image_column=image_column, label_column=column, **fields)
     except ValidationError as error:

@@ -222,7 +222,7 @@ def _places(given: str) -> Iterator[tuple[str, Entry | None]]:
     Raises:
         UsageError: it is neither.
     """
-    for concrete in _expand_numbers(given if storage.is_uri(given) else os.path.expanduser(given)):
+    for concrete in _expand_numbers(given if storage.is_uri(given) else storage.with_home(given)):
         entry = storage.stat(concrete)
         if entry is None and not _WILDCARD.search(storage.without_options(concrete)):
             raise UsageError(f"{concrete} does not exist{_nearest(concrete)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ray_sassl.files.own import mark_folder
+from ray_sassl.files.storage import with_home
 from ray_sassl.plugins import UsageError
 
 _CHUNK_BYTES = 1 << 18
@@ -24,15 +25,22 @@ class DownloadError(UsageError):
 
 
 def cache_dir() -> Path:
-    """`RAY_SASSL_CACHE`, or `ray-sassl` in the user's cache folder."""
+    """`RAY_SASSL_CACHE`, or `ray-sassl` in the user's cache folder.
+
+    Raises:
+        UsageError: none of them is set, and the user has no home folder.
+    """
     if given := os.environ.get("RAY_SASSL_CACHE"):
-        return Path(given).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ray-sassl"
+        return Path(with_home(given)).absolute()
+    try:
+        return Path(with_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")).absolute() / "ray-sassl"
+    except UsageError as error:
+        raise UsageError(f"no folder for the cache: {error}, or set RAY_SASSL_CACHE to a folder") from error
 
 
 def mark_cache() -> None:
     """Mark the cache as ours, so that it is left out where it lies among somebody's images; one that may only be read needs no mark."""
-    with suppress(OSError):
+    with suppress(OSError, UsageError):
         mark_folder(str(cache_dir()), known=None)
 
 

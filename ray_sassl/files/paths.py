@@ -35,7 +35,7 @@ def absolute(path: str) -> str:
         UsageError: it is a URI with a secret in it.
     """
     storage.refuse_secret(path)
-    return path if storage.is_uri(path) else os.path.abspath(os.path.expanduser(path))
+    return path if storage.is_uri(path) else os.path.abspath(storage.with_home(path))
 
 
 def with_absolute_paths(config: ModelT) -> ModelT:

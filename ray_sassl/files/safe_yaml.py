@@ -52,7 +52,7 @@ def load_documents(text: str, source: str, *, max_bytes: int = MAX_BYTES, max_no
     Raises:
         UsageError: too large, not YAML, a tag that would make an object, or a key twice in one mapping.
     """
-    if len(text) > max_bytes or len(text.encode()) > max_bytes:
+    if len(text) > max_bytes or len(text.encode(errors="surrogatepass")) > max_bytes:
         raise UsageError(f"{source} has {len(text):,} characters of YAML; at most {max_bytes:,} bytes are read")
     try:
         _refuse_depth(text, source)

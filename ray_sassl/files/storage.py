@@ -121,7 +121,7 @@ def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     if "\0" in text or not _is_utf8(text):
         raise UsageError(f"the name {text!r} is not UTF-8, or holds a zero byte; rename what it stands for")
     if not is_uri(text):
-        return _local(), os.path.abspath(os.path.expanduser(text))
+        return _local(), os.path.abspath(with_home(text))
     refuse_secret(text)
     scheme, address, query = _split_uri(text)
     if scheme == "file":
@@ -133,6 +133,18 @@ def filesystem_of(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
 
 def _is_utf8(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def with_home(path: str) -> str:
+    """The local path with `~` expanded.
+
+    Raises:
+        UsageError: this user has no home folder, as in a container with a user id of its own.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.partition("/")[0] == "~":
+        raise UsageError(f"{path} cannot be found: this user has no home folder; set HOME, or give the whole path")
+    return expanded
 
 
 def local_path(path: str | os.PathLike[str]) -> Path | None:
@@ -155,7 +167,7 @@ def parent(path: str | os.PathLike[str]) -> str:
     """The folder of the path; a URI keeps its options."""
     text = os.fspath(path)
     if not is_uri(text):
-        return os.path.dirname(os.path.abspath(os.path.expanduser(text)))
+        return os.path.dirname(os.path.abspath(with_home(text)))
     scheme, address, query = _split_uri(text)
     return f"{scheme}://{address.rstrip('/').rpartition('/')[0]}{query}"
 

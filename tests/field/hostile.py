@@ -39,7 +39,7 @@ def retell(run_dir: Path, word: str) -> None:
     (run_dir / "quarantine.jsonl").write_text(json.dumps({"path": word, "row": 1, "sample_id": 1, "reason": f"{word}: {word}"}) + "\n")
     (run_dir / "views.png").write_bytes(png())
     folder = run_dir / "evaluation" / "step-00000007"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     file_name = word.replace("/", "").replace("\0", "")[:40].encode(errors="replace").decode()
     (folder / f"{file_name}.png").write_bytes(png())
     for protocol in ("knn", file_name):

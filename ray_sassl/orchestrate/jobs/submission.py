@@ -302,7 +302,7 @@ def _token_header() -> dict[str, str]:
     token = os.environ.get("RAY_AUTH_TOKEN")
     if not token:
         given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-        path = Path(given).expanduser() if given else Path.home() / ".ray" / "auth_token"
+        path = Path(storage.with_home(given)) if given else Path(os.path.expanduser("~/.ray/auth_token"))
         if given and not path.is_file():
             raise JobError(f"RAY_AUTH_TOKEN_PATH names {given}, and there is no such file")
         token = path.read_text().strip() if path.is_file() else ""

@@ -1,0 +1,112 @@
+"""Places where nothing can be written, a user without a home or a name, and a current folder that is gone."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from ray_sassl.files.cache import cache_dir
+from ray_sassl.plugins import UsageError
+from tests.cli.in_process import call_main
+from tests.exporting.conftest import MakeRun, make_run
+from tests.field.hostile import make_hostile_study
+
+__all__ = ["make_run"]
+
+
+def test_what_cannot_be_written_is_a_sentence_with_the_place_in_it(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("COLUMNS", "400")
+    file = tmp_path / "file"
+    file.write_text("")
+    run = make_run()
+    assert call_main(["evaluate", run, "knn", "k=3"], monkeypatch)[0] == 0
+    study = make_hostile_study(tmp_path / "study", "plain", 1)
+    data = f"{tmp_path}/train.parquet"
+    places = (f"{file}/below", f"{file}/below/x", "/proc/nothing/x", f"{tmp_path}/{'x' * 300}")
+    commands = [
+        ["report", run],
+        ["data", "inspect", data],
+        ["views", "demo_plain", f"data.path={data}", "views.size_px=16"],
+        ["evaluate", run, "knn", "k=3"],
+        ["compare", run, run],
+        ["export", run],
+        ["search", "compare", study, study],
+        ["stylize", "preview", data, "--styles", data, "stylize=color_statistics"],
+    ]
+    for number, words in enumerate([*commands, *commands[:1] * 3]):
+        place = places[number % len(places)]
+        code, output = call_main([*words, "--out", place], monkeypatch)
+        assert code == 2, (words, output)
+        assert "Error: " in output
+        assert place.split("/")[1] in output
+
+
+def test_a_report_into_a_directory_that_must_not_be_written_to_is_a_sentence(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
+    run = make_run()
+
+    def refused(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    code, output = call_main(["report", run], monkeypatch)
+    assert code == 2
+    assert "Error: [Errno 13] Permission denied: " in output.replace("\n", "")
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id that the machine has no entry for, as containers give, and no HOME."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "USER", "LOGNAME", "USERNAME", "LNAME", "XDG_CACHE_HOME", "RAY_SASSL_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_user_without_home_and_name_can_work_where_places_are_given(homeless: None, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
+    run = make_run()
+    for words in (
+        ["report", run],
+        ["evaluate", run, "knn", "k=3"],
+        ["experiments", "demo"],
+        ["job", "list", "--address", "http://127.0.0.1:1"],
+    ):
+        code, output = call_main(words, monkeypatch)
+        assert code == (2 if words[0] == "job" else 0), output
+
+
+def test_what_needs_a_home_says_what_to_set(homeless: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"has no home folder; set HOME, or give the whole path, or set RAY_SASSL_CACHE"):
+        cache_dir()
+    for words in (["weights", "list"], ["data", "inspect", "~/photos"], ["report", "~/run"], ["views", "demo"], ["data", "cards"]):
+        code, output = call_main(words, monkeypatch)
+        assert code == 2, words
+        assert "no home folder" in output.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_that_cannot_be_written_to_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("XDG_CACHE_HOME", "RAY_SASSL_CACHE"):
+        monkeypatch.delenv(name)
+    code, output = call_main(["views", "demo_plain", "--out", str(tmp_path / "views.png")], monkeypatch)
+    assert code == 2
+    assert "Error: " in output
+    assert "home" in output
+
+
+def test_a_current_folder_that_is_gone_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    os.rmdir(tmp_path / "gone")
+    code, output = call_main(["version"], monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert code == 2
+    assert "the current folder is no longer there" in output

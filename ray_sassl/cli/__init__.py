@@ -36,7 +36,7 @@ See it work, in minutes, without data or a GPU:
 Pretrain on your own images, look at the run, use the encoder:
   ray-sassl pretrain photos/
   ray-sassl report runs/photos
-  ray-sassl export runs/photos --format timm --out encoder/
+  ray-sassl export runs/photos --format timm
 """
 
 _START = """Pretrain image encoders without labels. Three commands to begin with:
@@ -78,7 +78,7 @@ app = typer.Typer(
     cls=_Contents,
     help=_HELP,
     invoke_without_command=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -96,8 +96,17 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]..."
 Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        write(f"{ray_sassl.__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
-def start(context: typer.Context) -> None:
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     if context.invoked_subcommand is None:
         write(_START)
 

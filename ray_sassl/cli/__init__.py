@@ -33,7 +33,7 @@ SASSL (arXiv 2312.01187) stylizes one view of each image by style transfer, so t
 \b
 See it work, in minutes, without data or a GPU:
   ray-sassl demo
-Pretrain on your own images, look at the run, use the encoder:
+Pretrain on your images, look at the run, use the encoder:
   ray-sassl pretrain photos/
   ray-sassl report runs/photos
   ray-sassl export runs/photos --format timm

@@ -170,6 +170,21 @@ def check_shares(config: TrainConfig, worker_counts: range) -> None:
         )
 
 
+def planned_progress(config: TrainConfig, num_rows: int) -> Progress:
+    """The progress of a run over so many images.
+
+    Raises:
+        UsageError: they make no full batch.
+    """
+    progress = Progress(num_rows, config.global_batch, config.epochs)
+    if progress.total_steps == 0:
+        raise UsageError(
+            f"train.epochs={config.epochs:g} over {num_rows} images make no full batch of train.global_batch={config.global_batch}; "
+            "use a smaller batch or more epochs"
+        )
+    return progress
+
+
 def train(job: Job) -> Outcome:
     """Train to the end, or until a stop is requested; either way the last step is saved as a checkpoint.
 
@@ -178,12 +193,7 @@ def train(job: Job) -> Outcome:
         CheckpointNotWrittenError: the disk is full, or the run directory cannot be reached.
     """
     config, context = job.config, job.context
-    progress = Progress(job.num_rows, config.global_batch, config.epochs)
-    if progress.total_steps == 0:
-        raise UsageError(
-            f"train.epochs={config.epochs:g} over {job.num_rows} images make no full batch of train.global_batch={config.global_batch}; "
-            "use a smaller batch or more epochs"
-        )
+    progress = planned_progress(config, job.num_rows)
     method, network = _place(job)
     optimizer = build_optimizer(method, job.optim)
     saver = RunSaver(

@@ -41,6 +41,19 @@ def test_jitter_equals_torchvision_on_pillow_images(photos, name, tolerance, fac
     assert difference(views, expected) <= tolerance
 
 
+@pytest.mark.parametrize("name", ["brightness", "contrast"])
+def test_large_images_get_the_very_levels_of_the_table_that_small_ones_are_looked_up_in(name):
+    """All 256 levels by many factors, in a large image, whose levels are computed, and in one row of it, which is looked up."""
+    levels = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    factors = np.concatenate([np.arange(0, 2.01, 0.05), np.random.default_rng(0).uniform(0, 2, 300)])
+    small = np.repeat(levels[None], len(factors), axis=0)
+    large = small.repeat(64, axis=1)
+    assert small[0, :, :, 0].size < opencv._LINEAR_PIXELS <= large[0, :, :, 0].size
+    for views in (large, small):
+        getattr(opencv, f"adjust_{name}")(views, np.arange(len(factors)), factors)
+    np.testing.assert_array_equal(large, small.repeat(64, axis=1))
+
+
 @pytest.mark.parametrize("shift", [-0.5, -0.2, -0.01, 0.0, 0.13, 0.5])
 def test_hue_equals_torchvisions_float_form_to_one_level(photos, shift):
     views = photos.copy()

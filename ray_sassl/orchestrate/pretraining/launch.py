@@ -31,6 +31,7 @@ from ray_sassl.files.own import write_picture
 from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.preflight import (
+    check_data,
     check_evaluation,
     check_resources,
     check_workers,
@@ -93,6 +94,7 @@ def pretrain(
     check_workers(config)
     check_evaluation(config)
     index = prepare_run_dir(config, run_dir, resume=resume)
+    check_data(config, index)
     if not resume or not storage.exists(storage.join(run_dir, START)):
         keep_start(config, run_dir)
     if not resume:

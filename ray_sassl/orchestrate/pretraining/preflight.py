@@ -1,17 +1,20 @@
-"""Checks before a run starts: its evaluation images are there, and the batch, the method and the cluster allow its workers."""
+"""Checks before a run starts: its images and those that it is evaluated on are there, and the batch, the method and the cluster allow its
+workers. All but the cluster's are made before Ray is started, so an error in the arguments costs no time."""
 
 from __future__ import annotations
 
 import logging
 
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.index import Index
+from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.sources import check_there
 from ray_sassl.evaluation.apart import check_selection
 from ray_sassl.orchestrate.pretraining.stream import layout_of
 from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, check_fits, missing_groups, offered
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 from ray_sassl.plugins import UsageError
-from ray_sassl.train.loop import check_shares
+from ray_sassl.train.loop import check_shares, planned_progress
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,16 @@ def check_workers(config: ExperimentConfig) -> None:
     counts = config.scaling.worker_counts if config.scaling.num_workers else range(1, 2)
     check_shares(config.train, counts)
     config.method.check_workers(counts[0])
+
+
+def check_data(config: ExperimentConfig, index: Index) -> None:
+    """Check that the images make a full batch, and that not too many of them were found to be unusable when they were listed.
+
+    Raises:
+        UsageError: they do not, or too many are unusable.
+    """
+    planned_progress(config.train, index.num_rows)
+    Quarantine(index.num_rows, config.data.max_bad_fraction).add(index.problems)
 
 
 def uses_gpu(config: ExperimentConfig) -> bool:

@@ -22,6 +22,8 @@ from typer.core import TyperGroup
 import ray_sassl
 from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weights
 from ray_sassl.cli import export as exporting
+from ray_sassl.cli.data import Address
+from ray_sassl.cli.export import Run
 from ray_sassl.plugins import UsageError
 from ray_sassl.printing import open_console, write
 from ray_sassl.secrets import secret_in_uri
@@ -54,7 +56,7 @@ _CONTENTS = {
     "Clusters": ("job", "cluster"),
     "About": ("version",),
 }
-"""The verbs in the order in which people need them."""
+"""The verbs in the order in which users need them."""
 
 
 class _Contents(TyperGroup):
@@ -93,7 +95,7 @@ app.add_typer(reporting.app)
 
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config, such as train.epochs=10.")]
-Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
+Out = Annotated[str | None, typer.Option(help="Folder for the results. [default: evaluation/step-NUMBER in the run directory]")]
 
 
 def _print_version(is_asked: bool) -> None:
@@ -144,10 +146,13 @@ def pretrain(
     ],
     overrides: Overrides = None,
     run_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: runs/NAME]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False,
-    resume_if_begun: Annotated[bool, typer.Option("--resume-if-begun", help="Go on with the run that is there, or start it.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
+    resume_if_begun: Annotated[
+        bool, typer.Option("--resume-if-begun", help="Continue the run in the run directory, or start it if there is none.")
+    ] = False,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Train about so long: the first steps are timed, and the epochs chosen by their rate.")
+        float | None,
+        typer.Option(min=0.1, help="Training time: the first steps are timed, and the number of epochs follows from their speed."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the config (YAML), and for images how it was chosen; train nothing.")
@@ -157,8 +162,8 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder.
 
-    Images of your own get a recipe that suits them and this machine, and a table says why.
-    Ctrl-C stops at the next step and leaves a checkpoint to resume from; a second Ctrl-C stops at once.
+    Images get a recipe that suits them and this machine, and a table explains it.
+    Ctrl-C stops at the next step and saves a checkpoint to resume from; a second Ctrl-C stops at once.
     """
     from ray_sassl.cli import pretraining
 
@@ -186,34 +191,31 @@ def views(
 
 @app.command(epilog="Examples: ray-sassl evaluate runs/first knn linear linear.l2=grid --baselines   |   ray-sassl evaluate runs/first all")
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory (its newest checkpoint) or a checkpoint.")],
+    run: Run,
     what: Annotated[
         list[str],
         typer.Argument(
             metavar="PROTOCOL... [PATH=VALUE]...",
-            help="Protocols, or `all` whose images are there, and changes to their fields (k=20, knn.k=20) or to the run's "
-            "(evaluate.test.path=...). "
-            "An unknown name is answered with the known ones.",
+            help="Protocols, or `all` for those whose images are available, and changes to their fields (k=20, knn.k=20) or to the run's "
+            "config (evaluate.test.path=...). The message about an unknown name lists the known ones.",
         ),
     ],
     baselines: Annotated[bool, typer.Option("--baselines", help="Also score the untrained encoder and raw pixels.")] = False,
-    out: Annotated[str | None, typer.Option(help="Folder for the results. [default: evaluation/step-NUMBER in the run directory]")] = None,
+    out: Out = None,
     keep_features: Annotated[
-        bool, typer.Option(help="Keep features in evaluation/features of the run directory, and use those that are there.")
+        bool, typer.Option(help="Save features in evaluation/features of the run directory, and use those that were saved.")
     ] = True,
     actors: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Compute features on so many actors. [default: on a cluster all that fit; on one machine in this process]"
-        ),
+        typer.Option(min=1, help="Number of actors. [default: on a cluster as many as fit; on one machine, this process does the work]"),
     ] = None,
-    actor_cpus: Annotated[float, typer.Option(help="CPUs of one actor, and its threads.")] = 1.0,
-    actor_gpus: Annotated[float | None, typer.Option(help="GPUs of one actor. [default: 1 if the cluster has GPUs]")] = None,
+    actor_cpus: Annotated[float, typer.Option(help="CPUs and threads per actor.")] = 1.0,
+    actor_gpus: Annotated[float | None, typer.Option(help="GPUs per actor. [default: 1 if the cluster has GPUs]")] = None,
     address: Address = None,
 ) -> None:
     """Evaluate an encoder on labeled images.
 
-    Scores with confidence intervals, pictures and predictions go to the run directory; features are computed once.
+    Writes scores with confidence intervals, pictures and predictions to the run directory. Features are computed once.
     """
     from ray_sassl.cli import evaluation
 
@@ -236,7 +238,7 @@ def evaluate(
     epilog="Examples: ray-sassl detect runs/first VOCdevkit   |   ray-sassl detect runs/first cells architecture=fpn steps=500 batch_size=4"
 )
 def detect(
-    run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory (its newest checkpoint) or a checkpoint.")],
+    run: Run,
     data_: Annotated[
         str,
         typer.Argument(metavar="DATA", help="A folder with JPEGImages, Annotations and ImageSets/Main, or with VOC2007 and VOC2012 in it."),
@@ -245,19 +247,20 @@ def detect(
         list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the settings, such as steps=500.")
     ] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also fine-tune the untrained encoder.")] = False,
-    out: Annotated[str | None, typer.Option(help="Folder for the results. [default: evaluation/step-NUMBER in the run directory]")] = None,
+    out: Out = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Train on so many workers of Ray; 0: in this process. [default: one a GPU of a cluster or of several; else 0]"
+            min=0, help="Number of Ray workers; 0: train in this process. [default: one per GPU of a cluster or of several GPUs; else 0]"
         ),
     ] = None,
-    worker_cpus: Annotated[float, typer.Option(help="CPUs of one worker, and its threads.")] = 1.0,
+    worker_cpus: Annotated[float, typer.Option(help="CPUs and threads per worker.")] = 1.0,
     address: Address = None,
 ) -> None:
     """Evaluate an encoder by object detection.
 
-    Faster R-CNN with the encoder as its backbone, trained and scored on data in PASCAL VOC's form: AP, AP50, AP75. A stopped run continues.
+    Trains Faster R-CNN with the encoder as its backbone on data in PASCAL VOC's form, and measures AP, AP50, AP75. The same command
+    continues a run that was stopped.
     """
     from ray_sassl.cli import detection
 
@@ -280,7 +283,7 @@ _OF_THE_PLACE = frozenset((
 
 
 def main() -> None:
-    """The entry point: an error that the user can mend is shown without a traceback."""
+    """The entry point. An error that the user can fix is shown without a traceback."""
     errors = open_console(stderr=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
     sys.excepthook = _show_traceback
@@ -291,7 +294,7 @@ def main() -> None:
     except UsageError as error:
         errors.print(Text.assemble(("Error:", "bold red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
@@ -319,12 +322,12 @@ def _check_current_folder() -> None:
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """An error of ours, as Python shows it, without what a terminal would obey."""
+    """Show an unexpected error as Python does, without control sequences of terminals."""
     open_console(stderr=True).print("".join(format_exception(kind, error, traceback)).rstrip("\n"), soft_wrap=True)
 
 
 def _refuse_secrets(words: list[str]) -> None:
-    """Before anything is done with them: some words would be in a record before they are looked at."""
+    """Check all words first: some would be written to a record before they are parsed."""
     for word in words:
         if objection := secret_in_uri(word):
             raise UsageError(objection)

@@ -1,4 +1,4 @@
-"""`ray-sassl cluster`: check cluster definitions, and say how large a cluster has to be."""
+"""`ray-sassl cluster`: check cluster definitions, and calculate how large a cluster must be."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ app = typer.Typer(no_args_is_help=True, help="Check cluster definitions; plan ho
 
 @app.command(epilog="Example: ray-sassl cluster check cluster/aws.yaml cluster/kuberay/base/raycluster.yaml --crds crds/")
 def check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="For `ray up`, or Kubernetes manifests.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Definitions for `ray up`, or Kubernetes manifests.")],
     crds: Annotated[
         str | None, typer.Option(help="Folder of KubeRay's CRDs; with it every field of a RayCluster or RayJob is checked.")
     ] = None,
 ) -> None:
     """Find what is wrong with cluster definitions before a cloud does.
 
-    Exits with 1 where anything is; notes alone do not count.
+    Exits with 1 if there are problems; notes are not problems.
     """
     console = open_console()
     has_problems = False
@@ -52,20 +52,22 @@ def plan(
             help="JSON with decode_images_per_core_s, train_images_per_gpu_s, stylize_images_per_gpu_s; may be given several times."
         ),
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Images of the data set, where the measurements do not say.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Number of images of the data set, if the measurements do not have it.")] = None,
     prices: Annotated[
         str | None, typer.Option(help="YAML with the machines of each group and their prices, as cluster/prices.yaml.")
     ] = None,
-    target_images_per_s: Annotated[float | None, typer.Option(min=1, help="At least so fast.")] = None,
-    deadline: Annotated[str | None, typer.Option(help="The whole run in at most so long: 90m, 24h, 3d.")] = None,
-    budget: Annotated[float | None, typer.Option(min=0, help="The whole run for at most so many USD, as fast as they allow.")] = None,
-    headroom: Annotated[float, typer.Option(min=0, max=2, help="Capacity before the trainers beyond what they take.")] = 0.15,
+    target_images_per_s: Annotated[float | None, typer.Option(min=1, help="The least training speed.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="The longest time for the whole run: 90m, 24h, 3d.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0, help="The most USD for the whole run; the plan is the fastest within it.")] = None,
+    headroom: Annotated[
+        float, typer.Option(min=0, max=2, help="Spare capacity of decoding and stylizing, as a share of what the trainers need.")
+    ] = 0.15,
     out: Annotated[str, typer.Option(help="Where to write the curve of throughput over cost (PNG).")] = "cluster-plan.png",
     write: Annotated[list[str] | None, typer.Option(help="A launcher or KubeRay file to write the numbers of nodes into.")] = None,
 ) -> None:
-    """Say how many nodes of each group keep the trainer busy, how fast that is, and what it costs.
+    """Calculate how many nodes of each group keep the trainer busy, how fast it trains, and what it costs.
 
-    Without a target, the plan is for scaling.num_workers GPUs. Rates come from short runs on one core and one GPU of the kind to be rented.
+    Without a target, the plan is for scaling.num_workers GPUs. Measure the rates in short runs on one core and one GPU of the kind to rent.
     """
     from ray_sassl.cli import planning
 

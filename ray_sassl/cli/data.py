@@ -1,4 +1,4 @@
-"""`ray-sassl data`: look at data sets, find bad images, convert between shard formats."""
+"""`ray-sassl data`: inspect data sets, find bad images, convert between shard formats, fetch the papers' data sets."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ class ShardFormat(StrEnum):
     folder = "folder"
 
 
+IMAGES = "Images: Parquet, tar shards or a folder, local or s3://, gs://."
+
 Source = Annotated[str, typer.Argument(metavar="PATH", help="A file, folder or glob, local or s3://, gs://; or `synthetic`.")]
-FormatOption = Annotated[Format, typer.Option("--from", help="The source's format; `auto` tells it from the file names.")]
+FormatOption = Annotated[Format, typer.Option("--from", help="The source's format; `auto` recognizes it by the file names.")]
 ImageColumn = Annotated[str, typer.Option(help="Parquet: the column of encoded images.")]
-LabelColumn = Annotated[str, typer.Option(help="Parquet: the column of labels; `none` where there are none.")]
-LabelExtension = Annotated[str, typer.Option(help="WebDataset: the member that holds the label.")]
+LabelColumn = Annotated[str, typer.Option(help="Parquet: the column of labels; `none` if there are none.")]
+LabelExtension = Annotated[str, typer.Option(help="WebDataset: extension of the member with the label.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Larger images count as bad. [default: 100,000,000, as data.max_pixels]")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse data of which anything is left out, instead of saying so.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
@@ -62,7 +64,7 @@ def inspect_command(
     label_extension: LabelExtension = "cls",
     strict: Strict = False,
 ) -> None:
-    """Counts, sizes and labels of a data set, and a contact sheet of its images."""
+    """Print counts, sizes and labels of a data set, and draw a contact sheet of its images."""
     config = data_config(path, from_, image_column, label_column, label_extension=label_extension, strict=strict)
     summary = ray_sassl.inspect_data(config, sheet=out)
     table = Table(title=path, show_header=False)
@@ -87,9 +89,9 @@ def inspect_command(
 def check_command(
     path: Source,
     overlap: Annotated[
-        str | None, typer.Option(metavar="OTHER", help="Also look for the images of this data set, such as test images, by their bytes.")
+        str | None, typer.Option(metavar="OTHER", help="Also search for images of this data set, such as test images, by their bytes.")
     ] = None,
-    out: Annotated[str | None, typer.Option(help="Where to write the bad rows, one JSON object a line.")] = None,
+    out: Annotated[str | None, typer.Option(help="Where to write the bad rows, one JSON object per line.")] = None,
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
@@ -98,7 +100,7 @@ def check_command(
     strict: Strict = False,
     address: Address = None,
 ) -> None:
-    """Decode every image, on Ray, and list those that cannot be used. Exits with 1 if there are any, or if two data sets overlap."""
+    """Decode every image, on Ray, and list those that cannot be used. Exits with 1 if there are any or the data sets overlap."""
     limit = {} if max_pixels is None else {"max_pixels": max_pixels}
     config = data_config(path, from_, image_column, label_column, label_extension=label_extension, strict=strict, **limit)
     other = None
@@ -121,14 +123,14 @@ def check_command(
 def convert_command(
     source: Source,
     target: Annotated[str, typer.Argument(metavar="DST", help="An empty folder or URI, or one where this conversion was stopped.")],
-    format_: Annotated[ShardFormat, typer.Option("--format", help="What to write.")],
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 4096,
-    group_rows: Annotated[int, typer.Option(min=1, help="Parquet: rows of a row group, the smallest portion that is read.")] = 256,
+    format_: Annotated[ShardFormat, typer.Option("--format", help="The format to write.")],
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows per shard.")] = 4096,
+    group_rows: Annotated[int, typer.Option(min=1, help="Parquet: rows per row group, the smallest portion that is read.")] = 256,
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
     label_extension: LabelExtension = "cls",
-    max_bad_fraction: Annotated[float, typer.Option(help="Stop where more of the rows cannot be copied.")] = 0.01,
+    max_bad_fraction: Annotated[float, typer.Option(help="Stop if a larger share of the rows cannot be copied.")] = 0.01,
     strict: Strict = False,
     address: Address = None,
 ) -> None:
@@ -149,10 +151,10 @@ def convert_command(
 
 @app.command("cards", epilog="Example: ray-sassl data cards food101")
 def cards_command(
-    name: Annotated[str | None, typer.Argument(help="Print all of this one.")] = None,
-    root: Annotated[str | None, typer.Option(help="Where fetched data sets are. [default: the cache]")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print the whole card of this one.")] = None,
+    root: Annotated[str | None, typer.Option(help="The folder of fetched data sets. [default: the cache]")] = None,
 ) -> None:
-    """List the data sets of the papers' transfer tables, and which of them are here."""
+    """List the data sets of the papers' transfer tables, and which of them are on this machine."""
     from ray_sassl.evaluation.targets.cards import card_of
 
     console, known = open_console(), ray_sassl.list_datasets(root)
@@ -175,15 +177,15 @@ def cards_command(
 @app.command("fetch", epilog="Example: ray-sassl data fetch flowers102   |   ray-sassl data fetch cars --from downloads/")
 def fetch_command(
     name: Annotated[str, typer.Argument(help="A data set that `data cards` lists.")],
-    folder: Annotated[
-        str | None, typer.Option("--from", help="Its files, where they are on this disk already; not given: download them.")
+    folder: Annotated[str | None, typer.Option("--from", help="A folder that has its files already. [default: download them]")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URI to write to, such as one that a whole cluster can read. [default: the cache]")
     ] = None,
-    out: Annotated[str | None, typer.Option(help="Folder or URI for it, such as one that a cluster reaches. [default: the cache]")] = None,
-    keep_files: Annotated[bool, typer.Option("--keep-files", help="Keep what was downloaded, beside the Parquet files.")] = False,
+    keep_files: Annotated[bool, typer.Option("--keep-files", help="Keep the downloaded files next to the Parquet files.")] = False,
 ) -> None:
-    """Put a data set of the transfer tables into the cache as Parquet, checked against its card.
+    """Fetch a data set of the transfer tables, check it against its card, and write it as Parquet.
 
-    Downloads are checked by their published md5. Each data set has terms of its own: `data cards NAME` prints them.
+    Downloads are checked by their published md5. Each data set has its own terms: `data cards NAME` prints them.
     """
     from ray_sassl.evaluation.targets.cards import card_of
     from ray_sassl.evaluation.targets.prepare import default_root
@@ -208,7 +210,7 @@ def data_config(path: str, from_: Format, image_column: str, label_column: str, 
     from ray_sassl.files import storage
 
     column = None if label_column.lower() in ("none", "null", "") else label_column
-    # So that what other processes read does not depend on where this one was started.
+    # Other processes may have another working directory.
     is_name = path.startswith("synthetic") and not Path(path).exists()
     whole = path if is_name or storage.is_uri(path) else str(Path(storage.with_home(path)).absolute())
     try:

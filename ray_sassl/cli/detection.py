@@ -25,11 +25,7 @@ def detect(
     """Fine-tune the newest checkpoint's encoder as a detector, and print its average precision.
 
     Args:
-        data: A folder of PASCAL VOC's form.
-        overrides: `path=value` changes to the settings.
-        baselines: Whether to do the same with the untrained encoder.
-        out: The folder for the results.
-        workers: How many; 0: this process. Not given: one per GPU of a cluster or of this machine if it has several; else 0.
+        overrides: `path=value` changes to the settings; the other arguments are those of `ray_sassl.detect`.
     """
     settings = apply_overrides(DetectConfig(), overrides)
     result = ray_sassl.detect(

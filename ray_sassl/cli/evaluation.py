@@ -31,11 +31,9 @@ def evaluate(
     """Evaluate the newest checkpoint by each protocol and print tables. Returns the exit code: 1 if a protocol failed.
 
     Args:
-        words: Names of protocols, or `all`, and `path=value` changes. A change belongs to the protocols that have such a field, or else to
-            the run's config; with `all`, `detect.data` names a data set to detect on, and `detect.FIELD` its settings.
-        out: The folder for the results.
-        keep_features: Whether to keep features beside the run, and to use those that are there.
-        actors: How many, if a pool of actors is to do the work.
+        words: Names of protocols, or `all`, and `path=value` changes. A change is for the protocols that have such a field, or else for the
+            run's config. With `all`, `detect.data` is a data set to detect on, and `detect.FIELD` changes the settings of detection. The
+            other arguments are those of `ray_sassl.evaluate`.
     """
     from ray_sassl.orchestrate.batch.evaluate import voc_folder
     from ray_sassl.orchestrate.runtime.progress import progress_bar
@@ -69,7 +67,7 @@ def evaluate(
     if wants_all:
         console.print(scores_table("all protocols", result.evaluations))
         if boxes is None:
-            result.skipped[DETECT] = f"{no_boxes}; detect.data=FOLDER names another data set of VOC's form"
+            result.skipped[DETECT] = f"{no_boxes}; detect.data=FOLDER names another data set in VOC's form"
     for name, reason in result.skipped.items():
         console.print(Text.assemble((f"{name} was left out:", "dim"), f" {reason}"), soft_wrap=True)
     for name, reason in result.failures.items():

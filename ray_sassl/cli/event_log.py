@@ -1,4 +1,4 @@
-"""What the verbs `evaluate` and `detect` print as the work goes on."""
+"""What the verbs `evaluate` and `detect` print while they work."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TESTED_EVERY = 500
 
 
 def event_log(console: Console, settings: DetectConfig) -> Callable[[DetectionEvent], None]:
-    """Prints each event; protocols may log what they are doing.
+    """A function that prints each event. From now on, log messages of protocols are shown.
 
     Args:
-        settings: Of detection.
+        settings: Settings of detection.
     """
     logging.getLogger("ray_sassl.evaluation").setLevel(logging.INFO)
     reports = _DetectionReports(console, settings)
@@ -49,7 +49,7 @@ def event_log(console: Console, settings: DetectConfig) -> Callable[[DetectionEv
 
 
 class _DetectionReports:
-    """Prints the losses now and then, how far a test is, and each measurement."""
+    """Prints losses now and then, the progress of a test, and each measurement."""
 
     def __init__(self, console: Console, settings: DetectConfig) -> None:
         self._console, self._steps = console, settings.steps

@@ -1,4 +1,4 @@
-"""`ray-sassl export` and `embed`: an encoder as other libraries have it, and its features of whole data sets."""
+"""`ray-sassl export` and `embed`: an encoder in the form of other libraries, and its features of whole data sets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 import ray_sassl
 from ray_sassl.cli.data import (
+    IMAGES,
     Address,
     Format,
     FormatOption,
@@ -35,31 +36,35 @@ class ExportFormat(StrEnum):
 
 
 class Head(StrEnum):
-    """What can stand on top of the encoder."""
+    """The heads that can be added to the encoder."""
 
     none = "none"
     linear = "linear"
 
 
 Run = Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory (its newest checkpoint) or a checkpoint.")]
-SizePx = Annotated[int | None, typer.Option(min=8, help="Side of the images. [default: as the run was evaluated, else trained]")]
+SizePx = Annotated[int | None, typer.Option(min=8, help="Side of the images. [default: as in the run's evaluation, else its training]")]
 
 
 @app.command(epilog="Example: ray-sassl export runs/first --format timm --with-head linear --out encoder/")
 def export(
     run: Run,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Where labeled images are (evaluate.train.path=...).")
+        list[str] | None,
+        typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config, such as evaluate.train.path=... for labeled images."),
     ] = None,
-    format_: Annotated[ExportFormat, typer.Option("--format", help="Whose names the tensors have, or ONNX.")] = ExportFormat.safetensors,
+    format_: Annotated[
+        ExportFormat, typer.Option("--format", help="The library whose tensor names to use, or ONNX.")
+    ] = ExportFormat.safetensors,
     out: Annotated[str, typer.Option(help="A folder or URI for the file, its card and the config.")] = "encoder",
     with_head: Annotated[Head, typer.Option(help="`linear` fits a classifier on evaluate.train and adds it.")] = Head.none,
     size_px: SizePx = None,
-    license: Annotated[str | None, typer.Option(help="Of the weights, for the card, such as cc-by-4.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights, for the card, such as cc-by-4.0.")] = None,
 ) -> None:
-    """Write an encoder for use elsewhere.
+    """Write an encoder for use in other libraries.
 
-    The file is tried first: a fresh model of the library must take it with strict=True and give the same features, as must onnxruntime.
+    The file is checked first: a fresh model of the library must load it with strict=True and compute the same features, as must
+    onnxruntime.
     """
     console = open_console()
     with console.status("exporting", spinner="line"):
@@ -78,11 +83,11 @@ def export(
 @app.command(epilog="Example: ray-sassl embed runs/first 's3://bucket/train-*.tar' --out features.parquet --actors 8 --actor-gpus 0.5")
 def embed(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run directory, a checkpoint, or what `ray-sassl export` wrote (but for ONNX).")
+        str, typer.Argument(metavar="RUN", help="A run directory, a checkpoint, or what `ray-sassl export` wrote, except ONNX.")
     ],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Images: Parquet, tar shards or a folder, local or s3://, gs://.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=IMAGES)],
     out: Annotated[str, typer.Option(help="A file NAME.parquet, or a folder for several files.")] = "features.parquet",
-    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part, which is made whole or not at all.")] = 4096,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows per part, which is made completely or not at all.")] = 4096,
     size_px: SizePx = None,
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
@@ -97,8 +102,8 @@ def embed(
 ) -> None:
     """Write the features of a whole data set, on Ray.
 
-    A row has its sample_id, key, label (where the data have labels) and features. A job that was stopped goes on where it was; images that
-    cannot be decoded are left out and listed.
+    Each row has a sample_id, key, label (if the data set has labels) and features. The same command continues a job that was stopped.
+    Images that cannot be decoded are left out and listed.
     """
     console = open_console()
     options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}

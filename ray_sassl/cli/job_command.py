@@ -1,4 +1,4 @@
-"""What a command of ours would read, hold and write as a job on a cluster, found without running it."""
+"""What a command would read, write and hold as a job on a cluster, found without running it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _GO_ON = "--resume-if-begun"
 
 @dataclass(frozen=True)
 class JobCommand:
-    """A command that can be a job.
+    """A command that can run as a job.
 
     Attributes:
-        verb: Such as `pretrain`.
-        words: To be run on the cluster; given twice, it goes on where it was.
+        verb: The command's name, such as `pretrain`.
+        words: The command to run on the cluster; a second run of it continues the first.
         target: Where it writes.
-        config: Of the run, or of a search's trials; None where nothing is trained.
-        data: The data sets that it reads, by what names them.
-        files: Other files that it reads, likewise.
-        actors: CPUs and GPUs that it holds at once where it trains nothing.
-        notes: What could not be looked at from this machine.
+        config: Config of the run, or of a search's trials; None if nothing is trained.
+        data: The data sets that it reads, by the name of their setting.
+        files: Other files that it reads, by the name of their setting.
+        actors: CPUs and GPUs that it holds at once, if it trains nothing.
+        notes: What could not be checked from this machine.
     """
 
     verb: str
@@ -45,13 +45,14 @@ class JobCommand:
 
 
 def read_command(words: list[str]) -> JobCommand:
-    """What the words behind `ray-sassl` would do.
+    """Find out what the command with these words after `ray-sassl` would do.
 
     Raises:
-        UsageError: no command that runs as a job, or it is wrong: an unknown experiment, path or option, or a place that no other node has.
+        UsageError: the command cannot run as a job, or has an error: an unknown experiment, path or option, or a place that no other node
+            has.
     """
     if not words:
-        raise UsageError(f"give the command behind `--`, as in: -- pretrain EXPERIMENT --run-dir s3://...; {_known()}")
+        raise UsageError(f"give the command after `--`, as in: -- pretrain EXPERIMENT --run-dir s3://...; {_known()}")
     verb, given = _parse(words)
     if verb not in _READERS:
         raise UsageError(f"{verb!r} does not run as a job; {_known()}")
@@ -61,11 +62,11 @@ def read_command(words: list[str]) -> JobCommand:
 
 
 def _known() -> str:
-    return f"what does: {', '.join(name.removesuffix(' run') for name in _READERS)}"
+    return f"the verbs that do: {', '.join(name.removesuffix(' run') for name in _READERS)}"
 
 
 def _parse(words: list[str]) -> tuple[str, dict[str, Any]]:
-    """The verb and its arguments as our own command line understands them."""
+    """The verb and its arguments, parsed by our own command line."""
     from ray_sassl.cli import app
 
     command, names, left, context = typer.main.get_command(app), [], words, None
@@ -75,7 +76,7 @@ def _parse(words: list[str]) -> tuple[str, dict[str, Any]]:
             if not hasattr(command, "resolve_command"):
                 return " ".join(names), context.params
             group: Any = command
-            # What a group leaves for its commands; the names of the two parts have changed between versions of Click.
+            # The words that remain for the group's commands; the names of the two parts have changed between versions of Click.
             name, command, left = group.resolve_command(context, [*context._protected_args, *context.args])
             names.append(name)
     except typer.Exit:
@@ -149,9 +150,9 @@ def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
     if storage.exists(storage.join(run, CONFIG)):
         data = {name: one for name, one in _data_of(load_config(run, changes)).items() if name != "data"}
     elif storage.is_uri(run):
-        raise UsageError(f"{run} holds no run and no checkpoint (no {CONFIG})")
+        raise UsageError(f"{run} has no run and no checkpoint (no {CONFIG})")
     else:
-        notes.append(f"{run} is not on this machine, so only the cluster can tell whether a run is there")
+        notes.append(f"{run} is not on this machine, so only the cluster can find out whether it has a run")
     if given["out"] is not None:
         check_place(given["out"], "--out")
     actors = _actors(given["actors"] or 1, given["actor_cpus"], given["actor_gpus"] or 0.0)

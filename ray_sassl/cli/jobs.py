@@ -1,4 +1,4 @@
-"""`ray-sassl job`: pretrainings, searches and the like as jobs on a cluster."""
+"""`ray-sassl job`: run other commands as jobs on a cluster."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ray_sassl.printing import open_console, write
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.jobs.submission import Job
 
-_HELP = """Run commands on a cluster, with this machine switched off if need be.
+_HELP = """Run commands on a cluster; this machine may be switched off meanwhile.
 
 \b
   ray-sassl job submit --name first -- pretrain moco_imagenet_sassl data.path=s3://... evaluate.train.path=s3://...
       evaluate.test.path=s3://... --run-dir s3://...
   ray-sassl job logs first --follow
-  ray-sassl job stop first          leaves a checkpoint; submitting it again goes on from there
+  ray-sassl job stop first          saves a checkpoint; submitting the same name again continues from it
 """
 _STYLE = {"succeeded": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "pending": "blue"}
 
@@ -32,9 +32,9 @@ app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 Address = Annotated[
     str | None,
-    typer.Option(help="Of the cluster's job API. [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]"),
+    typer.Option(help="URL of the cluster's job API. [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]"),
 ]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, which stands for its newest try, or a try's id.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, which means its newest try, or the id of a try.")]
 
 
 @app.command(
@@ -46,25 +46,25 @@ def submit_command(
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="-- COMMAND...", help="What would stand behind ray-sassl: pretrain, search, evaluate, stylize dataset or data convert."
+            metavar="-- COMMAND...", help="A command without ray-sassl: pretrain, search, evaluate, stylize dataset or data convert."
         ),
     ],
     name: Annotated[
-        str | None, typer.Option(help="The same name again goes on with the job. [default: from the command and where it writes]")
+        str | None, typer.Option(help="The same name again continues the job. [default: from the command and where it writes]")
     ] = None,
-    working_dir: Annotated[str, typer.Option(help="Folder that travels with the job; what Git ignores stays here.")] = ".",
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the job's environment; no secrets.")] = None,
+    working_dir: Annotated[str, typer.Option(help="Folder to send with the job, without what Git ignores.")] = ".",
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the job's environment; no secrets.")] = None,
     cluster: Annotated[
-        str | None, typer.Option(help="The definition (launcher or KubeRay) of a cluster that grows by itself: says how far it can.")
+        str | None, typer.Option(help="The definition (launcher or KubeRay) of a cluster that grows, for its largest size.")
     ] = None,
-    max_upload_mb: Annotated[float, typer.Option(min=0, help="Refuse to send more.")] = 100.0,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the job's output to its end, and exit as it does.")] = False,
+    max_upload_mb: Annotated[float, typer.Option(min=0, help="Largest size of what is sent.")] = 100.0,
+    wait: Annotated[bool, typer.Option("--wait", help="Print the job's output until it ends, and exit with its code.")] = False,
     address: Address = None,
 ) -> None:
-    """Send a command to a cluster, after a look at whether it can work there.
+    """Check that a command can run on a cluster, and send it.
 
-    The experiment, its data and what the cluster can offer are checked before anything is sent. The nodes need our dependencies in the
-    versions of this machine; our own code travels with the job.
+    The experiment, its data and the resources of the cluster are checked before anything is sent. The nodes need our dependencies in the
+    versions of this machine; our own code is sent with the job.
     """
     from ray_sassl.api.jobs import exit_code
 
@@ -82,8 +82,8 @@ def submit_command(
     for note in result.notes:
         console.print(Text.assemble(("Note:", "yellow"), f" {note}"), soft_wrap=True)
     if result.left_here:
-        console.print(f"left here, as their names are those of secrets: {', '.join(result.left_here)}", soft_wrap=True)
-    again = "" if job.id == job.name else f" (try {job.id.rpartition('-')[2]}; it goes on where the last one was)"
+        console.print(f"not sent, because their names are those of secrets: {', '.join(result.left_here)}", soft_wrap=True)
+    again = "" if job.id == job.name else f" (try {job.id.rpartition('-')[2]}; it continues the last one)"
     console.print(Text.assemble((job.name, "bold"), f"{again}: sent with {result.num_files:,} files, {decimal(result.num_bytes)}"))
     if wait:
         ended = result.follow(write)
@@ -109,17 +109,17 @@ def list_command(address: Address = None) -> None:
 
 @app.command("status", epilog="Example: ray-sassl job status first")
 def status_command(job: JobName, address: Address = None) -> None:
-    """Show where a job stands."""
+    """Show the state of a job."""
     _show(open_console(), ray_sassl.job_status(job, address))
 
 
 @app.command("logs", epilog="Example: ray-sassl job logs first --follow")
 def logs_command(
     job: JobName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends; Ctrl-C leaves it running.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print until the job ends; Ctrl-C does not stop the job.")] = False,
     address: Address = None,
 ) -> None:
-    """Print what a job has printed."""
+    """Print a job's output."""
     text, found = ray_sassl.job_logs(job, follow=write if follow else None, address=address)
     if follow:
         _show(open_console(), found)
@@ -133,23 +133,23 @@ def stop_command(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it has stopped.")] = False,
     address: Address = None,
 ) -> None:
-    """Stop a job as by Ctrl-C: a pretraining or a search leaves checkpoints first.
+    """Stop a job as by Ctrl-C: a pretraining or a search saves checkpoints first.
 
-    What has not stopped after five minutes is killed.
+    A job that has not stopped after five minutes is killed.
     """
     console = open_console()
     was_running, found = ray_sassl.stop_job(job, wait=not no_wait, address=address)
     if not was_running:
         console.print(f"{found.id} had ended already: {found.status}")
         return
-    console.print(f"{found.id} is asked to stop")
+    console.print(f"{found.id} was asked to stop")
     if not no_wait:
         _show(console, found)
 
 
 @app.command("wait", epilog="Example: ray-sassl job wait first && ray-sassl job submit -- evaluate s3://bucket/runs/first linear")
 def wait_command(job: JobName, address: Address = None) -> None:
-    """Wait until a job has ended; exits as the job did.
+    """Wait until a job ends, and exit with its code.
 
     The exit code is the command's own; 130 for a job that was stopped, and 1 for one that failed before it began.
     """

@@ -15,10 +15,10 @@ from ray_sassl.plugins import UsageError
 
 
 def target(images_per_s: float | None, deadline: str | None, usd: float | None) -> Target:
-    """What is wanted.
+    """The target of a plan.
 
     Raises:
-        UsageError: more than one thing is, or the deadline is not a length of time.
+        UsageError: more than one target is given, or the deadline is not a length of time.
     """
     given = {"--target-images-per-s": images_per_s, "--deadline": deadline, "--budget": usd}
     wanted = [name for name, value in given.items() if value is not None]
@@ -40,7 +40,7 @@ def plan(
     out: str,
     write: list[str],
 ) -> None:
-    """Plan, print, draw, and write the numbers where asked to."""
+    """Plan a cluster, print and draw the plan, and write the numbers of nodes into the files to `write`."""
     found = ray_sassl.plan_cluster(
         experiment,
         measured,
@@ -57,7 +57,7 @@ def plan(
     for path in found.written:
         console.print(f"Numbers of nodes: {path}", soft_wrap=True)
     console.print(f"Run it with: {' '.join(found.settings)}", soft_wrap=True)
-    console.print(f"and, where nodes are labeled as in cluster/: {' '.join(found.groups)}", soft_wrap=True)
+    console.print(f"and, if nodes are labeled as in cluster/: {' '.join(found.groups)}", soft_wrap=True)
 
 
 def _print(console: Console, chosen: Prediction, prices: Prices, stylizes: str) -> None:
@@ -76,7 +76,7 @@ def _print(console: Console, chosen: Prediction, prices: Prices, stylizes: str) 
         table.add_row(group, str(getattr(chosen.counts, group)), _machine(prices, group), f"{capacity:,.0f}" if capacity else "", *flow)
     console.print(table)
     usd = "unknown (give --prices)" if chosen.usd is None else f"{chosen.usd:,.0f} USD"
-    length = f"{chosen.hours:,.1f} hours" if math.isfinite(chosen.hours) else "for ever"
+    length = f"{chosen.hours:,.1f} hours" if math.isfinite(chosen.hours) else "forever"
     console.print(f"{chosen.images_per_s:,.0f} images/s on {chosen.counts.trainers} GPUs that train, {length}, {usd}")
     console.print(f"The bottleneck is {chosen.bottleneck}; images are stylized by {stylizes}.")
 

@@ -30,11 +30,11 @@ _SCORES = {
     "test_knn_top1": "kNN top-1 on the test images",
     "test_linear_top1": "linear top-1 on the test images",
 }
-"""What is printed of a report's scores; those without further words are on validation images."""
+"""The scores of a report that are printed; all but those on the test images are on validation images."""
 
 
 def experiments(console: Console, name: str | None) -> None:
-    """Print one experiment as YAML, or all by data set and by what they add to a published objective."""
+    """Print one experiment as YAML, or list all by data set and by what they add to a published objective."""
     if name is not None:
         from ray_sassl.config.files import to_yaml
 
@@ -56,22 +56,22 @@ _PAPERS = ("base", "+ SASSL", "+ FA", "+ both")
 
 
 def _data_of(experiment: str) -> str:
-    """The data set that an experiment's name says."""
+    """The data set in an experiment's name."""
     return next((title for part, title in _DATA.items() if part in experiment.split("_")), "The embedded images")
 
 
 def _paper_of(experiment: str) -> str:
-    """What an experiment's name says that it adds to a published objective."""
+    """What an experiment adds to a published objective, according to its name."""
     parts = experiment.split("_")
     has_style = "sassl" in parts or experiment == "demo"
     return _PAPERS[has_style + 2 * ("fa" in parts)]
 
 
 def split_run_dir(overrides: list[str], run_dir: str | None) -> tuple[list[str], str | None]:
-    """The overrides without `run_dir=PATH`, which is another way to write --run-dir, and the run directory.
+    """The overrides without `run_dir=PATH`, another form of --run-dir, and the run directory.
 
     Raises:
-        UsageError: it is given twice.
+        UsageError: the run directory is given twice.
     """
     given = [text.removeprefix("run_dir=") for text in overrides if text.startswith("run_dir=")] + (
         [run_dir] if run_dir is not None else []
@@ -92,7 +92,7 @@ def pretrain(
     dry_run: bool,
     address: str | None,
 ) -> int:
-    """Run, show progress, and say where everything is; the exit code is 130 after Ctrl-C."""
+    """Pretrain, show progress, and print where the results are; the exit code is 130 after Ctrl-C."""
     from ray_sassl.config.files import to_yaml
 
     overrides, run_dir = split_run_dir(overrides, run_dir)
@@ -149,7 +149,7 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
 
 @contextmanager
 def _progress(console: Console, config: ExperimentConfig) -> Iterator:
-    """A bar with what matters beside it on a terminal; a line now and then elsewhere."""
+    """A progress bar with the main metrics on a terminal, or else a line now and then."""
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
     from ray_sassl.train.loop import Progress as RunProgress
 
@@ -202,12 +202,12 @@ def _short(report: dict[str, float]) -> str:
 
 
 def views(console: Console, experiment: str, overrides: list[str], out: str, rows: int) -> None:
-    """Draw the views of some images of the experiment's data."""
+    """Draw the views of some images of the experiment's data set."""
     console.print(f"Views: {ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows)}")
 
 
 def demo(console: Console, run_dir: str | None, address: str | None) -> None:
-    """Both demo runs, then one table of what they learned."""
+    """Both demo runs, then a table of their scores."""
     from ray_sassl.api.pretraining import DEMO_RUNS
 
     began = time.monotonic()
@@ -224,7 +224,7 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> None:
 
         result = ray_sassl.run_demo(run_dir, address=address, watch=watch)
     if result.scores:
-        table = Table("encoder", "kNN top-1", "linear top-1", title="What the encoders know about shapes", title_justify="left")
+        table = Table("encoder", "kNN top-1", "linear top-1", title="How well the encoders recognize shapes", title_justify="left")
         for title, values in result.scores.items():
             table.add_row(title, *(f"{value:.1%}" for value in values))
         table.add_row("chance", *[f"{result.chance:.1%}"] * 2)
@@ -233,4 +233,4 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> None:
         console.print(_where(run.run_dir, run.checkpoint))
         if run.status == "interrupted":
             console.print(_interrupted(run.reason))
-    console.print(f"{time.monotonic() - began:.0f} seconds in all")
+    console.print(f"{time.monotonic() - began:.0f} seconds in total")

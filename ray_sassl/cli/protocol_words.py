@@ -1,4 +1,4 @@
-"""The words that name protocols and change their settings: `knn linear k=20 linear.l2=grid`, or `all`."""
+"""Parse the words that name protocols and change their settings: `knn linear k=20 linear.l2=grid`, or `all`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ray_sassl.plugins import UsageError, did_you_mean, load_plugin, plugin_name
 
 DETECT = "detect"
 ALL = "all"
-"""In the place of a protocol's name: every protocol whose images are there."""
+"""Stands for every protocol whose images are available."""
 
 
 def split_detection(words: list[str]) -> tuple[list[str], str | None, list[str]]:
-    """The words without those that begin with `detect.`, the data set to detect on if they name one, and the settings of detection.
+    """Split off the words that begin with `detect.`: the other words, the data set to detect on if one is named, and the settings.
 
     Raises:
         UsageError: there are such words without `all`.
@@ -30,10 +30,10 @@ def split_detection(words: list[str]) -> tuple[list[str], str | None, list[str]]
 
 
 def with_all_named(words: list[str]) -> list[str]:
-    """The words with the names of all protocols in the place of `all`.
+    """Replace `all` by the names of all protocols.
 
     Raises:
-        UsageError: a protocol is named beside it.
+        UsageError: the words have `all` and the name of a protocol.
     """
     if ALL not in words:
         return words
@@ -43,16 +43,16 @@ def with_all_named(words: list[str]) -> list[str]:
 
 
 def parse_protocols(words: list[str]) -> tuple[list[ProtocolConfig], list[str]]:
-    """The configs of the protocols that the words name, changed as the words say, and the words that change the run's config instead.
+    """The configs of the protocols that the words name, with the changes in the words, and the words that change the run's config instead.
 
     `k=20` changes every named protocol that has a field `k`; `knn.k=20` changes only kNN.
 
     Raises:
-        UsageError: no protocol is named, one does not exist, or a field does not take its value.
+        UsageError: no protocol is named, a protocol does not exist, or the value of a field is wrong.
     """
     names = [word for word in words if "=" not in word]
     if DETECT in names:
-        raise UsageError("detection has a verb of its own, since it needs boxes: ray-sassl detect RUN DATA [PATH=VALUE]...")
+        raise UsageError("detection has its own verb, since it needs boxes: ray-sassl detect RUN DATA [PATH=VALUE]...")
     if not names:
         known = plugin_names(PROTOCOLS)
         raise UsageError(f"name at least one protocol, or {ALL}: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""`ray-sassl report` and `compare`: runs on pages."""
+"""`ray-sassl report` and `compare`: HTML pages about runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ app = typer.Typer()
 @app.command(epilog="Example: ray-sassl report runs/first --out first.html")
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, local or s3://, gs://; the run may still be training.")],
-    out: Annotated[str | None, typer.Option(help="The page. [default: report.html in the run directory]")] = None,
+    out: Annotated[str | None, typer.Option(help="File of the page. [default: report.html in the run directory]")] = None,
 ) -> None:
     """Write one page about a run.
 
-    What was run, how it ended, curves, views, scores with their intervals and pictures; one HTML file that needs nothing else.
+    The page has the config, how the run ended, curves, views, scores with intervals, and pictures. It is one HTML file.
     """
     open_console().print(f"Report: {ray_sassl.report(run, out)}", soft_wrap=True)
 
@@ -31,20 +31,20 @@ def report(
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Run directories; the first, with its other seeds, is what the others are compared with."),
+        typer.Argument(metavar="RUN...", help="Run directories; the others are compared with the first and its other seeds."),
     ],
     on: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PROTOCOLS", help="Compare by these protocols only, and evaluate the runs that lack one; changes as for `evaluate`."
+            metavar="PROTOCOLS", help="Compare by these protocols only, with changes as for `evaluate`; runs that lack one are evaluated."
         ),
     ] = None,
     out: Annotated[str, typer.Option(help="Folder for comparison.html, .md and .json.")] = "comparison",
 ) -> None:
     """Compare runs.
 
-    Scores with paired intervals over test images and seeds, and whether a difference is more than noise; curves, views and figures side by
-    side. Runs that differ only in their seed are one group.
+    The page has scores with paired intervals over test images and seeds, whether differences are more than noise, and curves, views and
+    figures side by side. Runs that differ only in their seed are one group.
     """
     from ray_sassl.cli.event_log import event_log
     from ray_sassl.cli.protocol_words import ALL, parse_protocols, with_all_named

@@ -1,4 +1,4 @@
-"""`ray-sassl search`: find the augmentation strength that suits one's own images."""
+"""`ray-sassl search`: find the augmentation strength that suits your images."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class _RunByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-_HELP = """Search for what suits your images, on Ray Tune.
+_HELP = """Search for the settings that suit your images, on Ray Tune.
 
 \b
   ray-sassl search SPACE [PATH=VALUE]... [OPTIONS]     run a study (all options: ray-sassl search run --help)
   ray-sassl search spaces                              list the spaces
-  ray-sassl search report DIR                          draw its report, also while it is running
-  ray-sassl search compare DIR DIR                     two studies side by side
+  ray-sassl search report DIR                          draw a study's report, also while it is running
+  ray-sassl search compare DIR DIR                     compare two studies
 """
 
 app = typer.Typer(cls=_RunByDefault, no_args_is_help=True, help=_HELP)
@@ -82,27 +82,34 @@ def run_command(
         typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the base experiment; what they set is not searched."),
     ] = None,
     experiment: Annotated[str | None, typer.Option(help="Another base experiment: a name, a YAML file or a run directory.")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="How many. [default: the space's; a grid's: all of it]")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="Stop after this time, such as 90m or 2h; --resume goes on.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once. [default: as many as there is room for]")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Number of trials. [default: the space's; the whole grid of a grid search]")
+    ] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Stop after this time, such as 90m or 2h; --resume continues.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once. [default: as many as the cluster has room for]")
+    ] = None,
     searcher: Annotated[Searcher | None, typer.Option(help="What suggests trials. [default: the space's]")] = None,
     scheduler: Annotated[Scheduler | None, typer.Option(help="What stops trials early. [default: the space's]")] = None,
     grace: Annotated[
         int | None, typer.Option(min=1, help="Evaluations that a trial gets before it may be stopped. [default: the space's]")
     ] = None,
     objective: Annotated[
-        list[str] | None, typer.Option(help="A metric, or METRIC:min; several give a Pareto front, the first one decides on stops.")
+        list[str] | None,
+        typer.Option(help="A metric, or METRIC:min. Several give a Pareto front, and the first one decides which trials are stopped."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the suggestions; a trial's own seed is the experiment's.")] = 0,
-    retries: Annotated[int, typer.Option(min=0, help="How often a failed trial is started again from its checkpoint.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the suggestions; trials use the experiment's seed.")] = 0,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed trial is restarted from its checkpoint.")] = 1,
     study_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: studies/SPACE]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the study directory.")] = False,
-    resume_if_begun: Annotated[bool, typer.Option("--resume-if-begun", help="Go on with the study that is there, or start it.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the study in the study directory.")] = False,
+    resume_if_begun: Annotated[
+        bool, typer.Option("--resume-if-begun", help="Continue the study in the study directory, or start it if there is none.")
+    ] = False,
     address: Address = None,
 ) -> None:
     """Run a study.
 
-    Each trial is a whole pretraining run. Ctrl-C stops the running ones with a checkpoint; the same command with --resume goes on.
+    Each trial is a whole pretraining run. After Ctrl-C the running trials save checkpoints; the same command with --resume continues.
     """
     from ray_sassl.api.search import make_study
     from ray_sassl.files import storage
@@ -138,10 +145,10 @@ def run_command(
         console.print(f"{name.partition('.')[0]}: {storage.join(study_dir, name)}", soft_wrap=True)
     console.print(f"report: {result.report}", soft_wrap=True)
     if result.is_interrupted:
-        console.print(Text.assemble(("Interrupted:", "yellow"), " the same command with --resume goes on."))
+        console.print(Text.assemble(("Interrupted:", "yellow"), " the same command with --resume continues."))
         raise typer.Exit(130)
     if result.trials and all(trial.state == "failed" for trial in result.trials):
-        console.print(Text.assemble(("No trial came to its end:", "red"), " the table has each one's reason."))
+        console.print(Text.assemble(("No trial finished:", "red"), " the table has the reasons."))
         raise typer.Exit(1)
 
 
@@ -169,7 +176,7 @@ def compare_command(
     second: StudyDir,
     out: Annotated[str, typer.Option(help="Where to write the comparison (HTML).")] = "compare.html",
 ) -> None:
-    """Put two studies side by side."""
+    """Compare two studies."""
     console = open_console()
     table = Table("", first, second, title="Studies", title_justify="left")
     for row in ray_sassl.compare_studies(first, second, out):
@@ -179,7 +186,7 @@ def compare_command(
 
 
 def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10) -> Table:
-    """The best trials, and what became of the others."""
+    """The best trials, and the number of trials in each state."""
     goal = study.goals[0]
     ranked = sorted(
         (trial for trial in trials if trial.value(goal.metric) is not None),
@@ -205,7 +212,7 @@ def _row(study: StudyConfig, trial: TrialRecord, progress: dict[str, float] | No
 
 
 def _point(trial: TrialRecord) -> str:
-    """The parameters with the last part of their names, which is what tells them apart."""
+    """The parameters with the last two parts of their names, which distinguish them."""
     return "  ".join(f"{'.'.join(name.split('.')[-2:])}={value}" for name, value in trial.point.items())
 
 
@@ -216,7 +223,7 @@ def _figure(metric: str, value: float | None) -> str:
 
 
 def status(state: StudyState) -> Group:
-    """What is running and what was best, for a terminal."""
+    """The running trials and the best one, for a terminal."""
     study, records = state.study, state.records
     goal = study.goals[0]
     open_ones = [trial for trial in records if trial.is_open]
@@ -238,7 +245,7 @@ def status(state: StudyState) -> Group:
 
 
 def remaining_s(state: StudyState) -> float | None:
-    """Seconds to the end of the study if later trials take as long as those that have ended; None before the first has."""
+    """Seconds to the end of the study if later trials take as long as those that have ended; None before the first one ends."""
     walls = [trial.wall_s for trial in state.records if not trial.is_open and trial.wall_s]
     if not walls:
         return None
@@ -256,7 +263,7 @@ def _clock(seconds_: float) -> str:
 
 @contextmanager
 def _live(console: Console) -> Iterator[Any]:
-    """A table that is kept up to date on a terminal; a line for each outcome elsewhere."""
+    """A table that is kept up to date on a terminal, or else a line for each trial that ends."""
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
 
     told: set[int] = set()

@@ -1,4 +1,4 @@
-"""`ray-sassl stylize`: banks of styles, previews, stylized copies of data sets, stylizers of one's own."""
+"""`ray-sassl stylize`: style banks, previews, stylized copies of data sets, distilled stylizers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 import ray_sassl
 from ray_sassl.cli.data import (
+    IMAGES,
     Address,
     Format,
     FormatOption,
@@ -34,9 +35,9 @@ Overrides = Annotated[
     typer.Argument(metavar="[PATH=VALUE]...", help="Changes, such as stylize=swift, stylize.style_px=96, sassl.alpha=[0.5,1] or seed=1."),
 ]
 Actors = Annotated[int | None, typer.Option(min=1, help="Actors in the pool. [default: as many as the cluster has room for]")]
-ActorCpus = Annotated[float, typer.Option(min=0.01, help="CPUs of one actor, and its threads.")]
-ActorGpus = Annotated[float, typer.Option(min=0, help="GPUs of one actor; a share such as 0.25 is allowed.")]
-MaxBadFraction = Annotated[float, typer.Option(help="Stop where more of the images cannot be used.")]
+ActorCpus = Annotated[float, typer.Option(min=0.01, help="CPUs and threads per actor.")]
+ActorGpus = Annotated[float, typer.Option(min=0, help="GPUs per actor; a share such as 0.25 is allowed.")]
+MaxBadFraction = Annotated[float, typer.Option(help="Stop if a larger share of the images cannot be used.")]
 
 
 class CopyFormat(StrEnum):
@@ -50,9 +51,7 @@ class CopyFormat(StrEnum):
 
 @app.command("bank", epilog="Example: ray-sassl stylize bank painter-by-numbers/ --out styles.safetensors stylize=magenta")
 def bank_command(
-    style_data: Annotated[
-        str, typer.Argument(metavar="STYLE_DATA", help="Images: Parquet, tar shards or a folder, local or s3://, gs://.")
-    ],
+    style_data: Annotated[str, typer.Argument(metavar="STYLE_DATA", help=IMAGES)],
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Where to write the bank.")] = "styles.safetensors",
     from_: FormatOption = Format.auto,
@@ -78,13 +77,13 @@ def bank_command(
 
 @app.command("dataset", epilog="Example: ray-sassl stylize dataset imagenet/train imagenet-stylized --copies 2 --bank styles.safetensors")
 def dataset_command(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Images: Parquet, tar shards or a folder, local or s3://, gs://.")],
-    target: Annotated[str, typer.Argument(metavar="DST", help="An empty folder or URI, or one where this very job was stopped.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help=IMAGES)],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A folder or URI that is empty or has a part of the same job.")],
     overrides: Overrides = None,
-    copies: Annotated[int, typer.Option(min=1, help="Copies with other styles; more than one go to DST/copy-0, DST/copy-1, ...")] = 1,
+    copies: Annotated[int, typer.Option(min=1, help="Copies with different styles; several go to DST/copy-0, DST/copy-1, ...")] = 1,
     bank: Annotated[str | None, typer.Option(help="A style bank; without it, styles come from other images of the data set.")] = None,
-    format_: Annotated[CopyFormat, typer.Option("--format", help="Of the copy.")] = CopyFormat.same,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard, which is written whole or not at all.")] = 1024,
+    format_: Annotated[CopyFormat, typer.Option("--format", help="Format of the copy.")] = CopyFormat.same,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows per shard, which is written completely or not at all.")] = 1024,
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
@@ -98,8 +97,8 @@ def dataset_command(
 ) -> None:
     """Write a stylized copy of a data set, with its labels and keys.
 
-    Every image is stylized at full strength unless sassl.prob, sassl.alpha and sassl.beta say otherwise. Nothing is left out silently:
-    images that cannot be used are listed, and where memory does not suffice for a batch it is halved and tried again.
+    Every image is stylized at full strength unless sassl.prob, sassl.alpha and sassl.beta are given. Images that cannot be used are listed.
+    A batch that does not fit in memory is halved and tried again.
     """
     console = open_console()
     options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}
@@ -119,7 +118,7 @@ def dataset_command(
             address=address,
         )
     except KeyboardInterrupt:
-        console.print(f"Stopped. The same command goes on where it was: the shards in {target} stay.", soft_wrap=True)
+        console.print(f"Stopped. The same command continues: the shards in {target} stay.", soft_wrap=True)
         raise typer.Exit(130) from None
     print_bad_rows(console, result.bad_rows, "left out")
     there = result.num_shards - result.num_written
@@ -133,19 +132,19 @@ def dataset_command(
 @app.command("preview", epilog="Example: ray-sassl stylize preview photos/ --styles paintings/ --out grid.png stylize=magenta")
 def preview_command(
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="Contents: Parquet, tar shards, a folder or one image.")],
-    styles: Annotated[str, typer.Option(help="Styles, likewise.")],
+    styles: Annotated[str, typer.Option(help="Styles: Parquet, tar shards, a folder or one image.")],
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Where to write the picture (PNG).")] = "styles.png",
-    rows: Annotated[int, typer.Option(min=1, help="Content images.")] = 4,
-    num_styles: Annotated[int, typer.Option(min=1, help="Styles.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="Number of content images.")] = 4,
+    num_styles: Annotated[int, typer.Option(min=1, help="Number of styles.")] = 3,
     size_px: Annotated[int, typer.Option(min=32, help="Side of the content squares.")] = 224,
     from_: FormatOption = Format.auto,
-    styles_from: Annotated[Format, typer.Option(help="The styles' format, likewise.")] = Format.auto,
+    styles_from: Annotated[Format, typer.Option(help="The format of the styles.")] = Format.auto,
     image_column: ImageColumn = "image",
 ) -> None:
     """Draw contents in their own and in other styles, at the paper's strength and at full strength.
 
-    Contents and styles are drawn at random; seed=1 shows others.
+    Contents and styles are chosen at random; seed=1 shows others.
     """
     console = open_console()
     config = _job(console, overrides, None, only=("stylize", "seed"))
@@ -160,29 +159,35 @@ def distill_command(
     contents: Annotated[
         list[str], typer.Argument(metavar="CONTENTS...", help="Photographs: Parquet, tar shards or folders, local or s3://, gs://.")
     ],
-    styles: Annotated[list[str], typer.Option(help="Paintings and textures, likewise; may be given several times.")],
+    styles: Annotated[list[str], typer.Option(help="Paintings and textures in the same forms; may be given several times.")],
     out: Annotated[str, typer.Option(help="Where to write the student's weights.")] = "student.safetensors",
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps. [default: those of the shipped weights]")] = None,
-    crops: Annotated[int | None, typer.Option(min=8, help="Crops whose codes the teacher computes first. [default: likewise]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures of a step, of all workers together. [default: likewise]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps. [default: as for the shipped weights]")] = None,
+    crops: Annotated[
+        int | None, typer.Option(min=8, help="Crops whose codes the teacher computes first. [default: as for the shipped weights]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images per step, over all workers. [default: as for the shipped weights]")
+    ] = None,
     size_px: Annotated[
-        list[int] | None, typer.Option(help="Side of the contents; several are taken in turns. [default: 32, 64, 32, 96]")
+        list[int] | None, typer.Option(help="Side of the contents; several are used in turn. [default: 32, 64, 32, 96]")
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(metavar="FILE|swift", help="Go on from this student, or from the shipped one, at a quarter of the rates."),
+        typer.Option(metavar="FILE|swift", help="Continue from this student, or from the shipped one, at a quarter of the learning rates."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     exclude: Annotated[
         list[str] | None, typer.Option(help="An image not to train on, by the end of its name; may be given several times.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="The teacher's converted weights; by default those in the cache.")] = None,
-    work_dir: Annotated[str | None, typer.Option(help="For crops and checkpoints, to go on after a stop. [default: OUT.work]")] = None,
+    work_dir: Annotated[
+        str | None, typer.Option(help="Folder for crops and checkpoints, to continue after a stop. [default: OUT.work]")
+    ] = None,
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
     max_bad_fraction: MaxBadFraction = 0.01,
-    workers: Annotated[int, typer.Option(min=1, help="Training workers, among which each batch is shared.")] = 1,
-    worker_cpus: Annotated[float, typer.Option(min=0.01, help="CPUs of one worker, and its threads.")] = 1.0,
+    workers: Annotated[int, typer.Option(min=1, help="Training workers that share each batch.")] = 1,
+    worker_cpus: Annotated[float, typer.Option(min=0.01, help="CPUs and threads per worker.")] = 1.0,
     gpu: Annotated[bool, typer.Option(help="Whether each worker takes a GPU.")] = False,
     address: Address = None,
 ) -> None:
@@ -215,7 +220,7 @@ def distill_command(
 
 
 def _job(console: Console, overrides: list[str] | None, bank: str | None, only: tuple[str, ...] = ()) -> StyleJobConfig:
-    """How images are stylized, said in a line."""
+    """Print in one line how images are stylized, and return the config."""
     from ray_sassl.api.style import style_job
 
     config, hint = style_job(overrides, bank, only)

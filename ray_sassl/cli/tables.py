@@ -8,7 +8,7 @@ from ray_sassl.evaluation import Evaluation, Score
 
 
 def scores_table(title: str, found: dict[str, dict[str, Evaluation]]) -> Table:
-    """One line per score, one column per encoder, from evaluations by protocol and encoder; several protocols are named in a column."""
+    """One row per score and one column per encoder, from evaluations by protocol and encoder; several protocols get a column of names."""
     encoders = list(dict.fromkeys(name for evaluations in found.values() for name in evaluations))
     scores = [score for evaluations in found.values() for evaluation in evaluations.values() for score in evaluation.scores.values()]
     has_chance = any(score.chance is not None for score in scores)

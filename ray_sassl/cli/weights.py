@@ -1,4 +1,4 @@
-"""`ray-sassl weights`: get the published networks, check them, say where they are."""
+"""`ray-sassl weights`: get the published networks, check them, print where they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(help="The weights' name, such as magenta.")
 
 @app.command("list", epilog="Example: ray-sassl weights list")
 def list_command() -> None:
-    """What there is, and what of it is on this machine."""
+    """List the weights, and which of them are on this machine."""
     table = Table("name", "here", "download", "license", "what it is", title="Weights", title_justify="left")
     for name, status in ray_sassl.list_weights().items():
         weights = status.weights
@@ -31,7 +31,7 @@ def list_command() -> None:
 
 @app.command(epilog="Example: ray-sassl weights fetch magenta")
 def fetch(name: Name) -> None:
-    """Download, check and convert weights. A download that was cut off goes on where it was."""
+    """Download, check and convert weights. A download that was interrupted is continued."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=open_console()) as bar:
         tasks: dict[str, TaskID] = {}
@@ -47,7 +47,7 @@ def fetch(name: Name) -> None:
 
 @app.command(epilog="Example: ray-sassl weights add style_predict_quantized_256.tflite style_transfer_f16_384.tflite")
 def add(files: Annotated[list[str], typer.Argument(help="Published files, recognized by their content.")]) -> None:
-    """Take published files from disk, for machines without a network."""
+    """Add published files from disk, for machines without a network."""
     console = open_console()
     added = ray_sassl.add_weights(files)
     for path, status in added:
@@ -60,14 +60,14 @@ def add(files: Annotated[list[str], typer.Argument(help="Published files, recogn
 
 
 @app.command(epilog="Example: ray-sassl weights verify")
-def verify(name: Annotated[str | None, typer.Argument(help="[default: all that are here]")] = None) -> None:
+def verify(name: Annotated[str | None, typer.Argument(help="[default: all on this machine]")] = None) -> None:
     """Check the weights on this machine, tensor by tensor."""
     console = open_console()
     chosen = ray_sassl.verify_weights(name)
     for checked in chosen:
-        console.print(f"{checked}: whole and as published")
+        console.print(f"{checked}: complete and as published")
     if not chosen:
-        console.print("No weights are on this machine; `ray-sassl weights list` says what there is.")
+        console.print("No weights are on this machine; `ray-sassl weights list` lists them.")
 
 
 @app.command("path", epilog="Example: aws s3 cp $(ray-sassl weights path magenta) s3://bucket/magenta.safetensors")

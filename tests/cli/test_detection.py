@@ -47,7 +47,7 @@ def test_detect_scores_an_encoder_beside_the_untrained_one_and_writes_json(make_
 
 
 def test_evaluate_names_the_verb(make_run: MakeRun):
-    with pytest.raises(UsageError, match="detection has a verb of its own"):
+    with pytest.raises(UsageError, match="detection has its own verb"):
         _run("evaluate", make_run(), "detect")
 
 

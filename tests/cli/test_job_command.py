@@ -62,7 +62,7 @@ def test_a_stylized_copy_and_a_conversion_are_known_by_their_targets():
 def test_an_evaluation_of_a_run_that_is_elsewhere_is_noted():
     found = read_command(["evaluate", "/shared/runs/none", "knn", "k=20"])
     assert found.target == "/shared/runs/none"
-    assert found.notes == ["/shared/runs/none is not on this machine, so only the cluster can tell whether a run is there"]
+    assert found.notes == ["/shared/runs/none is not on this machine, so only the cluster can find out whether it has a run"]
     with pytest.raises(UsageError, match="did you mean 'knn'"):
         read_command(["evaluate", "/shared/runs/none", "kn"])
 
@@ -83,7 +83,7 @@ def test_an_evaluation_by_every_protocol_reads_the_boxes_that_are_named():
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "give the command behind `--`"),
+        ([], "give the command after `--`"),
         (["views", "demo"], "'views' does not run as a job"),
         (["pretrain"], "Missing argument"),
         (["pretrain", "demo", "--run-dir"], "requires an argument"),

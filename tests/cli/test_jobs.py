@@ -64,7 +64,7 @@ def test_stopping_a_job_stops_its_newest_try_and_no_job_that_is_called_like_the_
     cluster.add("first-2", "first", "/a", JobStatus.RUNNING)
     cluster.add("first-2-2", "first-2", "/b", JobStatus.RUNNING)
     run = CliRunner().invoke(app, ["stop", "first"], catch_exceptions=False)
-    assert "first-2 is asked to stop" in run.output
+    assert "first-2 was asked to stop" in run.output
     assert {job_id: details.status for job_id, details in cluster.jobs.items()} == {
         "first": JobStatus.STOPPED,
         "first-2": JobStatus.STOPPED,

@@ -25,7 +25,7 @@ def test_published_files_are_added_listed_verified_and_found(shared_dir):
     assert "still needs style_transfer_f16_384.tflite" in _run("add", files[0]).replace("\n", " ")
     assert "1 of 2 files" in _run("list")
     _run("add", files[1])
-    assert "whole and as published" in _run("verify")
+    assert "complete and as published" in _run("verify")
     assert _run("path", "magenta").strip().endswith(".safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Training a detector: it learns, it repeats, and it goes on where it was stopped."""
+"""Training a detector: it learns, a run is repeatable, and a stopped run continues."""
 
 import io
 from dataclasses import replace

@@ -93,7 +93,7 @@ def test_a_job_is_stopped_with_a_checkpoint_and_the_same_submit_goes_on_from_the
     words = ("job", "submit", "--name", "first", "--wait", "--", *_pretrain(run_dir, f"train.epochs={shorter}"))
     code, output = ray_sassl_here(cluster, *words, cwd=project)
     assert code == 0, output
-    assert "first (try 2; it goes on where the last one was)" in output
+    assert "first (try 2; it continues the last one)" in output
     steps = _steps(run_dir)
     assert steps == list(range(1, steps[-1] + 1)), "each step stands there once: nothing was started over"
     assert steps[-1] == int(shorter * NUM_ROWS / 16 + 1e-9)
@@ -196,7 +196,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster: JobCluster
         (["pretrain", "mine.yaml", "--run-dir", str(run_dir)], "there is no file mine.yaml"),
         (["stylize", "dataset", "data", "styled", "stylize=color_statistics"], "a job runs in a temporary folder"),
         (["evaluate", "s3//x", "knn"], "a job runs in a temporary folder"),
-        (["demo"], "'demo' does not run as a job; what does: pretrain, search"),
+        (["demo"], "'demo' does not run as a job; the verbs that do: pretrain, search"),
         ([*good, "data.path=s3://bucket/x?access_key=AKIAAAAAAAAAAAAAAAAA"], "it would be in the job's record"),
     ):
         assert re.search(reason, found := _refusal(cluster, project, "--", *words)), (words, found)

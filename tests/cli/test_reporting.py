@@ -64,7 +64,7 @@ def test_a_protocol_that_fails_is_named_and_the_others_go_on(make_run: MakeRun, 
     monkeypatch.setattr(WeightedKNN, "evaluate", broken)
     run_dir = make_run()
     output = _run("evaluate", run_dir, "few_shot", "knn", "linear", "few_shot.shots=[1, 50]", exit_code=1)
-    assert "few_shot failed: class 0 has 20 train images, and 50 are to be drawn" in output
+    assert "few_shot failed: class 0 has 20 train images, fewer than the 50 to draw" in output
     assert "knn failed: RuntimeError: no neighbors today" in output
     assert "linear, 95 % intervals" in output
     with pytest.raises(RuntimeError, match="no neighbors today"):

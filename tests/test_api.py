@@ -168,7 +168,7 @@ class _Client:
 
 
 @pytest.mark.parametrize("place", [_in_a_loop, _in_a_thread])
-def test_a_job_is_followed_where_a_loop_runs_already(place: Callable[[Callable[[], object]], None]):
+def test_a_job_is_followed_inside_a_running_event_loop(place: Callable[[Callable[[], object]], None]):
     jobs, lines = Jobs.__new__(Jobs), []
     jobs._client, jobs._asked = _Client(), "http://cluster:8265"  # pyright: ignore[reportAttributeAccessIssue]
     job = jobs._now("first")

@@ -111,7 +111,7 @@ def test_only_one_module_takes_anything_from_rays_private_packages():
                 assert not taken, f"{path.relative_to(ROOT)}:{node.lineno} imports {', '.join(taken)}"
 
 
-def test_what_is_taken_from_rays_private_packages_is_there():
+def test_the_private_names_of_ray_that_we_use_exist():
     from ray_sassl.orchestrate.runtime import private
 
     assert sorted(private._HOME) == sorted(private.__all__)

@@ -308,7 +308,7 @@ def test_an_index_that_was_made_anew_at_the_same_path_is_the_one_that_is_used(da
 # Rows that cannot be used
 
 
-def test_bad_rows_are_told_with_their_place_and_reason(source):
+def test_bad_rows_are_reported_with_place_and_reason(source):
     told: list[BadRow] = []
     list(_batches(source, 1, epochs=1, on_bad=told.extend))
     assert {row.sample_id for row in told} == set(BAD)
@@ -335,7 +335,7 @@ def _crop_rows(encoded: list[bytes], size_px: int, resizing: Resizing, on_bad: O
     return crop_rows(_rows(encoded), list(zip(views.views, views.sizes_px, strict=True)), 0, 0, 10**7, on_bad, resizing)
 
 
-def test_an_image_whose_pixels_are_cut_off_is_told_and_its_neighbors_are_the_same():
+def test_a_cut_off_image_is_reported_and_its_neighbors_are_unchanged():
     photos = [_photo(90, 70 + number) for number in range(4)]
     whole, good = _crop_rows(photos, 32, "fast")
     assert good.all()
@@ -381,7 +381,7 @@ def test_only_one_decoded_image_is_held_at_a_time():
     assert peak < 4 * 1200 * 900 * 3
 
 
-def test_an_error_of_whoever_is_told_of_bad_rows_ends_the_stream(source):
+def test_an_error_in_the_callback_for_bad_rows_ends_the_stream(source):
     def refuse(rows: list[BadRow]) -> None:
         raise RuntimeError("too many")
 
@@ -472,7 +472,7 @@ def test_a_limit_takes_some_images_of_each_row_group(data):
     assert len(np.concatenate(few)) == 13  # two of each, and one of them is not an image
 
 
-def test_a_limit_is_reached_also_where_row_groups_are_small(tmp_path):
+def test_a_limit_is_reached_with_small_row_groups_too(tmp_path):
     images = [_png(np.full((8, 8, 3), row, np.uint8)) for row in range(100)]
     pq.write_table(pa.table({"image": images, "label": range(100)}), tmp_path / "train-0.parquet", row_group_size=1)
     data = DataConfig(path=str(tmp_path))

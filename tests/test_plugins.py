@@ -180,7 +180,7 @@ def test_a_package_without_a_folder_of_any_kind_is_refused(brought):
         plugin_names("ray_sassl.methods")
 
 
-def test_a_config_is_reduced_where_it_allows_that(package):
+def test_a_config_is_reduced_if_it_allows_that(package):
     class Config(PluginConfig):
         size: int = Field(default=20, ge=10)
         width: int = 20

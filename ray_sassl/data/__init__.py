@@ -1,7 +1,7 @@
-"""Image shards: what they hold (`index`), in which order an epoch visits them (`plan`), and their pixels (`decode`).
+"""Image shards: their rows (`index`), the order in which an epoch visits them (`plan`), and their pixels (`decode`).
 
 One file per format: `parquet.py`, `webdataset.py`, `folder.py` implement `Reader`. Nothing in this package imports torch or Ray, so
-that the workers which read and decode stay light.
+that the workers that read and decode stay light.
 """
 
 from __future__ import annotations
@@ -26,52 +26,52 @@ if TYPE_CHECKING:
     from ray_sassl.data.index import Index
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-"""File names that are taken for images, in lower case; what a file really is, its first bytes tell."""
+"""Extensions of files that are read as images, in lower case; the first bytes of a file decide its format."""
 
 OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "tif", "tiff")
 """Extensions of images that are not read."""
 
 GROUP_ROWS = 256
-"""Rows of a group where the format has no row groups of its own: a run of this many samples is read at once."""
+"""Rows per group of a format without row groups: so many samples are read at once."""
 
 NO_LABEL = -1
 
 SYNTHETIC = ("synthetic", "synthetic:train", "synthetic:test")
-"""What `data.path` may say instead of a path: the embedded data set."""
+"""The embedded data set, as `data.path` may name it instead of a path."""
 
 Format = Literal["parquet", "webdataset", "folder"]
 
 
 class DataConfig(FrozenConfig):
-    """Where the images are, and in which portions they are shuffled and worked on."""
+    """Where the images are, and in which portions they are shuffled and processed."""
 
     path: Annotated[str | tuple[str, ...], LocalPath(other_than=SYNTHETIC)] = "synthetic"
     """A file, a folder, a glob (`*`, `?`, `[...]`, `**`, `{000..146}`) or a list of these; local or a pyarrow filesystem URI (`s3://`,
     `gs://`). `synthetic` is the embedded data set's train split, `synthetic:test` its test split."""
     format: Literal["auto", "parquet", "webdataset", "folder"] = "auto"
-    """`auto` tells the format from the file names, and refuses a folder that holds several."""
+    """`auto` recognizes the format by the file names, and refuses a folder with several formats."""
     image_column: str = "image"
-    """Parquet: the column of encoded images, binary or a struct with a field `bytes`. Without effect on the other formats."""
+    """Parquet: the column of encoded images, binary or a struct with a field `bytes`. It has no effect on the other formats."""
     label_column: str | None = "label"
-    """Parquet: the column of whole-number labels. None: the data set is taken as unlabeled, in every format."""
+    """Parquet: the column of whole-number labels. None: the data set is read as unlabeled, in every format."""
     label_extension: str = "cls"
-    """WebDataset: the member that holds the label as decimal text. Without effect on the other formats."""
+    """WebDataset: extension of the member with the label as decimal text. It has no effect on the other formats."""
     shuffle_window: int = Field(default=2048, ge=1)
-    """Rows that are shuffled together. Row groups are shuffled over the whole data set first; a window is what a read task holds in memory,
-    still encoded (2,048 ImageNet images are about 220 MB)."""
+    """Rows that are shuffled together. Row groups are shuffled over the whole data set first. A read task has one window in memory, still
+    encoded (2,048 ImageNet images are about 220 MB)."""
     block_rows: int = Field(default=256, ge=1)
-    """Rows of a block: the unit of work that passes from stage to stage, and the rows among which in-batch style partners are drawn."""
+    """Rows per block: the unit of work that passes from stage to stage, and the rows from which in-batch style partners are drawn."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """A larger image is refused before it is decoded. The default is about Pillow's own limit for warnings (89 million), 300 MB of RGB."""
     max_bad_fraction: Annotated[float, OPERATIONAL] = Field(default=0.01, ge=0, le=1)
-    """A run stops where more than this share of the data set's rows cannot be read or decoded."""
+    """A run stops if more than this share of the data set's rows cannot be read or decoded."""
     strict: Annotated[bool, OPERATIONAL] = False
-    """Refuse a data set of which anything is left out (links to nothing, images of other kinds or endings, names that cannot be read,
-    merged or dropped members of shards), instead of saying so and going on."""
+    """Refuse a data set if anything of it is left out (links to nothing, images of other kinds or endings, names that cannot be read,
+    merged or dropped members of shards), instead of a warning."""
     cache_gb: Annotated[float, OPERATIONAL] = Field(default=0, ge=0)
-    """Of images in an object store, each node keeps up to so many GB (10^9 bytes) as they are, encoded, in its cache folder
-    (`RAY_SASSL_CACHE`), so that later epochs and the other trials of a search read them from its own disk. What has no room is read from
-    the store each time."""
+    """Each node keeps up to so many GB (10^9 bytes) of an object store's images, still encoded, in its cache folder (`RAY_SASSL_CACHE`), so
+    that later epochs and the other trials of a search read them from its own disk. Images that have no room are read from the store each
+    time."""
 
     @field_validator("path")
     @classmethod
@@ -82,7 +82,7 @@ class DataConfig(FrozenConfig):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The path as a tuple, also where a single one was given."""
+        """The path as a tuple, also if a single one was given."""
         return (self.path,) if isinstance(self.path, str) else self.path
 
 
@@ -92,10 +92,10 @@ class Rows:
 
     Attributes:
         sample_id: (n,) int64, the row's number in the index.
-        encoded: n times the file's bytes, or a `BadRow` where they could not be read.
-        label: (n,) int64, `NO_LABEL` (-1) where there is none.
+        encoded: n times the file's bytes, or a `BadRow` if they could not be read.
+        label: (n,) int64, `NO_LABEL` (-1) if there is none.
         key: n times the row's source for people, `file#row` or `shard#sample` or a file.
-        path: n times the file that holds the row.
+        path: n times the path of the row's file.
         row: (n,) int64, the row's number within that file.
     """
 
@@ -156,7 +156,7 @@ class SourceFile:
 
     Attributes:
         entry: Its path, size and time of change.
-        folder: The part of the path that the user gave; what follows it may name a class.
+        folder: The part of the path that the user gave; the rest may name a class.
     """
 
     entry: Entry
@@ -179,12 +179,12 @@ class Scan:
     """What a reader found in the files.
 
     Attributes:
-        groups: One row a row group, of `GROUP_SCHEMA`, in the order of the files.
-        rows: One row a sample with what the reader needs to find it, or None where the file itself says so (Parquet).
-        class_names: The name of each label, where the format has names.
+        groups: One row per row group, of `GROUP_SCHEMA`, in the order of the files.
+        rows: One row per sample with what the reader needs to find it, or None if the file itself has that (Parquet).
+        class_names: The name of each label, if the format has names.
         problems: Damage to whole files; damage to single rows is found when they are read.
-        ignored: What was left aside and how often, by file name extension.
-        lost: Of the members of shards, images that are left out, and what was put together although it lay apart.
+        ignored: How many files and members are not used, by file name extension.
+        lost: Members of shards that are images and left out, or that were merged with members elsewhere in the shard.
     """
 
     groups: pa.Table
@@ -200,7 +200,7 @@ _Result = TypeVar("_Result")
 
 
 class ParallelMap(Protocol):
-    """`parallel(function, items)`: the function's result for each item, in the items' order, worked out by several threads."""
+    """`parallel(function, items)`: the function's result for each item, in the order of the items, computed by several threads."""
 
     def __call__(self, function: Callable[[_Item], _Result], items: Iterable[_Item], /) -> list[_Result]: ...
 
@@ -213,18 +213,18 @@ class Reader(ABC):
         """The row groups of the files, without reading image bytes.
 
         Raises:
-            UsageError: a file is not of this format, lacks a column, or holds what is refused.
+            UsageError: a file is not of this format, lacks a column, or has content that is refused.
         """
 
     @abstractmethod
     def read(self, index: Index, group: int) -> Rows:
-        """The rows of one row group; what cannot be read is a `BadRow` in its place."""
+        """The rows of one row group, with a `BadRow` in the place of a row that cannot be read."""
 
     @abstractmethod
     def labels(self, index: Index) -> np.ndarray:
-        """(num_rows,) int64: the label of every row, `NO_LABEL` where there is none, without reading images."""
+        """(num_rows,) int64: the label of every row, `NO_LABEL` if there is none, without reading images."""
 
     @abstractmethod
     def names(self, index: Index) -> list[str] | None:
-        """The name of every row, without reading images, or None where they have none: the file's, the sample's in its shard, or
-        `key`'s."""
+        """The name of every row, without reading images: the file's name, the sample's name in its shard, or column `key`. None if rows
+        have no names."""

@@ -1,4 +1,4 @@
-"""Work that is started before its results are asked for."""
+"""Work that is started before its results are needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Started = TypeVar("_Started")
 
 
 def ahead(start: Callable[[_Item], _Started], items: Iterable[_Item], num: int) -> Iterator[_Started]:
-    """`start(item)` of each item in order, such as a future; when one is handed out, up to `num` later ones have been started."""
+    """`start(item)`, such as a future, of each item in order; when one is returned, up to `num` later ones have been started."""
     waiting: deque[_Started] = deque()
     for item in items:
         waiting.append(start(item))

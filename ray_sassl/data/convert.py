@@ -1,8 +1,8 @@
 """The pure part of converting a data set: which rows go to which shard, and how a shard is written.
 
 The images' bytes are copied unchanged, unless the caller changes them. A shard's name and content depend only on the source and the
-settings, and it appears whole or not at all, so a conversion that was stopped goes on where it was. In a folder of images, where every
-image is a file, a hidden mark is written last that says that all files of a shard are there.
+settings, and it is written completely or not at all, so a conversion that was stopped can be continued. In a folder of images, where every
+image is a file, a hidden marker file is written after the last file of a shard.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ray_sassl.plugins import UsageError
 ShardFormat = Literal["parquet", "webdataset", "folder"]
 
 Change = Callable[[Rows], tuple[Rows, list[BadRow]]]
-"""Makes the rows that are written of the source's rows; rows that it cannot use come back as bad rows."""
+"""Makes the rows to write from the source's rows, and returns the rows that it cannot use as bad rows."""
 
 MANIFEST = "conversion.json"
 _SHARD_NAME: dict[ShardFormat, str] = {"parquet": "shard-{:06d}.parquet", "webdataset": "shard-{:06d}.tar", "folder": ".shard-{:06d}.done"}
@@ -40,16 +40,16 @@ _MEMBER_EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 @dataclass(frozen=True)
 class Conversion:
-    """The settings of a conversion; they stand in the target folder's `conversion.json`.
+    """The settings of a conversion, which are in `conversion.json` of the target folder.
 
     Attributes:
-        source_fingerprint: Of the source's index.
-        format: What is written.
-        num_rows: Of the source.
-        shard_rows: Rows of a shard; the last one holds the rest.
-        group_rows: Rows of a Parquet row group, the smallest portion that is read at a time.
+        source_fingerprint: Fingerprint of the source's index.
+        format: Format to write.
+        num_rows: Rows of the source.
+        shard_rows: Rows per shard; the last one has the rest.
+        group_rows: Rows per Parquet row group, the smallest portion that is read at a time.
         has_labels: Whether labels are written; rows without one then get -1.
-        change: What is done to the images, in words or settings that differ where the images do; None where they are copied.
+        change: How the images are changed, in words or settings that determine the new images; None if they are copied.
     """
 
     source_fingerprint: str
@@ -65,11 +65,11 @@ class Conversion:
         return -(-self.num_rows // self.shard_rows)
 
     def shard_name(self, shard: int) -> str:
-        """The name of the shard's file, or of the mark that its files are there."""
+        """The name of the shard's file, or of the marker that all its files exist."""
         return _SHARD_NAME[self.format].format(shard)
 
     def bad_rows_name(self, shard: int) -> str:
-        """The name of the list of rows that the shard should hold but does not."""
+        """The name of the list of rows that are missing in the shard."""
         return f"shard-{shard:06d}.bad.jsonl"
 
 
@@ -88,22 +88,20 @@ def plan_conversion(
 
 
 def check_target(target: str, source: DataConfig) -> None:
-    """See that nothing is written into the data that it is made of.
+    """Check that the target is outside the source.
 
     Raises:
-        UsageError: the target is a folder of the source, or lies in one.
+        UsageError: the target is a folder of the source, or is inside one.
     """
     if path := path_around(source, target):
-        raise UsageError(
-            f"{target} lies in {path}, which it is made of: the copy would become part of the data. Choose a folder elsewhere."
-        )
+        raise UsageError(f"{target} is inside its source {path}: the copy would become part of the data. Choose a folder elsewhere.")
 
 
 def open_target(target: str, conversion: Conversion) -> list[int]:
-    """Make the target folder ready, and return the numbers of the shards that are still to be written.
+    """Prepare the target folder, and return the numbers of the shards that are still to be written.
 
     Raises:
-        UsageError: the folder holds something else, or the beginnings of another conversion.
+        UsageError: the folder has other content, or a part of another conversion.
     """
     there = {storage.name_of(entry.path) for entry in storage.list_dir(target)}
     manifest = storage.join(target, MANIFEST)
@@ -112,19 +110,19 @@ def open_target(target: str, conversion: Conversion) -> list[int]:
         names = [*now, *(name for name in then if name not in now)]
         changed = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
         if changed:
-            raise UsageError(f"{target} holds the beginnings of another conversion: {'; '.join(changed)}. Choose another folder.")
+            raise UsageError(f"{target} has a part of another conversion: {'; '.join(changed)}. Choose another folder.")
     elif any(not name.startswith(".") for name in there):
-        raise UsageError(f"{target} is not empty and holds no {MANIFEST}, so no conversion can go on there; choose another folder")
+        raise UsageError(f"{target} is not empty and has no {MANIFEST}, so no conversion can be continued there; choose another folder")
     else:
         storage.write_text(manifest, json.dumps(asdict(conversion), indent=2) + "\n")
     return [shard for shard in range(conversion.num_shards) if conversion.shard_name(shard) not in there]
 
 
 def convert_shard(index: Index, conversion: Conversion, target: str, shard: int, change: Change | None = None) -> list[BadRow]:
-    """Write one shard into the target folder; returns the rows that could not be used, which are listed beside it too.
+    """Write one shard into the target folder; returns the rows that could not be used, which are also listed in a file next to it.
 
     Args:
-        change: What is done to the images; they are copied where it is not given.
+        change: Changes the images; by default, they are copied.
     """
     first = shard * conversion.shard_rows
     stop = min(first + conversion.shard_rows, conversion.num_rows)
@@ -148,7 +146,7 @@ def convert_shard(index: Index, conversion: Conversion, target: str, shard: int,
 
 
 def load_bad_rows(target: str) -> list[BadRow]:
-    """The rows that a conversion could not copy, from the lists beside the shards."""
+    """The rows that a conversion could not copy, from the lists next to the shards."""
     quarantine = Quarantine(num_rows=1, max_bad_fraction=float("inf"))
     for entry in storage.list_dir(target):
         if storage.without_options(entry.path).endswith(".bad.jsonl"):
@@ -157,7 +155,7 @@ def load_bad_rows(target: str) -> list[BadRow]:
 
 
 def split_rows(rows: Rows) -> tuple[Rows, list[BadRow]]:
-    """The rows whose bytes are a JPEG, PNG or WebP file, going by how they begin, and the others."""
+    """The rows whose first bytes are those of a JPEG, PNG or WebP file, and the others."""
     bad: list[BadRow] = []
     good: list[int] = []
     for place, encoded in enumerate(rows.encoded):
@@ -174,8 +172,8 @@ def split_rows(rows: Rows) -> tuple[Rows, list[BadRow]]:
 
 
 def write_parquet(path: str, rows: Rows, conversion: Conversion, class_names: Sequence[str] = ()) -> None:
-    """Columns `image` (binary), `label` (int64, where there are labels) and `key` (where the row came from). Nothing is compressed:
-    images do not get smaller by it. The names of the classes, by label, are kept in the schema's metadata."""
+    """Write columns `image` (binary), `label` (int64, if there are labels) and `key` (where the row came from), uncompressed, since images
+    do not get smaller. The metadata of the schema has the names of the classes, by label."""
     columns = {"image": pa.array(_bytes_of(rows), pa.binary())}
     if conversion.has_labels:
         columns["label"] = pa.array(rows.label, pa.int64())
@@ -186,7 +184,7 @@ def write_parquet(path: str, rows: Rows, conversion: Conversion, class_names: Se
 
 
 def write_webdataset(path: str, rows: Rows, conversion: Conversion) -> None:
-    """Members `<sample id>.jpg|png|webp` and, where there are labels, `<sample id>.cls`; without times or owners."""
+    """Write members `<sample id>.jpg|png|webp` and, if there are labels, `<sample id>.cls`, without times or owners."""
     with storage.open_atomic(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample_id, label, encoded in zip(rows.sample_id, rows.label, _bytes_of(rows), strict=True):
             _add(tar, f"{sample_id:09d}.{_MEMBER_EXTENSION[image_format(encoded)]}", encoded)
@@ -195,7 +193,7 @@ def write_webdataset(path: str, rows: Rows, conversion: Conversion) -> None:
 
 
 def file_names(index: Index, rows: Rows, conversion: Conversion) -> list[str]:
-    """The images' paths below the target folder: as in the source where that is a folder, else `<label>/<sample id>.jpg|png|webp`."""
+    """The images' paths below the target folder: as in the source if that is a folder, else `<label>/<sample id>.jpg|png|webp`."""
     if index.format != "folder":
         folders = [f"{label:06d}/" if conversion.has_labels else "" for label in rows.label]
         files = zip(folders, rows.sample_id, _bytes_of(rows), strict=True)
@@ -206,7 +204,7 @@ def file_names(index: Index, rows: Rows, conversion: Conversion) -> list[str]:
 
 
 def write_files(target: str, rows: Rows, names: Sequence[str]) -> None:
-    """One file an image, in subfolders of the target."""
+    """Write one file per image, in subfolders of the target."""
     for folder in sorted({storage.parent(storage.join(target, name)) for name in names}):
         storage.makedirs(folder)
     for name, encoded in zip(names, _bytes_of(rows), strict=True):
@@ -214,7 +212,7 @@ def write_files(target: str, rows: Rows, names: Sequence[str]) -> None:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with those of a change among them, so that each is compared by itself."""
+    """The settings together with those of a change, so that each is compared separately."""
     change = settings.get("change")
     return {**settings, **change, "change": None} if isinstance(change, dict) else settings
 

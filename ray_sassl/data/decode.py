@@ -1,9 +1,9 @@
-"""From a file's bytes to RGB pixels: JPEG, PNG and WebP, told by their first bytes and never by a name.
+"""Decode a file's bytes to RGB pixels: JPEG, PNG and WebP, recognized by their first bytes and never by a name.
 
-Everything becomes 8-bit RGB: grayscale and palettes are expanded, CMYK is converted, 16 bits are scaled to 8, what is transparent shows
-white below it, an animation is its first frame, and EXIF orientation is not applied. `to_rgb` is the one place for this, for files and for
-PIL images that callers hand in. Ordinary JPEGs go straight into arrays (`jpeg.py`), with the same pixels. For all else the format's own
-class is used instead of `PIL.Image.open`, which tries formats in turn and has a limit on pixels of its own in global state.
+Everything becomes 8-bit RGB: grayscale and palettes are expanded, CMYK is converted, 16 bits are scaled to 8, transparent pixels are put on
+white, only the first frame of an animation is used, and EXIF orientation is not applied. `to_rgb` does this for files and for PIL images of
+callers. Ordinary JPEGs are decoded directly into arrays (`jpeg.py`), with the same pixels. Other images are opened with the format's own
+class instead of `PIL.Image.open`, which tries formats in turn and has its own limit on pixels in global state.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ISO_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 
 
 class DecodeError(ValueError):
-    """The bytes are not an image that is taken; the message is the reason."""
+    """The bytes are not a usable image; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class OpenImage:
     Attributes:
         encoded: The whole file.
         size: Width and height in pixels.
-        is_plain: It is a JPEG that need not go through Pillow, as far as its header tells.
+        is_plain: Whether it is a JPEG that does not need Pillow, according to its header.
     """
 
     encoded: bytes
@@ -68,10 +68,10 @@ class OpenImage:
     is_plain: bool
 
     def pixels(self, shrink: int = 1) -> tuple[np.ndarray, int]:
-        """The image (H, W, 3) uint8 RGB, and by how much it was scaled down while it was decoded.
+        """The image (H, W, 3) uint8 RGB, and the factor by which it was scaled down while it was decoded.
 
         Args:
-            shrink: 1, 2, 4 or 8: the most by which it may be scaled down; it then has `ceil(size / shrink)` pixels.
+            shrink: 1, 2, 4 or 8: the largest factor by which it may be scaled down; it then has `ceil(size / shrink)` pixels.
 
         Raises:
             DecodeError: it is cut off or damaged.
@@ -95,7 +95,7 @@ class OpenImage:
 
 
 def open_image(encoded: bytes, max_pixels: int) -> OpenImage:
-    """The image, of which only the header is read.
+    """Open an image, and read only its header.
 
     Args:
         encoded: A whole JPEG, PNG or WebP file.
@@ -124,7 +124,7 @@ def decode(encoded: bytes, max_pixels: int) -> Image.Image:
 
 
 def open_rows(rows: Rows, max_pixels: int) -> list[OpenImage | BadRow]:
-    """Each row's image, of which only the header is read, or what is wrong with it."""
+    """Each row's image, with only its header read, or what is wrong with it."""
     return _each(rows, lambda encoded: open_image(encoded, max_pixels))
 
 
@@ -134,7 +134,7 @@ def decode_rows(rows: Rows, max_pixels: int) -> list[Image.Image | BadRow]:
 
 
 def _each(rows: Rows, read: Callable[[bytes], T]) -> list[T | BadRow]:
-    """What is read of each row, or what is wrong with it."""
+    """The result of `read` for each row, or what is wrong with the row."""
     found: list[T | BadRow] = []
     for place, encoded in enumerate(rows.encoded):
         if isinstance(encoded, BadRow):
@@ -173,7 +173,7 @@ def image_format(encoded: bytes) -> str:
 
 
 def is_image(start: bytes) -> bool:
-    """Whether a file that begins so is an image of any common format, also of one that is not read."""
+    """Whether a file with these first bytes is an image of any common format, also of one that is not read."""
     with suppress(DecodeError):
         return bool(image_format(start))
     is_iso = start[4:8] == b"ftyp" and start[8:12] in _ISO_BRANDS
@@ -193,14 +193,15 @@ def _opened(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
 def _open(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
     format_ = image_format(encoded)
     if format_ == "WEBP":
-        _check_pixels(*_webp_size(encoded), max_pixels)  # opening a WebP already sets its canvas aside
+        _check_pixels(*_webp_size(encoded), max_pixels)  # opening a WebP already allocates its canvas
     image = _OPENERS[format_](BytesIO(_without_text(encoded) if format_ == "PNG" else encoded))
     _check_pixels(image.width, image.height, max_pixels)
     return image
 
 
 def _without_text(encoded: bytes) -> bytes:
-    """A PNG without its texts and color profile, of which nothing is used here and Pillow reads at most 1 MB; other bytes as they are."""
+    """A PNG without its texts and color profile, which are not used and of which Pillow reads at most 1 MB; the other bytes are
+    unchanged."""
     kept: list[bytes] = []
     start = place = len(_PNG)
     while place + 12 <= len(encoded):
@@ -236,12 +237,12 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB, whatever its mode; transparent parts show white below them.
+    """Convert an image of any mode to mode RGB; transparent pixels are put on white.
 
     Whole numbers of 16 and 32 bits are intensities in [0, 65535], floats in [0, 1].
 
     Raises:
-        DecodeError: its file is cut off or damaged, or its numbers are out of that range, so that nobody can say what is white.
+        DecodeError: its file is cut off or damaged, or its numbers are out of that range.
     """
     try:
         image.load()
@@ -261,10 +262,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _from_numbers(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     white = 1.0 if image.mode == "F" else 65535.0
-    if not (values.min(initial=0) >= 0 and values.max(initial=0) <= white):  # not a number is neither
+    if not (values.min(initial=0) >= 0 and values.max(initial=0) <= white):  # false for NaN
         raise DecodeError(
-            f"an image of mode {image.mode} must hold values from 0 to {white:g}, and this one holds {values.min():g} to {values.max():g}; "
-            f"scale them"
+            f"an image of mode {image.mode} must have values from 0 to {white:g}, but this one has {values.min():g} to {values.max():g}; "
+            "scale them"
         )
     scaled = np.floor(values * (255 / white) + 0.5).astype(np.uint8)
     transparent = image.info.get("transparency")  # the value of a PNG's transparent pixels

@@ -1,9 +1,9 @@
-"""Row groups of an object store, kept on this machine's disk: trials of a search, later epochs and later runs read them there.
+"""Row groups of an object store, kept on this machine's disk for trials of a search, later epochs and later runs.
 
-A group is a file `row-groups/DATA/NUMBER.arrow` in the cache folder, where DATA names the files with their sizes and times of change, so
-that what was kept of other files is never taken for them. All processes of a machine share the folder. Once it is full, the data sets that
-nobody has read for an hour make room, and then what is not there yet stays in the object store: as every epoch reads every group once,
-giving up some of them for others would gain nothing.
+A group is a file `row-groups/DATA/NUMBER.arrow` in the cache folder. DATA is a hash of the files' names, sizes and times of change, so that
+groups of other files are never used instead. All processes of a machine share the folder. When it is full, data sets that nobody has read
+for an hour are removed. If it is still full, further groups stay in the object store: since every epoch reads every group once, replacing
+some of them by others would gain nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _UNUSED_S = 3600.0
 _LOOK_EVERY_BYTES = 2**28
-"""After so much has been kept, a process looks again at what all have."""
+"""After writing so much, a process measures the whole folder again."""
 _SCHEMA = pa.schema(
     [
         ("encoded", pa.large_binary()),
@@ -48,8 +48,7 @@ _SCHEMA = pa.schema(
 
 
 def read_cached(index: Index, group: int, read: Callable[[], Rows]) -> Rows:
-    """The rows of a row group: those that are kept on this machine, or else what `read` returns, which is then kept if `data.cache_gb`
-    allows it."""
+    """The rows of a row group from this machine's disk, or else from `read`; the latter are kept on disk if `data.cache_gb` allows it."""
     limit_bytes = int(index.config.cache_gb * 1e9)
     if not limit_bytes or storage.local_path(index.file_path(0)) is not None:
         return read()
@@ -73,11 +72,11 @@ def _name(root: str, fingerprint: str) -> str:
 
 
 class DiskCache:
-    """The folder, as one process uses it.
+    """One process's access to the folder.
 
     Args:
-        folder: Made where it is missing.
-        limit_bytes: Of all files in it together; several processes at once may go a little beyond it.
+        folder: The folder, which is created if needed.
+        limit_bytes: Largest size of all files in it; several processes at once may exceed it a little.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -85,7 +84,7 @@ class DiskCache:
         self._free_bytes = self._until_look = 0
 
     def read(self, path: Path, sample_id: np.ndarray) -> Rows | None:
-        """The group that is kept at the path, with these ids, or None where none is, or a damaged one."""
+        """The group at the path, with these ids, or None if it is missing or damaged."""
         file = self._folder / path
         try:
             table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
@@ -94,7 +93,7 @@ class DiskCache:
         except (OSError, pa.ArrowInvalid):
             table = None
         if table is None or table.schema != _SCHEMA or table.num_rows != len(sample_id):
-            with contextlib.suppress(OSError):  # another process was quicker, or the folder may only be read
+            with contextlib.suppress(OSError):  # another process was faster, or the folder is read-only
                 file.unlink()
             return None
         _touch(file.parent)
@@ -102,8 +101,8 @@ class DiskCache:
         return Rows(sample_id, encoded.to_pylist(), label.to_numpy(), key.to_pylist(), paths.to_pylist(), row.to_numpy())
 
     def keep(self, path: Path, rows: Rows) -> None:
-        """Write the group to the path, if it is whole and there is room for it. A disk that refuses it is no error: it will be read where
-        it came from, as will a group with bad rows, which may be good again."""
+        """Write the group to the path if it has no bad rows and there is room for it. An error of the disk is logged, and the group is read
+        from its source each time. So is a group with bad rows, which may be good later."""
         if any(isinstance(image, BadRow) for image in rows.encoded):
             return
         table = pa.table([rows.encoded, rows.label, rows.key, rows.path, rows.row], schema=_SCHEMA)
@@ -131,7 +130,7 @@ class DiskCache:
         return self._free_bytes >= 0
 
     def _used_bytes(self, own: str) -> int:
-        """Of all data sets, after those that nobody reads any more have made room for the own one."""
+        """Size of all data sets, after removing those that are no longer read if the own one needs room."""
         used = {folder: _size_bytes(folder) for folder in self._folder.iterdir()} if self._folder.is_dir() else {}
         for folder in sorted(used, key=_last_use):
             if sum(used.values()) < self._limit_bytes or folder.name == own or time.time() - _last_use(folder) < _UNUSED_S:
@@ -144,7 +143,7 @@ class DiskCache:
 def _size_bytes(folder: Path) -> int:
     try:
         return sum(entry.stat().st_size for entry in os.scandir(folder))
-    except OSError:  # another process makes room or renames a file, or it is not a folder of ours
+    except OSError:  # another process removed or renamed a file, or it is not one of our folders
         return 0
 
 
@@ -156,7 +155,7 @@ def _last_use(folder: Path) -> float:
 
 
 def _touch(folder: Path) -> None:
-    """Say that the data set is in use, now and then. An error here must not be taken for one of the data's own files."""
+    """Mark the data set as in use, now and then. An error here must not look like an error of the data set's own files."""
     if time.time() - _last_use(folder) > 60:
         with contextlib.suppress(OSError):
             os.utime(folder)

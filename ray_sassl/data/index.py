@@ -1,7 +1,7 @@
-"""The rows of a data set: which files, which row groups, how many rows in each, and so a number for every row.
+"""The rows of a data set: the files, their row groups, the rows in each, and so a number for every row.
 
-The index is a few Arrow tables: for Parquet only the row groups, for tar shards and folders one short line a sample besides (about 40
-bytes, 50 MB for ImageNet). It is cached beside the run, and built anew where a file has changed.
+The index is a few Arrow tables: for Parquet only the row groups; for tar shards and folders also one short row per sample (about 40 bytes,
+50 MB for ImageNet). It is cached in the run directory, and rebuilt if a file has changed.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Index:
     """Every row of a data set, numbered from 0 in the order of the files (see `Sources.files`); that number is its `sample_id`.
 
     Attributes:
-        config: What it was built from.
+        config: The config that it was built from.
         format: The files' format.
-        root: What all paths begin with.
-        files: `path` (behind `root`), `size_bytes`, `mtime_ns` of each file.
-        groups: One line a row group, see `GROUP_SCHEMA`.
-        rows: One line a sample, or None for Parquet; its columns belong to the reader.
-        class_names: The name of each label, where the format has names.
-        problems: Damage to whole files; to be counted with the bad rows.
-        ignored: What was left aside and how often, by file name extension.
-        left_out: How much of the data set is left out that may have been meant, in one line; empty where nothing is.
+        root: The common beginning of all paths.
+        files: `path` (after `root`), `size_bytes`, `mtime_ns` of each file.
+        groups: One row per row group, see `GROUP_SCHEMA`.
+        rows: One row per sample, or None for Parquet; the reader defines its columns.
+        class_names: The name of each label, if the format has names.
+        problems: Damage to whole files, which counts as bad rows.
+        ignored: How many files and members are not used, by file name extension.
+        left_out: One line about parts of the data set that are left out although they may be wanted; empty if there are none.
         built_ns: When the index was built, in nanoseconds since 1970.
     """
 
@@ -99,7 +99,7 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the files' names, sizes and times of change, and over the columns that are read."""
+        """sha256 of the files' names, sizes and times of change, and of the columns that are read."""
         names = "\0".join([_VERSION, self.format, *(repr(getattr(self.config, name)) for name in SCANNED_FIELDS[2:]), *self._paths])
         digest = hashlib.sha256(names.encode())
         for column in ("size_bytes", "mtime_ns"):
@@ -140,7 +140,7 @@ class Index:
         return zip(self.files["size_bytes"].to_pylist(), self.files["mtime_ns"].to_pylist(), strict=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index to a path or URI, atomically: Arrow IPC streams, one a table."""
+        """Write the index to a path or URI, atomically: one Arrow IPC stream per table."""
         facts = {
             "version": _VERSION,
             "config": self.config.model_dump(mode="json"),
@@ -178,7 +178,7 @@ class Index:
             files = pa.ipc.open_stream(source).read_all()
             facts: dict[str, Any] = json.loads((files.schema.metadata or {}).get(b"index", b"{}"))
             if facts.get("version") != _VERSION:
-                raise UsageError(f"{os.fspath(path)} was written by another version of this package; delete it, and it is built anew")
+                raise UsageError(f"{os.fspath(path)} was written by another version of this package; delete it to have it built again")
             groups = pa.ipc.open_stream(source).read_all()
             rows = pa.ipc.open_stream(source).read_all() if facts["has_rows"] else None
         except (pa.ArrowInvalid, OSError, json.JSONDecodeError) as error:

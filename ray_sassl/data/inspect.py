@@ -1,4 +1,4 @@
-"""What a data set holds, from its index and a sample of its rows."""
+"""A summary of a data set, from its index and a sample of its rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GAP_PX = 2
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, middle and largest of some numbers."""
+    """Smallest, median and largest of some numbers."""
 
     smallest: int
     median: int
@@ -37,14 +37,14 @@ class Summary:
 
     Attributes:
         format: "parquet", "webdataset" or "folder".
-        num_files, num_groups, num_rows, num_bytes: Of the whole data set.
-        labels: Rows of each label, `NO_LABEL` (-1) for those without one; of the whole data set.
-        class_names: The name of each label, where the format has names.
-        ignored: Files or members that were left aside, counted by extension.
+        num_files, num_groups, num_rows, num_bytes: Sizes of the whole data set.
+        labels: Rows of each label in the whole data set, with `NO_LABEL` (-1) for those without one.
+        class_names: The name of each label, if the format has names.
+        ignored: How many files or members are not used, by extension.
         problems: Damage to whole files.
-        num_sampled: Rows that the figures below come from; only their headers were read.
+        num_sampled: Rows of the sample for the fields below; only their headers were read.
         image_formats: Sampled rows of each format.
-        width_px, height_px, encoded_bytes: Over the sampled rows; None where none could be read.
+        width_px, height_px, encoded_bytes: Spread over the sampled rows; None if none could be read.
         bad_rows: Sampled rows that are not images.
     """
 
@@ -99,7 +99,7 @@ def inspect(index: Index, num_sampled: int = 512, seed: int = 0) -> Summary:
 
 
 def sample_rows(index: Index, num_rows: int, seed: int = 0) -> Rows:
-    """Up to so many rows from a few row groups, by sample id; the same for the same seed."""
+    """Up to `num_rows` rows from a few row groups, by sample id; the same for the same seed."""
     rng = np.random.default_rng([seed, 0])
     groups = np.sort(rng.permutation(np.flatnonzero(index.group_rows))[:_GROUPS_SAMPLED])
     rows = read_groups(index, groups.tolist())
@@ -109,7 +109,7 @@ def sample_rows(index: Index, num_rows: int, seed: int = 0) -> Rows:
 def contact_sheet(index: Index, path: str | os.PathLike[str], columns: int = 12, lines: int = 8, tile_px: int = 96, seed: int = 0) -> None:
     """Write a PNG with a sample of the images, each fitted into a square tile; rows that are not images are red.
 
-    Tiles are sorted by label where there are labels, so that a line reads as a class.
+    Tiles are sorted by label if there are labels, so that images of a class are in one line.
     """
     rows = sample_rows(index, columns * lines, seed)
     if (rows.label != NO_LABEL).any():

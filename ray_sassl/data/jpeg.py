@@ -1,7 +1,7 @@
-"""JPEGs straight into arrays, by libjpeg-turbo (`simplejpeg`), without a way through Pillow's own image.
+"""Decode JPEGs directly into arrays with libjpeg-turbo (`simplejpeg`), without Pillow.
 
-Pillow decodes with the same library, so the pixels are the same to the bit. What is unusual or damaged is left to Pillow, which decides
-whether it is an image: this module answers None for anything that libjpeg-turbo only warns of.
+Pillow decodes with the same library, so the pixels are the same to the bit. Unusual or damaged files are left to Pillow, which decides
+whether they are images: this module returns None whenever libjpeg-turbo gives a warning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
 
 
 def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of one or three channels, from its header; None where Pillow is to look at it."""
+    """Width and height of a JPEG of one or three channels, from its header; None if Pillow must decode it."""
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(encoded)
     except (ValueError, KeyError):
@@ -22,10 +22,10 @@ def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_pixels(encoded: bytes, size: tuple[int, int], shrink: int = 1) -> np.ndarray | None:
-    """The pixels (H, W, 3) uint8, or None where Pillow is to look at it.
+    """The pixels (H, W, 3) uint8, or None if Pillow must decode it.
 
     Args:
-        size: What `jpeg_size` said.
+        size: The result of `jpeg_size`.
         shrink: 1, 2, 4 or 8. The image is scaled down to `ceil(size / shrink)` pixels while it is decoded, from fewer coefficients of
             each 8 x 8 block.
     """

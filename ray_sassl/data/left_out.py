@@ -1,4 +1,4 @@
-"""What a data set holds and is not used: how often, why, and three names of each kind, in one line."""
+"""The parts of a data set that are not used: how many, why, and three names of each kind, in one line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class LeftOut:
     """What is left out, by reason.
 
     Attributes:
-        counts: How many of each reason.
-        names: The first three of each.
+        counts: How many are left out for each reason.
+        names: The first three names for each reason.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -30,7 +30,7 @@ class LeftOut:
                 kept.append(name)
 
     def take(self, other: LeftOut, prefix: str = "") -> None:
-        """Count all that another one has, its names behind the prefix."""
+        """Add everything in another one, with the prefix before its names."""
         for reason, count in other.counts.items():
             self.add(reason, (prefix + name for name in other.names[reason]))
             self.counts[reason] += count - len(other.names[reason])

@@ -17,12 +17,12 @@ Digests = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two data sets have in common.
+    """The images that two data sets have in common.
 
     Attributes:
         num_other: Images of the other data set that could be read.
-        num_shared: Those of them that are in the first data set too.
-        named: Some of them: the name in the first data set and the name in the other one.
+        num_shared: How many of these are in the first data set too.
+        named: Some of the shared images: the name in the first data set and the name in the other one.
     """
 
     num_other: int
@@ -31,7 +31,7 @@ class Overlap:
 
 
 def digests(index: Index, groups: Sequence[int]) -> Digests:
-    """Of the rows of these row groups."""
+    """The digests of the rows of these row groups."""
     ids, hashes = [], []
     for group in groups:  # one at a time, so that only one group is in memory
         rows = read_groups(index, [group])
@@ -43,7 +43,7 @@ def digests(index: Index, groups: Sequence[int]) -> Digests:
 
 
 def overlap_of(first: Index, of_first: Iterable[Digests], other: Index, of_other: Iterable[Digests], named: int = 20) -> Overlap:
-    """The overlap, from the digests of all rows of both; so many images are named."""
+    """The overlap, from the digests of all rows of both data sets, with the names of up to `named` images."""
     ids, hashes = _joined(of_first)
     other_ids, other_hashes = _joined(of_other)
     order = np.argsort(hashes, kind="stable")

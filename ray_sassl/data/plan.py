@@ -1,8 +1,8 @@
 """The order in which an epoch visits the rows, as a pure function of (seed, epoch, index).
 
 Row groups are permuted over the whole data set and joined into windows of at least `shuffle_window` rows; the rows of a window are
-permuted and cut into blocks. A window is what one task reads, a block is what passes from stage to stage. Nothing is drawn from global
-state, so any process can work out any part of any epoch.
+permuted and cut into blocks. One task reads a window, and blocks pass from stage to stage. Nothing is drawn from global state, so any
+process can compute any part of any epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GROUP_ORDER, _ROW_ORDER = 0, 1
 
 @dataclass(frozen=True)
 class Window:
-    """Row groups that are read, and whose rows are shuffled, together.
+    """Row groups that are read together and whose rows are shuffled together.
 
     Attributes:
         epoch: Counted from 0.
@@ -38,7 +38,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that are worked on together, in order.
+    """Rows that are processed together, in order.
 
     Attributes:
         epoch: Counted from 0.
@@ -57,8 +57,8 @@ class Plan:
     Args:
         index: Gives the rows of each row group.
         seed: The run's seed.
-        shuffle_window: Rows that are shuffled together, at least.
-        block_rows: Rows of a block; the last block of a window may hold from half to one and a half times as many.
+        shuffle_window: The least number of rows that are shuffled together.
+        block_rows: Rows per block; the last block of a window may have from half to one and a half times as many.
     """
 
     def __init__(self, index: Index, seed: int, shuffle_window: int, block_rows: int) -> None:
@@ -73,7 +73,7 @@ class Plan:
         return list(self.each_window(epoch))
 
     def each_window(self, epoch: int) -> Iterator[Window]:
-        """As `windows`, one after the other: the first costs little more than the order of the row groups."""
+        """Like `windows`, one after the other: the first costs little more than the order of the row groups."""
         order = np.random.default_rng([self.seed, epoch, _GROUP_ORDER]).permutation(len(self.group_rows))
         order = order[self.group_rows[order] > 0]
         cumulative = np.cumsum(self.group_rows[order])
@@ -94,7 +94,7 @@ class Plan:
 
 
 def runs(first: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """(sum of length,) int64: the numbers from each `first` (n,) on, as many as `length` (n,) says, one run after the other."""
+    """(sum of length,) int64: one run after the other, each with `length` (n,) numbers from `first` (n,) on."""
     ends = np.cumsum(length)
     return np.repeat(first - (ends - length), length) + np.arange(ends[-1] if len(ends) else 0)
 
@@ -107,7 +107,7 @@ def portions(index: Index, num_rows: int) -> list[list[int]]:
 
 
 def _cut_points(cumulative: np.ndarray, at_least: int) -> Iterator[int]:
-    """Where to end each piece so that it holds at least so much; a last piece of under half of that joins the one before it.
+    """Where each piece ends so that it has at least `at_least` rows; a last piece of less than half of that joins the one before it.
 
     `cumulative` (n,) is the running total up to and including each item; the ends are item counts, and the last one is n.
     """

@@ -1,4 +1,4 @@
-"""Rows that could not be used: kept with their reason, counted, and too many of them stop the run."""
+"""Rows that could not be used are counted and kept with their reasons; too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAMED = 20
 _SAVE_EVERY_S = 2.0
 _PAUSE_OVER_SAVE = 20.0
 MAX_LISTED = 10_000
-"""Rows that the quarantine of a run lists with file and reason."""
+"""How many rows the quarantine of a run lists with file and reason."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class BadRow:
 
     Attributes:
         path: The file or shard.
-        row: The row's number within the file, -1 where the whole file is meant.
-        sample_id: The row's number in the index, -1 where the whole file is meant.
+        row: The row's number within the file, -1 for the whole file.
+        sample_id: The row's number in the index, -1 for the whole file.
         reason: What is wrong with it.
     """
 
@@ -51,17 +51,17 @@ class BadRow:
 
 
 class TooManyBadRowsError(UsageError):
-    """More of the data set is unusable than `data.max_bad_fraction` allows."""
+    """More rows are unusable than `data.max_bad_fraction` allows."""
 
 
 class Quarantine:
-    """The bad rows of one data set, each counted once however often it is met.
+    """The bad rows of one data set, each counted once however often it is found.
 
     Args:
         num_rows: Rows of the data set.
         max_bad_fraction: The share of them that may be bad.
-        option: What the user calls that share.
-        max_listed: So many rows, and all whole files, are kept as they are; of further ones the number and the kind of damage. None: all.
+        option: The option's name for that share, for error messages.
+        max_listed: So many rows, and all whole files, are kept with their reasons; further ones only with the kind of damage. None: all.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Quarantine:
         self._unsaved: list[BadRow] = []
 
     def add(self, rows: Iterable[BadRow]) -> int:
-        """Take the rows in; returns how many of them are new.
+        """Add the rows; returns how many of them are new.
 
         Raises:
             TooManyBadRowsError: there are now more than `max_bad_fraction` of the data set's rows; the message names up to 20 files.
@@ -99,19 +99,19 @@ class Quarantine:
 
     @property
     def sample_ids(self) -> np.ndarray:
-        """(n,) int64: the ids of all bad rows, ascending, those that are not listed too."""
+        """(n,) int64: the ids of all bad rows, ascending, including those that are not listed."""
         listed = [sample_id for sample_id, _ in self._rows if sample_id >= 0]
         return np.sort(np.array([*listed, *self._unlisted], np.int64))
 
     def save_jsonl(self, path: str) -> None:
-        """Write one JSON object per listed row, and one per kind of damage of the others, to the path or URI, atomically; what is not ASCII
-        is escaped, so that only `\\n` ends a line."""
+        """Write one JSON object per listed row, and one per kind of damage of the others, to the path or URI, atomically. Non-ASCII
+        characters are escaped, so that only `\\n` ends a line."""
         storage.write_text(path, "".join([*map(_line_of, self.rows), *_lines_of_kinds(self._unlisted)]))
         self._unsaved = []
 
     def append_jsonl(self, path: str) -> None:
-        """Bring the file up to date with what was added since it was loaded, saved or appended to. A local file gets new lines, flushed to
-        the disk; an object store cannot append, so the file is written whole."""
+        """Append what was added since the file was loaded or written. New lines of a local file are flushed to the disk. An object store
+        cannot append, so the whole file is written."""
         if not self._unsaved:
             return
         if storage.local_path(path) is None:
@@ -123,8 +123,8 @@ class Quarantine:
         self._unsaved = []
 
     def load_jsonl(self, path: str) -> int:
-        """Take in what `save_jsonl` and `append_jsonl` wrote; returns how many rows are new. A file that is not there holds none; damaged
-        lines are counted in the log."""
+        """Add what `save_jsonl` and `append_jsonl` wrote; returns how many rows are new. A missing file has none; the number of damaged
+        lines is logged."""
         lines = read_json_lines(path)
         before, num_damaged = self.num_bad, lines.num_damaged
         for line in lines.objects:
@@ -189,7 +189,7 @@ class QuarantineFile:
         self._due_at = time.monotonic() + _SAVE_EVERY_S
 
     def load(self) -> None:
-        """Take in what an earlier start of the run has written.
+        """Add what an earlier start of the run has written.
 
         Raises:
             TooManyBadRowsError: these are more rows than are allowed now.
@@ -197,14 +197,14 @@ class QuarantineFile:
         self.quarantine.load_jsonl(self._path)
 
     def add(self, rows: Iterable[BadRow]) -> None:
-        """As `Quarantine.add`."""
+        """Like `Quarantine.add`."""
         try:
             self.quarantine.add(rows)
         finally:
             self.save_if_due()
 
     def save_if_due(self) -> None:
-        """Save where that was not done for a while; the pause is longer where saving takes long, as on an object store."""
+        """Save if the last time was a while ago; the pause is longer if saving takes long, as on an object store."""
         if time.monotonic() >= self._due_at:
             self.save()
 
@@ -217,7 +217,7 @@ class QuarantineFile:
 
 
 def kind_of(reason: str) -> str:
-    """What stands before the first colon of the reason: what is wrong, without what it was found in."""
+    """The reason up to its first colon: what is wrong, without the details."""
     return reason.partition(":")[0]
 
 

@@ -1,5 +1,5 @@
-"""From paths to an index, and from an index to rows: which reader is used, in parallel, and whether files are still those that were
-indexed."""
+"""Build an index from paths and read rows with it: chooses the reader, opens files in parallel, and checks that files are still those that
+were indexed."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ _Result = TypeVar("_Result")
 
 
 def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[int, int], None] | None = None) -> Index:
-    """The index of what `config.path` names; files are opened in parallel, and the outcome does not depend on their timing.
+    """The index of the data set at `config.path`. Files are opened in parallel, and the result does not depend on their timing.
 
     Args:
-        config: Where the data is.
+        config: The data set.
         num_threads: Files that are opened at a time.
-        progress: Called with (files done, files in all) as the work goes on.
+        progress: Called with (files done, number of files) after each file.
 
     Raises:
-        UsageError: nothing is there, or it is not what the config says; see the readers.
+        UsageError: there are no rows, or the files do not match the config; see the readers.
     """
     built_ns = time.time_ns()
     format_, entries, sources = resolve(config)
@@ -75,7 +75,7 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
     if left_out:
         log.warning("%s: %s", where, left_out)
     if not (scan.groups.num_rows and sum(scan.groups["num_rows"].to_pylist())):
-        raise UsageError(f"{where} holds no rows: {len(entries):,} files, all empty")
+        raise UsageError(f"{where} has no rows: {len(entries):,} files, all empty")
     root = _common_root([entry.path for entry in entries])
     columns = [
         [entry.path[len(root) :] for entry in entries],
@@ -88,10 +88,10 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
 
 
 def refuse_left_out(config: DataConfig, left_out: str) -> None:
-    """See that nothing is left out where the config allows nothing.
+    """Check that nothing is left out if the config demands that.
 
     Raises:
-        UsageError: something is.
+        UsageError: something is left out.
     """
     if config.strict and left_out:
         raise UsageError(f"{', '.join(config.paths)}: {left_out}. With --strict (data.strict=true) nothing may be left out.")
@@ -103,10 +103,9 @@ def cached_index(
     num_threads: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
-    """The index at `cache_path` where it still holds; otherwise it is built, and saved there.
+    """The index at `cache_path` if it is still valid; otherwise it is built, and saved there.
 
-    It no longer holds where a file was changed, removed or added, where the config names other data or columns, or where the file is
-    damaged.
+    It is no longer valid if a file was changed, removed or added, if the config names other data or columns, or if it is damaged.
     """
     if storage.exists(cache_path):
         try:
@@ -122,14 +121,14 @@ def cached_index(
 
 
 def read_groups(index: Index, groups: Sequence[int]) -> Rows:
-    """The rows of the row groups, one group after the other; what cannot be read is a `BadRow` in its place.
+    """The rows of the row groups, one group after the other, with a `BadRow` in the place of a row that cannot be read.
 
     Raises:
         UsageError: a file has changed since the index was built.
     """
     is_made_here = any(path in SYNTHETIC for path in index.config.paths)
     if is_made_here:
-        ensure_synthetic()  # this may be another machine than the one that built the index
+        ensure_synthetic()  # another machine may have built the index
     parts = []
     for group in groups:
         try:
@@ -142,13 +141,13 @@ def read_groups(index: Index, groups: Sequence[int]) -> Rows:
 
 
 def _refuse_changed(index: Index, group: int) -> None:
-    """See that the row group's file is the one that was indexed, by its size and its time of change.
+    """Check by size and time of change that the row group's file is the one that was indexed.
 
     Raises:
-        UsageError: it is another.
-        FileNotFoundError: it is gone.
+        UsageError: it has changed.
+        FileNotFoundError: it does not exist any more.
     """
-    if index.format == "folder":  # a file is a row, whose bytes are what they are
+    if index.format == "folder":  # each file is a row, which may change without harm to others
         return
     file = index.group_place(group)[0]
     path = index.file_path(file)
@@ -164,7 +163,7 @@ def _refuse_changed(index: Index, group: int) -> None:
 
 
 def _gone(index: Index, group: int) -> Rows:
-    """A row group whose file has vanished: each of its rows is bad."""
+    """A row group whose file does not exist any more: each of its rows is bad."""
     path = index.file_path(index.group_place(group)[0])
     sample_id, place = index.sample_ids(group), index.rows_in_file(group)
     rows: list[bytes | BadRow] = [
@@ -175,17 +174,17 @@ def _gone(index: Index, group: int) -> Rows:
 
 
 def all_labels(index: Index) -> np.ndarray:
-    """(num_rows,) int64: the label of every row by its sample id, -1 where there is none; images are not read."""
+    """(num_rows,) int64: the label of every row by its sample id, -1 if there is none; images are not read."""
     return READERS[index.format].labels(index)
 
 
 def all_names(index: Index) -> list[str] | None:
-    """The name of every row by its sample id, or None where rows have none; images are not read."""
+    """The name of every row by its sample id, or None if rows have none; images are not read."""
     return READERS[index.format].names(index)
 
 
 def _common_root(paths: list[str]) -> str:
-    """What all the paths begin with, up to a `/`."""
+    """The common beginning of all paths, up to a `/`."""
     first, last = min(paths), max(paths)
     shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[: first.rfind("/", 0, shared) + 1]

@@ -1,4 +1,4 @@
-"""Which samples of which epoch a run has trained on: what makes a resumed run see every sample exactly once."""
+"""Which samples of which epoch a run has trained on, so that a resumed run sees every sample exactly once."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from typing import Any
 import numpy as np
 
 _FEW = 32
-"""An epoch of which at most one row in so many is missing is kept as the list of these rows, which takes no more bytes than a bitmap."""
+"""An epoch is kept as the list of its missing rows if at most one row in so many is missing; the list then has no more bytes than a
+bitmap."""
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 
 
 class SeenIds:
-    """The samples seen of each epoch: a bitmap over the data set's rows, and once few are missing, the list of these.
+    """The samples that were seen in each epoch: a bitmap over the data set's rows, or the list of missing rows when these are few.
 
-    Ranks may cross an epoch's end at different steps, so several epochs can be open at once. An epoch of which every row was seen costs
-    nothing; rows that can never be seen (because they cannot be decoded) cost four bytes each, once for all epochs that lack the same.
+    Ranks may cross an epoch's end at different steps, so several epochs can be open at once. A complete epoch costs nothing. Rows that can
+    never be seen (because they cannot be decoded) cost four bytes each, once for all epochs that lack the same rows.
     """
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
         self._dtype = np.uint32 if num_rows < 2**32 else np.uint64
         self._bitmaps: dict[int, np.ndarray] = {}
-        """By epoch: (num_rows / 8,) uint8, the first row in the highest bit. The bits behind the last row are set."""
+        """By epoch: (num_rows / 8,) uint8, the first row in the highest bit. The bits after the last row are set."""
         self._num_seen: dict[int, int] = {}
-        """By epoch: rows of its bitmap."""
+        """By epoch: number of rows set in its bitmap."""
         self._missing: dict[int, np.ndarray] = {}
-        """By epoch: (n,) the rows that were not seen, ascending; never changed in place, since epochs and copies share them."""
+        """By epoch: (n,) the rows that were not seen, ascending. Arrays are never changed in place, since epochs and copies share them."""
 
     def add(self, epoch: np.ndarray, sample_id: np.ndarray) -> None:
         """Mark samples as seen.
@@ -43,7 +44,7 @@ class SeenIds:
             self._add(number, _distinct(sample_id[epoch == number]))
 
     def add_to_touched(self, sample_id: np.ndarray) -> None:
-        """Mark samples (B,) as seen in every epoch of which any row was seen."""
+        """Mark samples (B,) as seen in every epoch that has a seen row."""
         ids = _distinct(sample_id)
         rests: dict[int, np.ndarray] = {}
         for number in self.touched():
@@ -56,7 +57,7 @@ class SeenIds:
                 self._put_missing(number, rests[id(missing)])
 
     def merge(self, others: Iterable[SeenIds]) -> None:
-        """Mark as seen here what any of the others has seen."""
+        """Mark as seen what any of the others has seen."""
         for other in others:
             for number, missing in list(other._missing.items()):
                 if number in self._bitmaps or number in self._missing:
@@ -75,13 +76,13 @@ class SeenIds:
         return self._num_seen.get(epoch, 0)
 
     def unseen(self, epoch: int, sample_id: np.ndarray) -> np.ndarray:
-        """(B,) bool: which of the samples the epoch has still to see."""
+        """(B,) bool: which of the samples were not seen in the epoch."""
         if epoch in self._missing:
             return _is_in(self._missing[epoch], sample_id)
         return ~_is_set(self._bitmaps[epoch], sample_id) if epoch in self._bitmaps else np.ones(len(sample_id), bool)
 
     def num_unseen(self, epoch: int, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64: how many rows of each group the epoch has still to see, where groups of as many `rows` (n,) follow each other."""
+        """(n,) int64: how many rows of each group were not seen in the epoch; `rows` (n,) are the sizes of consecutive groups."""
         ends = np.cumsum(rows)
         if epoch in self._bitmaps:
             return np.diff(_zeros_before(self._bitmaps[epoch], ends), prepend=0)
@@ -94,16 +95,16 @@ class SeenIds:
         return epoch in self._missing or epoch in self._bitmaps
 
     def touched(self) -> list[int]:
-        """The epochs of which any row was seen, ascending."""
+        """The epochs that have a seen row, ascending."""
         return sorted(self._missing.keys() | self._bitmaps.keys())
 
     def num_bytes(self) -> int:
-        """Memory of the record."""
+        """Size of the record in memory."""
         lists = {id(missing): missing.nbytes for missing in self._missing.values()}
         return sum(lists.values()) + sum(bitmap.nbytes for bitmap in self._bitmaps.values())
 
     def copy(self) -> SeenIds:
-        """The same record, which changes of this one do not reach."""
+        """A copy that is independent of this record."""
         copy = SeenIds(self.num_rows)
         copy._bitmaps = {number: bitmap.copy() for number, bitmap in self._bitmaps.items()}
         copy._num_seen = dict(self._num_seen)
@@ -130,7 +131,7 @@ class SeenIds:
 
     @classmethod
     def decode(cls, content: bytes) -> SeenIds:
-        """The inverse of `encode`; also reads what was written before there were lists of missing rows."""
+        """The inverse of `encode`; also reads earlier files, which have no lists of missing rows."""
         tree = json.loads(content)
         opened = {int(number): base64.b64decode(packed) for number, packed in tree["open"].items()}
         seen = cls.from_state_dict(tree | {"open": opened, "complete": _numbers(tree["complete"])})
@@ -179,12 +180,12 @@ class SeenIds:
         self._list_few(number)
 
     def _list_few(self, number: int) -> None:
-        """Keep the epoch as the list of its missing rows, where these are few."""
+        """Keep the epoch as the list of its missing rows if these are few."""
         if (self.num_rows - self._num_seen[number]) * _FEW <= self.num_rows:
             self._put_missing(number, _zeros(self._bitmaps[number]).astype(self._dtype))
 
     def _put_missing(self, number: int, missing: np.ndarray) -> None:
-        """Keep the epoch as this list, and equal lists of epochs that follow each other once."""
+        """Keep the epoch as this list; equal lists of consecutive epochs are kept once."""
         for neighbor in (number, number - 1, number + 1):
             if (known := self._missing.get(neighbor)) is not None and np.array_equal(known, missing):
                 missing = known
@@ -194,12 +195,12 @@ class SeenIds:
         self._num_seen.pop(number, None)
 
     def _unseen_of(self, number: int, missing: np.ndarray) -> np.ndarray:
-        """Those of the rows that the epoch lacks here too."""
+        """Those of the rows that are missing in the epoch here too."""
         return missing if missing is self._missing.get(number) else missing[self.unseen(number, missing)]
 
 
 def _distinct(ids: np.ndarray) -> np.ndarray:
-    """As `numpy.unique`, which takes ten times as long in numpy 2.4."""
+    """Like `numpy.unique`, which takes ten times as long in numpy 2.4."""
     ids = np.sort(ids)
     return ids[np.append(True, ids[1:] != ids[:-1])] if len(ids) else ids
 

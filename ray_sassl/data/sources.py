@@ -1,4 +1,4 @@
-"""From what the user gave as `data.path` to the files of the data set, in a fixed order."""
+"""Find the files of the data set at `data.path`, in a fixed order."""
 
 from __future__ import annotations
 
@@ -38,13 +38,12 @@ class Sources:
     """The files of a data set.
 
     Attributes:
-        format: As given, or told from the file names.
-        files: Each once. Shards sorted by path; images of a folder, which are rows themselves, mixed: by a hash of the name, so that the
-            classes of a folder do not come one after the other, and a copy of it elsewhere has the same order.
-        ignored: Files that were left aside, counted by extension, or by the reason where it is another: `hidden`, links to nothing, and so
-            on.
-        lost: Of these, what the user may have meant to be images.
-        own: Of these, what this package wrote itself, by folder (with a `/` at its end) or picture.
+        format: As given, or recognized by the file names.
+        files: Each file once. Shards are sorted by path. Images of a folder, which are rows themselves, are sorted by a hash of the name,
+            so that its classes are mixed and a copy of it elsewhere has the same order.
+        ignored: Files that are not used, counted by extension, or by another reason: `hidden`, links to nothing, and so on.
+        lost: Those of them that may be images which the user wants.
+        own: Those of them that this package wrote itself, by folder (with a `/` at its end) or picture.
     """
 
     format: Format
@@ -54,7 +53,7 @@ class Sources:
     own: Counter[str]
 
     def own_in_words(self) -> str | None:
-        """How many files of our own are left out, and where the first three are; None where there are none."""
+        """How many of our own files are left out, and where the first three are; None if there are none."""
         if not self.own:
             return None
         named = [f"{name} ({count:,})" if name.endswith("/") else name for name, count in sorted(self.own.items())]
@@ -64,7 +63,7 @@ class Sources:
 
 @dataclass
 class _Found:
-    """What the given paths lead to, before it is told apart by format."""
+    """The files at the given paths, of all formats."""
 
     files: list[SourceFile] = field(default_factory=list)
     lost: LeftOut = field(default_factory=LeftOut)
@@ -72,14 +71,14 @@ class _Found:
 
 
 def find_sources(config: DataConfig, known: Collection[Entry] = ()) -> Sources:
-    """The files that `config.path` and `config.format` mean.
+    """The files at `config.path` of format `config.format`.
 
     Args:
-        config: Where the data is.
-        known: Files that are known to be images of the data set, so that they are not opened to see whether they are ours.
+        config: The data set.
+        known: Files that are known to be images of the data set, which need not be opened to find out whether we wrote them.
 
     Raises:
-        UsageError: a path does not exist, nothing readable is there, or several formats are.
+        UsageError: a path does not exist, or there are no readable files, or files of several formats.
     """
     found = _Found()
     for path in config.paths:
@@ -112,7 +111,7 @@ def find_sources(config: DataConfig, known: Collection[Entry] = ()) -> Sources:
 
 
 def _without_own(files: list[SourceFile], config: DataConfig, known: Collection[Entry], own: Counter[str]) -> list[SourceFile]:
-    """The images without pictures that this package drew, which are counted."""
+    """The images except pictures that this package drew, which are counted in `own`."""
     pngs = [file for file in files if file.entry not in known and file.entry.path not in config.paths and _extension(file) == "png"]
     local = [file for file in pngs if storage.local_path(file.entry.path) is not None]
     portions = [local[first : first + _FILES_AT_ONCE] for first in range(0, len(local), _FILES_AT_ONCE)]
@@ -127,8 +126,7 @@ def _own_pictures(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 
 def _add_other_images(others: dict[str, list[SourceFile]], lost: LeftOut) -> None:
-    """Count files whose endings are not those of images that are read, but which are images: by the ending, or by the content of one of the
-    first of each ending."""
+    """Count files that are images, by their ending or the content of one of the first files with it, but whose ending is not read."""
     for number, (extension, files) in enumerate(sorted(others.items())):
         if extension in OTHER_IMAGES:
             lost.add(f".{extension}", (file.relative for file in files))
@@ -146,10 +144,10 @@ def _is_image(entry: Entry) -> bool:
 
 
 def check_there(config: DataConfig) -> None:
-    """See that something is at each path that `config.path` means; folders are not listed.
+    """Check that every path of `config.path` exists; folders are not listed.
 
     Raises:
-        UsageError: nothing is.
+        UsageError: one does not exist.
     """
     for path in config.paths:
         for concrete, entry in _places(path) if path not in SYNTHETIC else ():
@@ -171,7 +169,7 @@ def _choose(config: DataConfig, kinds: dict[Format, list[SourceFile]], ignored: 
         return next(iter(found))
     if wanted == "auto" and found:
         what = " and ".join(f"{len(files):,} {_NOUN[format_]}" for format_, files in found.items())
-        raise UsageError(f"{where} holds {what}; say which are meant with data.format={'|'.join(found)}, or give a narrower path")
+        raise UsageError(f"{where} has {what}; choose with data.format={'|'.join(found)}, or give a narrower path")
     there = [f"{len(files):,} {_NOUN[format_]}" for format_, files in found.items()]
     there += [f"{count:,} {'.' if name.isalnum() else ''}{name}" for name, count in ignored.most_common(5) if count]
     sought = "Parquet files, tar shards or images (JPEG, PNG, WebP)" if wanted == "auto" else _NOUN[wanted]
@@ -217,10 +215,10 @@ def _add_files_of(given: str, found: _Found) -> None:
 
 
 def _places(given: str) -> Iterator[tuple[str, Entry | None]]:
-    """Each path that is meant, with the file or folder there, or None where it is a glob.
+    """Each path with its numbers expanded, and the file or folder there, or None if it is a glob.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the path does not exist and is not a glob.
     """
     for concrete in _expand_numbers(given if storage.is_uri(given) else storage.with_home(given)):
         entry = storage.stat(concrete)
@@ -230,7 +228,7 @@ def _places(given: str) -> Iterator[tuple[str, Entry | None]]:
 
 
 def _add_files_below(folder: str, found: _Found, regex: re.Pattern[str] | None = None) -> int:
-    """Add the files below the folder, those that match, without our own; returns how many there are. What is lost, and would match, is
+    """Add the matching files below the folder, except our own; returns how many there are. Matching names that cannot be read are
     counted."""
     walk = storage.walk(folder)
     files = [SourceFile(entry, folder) for entry in walk.files]
@@ -257,7 +255,7 @@ def _is_mark(name: str) -> bool:
 
 
 def _add_matches(pattern: str, found: _Found) -> None:
-    """Add the files that the glob matches, and those below folders that it matches.
+    """Add the files that the glob matches, and the files below folders that it matches.
 
     Raises:
         UsageError: there are none.
@@ -268,7 +266,7 @@ def _add_matches(pattern: str, found: _Found) -> None:
 
 
 def _split_glob(pattern: str) -> tuple[str, str]:
-    """The folder that a glob is looked for in, and what of it follows."""
+    """The folder in which to search for the glob, and the rest of the glob."""
     without_options = storage.without_options(pattern)
     scheme, _, address = without_options.rpartition("://")
     parts = address.split("/")
@@ -279,7 +277,7 @@ def _split_glob(pattern: str) -> tuple[str, str]:
 
 
 def path_around(config: DataConfig, place: str) -> str | None:
-    """The path of the config in which a folder at `place` would be read as data, or None where none is."""
+    """The path of the config that would include a folder at `place`, or None if there is none."""
     inside = _whole(place)
     for path in config.paths:
         for concrete in _expand_numbers(path) if path not in SYNTHETIC else ():
@@ -304,13 +302,13 @@ def _may_hold(pattern: Sequence[str], below: Sequence[str]) -> bool:
 
 
 def _whole(path: str) -> str:
-    """The folder, links resolved where it is local, with a `/` at its end."""
+    """The folder with a `/` at its end; links of a local one are resolved."""
     is_remote = storage.is_uri(path) and not path.startswith("file://")
     return f"{(storage.without_options(path) if is_remote else os.path.realpath(storage.filesystem_of(path)[1])).rstrip('/')}/"
 
 
 def _glob_to_regex(pattern: str) -> str:
-    """`*` and `?` stay within one path component, `**/` stands for any number of them."""
+    """The regular expression of a glob: `*` and `?` match within one path component, `**/` matches any number of them."""
     regex = ""
     for token in re.findall(r"\*\*/?|\*|\?|\[[^\]]+\]|.", pattern):
         if token.startswith("**"):
@@ -345,18 +343,18 @@ def _nearest(path: str) -> str:
 
 
 def relative_folder(file: SourceFile) -> str:
-    """The first folder below the path that the user gave, or an empty string where the file lies directly in it."""
+    """The first folder below the path that the user gave, or an empty string if the file is directly in it."""
     first, slash, _ = file.relative.partition("/")
     return first if slash else ""
 
 
 def resolve(config: DataConfig, known: Collection[Entry] = ()) -> tuple[Format, list[Entry], Sources]:
-    """The format, the files by absolute paths with their sizes and times, and the same as `Sources`; `known` as for `find_sources`."""
+    """The format, the files with absolute paths, sizes and times, and the same as `Sources`; `known` is that of `find_sources`."""
     sources = find_sources(config, known)
     files = [_from_the_root(file) for file in sources.files]
     return sources.format, [file.entry for file in files], replace(sources, files=files)
 
 
 def _from_the_root(file: SourceFile) -> SourceFile:
-    """The file by its absolute path, so that other processes find it too."""
+    """The file with its absolute path, so that other processes find it too."""
     return SourceFile(replace(file.entry, path=absolute(file.entry.path)), absolute(file.folder))

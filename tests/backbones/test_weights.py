@@ -99,7 +99,7 @@ class _Evil:
 
 @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps(_Evil()), pickle.dumps([1]), b"PK\x03\x04broken"])
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_a_file_that_holds_no_weights_is_refused_and_no_code_in_it_runs(content: bytes, name: str):
+def test_a_file_without_weights_is_refused_and_its_code_does_not_run(content: bytes, name: str):
     with pytest.raises(UsageError, match=name):
         read_state(content, name)
 

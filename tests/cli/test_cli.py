@@ -113,7 +113,7 @@ def test_views_draws_each_side_with_and_without_style(tmp_path: Path):
     assert 4 * 112 < plain.width < 5 * 112
 
 
-def test_evaluate_scores_a_run_beside_its_baselines_and_writes_json(tmp_path: Path):
+def test_evaluate_scores_a_run_and_its_baselines_and_writes_json(tmp_path: Path):
     run_dir = str(tmp_path / "run")
     _run("pretrain", "moco_cifar10_cpu", *_data(tmp_path), *TINY, "train.epochs=0.2", "scaling.num_workers=0", "--run-dir", run_dir)
     output = _run("evaluate", run_dir, "knn", "k=5", "--baselines")

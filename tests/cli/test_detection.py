@@ -27,7 +27,7 @@ def _run(*args: str) -> str:
     return result.output
 
 
-def test_detect_scores_an_encoder_beside_the_untrained_one_and_writes_json(make_run: MakeRun, tmp_path: Path):
+def test_detect_scores_the_encoder_and_the_untrained_one_and_writes_json(make_run: MakeRun, tmp_path: Path):
     folder = write_data(tmp_path / "voc", 6, 3)
     write_example(folder, "trainval0", [("square", (3, 3, 20, 20), 0), ("disc", (30, 5, 30, 20), 0)])
     run_dir = make_run()

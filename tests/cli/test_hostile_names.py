@@ -174,7 +174,7 @@ def _wrong(name: str) -> dict[str, list[list[str]]]:
 
 
 @pytest.mark.parametrize("verb", sorted(_wrong("")))
-def test_what_cannot_be_done_is_said_with_the_name_in_it(verb: str, case: tuple[str, str], sassl: Run):
+def test_a_verb_that_fails_on_a_hostile_name_prints_a_message(verb: str, case: tuple[str, str], sassl: Run):
     for words in _wrong(case[0])[verb]:
         output = sassl(*verb.split(), *words)
         assert output

@@ -13,7 +13,7 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.plugins import UsageError
 
 
-def test_a_pretraining_goes_on_where_one_has_begun():
+def test_a_pretraining_continues_one_that_has_begun():
     found = read_command(["pretrain", "demo", "train.epochs=3", "--run-dir", "s3://bucket/runs/first"])
     assert found.words == ["pretrain", "demo", "train.epochs=3", "--run-dir", "s3://bucket/runs/first", "--resume-if-begun"]
     assert found.target == "s3://bucket/runs/first"
@@ -98,6 +98,6 @@ def test_a_wrong_command_is_refused_with_the_reason(words: list[str], reason: st
         read_command(words)
 
 
-def test_a_name_follows_from_the_command_and_where_it_writes():
+def test_a_job_is_named_after_its_command_and_target():
     assert default_job_name("pretrain", "s3://bucket/runs/first/") == "pretrain-first"
     assert default_job_name("stylize dataset", "/shared/my copy") == "stylize-dataset-my-copy"

@@ -57,7 +57,7 @@ def test_frozen_protocols_read_each_data_set_once(make_run: MakeRun, monkeypatch
     assert sum(decoded) == 60 + 42  # the second command takes the features that the first has kept
 
 
-def test_a_protocol_that_fails_is_named_and_the_others_go_on(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
+def test_a_protocol_that_fails_is_named_and_the_others_continue(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
     def broken(self: WeightedKNN, subject: Subject) -> Evaluation:
         raise RuntimeError("no neighbors today")
 

@@ -62,7 +62,7 @@ def test_a_grid_has_as_many_trials_as_points():
     assert _study("style_strength", *fixed, searcher="grid", trials=5).num_trials == 5
 
 
-def test_the_linear_probe_is_measured_where_it_is_an_objective():
+def test_the_linear_probe_is_measured_if_it_is_an_objective():
     assert _study("style_strength").base.evaluate.online == "knn"
     assert _study("style_strength", objectives=("linear_top1",)).base.evaluate.online == "linear"
     assert _study("style_strength", objectives=("knn_top1", "linear_top1")).base.evaluate.online == "both"
@@ -98,7 +98,7 @@ def test_spaces_are_listed():
     assert all(name in listed for name in spaces())
 
 
-def test_a_report_is_drawn_of_what_is_there(tmp_path: Path):
+def test_a_report_is_drawn_from_the_record(tmp_path: Path):
     study_dir = _written(tmp_path / "study")
     output = _run("report", study_dir)
     assert "5 finished, 1 failed" in output

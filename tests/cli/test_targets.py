@@ -25,7 +25,7 @@ def small_dtd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Written:
     return written
 
 
-def test_cards_are_listed_and_one_is_told_in_full():
+def test_cards_are_listed_and_one_is_printed_in_full():
     listed = _run("data", "cards")
     assert all(card.name in listed and f"{card.num_train:,}" in listed for card in cards.CARDS)
     told = _run("data", "cards", "flowers102")
@@ -54,7 +54,7 @@ def test_files_that_are_there_are_fetched_once_and_transferred_to(small_dtd: Wri
         _run("evaluate", run_dir, "transfer", "knn")
 
 
-def test_what_cannot_be_fetched_is_said(small_dtd: Written, tmp_path: Path):
+def test_a_data_set_that_cannot_be_fetched_is_an_error(small_dtd: Written, tmp_path: Path):
     with pytest.raises(UsageError, match=r"data fetch cars --from FOLDER"):
         _run("data", "fetch", "cars")
     with pytest.raises(UsageError, match="--keep-files is for downloads"):

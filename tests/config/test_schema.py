@@ -11,7 +11,7 @@ TAKERS = [name for name, config in METHODS.items() if config.takes_small_views]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_takes_a_pair_and_small_views_are_refused_to_those_that_take_no_more(name):
+def test_every_method_accepts_a_pair_and_methods_for_pairs_refuse_small_views(name):
     config = apply_overrides(load_experiment("demo_plain"), [f"method={name}"])
     if name in TAKERS:
         assert apply_overrides(config, ["views=dino_32"]).views.num_small == 8

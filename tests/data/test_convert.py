@@ -44,7 +44,7 @@ def test_bytes_labels_and_order_are_kept(tmp_path: Path, format_: ShardFormat):
 
 
 @pytest.mark.parametrize("format_", ["parquet", "webdataset"])
-def test_a_conversion_goes_on_with_the_shards_that_are_missing(tmp_path: Path, format_: ShardFormat):
+def test_a_conversion_continues_with_the_missing_shards(tmp_path: Path, format_: ShardFormat):
     source = _source(tmp_path)
     assert _convert(source, tmp_path / "out", format_) == [0, 1, 2]
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -64,7 +64,7 @@ def test_other_settings_or_another_source_are_refused(tmp_path: Path):
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path):
     source = _source(tmp_path)
-    with pytest.raises(UsageError, match=r"is not empty and holds no conversion\.json"):
+    with pytest.raises(UsageError, match=r"is not empty and has no conversion\.json"):
         _convert(source, tmp_path / "source", "parquet")
 
 
@@ -117,7 +117,7 @@ def test_shards_become_a_folder_with_the_same_labels(tmp_path: Path):
     assert sorted(zip(one.encoded, one.label.tolist(), strict=True)) == sorted(zip(other.encoded, other.label.tolist(), strict=True))
 
 
-def test_a_folder_goes_on_where_the_mark_of_a_shard_is_missing(tmp_path: Path):
+def test_a_folder_continues_with_a_shard_whose_mark_is_missing(tmp_path: Path):
     source = _source(tmp_path)
     assert _convert(source, tmp_path / "out", "folder") == [0, 1, 2]
     (tmp_path / "out" / ".shard-000002.done").unlink()

@@ -118,7 +118,7 @@ def test_the_odd_jpegs_end_as_they_should(shared_dir: Path):
     assert good["hopper_orientation_6.jpg"].size == image_size((folder / "hopper_orientation_6.jpg").read_bytes())[1:]
 
 
-def test_the_imagenet_originals_all_decode_with_their_orientation_left_alone(shared_dir: Path):
+def test_the_imagenet_originals_all_decode_and_orientation_is_not_applied(shared_dir: Path):
     sizes = {path.name: decode(path.read_bytes(), LIMIT).size for path in (shared_dir / "data/imagenet-sample/originals").iterdir()}
     assert len(sizes) == 24
     assert sizes["n02951585_can_opener.JPEG"] == (392, 294)

@@ -147,7 +147,7 @@ def test_two_processes_that_keep_the_same_leave_one_file(tmp_path: Path, store: 
     assert _same(found, rows)
 
 
-def test_a_folder_that_goes_while_it_is_read_makes_no_row_bad(store: FlakyStore, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_cache_folder_removed_during_a_read_makes_no_row_bad(store: FlakyStore, cache: Path, monkeypatch: pytest.MonkeyPatch):
     index = _index(store, 1)
     whole = read_groups(index, [0])
     monkeypatch.setattr("ray_sassl.data.disk_cache._last_use", lambda folder: 0.0)
@@ -159,7 +159,7 @@ def test_a_folder_that_goes_while_it_is_read_makes_no_row_bad(store: FlakyStore,
     assert _same(read_groups(index, [0]), whole)
 
 
-def test_what_is_no_folder_of_ours_is_left_alone(store: FlakyStore, cache: Path):
+def test_foreign_folders_are_not_changed(store: FlakyStore, cache: Path):
     cache.mkdir()
     (cache / "stray").write_text("x")
     index = _index(store, 1)

@@ -107,7 +107,7 @@ def test_the_fingerprint_moves_with_the_data(folder: Path, tmp_path: Path):
 
 def test_no_rows_at_all_is_an_error(tmp_path: Path):
     _write(tmp_path / "a.parquet", num_rows=0)
-    with pytest.raises(UsageError, match="holds no rows"):
+    with pytest.raises(UsageError, match="has no rows"):
         build_index(DataConfig(path=str(tmp_path)))
 
 

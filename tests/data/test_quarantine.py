@@ -11,7 +11,7 @@ def _bad(sample_id: int, path: str = "a.tar") -> BadRow:
     return BadRow(path, sample_id, sample_id, "cut off")
 
 
-def test_a_row_is_counted_once_however_often_it_is_met():
+def test_a_row_is_counted_once_however_often_it_is_found():
     quarantine = Quarantine(num_rows=100, max_bad_fraction=0.05)
     assert quarantine.add([_bad(1), _bad(2), _bad(1)]) == 2
     assert quarantine.add([_bad(2)]) == 0
@@ -94,7 +94,7 @@ def test_new_rows_are_appended_and_nothing_is_written_twice(tmp_path: Path, monk
     assert written[-1] < 150
 
 
-def test_lines_are_appended_behind_one_that_a_crash_has_torn(tmp_path: Path):
+def test_lines_are_appended_after_one_that_a_crash_cut_off(tmp_path: Path):
     path = tmp_path / "q.jsonl"
     first = Quarantine(num_rows=100, max_bad_fraction=1.0)
     first.add([_bad(1), _bad(2)])

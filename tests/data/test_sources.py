@@ -70,20 +70,20 @@ def test_a_glob_without_a_match_is_an_error(tree: Path):
 
 def test_a_folder_of_two_formats_asks_which(tree: Path):
     (tree / "a.jpg").touch()
-    with pytest.raises(UsageError, match=r"5 tar shards and 1 images; say which are meant with data.format=webdataset\|folder"):
+    with pytest.raises(UsageError, match=r"5 tar shards and 1 images; choose with data.format=webdataset\|folder"):
         find_sources(DataConfig(path=str(tree)))
     sources = find_sources(DataConfig(path=str(tree), format="folder"))
     assert (len(sources.files), sources.ignored["tar"]) == (1, 5)
 
 
-def test_nothing_readable_says_what_is_there(tmp_path: Path):
+def test_an_error_about_unreadable_files_lists_them(tmp_path: Path):
     (tmp_path / "a.tar.gz").touch()
     (tmp_path / "b.txt").touch()
     with pytest.raises(UsageError, match=r"found there: 1 .gz, 1 .txt. Compressed tar"):
         find_sources(DataConfig(path=str(tmp_path)))
 
 
-def test_a_file_named_outright_is_taken_whatever_it_is_called(tmp_path: Path):
+def test_a_file_given_by_path_is_read_whatever_its_name(tmp_path: Path):
     (tmp_path / "shard.0").touch()
     assert len(find_sources(DataConfig(path=str(tmp_path / "shard.0"), format="webdataset")).files) == 1
 

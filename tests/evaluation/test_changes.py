@@ -88,7 +88,7 @@ def test_conflicting_styles_are_never_of_the_images_own_class():
     assert (_textures().labels[free] == labels).any()
 
 
-def test_styles_of_one_class_alone_cannot_conflict_with_it():
+def test_styles_of_only_one_class_cannot_conflict_with_it():
     alone = Textures(_textures().codes, np.zeros(9, np.int64), "nine")
     with pytest.raises(UsageError, match="all styles are of class 0"):
         Stylized(COLORS, alone, 0, other_class=True).styles(np.array([0]), np.array([1]))

@@ -53,7 +53,7 @@ def test_features_are_those_of_the_images_in_their_order(tmp_path: Path):
     assert result.bad == []
 
 
-def test_bad_rows_are_left_out_and_told(tmp_path: Path):
+def test_bad_rows_are_left_out_and_reported(tmp_path: Path):
     bad = (*range(20, 40), 3)  # a whole row group, and one more
     result = LocalWorkplace().features(_job(tmp_path, bad=bad))
     assert sorted(row.sample_id for row in result.bad) == sorted(bad)

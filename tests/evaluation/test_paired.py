@@ -34,7 +34,7 @@ def test_the_interval_covers_the_true_difference_in_about_95_of_100_test_sets(nu
     assert 0.92 <= np.mean(inside) <= 1.0 if num_seeds > 1 else 0.92 <= np.mean(inside) <= 0.98
 
 
-def test_equal_recipes_are_told_apart_in_about_5_of_100_comparisons():
+def test_equal_recipes_differ_significantly_in_about_5_of_100_comparisons():
     rng = np.random.default_rng(10)
     called = []
     for _ in range(1000):
@@ -71,7 +71,7 @@ def test_an_encoder_against_itself_is_within_noise():
     assert paired_difference(hits, hits).is_noise
 
 
-def test_seeds_that_vary_widen_the_interval_and_one_side_alone_can_show_it():
+def test_varying_seeds_widen_the_interval_even_if_only_one_side_has_several():
     rng = np.random.default_rng(4)
     difficulty = rng.normal(size=1000)
     first = _hits(rng, difficulty, np.array([0.0, 0.2, 0.4]))

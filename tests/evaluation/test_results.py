@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert found.predictions.correct.tolist() == [False, True]
 
 
-def test_files_from_before_a_score_said_what_it_is_are_told_by_its_name(tmp_path: Path):
+def test_scores_of_old_files_are_recognized_by_their_names(tmp_path: Path):
     folder = tmp_path / "evaluation" / "step-00000007"
     folder.mkdir(parents=True)
     names = ("top1", "train_top1", "mean_per_class", "AP50", "mine_top1", "uniformity")

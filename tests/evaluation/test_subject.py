@@ -165,7 +165,7 @@ def test_features_of_other_images_under_the_same_name_are_not_used(config, tmp_p
     assert len(_subject(config, tmp_path / "kept").features("test").labels) == 99
 
 
-def test_bad_images_count_also_where_features_were_kept(config, tmp_path):
+def test_bad_images_are_counted_with_saved_features_too(config, tmp_path):
     _write(tmp_path / "test.parquet", 102, num_bad=1)
     for _ in range(2):
         subject = _subject(config, tmp_path / "kept")

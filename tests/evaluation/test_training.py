@@ -53,7 +53,7 @@ def test_fixed_batch_normalization_keeps_the_statistics_of_pretraining_and_train
     assert same == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
 
 
-def test_a_seeded_run_repeats_exactly_and_leaves_the_global_generator_alone(normalized_subject):
+def test_a_seeded_run_is_repeatable_and_does_not_use_the_global_generator(normalized_subject):
     torch.manual_seed(7)
     state = torch.get_rng_state()
     first = _trained(normalized_subject)
@@ -101,7 +101,7 @@ def test_the_rate_scales_with_the_batch_as_a_first_step_shows():
     assert x.shape == (16, 24)
 
 
-def test_a_rate_that_is_too_large_is_said_and_loses_where_several_are_tried():
+def test_a_too_large_rate_is_reported_and_loses_against_others():
     subject = SmallSubject(shuffled=True, network=Normalized())
     with pytest.raises(DivergedError, match="not a number any more at a learning rate of 1e\\+30; give a smaller one"):
         _trained(subject, learning_rate=1e30)
@@ -119,7 +119,7 @@ def test_a_class_with_test_images_only_and_a_single_class_are_refused(normalized
         _evaluated(normalized_subject)
 
 
-def test_running_statistics_move_slowly_where_an_epoch_is_long():
+def test_running_statistics_move_slowly_in_a_long_epoch():
     network = Classifier(Normalized(), 24, 3)
     from ray_sassl.evaluation.training import _set_modes
 

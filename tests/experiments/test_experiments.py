@@ -74,14 +74,14 @@ def test_both_papers_together_are_feature_augmentation_and_style_augmentation():
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_the_form_with_style_differs_in_style_alone(name):
+def test_the_form_with_style_differs_only_in_style(name):
     base, styled = (load_experiment(form).model_dump(mode="json") for form in (name, f"{name}_sassl"))
     assert {part for part in base if base[part] != styled[part]} - {"stream"} == {"name", "stylize"}
     assert base["stylize"] == {"name": "identity"}
     assert styled["stylize"]["name"] in ("swift", "magenta")
 
 
-def test_large_images_are_stylized_by_the_published_network_where_its_weights_are(tmp_path, monkeypatch):
+def test_large_images_are_stylized_by_the_published_network_if_its_weights_exist(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path))
     assert load_experiment("moco_imagenet_sassl").stylize.name == "swift"
     path = weights_path(all_published_weights()["magenta"])
@@ -90,7 +90,7 @@ def test_large_images_are_stylized_by_the_published_network_where_its_weights_ar
     assert load_experiment("moco_imagenet_sassl").stylize.name == "magenta"
 
 
-def test_both_demos_differ_in_style_alone():
+def test_the_demos_differ_only_in_style():
     plain, styled = (load_experiment(form).model_dump(mode="json") for form in ("demo_plain", "demo"))
     assert {part for part in plain if plain[part] != styled[part]} == {"name", "stylize", "sassl"}
 
@@ -117,7 +117,7 @@ def test_the_network_can_be_built(name):
     assert any(parameter.requires_grad for parameter in method.backbone.parameters())
 
 
-def test_the_data_are_looked_for_where_the_variable_says(monkeypatch):
+def test_the_data_folder_follows_the_variable(monkeypatch):
     monkeypatch.setenv("RAY_SASSL_DATA", "/mnt/images")
     config = load_experiment("moco_cifar10_cpu")
     assert data_root() == "/mnt/images"

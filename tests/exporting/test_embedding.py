@@ -109,7 +109,7 @@ def test_parts_are_whole_row_groups_that_cover_every_row_once(index):
         assert all(index.group_rows[groups].sum() < part_rows + index.group_rows.max() for groups in parts)
 
 
-def test_a_folder_goes_on_with_the_same_job_and_refuses_another(make_run: MakeRun, index, tmp_path: Path):
+def test_a_folder_continues_the_same_job_and_refuses_another(make_run: MakeRun, index, tmp_path: Path):
     encoder = load_encoder(make_run())
     plan, folder = EmbeddingPlan.of(index, encoder.facts, 20), str(tmp_path / "out")
     assert open_parts(folder, plan) == [0, 1, 2, 3]

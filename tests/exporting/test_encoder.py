@@ -43,7 +43,7 @@ def test_a_run_and_its_checkpoint_give_the_backbone_in_evaluation_mode(make_run:
     assert torch.equal(again(images), encoder(images))
 
 
-def test_loading_leaves_the_random_numbers_of_the_caller_alone(make_run: MakeRun):
+def test_loading_does_not_change_the_callers_random_numbers(make_run: MakeRun):
     run_dir = make_run()
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -127,7 +127,7 @@ def test_a_damaged_file_is_refused(make_run: MakeRun, tmp_path: Path):
         encoder_from_bytes(b"something else", "x")
 
 
-def test_what_holds_no_encoder_is_named_with_what_to_give(make_run: MakeRun, tmp_path: Path):
+def test_a_path_without_an_encoder_is_named_and_the_message_says_what_to_give(make_run: MakeRun, tmp_path: Path):
     run_dir = make_run()
     with pytest.raises(UsageError, match="does not exist; give a run directory, a checkpoint, or a file"):
         load_encoder(tmp_path / "nothing")

@@ -119,7 +119,7 @@ def test_in_eval_mode_the_embeddings_come_back_with_their_gradient_and_nothing_i
     assert torch.equal(z.grad, torch.full_like(z, NUM_SAMPLES))
 
 
-def test_a_rebuilt_augmentation_goes_on_from_the_state_dict_to_the_bit(config):
+def test_a_rebuilt_augmentation_continues_bit_identically_from_the_state_dict(config):
     augmentation = _built(config)
     resumed = _built(config, seed=1)
     resumed.load_state_dict(augmentation.state_dict())

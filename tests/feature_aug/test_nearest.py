@@ -64,7 +64,7 @@ def test_without_top_k_as_many_features_are_as_many_nearest():
 
 
 @pytest.mark.parametrize("exclude_own", [True, False])
-def test_the_samples_own_earlier_embedding_is_its_neighbor_only_where_that_is_wanted(exclude_own):
+def test_a_samples_own_earlier_embedding_is_a_neighbor_only_if_that_is_configured(exclude_own):
     augmentation = Config(support_size=BATCH_SIZE, exclude_own=exclude_own).build(WIDTH, 1).double()
     z, ids = _embeddings(0), torch.arange(BATCH_SIZE)
     augmentation.remember(z, ids)

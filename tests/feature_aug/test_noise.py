@@ -44,7 +44,7 @@ def test_a_batch_of_one_sample_has_no_spread_and_stays_as_it_is():
     assert torch.equal(Config().build(WIDTH, 2)(z, torch.Generator()), z.expand(2, 1, WIDTH))
 
 
-def test_the_gradient_is_that_of_the_embeddings_alone():
+def test_gradients_reach_only_the_embeddings():
     z = _embeddings().requires_grad_()
     Config().build(WIDTH, 3)(z, torch.Generator().manual_seed(1)).sum().backward()
     assert torch.equal(z.grad, torch.full_like(z, 3))

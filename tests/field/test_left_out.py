@@ -33,7 +33,7 @@ def _index(path: Path | str, **fields: bool) -> Index:
         ("latin1_file", r"1 files are left out: 1 names that are not UTF-8 (caf\xe9.jpg)"),
     ],
 )
-def test_strict_refuses_with_the_line_that_is_said_otherwise(name: str, words: str, field: Make, caplog: pytest.LogCaptureFixture):
+def test_strict_refuses_with_the_text_of_the_warning(name: str, words: str, field: Make, caplog: pytest.LogCaptureFixture):
     folder = field(name)
     assert _index(folder).left_out == words
     assert caplog.text.count(words) == 1
@@ -44,12 +44,12 @@ def test_strict_refuses_with_the_line_that_is_said_otherwise(name: str, words: s
 
 
 @pytest.mark.parametrize("name", ["own_output", "apple_double_members", "dotted_members", "latin1_members", "question_marks"])
-def test_strict_takes_data_of_which_nothing_is_lost(name: str, field: Make):
+def test_strict_accepts_data_without_losses(name: str, field: Make):
     folder = field(name)
     assert _index(folder / "flat" if name == "question_marks" else folder, strict=True).num_rows > 0
 
 
-def test_images_with_other_endings_are_told_by_their_content(build: ModuleType, tmp_path: Path):
+def test_images_with_other_endings_are_recognized_by_their_content(build: ModuleType, tmp_path: Path):
     build.flat(tmp_path, 2)
     for name in ("scraped.jpg?w=600", "scraped2.jpg?w=600", "0001", "photo.jpg_large", "notes.txt", "labels.csv", "empty"):
         build.put(tmp_path / name, b"" if name == "empty" else b"a,b\n" if name.endswith(("txt", "csv")) else build.photo())
@@ -70,7 +70,7 @@ def test_hidden_images_are_named_and_what_macos_adds_is_not(build: ModuleType, t
     assert index.left_out == "2 files are left out: 2 hidden (.2.png, .thumbs/1.jpg)"
 
 
-def test_members_that_are_merged_or_dropped_are_said_and_refused(build: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_merged_or_dropped_members_are_reported_and_refused(build: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     members = [(f"{number}.jpg", build.photo(number)) for number in range(4)]
     apart = [(f"{number}.cls", b"%d" % number) for number in range(3)]
     build.tar(tmp_path / "a.tar", [*members, *apart, ("9.gif", b"GIF89a"), ("3.seg.png", b"mask")])

@@ -97,7 +97,7 @@ def test_folders_with_files_of_others_are_never_marked(tmp_path: Path):
 
 
 @pytest.mark.parametrize("format_", ["parquet", "webdataset", "folder"])
-def test_a_copy_is_data_where_it_is_named_itself(format_: str, field: Make, tmp_path: Path):
+def test_a_copy_is_read_if_its_own_path_is_given(format_: str, field: Make, tmp_path: Path):
     copy = _copy(field("own_output"), tmp_path / "copies" / "copy", format_)
     assert _index(copy).num_rows == 18
     assert _index(copy).ignored.keys() <= {"hidden", "json"}
@@ -119,7 +119,7 @@ def test_a_glob_finds_nothing_of_ours_and_a_picture_that_is_named_is_data(field:
         _index(folder / "**/*.webp")
 
 
-def test_a_picture_of_ours_is_told_wherever_it_is_moved_and_is_still_a_picture(field: Make, tmp_path: Path):
+def test_our_own_picture_is_recognized_after_a_move_and_is_still_a_picture(field: Make, tmp_path: Path):
     folder = field("own_output")
     ray_sassl.inspect_data(str(folder), sheet=str(tmp_path / "sheet.png"))
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -129,7 +129,7 @@ def test_a_picture_of_ours_is_told_wherever_it_is_moved_and_is_still_a_picture(f
     assert _index(folder).num_rows == 18
 
 
-def test_features_beside_the_shards_they_are_of_are_left_out(build: ModuleType, tmp_path: Path):
+def test_features_next_to_their_shards_are_left_out(build: ModuleType, tmp_path: Path):
     pq.write_table(pa.table({"image": [build.photo()], "label": [0]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"features": [1.0]}), tmp_path / "features.parquet")
     mark_file(tmp_path / "features.parquet")
@@ -157,14 +157,14 @@ def test_a_target_below_a_glob_that_would_find_it_is_refused(tmp_path: Path):
         if pattern == "data/{0..1}*":
             check_target(str(tmp_path / "data" / "copy"), DataConfig(path=str(tmp_path / pattern)))
             continue
-        with pytest.raises(UsageError, match="which it is made of"):
+        with pytest.raises(UsageError, match="is inside its source"):
             check_target(str(tmp_path / "data" / "copy"), DataConfig(path=str(tmp_path / pattern)))
     for pattern in ("data/*.jpg", "data/shard-*.tar", "data2/*"):
         check_target(str(tmp_path / "data" / "copy"), DataConfig(path=str(tmp_path / pattern)))
 
 
 @pytest.mark.slow
-def test_what_is_ours_is_told_on_an_object_store_without_reading_it(build: ModuleType):
+def test_our_own_files_on_an_object_store_are_recognized_without_reading_them(build: ModuleType):
     with s3_server() as server:
         options = s3_options(server)
         root = f"s3://bucket/photos{options}"
@@ -175,7 +175,7 @@ def test_what_is_ours_is_told_on_an_object_store_without_reading_it(build: Modul
         index = _index(root)
         assert (index.num_rows, index.ignored["written by ray-sassl"]) == (1, 2)
         check_target(f"s3://bucket/copy{options}", DataConfig(path=root))
-        with pytest.raises(UsageError, match="which it is made of"):
+        with pytest.raises(UsageError, match="is inside its source"):
             check_target(f"s3://bucket/photos/copy{options}", DataConfig(path=f"s3://bucket/photos/*{options}"))
 
 

@@ -105,7 +105,7 @@ def test_a_study_and_a_comparison_of_studies_show_foreign_texts_as_texts(word: s
     assert _page(str(tmp_path / "compare.html")).pictures == 4
 
 
-def test_a_picture_is_taken_from_the_directory_alone_and_is_a_picture(make_run: MakeRun, tmp_path: Path):
+def test_a_picture_is_read_only_from_the_directory_and_must_be_a_picture(make_run: MakeRun, tmp_path: Path):
     run, private = Path(make_run()), tmp_path / "private.png"
     private.write_bytes(png(77, 33))
     folder = run / "evaluation" / "step-00000007"
@@ -155,7 +155,7 @@ def test_a_file_that_is_a_link_out_of_the_run_directory_does_not_come_into_the_p
         assert f"{name} is not read: it does not lie in" in _page(ray_sassl.report(str(run))).text
 
 
-def test_a_picture_that_is_damaged_or_has_too_many_pixels_is_a_word(make_run: MakeRun):
+def test_a_damaged_or_too_large_picture_is_replaced_by_a_word(make_run: MakeRun):
     run = Path(make_run())
     for content in (png(2000, 10)[:60], _bomb()):
         (run / "views.png").write_bytes(content)

@@ -48,7 +48,7 @@ def test_names_that_are_not_utf_8_are_read(field: Make):
     assert rows.key[0].endswith(r"#\xe9t\xe90")
 
 
-def test_labels_that_do_not_stand_beside_their_images_are_found(build: ModuleType, tmp_path: Path):
+def test_labels_away_from_their_images_are_found(build: ModuleType, tmp_path: Path):
     images = [(f"{number}.jpg", build.photo(number)) for number in range(6)]
     labels = [(f"{number}.cls", b"%d" % number) for number in range(6)]
     for name, members in {"images first": [*images, *labels], "labels first": [*labels, *reversed(images)]}.items():
@@ -66,7 +66,7 @@ def test_two_images_of_one_name_share_its_label_and_no_image_vanishes_without_a_
     _, rows = _rows(tmp_path / "pairs.tar")
     assert (len(rows), rows.label.tolist()) == (2, [7, 7])
     build.tar(tmp_path / "twice.tar", [("1.jpg", build.photo(0)), ("1.png", build.photo(0, 0, "PNG"))])
-    with pytest.raises(UsageError, match=r"1 of 2 images would be lost, .* \(1\.png\)\. Give each image a name of its own"):
+    with pytest.raises(UsageError, match=r"1 of 2 images would be lost, .* \(1\.png\)\. Give each image its own name"):
         build_index(DataConfig(path=str(tmp_path / "twice.tar")))
     index = build_index(DataConfig(path=str(tmp_path / "twice.tar"), max_bad_fraction=0.5))
     assert (index.num_rows, index.ignored) == (1, {"further images of a sample": 1})
@@ -96,7 +96,7 @@ _HEADERS = {
 
 
 @pytest.mark.parametrize("name", _HEADERS)
-def test_a_header_that_lies_is_told_at_once_and_in_little_memory(name: str, build: ModuleType, tmp_path: Path):
+def test_a_wrong_header_is_reported_at_once_and_with_little_memory(name: str, build: ModuleType, tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(_HEADERS[name](build))
     build.tar(tmp_path / "good.tar", [("x.jpg", build.photo())])
     tracemalloc.start()

@@ -62,7 +62,7 @@ def _download(server: Server, target: Path, path: str = "/file", sha256: str = S
     download([f"{server.address}{path}"], target, num_bytes, sha256, **kwargs)
 
 
-def test_a_file_is_downloaded_and_its_progress_told(server, tmp_path):
+def test_a_file_is_downloaded_and_its_progress_reported(server, tmp_path):
     told: list[int] = []
     _download(server, tmp_path / "file", advance=told.append)
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -71,7 +71,7 @@ def test_a_file_is_downloaded_and_its_progress_told(server, tmp_path):
     assert not (tmp_path / "file.part").exists()
 
 
-def test_a_download_that_was_cut_goes_on_where_it_was(server, tmp_path):
+def test_an_interrupted_download_is_continued(server, tmp_path):
     server.cut_at = 300_000
     with pytest.raises(DownloadError, match="300,000"):
         _download(server, tmp_path / "file")

@@ -39,7 +39,7 @@ def _holder(folder: Path | str) -> subprocess.Popen:
     return process
 
 
-def test_a_second_command_is_refused_while_the_first_is_there_and_told_who_it_is(tmp_path: Path):
+def test_a_second_command_is_refused_while_the_first_runs_and_learns_which_it_is(tmp_path: Path):
     with _holder(tmp_path) as first:
         with (
             pytest.raises(FolderInUseError, match=rf"'pretrain' is at work there, on .* as process {first.pid}"),

@@ -55,7 +55,7 @@ def _first(times: int, fault: Fault, method: str, name: str) -> Callable[[str, s
 
 
 @pytest.mark.parametrize("fault", ["busy", "cut"])
-def test_what_is_refused_for_a_while_is_tried_again_until_it_is_there(store: FlakyStore, fault: Fault, caplog: pytest.LogCaptureFixture):
+def test_a_read_that_fails_for_a_while_is_retried_until_it_works(store: FlakyStore, fault: Fault, caplog: pytest.LogCaptureFixture):
     path = _at(store, fault, "a.bin")
     content = np.random.default_rng(0).bytes(300_000)
     store.plan = _first(CLIENT_TRIES + 2, fault, "PUT", "a.bin")
@@ -74,7 +74,7 @@ def test_a_slow_store_is_waited_for(store: FlakyStore):
     assert storage.read_bytes(path) == b"hello"
 
 
-def test_an_error_that_does_not_pass_is_told_with_the_path(store: FlakyStore):
+def test_a_permanent_error_is_reported_with_the_path(store: FlakyStore):
     store.plan = lambda method, path: "busy"
     with pytest.raises(storage.StorageError, match=r"cannot reach 's3://bucket/a\.bin"):
         storage.read_bytes(_at(store, "a.bin"))
@@ -106,7 +106,7 @@ def test_shards_are_read_although_the_store_refuses_now_and_then(store: FlakySto
     assert any(fault == "busy" for _, _, fault in store.log)
 
 
-def test_a_checkpoint_whose_put_is_cut_off_for_good_is_an_error_and_the_one_before_it_is_gone_on_from(
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_run_resumes_from_the_one_before(
     store: FlakyStore,
     tiny_config,  # noqa: F811
     tmp_path: Path,

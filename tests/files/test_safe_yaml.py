@@ -39,13 +39,13 @@ def test_nesting_ends_in_a_message_and_not_in_a_crash():
             load_document("[" * depth + "]" * depth, "config")
 
 
-def test_a_key_that_is_there_twice_is_refused():
+def test_a_duplicate_key_is_refused():
     with pytest.raises(UsageError, match="'max' is there twice"):
         load_document("min: 1\nmax: 2\nmax: 3", "config")
     with pytest.raises(UsageError, match="a key is a list or a mapping"):
         load_document("{[1, 2]: 3}", "config")
 
 
-def test_several_documents_where_one_is_wanted_are_refused():
+def test_several_documents_instead_of_one_are_refused():
     with pytest.raises(UsageError, match="2 YAML documents"):
         load_document("a: 1\n---\nb: 2", "config")

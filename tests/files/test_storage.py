@@ -6,7 +6,7 @@ from ray_sassl.files import storage
 from ray_sassl.plugins import UsageError
 
 
-def test_a_written_file_is_read_back_and_leaves_nothing_beside_it(tmp_path: Path):
+def test_a_written_file_is_read_back_and_no_other_file_remains(tmp_path: Path):
     path = storage.join(str(tmp_path), "a", "b.txt")
     storage.write_text(path, "grün")
     assert storage.read_text(path) == "grün"

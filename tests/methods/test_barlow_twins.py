@@ -67,7 +67,7 @@ def test_the_loss_of_equal_and_of_opposite_views_without_redundancy(sign, expect
     assert barlow_twins_loss(z, sign * z, 0.0051).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_dimension_said_twice_costs_its_weight_both_ways():
+def test_a_repeated_dimension_costs_its_weight_in_both_forms():
     z = _orthogonal()[:, [0, 0]]
     c = 1 / (1 + EPSILON)
     assert barlow_twins_loss(z, z, 0.3).item() == pytest.approx(2 * (1 - c) ** 2 + 0.3 * 2 * c**2, abs=1e-12)

@@ -281,7 +281,7 @@ def test_with_identity_an_architecture_is_the_plain_method_to_the_bit_or_the_met
 @each_method
 @each_architecture
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
-def test_what_is_not_refused_trains_every_parameter_and_goes_on_from_its_state_to_the_bit(name, architecture, augmentation):
+def test_every_accepted_config_trains_all_parameters_and_continues_bit_identically(name, architecture, augmentation):
     fa = {"augmentation": augmentation, "architecture": architecture}
     if augmentation != "identity":
         fa |= {"num_samples": 2, "reduction": "free"}
@@ -388,7 +388,7 @@ def test_vicreg_refuses_neighbors_since_they_have_length_one(augmentation):
 
 
 @pytest.mark.parametrize("name", ["simclr", "moco", "moco_v3", "barlow_twins"])
-def test_a_predictor_s_width_is_refused_where_there_is_no_predictor(name):
+def test_the_width_of_a_predictor_is_refused_without_a_predictor(name):
     with pytest.raises(ValidationError, match="predictor_hidden_size=5 has no effect without a predictor"):
         _build(name, fa={"architecture": "basic"}, predictor_hidden_size=5)
     method = _build(name, fa={"architecture": "parallel_predictor"}, predictor_hidden_size=5)
@@ -472,7 +472,7 @@ MUTUAL = {
 
 @pytest.mark.parametrize("name", MUTUAL)
 @each_architecture
-def test_a_loss_that_is_the_same_both_ways_is_the_mean_of_both_where_the_sides_differ(name, architecture):
+def test_a_symmetric_loss_is_the_mean_of_both_directions_if_the_sides_differ(name, architecture):
     method = _build(name, fa={"augmentation": "mask", "architecture": architecture}).double()
     method.branches.augmentation = scaled = Shift()
     scaled.forward = lambda embeddings, generator, sample_id=None: (embeddings * embeddings.abs())[None]  # type: ignore[method-assign]
@@ -489,6 +489,6 @@ def test_a_loss_that_is_the_same_both_ways_is_the_mean_of_both_where_the_sides_d
 
 
 @pytest.mark.parametrize("name", MUTUAL)
-def test_a_loss_that_is_the_same_both_ways_is_taken_once_where_the_sides_are_alike(name):
+def test_a_symmetric_loss_is_computed_once_if_the_sides_are_alike(name):
     assert _build(name).branches.directions == ((0, 1),)
     assert _build(name, fa={"architecture": "parallel_predictor"}).branches.directions == ((0, 1), (1, 0))

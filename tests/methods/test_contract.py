@@ -64,7 +64,7 @@ def test_outputs_have_their_shapes_and_are_detached(name):
 
 
 @each_method
-def test_a_rebuilt_method_goes_on_from_the_state_dict_to_the_bit(name):
+def test_a_rebuilt_method_continues_bit_identically_from_the_state_dict(name):
     method = _build(name)
     optimizer = _train(method, range(2))
     state, optimizer_state = copy.deepcopy(method.state_dict()), copy.deepcopy(optimizer.state_dict())

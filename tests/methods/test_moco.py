@@ -45,7 +45,7 @@ def test_info_nce_of_equal_embeddings_is_its_chance_value():
     assert info_nce(q, q, q.expand(9, 2), 0.2).item() == pytest.approx(math.log(1 + 9), abs=1e-12)
 
 
-def test_a_left_out_negative_counts_as_if_it_were_not_there():
+def test_a_left_out_negative_has_no_effect():
     q, k, negatives = _unit(1, 6), _unit(1, 6, seed=1), _unit(4, 6, seed=2)
     is_own = torch.tensor([[False, True, False, True]])
     torch.testing.assert_close(info_nce(q, k, negatives, 0.2, is_own), info_nce(q, k, negatives[::2], 0.2), rtol=0, atol=1e-12)

@@ -136,7 +136,7 @@ def test_a_vit_keeps_its_random_projection_of_patches():
     assert not torch.equal(method.backbone.blocks[0].attn.qkv.weight, method.key_backbone.blocks[0].attn.qkv.weight)
 
 
-def test_a_vit_s_projection_of_patches_is_trained_where_that_is_asked_for():
+def test_a_vits_projection_of_patches_is_trained_if_that_is_configured():
     method = moco_v3.Config(**SMALL, patch_embedding="trained").build(*_vit())
     assert all(parameter.requires_grad for parameter in method.backbone.patch_embed.parameters())
 
@@ -149,7 +149,7 @@ def test_torchvision_s_vit_keeps_its_random_projection_of_patches_too():
 
 
 @pytest.mark.parametrize("option", ["fixed", "trained"])
-def test_an_option_for_patches_is_refused_where_there_are_none(option):
+def test_an_option_for_patches_is_refused_for_encoders_without_patches(option):
     with pytest.raises(UsageError, match=rf"patch_embedding='{option}' has no effect"):
         _small(patch_embedding=option)
 

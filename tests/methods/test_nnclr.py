@@ -92,7 +92,7 @@ def test_a_direction_of_orthogonal_images_has_its_closed_form():
     assert _cross_entropy(z, z, 0.5).item() == pytest.approx(math.log(math.exp(2) + 3) - 2, abs=1e-12)
 
 
-def test_the_gradient_reaches_the_encoder_through_the_predictions_alone():
+def test_gradients_reach_the_encoder_only_through_the_predictions():
     method = _small()
     method(_views(), torch.Generator(), torch.arange(6)).loss.backward()
     whole = [p.grad.clone() for p in method.backbone.parameters()]

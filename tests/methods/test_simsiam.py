@@ -67,7 +67,7 @@ def test_the_embeddings_end_in_a_batch_normalization_without_scale_and_the_predi
 
 
 @pytest.mark.parametrize(("predictor_lr", "is_constant"), [("decayed", False), ("constant", True)])
-def test_the_predictor_alone_may_keep_its_learning_rate(predictor_lr, is_constant):
+def test_only_the_predictor_may_keep_its_learning_rate(predictor_lr, is_constant):
     method = _small(predictor_lr=predictor_lr)
     constant = {id(parameter) for parameter in method.constant_lr_parameters()}
     assert constant == ({id(parameter) for parameter in method.predictor.parameters()} if is_constant else set())

@@ -161,7 +161,7 @@ def test_prototypes_are_frozen_at_the_start_of_the_run_and_only_then():
     ("progress_after_steps", "is_used"),
     [([0.6, 0.7, 0.8], [False, False, True]), ([0.1, 0.2, 0.6, 0.7], [False, False, False, True])],
 )
-def test_the_queue_takes_part_in_the_codes_once_it_is_full_and_its_time_has_come(progress_after_steps, is_used):
+def test_the_queue_is_used_for_the_codes_when_it_is_full_and_its_start_is_reached(progress_after_steps, is_used):
     method, steps = _small(queue_size=10, queue_start=0.5), []
     for step, progress in enumerate(progress_after_steps):
         views = _views(seed=step)

@@ -29,7 +29,7 @@ def test_momentum_one_keeps_the_copy_and_zero_takes_the_network(momentum, moves)
     assert torch.equal(copy.weight, network.weight.detach() if moves else before)
 
 
-def test_an_update_leaves_batch_statistics_alone():
+def test_an_update_does_not_change_batch_statistics():
     network = nn.BatchNorm1d(2)
     copy = momentum_copy(network)
     network(torch.randn(8, 2) + 5)

@@ -13,7 +13,7 @@ def test_a_queue_starts_with_unit_vectors_of_no_sample():
     assert sample_id.tolist() == [NO_SAMPLE] * 16
 
 
-def test_writing_wraps_around_and_drops_no_row_where_the_size_is_no_multiple_of_the_batch():
+def test_writing_wraps_around_and_drops_no_row_if_the_size_is_not_a_multiple_of_the_batch():
     queue = EmbeddingQueue(10, 3)
     for start in range(0, 40, 4):
         queue.write(_rows(start, 4), torch.arange(start, start + 4))
@@ -37,7 +37,7 @@ def test_what_was_read_does_not_change_when_the_queue_is_written():
     assert torch.equal(embeddings, before)
 
 
-def test_a_queue_goes_on_from_its_state_dict():
+def test_a_queue_continues_from_its_state_dict():
     queue, other = EmbeddingQueue(7, 3), EmbeddingQueue(7, 3)
     queue.write(_rows(0, 5), torch.arange(5))
     other.load_state_dict(queue.state_dict())

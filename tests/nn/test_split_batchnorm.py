@@ -6,7 +6,7 @@ from ray_sassl.nn.split_batchnorm import SplitBatchNorm2d, convert
 from ray_sassl.plugins import UsageError
 
 
-def test_each_group_is_normalized_as_if_it_were_alone():
+def test_each_group_is_normalized_separately():
     x = torch.randn(12, 3, 4, 4, dtype=torch.float64)
     split = convert(nn.BatchNorm2d(3).double(), 4)
     alone = torch.cat([nn.BatchNorm2d(3).double()(group) for group in x.chunk(4)])

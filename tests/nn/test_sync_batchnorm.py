@@ -27,7 +27,7 @@ def test_conversion_keeps_frozen_layers_frozen_and_the_same_tensors():
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_conversion_leaves_split_batch_normalization_alone():
+def test_conversion_does_not_change_split_batch_normalization():
     split = convert_to_split(nn.Sequential(nn.BatchNorm2d(3)), 2)
     layer = split[0]
     assert convert(split)[0] is layer

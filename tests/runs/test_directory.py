@@ -146,7 +146,7 @@ def test_a_new_run_crops_fast_and_keeps_to_it(config, run_dir):
         prepare_run_dir(apply_overrides(config, ["views.resizing=pillow"]), run_dir, resume=True)
 
 
-def test_a_run_from_before_there_was_a_choice_goes_on_with_pillows_crops(config, run_dir):
+def test_an_old_run_without_the_choice_resumes_with_pillows_crops(config, run_dir):
     prepare_run_dir(config, run_dir, resume=False)
     path = Path(run_dir) / CONFIG
     path.write_text(path.read_text().replace("resizing: auto", ""))
@@ -207,7 +207,7 @@ def test_a_run_directory_may_be_a_file_uri(config, run_dir):
 # Parts of a run
 
 
-def test_weights_follow_from_the_seed_alone(config):
+def test_weights_follow_only_from_the_seed(config):
     one, two, other = (build_method(apply_overrides(config, [f"seed={seed}"])).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["backbone.conv1.weight"], other["backbone.conv1.weight"])

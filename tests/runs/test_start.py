@@ -70,7 +70,7 @@ def test_a_run_continues_from_the_encoder_of_another_and_is_compared_with_it(con
     assert set(result.evaluations["knn"]) >= {"starting point", "step 2"}
 
 
-def test_a_resume_needs_the_source_no_more_and_frozen_blocks_stay_to_the_bit(config: ExperimentConfig, tmp_path: Path):
+def test_a_resume_does_not_need_the_source_and_frozen_blocks_stay_bit_identical(config: ExperimentConfig, tmp_path: Path):
     file = tmp_path / "weights.safetensors"
     torch.manual_seed(5)
     encoder, _ = build_backbone(BackboneConfig(name=config.backbone.name))
@@ -91,7 +91,7 @@ def test_weights_that_saw_other_colors_are_refused_with_the_overrides_that_help(
         keep_start(other, str(tmp_path))
 
 
-def test_weights_at_a_place_where_nothing_is_are_refused(config: ExperimentConfig, tmp_path: Path):
+def test_weights_at_a_missing_path_are_refused(config: ExperimentConfig, tmp_path: Path):
     with pytest.raises(UsageError, match="there is nothing at"):
         keep_start(_from(config, str(tmp_path / "absent")), str(tmp_path))
     with pytest.raises(UsageError, match="timm:resnet_of_nobody has no weights here"):

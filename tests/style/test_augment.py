@@ -186,7 +186,7 @@ def test_styles_from_a_gaussian_do_not_depend_on_the_block(bank):
 
 
 @pytest.mark.parametrize("fields", [{"style_source": "bank"}, {"style_source": "gaussian"}, {"bank": "b.safetensors"}])
-def test_a_bank_is_given_where_and_only_where_it_is_used(fields):
+def test_a_bank_is_given_if_and_only_if_it_is_used(fields):
     with pytest.raises(ValidationError, match="bank"):
         SasslConfig(**fields)
 

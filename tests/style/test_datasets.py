@@ -271,7 +271,7 @@ class Crowded(Stylizer):
         (MemoryError, ""),
     ],
 )
-def test_out_of_memory_halves_the_batch_loses_nothing_and_is_told_once(error, message):
+def test_out_of_memory_halves_the_batch_loses_nothing_and_is_reported_once(error, message):
     rows = _rows([_encoded(image) for image in _photos(24)])
     expected, _ = _dataset_stylizer().stylize(rows, 0, 10**6)
     stylizer = _dataset_stylizer()
@@ -417,13 +417,13 @@ def test_samples_leave_bad_images_out_and_say_so(tmp_path: Path):
     assert sample_squares(index, 2, 32, 5)[1] == sample_squares(index, 2, 32, 5)[1]
 
 
-def test_samples_of_which_none_can_be_decoded_are_an_error_with_the_reason(tmp_path: Path):
+def test_an_error_gives_the_reason_if_no_sample_can_be_decoded(tmp_path: Path):
     (tmp_path / "bad.png").write_bytes(b"GIF89a")
     with pytest.raises(UsageError, match=r"none of 1 images could be decoded[\s\S]*bad.png.*but GIF"):
         sample_squares(build_index(DataConfig(path=str(tmp_path))), 3, 32, 0)
 
 
-def test_images_pass_through_an_actor_unchanged_where_nothing_is_blended_in():
+def test_images_pass_through_an_actor_unchanged_without_blending():
     images = _photos(2)
     stylized, _ = _dataset_stylizer(beta=(0.0, 0.0)).stylize(_rows([_encoded(image) for image in images]), 0, 10**6)
     for image, encoded in zip(images, stylized.encoded, strict=True):

@@ -104,7 +104,7 @@ def test_fetched_files_are_checked_and_converted_once(files):
 
 
 @pytest.mark.parametrize("place", [3, 60, -2])
-def test_a_damaged_cache_is_found_out_and_said_how_to_mend(files, place):
+def test_a_damaged_cache_is_found_and_the_message_says_how_to_fix_it(files, place):
     weights = _published()
     add_weights([weights], files)
     content = bytearray(weights_path(weights).read_bytes())
@@ -130,7 +130,7 @@ def test_weights_of_another_network_are_refused(files):
         load_weights(_published("toy-v2"))
 
 
-def test_a_shared_path_is_used_where_it_is_given(files, tmp_path, monkeypatch):
+def test_a_shared_path_is_used_if_given(files, tmp_path, monkeypatch):
     add_weights([_published()], files)
     shared = tmp_path / "shared.safetensors"
     weights_path(_published()).rename(shared)

@@ -96,7 +96,7 @@ def test_a_run_that_is_stopped_at_every_step_equals_one_that_was_not_stopped(who
     assert logged == list(range(1, NUM_STEPS + 1))
 
 
-def test_a_run_that_goes_on_from_an_older_checkpoint_equals_one_that_was_not_stopped(whole, run_here, tmp_path, assert_same_checkpoints):
+def test_a_run_resumed_from_an_older_checkpoint_equals_one_that_was_not_stopped(whole, run_here, tmp_path, assert_same_checkpoints):
     config, folder, _ = whole
     every_two = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_every": 2, "keep_checkpoints": 3})})
     run_here(every_two, tmp_path)
@@ -163,7 +163,7 @@ def test_a_finished_run_that_is_resumed_is_finished_already(tiny_config, run_her
 # The record
 
 
-def test_collapse_metrics_stand_beside_the_loss_and_its_chance_value(whole):
+def test_collapse_metrics_are_logged_with_the_loss_and_its_chance_value(whole):
     metrics = whole[2].metrics
     assert {"loss", "chance_loss", "embedding_std", "effective_rank", "learning_rate", "images_per_s", "data_wait", "epoch"} <= metrics[
         0
@@ -341,7 +341,7 @@ def test_views_reach_the_network_in_channels_last_layout_without_a_copy(tmp_path
     assert all(is_channels_last for is_channels_last, *_ in method.noted)
 
 
-def test_random_draws_depend_on_the_step_alone_and_differ_between_steps(tmp_path):
+def test_random_draws_depend_only_on_the_step_and_differ_between_steps(tmp_path):
     first, _ = _train(tmp_path / "a")
     torch.rand(7)
     second, _ = _train(tmp_path / "b")

@@ -42,7 +42,7 @@ def test_a_line_that_was_torn_by_a_power_cut_is_dropped(tmp_path):
     assert [line["step"] for line in _lines(tmp_path)] == [1, 2, 3, 5]
 
 
-def test_metrics_are_readable_while_the_run_goes_on(tmp_path):
+def test_metrics_are_readable_during_the_run(tmp_path):
     log = MetricsLog(str(tmp_path), SILENT, {})
     log.log(1, {"loss": 2.0})
     assert _lines(tmp_path) == [{"step": 1, "loss": 2.0}]

@@ -32,7 +32,7 @@ def writer(tmp_path: Path) -> Iterator[CheckpointWriter]:
     writer.close()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(writer: CheckpointWriter):
+def test_training_continues_while_a_checkpoint_is_written_and_does_not_change_it(writer: CheckpointWriter):
     method, release = Network(), threading.Event()
     before = method.backbone.weight.detach().clone()
     state = {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}}

@@ -26,7 +26,7 @@ def test_a_batch_must_divide_by_every_number_of_workers_that_a_run_may_have():
         check_shares(TrainConfig(global_batch=256), range(2, 5))
 
 
-def test_a_run_is_elastic_where_it_may_have_fewer_workers():
+def test_a_run_is_elastic_if_it_may_have_fewer_workers():
     assert not ScalingConfig(num_workers=4).is_elastic
     assert list(ScalingConfig(num_workers=4).worker_counts) == [4]
     assert list(ScalingConfig(num_workers=4, min_workers=2).worker_counts) == [2, 3, 4]

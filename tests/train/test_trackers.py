@@ -57,7 +57,7 @@ def _steps_in(folder: Path) -> list[tuple[str, int]]:
     return found
 
 
-def test_all_that_was_logged_is_there_after_the_end():
+def test_everything_logged_is_written_at_the_end():
     inner = _Tracker()
     tracker = InBackground("X", lambda: inner)
     for step in range(100):
@@ -105,7 +105,7 @@ def test_a_tracker_that_cannot_be_made_is_waited_for_by_nobody(monkeypatch: pyte
     assert "Remote does not answer. The run goes on" in caplog.text
 
 
-def test_an_error_is_said_once_without_secrets_and_later_steps_are_tried(caplog: pytest.LogCaptureFixture):
+def test_an_error_is_logged_once_without_secrets_and_later_steps_are_tried(caplog: pytest.LogCaptureFixture):
     class Failing(_Tracker):
         def log(self, step: int, metrics: dict[str, float]) -> None:
             if step < 3:
@@ -146,7 +146,7 @@ def test_event_files_go_on_in_another_file_once_the_disk_has_room_again(tmp_path
     assert sorted(_steps_in(tmp_path / "tensorboard")) == [("a", 1), ("a", 3), ("b", 1), ("b", 3)]
 
 
-def test_tensorboard_hides_what_was_logged_after_the_checkpoint_that_a_run_goes_on_from(tmp_path: Path):
+def test_tensorboard_hides_what_was_logged_after_the_checkpoint_that_a_run_resumes_from(tmp_path: Path):
     log = MetricsLog(str(tmp_path), TrackingConfig(), {}, resume_step=7)
     log.log(8, {"loss": 1.0})
     log.close()
@@ -211,7 +211,7 @@ def test_a_run_ends_well_with_a_tracker_that_stalls_and_one_that_fails(tmp_path:
     assert caplog.text.count("Weights & Biases does not answer") == 1
 
 
-def test_a_package_that_is_not_installed_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_reported_before_the_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"tracking.mlflow_experiment needs MLflow: pip install 'ray-sassl\[mlflow\]'"):
         import_tracker("mlflow", "MLflow", "mlflow_experiment")

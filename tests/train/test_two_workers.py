@@ -99,7 +99,7 @@ def test_a_stop_that_one_worker_is_asked_for_stops_all_at_the_same_step(folder):
     assert [_result(folder, "stopped", rank)["step"] for rank in range(2)] == [3, 3]
 
 
-def test_one_worker_goes_on_with_what_two_have_left(folder, tiny_config, run_here, tmp_path):
+def test_one_worker_resumes_a_run_of_two(folder, tiny_config, run_here, tmp_path):
     method, *overrides = RUNS["stopped"]
     config = tiny_config(method, *overrides)
     left = [tuple(key) for rank in range(2) for key in _result(folder, "stopped", rank)["taken"]]

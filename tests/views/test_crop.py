@@ -66,7 +66,7 @@ def test_fast_crops_are_pillows_but_for_the_rounding_of_few_values(photos, inter
 @needs_vectorized
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(190, 252), (252, 190), (300, 200), (227, 255), (100, 300), (64, 64), (1, 7), (400, 1)])
-def test_sharp_edges_stay_where_pillow_cuts_them_off(interpolation, size):
+def test_sharp_edges_are_cut_off_as_in_pillow(interpolation, size):
     """Black and white noise overshoots in every pixel, so rows and columns must be filtered in Pillow's order."""
     noise = (np.random.default_rng(0).integers(0, 2, (size[1], size[0], 3)) * 255).astype(np.uint8)
     params = drawn([noise] * 2)

@@ -21,7 +21,7 @@ def draw_many(config: ViewConfig, size: tuple[int, int], number: int = 4000) -> 
     return draw(config, np.tile(size, (number, 1)), DrawKey(0, 0, np.arange(number)))
 
 
-def test_a_sample_has_the_same_parameters_alone_and_in_any_order():
+def test_a_sample_has_the_same_parameters_in_any_batch_and_order():
     ids, sizes = np.array([5, 900, 17]), np.array([[32, 32], [50, 20], [341, 256]])
     together = draw(byol(224).right, sizes, DrawKey(11, 3, ids, 1))
     for row in range(3):

@@ -1,4 +1,4 @@
-"""Folders of image files; where all of them lie in subfolders, those are their classes."""
+"""Folders of image files. If all of them are in subfolders, the subfolders are their classes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ _REMOTE_THREADS = 32
 
 
 class FolderReader(Reader):
-    """Runs of up to `GROUP_ROWS` files stand in for row groups.
+    """Reads folders; runs of up to `GROUP_ROWS` files take the place of row groups.
 
-    Labels are the numbers of the sorted class names, which are sorted as numbers where all of them are whole numbers (2 before 10). A class
-    is the first folder below the path that the user gave. There are none where an image lies beside the folders, or where `label_column` is
-    None.
+    A class is the first folder below the path that the user gave. Labels number the sorted class names, which are sorted as numbers if all
+    of them are whole numbers (2 before 10). There are no labels if an image is outside these folders, or if `label_column` is None.
     """
 
     def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
@@ -61,7 +60,7 @@ class FolderReader(Reader):
 
 
 def sorted_classes(names: Iterable[str]) -> list[str]:
-    """The names of classes in the order of their labels: as numbers where all are decimal digits, else as text."""
+    """The names of classes in the order of their labels: sorted as numbers if all are decimal digits, else as text."""
     listed = sorted(names)
     return sorted(listed, key=int) if all(name.isascii() and name.isdigit() and len(name) < 19 for name in listed) else listed
 

@@ -1,4 +1,4 @@
-"""Parquet files with a column of encoded images, as most data sets on hubs are kept."""
+"""Parquet files with a column of encoded images, like most data sets on hubs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from ray_sassl.data.index import Index
 
 _NAME_COLUMN = "key"
-"""As `data convert` writes it."""
+"""The name that `data convert` gives the column."""
 _NAMES_KEY = "ray_sassl.class_names"
 _BATCH_BYTES = 2**28
 _COLUMNS = pa.schema([("image", pa.large_binary()), ("path", pa.string()), ("label", pa.int64())])
 
 
 class ParquetReader(Reader):
-    """Row groups as the files have them; only footers are read for the index."""
+    """Reads the row groups of the files; the index needs only their footers."""
 
     def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
         footers = parallel(lambda file: _footer_facts(file.entry.path, config), files)
@@ -83,7 +83,7 @@ class ParquetReader(Reader):
 
 
 def class_names_metadata(names: Sequence[str]) -> dict[str, str]:
-    """Metadata for a Parquet file's schema that keep the names of its classes, by label."""
+    """Metadata for a Parquet file's schema with the names of its classes, by label."""
     return {_NAMES_KEY: json.dumps(list(names))} if names else {}
 
 
@@ -119,7 +119,7 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
 
 
 def _footer_facts(path: str, config: DataConfig) -> tuple[list[int], tuple[str, ...]]:
-    """Rows of each row group of the file, once its columns are found to be as the config says, and its class names."""
+    """Check the file's columns against the config; returns the rows of each row group, and the class names."""
     try:
         schema, metadata = storage.retried(path, lambda: _footer(path))
     except _DamagedError as error:
@@ -132,7 +132,7 @@ def _footer_facts(path: str, config: DataConfig) -> tuple[list[int], tuple[str, 
 
 
 class _DamagedError(Exception):
-    """The file itself is at fault, and not the disk or the network on the way to it."""
+    """The file itself is damaged, unlike an error of the disk or the network."""
 
 
 @contextmanager
@@ -155,13 +155,13 @@ def _footer(path: str) -> tuple[pa.Schema, pq.FileMetaData]:
 def _check_column(path: str, schema: pa.Schema, name: str, role: str) -> None:
     known = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if name not in schema.names:
-        hint = "; data.label_column=null takes the data set as unlabeled" if role == "label" else ""
+        hint = "; data.label_column=null reads the data set as unlabeled" if role == "label" else ""
         raise UsageError(f"{path} has no {role} column {name!r}{did_you_mean(name, schema.names)}. Its columns: {known}{hint}.")
     kind = schema.field(name).type
     if role == "image" and not _is_binary(kind) and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-        raise UsageError(f"column {name!r} of {path} holds {kind}, not encoded images (binary). Its columns: {known}.")
+        raise UsageError(f"column {name!r} of {path} has type {kind}, not encoded images (binary). Its columns: {known}.")
     if role == "label" and not pa.types.is_integer(kind):
-        raise UsageError(f"column {name!r} of {path} holds {kind}, not whole-number labels. Its columns: {known}.")
+        raise UsageError(f"column {name!r} of {path} has type {kind}, not whole-number labels. Its columns: {known}.")
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -169,13 +169,13 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
-    """Columns `image` (binary, null where there is none), `path` (what stands beside the bytes, mostly null) and `label` (int64, `NO_LABEL`
-    where there is none)."""
+    """Columns `image` (binary, null if there is none), `path` (the path in the image's struct, mostly null) and `label` (int64, `NO_LABEL`
+    if there is none)."""
     columns = [config.image_column] if config.label_column is None else [config.image_column, config.label_column]
     with _damage_told_apart(path), _open(path) as file:
         if number >= file.metadata.num_row_groups:
             raise UsageError(f"{path} has changed since the index was built: it has no row group {number}")
-        # In batches: of a struct column, Arrow cannot read more than 2 GB at once.
+        # In batches, because Arrow cannot read more than 2 GB of a struct column at once.
         facts = file.metadata.row_group(number)
         rows = max(1, facts.num_rows * _BATCH_BYTES // max(facts.total_byte_size, 1))
         batches = file.iter_batches(min(rows, max(facts.num_rows, 1)), row_groups=[number], columns=columns, use_threads=False)
@@ -200,7 +200,7 @@ def _columns(table: pa.Table, config: DataConfig) -> pa.Table:
 def _why_empty(named: str | None) -> str:
     if named is None:
         return "the image is empty"
-    return f"the row holds a path ({named!r}) and no bytes: write the images themselves into the column"
+    return f"the row has a path ({named!r}) and no bytes: write the images themselves into the column"
 
 
 def _column(path: str, name: str) -> pa.ChunkedArray:

@@ -1,7 +1,7 @@
-"""Tar files of strangers: where their members are, told by the 512-byte headers alone.
+"""Find the members of untrusted tar files, by their 512-byte headers alone.
 
-Every number in a header is checked before it is used, so that no shard can make the reader hang, jump back or ask for memory that the shard
-does not have. Nothing is ever extracted, and members that could do harm elsewhere are refused.
+Every number in a header is checked before it is used, so that no shard can make the reader hang, jump back or allocate more memory than the
+shard is large. Nothing is ever extracted, and members that could do harm elsewhere are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=\n]{1,4096})=")
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in a shard: its name, and where its content is. Bytes of the name that are not UTF-8 stand as `\\xe9`."""
+    """A regular file in a shard: its name, and where its content is. Bytes of the name that are not UTF-8 are escaped, as in `\\xe9`."""
 
     name: str
     offset: int
@@ -49,7 +49,7 @@ class CutOffError(Exception):
 
 
 class WindowedFile:
-    """Reads of a few bytes from a file that is fetched in pieces: whole pages of a disk, megabytes of an object store."""
+    """Reads a few bytes at a time from a file that is fetched in larger pieces: pages of a disk, megabytes of an object store."""
 
     def __init__(self, file: pa.NativeFile, size_bytes: int, window_bytes: int) -> None:
         self._file = file
@@ -68,7 +68,7 @@ def members(source: WindowedFile, path: str) -> Iterator[Member]:
     """The regular files of the shard, in their order.
 
     Raises:
-        UsageError: this is not a tar file, or a member is one of those that are refused.
+        UsageError: this is not a tar file, or a member is refused.
         CutOffError: the shard is cut off or damaged here.
     """
     offset = 0
@@ -129,10 +129,10 @@ def _check_header(header: bytes, offset: int, path: str) -> None:
 
 
 def _number(text: bytes, offset: int) -> int:
-    """A tar header's number: octal text, or base 256 where the first bit is set.
+    """A tar header's number: octal text, or base 256 if the first bit is set.
 
     Raises:
-        CutOffError: it is neither, negative, or larger than any file.
+        CutOffError: it is neither, or negative, or larger than any file.
     """
     if text[0] & 0x80:
         value = int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")
@@ -161,7 +161,7 @@ def _pax_records(text: bytes, offset: int) -> dict[bytes, bytes]:
     """The records `LENGTH KEY=VALUE\\n` of an extended header.
 
     Raises:
-        CutOffError: one of them is not of this form.
+        CutOffError: a record does not have this form.
     """
     records: dict[bytes, bytes] = {}
     start = 0

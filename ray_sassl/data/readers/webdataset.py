@@ -1,8 +1,8 @@
-"""WebDataset shards: tar files in which members with one base name make a sample.
+"""WebDataset shards: tar files in which members with the same base name are a sample.
 
-For the index only the 512-byte headers are walked (and the short label members read); a row group is a run of samples that is fetched by
-one range read. A sample's name ends at the first dot of its file name. Where no image is called so, as with dates and numbers in
-`2024-05-01.cam1.00001.jpg`, it ends at the last dot instead.
+The index needs only the 512-byte headers and the short label members. A row group is a run of samples that is fetched by one range read. A
+sample's name ends at the first dot of its file name. If no image has that name, as with dates and numbers in `2024-05-01.cam1.00001.jpg`,
+it ends at the last dot instead.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SECOND_IMAGE = "further images of a sample"
 
 @dataclass
 class _Sample:
-    """A sample while its members are met; `offset` is -1 as long as no image was, and `place` then that of its first member."""
+    """A sample while its members are collected; `offset` is -1 until its image is found, and `place` is that of its first member."""
 
     key: str
     place: int
@@ -61,7 +61,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Shard:
-    """What a shard holds: `groups` are the byte ranges and lengths of its runs, `rows` a table of `_ROW_SCHEMA`."""
+    """The content of a shard: `groups` are the byte ranges and lengths of its runs, `rows` is a table of `_ROW_SCHEMA`."""
 
     groups: list[tuple[int, int, int]]
     rows: pa.Table
@@ -71,7 +71,7 @@ class _Shard:
 
 
 class WebDatasetReader(Reader):
-    """Runs of up to `GROUP_ROWS` samples stand in for row groups. A cut-off shard keeps the samples that are whole."""
+    """Reads shards; runs of up to `GROUP_ROWS` samples take the place of row groups. The complete samples of a cut-off shard are used."""
 
     def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
         def scan(file: SourceFile) -> _Shard:
@@ -137,7 +137,7 @@ def _read_range(path: str, start: int, stop: int) -> bytes:
 
 
 def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> _Shard:
-    """The shard's samples; `problem` says where the shard is damaged, and what lies behind that is lost."""
+    """The shard's samples; `problem` is where the shard is damaged, and everything after that place is lost."""
     found: list[tuple[Member, bytes]] = []
     ignored: Counter[str] = Counter()
     lost = LeftOut()
@@ -162,23 +162,23 @@ def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> _Shard:
 
 
 def _refuse_lossy(path: str, samples: Sequence[_Sample], lost: LeftOut, config: DataConfig) -> None:
-    """See that not too many images of the shard have no sample of their own.
+    """Check that not too many images of the shard lack their own sample.
 
     Raises:
-        UsageError: more than `max_bad_fraction` of them have none.
+        UsageError: more than `max_bad_fraction` of them do.
     """
     num_lost = lost.counts[_SECOND_IMAGE]
     num_images = num_lost + sum(sample.offset >= 0 for sample in samples)
     if num_lost > config.max_bad_fraction * num_images:
         raise UsageError(
             f"{path}: {num_lost:,} of {num_images:,} images would be lost, because another image has their name up to the ending "
-            f"({', '.join(lost.names[_SECOND_IMAGE])}). Give each image a name of its own, or allow the loss with a higher "
+            f"({', '.join(lost.names[_SECOND_IMAGE])}). Give each image its own name, or allow the loss with a higher "
             f"data.max_bad_fraction (now {config.max_bad_fraction:g})."
         )
 
 
 def _no_part_of_a_sample(name: str) -> str | None:
-    """What a member is that other programs leave in tar files, or None where it belongs to a sample."""
+    """The kind of a member that other programs leave in tar files, or None if it is part of a sample."""
     folder, base = posixpath.split(name)
     if base.startswith("._") or "__MACOSX" in folder.split("/"):
         return "AppleDouble (._*)"
@@ -192,7 +192,7 @@ def _range(run: Sequence[_Sample], size_bytes: int) -> tuple[int, int]:
 
 
 def _samples(found: Sequence[tuple[Member, bytes]], path: str, config: DataConfig, ignored: Counter[str], lost: LeftOut) -> list[_Sample]:
-    """The samples that the members make, in the order of their first members."""
+    """The samples of the members, in the order of their first members."""
     split = [_split_name(member.name) for member, _ in found]
     plain = {key for key, extension in split if extension in IMAGE_EXTENSIONS}
     samples: list[_Sample] = []
@@ -214,8 +214,8 @@ def _samples(found: Sequence[tuple[Member, bytes]], path: str, config: DataConfi
 
 
 def _hand_labels_down(samples: Iterable[_Sample], newest: dict[str, _Sample]) -> None:
-    """Give the label of `x.cls` to `x.left.jpg` and `x.right.jpg`, which have none of their own; the sample `x` without an image is gone
-    then."""
+    """Give the label of `x.cls` to `x.left.jpg` and `x.right.jpg`, which have no label themselves, and drop the sample `x`, which has no
+    image."""
     for sample in samples:
         parent = newest.get(_split_name(sample.key)[0])
         if sample.offset >= 0 and sample.label == NO_LABEL and parent is not None and parent is not sample and parent.offset < 0:
@@ -247,8 +247,8 @@ def _parse_label(text: bytes, member: Member, path: str, config: DataConfig) -> 
     if re.fullmatch(rb"\s*-?\d{1,18}\s*", text):
         return int(text)
     raise UsageError(
-        f"{path}: member {member.name!r} should hold a label as decimal text but holds {text[:40]!r}; data.label_extension="
-        f"{config.label_extension!r} names the label members, and data.label_column=null takes the data set as unlabeled"
+        f"{path}: member {member.name!r} should have a label as decimal text but has {text[:40]!r}; data.label_extension="
+        f"{config.label_extension!r} names the label members, and data.label_column=null reads the data set as unlabeled"
     )
 
 

@@ -26,7 +26,7 @@ def test_subfolders_are_classes_in_alphabetical_order(tmp_path: Path):
     assert index.ignored == {"hidden": 1, "txt": 1}
 
 
-def test_images_beside_the_folders_mean_that_there_are_no_classes(tmp_path: Path):
+def test_images_outside_the_folders_mean_that_there_are_no_classes(tmp_path: Path):
     index = _touch(tmp_path, "dog/1.jpg", "2.jpg")
     assert index.class_names == ()
     assert read_groups(index, [0]).label.tolist() == [-1, -1]

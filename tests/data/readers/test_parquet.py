@@ -41,9 +41,9 @@ def test_a_wrong_column_is_answered_with_the_nearest_and_all_others(tmp_path: Pa
 
 def test_a_column_of_another_type_is_refused(tmp_path: Path):
     config = _write(tmp_path / "a.parquet", image=["path.jpg"], label=["cat"])
-    with pytest.raises(UsageError, match=r"'image' .* holds string, not encoded images"):
+    with pytest.raises(UsageError, match=r"'image' .* has type string, not encoded images"):
         build_index(config)
-    with pytest.raises(UsageError, match=r"'label' .* holds string, not whole-number labels"):
+    with pytest.raises(UsageError, match=r"'label' .* has type string, not whole-number labels"):
         build_index(_write(tmp_path / "b.parquet", image=[b"1"], label=["cat"]))
 
 

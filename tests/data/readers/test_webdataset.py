@@ -163,7 +163,7 @@ def test_the_label_member_is_configurable_and_must_hold_a_number(tmp_path: Path)
     _write(tmp_path / "a.tar", ("a.jpg", b"a"), ("a.cls", b"cat"), ("a.y", b"3"))
     assert read_groups(_index(tmp_path, label_extension="y"), [0]).label.tolist() == [3]
     assert read_groups(_index(tmp_path, label_column=None), [0]).label.tolist() == [NO_LABEL]
-    with pytest.raises(UsageError, match=r"member 'a.cls' should hold a label .* but holds b'cat'"):
+    with pytest.raises(UsageError, match=r"member 'a.cls' should have a label .* but has b'cat'"):
         _index(tmp_path)
 
 

@@ -57,7 +57,7 @@ def _shuffled(part: DetectionSet, seed: int) -> DetectionSet:
     return replace(part, truths=tuple(part.truths[row] for row in order))
 
 
-def test_a_run_repeats_and_one_that_was_stopped_goes_on_as_if_it_had_not_been(data, tmp_path):
+def test_a_run_is_repeatable_and_a_stopped_run_continues_identically(data, tmp_path):
     class Stopped(Exception):
         pass
 

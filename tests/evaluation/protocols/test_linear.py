@@ -42,7 +42,7 @@ def _top1(*args, **options) -> float:
 
 
 @pytest.mark.parametrize("options", [{}, SGD])
-def test_separable_clouds_are_told_apart(options):
+def test_separable_clouds_are_distinguished(options):
     result = _evaluated(_data(600, 0), _data(300, 1), **options)
     assert result.scores["top1"].value > 0.9
     assert set(result.scores) == {"top1", "mean_per_class", "train_top1"}
@@ -157,7 +157,7 @@ def test_shuffled_labels_score_chance(options):
     assert top1.low - 0.02 < 1 / 3 < top1.high + 0.02
 
 
-def test_a_fit_that_is_cut_short_is_told():
+def test_an_unconverged_fit_is_reported():
     assert not _evaluated(_data(300, 0), _data(30, 1), l2=1e-6, max_iterations=2).details["converged"]
 
 

@@ -68,7 +68,7 @@ def test_predictions_are_those_for_the_stylized_copies(result):
     assert result.predictions.sample_id.tolist() == (3 * np.arange(60) + 5).tolist()
 
 
-def test_an_encoder_that_sees_color_alone_goes_by_texture():
+def test_an_encoder_that_sees_only_color_decides_by_texture():
     class Color(torch.nn.Module):
         def forward(self, x):
             return x.mean((2, 3))

@@ -172,7 +172,7 @@ def test_targets_are_checked_when_the_config_is_made(targets, message):
 
 
 @pytest.mark.slow
-def test_real_images_of_two_kinds_are_told_apart_better_than_by_chance(config, shared_dir):
+def test_real_images_of_two_kinds_are_classified_better_than_by_chance(config, shared_dir):
     data = shared_dir / "data"
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"size_px": 16})})
     folders = {"clothing": data / "transfer" / "clothing"}

@@ -64,7 +64,7 @@ def test_sun_without_its_partitions_says_where_they_are(tmp_path: Path, monkeypa
         layouts.sun397(tmp_path, "train", False)
 
 
-def test_suns_partitions_are_refused_where_they_are_not_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_partitions_of_sun_other_than_the_published_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda url, root, name: (Path(root) / name).write_bytes(b"another"))
     with pytest.raises(UsageError, match=r"has the sha256 .* and should have e3311ea5.*; it was deleted"):
         layouts._download_partitions(tmp_path)

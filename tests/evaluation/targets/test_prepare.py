@@ -47,7 +47,7 @@ def test_every_data_set_becomes_parquet_that_is_read_as_any_other(written: Writt
             assert _labels(data) == expected
 
 
-def test_a_data_set_is_there_only_when_it_is_whole(food: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_data_set_appears_only_when_it_is_complete(food: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = str(tmp_path / "root")
     (food.folder / "food-101" / "images" / "waffles" / "15.jpg").unlink()
     with pytest.raises(UsageError, match=r"an image is missing or cannot be read: .*15\.jpg"):
@@ -58,7 +58,7 @@ def test_a_data_set_is_there_only_when_it_is_whole(food: Written, tmp_path: Path
         prepared_data(food.card, root)
 
 
-def test_what_the_data_set_is_stands_beside_it(food: Written, tmp_path: Path):
+def test_a_description_is_written_next_to_the_data_set(food: Written, tmp_path: Path):
     done = prepare(food.card, food.folder, str(tmp_path))
     facts = json.loads((Path(done.path) / "card.json").read_text())
     assert facts["class_names"] == ["apple_pie", "waffles"]

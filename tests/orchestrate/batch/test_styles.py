@@ -269,7 +269,7 @@ def test_a_target_that_cannot_be_used_is_refused_before_anything_is_written(here
             _stylize(sources["parquet"], tmp_path / "taken", copies=copies)
     with pytest.raises(UsageError, match="is a file, not a folder"):
         _stylize(sources["parquet"], tmp_path / "taken" / "notes.txt")
-    with pytest.raises(UsageError, match="lies in"):
+    with pytest.raises(UsageError, match="is inside"):
         _stylize(sources["folder"], folder / "stylized")
     assert not (folder / "stylized").exists()
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes.txt"]

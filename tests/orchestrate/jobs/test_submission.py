@@ -60,7 +60,7 @@ def _steps(run_dir: Path) -> list[int]:
     return [line["step"] for line in lines if "loss" in line]
 
 
-def test_a_job_is_stopped_with_a_checkpoint_and_the_same_submit_goes_on_from_there(cluster: JobCluster, project: Path, tmp_path: Path):
+def test_a_stopped_job_leaves_a_checkpoint_and_the_same_submit_continues_from_it(cluster: JobCluster, project: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
     epochs = 60
     words = ("job", "submit", "--name", "first", "--", *_pretrain(run_dir, f"train.epochs={epochs}"))

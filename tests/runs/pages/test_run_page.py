@@ -40,7 +40,7 @@ def _evaluated(run_dir: str) -> None:
     (folder / "knn.json").write_text(json.dumps(record))
 
 
-def test_a_finished_run_is_told_whole_in_one_file(make_run: MakeRun):
+def test_the_page_of_a_finished_run_has_everything(make_run: MakeRun):
     run_dir = make_run("train.global_batch=24")
     (Path(run_dir) / VIEWS).write_bytes(_png())
     (Path(run_dir) / QUARANTINE).write_text('{"reason": "truncated: a"}\n{"reason": "truncated: b"}\n')
@@ -54,7 +54,7 @@ def test_a_finished_run_is_told_whole_in_one_file(make_run: MakeRun):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched from elsewhere
 
 
-def test_chance_stands_beside_every_top1_of_test_images(make_run: MakeRun):
+def test_every_top1_of_test_images_is_shown_with_chance(make_run: MakeRun):
     run_dir = make_run()
     folder = Path(run_dir) / "evaluation" / "step-00000007"
     folder.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_what_differs_from_the_experiment_is_listed_and_nothing_else(make_run: M
     assert "optim.base_lr" not in section
 
 
-def test_a_run_that_goes_on_is_told_as_far_as_it_got(make_run: MakeRun):
+def test_the_page_of_a_running_run_has_what_exists_so_far(make_run: MakeRun):
     run_dir = Path(make_run())
     (run_dir / SUMMARY).unlink()
     with (run_dir / METRICS).open("a") as file:

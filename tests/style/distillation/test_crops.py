@@ -70,7 +70,7 @@ def test_excluded_rows_are_left_out(teacher, indexes, tmp_path):
     assert some.is_style.sum() < every.is_style.sum()
 
 
-def test_bad_rows_are_told_and_too_many_end_it(teacher, indexes, tmp_path):
+def test_bad_rows_are_reported_and_too_many_stop_it(teacher, indexes, tmp_path):
     bad: list[BadRow] = []
     _made(teacher, [write_images(tmp_path / "one.parquet", [*GRAYS, None])], [indexes[1]], on_bad=bad.append)
     assert [row.row for row in bad] == [5]

@@ -32,7 +32,7 @@ def test_exported_networks_do_what_the_student_does(teacher, crops):
         torch.testing.assert_close(transformer(images, codes), student.stages(images, codes)[0], atol=1e-4, rtol=0)
 
 
-def test_whitened_codes_have_unit_covariance_where_codes_vary(teacher, crops):
+def test_whitened_codes_have_unit_covariance_in_directions_that_vary(teacher, crops):
     student = Student(crops.codes, teacher.transformer)
     white = (torch.from_numpy(crops.codes) - student.mean) @ student.whiten
     variances = white.var(dim=0).sort().values

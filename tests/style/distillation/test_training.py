@@ -30,7 +30,7 @@ def test_the_teacher_does_not_change(teacher, crops):
 
 
 @pytest.mark.parametrize("stop", [2, 20])  # before and after the student's own codes come in
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(teacher, crops, stop, tmp_path):
+def test_training_resumed_from_a_checkpoint_equals_uninterrupted_training(teacher, crops, stop, tmp_path):
     whole = Distiller(teacher.transformer, crops.codes, CONFIG)
     for _ in range(stop):
         whole.train_step(crops)
@@ -49,7 +49,7 @@ def test_a_batch_is_what_its_step_says(crops):
     assert not torch.equal(first.codes, other.codes)
 
 
-def test_codes_are_mixed_by_alpha_and_often_of_the_style_alone(crops):
+def test_codes_are_mixed_by_alpha_and_often_only_the_style(crops):
     batches = [draw_batch(crops, CONFIG, step) for step in range(50)]
     for batch in batches:
         content, style = batch.own_codes.chunk(2)
@@ -59,7 +59,7 @@ def test_codes_are_mixed_by_alpha_and_often_of_the_style_alone(crops):
     assert alpha.min() < 0.1
 
 
-def test_thumbnails_are_of_the_images_whose_codes_stand_beside_them(crops):
+def test_thumbnails_belong_to_their_codes(crops):
     batch = draw_batch(crops, CONFIG, 0)
     torch.testing.assert_close(batch.thumbnails.mean(dim=(2, 3)), batch.own_codes[:, :3], atol=0.02, rtol=0)
     torch.testing.assert_close(batch.contents.mean(dim=(2, 3)), batch.own_codes[:4, :3], atol=0.02, rtol=0)

@@ -36,7 +36,7 @@ def test_rows_and_columns_have_strides_of_their_own():
 
 
 @pytest.mark.parametrize("activation", PLAIN)
-def test_gradients_flow_where_they_are_asked_for(activation):
+def test_gradients_flow_if_asked_for(activation):
     conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8, requires_grad=True)
     assert not fused.can_fuse(x)
     torch.testing.assert_close(convolved(x, conv, activation), PLAIN[activation](conv(x)))

@@ -45,7 +45,7 @@ def test_an_images_own_code_gives_the_image_back(photos):
     torch.testing.assert_close(STYLIZER.render(photos, STYLIZER.embed(photos)), photos, atol=1e-5, rtol=0)
 
 
-def test_the_rendering_has_the_codes_mean_and_covariance_where_nothing_is_clamped(photos):
+def test_the_rendering_has_the_codes_mean_and_covariance_without_clamping(photos):
     content = 0.4 + 0.2 * photos
     codes = STYLIZER.embed(0.45 + 0.1 * photos.roll(3, dims=0))
     torch.testing.assert_close(STYLIZER.embed(STYLIZER.render(content, codes)), codes, atol=1e-5, rtol=0)

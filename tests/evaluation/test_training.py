@@ -103,7 +103,7 @@ def test_the_rate_scales_with_the_batch_as_a_first_step_shows():
 
 def test_a_too_large_rate_is_reported_and_loses_against_others():
     subject = SmallSubject(shuffled=True, network=Normalized())
-    with pytest.raises(DivergedError, match="not a number any more at a learning rate of 1e\\+30; give a smaller one"):
+    with pytest.raises(DivergedError, match="no longer finite at a learning rate of 1e\\+30; give a smaller one"):
         _trained(subject, learning_rate=1e30)
     assert _evaluated(subject, learning_rate=[0.5, 1e30]).details["validation_top1"][1] == 0.0
 

@@ -74,5 +74,5 @@ def test_the_same_seed_gives_the_same_draws_and_another_gives_others():
 
 
 def test_a_class_with_too_few_images_is_named():
-    with pytest.raises(UsageError, match="class 1 has 4 train images, and 5 are to be drawn"):
+    with pytest.raises(UsageError, match="class 1 has 4 train images, fewer than the 5 to draw"):
         _evaluated(_data(12, 0), _data(9, 1), shots=(5,))

@@ -74,9 +74,9 @@ def plan(
     planning.plan(
         open_console(),
         experiment,
-        overrides or [],
-        measured=measured or [],
-        images=images,
+        measured or [],
+        overrides=overrides or [],
+        num_images=images,
         prices=prices,
         target=planning.target(target_images_per_s, deadline, budget),
         headroom=headroom,

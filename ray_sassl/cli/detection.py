@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 
 import ray_sassl
@@ -10,34 +12,14 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.evaluation.detection import DetectConfig
 
 
-def detect(
-    console: Console,
-    run: str,
-    data: str,
-    overrides: list[str],
-    *,
-    baselines: bool = False,
-    out: str | None = None,
-    workers: int | None = None,
-    worker_cpus: float = 1.0,
-    address: str | None = None,
-) -> None:
+def detect(console: Console, run: str, data: str, overrides: list[str], **options: Any) -> None:
     """Fine-tune the newest checkpoint's encoder as a detector, and print its average precision.
 
     Args:
-        overrides: `path=value` changes to the settings; the other arguments are those of `ray_sassl.detect`.
+        overrides: `path=value` changes to the settings.
+        options: Further arguments of `ray_sassl.detect`.
     """
     settings = apply_overrides(DetectConfig(), overrides)
-    result = ray_sassl.detect(
-        run,
-        data,
-        settings,
-        baselines=baselines,
-        out=out,
-        workers=workers,
-        worker_cpus=worker_cpus,
-        address=address,
-        watch=event_log(console, settings),
-    )
+    result = ray_sassl.detect(run, data, settings, **options, watch=event_log(console, settings))
     if result.num_bad:
         console.print(f"{result.num_bad:,} images could not be decoded and were left out", style="yellow")

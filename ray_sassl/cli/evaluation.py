@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.text import Text
 
@@ -15,25 +17,13 @@ from ray_sassl.experiments import data_root
 from ray_sassl.plugins import UsageError
 
 
-def evaluate(
-    console: Console,
-    run: str,
-    words: list[str],
-    *,
-    baselines: bool = False,
-    out: str | None = None,
-    keep_features: bool = True,
-    actors: int | None = None,
-    actor_cpus: float = 1.0,
-    actor_gpus: float | None = None,
-    address: str | None = None,
-) -> int:
+def evaluate(console: Console, run: str, words: list[str], **options: Any) -> int:
     """Evaluate the newest checkpoint by each protocol and print tables. Returns the exit code: 1 if a protocol failed.
 
     Args:
         words: Names of protocols, or `all`, and `path=value` changes. A change is for the protocols that have such a field, or else for the
-            run's config. With `all`, `detect.data` is a data set to detect on, and `detect.FIELD` changes the settings of detection. The
-            other arguments are those of `ray_sassl.evaluate`.
+            run's config. With `all`, `detect.data` is a data set to detect on, and `detect.FIELD` changes the settings of detection.
+        options: Further arguments of `ray_sassl.evaluate`.
     """
     from ray_sassl.orchestrate.batch.evaluate import voc_folder
     from ray_sassl.orchestrate.runtime.progress import progress_bar
@@ -51,18 +41,12 @@ def evaluate(
         run,
         protocols,
         overrides=changes,
-        baselines=baselines,
         skip_absent=wants_all,
         detect_on=boxes,
         detection=detection,
-        out=out,
-        keep_features=keep_features,
-        actors=actors,
-        actor_cpus=actor_cpus,
-        actor_gpus=actor_gpus,
-        address=address,
         progress=progress_bar,
         watch=event_log(console, detection),
+        **options,
     )
     if wants_all:
         console.print(scores_table("all protocols", result.evaluations))

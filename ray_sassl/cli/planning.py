@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -27,31 +28,13 @@ def target(images_per_s: float | None, deadline: str | None, usd: float | None) 
     return Target(images_per_s, seconds(deadline, needs_unit=True) / 3600 if deadline is not None else None, usd)
 
 
-def plan(
-    console: Console,
-    experiment: str,
-    overrides: list[str],
-    *,
-    measured: list[str],
-    images: int | None,
-    prices: str | None,
-    target: Target,
-    headroom: float,
-    out: str,
-    write: list[str],
-) -> None:
-    """Plan a cluster, print and draw the plan, and write the numbers of nodes into the files to `write`."""
-    found = ray_sassl.plan_cluster(
-        experiment,
-        measured,
-        overrides=overrides,
-        num_images=images,
-        prices=prices,
-        target=target,
-        headroom=headroom,
-        out=out,
-        write=write,
-    )
+def plan(console: Console, experiment: str, measured: list[str], **options: Any) -> None:
+    """Plan a cluster, print and draw the plan, and write the numbers of nodes where that is asked for.
+
+    Args:
+        options: Further arguments of `ray_sassl.plan_cluster`.
+    """
+    found = ray_sassl.plan_cluster(experiment, measured, **options)
     _print(console, found.prediction, found.prices, "a pool of actors" if found.has_pool else "the tasks that decode")
     console.print(f"Curve: {found.curve}", soft_wrap=True)
     for path in found.written:

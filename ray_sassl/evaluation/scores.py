@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,11 +17,15 @@ MAX_CLASSES = 2**17
 _NAMED = 10
 
 
-def check_features(train: LabeledFeatures, test: LabeledFeatures) -> None:
+def check_features(train: LabeledFeatures, test: LabeledFeatures, classifier: str | None = None) -> None:
     """Checks that two sets of features fit a classifier.
 
+    Args:
+        classifier: A classifier that will be fitted, for the message if the train images have only one class.
+
     Raises:
-        UsageError: a set is empty or not finite, its labels do not match its rows or are out of range, or the widths differ.
+        UsageError: a set is empty or not finite, its labels do not match its rows or are out of range, the widths differ, or there is only
+            one class to fit.
     """
     for name, part in (("train", train), ("test", test)):
         if part.features.ndim != 2 or len(part.features) == 0:
@@ -31,6 +37,8 @@ def check_features(train: LabeledFeatures, test: LabeledFeatures) -> None:
             raise UsageError(f"the {name} features are not all finite; the backbone has diverged")
     if train.features.shape[1] != test.features.shape[1]:
         raise UsageError(f"train features are {train.features.shape[1]} wide, test features {test.features.shape[1]}")
+    if classifier is not None and len(np.unique(train.labels)) < 2:
+        raise UsageError(f"{classifier} needs train images of at least two classes")
 
 
 def check_range(labels: np.ndarray, what: str, num_classes: int | None = None) -> None:
@@ -111,6 +119,11 @@ def evaluation_device(name: str) -> torch.device:
 
 def _hits(class_scores: Tensor, labels: Tensor) -> Tensor:
     return class_scores.topk(min(5, class_scores.shape[1]), dim=1).indices == labels[:, None]
+
+
+def class_name(class_names: Sequence[str], label: int) -> str:
+    """The label's name, or `class 3` if classes have no names."""
+    return class_names[label] if class_names else f"class {label}"
 
 
 def _listed(values: np.ndarray) -> str:

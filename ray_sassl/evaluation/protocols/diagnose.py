@@ -21,7 +21,7 @@ from ray_sassl.evaluation.figures import curves, scatter
 from ray_sassl.evaluation.geometry import alignment, nearest, principal_components, uniformity
 from ray_sassl.evaluation.intervals import mean_score
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
-from ray_sassl.evaluation.scores import check_features
+from ray_sassl.evaluation.scores import check_features, class_name
 from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.plugins import plugin_field
 from ray_sassl.style.stylizers import StylizerConfig
@@ -133,10 +133,10 @@ class Diagnosis(Protocol):
         for row in queries:
             own = int(test.labels[row])
             near = [
-                f"{value:.2f} {'' if label == own else 'x '}{_class_name(subject, label)}"
+                f"{value:.2f} {'' if label == own else 'x '}{class_name(subject.class_names, label)}"
                 for value, label in zip(similarity[row].tolist(), train.labels[places[row]].tolist(), strict=True)
             ]
-            captions.append([_class_name(subject, own), *near])
+            captions.append([class_name(subject.class_names, own), *near])
         titles = ["query", *(f"neighbor {number + 1}" for number in range(places.shape[1]))]
         return image_grid(images, titles, captions, cell_px=max(112, subject.size_px // 2))
 
@@ -163,7 +163,3 @@ def _same_class_chance(train_labels: np.ndarray, test_labels: np.ndarray) -> flo
     num = int(max(train_labels.max(), test_labels.max())) + 1
     train, test = (np.bincount(labels, minlength=num) / len(labels) for labels in (train_labels, test_labels))
     return float(train @ test)
-
-
-def _class_name(subject: Subject, label: int) -> str:
-    return subject.class_names[label] if subject.class_names else f"class {label}"

@@ -19,7 +19,6 @@ from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.scores import chance_of, check_features, top_k_accuracy
 from ray_sassl.evaluation.splits import n_of_each
-from ray_sassl.plugins import UsageError
 
 
 class Config(ProtocolConfig):
@@ -55,9 +54,7 @@ class FewShot(Protocol):
 
     def evaluate(self, subject: FeatureSubject) -> Evaluation:
         train, test = subject.features("train"), subject.features("test")
-        check_features(train, test)
-        if len(np.unique(train.labels)) < 2:
-            raise UsageError("few-shot classification needs train images of at least two classes")
+        check_features(train, test, "few-shot classification")
         x_train, x_test = centered_to_unit_length(train, test)
         fit = fit_ridge if self.config.classifier == "ridge" else fit_centroids
         scores, details = {}, {}

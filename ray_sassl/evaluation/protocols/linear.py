@@ -100,9 +100,7 @@ class LinearProbe(Protocol):
 
     def evaluate(self, subject: FeatureSubject) -> Evaluation:
         train, test = subject.features("train"), subject.features("test")
-        check_features(train, test)
-        if len(np.unique(train.labels)) < 2:
-            raise UsageError("a linear probe needs train images of at least two classes")
+        check_features(train, test, "a linear probe")
         mean, deviation = moments(train.features)
         x_train, x_test = (((part.features - mean) / deviation).astype(np.float32) for part in (train, test))
         if self.config.solver == "sgd":

@@ -23,9 +23,9 @@ from ray_sassl.evaluation.figures import draw
 from ray_sassl.evaluation.intervals import bootstrap, mean_score
 from ray_sassl.evaluation.logistic import fit_lbfgs, moments
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
-from ray_sassl.evaluation.scores import chance_of, check_features
+from ray_sassl.evaluation.scores import chance_of, check_features, class_name
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.plugins import UsageError, did_you_mean, plugin_field
+from ray_sassl.plugins import did_you_mean, plugin_field
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.views.grid import image_grid
 
@@ -94,9 +94,7 @@ class Robustness(Protocol):
     def evaluate(self, subject: Subject) -> Evaluation:
         config = self.config
         train, test = subject.features("train"), subject.features("test")
-        check_features(train, test)
-        if len(np.unique(train.labels)) < 2:
-            raise UsageError("robustness fits a linear classifier, which needs train images of at least two classes")
+        check_features(train, test, "robustness's linear classifier")
         classifier = _fitted(subject, train, config)
         textures = textures_of(subject, train, config.stylize, config.styles_per_class, config.seed, None)
         styles = textures
@@ -164,7 +162,7 @@ class Robustness(Protocol):
         columns = [originals, *(change.apply(originals, labels, ids) for _, change in shown)]
         others = textures.labels[conflict.styles(labels, ids)]
         captions = [
-            [_class_name(subject, label), "", f"+ {_class_name(subject, other)}", *("" for _ in shown[2:])]
+            [class_name(subject.class_names, label), "", f"+ {class_name(subject.class_names, other)}", *("" for _ in shown[2:])]
             for label, other in zip(labels.tolist(), others.tolist(), strict=True)
         ]
         titles = ["clean", *(title for title, _ in shown)]
@@ -218,7 +216,3 @@ def _cue_scores(predicted: np.ndarray, shape_labels: np.ndarray, texture_labels:
 def _share(shape: np.ndarray, texture: np.ndarray) -> float:
     decided = shape.sum() + texture.sum()
     return float(shape.sum() / decided) if decided else 0.5
-
-
-def _class_name(subject: Subject, label: int) -> str:
-    return subject.class_names[label] if subject.class_names else f"class {label}"

@@ -78,7 +78,7 @@ def make_hostile_study(folder: Path, word: str, num_trials: int) -> str:
     return str(folder)
 
 
-def edit_trial(folder: Path, number: int, **changes: Any) -> None:
+def edit_trial(folder: Path, number: int, /, **changes: Any) -> None:
     """Change fields of a trial's record as nobody of ours would."""
     path = folder / "trials" / f"{number:04d}" / "trial.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

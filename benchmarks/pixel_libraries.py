@@ -1,4 +1,4 @@
-"""Which library decodes and resizes fastest, and how far its pixels are from Pillow's: what `data/jpeg.py` and `views/vectorized.py` chose by.
+"""Which library decodes and resizes fastest, and how far its pixels are from Pillow's: the reasons for `data/jpeg.py` and `vectorized.py`.
 
     pip install PyTurboJPEG kornia-rs; python -m benchmarks.pixel_libraries [--data ../shared/data]
 

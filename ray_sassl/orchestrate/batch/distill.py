@@ -74,22 +74,13 @@ def distill(
     checkpoint_every: int = 500,
     show_progress: bool = True,
 ) -> DistillResult:
-    """Train a student and write its file; Ray must be initialized. A call after an interruption continues from the last checkpoint.
+    """Do the work of `ray_sassl.distill_stylizer`; Ray must be initialized.
 
     Args:
-        contents: Photographs, in any format that can be read.
-        styles: Paintings and textures.
-        out: Path or URI of the student's safetensors file.
-        work_dir: For the crops and the checkpoint; every worker must have access to it. It may be deleted after the training.
-        teacher: Where the published weights are.
+        work_dir: All workers must have access to it. It may be deleted after the training.
         start: Path or URI of an earlier student's file to start from; random weights if not given.
-        excluded: Endings of keys of rows (file names, for a folder) that are not trained on, so that they can be tested on.
         workers: The workers that share each step's batch; by default, one worker with one CPU.
         checkpoint_every: Steps between checkpoints.
-
-    Raises:
-        MissingWeightsError: the teacher's weights are not on this machine.
-        UsageError: a data set cannot be used, the work directory belongs to another job, or the cluster is too small.
     """
     teacher = teacher or TeacherConfig()
     workers = workers or Workers()

@@ -106,17 +106,7 @@ class StyleWorker:
 def make_bank(
     data: DataConfig, out: str, config: StyleJobConfig, pool: ActorPoolConfig, *, address: str | None = None, show_progress: bool = True
 ) -> BankResult:
-    """Compute the style codes of a data set's images and write them as a bank.
-
-    Args:
-        config: Only its stylizer is used.
-        out: Path or URI of the bank.
-        address: Address of a Ray cluster, for `ray_session`.
-
-    Raises:
-        UsageError: the data set cannot be indexed, the stylizer has no weights, `out` cannot be written, or no image is usable.
-        TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be decoded.
-    """
+    """Do the work of `ray_sassl.build_style_bank`."""
     storage.check_can_write(out)
     config = with_absolute_paths(config)
     bundle_id = check_job(config)
@@ -156,19 +146,7 @@ def stylize_dataset(
     address: str | None = None,
     show_progress: bool = True,
 ) -> StylizeResult:
-    """Write stylized copies of a data set, with its labels, keys and order. Calling it again after an interruption continues the work.
-
-    Args:
-        target: A folder or URI that is empty or has a part of the same job; several copies go to `copy-0`, `copy-1`, ... in it.
-        format_: Format of the copies; by default that of the source.
-        copies: Number of copies; each has its own draws.
-        shard_rows: Rows of a shard, the unit of work and of resuming.
-        address: Address of a Ray cluster, for `ray_session`.
-
-    Raises:
-        UsageError: the source cannot be indexed, the target has other content or is inside the source, or the stylizer has no weights.
-        TooManyBadRowsError: more rows than `data.max_bad_fraction` cannot be used; shards that were written stay.
-    """
+    """Do the work of `ray_sassl.stylize_dataset`."""
     target = target if (local := storage.local_path(target)) is None else str(local)
     _check_target(target, data, copies)
     config = with_absolute_paths(config)

@@ -1,8 +1,8 @@
-"""How many nodes of each group keep the trainer busy, how fast that is, and what it costs.
+"""How many nodes of each group keep the trainer busy, how fast the run is, and what it costs.
 
-A pretraining is a line of three stages: decoding on CPU cores, stylizing on GPUs (where a pool does it), training on GPUs. With room
-between the stages it runs at the pace of the slowest, once the stages before the trainer have some capacity to spare for their ups and
-downs. A stage may also be held back by its nodes' network. All of it follows from rates that were measured on one core and on one GPU.
+A pretraining is a line of three stages: decoding on CPU cores, stylizing on GPUs (if a pool does it), training on GPUs. With buffers
+between the stages it runs at the pace of the slowest stage, if the stages before the trainer have some spare capacity for their varying
+times. A stage may also be limited by its nodes' network. Everything is calculated from rates that were measured on one core and one GPU.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ _BYTES_OF_GBIT = 1e9 / 8
 
 
 class PlanError(UsageError):
-    """What is asked for cannot be had; the message says what can."""
+    """No plan reaches the target; the message says how near one comes."""
 
 
 class Measured(FrozenConfig):
-    """Rates of this experiment on the machines to be rented, from short runs on one of each."""
+    """Rates of this experiment on the machines to rent, from short runs on one of each."""
 
     decode_images_per_core_s: float = Field(gt=0)
-    """Read, decoded and cropped by one core; with `stream.layout=fused` also stylized and finished."""
+    """Images that one core reads, decodes and crops; with `stream.layout=fused` it also stylizes and finishes them."""
     train_images_per_gpu_s: float = Field(gt=0)
-    """Trained on by one GPU that never waits for data."""
+    """Images that one GPU trains on if it never waits for data."""
     stylize_images_per_gpu_s: float | None = Field(default=None, gt=0)
-    """Stylized and finished by one GPU with as many actors as fit on it."""
+    """Images that one GPU stylizes and finishes with as many actors as fit on it."""
     train_step_cv: float = Field(default=0.02, ge=0, lt=1)
-    """Standard deviation of a GPU's step time over its mean: in each step all wait for the slowest."""
+    """Standard deviation of a GPU's step time divided by its mean: in each step all GPUs wait for the slowest."""
     num_images: int | None = Field(default=None, gt=0)
     """Rows of the data set."""
     encoded_bytes_per_image: float = Field(default=110_000, gt=0)
-    """Bytes of an image in the shards; the default is about ImageNet's."""
+    """Bytes per image in the shards; the default is about that of ImageNet."""
     num_parameters: int | None = Field(default=None, gt=0)
     """Trained parameters, whose gradients the training nodes exchange in every step."""
     startup_s: float = Field(default=300.0, ge=0)
-    """From the command to the first step where no node is up yet."""
+    """Time from the command to the first step if no node is up yet."""
 
 
 class NodeKind(FrozenConfig):
-    """A machine that can be rented."""
+    """A kind of machine to rent."""
 
     cpus: int = Field(ge=1)
     gpus: int = Field(default=0, ge=0)
     network_gbit_s: float = Field(default=10.0, gt=0)
-    """Each way, sustained."""
+    """Sustained network rate in each direction."""
     usd_per_hour: float | None = Field(default=None, ge=0)
 
 
 class Prices(FrozenConfig):
-    """The machine of each group; the defaults are of the sizes of `cluster/aws.yaml`'s, without prices."""
+    """The machine of each group; the defaults have the sizes of those in `cluster/aws.yaml`, without prices."""
 
     head: NodeKind = NodeKind(cpus=8)
     decode: NodeKind = NodeKind(cpus=16)
@@ -72,19 +72,19 @@ class Prices(FrozenConfig):
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run asks of a cluster, for each image.
+    """What a run demands of a cluster.
 
     Attributes:
         num_images: Rows of the data set.
         epochs: Passes over them.
-        global_batch: Images of a step.
-        accumulate: Parts of a worker's share of it.
+        global_batch: Images per step.
+        accumulate: Parts of a worker's share of the batch.
         has_pool: Whether a pool of actors stylizes; else decoding includes it.
-        view_bytes: Of all views of an image, as they travel between the stages.
+        view_bytes: Size of all views of an image between the stages.
         task_cpus: CPUs of one task of the stream.
         worker_cpus: CPUs of one training worker.
-        actor_cpus, actor_gpus: Of one stylizer.
-        gradient_bytes: Exchanged in every step.
+        actor_cpus, actor_gpus: CPUs and GPUs of one stylizer.
+        gradient_bytes: Bytes of gradients that are exchanged in every step.
     """
 
     num_images: int
@@ -112,7 +112,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one node of a group carries, in bytes a second; what it reads from object storage is part of `received`."""
+    """Network traffic of one node of a group, in bytes per second; `received` includes what it reads from object storage."""
 
     received: float
     sent: float
@@ -121,15 +121,15 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a cluster of these counts will do.
+    """The speed and cost of a run on a cluster with these counts.
 
     Attributes:
-        images_per_s: Of the whole line.
-        capacities: Images a second that each stage, and each group's network, could do alone.
-        bottleneck: The one with the least.
-        hours: Of the whole run, bringing the nodes up included.
-        usd: Of the whole run, or None where a price is not known.
-        traffic: Of one node of each group.
+        images_per_s: Speed of the whole line.
+        capacities: Images per second that each stage, and each group's network, could process by itself.
+        bottleneck: The one with the least capacity.
+        hours: Length of the whole run, including the start of the nodes.
+        usd: Cost of the whole run, or None if a price is not known.
+        traffic: Traffic of one node of each group.
     """
 
     counts: Counts
@@ -143,12 +143,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Target:
-    """What is wanted of a plan; at most one is set. Without any, the config's number of training workers.
+    """The target of a plan; at most one is set. Without one, the plan has the config's number of training workers.
 
     Attributes:
-        images_per_s: At least.
-        hours: The whole run, at most.
-        usd: The whole run, at most; of the plans that cost no more, the fastest.
+        images_per_s: The least speed.
+        hours: The longest time for the whole run.
+        usd: The most that the whole run may cost; the plan is the fastest within it.
     """
 
     images_per_s: float | None = None
@@ -157,32 +157,32 @@ class Target:
 
 
 def read_measured(texts: dict[str, str], **given: Any) -> Measured:
-    """Of one or several JSON files, a later one over an earlier one.
+    """Read measurements from JSON files; later files take precedence.
 
     Args:
-        texts: By the files' names.
-        given: Fields from elsewhere; they stand where the files have none, and None stands for nothing.
+        texts: Contents by file name.
+        given: Fields that are used if the files do not have them; None means not given.
 
     Raises:
-        UsageError: no JSON, unknown fields, or a rate is missing.
+        UsageError: a file is not JSON, a field is unknown, or a rate is missing.
     """
     merged: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for source, text in texts.items():
         try:
             tree = json.loads(text)
         except ValueError as error:
-            raise UsageError(f"{source} is no JSON: {error}") from error
+            raise UsageError(f"{source} is not JSON: {error}") from error
         if not isinstance(tree, dict):
-            raise UsageError(f"{source} holds no mapping of rates but {type(tree).__name__}")
+            raise UsageError(f"{source} should be a mapping of rates, not {type(tree).__name__}")
         merged |= tree
     return _validated(Measured, merged, ", ".join(texts))
 
 
 def read_prices(text: str, source: str) -> Prices:
-    """Of a YAML file.
+    """Read prices from a YAML file.
 
     Raises:
-        UsageError: no YAML, or not of the form of `Prices`.
+        UsageError: it is not YAML, or not in the form of `Prices`.
     """
     return _validated(Prices, load_document(text, source) or {}, source)
 
@@ -195,13 +195,13 @@ def _validated(model: type, tree: Any, source: str) -> Any:
 
 
 def workload_of(config: ExperimentConfig, measured: Measured, *, has_pool: bool) -> Workload:
-    """What the experiment asks for.
+    """The workload of an experiment.
 
     Raises:
         UsageError: the measurements lack the number of images, or the stylizer's rate; or the pool's stylizers have no GPUs.
     """
     if measured.num_images is None:
-        raise UsageError("nothing says how many images the data set has; give --images, or num_images among the measurements")
+        raise UsageError("the number of images is not known; give --images, or num_images in the measurements")
     if has_pool and measured.stylize_images_per_gpu_s is None:
         raise UsageError(
             "the experiment stylizes in a pool of actors, and nothing says how fast; give stylize_images_per_gpu_s among the measurements"
@@ -227,7 +227,7 @@ def workload_of(config: ExperimentConfig, measured: Measured, *, has_pool: bool)
 
 
 def predict(workload: Workload, measured: Measured, prices: Prices, counts: Counts) -> Prediction:
-    """What a cluster of these counts will do."""
+    """Predict the speed and cost of a run on a cluster with these counts."""
     cores = _decode_cores(workload, prices, counts)
     capacities = {
         "decode": sum(cores.values()) * measured.decode_images_per_core_s / max(1.0, workload.task_cpus),
@@ -250,16 +250,16 @@ def predict(workload: Workload, measured: Measured, prices: Prices, counts: Coun
 def plan(
     workload: Workload, measured: Measured, prices: Prices, target: Target = Target(), *, trainers: int = 1, headroom: float = 0.15
 ) -> Prediction:
-    """The smallest cluster that reaches the target, its trainers never waiting.
+    """The smallest cluster that reaches the target and whose trainers never wait.
 
     Args:
-        trainers: GPUs that train, where there is no target.
-        headroom: Capacity of decoding and stylizing beyond what the trainers take, for times that vary and rates that were measured on
-            a better day; 0.15 is our choice.
+        trainers: GPUs that train, if there is no target.
+        headroom: Spare capacity of decoding and stylizing, as a share of what the trainers need, because times vary and measured rates may
+            be too good; 0.15 is our choice.
 
     Raises:
-        PlanError: no number of GPUs reaches the target, and the message says how near one comes; the batch cannot be shared among the
-            trainers; or the machines have no room for what runs on them.
+        PlanError: no number of GPUs reaches the target, the batch cannot be shared evenly among the trainers, or the machines have no room
+            for what runs on them.
     """
     if target == Target():
         _check_machines(workload, prices)
@@ -293,7 +293,7 @@ def _within_budget(tried: list[Prediction], usd: float) -> Prediction:
 
 
 def curve(workload: Workload, measured: Measured, prices: Prices, *, headroom: float = 0.15) -> Iterator[Prediction]:
-    """Plans for every number of GPUs that the batch can be shared among, up to where more of them help no more.
+    """Plans for every number of GPUs that can share the batch evenly, up to the number beyond which more do not help.
 
     Raises:
         PlanError: the machines have no room for what runs on them.
@@ -309,7 +309,7 @@ def curve(workload: Workload, measured: Measured, prices: Prices, *, headroom: f
 
 
 def _possible_trainers(workload: Workload, prices: Prices) -> Iterator[int]:
-    """Parts of one node, then whole nodes, as the global batch divides."""
+    """Numbers of GPUs that divide the global batch: parts of one node, then whole nodes."""
     per_node = prices.train.gpus
     for trainers in range(1, _MOST_TRAINERS + 1):
         if (trainers <= per_node or trainers % per_node == 0) and _can_share(workload, trainers):
@@ -325,7 +325,7 @@ def _check_shares(workload: Workload, trainers: int) -> None:
         return
     allowed = [count for count in range(1, _MOST_TRAINERS + 1) if _can_share(workload, count)]
     near = [*[count for count in allowed if count < trainers][-1:], *[count for count in allowed if count > trainers][:1]]
-    advice = f"take {' or '.join(map(str, near))} workers" if near else "no number of workers will do; change one of the two"
+    advice = f"use {' or '.join(map(str, near))} workers" if near else "no number of workers divides it; change one of the two"
     raise PlanError(
         f"train.global_batch={workload.global_batch} does not divide by {trainers} workers x train.accumulate={workload.accumulate}; "
         f"{advice}"
@@ -344,19 +344,19 @@ def _check_machines(workload: Workload, prices: Prices) -> None:
 
 
 def num_stylizers(workload: Workload, prices: Prices, counts: Counts) -> int:
-    """The size of the pool for which the plan is: as many stylizers as its nodes have room for."""
+    """The size of the pool in the plan: as many stylizers as its nodes have room for."""
     return counts.stylize * _stylizers_per_node(workload, prices.stylize) if workload.has_pool else 0
 
 
 def _stylizers_per_node(workload: Workload, machine: NodeKind) -> int:
-    """A share of a GPU lies on one card."""
+    """How many stylizers fit on a node; a share of a GPU must be on one card."""
     share = workload.actor_gpus
     on_gpus = machine.gpus * math.floor(1 / share + 1e-9) if share < 1 else math.floor(machine.gpus / share)
     return min(on_gpus, math.floor(machine.cpus / workload.actor_cpus + 1e-9)) if workload.actor_cpus else on_gpus
 
 
 def _around(workload: Workload, measured: Measured, prices: Prices, trainers: int, headroom: float) -> Prediction:
-    """The plan around so many trainers: enough of the other groups to keep them busy."""
+    """The plan with this number of trainers, and enough nodes of the other groups to keep them busy."""
     train = math.ceil(trainers / prices.train.gpus)
     wanted = (1 + headroom) * _train_capacity(workload, measured, trainers)
     stylize = 0
@@ -366,7 +366,7 @@ def _around(workload: Workload, measured: Measured, prices: Prices, trainers: in
     spare = sum(_decode_cores(workload, prices, Counts(0, stylize, train, trainers)).values())
     cores = wanted * max(1.0, workload.task_cpus) / measured.decode_images_per_core_s
     counts = Counts(max(0, math.ceil((cores - spare) / prices.decode.cpus - 1e-9)), stylize, train, trainers)
-    while True:  # a network that is too narrow for so many images takes more nodes of its group
+    while True:  # if a group's network is too slow, add nodes to the group
         prediction = predict(workload, measured, prices, counts)
         group = prediction.bottleneck.removeprefix("network of ")
         if prediction.bottleneck not in ("network of decode", "network of stylize"):
@@ -376,7 +376,7 @@ def _around(workload: Workload, measured: Measured, prices: Prices, trainers: in
 
 
 def _decode_cores(workload: Workload, prices: Prices, counts: Counts) -> dict[str, float]:
-    """Cores for tasks of the stream in each group: all of `decode`, and what the others' own work leaves."""
+    """Cores for tasks of the stream in each group: all of `decode`, and those that the other groups' own work does not need."""
     taken = num_stylizers(workload, prices, counts) * workload.actor_cpus
     return {
         "decode": float(counts.decode * prices.decode.cpus),
@@ -386,12 +386,12 @@ def _decode_cores(workload: Workload, prices: Prices, counts: Counts) -> dict[st
 
 
 def _train_capacity(workload: Workload, measured: Measured, trainers: int) -> float:
-    """Images a second of trainers that wait for each other in every step."""
+    """Images per second of trainers that wait for each other in every step."""
     return trainers * measured.train_images_per_gpu_s / (1 + measured.train_step_cv * expected_largest(trainers))
 
 
 def expected_largest(count: int) -> float:
-    """About the expected largest of so many draws from a standard normal distribution (Blom, Statistical Estimates and Transformed
+    """About the expected largest of `count` draws from a standard normal distribution (Blom, Statistical Estimates and Transformed
     Beta-Variables, 1958)."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 

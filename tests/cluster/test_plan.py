@@ -174,10 +174,10 @@ def test_what_cannot_be_had_is_refused_with_what_can():
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest_workers():
-    with pytest.raises(PlanError, match=r"global_batch=4096 does not divide by 3 workers x train.accumulate=1; take 2 or 4 workers"):
+    with pytest.raises(PlanError, match=r"global_batch=4096 does not divide by 3 workers x train.accumulate=1; use 2 or 4 workers"):
         plan(WORKLOAD, MEASURED, WIDE, trainers=3)
     for target in (Target(), Target(hours=24), Target(usd=100)):
-        with pytest.raises(PlanError, match=r"x train.accumulate=3; no number of workers will do"):
+        with pytest.raises(PlanError, match=r"x train.accumulate=3; no number of workers divides it"):
             plan(replace(WORKLOAD, global_batch=256, accumulate=3), MEASURED, WIDE, target)
 
 
@@ -209,8 +209,8 @@ def test_measurements_of_several_files_are_merged_and_checked():
         ('{"decode_images_per_core_s": 1}', "train_images_per_gpu_s: Field required"),
         ('{"decode_images_per_core_s": 0, "train_images_per_gpu_s": 2}', "greater than 0"),
         ('{"decode_images_per_core_s": 1, "train_images_per_gpu_s": 2, "x": 1}', "x: Extra inputs are not permitted"),
-        ("[1]", "no mapping of rates but list"),
-        ("{", "is no JSON"),
+        ("[1]", "should be a mapping of rates, not list"),
+        ("{", "is not JSON"),
     ):
         with pytest.raises(UsageError, match=reason):
             read_measured({"bench.json": text})
@@ -226,7 +226,7 @@ def test_a_workload_follows_from_the_experiment():
     config = load_experiment("moco_imagenet_sassl")
     found = workload_of(config, MEASURED.model_copy(update={"num_images": 7}), has_pool=True)
     assert (found.num_images, found.global_batch, found.view_bytes) == (7, config.train.global_batch, 2 * 224**2 * 3)
-    with pytest.raises(UsageError, match="how many images"):
+    with pytest.raises(UsageError, match="number of images is not known"):
         workload_of(config, MEASURED, has_pool=True)
     with pytest.raises(UsageError, match="stylize_images_per_gpu_s"):
         workload_of(config, Measured(decode_images_per_core_s=1, train_images_per_gpu_s=1, num_images=7), has_pool=True)

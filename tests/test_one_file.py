@@ -115,7 +115,7 @@ class Config(ProtocolConfig):
 class AddedProtocol(Protocol):
     def evaluate(self, subject: FeatureSubject) -> Evaluation:
         train, test = subject.features("train"), subject.features("test")
-        _, places = nearest(from_numpy(test.features), from_numpy(train.features), 1)
+        _, places = nearest(test.features, train.features, 1)
         votes = one_hot(from_numpy(train.labels)[places[:, 0]]).float()
         scores, predictions = classification_scores(votes, test)
         return Evaluation(scores, predictions=predictions)

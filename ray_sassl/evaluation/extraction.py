@@ -19,6 +19,7 @@ from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import ImageChange, LabeledFeatures
 from ray_sassl.evaluation.crops import CropPortion, TrainingCrops
+from ray_sassl.evaluation.feature_files import FeatureSpill
 from ray_sassl.evaluation.features import features_of
 from ray_sassl.evaluation.images import EvaluationBatch, evaluation_images
 from ray_sassl.pipeline import OnBad
@@ -57,12 +58,14 @@ class ExtractionJob:
         encoder: (B, 3, S, S) -> (B, F).
         index: The images; those without a label are left out.
         changes: Changes of the images. Features are computed for each entry; None means unchanged images.
+        is_exact: Whether the features of the whole data set are kept as float32, as scores of classes should be, and not as float16.
     """
 
     encoder: nn.Module
     index: Index
     preprocessing: Preprocessing
     changes: tuple[ImageChange | None, ...] = (None,)
+    is_exact: bool = False
 
     @property
     def items(self) -> list[list[int]]:
@@ -188,20 +191,19 @@ class CropEncoder:
         return features, labels, bad
 
 
-def joined(job: ExtractionJob, done: Sequence[Extracted]) -> Extracted:
-    """The portions of a job, given in any order, joined in the order of the images.
+def joined(job: ExtractionJob, done: Iterable[Extracted]) -> Extracted:
+    """The portions of a job, given in any order, joined in the order of the images; their features go to files as they come.
 
     Raises:
-        UsageError: there are no labeled images that can be decoded.
+        UsageError: there are no labeled images that can be decoded, or there is no room for their features.
     """
-    bad = [row for portion in done for row in portion.bad]
-    if not any(portion.parts for portion in done):
+    bad: list[BadRow] = []
+    spills = [FeatureSpill("float32" if job.is_exact else "float16") for _ in job.changes]
+    for portion in done:
+        bad += portion.bad
+        for spill, part in zip(spills, portion.parts, strict=False):  # a portion whose images are all bad has no parts
+            spill.add(part)
+    if not spills[0].num_rows:
         paths = ", ".join(job.index.config.paths)
         raise UsageError(f"{paths} has no labeled images to compute features of ({len(bad):,} rows could not be decoded)")
-    return Extracted([_joined([portion.parts[number] for portion in done if portion.parts]) for number in range(len(job.changes))], bad)
-
-
-def _joined(parts: list[LabeledFeatures]) -> LabeledFeatures:
-    order = np.argsort([part.sample_id[0] for part in parts])
-    columns = ([getattr(parts[place], name) for place in order] for name in ("features", "labels", "sample_id"))
-    return LabeledFeatures(*(np.concatenate(column) for column in columns))
+    return Extracted([spill.result() for spill in spills], bad)

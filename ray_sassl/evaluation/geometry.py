@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ray_sassl.evaluation.rows import CHUNK_BYTES, KEPT_BYTES, pieces, release, rows_of
 
 MAX_SIMILARITIES = 2**25
 """Similarities computed at a time (128 MiB in float32)."""
@@ -37,21 +40,52 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
 
 
 @torch.inference_mode()
-def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor | np.ndarray, bank: Tensor | np.ndarray, k: int, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosine similarities (M, k) and places (M, k) of the rows of the bank (N, F) that are nearest to queries (M, F), the nearest first.
 
-    If the bank has fewer than k rows, all of them are returned.
+    The bank is taken a chunk at a time, and of each chunk only what is nearer than before is kept.
+
+    Args:
+        queries: (M, F) of any float type.
+        bank: (N, F) of any float type; if it has fewer than k rows, all of them are returned.
+        device: Where to compute; not given: where the bank is.
     """
-    columns = F.normalize(bank.float(), dim=1).T.contiguous()
-    rows_at_once = max(1, MAX_SIMILARITIES // len(bank))
+    device = device or (bank.device if isinstance(bank, Tensor) else "cpu")
+    num_queries, num_rows, width = len(queries), len(bank), bank.shape[1]
+    bank_at_once = min(num_rows, rows_of(CHUNK_BYTES, width))
+    at_once = max(1, min(num_queries, MAX_SIMILARITIES // bank_at_once))
+    similarity = torch.empty(num_queries, 0, device=device)
+    places = torch.empty(num_queries, 0, dtype=torch.long, device=device)
     # Fresh memory for each block would cost a fifth of the time.
-    space = columns.new_empty(min(rows_at_once, len(queries)), len(bank))
-    found = [
-        torch.mm(block, columns, out=space[: len(block)]).topk(min(k, len(bank)), dim=1)
-        for block in F.normalize(queries.float(), dim=1).split(rows_at_once)
-    ]
-    similarities, places = zip(*found, strict=True)
-    return torch.cat(similarities), torch.cat(places)
+    space = torch.empty(at_once * bank_at_once, device=device)
+    unit = _unit(queries, slice(None), device) if num_queries <= rows_of(KEPT_BYTES, width) else None
+    for part in pieces(num_rows, bank_at_once):
+        columns = _unit(bank, part, device).T.contiguous()
+        num_kept = min(k, part.stop)
+        nearer = torch.empty(num_queries, num_kept, device=device)
+        nearer_places = torch.empty(num_queries, num_kept, dtype=torch.long, device=device)
+        for block in pieces(num_queries, at_once):
+            rows = unit[block] if unit is not None else _unit(queries, block, device)
+            found = torch.mm(rows, columns, out=space[: len(rows) * columns.shape[1]].view(len(rows), -1))
+            values, at = found.topk(min(k, columns.shape[1]), dim=1)
+            if part.start:
+                values, at = torch.cat([similarity[block], values], 1), torch.cat([places[block], at + part.start], 1)
+                values, order = values.topk(num_kept, dim=1)
+                at = at.gather(1, order)
+            nearer[block], nearer_places[block] = values, at
+        similarity, places = nearer, nearer_places
+    return similarity, places
+
+
+def _unit(x: Tensor | np.ndarray, rows: slice, device: torch.device | str) -> Tensor:
+    """Some of the rows as float32 of unit length, on the device."""
+    part = x[rows]
+    if isinstance(part, np.ndarray):
+        part = torch.from_numpy(np.array(part, np.float32))
+        release(x)  # pyright: ignore[reportArgumentType]
+    return F.normalize(part.to(device).float(), dim=1)
 
 
 def principal_components(z: Tensor, count: int) -> tuple[Tensor, Tensor]:

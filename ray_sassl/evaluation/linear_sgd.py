@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_sassl.evaluation import Subject
+from ray_sassl.evaluation.rows import Rows, as_rows
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +64,15 @@ def fit_sgd(
     return [(layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()) for layer in layers]
 
 
-def fixed_rows(x: np.ndarray, labels: np.ndarray, epochs: int, batch_size: int, seed: int, device: torch.device) -> Batches:
+def fixed_rows(x: Rows | np.ndarray, labels: np.ndarray, epochs: int, batch_size: int, seed: int, device: torch.device) -> Batches:
     """The rows of x (N, F) with their labels (N,), in a new order each epoch."""
-    features, targets = torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device)
+    rows, targets = as_rows(x), torch.from_numpy(labels).to(device)
     generator = torch.Generator().manual_seed(seed)
+    kept = None if rows.kept is None else torch.from_numpy(rows.kept).to(device)
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).to(device).split(batch_size):
-            yield features[rows], targets[rows]
+        for places in torch.randperm(len(rows), generator=generator).split(batch_size):
+            there = places.to(device)
+            yield kept[there] if kept is not None else torch.from_numpy(rows.take(places.numpy())).to(device), targets[there]
 
 
 def new_crops(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ray_sassl.evaluation import LabeledFeatures, Predictions, Score
 from ray_sassl.evaluation.intervals import mean_score, per_class_score
+from ray_sassl.evaluation.rows import chunks
 from ray_sassl.plugins import UsageError
 
 MAX_CLASSES = 2**17
 """Scores have a column for each class, so larger labels are refused; they are usually a mistake (a hash, an identifier)."""
-_NAMED = 10
+_NAMED, _TOP = 10, 5
 
 
 def check_features(train: LabeledFeatures, test: LabeledFeatures, classifier: str | None = None) -> None:
@@ -33,7 +34,7 @@ def check_features(train: LabeledFeatures, test: LabeledFeatures, classifier: st
         if part.labels.shape != part.features.shape[:1]:
             raise UsageError(f"the {name} set has {len(part.features)} features and labels of shape {part.labels.shape}")
         check_range(part.labels, f"the {name} set")
-        if not np.isfinite(part.features).all():
+        if not all(np.isfinite(chunk).all() for chunk in chunks(part.features)):
             raise UsageError(f"the {name} features are not all finite; the backbone has diverged")
     if train.features.shape[1] != test.features.shape[1]:
         raise UsageError(f"train features are {train.features.shape[1]} wide, test features {test.features.shape[1]}")
@@ -79,28 +80,31 @@ def check_classes(train_labels: np.ndarray, test_labels: np.ndarray, class_names
         )
 
 
-def top_k_accuracy(class_scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1`, and `top5` if there are more than five classes, from scores (N, C) and labels (N,)."""
-    hits = _hits(class_scores, labels)
-    accuracy = {"top1": hits[:, 0].double().mean().item()}
-    if class_scores.shape[1] > 5:
-        accuracy["top5"] = hits.any(1).double().mean().item()
-    return accuracy
+def top1_accuracy(class_scores: Iterable[Tensor], labels: np.ndarray) -> float:
+    """The share of labels (N,) that have the highest score, from blocks (n, C) of scores."""
+    return float((np.concatenate([block.argmax(1).cpu().numpy() for block in class_scores]) == labels).mean())
 
 
-def classification_scores(class_scores: Tensor, test: LabeledFeatures) -> tuple[dict[str, Score], Predictions]:
+def classification_scores(class_scores: Tensor | Iterable[Tensor], test: LabeledFeatures) -> tuple[dict[str, Score], Predictions]:
     """`top1`, `top5` if there are more than five classes, and `mean_per_class`, with intervals; and the predicted classes.
 
     Args:
-        class_scores: (N, C); of equal scores the lower class is predicted, as in scikit-learn.
+        class_scores: (N, C), or blocks (n, C) of it in order; of equal scores the lower class is predicted, as in scikit-learn.
         test: The images with their true labels.
     """
-    predicted = class_scores.argmax(1).cpu().numpy()
+    labels = torch.from_numpy(test.labels)
+    found, hits = [], []
+    begin = 0
+    for block in [class_scores] if isinstance(class_scores, Tensor) else class_scores:
+        found.append(block.argmax(1).cpu().numpy())
+        if block.shape[1] > _TOP:
+            hits.append(_is_among_top(block, labels[begin : begin + len(block)].to(block.device)).double().cpu().numpy())
+        begin += len(block)
+    predicted = np.concatenate(found)
     correct = (predicted == test.labels).astype(np.float64)
     scores = {"top1": mean_score(correct).as_share(chance_of(test.labels))}
-    if class_scores.shape[1] > 5:
-        labels = torch.from_numpy(test.labels).to(class_scores.device)
-        scores["top5"] = mean_score(_hits(class_scores, labels).any(1).double().cpu().numpy()).as_share(chance_of(test.labels, 5))
+    if hits:
+        scores[f"top{_TOP}"] = mean_score(np.concatenate(hits)).as_share(chance_of(test.labels, _TOP))
     scores["mean_per_class"] = per_class_score(correct, test.labels).as_share(1 / len(np.unique(test.labels)))
     return scores, Predictions(test.sample_id, test.labels, predicted)
 
@@ -117,8 +121,9 @@ def evaluation_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _hits(class_scores: Tensor, labels: Tensor) -> Tensor:
-    return class_scores.topk(min(5, class_scores.shape[1]), dim=1).indices == labels[:, None]
+def _is_among_top(class_scores: Tensor, labels: Tensor) -> Tensor:
+    """(n,) bool: whether a label is among the classes with the highest scores (n, C)."""
+    return (class_scores.topk(_TOP, dim=1).indices == labels[:, None]).any(1)
 
 
 def class_name(class_names: Sequence[str], label: int) -> str:

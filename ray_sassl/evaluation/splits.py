@@ -7,12 +7,17 @@ import numpy as np
 from ray_sassl.plugins import UsageError
 
 
+def places_by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """For each class that occurs in labels (N,), the places of its images, in order."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(labels) else []
+
+
 def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """(N,) bool: about this share of each class's images, at least one of every class that has one."""
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
+    for rows in map(rng.permutation, places_by_class(labels)):
         chosen[rows[: max(1, round(share * len(rows)))]] = True
     return chosen
 
@@ -25,8 +30,7 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
+    for rows in map(rng.permutation, places_by_class(labels)):
         if len(rows) > 1:
             chosen[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
     if not chosen.any():
@@ -41,14 +45,13 @@ def n_of_each(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndar
         UsageError: a class has fewer images.
     """
     places = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
+    for rows in places_by_class(labels):
         if len(rows) < num:
-            raise UsageError(f"class {label} has {len(rows)} train images, fewer than the {num} to draw")
+            raise UsageError(f"class {labels[rows[0]]} has {len(rows)} train images, fewer than the {num} to draw")
         places.append(rng.choice(rows, num, replace=False))
     return np.concatenate(places)
 
 
 def up_to_n_of_each(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
     """(at most C * num,) int64: the places of `num` images of each class, drawn without replacement; all of a class that has fewer."""
-    return np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:num] for label in np.unique(labels)])
+    return np.concatenate([rng.permutation(rows)[:num] for rows in places_by_class(labels)])

@@ -1,7 +1,7 @@
-"""Features on disk: one Parquet file for an encoder, a data set and a preprocessing, with all three in its metadata.
+"""Features on disk: one file for an encoder, a data set and a preprocessing, with all three in its metadata; see `feature_files.py`.
 
-Columns: `sample_id` int64, `label` int64, `features` fixed-size list of float32. The file is named after its provenance, which is also read
-back and compared, so that features are never mistaken for those of another encoder or other images.
+The file is named after its provenance, which is also read back and compared, so that features are never mistaken for those of another
+encoder or other images.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from torch import nn
 
 from ray_sassl.evaluation import LabeledFeatures
+from ray_sassl.evaluation.feature_files import read_features, write_features
 from ray_sassl.files import storage
 from ray_sassl.nn.digest import weights_sha256
 
 log = logging.getLogger(__name__)
 
-_VERSION = "2"
-_GROUP_ROWS = 8192
-_PROVENANCE, _FACTS = b"provenance", b"facts"
+_VERSION = "3"
+_PROVENANCE, _FACTS = "provenance", "facts"
 
 Provenance = dict[str, str]
 """What features depend on: equal provenances mean equal features."""
@@ -39,7 +36,7 @@ def encoder_digest(encoder: nn.Module) -> str:
 def file_name(provenance: Provenance) -> str:
     """The name of the file that holds features of this provenance."""
     text = json.dumps({"version": _VERSION, **provenance}, sort_keys=True)
-    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.parquet"
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,30 +52,22 @@ class FeatureStore:
 
     def write(self, part: LabeledFeatures, provenance: Provenance, facts: dict[str, Any]) -> str:
         """Write features of this provenance to the folder atomically, with more facts; returns the file's path."""
-        features = np.ascontiguousarray(part.features, np.float32)
-        values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
         metadata = {_PROVENANCE: json.dumps(provenance, sort_keys=True), _FACTS: json.dumps({**self.facts, **facts})}
-        table = pa.table({"sample_id": part.sample_id, "label": part.labels, "features": values}).replace_schema_metadata(metadata)
         path = storage.join(self.folder, file_name(provenance))
         with storage.open_atomic(path) as file:
-            pq.write_table(table, file, row_group_size=_GROUP_ROWS, compression="none", use_dictionary=False, write_statistics=False)
+            write_features(file, part, metadata)
         return path
 
     def read(self, provenance: Provenance) -> tuple[LabeledFeatures, dict[str, Any]] | None:
         """The features of this provenance and their facts, or None if the folder has none; a damaged file is logged."""
         path = storage.join(self.folder, file_name(provenance))
         try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
-            metadata = table.schema.metadata or {}
+            part, metadata = read_features(path)
             if json.loads(metadata[_PROVENANCE]) != provenance:
                 raise ValueError("it is of another encoder or of other images")
-            column = table["features"]
-            width = column.type.list_size
-            chunks = [np.asarray(chunk.values, np.float32).reshape(-1, width) for chunk in column.chunks]
-            part = LabeledFeatures(np.concatenate(chunks), *(np.array(table[name].to_numpy()) for name in ("label", "sample_id")))
             return part, json.loads(metadata[_FACTS])
         except FileNotFoundError:
             return None
-        except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("Cannot use the features in %s (%s); they are computed again.", path, error)
             return None

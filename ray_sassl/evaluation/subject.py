@@ -113,17 +113,21 @@ class EncoderSubject(Subject):
             result = self._workplace.features(job)
             images.quarantine.add(result.bad)
             for key, part in zip(missing, result.parts, strict=True):
-                self._known[split, key] = part
-                self._keep(images, key, part, result.bad)
+                self._known[split, key] = self._keep(images, key, part, result.bad)
         return [self._known[split, key] for key in keys]
 
     def _provenance(self, images: LabeledImages, key: str) -> Provenance:
         return {"encoder": self._digest, "data": images.index.fingerprint, "preprocessing": self._preprocessing.key, "change": key}
 
-    def _keep(self, images: LabeledImages, key: str, part: LabeledFeatures, bad: list[BadRow]) -> None:
-        if self._store is not None:
-            facts = {"data": images.config.model_dump(mode="json"), "bad_rows": [asdict(row) for row in bad]}
-            self._store.write(part, self._provenance(images, key), facts)
+    def _keep(self, images: LabeledImages, key: str, part: LabeledFeatures, bad: list[BadRow]) -> LabeledFeatures:
+        """The features, from now on those of the store's file if there is a store."""
+        if self._store is None:
+            return part
+        facts = {"data": images.config.model_dump(mode="json"), "bad_rows": [asdict(row) for row in bad]}
+        provenance = self._provenance(images, key)
+        self._store.write(part, provenance, facts)
+        kept = self._store.read(provenance)
+        return part if kept is None else kept[0]
 
     def images(self, split: Split, sample_id: np.ndarray) -> np.ndarray:
         index = self._images(split).index
@@ -159,7 +163,7 @@ class EncoderSubject(Subject):
         return self._outputs(network, tuple(changes))
 
     def _outputs(self, network: nn.Module, changes: tuple[ImageChange | None, ...]) -> list[LabeledFeatures]:
-        result = self._workplace.features(ExtractionJob(network, self._data.test.index, self._preprocessing, changes))
+        result = self._workplace.features(ExtractionJob(network, self._data.test.index, self._preprocessing, changes, is_exact=True))
         self._data.test.quarantine.add(result.bad)
         return result.parts
 

@@ -26,6 +26,7 @@ from ray_sassl.evaluation import Evaluation, Score, Subject
 from ray_sassl.evaluation.features import evaluation_mode, features_of
 from ray_sassl.evaluation.figures import curves
 from ray_sassl.evaluation.protocols import ProtocolConfig
+from ray_sassl.evaluation.rows import chunks
 from ray_sassl.evaluation.scores import check_classes, classification_scores, evaluation_device
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.nn.normalize import normalize
@@ -105,7 +106,7 @@ def evaluate_by_training(subject: Subject, sample_id: np.ndarray, labels: np.nda
     learning_rate, details = _chosen_rate(subject, sample_id, labels, num_classes, epochs, config)
     network, losses = train_classifier(subject, sample_id, num_classes, epochs, learning_rate, config)
     outputs = subject.outputs(network.cpu())
-    scores, predictions = classification_scores(torch.from_numpy(outputs.features), outputs)
+    scores, predictions = classification_scores(map(torch.from_numpy, chunks(outputs.features)), outputs)
     details |= {"learning_rate": learning_rate, "num_train": len(sample_id), "loss_by_epoch": losses}
     figures = {"loss": curves(np.arange(1, len(losses) + 1).tolist(), {"": losses}, "epoch", "cross-entropy on random crops")}
     return Evaluation({**scores, "train_loss": Score(losses[-1])}, figures, details, predictions)

@@ -95,12 +95,14 @@ class LocalWorkplace(Workplace):
     def features(self, job: ExtractionJob) -> Extracted:
         extractor = Extractor(job, self._device, self._num_threads, self._kept)
         changed = f", {len(job.changes)} versions of each image" if len(job.changes) > 1 else ""
-        done = []
         with self._progress(f"features{changed}", job.index.num_rows) as advance:
-            for groups in job.items:
-                done.append(extractor.portion(groups))
-                advance(int(job.index.group_rows[groups].sum()))
-        return joined(job, done)
+
+            def portions() -> Iterator[Extracted]:
+                for groups in job.items:
+                    yield extractor.portion(groups)
+                    advance(int(job.index.group_rows[groups].sum()))
+
+            return joined(job, portions())
 
     def encode_crops(self, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         encoder = CropEncoder(job, self._device, self._num_threads)

@@ -12,7 +12,8 @@ from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.evaluation.apart import check_train_and_test
-from ray_sassl.evaluation.logistic import fit_lbfgs, moments
+from ray_sassl.evaluation.logistic import fit_lbfgs
+from ray_sassl.evaluation.rows import Rows, moments
 from ray_sassl.exporting.embedding import Embedder
 from ray_sassl.plugins import UsageError
 
@@ -66,7 +67,7 @@ def fit_head(embedder: Embedder, train: DataConfig, test: DataConfig | None, l2:
 def fit_layer(x: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int) -> nn.Linear:
     """The layer for features (N, F) and labels (N,) in 0 to C - 1, each of which occurs."""
     mean, deviation = moments(x)
-    weight, bias, _ = fit_lbfgs(((x - mean) / deviation).astype(np.float32), labels, l2, max_iterations)
+    weight, bias, _ = fit_lbfgs(Rows(x, (mean, deviation)), labels, l2, max_iterations)
     weight = weight / deviation
     bias = bias - weight @ mean
     layer = nn.Linear(x.shape[1], len(bias))

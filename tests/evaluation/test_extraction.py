@@ -69,7 +69,7 @@ def test_changed_images_are_read_in_the_same_pass(tmp_path: Path, monkeypatch: p
     plain, negative = LocalWorkplace().features(job).parts
     assert sorted(reads) == list(range(job.index.num_groups))
     in_gray_levels = [part.features * PREPROCESSING.pixel_std + PREPROCESSING.pixel_mean for part in (plain, negative)]
-    np.testing.assert_allclose(in_gray_levels[0] + in_gray_levels[1], 1.0, atol=1e-5)
+    np.testing.assert_allclose(in_gray_levels[0] + in_gray_levels[1], 1.0, atol=2e-3)
 
 
 def test_portions_may_come_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -77,11 +77,11 @@ class Diagnosis(Protocol):
         copies = [
             Stylized(config.stylize, textures, config.seed, number, render_px=config.render_px) for number in range(config.style_copies)
         ]
-        first, second, *stylized = (torch.from_numpy(part.features) for part in subject.changed_features([*changes, *copies]))
+        first, second, *stylized = map(_tensor, subject.changed_features([*changes, *copies]))
 
-        z = torch.from_numpy(test.features)
+        z = _tensor(test)
         rows = _sample(len(z), config.max_images, config.seed)
-        similarity, places = nearest(z, torch.from_numpy(train.features), config.num_neighbors)
+        similarity, places = nearest(z, train.features, config.num_neighbors)
         same_class = train.labels[places.numpy()] == test.labels[:, None]
         distances = torch.stack([1 - F.cosine_similarity(z, copy, dim=1) for copy in stylized]).mean(0).numpy()
         points, shares = principal_components(z[rows], 2)
@@ -152,6 +152,11 @@ class Diagnosis(Protocol):
         captions = [[f"{kind}: {distances[row]:.3f}", *("" for _ in copies)] for kind, row in zip(kinds, chosen, strict=True)]
         titles = ["cosine distance", *(f"stylized {number + 1}" for number in range(len(copies)))]
         return image_grid(images, titles, captions, cell_px=max(112, subject.size_px // 2))
+
+
+def _tensor(part: LabeledFeatures) -> torch.Tensor:
+    """(N, F) float32."""
+    return torch.from_numpy(np.array(part.features, np.float32))
 
 
 def _sample(num: int, most: int, seed: int) -> np.ndarray:

@@ -8,16 +8,18 @@ labels, and scaled to unit length.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from ray_sassl.evaluation import Evaluation, FeatureSubject, LabeledFeatures
+from ray_sassl.evaluation import Evaluation, FeatureSubject
 from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
-from ray_sassl.evaluation.scores import chance_of, check_features, top_k_accuracy
+from ray_sassl.evaluation.rows import CHUNK_BYTES, KEPT_BYTES, chunks, mean_of, pieces, release, rows_of
+from ray_sassl.evaluation.scores import chance_of, check_features, top1_accuracy
 from ray_sassl.evaluation.splits import n_of_each
 
 
@@ -55,16 +57,27 @@ class FewShot(Protocol):
     def evaluate(self, subject: FeatureSubject) -> Evaluation:
         train, test = subject.features("train"), subject.features("test")
         check_features(train, test, "few-shot classification")
-        x_train, x_test = centered_to_unit_length(train, test)
+        mean = mean_of(train.features)
         fit = fit_ridge if self.config.classifier == "ridge" else fit_centroids
+        # What is computed anew for each draw is small beside the draw's own fit.
+        kept = centered_to_unit_length(test.features, mean) if len(test.labels) <= rows_of(KEPT_BYTES, len(mean)) else None
+
+        def x_test() -> Iterator[np.ndarray]:
+            if kept is not None:
+                yield from (kept[piece] for piece in pieces(len(kept), rows_of(CHUNK_BYTES, len(mean))))
+                return
+            yield from (centered_to_unit_length(chunk, mean) for chunk in chunks(test.features))
+
         scores, details = {}, {}
         for shots in self.config.shots:
             top1 = []
             for draw in range(self.config.num_draws):
                 rows = n_of_each(train.labels, shots, np.random.default_rng([self.config.seed, shots, draw]))
-                weight, bias = fit(x_train[rows], train.labels[rows], self.config.l2)
-                class_scores = torch.from_numpy(x_test @ weight.T + bias)
-                top1.append(top_k_accuracy(class_scores, torch.from_numpy(test.labels))["top1"])
+                x_train = centered_to_unit_length(train.features[rows], mean)
+                weight, bias = fit(x_train, train.labels[rows], self.config.l2)
+                class_scores = (torch.from_numpy(x @ weight.T + bias) for x in x_test())
+                top1.append(top1_accuracy(class_scores, test.labels))
+            release(train.features)
             scores[f"{shots}_shot_top1"] = score_over_draws(top1).as_share(chance_of(test.labels))
             details[f"{shots}_shot"] = {
                 "top1_by_draw": top1,
@@ -73,12 +86,10 @@ class FewShot(Protocol):
         return Evaluation(scores, details=details)
 
 
-def centered_to_unit_length(train: LabeledFeatures, test: LabeledFeatures) -> tuple[np.ndarray, np.ndarray]:
-    """Features minus the train set's mean, divided by their length."""
-    mean = train.features.mean(0, dtype=np.float64)
-    centered = ((part.features - mean).astype(np.float32) for part in (train, test))
-    x_train, x_test = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in centered)
-    return x_train, x_test
+def centered_to_unit_length(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Features (n, F) minus the train set's mean (F,), divided by their length."""
+    x = (features - mean).astype(np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def fit_ridge(x: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from ray_sassl.evaluation import Evaluation, FeatureSubject
 from ray_sassl.evaluation.geometry import nearest
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
+from ray_sassl.evaluation.rows import CHUNK_BYTES, pieces, rows_of
 from ray_sassl.evaluation.scores import check_features, classification_scores, evaluation_device
 
 
@@ -42,21 +45,22 @@ class WeightedKNN(Protocol):
         check_features(train, test)
         device = evaluation_device(self.config.device)
         k = min(self.config.k, len(train.labels))
-        train_features, train_labels, test_features = (
-            torch.from_numpy(array).to(device) for array in (train.features, train.labels, test.features)
-        )
-        votes = knn_votes(train_features, train_labels, test_features, k, self.config.temperature)
+        votes = knn_votes(train.features, train.labels, test.features, k, self.config.temperature, device)
         scores, predictions = classification_scores(votes, test)
         return Evaluation(scores, details={"k": k}, predictions=predictions)
 
 
 @torch.inference_mode()
-def knn_votes(train_features: Tensor, train_labels: Tensor, test_features: Tensor, k: int, temperature: float) -> Tensor:
-    """Votes (M, C) of each class for the test features (M, F), by the k nearest of the train features (N, F) with labels (N,).
+def knn_votes(
+    train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, k: int, temperature: float, device: torch.device
+) -> Iterator[Tensor]:
+    """Votes (m, C) of each class for the test features (M, F), in blocks, by the k nearest of the train features (N, F) with labels (N,).
 
-    Votes are scaled so that each row's largest is 1, which keeps the order of the classes and cannot overflow.
+    Each row's largest vote counts 1, which leaves the order of the classes as it is and cannot overflow.
     """
     num_classes = int(train_labels.max()) + 1
-    similarity, places = nearest(test_features, train_features, k)
-    weight = ((similarity - similarity[:, :1]) / temperature).exp()
-    return weight.new_zeros(len(weight), num_classes).scatter_add_(1, train_labels[places], weight)
+    similarity, places = nearest(test_features, train_features, k, device)
+    labels = torch.from_numpy(train_labels).to(device)
+    for block in pieces(len(similarity), rows_of(CHUNK_BYTES, num_classes)):
+        weight = ((similarity[block] - similarity[block, :1]) / temperature).exp()
+        yield weight.new_zeros(len(weight), num_classes).scatter_add_(1, labels[places[block]], weight)

@@ -12,6 +12,7 @@ of the train set replaces a validation split.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -21,9 +22,10 @@ from pydantic import Field, model_validator
 from ray_sassl.evaluation import Evaluation, FeatureSubject, LabeledFeatures, Score, Subject
 from ray_sassl.evaluation.figures import curves
 from ray_sassl.evaluation.linear_sgd import fit_sgd, fixed_rows, new_crops, steps_of
-from ray_sassl.evaluation.logistic import fit_lbfgs, inverse_penalty, moments, unconverged_is_fine
+from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
-from ray_sassl.evaluation.scores import check_features, classification_scores, evaluation_device, top_k_accuracy
+from ray_sassl.evaluation.rows import CHUNK_BYTES, Rows, moments, pieces, rows_of
+from ray_sassl.evaluation.scores import check_features, classification_scores, evaluation_device, top1_accuracy
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.plugins import UsageError
 from ray_sassl.views.recipes import PositiveInterval
@@ -101,17 +103,17 @@ class LinearProbe(Protocol):
     def evaluate(self, subject: FeatureSubject) -> Evaluation:
         train, test = subject.features("train"), subject.features("test")
         check_features(train, test, "a linear probe")
-        mean, deviation = moments(train.features)
-        x_train, x_test = (((part.features - mean) / deviation).astype(np.float32) for part in (train, test))
+        found = moments(train.features)
+        x_train, x_test = (Rows(part.features, found) for part in (train, test))
         if self.config.solver == "sgd":
-            weight, bias, figures, details = self._by_sgd(subject, train, x_train, (mean, deviation))
+            weight, bias, figures, details = self._by_sgd(subject, train, x_train, found)
         else:
             weight, bias, figures, details = self._by_lbfgs(x_train, train.labels)
-        scores, predictions = classification_scores(torch.from_numpy(x_test @ weight.T + bias), test)
-        train_accuracy = top_k_accuracy(torch.from_numpy(x_train @ weight.T + bias), torch.from_numpy(train.labels))
-        return Evaluation({**scores, "train_top1": Score(train_accuracy["top1"], is_share=True)}, figures, details, predictions)
+        scores, predictions = classification_scores(class_scores(x_test, weight, bias), test)
+        train_top1 = top1_accuracy(class_scores(x_train, weight, bias), train.labels)
+        return Evaluation({**scores, "train_top1": Score(train_top1, is_share=True)}, figures, details, predictions)
 
-    def _by_lbfgs(self, x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
+    def _by_lbfgs(self, x: Rows, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
         """Weights, biases, figures and details."""
         config, l2 = self.config, self.config.l2
         figures: dict[str, bytes] = {}
@@ -129,19 +131,20 @@ class LinearProbe(Protocol):
         )
 
     def _by_sgd(
-        self, subject: FeatureSubject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray]
+        self, subject: FeatureSubject, train: LabeledFeatures, x: Rows, moments: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, bytes], dict[str, Any]]:
         """Weights, biases, figures and details with the best of several learning rates, or the smallest of equally good ones."""
         config = self.config
         if not isinstance(config.learning_rate, tuple):
-            ((weight, bias),) = self._fit_sgd(subject, train, x, moments, [config.learning_rate])
+            ((weight, bias),) = self._fit_sgd(subject, train.sample_id, train.labels, x, moments, [config.learning_rate])
             return weight, bias, {}, {}
         aside = held_out(train.labels, config.validation_share, config.seed)
         rates = sorted(config.learning_rate)
-        fits = self._fit_sgd(subject, train.take(~aside), x[~aside], moments, rates)
-        top1 = [float(np.mean((x[aside] @ weight.T + bias).argmax(1) == train.labels[aside])) for weight, bias in fits]
+        fits = self._fit_sgd(subject, train.sample_id[~aside], train.labels[~aside], x.part(~aside), moments, rates)
+        held = x.part(aside)
+        top1 = [top1_accuracy(class_scores(held, weight, bias), train.labels[aside]) for weight, bias in fits]
         rate = rates[int(np.argmax(top1))]
-        ((weight, bias),) = self._fit_sgd(subject, train, x, moments, [rate])
+        ((weight, bias),) = self._fit_sgd(subject, train.sample_id, train.labels, x, moments, [rate])
         title = "top-1 on held-out train images"
         figures = {"learning_rate": curves(rates, {"": top1}, "learning rate", title, is_log=True, mark=rate)} if len(rates) > 1 else {}
         return (
@@ -152,34 +155,46 @@ class LinearProbe(Protocol):
         )
 
     def _fit_sgd(
-        self, subject: FeatureSubject, train: LabeledFeatures, x: np.ndarray, moments: tuple[np.ndarray, np.ndarray], rates: list[float]
+        self,
+        subject: FeatureSubject,
+        sample_id: np.ndarray,
+        labels: np.ndarray,
+        x: Rows,
+        moments: tuple[np.ndarray, np.ndarray],
+        rates: list[float],
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Weights and biases of each learning rate, fitted on all of `train`, whose standardized features are `x`."""
+        """Weights and biases of each learning rate, fitted on train images of these ids and labels (n,), whose standardized features are
+        `x`."""
         config, device = self.config, evaluation_device(self.config.device)
         assert config.l2 != "grid"
         options = (config.epochs, config.batch_size, config.seed, device)
         if config.augment:
             if not isinstance(subject, Subject):
-                raise UsageError("augment=true needs the images and the encoder, but only features are given")
-            batches = new_crops(subject, train.sample_id, moments, *options)
+                raise UsageError("augment=true needs the images and the encoder, and only features are here")
+            batches = new_crops(subject, sample_id, moments, *options)
         else:
-            batches = fixed_rows(x, train.labels, *options)
+            batches = fixed_rows(x, labels, *options)
         num_steps = steps_of(len(x), config.epochs, config.batch_size)
-        num_classes = int(train.labels.max()) + 1
-        return fit_sgd(batches, num_steps, x.shape[1], num_classes, rates, config.l2, config.sgd_momentum, device)
+        num_classes = int(labels.max()) + 1
+        return fit_sgd(batches, num_steps, x.width, num_classes, rates, config.l2, config.sgd_momentum, device)
 
-    def _choose_l2(self, x: np.ndarray, labels: np.ndarray) -> tuple[float, list[float], list[float]]:
-        """The best l2 on held-out images (the largest of equally good ones), the grid from large to small, and the top-1 of each value."""
-        from sklearn.linear_model import LogisticRegression  # slow to import, and most processes of a run fit nothing
-
+    def _choose_l2(self, x: Rows, labels: np.ndarray) -> tuple[float, list[float], list[float]]:
+        """The l2 that does best on held-out images (of several the largest), the grid from large to small, and the top-1 of each value."""
         config = self.config
         aside = held_out(labels, config.validation_share, config.seed)
         grid = np.geomspace(config.l2_range[1], config.l2_range[0], config.num_l2).tolist()
+        fitted, held = x.part(~aside), x.part(aside)
         top1: list[float] = []
-        model = LogisticRegression(max_iter=config.max_iterations, tol=_PATH_TOLERANCE, warm_start=True)
+        fit = None
         for l2 in grid:  # each fit starts where the one before ended
-            model.set_params(C=inverse_penalty(l2, labels[~aside]))
-            with unconverged_is_fine():
-                model.fit(x[~aside], labels[~aside])
-            top1.append(float(np.mean(model.predict(x[aside]) == labels[aside])))
+            fit = fit_lbfgs(fitted, labels[~aside], l2, config.max_iterations, tolerance=_PATH_TOLERANCE, start=fit)
+            top1.append(top1_accuracy(class_scores(held, fit[0], fit[1]), labels[aside]))
         return grid[int(np.argmax(top1))], grid, top1
+
+
+def class_scores(x: Rows, weight: np.ndarray, bias: np.ndarray) -> Iterator[torch.Tensor]:
+    """Scores (n, C) of each class by a linear classifier, (C, F) and (C,), in blocks."""
+    columns, added = torch.from_numpy(weight).T, torch.from_numpy(bias)
+    for chunk in x:
+        for piece in pieces(len(chunk), rows_of(CHUNK_BYTES, len(bias))):
+            yield torch.addmm(added, torch.from_numpy(chunk[piece]), columns)

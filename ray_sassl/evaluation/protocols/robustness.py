@@ -21,8 +21,9 @@ from ray_sassl.evaluation.changes import Stylized, Textures, textures_of
 from ray_sassl.evaluation.corruptions import CORRUPTIONS, MAX_SEVERITY, Corrupted
 from ray_sassl.evaluation.figures import draw
 from ray_sassl.evaluation.intervals import bootstrap, mean_score
-from ray_sassl.evaluation.logistic import fit_lbfgs, moments
+from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
+from ray_sassl.evaluation.rows import Rows, moments
 from ray_sassl.evaluation.scores import chance_of, check_features, class_name
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import did_you_mean, plugin_field
@@ -186,8 +187,7 @@ class LinearClassifier(nn.Module):
 
 def _fitted(subject: Subject, train: LabeledFeatures, config: Config) -> LinearClassifier:
     mean, deviation = moments(train.features)
-    x = ((train.features - mean) / deviation).astype(np.float32)
-    weight, bias, _ = fit_lbfgs(x, train.labels, config.l2, config.max_iterations)
+    weight, bias, _ = fit_lbfgs(Rows(train.features, (mean, deviation)), train.labels, config.l2, config.max_iterations)
     encoder, _ = subject.encoder()
     return LinearClassifier(encoder.cpu(), mean, deviation, weight, bias)
 

@@ -72,13 +72,16 @@ class EvaluationPool(Workplace):
         self._workers: list[ActorHandle] = []
 
     def features(self, job: ExtractionJob) -> Extracted:
-        items, held, done = job.items, ray.put(job), []
+        items, held = job.items, ray.put(job)
         workers = self._workers_for(len(items))
         with self._progress("features", job.index.num_rows) as advance:
-            for groups, portion in spread(workers, lambda actor, groups: actor.portion.remote([held], groups), items):
-                done.append(portion)
-                advance(int(job.index.group_rows[groups].sum()))
-        return joined(job, done)
+
+            def portions() -> Iterator[Extracted]:
+                for groups, portion in spread(workers, lambda actor, groups: actor.portion.remote([held], groups), items):
+                    yield portion
+                    advance(int(job.index.group_rows[groups].sum()))
+
+            return joined(job, portions())
 
     def encode_crops(self, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         held, crops = ray.put(job), job.crops()

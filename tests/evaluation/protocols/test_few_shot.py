@@ -29,7 +29,8 @@ def _evaluated(train: LabeledFeatures, test: LabeledFeatures, **options) -> Eval
 )
 def test_classifiers_choose_as_scikit_learns_do(fit, reference):
     train, test = _data(30, 0), _data(300, 1)
-    x_train, x_test = few_shot.centered_to_unit_length(train, test)
+    mean = train.features.mean(0, dtype=np.float64)
+    x_train, x_test = (few_shot.centered_to_unit_length(part.features, mean) for part in (train, test))
     weight, bias = fit(x_train, train.labels, 1.0)
     chosen = (x_test @ weight.T + bias).argmax(1)
     expected = reference.fit(x_train.astype(np.float64), train.labels).predict(x_test.astype(np.float64))

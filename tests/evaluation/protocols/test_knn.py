@@ -9,6 +9,8 @@ from ray_sassl.evaluation import Evaluation, FixedFeatures, LabeledFeatures, geo
 from ray_sassl.evaluation.protocols import knn
 from ray_sassl.plugins import UsageError
 
+CPU = torch.device("cpu")
+
 
 def _data(num: int, seed: int, num_classes: int = 7) -> LabeledFeatures:
     rng = np.random.default_rng(seed)
@@ -36,7 +38,7 @@ def _reference_votes(train: LabeledFeatures, x: np.ndarray, k: int, temperature:
 def test_votes_equal_the_equation_in_blocks_of_any_size(max_similarities, monkeypatch):
     monkeypatch.setattr(geometry, "MAX_SIMILARITIES", max_similarities)
     train, test = _data(60, 0), _data(9, 1)
-    votes = knn.knn_votes(*map(torch.from_numpy, (train.features, train.labels, test.features)), k=11, temperature=0.1)
+    votes = torch.cat(list(knn.knn_votes(train.features, train.labels, test.features, 11, 0.1, CPU)))
     for row, x in zip(votes.double(), test.features.astype(np.float64), strict=True):
         expected = torch.tensor(_reference_votes(train, x, 11, 0.1), dtype=torch.float64)
         torch.testing.assert_close(row / row.sum(), expected / expected.sum(), rtol=1e-5, atol=1e-6)
@@ -58,7 +60,9 @@ def test_of_a_small_train_set_all_vote_and_the_result_says_how_many():
 
 
 def test_a_tiny_temperature_does_not_overflow():
-    votes = knn.knn_votes(torch.randn(20, 4), torch.arange(20) % 3, torch.randn(5, 4), k=10, temperature=1e-4)
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(num, 4)).astype(np.float32) for num in (20, 5)]
+    (votes,) = knn.knn_votes(features[0], np.arange(20) % 3, features[1], 10, 1e-4, CPU)
     assert torch.isfinite(votes).all()
 
 

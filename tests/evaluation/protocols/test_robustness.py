@@ -9,8 +9,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ray_sassl.evaluation.changes import Stylized, Textures
-from ray_sassl.evaluation.logistic import fit_lbfgs, moments
+from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.protocols import robustness
+from ray_sassl.evaluation.rows import moments
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from tests.evaluation.conftest import SmallSubject
 

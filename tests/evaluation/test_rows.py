@@ -123,7 +123,7 @@ def test_the_nearest_are_found_whatever_the_chunks(monkeypatch: pytest.MonkeyPat
 
 
 _CHILD = """
-import json, resource, sys
+import json, sys
 import numpy as np
 import torch
 from ray_sassl.evaluation import FixedFeatures, LabeledFeatures, geometry, logistic, rows
@@ -157,8 +157,9 @@ for config in configs.values():  # what is loaded on the first use
     config.build().evaluate(FixedFeatures(small, test))
 large = mapped(int(sys.argv[1]))
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # ru_maxrss would begin with that of the process that started this one
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(lines["VmHWM"].split()[0]) * 1024
 
 before = peak()
 for name, config in configs.items():
@@ -176,9 +177,10 @@ def _growth(tmp_path: Path, kept_bytes: int, *names: str) -> dict[str, int]:
     return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process held at most")
 def test_memory_does_not_grow_with_the_train_images(tmp_path: Path):
     in_float32 = 4 * 512 * _NUM  # 205 MB
     growth = _growth(tmp_path, 2**22, "knn", "linear", "sgd", "few_shot")
-    assert max(growth.values()) < 0.2 * in_float32, growth
+    assert max(growth.values()) < 0.35 * in_float32, growth  # less than the float16 file, and the same for twice the rows
     kept = _growth(tmp_path, 2**40, "linear")  # so that this would be seen
     assert kept["linear"] > 0.8 * in_float32, kept

@@ -42,11 +42,12 @@ def pool(ray_cluster) -> Iterator[EvaluationPool]:
 
 
 def test_other_data_sets_are_evaluated_side_by_side_as_in_one_process(pool: EvaluationPool, tmp_path: Path):
-    data = DataConfig(path=write_shards(tmp_path, bad=(7,)), max_bad_fraction=1)
+    (tmp_path / "test").mkdir()
+    data, test = (DataConfig(path=write_shards(folder, bad=(7,)), max_bad_fraction=1) for folder in (tmp_path, tmp_path / "test"))
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
     protocols = (Knn(k=3), FineTune(epochs=1, batch_size=64), Knn(k=1))
-    job = EncoderEvaluation(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, data) for protocol in protocols))
+    job = EncoderEvaluation(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, test) for protocol in protocols))
     here = LocalWorkplace().evaluate(job)
     assert not pool._workers  # this is the file's first test
     pool.features(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))

@@ -138,15 +138,20 @@ def read_features(path: str) -> tuple[LabeledFeatures, dict[str, str]]:
 def _tensor(file: IO[bytes], entry: Any, begin: int, size: int, name: str) -> np.ndarray:
     if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES:
         raise ValueError(f"it has no tensor {name!r} of a known type")
-    dtype, shape, offsets = _DTYPES[entry["dtype"]], entry.get("shape"), entry.get("data_offsets")
-    if not all(isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers) for numbers in (shape, offsets)):
-        raise ValueError(f"shape or offsets of {name!r} are not numbers")
+    dtype, shape, offsets = _DTYPES[entry["dtype"]], _counts(entry, "shape"), _counts(entry, "data_offsets")
     num_bytes = dtype.itemsize * int(np.prod([1, *shape], dtype=object))
     if len(offsets) != 2 or offsets[1] - offsets[0] != num_bytes or begin + offsets[1] > size:
         raise ValueError(f"the bytes of {name!r} are not all there")
     if num_bytes == 0:
         return np.empty(shape, dtype)
     return np.memmap(file, dtype, "r", offset=begin + offsets[0], shape=tuple(shape))
+
+
+def _counts(entry: dict[str, Any], name: str) -> list[int]:
+    numbers = entry.get(name)
+    if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"{name} is not a list of counts")
+    return numbers
 
 
 def _fits(features: np.ndarray) -> bool:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal
 
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
+from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation.datasets import load_evaluation_data
 from ray_sassl.evaluation.protocols.knn import Config as Knn
@@ -64,6 +65,7 @@ def plan_run(
     *,
     overrides: Overrides = None,
     resume: Resume = False,
+    data_moved: bool = False,
     address: str | None = None,
 ) -> RunPlan:
     """The config and the place of a run, without starting it.
@@ -75,11 +77,14 @@ def plan_run(
         run_dir: As for `pretrain`.
         overrides: As for `pretrain`.
         resume: As for `pretrain`.
+        data_moved: As for `pretrain`.
         address: Address of the Ray cluster whose GPUs the config is chosen for; by default RAY_ADDRESS, or else this machine's.
 
     Raises:
         UsageError: nothing of that name is there, the images do not allow a run, or an override is wrong.
     """
+    if data_moved and not resume:
+        raise UsageError("--data-moved is for a run that is resumed; leave it out of a new one")
     if not names_data(experiment):
         config = load_config(experiment, overrides)
         place = os.fspath(run_dir) if run_dir is not None else default_run_dir(experiment, config)
@@ -88,9 +93,21 @@ def plan_run(
     data = os.fspath(experiment)
     place = os.fspath(run_dir) if run_dir is not None else f"runs/{run_name(data)}"
     if has_begun(place) if resume == "if begun" else resume:
-        return RunPlan(load_config(place, overrides), place, True, None)
+        config = load_config(place, overrides)
+        return RunPlan(_with_data_at(config, data) if data_moved else config, place, True, None)
     recipe = choose_recipe(data, override_list(overrides), _machine(address))
     return RunPlan(recipe.config, place, False, recipe)
+
+
+def _with_data_at(config: ExperimentConfig, path: str) -> ExperimentConfig:
+    """The config with its data at another path, also where they are evaluated on."""
+    before = config.data.path
+
+    def moved(data: DataConfig | None) -> DataConfig | None:
+        return data.model_copy(update={"path": path}) if data is not None and data.path == before else data
+
+    splits = {name: moved(value) for name, value in config.evaluate if value is None or isinstance(value, DataConfig)}
+    return config.model_copy(update={"data": moved(config.data), "evaluate": config.evaluate.model_copy(update=splits)})
 
 
 def _machine(address: str | None) -> Machine:
@@ -106,6 +123,7 @@ def pretrain(
     *,
     overrides: Overrides = None,
     resume: Resume = False,
+    data_moved: bool = False,
     minutes: float | None = None,
     address: str | None = None,
     watch: Callable[[ProgressUpdate], None] = _ignore,
@@ -120,6 +138,7 @@ def pretrain(
         run_dir: Local path or URI. On a cluster of several nodes all of them must reach it. By default `runs/NAME`.
         overrides: Changes to the config, such as `{"train.epochs": 20}`.
         resume: Whether to continue the run that is in the run directory; "if begun" continues it if there is one.
+        data_moved: The data of the run to resume may be elsewhere now (`data.path`), or copied again, if their content is the same.
         minutes: Train about so long: the first steps are timed, and the epochs chosen by their rate.
         address: Address of a running Ray cluster. By default RAY_ADDRESS, or else Ray is started on this machine.
         watch: Called several times a second with the progress since the last call.
@@ -129,14 +148,14 @@ def pretrain(
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
         RunFailedError: the run ended by an error.
     """
-    plan = plan_run(experiment, run_dir, overrides=overrides, resume=resume, address=address)
+    plan = plan_run(experiment, run_dir, overrides=overrides, resume=resume, data_moved=data_moved, address=address)
     config = plan.config
     with hold_folder(plan.run_dir, "pretrain"):
         if minutes is not None:
             if plan.resume:
                 raise UsageError("`minutes` sets the length of a new run; change the length of this one by train.epochs")
             config = lasting(config, minutes, address=address)
-        return launch.pretrain(config, plan.run_dir, resume=plan.resume, address=address, watch=watch)
+        return launch.pretrain(config, plan.run_dir, resume=plan.resume, data_moved=data_moved, address=address, watch=watch)
 
 
 def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = None) -> ExperimentConfig:

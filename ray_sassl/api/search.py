@@ -122,6 +122,7 @@ def search(
     seed: int = 0,
     retries: int = 1,
     resume: Resume = False,
+    data_moved: bool = False,
     address: str | None = None,
     watch: Callable[[StudyState], None] = lambda state: None,
 ) -> StudyResult:
@@ -142,6 +143,7 @@ def search(
         seed: Seed of the suggestions; a trial's own seed is the experiment's.
         retries: How often a failed trial is restarted from its checkpoint.
         resume: Whether to continue the study in the study directory; "if begun" continues it if there is one.
+        data_moved: The data of the study to resume may be elsewhere now, or copied again, if their content is the same.
         address: Address of a running Ray cluster, as for `pretrain`.
         watch: Called several times a second with the state of the study.
 
@@ -151,6 +153,8 @@ def search(
     """
     from ray_sassl.orchestrate.tune.search import search as run_search
 
+    if data_moved and not resume:
+        raise UsageError("--data-moved is for a study that is resumed; leave it out of a new one")
     study = make_study(
         space,
         experiment=experiment,
@@ -168,7 +172,7 @@ def search(
     place = study_dir or f"studies/{study.name}"
     with hold_folder(place, "search"):
         goes_on = storage.exists(storage.join(place, STUDY)) if resume == "if begun" else resume
-        state = run_search(study, place, resume=goes_on, address=address, watch=watch)
+        state = run_search(study, place, resume=goes_on, data_moved=data_moved, address=address, watch=watch)
     is_interrupted = any(trial.state == "interrupted" for trial in state.records) or (
         state.is_stopping and len(state.records) < study.num_trials
     )

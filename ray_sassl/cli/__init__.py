@@ -150,6 +150,9 @@ def pretrain(
     resume_if_begun: Annotated[
         bool, typer.Option("--resume-if-begun", help="Continue the run in the run directory, or start it if there is none.")
     ] = False,
+    data_moved: Annotated[
+        bool, typer.Option("--data-moved", help="With --resume: the same data are elsewhere now (data.path), or were copied again.")
+    ] = False,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.1, help="Training time: the first steps are timed, and the number of epochs follows from their speed."),
@@ -169,7 +172,8 @@ def pretrain(
 
     how = "if begun" if resume_if_begun and not resume else resume
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
-    code = pretraining.pretrain(open_console(), experiment, changes, run_dir, resume=how, minutes=minutes, dry_run=dry_run, address=address)
+    options = {"resume": how, "data_moved": data_moved, "minutes": minutes, "dry_run": dry_run, "address": address}
+    code = pretraining.pretrain(open_console(), experiment, changes, run_dir, **options)
     raise typer.Exit(code)
 
 

@@ -88,6 +88,7 @@ def pretrain(
     run_dir: str | None,
     *,
     resume: Resume,
+    data_moved: bool,
     minutes: float | None,
     dry_run: bool,
     address: str | None,
@@ -96,7 +97,7 @@ def pretrain(
     from ray_sassl.config.files import to_yaml
 
     overrides, run_dir = split_run_dir(overrides, run_dir)
-    plan = ray_sassl.plan_run(experiment, run_dir, overrides=overrides, resume=resume, address=address)
+    plan = ray_sassl.plan_run(experiment, run_dir, overrides=overrides, resume=resume, data_moved=data_moved, address=address)
     if plan.recipe is not None:
         _show_recipe(console, plan.recipe)
     if dry_run:
@@ -107,7 +108,8 @@ def pretrain(
         return 0
     console.print(Text.assemble((plan.config.name, "bold"), f" in {plan.run_dir}"))
     with _progress(console, plan.config) as watch:
-        result = ray_sassl.pretrain(plan.config, plan.run_dir, resume=plan.resume, minutes=minutes, address=address, watch=watch)
+        how = {"resume": plan.resume, "data_moved": data_moved and plan.resume, "minutes": minutes, "address": address}
+        result = ray_sassl.pretrain(plan.config, plan.run_dir, **how, watch=watch)
     console.print(_where(result.run_dir, result.checkpoint))
     if result.status == "interrupted":
         console.print(_interrupted(result.reason))

@@ -105,6 +105,9 @@ def run_command(
     resume_if_begun: Annotated[
         bool, typer.Option("--resume-if-begun", help="Continue the study in the study directory, or start it if there is none.")
     ] = False,
+    data_moved: Annotated[
+        bool, typer.Option("--data-moved", help="With --resume: the same data are elsewhere now (data.path), or were copied again.")
+    ] = False,
     address: Address = None,
 ) -> None:
     """Run a study.
@@ -137,6 +140,7 @@ def run_command(
             seed=seed,
             retries=retries,
             resume="if begun" if resume_if_begun and not resume else resume,
+            data_moved=data_moved,
             address=address,
             watch=watch,
         )

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_sassl.data import NO_LABEL, SYNTHETIC, DataConfig, Format, Reader, Rows
+from ray_sassl.data.contents import with_digests
 from ray_sassl.data.disk_cache import read_cached
 from ray_sassl.data.index import FILE_SCHEMA, SCANNED_FIELDS, Index
 from ray_sassl.data.quarantine import BadRow
@@ -75,7 +76,8 @@ def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[i
     if left_out:
         log.warning("%s: %s", where, left_out)
     if not (scan.groups.num_rows and sum(scan.groups["num_rows"].to_pylist())):
-        raise UsageError(f"{where} has no rows: {len(entries):,} files, all empty")
+        why = "; ".join(str(problem) for problem in scan.problems[:3]) or "all empty"
+        raise UsageError(f"{where} has no rows: {len(entries):,} files, {why}")
     root = _common_root([entry.path for entry in entries])
     columns = [
         [entry.path[len(root) :] for entry in entries],
@@ -102,6 +104,8 @@ def cached_index(
     cache_path: str | os.PathLike[str],
     num_threads: int = 16,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    with_content: bool = False,
 ) -> Index:
     """The index at `cache_path` if it is still valid; otherwise it is built, and saved there.
 
@@ -116,6 +120,8 @@ def cached_index(
             refuse_left_out(config, index.left_out)
             return replace(index, config=config)
     index = build_index(config, num_threads, progress)
+    if with_content:
+        index = with_digests(index)
     index.save(cache_path)
     return index
 

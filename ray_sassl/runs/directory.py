@@ -19,8 +19,10 @@ import torch
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.roles import changeable_paths, differing_paths, fixed_part
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data import DataConfig
+from ray_sassl.data.contents import check_same_content
 from ray_sassl.data.index import Index
-from ray_sassl.data.reading import cached_index, refuse_left_out
+from ray_sassl.data.reading import build_index, cached_index, refuse_left_out
 from ray_sassl.data.sources import path_around
 from ray_sassl.files import storage
 from ray_sassl.files.own import mark_folder
@@ -40,6 +42,9 @@ INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, METRICS = (
     "views.png",
     "metrics.jsonl",
 )
+
+
+DATA_PATH = "data.path"
 
 
 class RunDirectoryError(UsageError):
@@ -77,8 +82,11 @@ def _with_resizing(config: ExperimentConfig, resizing: str) -> ExperimentConfig:
     return config.model_copy(update={"views": config.views.model_copy(update={"resizing": resizing})})
 
 
-def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> Index:
+def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool, data_moved: bool = False) -> Index:
     """Make the run directory, or check that the one to resume contains this run; returns the data's index, which is cached there.
+
+    Args:
+        data_moved: For a run to resume: its data may be elsewhere now, or copied again, if their content is the same.
 
     Raises:
         RunDirectoryError: there is a run and `resume` is not set, there is none to resume, or the config or the data are not the run's.
@@ -96,25 +104,47 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool) -> 
     _mark(config, run_dir, is_new=not resume)
     index_path = storage.join(run_dir, INDEX)
     if there and resume:
-        _check_same_run(_begun_with(config), _begun_with(from_yaml(storage.read_text(config_path), source=config_path)))
-        index = Index.load(index_path)
-        if changed := index.changed_files():
-            named = "\n".join(f"  {path}" for path in changed[:20])
-            raise RunDirectoryError(
-                f"{len(changed):,} files of the data set have changed since the run began, so its epochs cannot be continued exactly:\n"
-                f"{named}\nRestore them, or start a new run."
-            )
-        refuse_left_out(config.data, index.left_out)
-        if index.config != config.data:  # workers read the index with its config
-            index = replace(index, config=config.data)
-            index.save(index_path)
+        begun = from_yaml(storage.read_text(config_path), source=config_path)
+        _check_same_run(_begun_with(config), _begun_with(begun), data_moved=data_moved)
+        index = index_to_continue(config.data, index_path, data_moved=data_moved)
         _check_checkpoints(run_dir)
     else:
-        index = cached_index(config.data, index_path)
+        index = cached_index(config.data, index_path, with_content=True)
     storage.write_text(config_path, to_yaml(config))
     storage.write_text(storage.join(run_dir, ENVIRONMENT), json.dumps(environment(), indent=2))
     for name in (SUMMARY, DIVERGED):
         storage.remove(storage.join(run_dir, name))
+    return index
+
+
+def index_to_continue(data: DataConfig, path: str, *, data_moved: bool = False) -> Index:
+    """The index at the path, once the data are seen to be still those that it is of.
+
+    Args:
+        data_moved: The data may be elsewhere now, or copied again, if their content is the same; the index of them is saved then.
+
+    Raises:
+        RunDirectoryError: the data are others.
+    """
+    index = Index.load(path)
+    if data_moved:
+        now = build_index(data)
+        if now.fingerprint != index.fingerprint or now.root != index.root:
+            try:
+                index = check_same_content(index, now)
+            except UsageError as error:
+                raise RunDirectoryError(f"--data-moved is for the same data at another place, and {error}") from error
+            index.save(path)
+    elif changed := index.changed_files():
+        named = "\n".join(f"  {path}" for path in changed[:20])
+        raise RunDirectoryError(
+            f"{len(changed):,} files of the data set have changed since the run began, so its epochs cannot be continued exactly:\n"
+            f"{named}\nRestore them, or start a new run. If they were only copied again, add --data-moved, which compares their content."
+        )
+    refuse_left_out(data, index.left_out)
+    if index.config != data:  # workers read the index with its config
+        index = replace(index, config=data)
+        index.save(path)
     return index
 
 
@@ -151,9 +181,15 @@ def has_begun(run_dir: str) -> bool:
     return storage.exists(storage.join(run_dir, METRICS)) or bool(list_checkpoints(run_dir))
 
 
-def _check_same_run(new: ExperimentConfig, old: ExperimentConfig) -> None:
+def _check_same_run(new: ExperimentConfig, old: ExperimentConfig, *, data_moved: bool) -> None:
     before, after = (fixed_part(config.model_dump(mode="json")) for config in (old, new))
-    if differing := differing_paths(before, after):
+    differing = [path for path in differing_paths(before, after) if not (data_moved and path == DATA_PATH)]
+    if differing == [DATA_PATH]:
+        raise RunDirectoryError(
+            f"the run to resume has another {DATA_PATH} ({', '.join(old.data.paths)}). If the same data are at {', '.join(new.data.paths)} "
+            f"now, add --data-moved, which compares their content."
+        )
+    if differing:
         raise RunDirectoryError(
             f"the run to resume has another {', '.join(differing)}; a resumed run may change only {', '.join(changeable_paths())}"
         )

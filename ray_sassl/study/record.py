@@ -72,6 +72,7 @@ class StudyConfig(FrozenConfig):
         return [Objective.parse(text) for text in self.objectives]
 
 
+_DATA_PATH = "base.data.path"
 RESUME_MAY_CHANGE = ("num_trials", "max_concurrent", "time_budget_s", "retries")
 
 
@@ -175,8 +176,11 @@ def trial_dir(study_dir: str, number: int) -> str:
     return storage.join(study_dir, "trials", f"{number:04d}")
 
 
-def open_study(study: StudyConfig, study_dir: str, *, resume: bool) -> list[TrialRecord]:
+def open_study(study: StudyConfig, study_dir: str, *, resume: bool, data_moved: bool = False) -> list[TrialRecord]:
     """Make the study directory, or check that the one to resume contains this study; returns its trials.
+
+    Args:
+        data_moved: For a study to resume: its data may be at another path.
 
     Raises:
         StudyDirectoryError: there is a study and `resume` is not set, there is none to resume, or it is another one.
@@ -188,9 +192,11 @@ def open_study(study: StudyConfig, study_dir: str, *, resume: bool) -> list[Tria
         raise StudyDirectoryError(f"{study_dir} contains no study to resume (no {STUDY}); leave out --resume to start one there")
     if resume:
         before, after = (s.model_dump(mode="json", exclude=set(RESUME_MAY_CHANGE)) for s in (read_study(study_dir), study))
-        if differing := differing_paths(before, after):
+        if differing := [path for path in differing_paths(before, after) if not (data_moved and path == _DATA_PATH)]:
+            hint = "; if the same data are elsewhere now, add --data-moved" if differing == [_DATA_PATH] else ""
             raise StudyDirectoryError(
-                f"the study to resume has another {', '.join(differing)}; a resumed study may change only {', '.join(RESUME_MAY_CHANGE)}"
+                f"the study to resume has another {', '.join(differing)}{hint}; a resumed study may change only "
+                f"{', '.join(RESUME_MAY_CHANGE)}"
             )
         if _chose_by_test_images(study_dir):
             log.warning(

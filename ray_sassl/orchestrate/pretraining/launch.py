@@ -69,6 +69,7 @@ def pretrain(
     run_dir: str,
     *,
     resume: bool = False,
+    data_moved: bool = False,
     address: str | None = None,
     watch: Watch = lambda update: None,
     stop: threading.Event | None = None,
@@ -81,6 +82,7 @@ def pretrain(
         config: The whole run.
         run_dir: Local path or pyarrow filesystem URI; on a cluster of several nodes all of them must reach it.
         resume: Whether to continue the run in the run directory.
+        data_moved: For a run to resume: whether its data may be elsewhere now, if their content is the same.
         address: Address of a running Ray cluster.
         watch: Called with the progress.
         stop: When it is set, the run stops as after the first Ctrl-C.
@@ -93,7 +95,7 @@ def pretrain(
     config = settled(with_absolute_paths(config), run_dir, resume=resume)
     check_workers(config)
     check_evaluation(config)
-    index = prepare_run_dir(config, run_dir, resume=resume)
+    index = prepare_run_dir(config, run_dir, resume=resume, data_moved=data_moved)
     check_data(config, index)
     if not resume or not storage.exists(storage.join(run_dir, START)):
         keep_start(config, run_dir)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +51,7 @@ from ray_sassl.orchestrate.tune.trial import (
     without_test,
 )
 from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.runs.directory import index_to_continue
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
 from ray_sassl.study.searcher import suggest
 from ray_sassl.style.stylizers import StylizerConfig
@@ -116,6 +118,7 @@ def search(
     study_dir: str,
     *,
     resume: bool = False,
+    data_moved: bool = False,
     address: str | None = None,
     watch: Watch = lambda state: None,
     run: Pretrain = pretrain,
@@ -128,6 +131,7 @@ def search(
         study: The whole study.
         study_dir: Local path or pyarrow filesystem URI; all nodes of a cluster must have access to it.
         resume: Whether to continue the study in the directory: finished trials are kept, open ones continued.
+        data_moved: For a study to resume: its data may be elsewhere now, if their content is the same.
         address: Address of a running Ray cluster.
         watch: Shows progress.
         run: Runs one trial; simulations replace it.
@@ -138,8 +142,12 @@ def search(
     study_dir = absolute(study_dir)
     study = study.model_copy(update={"base": with_absolute_paths(study.base)})
     stylizers = _check(study)
-    records = open_study(study, study_dir, resume=resume)
-    index = cached_index(study.base.data, storage.join(study_dir, INDEX))
+    records = open_study(study, study_dir, resume=resume, data_moved=data_moved)
+    index_path = storage.join(study_dir, INDEX)
+    if resume and storage.exists(index_path):
+        index = index_to_continue(study.base.data, index_path, data_moved=data_moved)
+    else:
+        index = cached_index(study.base.data, index_path, with_content=True)
     state = StudyState(study, study_dir, {record.number: record for record in records})
     state.num_earlier = len(records)
     state.evaluations = num_evaluations(study.base.train, index.num_rows)
@@ -154,6 +162,7 @@ def search(
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(state.concurrent)
         control = start_control()
         keepers = {config.name: keeper for config in stylizers if (keeper := keep_weights(config)) is not None}
+        run = partial(run, data_moved=True) if data_moved else run
         spec = TrialSpec(to_yaml(study), study_dir, index.num_rows, control, run, keepers)
         with tempfile.TemporaryDirectory(prefix="ray-sassl-tune-") as folder:
             tuner = tune.Tuner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,10 @@ import numpy as np
 
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
 from ray_sassl.data import NO_LABEL, DataConfig
+from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
-from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.data.inspect import sample_rows
+from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import all_labels, build_index
 from ray_sassl.evaluation.apart import check_train_and_test
 from ray_sassl.evaluation.images import labeled_images
@@ -20,6 +23,7 @@ from ray_sassl.evaluation.splits import held_out
 from ray_sassl.plugins import UsageError
 
 _KEPT_BYTES = 2**30
+_ROWS_TRIED = 128
 
 
 class LabeledImages:
@@ -81,7 +85,9 @@ def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledIm
     assert evaluate.train is not None
     size_px, limit = evaluate.size_px, evaluate.online_rows
     if evaluate.own_validation is not None:
-        return LabeledImages(evaluate.train, size_px, limit), LabeledImages(evaluate.own_validation, size_px, limit)
+        train, validation = LabeledImages(evaluate.train, size_px, limit), LabeledImages(evaluate.own_validation, size_px, limit)
+        check_same_names(train.index, validation.index)
+        return train, validation
     index = build_index(evaluate.train)
     labels = all_labels(index)
     places = np.flatnonzero(labels != NO_LABEL)
@@ -145,12 +151,42 @@ def labeled_data(train: DataConfig, test: DataConfig, size_px: int) -> Evaluatio
     for split, images in splits.items():
         if not len(images.labels):
             raise UsageError(f"evaluate.{split}: {images.config.path} has no labels (label_column={images.config.label_column!r})")
-    names = [images.index.class_names for images in splits.values()]
-    if names[0] and names[1] and names[0] != names[1]:
-        differing = sorted(set(names[0]) ^ set(names[1]))
+    check_same_names(splits["train"].index, splits["test"].index)
+    check_classes(splits["train"].labels, splits["test"].labels, splits["train"].index.class_names)
+    return EvaluationData(**splits)
+
+
+def check_same_names(one: Index, other: Index) -> None:
+    """Check that the labels of two data sets mean the same, as far as both name their classes.
+
+    Raises:
+        UsageError: they do not.
+    """
+    names, others = one.class_names, other.class_names
+    if names and others and names != others:
+        differing = sorted(set(names) ^ set(others)) or ["their order"]
         raise UsageError(
-            f"{train.path} has {len(names[0])} classes and {test.path} {len(names[1])}, so their labels mean different things; "
+            f"{one.config.path} has {len(names)} classes and {other.config.path} {len(others)}, so their labels mean different things; "
             f"in one only: {', '.join(differing[:10])}"
         )
-    check_classes(splits["train"].labels, splits["test"].labels, names[0])
-    return EvaluationData(**splits)
+
+
+def check_usable(index: Index) -> None:
+    """Check that the images have labels and can be decoded, by some of them.
+
+    Raises:
+        UsageError: there are no labels, or so many of the images are damaged that more than `max_bad_fraction` of all must be.
+    """
+    if not (all_labels(index) != NO_LABEL).any():
+        raise UsageError(f"{index.config.path} has no labels (label_column={index.config.label_column!r})")
+    rows = sample_rows(index, _ROWS_TRIED)
+    bad = [image for image in decode_rows(rows, index.config.max_pixels) if isinstance(image, BadRow)]
+    allowed = index.config.max_bad_fraction * len(rows)
+    if len(rows) < index.num_rows:
+        allowed += 1 + 3 * math.sqrt(allowed)  # so few may be among these by chance
+    if len(bad) > allowed:
+        named = "".join(f"\n  {row}" for row in bad[:5])
+        raise UsageError(
+            f"{len(bad)} of {len(rows)} images of {index.config.path} cannot be decoded, and "
+            f"max_bad_fraction={index.config.max_bad_fraction:g} of all may be damaged:{named}"
+        )

@@ -11,7 +11,7 @@ from torch import nn
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation import FixedFeatures
-from ray_sassl.evaluation.datasets import LabeledImages, selection_images
+from ray_sassl.evaluation.datasets import LabeledImages, check_same_names, selection_images
 from ray_sassl.evaluation.features import extract_features
 from ray_sassl.evaluation.protocols.knn import Config as KnnConfig
 from ray_sassl.evaluation.protocols.linear import Config as LinearConfig
@@ -51,6 +51,7 @@ class OnlineScores:
             return {}
         try:
             images = LabeledImages(test, self._evaluate.size_px, self._evaluate.online_rows)
+            check_same_names(self._selection[0].index, images.index)
             found = self._scores(backbone, images)
         except (UsageError, OSError) as error:
             log.warning(

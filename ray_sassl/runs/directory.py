@@ -150,7 +150,7 @@ def index_to_continue(data: DataConfig, path: str, *, data_moved: bool = False) 
 
 _OWN_NAMES = (
     *(INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, METRICS, DIVERGED, "checkpoints", "tensorboard", "evaluation", "exchange"),
-    *("report.html", "trial.json"),
+    *("report.html", "trial.json", "start.safetensors", "start.json"),
 )
 
 

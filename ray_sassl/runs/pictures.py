@@ -10,6 +10,7 @@ from PIL import ImageFont
 from torch import Tensor
 
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
@@ -31,9 +32,11 @@ def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: S
     """
     seen = SeenIds(source.index.num_rows)
     window = next(windows(source, 1, seen))
-    block = next(crop_blocks(source, window, seen, lambda bad: None), None)
+    bad: list[BadRow] = []
+    block = next(crop_blocks(source, window, seen, bad.extend), None)
     if block is None:
-        raise UsageError("none of the images in the first block could be decoded; `ray-sassl data check PATH` lists what is wrong")
+        named = "".join(f"\n  {row}" for row in bad[:5])
+        raise UsageError(f"none of the images in the first block could be decoded; `ray-sassl data check PATH` lists them all:{named}")
     rows = np.arange(min(num_rows, len(block.sample_id)))
     plain = finish_block(source, block, None)
     styled = finish_block(source, block, stylize_block)

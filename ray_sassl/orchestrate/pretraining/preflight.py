@@ -8,8 +8,10 @@ import logging
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.data.reading import build_index
 from ray_sassl.data.sources import check_there
 from ray_sassl.evaluation.apart import check_selection
+from ray_sassl.evaluation.datasets import check_same_names, check_usable
 from ray_sassl.orchestrate.pretraining.stream import layout_of
 from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, check_fits, missing_groups, offered
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
@@ -20,18 +22,23 @@ log = logging.getLogger(__name__)
 
 
 def check_evaluation(config: ExperimentConfig) -> None:
-    """Check that the images that the run is evaluated on exist, before it trains for an epoch, and are not those that it is tested on.
+    """Check that the images that the run is evaluated on exist, have labels that mean the same, and can be decoded, before it trains for an
+    epoch, and are not those that it is tested on.
 
     Test images are only needed at the end of the run: if they do not exist yet, a warning says so.
 
     Raises:
-        UsageError: they do not exist, or are the test images.
+        UsageError: they do not exist, cannot be used, have other classes, or are the test images.
     """
     evaluate = config.evaluate
+    indexes: dict[str, Index] = {}
     for name, data in (("train", evaluate.train), ("validation", evaluate.own_validation)):
         try:
             if data is not None:
                 check_there(data)
+                indexes[name] = build_index(data)
+                check_usable(indexes[name])
+                check_same_names(indexes["train"], indexes[name])
         except UsageError as error:
             raise UsageError(
                 f"evaluate.{name}: {error}. The run is evaluated on these images as it trains; give your own labeled ones "
@@ -41,8 +48,20 @@ def check_evaluation(config: ExperimentConfig) -> None:
     if evaluate.train is not None and evaluate.test is not None and evaluate.final_test:
         try:
             check_there(evaluate.test)
+            found = True
         except (UsageError, OSError) as error:
+            found = False
             log.warning("evaluate.test: %s. The last line of the run has scores on these images only if they exist by then.", error)
+        if found:
+            try:
+                test = build_index(evaluate.test)
+                check_usable(test)
+                check_same_names(indexes["train"], test)
+            except UsageError as error:
+                raise UsageError(
+                    f"evaluate.test: {error}. The last line of the run has scores on these images; mend them, or leave them out: "
+                    f"evaluate.test=null"
+                ) from error
 
 
 def check_workers(config: ExperimentConfig) -> None:

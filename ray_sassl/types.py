@@ -87,6 +87,7 @@ class RunResult:
         checkpoint: The newest checkpoint's path, or None where the run ended before its first.
         metrics: The last logged value of each metric.
         reason: Why the run did not finish, or None.
+        stopped_by: The signal that stopped it, such as "SIGTERM", or None.
     """
 
     status: str
@@ -95,6 +96,7 @@ class RunResult:
     checkpoint: str | None
     metrics: dict[str, float]
     reason: str | None = None
+    stopped_by: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", self.reason and redacted(self.reason))

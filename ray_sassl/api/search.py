@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ray_sassl.config.overrides import apply_overrides
@@ -35,6 +35,7 @@ class StudyResult:
         report: The HTML page.
         best: The best trial as an experiment (YAML) that `pretrain` takes, or None if no trial has a score.
         is_interrupted: Whether the search was stopped before its end; `resume` continues it.
+        stopped_by: The signal that stopped it, such as "SIGTERM", or None.
     """
 
     study: StudyConfig
@@ -43,6 +44,7 @@ class StudyResult:
     report: str
     best: str | None
     is_interrupted: bool = False
+    stopped_by: str | None = None
 
 
 def make_study(
@@ -176,13 +178,13 @@ def search(
     is_interrupted = any(trial.state == "interrupted" for trial in state.records) or (
         state.is_stopping and len(state.records) < study.num_trials
     )
-    return _result(StudyRecord(place, state.study, state.records), is_interrupted=is_interrupted)
+    record = StudyRecord(place, state.study, state.records)
+    return replace(_result(record), is_interrupted=is_interrupted, stopped_by=state.stopped_by)
 
 
-def _result(record: StudyRecord, *, is_interrupted: bool = False) -> StudyResult:
+def _result(record: StudyRecord) -> StudyResult:
     best = storage.join(record.path, BEST)
-    is_there = storage.exists(best)
-    return StudyResult(record.study, record.path, record.trials, write_report(record), best if is_there else None, is_interrupted)
+    return StudyResult(record.study, record.path, record.trials, write_report(record), best if storage.exists(best) else None)
 
 
 def list_spaces() -> dict[str, SpaceSource]:

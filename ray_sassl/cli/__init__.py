@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 from typer.core import TyperGroup
@@ -24,6 +25,7 @@ from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weigh
 from ray_sassl.cli import export as exporting
 from ray_sassl.cli.data import Address
 from ray_sassl.cli.export import Run
+from ray_sassl.ending import exits_by_signal, told
 from ray_sassl.plugins import UsageError
 from ray_sassl.printing import open_console, write
 from ray_sassl.secrets import secret_in_uri
@@ -124,7 +126,7 @@ def demo(
     """
     from ray_sassl.cli import pretraining
 
-    pretraining.demo(open_console(), run_dir, address)
+    raise typer.Exit(pretraining.demo(open_console(), run_dir, address))
 
 
 @app.command(epilog="Example: ray-sassl experiments moco_cifar10_cpu > mine.yaml")
@@ -166,7 +168,7 @@ def pretrain(
     """Pretrain an encoder.
 
     Images get a recipe that suits them and this machine, and a table explains it.
-    Ctrl-C stops at the next step and saves a checkpoint to resume from; a second Ctrl-C stops at once.
+    Ctrl-C, SIGTERM and SIGHUP stop at the next step and save a checkpoint to resume from; a second one stops at once.
     """
     from ray_sassl.cli import pretraining
 
@@ -291,12 +293,17 @@ def main() -> None:
     errors = open_console(stderr=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
     sys.excepthook = _show_traceback
+    with exits_by_signal():
+        _run(errors)
+
+
+def _run(errors: Console) -> None:
     try:
         _check_current_folder()
         _refuse_secrets(sys.argv[1:])
         sys.exit(app(standalone_mode=False) or 0)
     except UsageError as error:
-        errors.print(Text.assemble(("Error:", "bold red"), f" {error}"), soft_wrap=True)
+        errors.print(Text.assemble(("Error:", "bold red"), f" {told(error)}"), soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

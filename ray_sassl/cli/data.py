@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,8 +141,9 @@ def convert_command(
         raise UsageError("--group-rows is for Parquet; other formats have no row groups, so leave it out")
     options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}
     config = data_config(source, from_, image_column, label_column, **options)
-    result = ray_sassl.convert_data(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows, address=address)
     console = open_console()
+    with resumable(console, target):
+        result = ray_sassl.convert_data(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows, address=address)
     print_bad_rows(console, result.bad_rows, "left out")
     there = result.num_shards - result.num_written
     console.print(
@@ -244,6 +247,16 @@ def _print_overlap(console: Console, found: Overlap, path: str, other: str) -> N
     if found.num_shared > len(found.named):
         table.add_row("...", f"and {found.num_shared - len(found.named):,} more")
     console.print(table)
+
+
+@contextmanager
+def resumable(console: Console, target: str) -> Iterator[None]:
+    """A signal that ends the command within the block is answered with what stays and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"Stopped. The same command goes on where it was: what is finished in {target} stays.", soft_wrap=True)
+        raise
 
 
 def print_bad_rows(console: Console, bad_rows: list[BadRow], which: str) -> None:

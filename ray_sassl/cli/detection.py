@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 import ray_sassl
+from ray_sassl.cli.data import resumable
 from ray_sassl.cli.event_log import event_log
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.evaluation.detection import DetectConfig
@@ -20,6 +21,7 @@ def detect(console: Console, run: str, data: str, overrides: list[str], **option
         options: Further arguments of `ray_sassl.detect`.
     """
     settings = apply_overrides(DetectConfig(), overrides)
-    result = ray_sassl.detect(run, data, settings, **options, watch=event_log(console, settings))
+    with resumable(console, options.get("out") or run):
+        result = ray_sassl.detect(run, data, settings, **options, watch=event_log(console, settings))
     if result.num_bad:
         console.print(f"{result.num_bad:,} images could not be decoded and were left out", style="yellow")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 import ray_sassl
+from ray_sassl.cli.data import resumable
 from ray_sassl.cli.event_log import event_log
 from ray_sassl.cli.protocol_words import ALL, DETECT, parse_protocols, split_detection, with_all_named
 from ray_sassl.cli.tables import scores_table
@@ -37,17 +38,18 @@ def evaluate(console: Console, run: str, words: list[str], **options: Any) -> in
         raise UsageError(f"{DETECT}.{settings[0]} has no effect: {no_boxes}, and detect.data=FOLDER is not given")
     protocols, changes = parse_protocols(with_all_named(words))
     detection = apply_overrides(DetectConfig(), settings)
-    result = ray_sassl.evaluate(
-        run,
-        protocols,
-        overrides=changes,
-        skip_absent=wants_all,
-        detect_on=boxes,
-        detection=detection,
-        progress=progress_bar,
-        watch=event_log(console, detection),
-        **options,
-    )
+    with resumable(console, options.get("out") or run):
+        result = ray_sassl.evaluate(
+            run,
+            protocols,
+            overrides=changes,
+            skip_absent=wants_all,
+            detect_on=boxes,
+            detection=detection,
+            progress=progress_bar,
+            watch=event_log(console, detection),
+            **options,
+        )
     if wants_all:
         console.print(scores_table("all protocols", result.evaluations))
         if boxes is None:

@@ -19,6 +19,7 @@ from ray_sassl.cli.data import (
     Strict,
     data_config,
     print_bad_rows,
+    resumable,
 )
 from ray_sassl.cli.stylize import ActorCpus, ActorGpus, Actors, MaxBadFraction
 from ray_sassl.printing import open_console
@@ -108,17 +109,18 @@ def embed(
     console = open_console()
     options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}
     config = data_config(data, from_, image_column, label_column, **options)
-    result = ray_sassl.embed(
-        run,
-        config,
-        out,
-        part_rows=part_rows,
-        size_px=size_px,
-        actors=actors,
-        actor_cpus=actor_cpus,
-        actor_gpus=actor_gpus,
-        address=address,
-    )
+    with resumable(console, out):
+        result = ray_sassl.embed(
+            run,
+            config,
+            out,
+            part_rows=part_rows,
+            size_px=size_px,
+            actors=actors,
+            actor_cpus=actor_cpus,
+            actor_gpus=actor_gpus,
+            address=address,
+        )
     print_bad_rows(console, result.bad_rows, "left out")
     if result.bad_rows_path is not None:
         console.print(f"Bad rows: {result.bad_rows_path}", soft_wrap=True)

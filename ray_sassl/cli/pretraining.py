@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
+from ray_sassl.ending import exit_code
 from ray_sassl.plugins import UsageError
 from ray_sassl.printing import write
 
@@ -93,7 +94,7 @@ def pretrain(
     dry_run: bool,
     address: str | None,
 ) -> int:
-    """Pretrain, show progress, and print where the results are; the exit code is 130 after Ctrl-C."""
+    """Pretrain, show progress, and print where the results are; the exit code after a signal is 128 and its number."""
     from ray_sassl.config.files import to_yaml
 
     overrides, run_dir = split_run_dir(overrides, run_dir)
@@ -115,7 +116,7 @@ def pretrain(
         console.print(_interrupted(result.reason))
         words = ["ray-sassl", "pretrain", experiment, *overrides, "--run-dir", plan.run_dir, "--resume"]
         console.print(f"Go on with: {shlex.join(words)}", soft_wrap=True)
-        return 130
+        return exit_code(result.stopped_by)
     return 0
 
 
@@ -208,8 +209,8 @@ def views(console: Console, experiment: str, overrides: list[str], out: str, row
     console.print(f"Views: {ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows)}")
 
 
-def demo(console: Console, run_dir: str | None, address: str | None) -> None:
-    """Both demo runs, then a table of their scores."""
+def demo(console: Console, run_dir: str | None, address: str | None) -> int:
+    """Both demo runs, then a table of their scores; the exit code is that of `pretrain`."""
     from ray_sassl.api.pretraining import DEMO_RUNS
 
     began = time.monotonic()
@@ -235,4 +236,6 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> None:
         console.print(_where(run.run_dir, run.checkpoint))
         if run.status == "interrupted":
             console.print(_interrupted(run.reason))
+            return exit_code(run.stopped_by)
     console.print(f"{time.monotonic() - began:.0f} seconds in total")
+    return 0

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 import ray_sassl
 from ray_sassl.cli.data import Address
 from ray_sassl.cli.durations import seconds
+from ray_sassl.ending import exit_code
 from ray_sassl.printing import open_console
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def run_command(
 ) -> None:
     """Run a study.
 
-    Each trial is a whole pretraining run. After Ctrl-C the running trials save checkpoints; the same command with --resume continues.
+    Each trial is a whole pretraining run. After Ctrl-C or SIGTERM the running trials save checkpoints; the same command with --resume
+    continues.
     """
     from ray_sassl.api.search import make_study
     from ray_sassl.files import storage
@@ -150,7 +152,7 @@ def run_command(
     console.print(f"report: {result.report}", soft_wrap=True)
     if result.is_interrupted:
         console.print(Text.assemble(("Interrupted:", "yellow"), " the same command with --resume continues."))
-        raise typer.Exit(130)
+        raise typer.Exit(exit_code(result.stopped_by))
     if result.trials and all(trial.state == "failed" for trial in result.trials):
         console.print(Text.assemble(("No trial finished:", "red"), " the table has the reasons."))
         raise typer.Exit(1)

@@ -21,6 +21,7 @@ from ray_sassl.cli.data import (
     Strict,
     data_config,
     print_bad_rows,
+    resumable,
 )
 from ray_sassl.printing import open_console
 
@@ -104,7 +105,7 @@ def dataset_command(
     options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}
     data = data_config(source, from_, image_column, label_column, **options)
     config = _job(console, overrides, bank)
-    try:
+    with resumable(console, target):
         result = ray_sassl.stylize_dataset(
             data,
             target,
@@ -117,9 +118,6 @@ def dataset_command(
             actor_gpus=actor_gpus,
             address=address,
         )
-    except KeyboardInterrupt:
-        console.print(f"Stopped. The same command continues: the shards in {target} stay.", soft_wrap=True)
-        raise typer.Exit(130) from None
     print_bad_rows(console, result.bad_rows, "left out")
     there = result.num_shards - result.num_written
     console.print(

@@ -132,6 +132,21 @@ class ScalingConfig(FrozenConfig):
         return self
 
 
+def _signal_name(value: object) -> object:
+    """`usr1` and `USR1` are SIGUSR1."""
+    return f"SIG{value.upper().removeprefix('SIG')}" if isinstance(value, str) else value
+
+
+class FaultConfig(FrozenConfig):
+    """What a run does when it is told to end."""
+
+    grace_s: float = Field(default=20.0, gt=0)
+    """Seconds from a notice (SIGTERM, SIGHUP, `preempt_signal`) to the end of the run: it stops at the next step with a checkpoint, and
+    at once after that time, with the checkpoints that are there. Kubernetes and SLURM kill what has not ended after 30 s."""
+    preempt_signal: Annotated[Literal["SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGCONT"] | None, BeforeValidator(_signal_name)] = "SIGUSR1"
+    """A further signal that is such a notice: SLURM's `--signal=B:USR1@60` sends it 60 s before the time is up. None: no signal."""
+
+
 class ExperimentConfig(FrozenConfig):
     """The whole config of a run: equal configs on equal data give the same run."""
 
@@ -150,6 +165,7 @@ class ExperimentConfig(FrozenConfig):
     stream: Annotated[StreamConfig, OPERATIONAL] = StreamConfig()
     scaling: Annotated[ScalingConfig, OPERATIONAL] = ScalingConfig()
     tracking: Annotated[TrackingConfig, OPERATIONAL] = TrackingConfig()
+    fault: Annotated[FaultConfig, OPERATIONAL] = FaultConfig()
 
     @model_validator(mode="after")
     def _small_views_are_of_use(self) -> Self:

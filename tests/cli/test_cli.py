@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -131,36 +125,3 @@ def test_evaluate_scores_a_run_and_its_baselines_and_writes_json(tmp_path: Path)
     assert sorted((folder / "features").iterdir()) == features
     with pytest.raises(UsageError, match="not a run directory with a valid one"):
         _run("evaluate", str(tmp_path), "knn")
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_ctrl_c_leaves_a_checkpoint_that_the_same_command_resumes(forking_ray: None, tmp_path: Path):
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "ray_sassl.cli", "pretrain", "moco_cifar10_cpu", *_data(tmp_path), *TINY, "--run-dir", str(run_dir)]
-    process = subprocess.Popen([*command, "train.epochs=100"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_own_ray())
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        metrics = run_dir / "metrics.jsonl"
-        if metrics.exists() and metrics.read_text().count("\n") > 5:
-            break
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
-    stopped_at = summary["step"]
-    assert stopped_at > 0
-    assert Path(summary["checkpoint"]).name == f"step-{stopped_at:08d}"
-    epochs = (stopped_at + 4) * 16 / 160
-    subprocess.run([*command, f"train.epochs={epochs}", "--resume"], check=True, capture_output=True, timeout=240, env=_own_ray())
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert (summary["status"], summary["step"]) == ("finished", stopped_at + 4)
-    steps = [json.loads(line)["step"] for line in io.StringIO((run_dir / "metrics.jsonl").read_text())]
-    assert sorted(set(steps)) == list(range(1, stopped_at + 5))
-
-
-def _own_ray() -> dict[str, str]:
-    """The environment without the address of a Ray that this process may have started."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -26,6 +26,7 @@ OTHERS = {
     "stream": OPERATIONAL,
     "scaling": OPERATIONAL,
     "tracking": OPERATIONAL,
+    "fault": OPERATIONAL,
 }
 """What does not simply shape the weights."""
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +23,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import QuarantineFile
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.ending import Stopped, on_notice
 from ray_sassl.files import storage
 from ray_sassl.files.own import write_picture
 from ray_sassl.files.paths import absolute, with_absolute_paths
@@ -76,7 +74,9 @@ def pretrain(
 ) -> RunResult:
     """Pretrain an encoder; the record is the run directory.
 
-    The first Ctrl-C stops the run at the next step with a checkpoint; the second one at once.
+    The first Ctrl-C stops the run at the next step with a checkpoint; the second one at once. SIGTERM, SIGHUP and
+    `fault.preempt_signal` do the same, and end the run at once after `fault.grace_s`. In another thread than the main one signals are left
+    alone.
 
     Args:
         config: The whole run.
@@ -110,25 +110,30 @@ def pretrain(
             metrics.update(report)
         watch(update)
 
+    stop = stop or threading.Event()
     try:
-        outcome = launch(config, run_dir, index, observe, stop or threading.Event())
+        with on_notice(stop.set, grace_s=config.fault.grace_s, preempt_signal=config.fault.preempt_signal) as notice:
+            outcome = launch(config, run_dir, index, observe, stop)
+    except KeyboardInterrupt as error:
+        name = error.signal.name if isinstance(error, Stopped) else "SIGINT"
+        write_summary(_result("interrupted", run_dir, metrics, f"stopped at once {error}".strip(), name))
+        raise
     except BaseException as error:
-        reason = "stopped at once by a second Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_summary(_result(status, run_dir, metrics, reason))
+        write_summary(_result("failed", run_dir, metrics, str(error) or repr(error)))
         raise
     reason = None
     if outcome.status == "interrupted":
-        reason = f"stopped by the user at step {outcome.step}; add --resume to continue from its checkpoint"
-    result = _result(outcome.status, run_dir, metrics, reason)
+        who = "the user" if notice.signal in (None, "SIGINT") else notice.signal
+        reason = f"stopped by {who} at step {outcome.step}; add --resume to continue from its checkpoint"
+    result = _result(outcome.status, run_dir, metrics, reason, notice.signal if reason else None)
     write_summary(result)
     return result
 
 
-def _result(status: str, run_dir: str, metrics: dict[str, float], reason: str | None) -> RunResult:
+def _result(status: str, run_dir: str, metrics: dict[str, float], reason: str | None, stopped_by: str | None = None) -> RunResult:
     checkpoints = list_checkpoints(run_dir)
     step, path = checkpoints[-1] if checkpoints else (0, None)
-    return RunResult(status, step, run_dir, path, metrics, reason)
+    return RunResult(status, step, run_dir, path, metrics, reason, stopped_by)
 
 
 def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: Watch, stop: threading.Event) -> Outcome:
@@ -159,11 +164,10 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         seen=seen,
         accumulate=config.train.accumulate,
     )
-    with on_interrupt(stop.set):
-        try:
-            return train_process(config, run_dir, batches, index.num_rows, context, resume)
-        finally:
-            bad_rows.save()
+    try:
+        return train_process(config, run_dir, batches, index.num_rows, context, resume)
+    finally:
+        bad_rows.save()
 
 
 def _pretrain_on_ray(
@@ -238,8 +242,7 @@ def _fit(
                 callbacks=cast(Any, [CheckpointBeforeResize(control, run_dir)]) if scaling.is_elastic else None,
             ),
         )
-        with on_interrupt(stop.set):
-            fit(trainer, control, watch, resource_needs(config, use_gpu), stop)
+        fit(trainer, control, watch, resource_needs(config, use_gpu), stop)
         release_reservation(run_dir)
 
 
@@ -249,25 +252,3 @@ def _prices(config: ExperimentConfig) -> dict[str, float] | None:
         return None
     prices = read_prices(read_definition(config.tracking.prices), config.tracking.prices)
     return {group: kind["usd_per_hour"] for group, kind in prices.model_dump().items() if kind["usd_per_hour"] is not None}
-
-
-@contextmanager
-def on_interrupt(stop: Callable[[], Any]) -> Iterator[None]:
-    """Within the block, the first Ctrl-C requests a stop and is announced; the second raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = threading.Event()
-
-    def handle(signum: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        log.warning("Stopping at the next step, with a checkpoint. Press Ctrl-C again to stop at once.")
-        stop()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

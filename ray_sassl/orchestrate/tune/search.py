@@ -28,10 +28,11 @@ from ray.tune.search import Searcher
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.reading import cached_index
+from ray_sassl.ending import on_notice
 from ray_sassl.evaluation.online import ONLINE_SCORES
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
-from ray_sassl.orchestrate.pretraining.launch import on_interrupt, pretrain
+from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.pretraining.preflight import check_evaluation
 from ray_sassl.orchestrate.runtime.autoscaler import Waiting
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
@@ -87,6 +88,7 @@ class StudyState:
         evaluations: How many evaluations a whole trial has.
         num_earlier: How many trials the study had before this search.
         is_stopping: Whether no more trials are started.
+        stopped_by: The signal that stopped the search, such as "SIGTERM", or None.
         waiting: The resources that the first trial waits for, in words.
     """
 
@@ -98,9 +100,14 @@ class StudyState:
     num_earlier: int = 0
     progress: dict[int, dict[str, float]] = field(default_factory=dict)
     is_stopping: bool = False
+    stopped_by: str | None = None
     waiting: str = ""
     began: float = field(default_factory=time.monotonic)
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def stop(self) -> None:
+        """Stop the running trials with a checkpoint each, and start no more."""
+        self.is_stopping = True
 
     @property
     def records(self) -> list[TrialRecord]:
@@ -125,7 +132,8 @@ def search(
 ) -> StudyState:
     """Run the study's trials and record them in the study directory.
 
-    The first Ctrl-C, or the end of the time budget, stops the running trials. Each saves a checkpoint, from which `resume` continues.
+    The first Ctrl-C or other signal (see `pretrain`), or the end of the time budget, stops the running trials. Each saves a checkpoint, from
+    which `resume` continues.
 
     Args:
         study: The whole study.
@@ -156,7 +164,11 @@ def search(
     for name, value in _TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with ray_session(address):
+    fault = study.base.fault
+    with (
+        on_notice(state.stop, grace_s=fault.grace_s, preempt_signal=fault.preempt_signal) as notice,
+        ray_session(address),
+    ):
         state.concurrent = num_concurrent(study)
         # Otherwise Tune would start one actor after the other; `RecordSearcher` limits how many there are.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(state.concurrent)
@@ -184,6 +196,7 @@ def search(
                 _fit(tuner, state, control, watch, Waiting(trial_needs(study.base, is_alone=True)))
             finally:
                 write_tables(study, study_dir, state.records)
+    state.stopped_by = notice.signal
     if reason := too_many_failures(state):
         raise UsageError(
             f"the first {_FAILURES_TO_GIVE_UP} trials failed before their first evaluation, so no more were started; the last one failed "
@@ -242,18 +255,19 @@ def _check_is_measured(metric: str, config: ExperimentConfig) -> None:
 
 
 def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watch, waiting: Waiting) -> None:
-    """Run Tune, show its progress and stop it by Ctrl-C or when the time is up."""
+    """Run Tune, show its progress and stop it when that is asked for or the time is up."""
     budget = state.study.time_budget_s
-
-    def stop() -> None:
-        state.is_stopping = True
-        control.request_stop.remote()
+    is_told = False
 
     def look(is_running: bool) -> None:
+        nonlocal is_told
         if is_running:
             if budget is not None and not state.is_stopping and time.monotonic() - state.began > budget:
                 log.warning("The time budget is used up: the running trials save a checkpoint and stop.")
-                stop()
+                state.stop()
+            if state.is_stopping and not is_told:
+                control.request_stop.remote()
+                is_told = True
             progress = cast(dict[int, dict[str, float]], ray.get(control.progress.remote()))
             with state.lock:
                 state.progress.update({number: metrics for number, metrics in progress.items() if state.trials[number].is_open})
@@ -261,8 +275,7 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
             state.waiting = waiting.look(has_begun=has_begun)
         watch(state)
 
-    with on_interrupt(stop):
-        error = run_watched(tuner.fit, look, every_s=_LOOK_EVERY_S)
+    error = run_watched(tuner.fit, look, every_s=_LOOK_EVERY_S)
     if error is not None:
         raise UsageError(f"an error of Ray Tune ended the search: {reason_of(error)}") from error
 

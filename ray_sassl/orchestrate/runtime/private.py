@@ -10,13 +10,10 @@ bounds Ray's version from above because of this file.
 from __future__ import annotations
 
 import importlib
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray._private import services, utils
     from ray._private.state import state
     from ray._private.worker import global_worker
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -54,8 +51,9 @@ __all__ = [
     "get_train_context",
     "global_worker",
     "prepare_config",
-    "starting",
+    "services",
     "state",
+    "utils",
     "validate_config",
 ]
 
@@ -83,6 +81,8 @@ _MODULES = {
         "GetClusterStatusReply",
         "ResourceRequest",
     ),
+    # Patched while a Ray of our own starts; see `own_ray`.
+    "ray._private": ("services", "utils"),
     # The checks of `ray up` for a launcher file, without connecting to a cloud.
     "ray.autoscaler._private.util": ("prepare_config", "validate_config"),
 }
@@ -93,22 +93,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
-
-
-@contextmanager
-def starting() -> Iterator[None]:
-    """Within the block Ray may be started without a change to how this process handles signals.
-
-    Ray replaces the command's handler of SIGTERM by one that ends the process where it stands. And its processes would belong to the
-    command's process group: what is sent to the group (by a terminal, by `timeout`) would end them before the command has ended in order.
-    """
-    from ray._private import services, utils
-
-    popen, set_handler = services.ConsolePopen, utils.set_sigterm_handler
-    services.ConsolePopen = partial(popen, process_group=0)  # pyright: ignore[reportAttributeAccessIssue]
-    if callable(signal.getsignal(signal.SIGTERM)):
-        utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        services.ConsolePopen, utils.set_sigterm_handler = popen, set_handler

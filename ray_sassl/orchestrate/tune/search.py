@@ -132,8 +132,8 @@ def search(
 ) -> StudyState:
     """Run the study's trials and record them in the study directory.
 
-    The first Ctrl-C or other signal (see `pretrain`), or the end of the time budget, stops the running trials. Each saves a checkpoint, from
-    which `resume` continues.
+    The first Ctrl-C or other signal (see `pretrain`), or the end of the time budget, stops the running trials. Each saves a checkpoint,
+    from which `resume` continues.
 
     Args:
         study: The whole study.

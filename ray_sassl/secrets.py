@@ -1,4 +1,4 @@
-"""Secrets in URIs: how they are told, hidden in texts that people read, and what to do instead of giving them there.
+"""Secrets in URIs: how they are recognized, hidden in texts that people read, and what to do instead of giving them there.
 
 A path is written to configs, indexes, records and pages, so it may not hold a secret. `secret_in_uri` is asked wherever a path or a config
 enters; `redacted` is the last line, for the texts of errors, which may quote what stands in an environment variable.

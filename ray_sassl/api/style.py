@@ -169,7 +169,7 @@ def preview_styles(
 
     Args:
         images: Contents: a data set or a single image.
-        styles: Styles, likewise.
+        styles: Styles: a data set or a single image.
         out: Path or URI of the PNG.
         overrides: Changes to the stylizer and the seed, or a whole config.
         num_images: Content images.

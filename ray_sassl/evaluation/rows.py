@@ -1,4 +1,4 @@
-"""Features a chunk at a time, so that what works on them holds a chunk in memory and not the data set.
+"""Features in chunks, so that a computation has one chunk in memory and not the whole data set.
 
 Features of whole data sets are float16 files that are mapped into memory (`feature_files.py`). Arithmetic is in float32, or float64 where
 sums are long. Pages of a mapped file are given back to the system after each chunk; they stay in its cache as long as there is room.
@@ -61,7 +61,7 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Rows:
-    """Rows (N, F) of float32, standardized if moments are given, of which as many exist at a time as are asked for.
+    """Rows (N, F) of float32, standardized if moments are given; only the requested rows are in memory.
 
     Args:
         features: (N, F) of any float type; not changed.

@@ -1,9 +1,9 @@
-"""What this package wrote, and how readers of image folders tell it: so that contact sheets, runs and copies that lie among somebody's
-images never become images of theirs.
+"""Marks on files that this package wrote, so that contact sheets, runs and copies in a folder of images are never read as images of
+a data set.
 
-A folder that holds nothing but our output has a hidden file `.ray-sassl`. A single picture (PNG) says so in a text chunk behind its header.
+A folder with nothing but our output has a hidden file `.ray-sassl`. A single picture (PNG) has a text chunk after its header.
 A single file of another kind, and every single file on an object store, where looking into each picture would take too long, has a hidden
-file `.NAME.ray-sassl` beside it.
+file `.NAME.ray-sassl` next to it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def marked(png: bytes) -> bytes:
 
 
 def mark_file(path: str | os.PathLike[str]) -> None:
-    """Mark a single file that we wrote, by a file beside it."""
+    """Mark a single file that we wrote, by a file next to it."""
     storage.write_text(storage.join(storage.parent(path), _mark_of(storage.name_of(path))), _NOTE.format(what="file"))
 
 
@@ -62,7 +62,7 @@ def own_folders(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def marked_files(names: Iterable[str]) -> set[str]:
-    """The files that another file beside them says to be ours, among the names of all files below a folder."""
+    """The files that another file next to them marks as ours, among the names of all files below a folder."""
     marked = set()
     for name in names:
         folder, slash, base = name.rpartition("/")

@@ -32,7 +32,7 @@ def find_source(weights: str) -> Source:
     """The weights that `backbone.weights` names.
 
     Raises:
-        UsageError: nothing is there, or it holds no weights.
+        UsageError: the path does not exist, or has no weights.
     """
     if weights.startswith(PUBLISHED):
         library, _, name = weights.partition(":")

@@ -43,7 +43,7 @@ def comparison(records: Sequence[StudyRecord]) -> list[tuple[str, ...]]:
 
 
 def comparison_html(records: Sequence[StudyRecord]) -> str:
-    """A page with the table, and both reports beside each other."""
+    """A page with the table, and both reports side by side."""
     words = table(["", *(record.path for record in records)], comparison(records))
     columns = joined(element("<div>{}</div>", body(record)) for record in records)
     return page("Studies", element('<h1>Studies</h1>{}<div class="columns">{}</div>', words, columns), width_px=1800)

@@ -1,7 +1,7 @@
-"""Where metrics go beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, each in a thread of its own.
+"""Where metrics go in addition to `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, each in its own thread.
 
 A tracker is a convenience, and the training must not depend on it: on a full disk, a network disk that has gone or a server that does not
-answer. So what a tracker is given waits in a queue of bounded length; what finds no room is dropped and counted, which is said once.
+answer. So metrics wait for a tracker in a bounded queue; when it is full, further ones are dropped and counted, which is logged once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Tracker(Protocol):
 
 
 class InBackground:
-    """A tracker in a thread of its own: no call waits for it, and its errors are said once and counted.
+    """A tracker in its own thread: no call waits for it, and its errors are logged once and counted.
 
     Args:
         name: What people call it.

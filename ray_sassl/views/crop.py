@@ -13,12 +13,9 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from ray_sassl.views.draw import ViewParams
+from ray_sassl.views.draw import Box, Interpolation, ViewParams
 
-Interpolation = Literal["bilinear", "bicubic"]
 Resizing = Literal["fast", "pillow"]
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _HAS_VECTORIZED = find_spec("cykooz_resizer") is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from ray_sassl.views.recipes import ViewConfig
 
 JITTER_OPS = ("brightness", "contrast", "saturation", "hue")
 """The meaning of the numbers in `ViewParams.order`."""
+
+Interpolation = Literal["bilinear", "bicubic"]
+Box = tuple[float, float, float, float]
+"""The part of an image for a view: left, top, right and bottom."""
 
 _ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)
 _CROP_TRIES = 10

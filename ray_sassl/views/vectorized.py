@@ -14,7 +14,7 @@ import numpy as np
 from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 
 if TYPE_CHECKING:
-    from ray_sassl.views.crop import Box, Interpolation
+    from ray_sassl.views.draw import Box, Interpolation
 
 _FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
 

@@ -131,7 +131,7 @@ def without_room(needs: Sequence[Need], nodes: Iterable[tuple[Mapping[str, float
 
 
 def _known_limits() -> dict[str, int] | None:
-    """The cluster's maximum size, if Ray was told; open-source autoscalers do not tell it."""
+    """The cluster's maximum size, if Ray knows it; open-source autoscalers do not report it."""
     from ray_sassl.orchestrate.runtime.private import state
 
     return state.get_max_resources_from_cluster_config()

@@ -129,7 +129,7 @@ def bullets(lines: Sequence[str]) -> Html:
 
 
 def left_out(sentences: Sequence[str]) -> Html:
-    """What was found beside the rest and is not on the page."""
+    """The section about what was found and is not on the page."""
     return section("What was left out", bullets(sentences))
 
 

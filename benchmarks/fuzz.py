@@ -1,6 +1,6 @@
 """Damaged and hostile inputs for every reader, for as long as wanted: what comes of them is a result or an error of ours.
 
-    python -m benchmarks.fuzz [--minutes 10] [--seed 0] [--target NAME]... [--keep FOLDER] [--out FILE] [--replay FOLDER]
+    python -m benchmarks.fuzz [--minutes 10 | --inputs N] [--seed 0] [--target NAME]... [--keep FOLDER] [--out FILE] [--replay FOLDER]
 
 Each input is a valid one with a few changes (`benchmarks/fuzz_inputs.py`), read in a process of its own, which a warm one forks: at most
 `LIMIT_S` seconds and `LIMIT_BYTES` of memory. Outcomes are counted by kind. Inputs whose outcome is neither a result nor an error of ours,
@@ -91,13 +91,15 @@ def read_here(target: Target, folder: Path) -> Outcome:
 
 def read_apart(target: Target, folder: Path) -> Outcome:
     """Read a case in a forked process, within the limits."""
-    before = _resident_bytes()
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(ours)
         _be_a_child()
-        os.write(theirs, json.dumps(asdict(read_here(target, folder))).encode("utf-8", "replace")[:60_000])
+        os.write(theirs, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss.to_bytes(8, "little"))
+        outcome = read_here(target, folder)
+        outcome.trace = outcome.trace[-20_000:]
+        os.write(theirs, json.dumps(asdict(outcome)).encode("utf-8", "replace"))
         os._exit(0)
     os.close(theirs)
     said = _until_closed(ours)
@@ -106,14 +108,15 @@ def read_apart(target: Target, folder: Path) -> Outcome:
     _, status, usage = os.wait4(child, 0)
     if said is None:
         outcome = Outcome(f"more than {LIMIT_S:g} s", is_well=False)
-    elif not said:
+    elif len(said) <= 8:
         outcome = Outcome(
             f"process ended by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else "nothing said", False
         )
     else:
-        outcome = Outcome(**json.loads(said))
+        outcome = Outcome(**json.loads(said[8:]))
     outcome.seconds = usage.ru_utime + usage.ru_stime
-    outcome.num_bytes = max(0, usage.ru_maxrss * 1024 - before)
+    if said is not None and len(said) >= 8:
+        outcome.num_bytes = 1024 * max(0, usage.ru_maxrss - int.from_bytes(said[:8], "little"))
     if outcome.is_well and outcome.num_bytes > LIMIT_BYTES:
         outcome.kind, outcome.is_well = f"{outcome.kind}, with more than {LIMIT_BYTES / 1e6:g} MB", False
     return outcome
@@ -145,10 +148,6 @@ def _until_closed(pipe: int) -> bytes | None:
         os.close(pipe)
 
 
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def seeds_of(target: Target) -> list[Files]:
     """The target's valid cases, made in a process of their own: this one must have no threads, which a fork would lose."""
     with tempfile.TemporaryDirectory() as folder:
@@ -167,8 +166,8 @@ def seeds_of(target: Target) -> list[Files]:
         return [{str(path.relative_to(case)): path.read_bytes() for path in case.rglob("*") if path.is_file()} for case in cases]
 
 
-def fuzz(targets: list[Target], minutes: float, seed: int, keep: Path, console: Console) -> dict[str, Tally]:
-    """Read changed inputs until the time is up, the targets in turn by the time that they have had."""
+def fuzz(targets: list[Target], minutes: float, inputs: int | None, seed: int, keep: Path, console: Console) -> dict[str, Tally]:
+    """Read changed inputs until the time is up, the targets in turn by the time that they have had; or as many as said, in turn."""
     seeds = {target.name: seeds_of(target) for target in targets}
     for target in targets:
         _refuse_bad_seeds(target, seeds[target.name])
@@ -176,8 +175,8 @@ def fuzz(targets: list[Target], minutes: float, seed: int, keep: Path, console: 
     had_s = dict.fromkeys(tallies, 0.0)
     until = time.monotonic() + 60 * minutes
     number = 0
-    while time.monotonic() < until:
-        target = min(targets, key=lambda one: had_s[one.name])
+    while time.monotonic() < until if inputs is None else number < inputs:
+        target = min(targets, key=lambda one: had_s[one.name]) if inputs is None else targets[number % len(targets)]
         began = time.monotonic()
         draw = random.Random(f"{seed} {number} {target.name}")
         files = draw.choice(seeds[target.name])
@@ -220,9 +219,12 @@ def _warm() -> None:
     import ray_sassl.orchestrate.runtime.definitions
     import ray_sassl.runs.pages.comparison_page
     import ray_sassl.runs.pages.run_page
+    from ray_sassl.experiments import experiments, load_experiment
 
     del matplotlib, ray_sassl
     torch.set_num_threads(1)
+    for name in experiments():  # imports the plug-ins that configs name
+        load_experiment(name)
 
 
 def _show(tallies: dict[str, Tally], console: Console) -> None:
@@ -237,6 +239,7 @@ def _show(tallies: dict[str, Tally], console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--inputs", type=int, help="so many inputs instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", action="append", choices=[target.name for target in TARGETS])
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
@@ -253,11 +256,11 @@ def main() -> None:
         return
     _warm()
     targets = [target for target in TARGETS if not given.target or target.name in given.target]
-    tallies = fuzz(targets, given.minutes, given.seed, given.keep, console)
+    tallies = fuzz(targets, given.minutes, given.inputs, given.seed, given.keep, console)
     _show(tallies, console)
     num_bad = sum(tally.num_bad for tally in tallies.values())
     goal = Goal("inputs that end in neither a result nor an error of ours", num_bad, "at most", 0)
-    rows = [{"input": name, **asdict(tally)} for name, tally in tallies.items()]
+    rows = [{"input": name, **vars(tally)} for name, tally in tallies.items()]
     path = write_results("fuzz", [goal], {"minutes": given.minutes, "seed": given.seed, "inputs": rows}, given.out)
     console.print(f"written to {path}")
     sys.exit(1 if num_bad else 0)

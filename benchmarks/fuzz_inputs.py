@@ -21,7 +21,7 @@ Files = dict[str, bytes]
 _NUMBERS = (0, 1, -1, 2, 127, 255, 256, 65535, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63))
 _VALUES: tuple[Any, ...] = (
     None, True, False, *_NUMBERS, 0.5, -1.5, 1e308, float("nan"), float("inf"), "", "x", "a/b", "../../etc/passwd", "/dev/zero", "[/x]",
-    "\u2028", "\x1b]0;x\x07", "\x00", "ü" * 50, "9" * 5000, "s3://bucket/x", "<script>alert(1)</script>", "$x_1^2$", [], {}, [[]], [None],
+    "\u2028", "\x1b]0;x\x07", "\x00", "ü" * 50, "9" * 5000, "x3://bucket/x", "<script>alert(1)</script>", "$x_1^2$", [], {}, [[]], [None],
     {"": None}, [1, "a", None], {"step": "x"}, {"value": {}}, {"a": {"b": {"c": 1}}}, ["x"] * 200,
 )  # fmt: skip
 _TOKENS = (

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.plugins import UsageError, did_you_mean, find_modules, import_found
 from ray_sassl.study.space import SearchSpace
 
@@ -87,7 +87,7 @@ def _of_python_file(path: Path) -> SpaceSource:
 
 
 def _of_yaml_file(path: Path) -> SpaceSource:
-    tree: Any = load_document(path.read_text(), str(path))
+    tree: Any = load_file(str(path))
     if not isinstance(tree, dict) or not isinstance(tree.get("experiment"), str):
         raise UsageError(f"{path} is not a search space: it needs `experiment: NAME` and `parameters: [...]`")
     fields = dict(tree)

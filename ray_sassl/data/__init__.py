@@ -172,6 +172,12 @@ class SourceFile:
 GROUP_SCHEMA = pa.schema([("file", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("num_rows", pa.int64())])
 """A row group: `start` and `stop` are a row group's number and the next (Parquet), the byte range in a shard (WebDataset), or the numbers
 of the files (folder)."""
+ROW_COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "parquet": {},
+    "webdataset": {"key": pa.string(), "offset": pa.int64(), "size": pa.int64(), "label": pa.int64()},
+    "folder": {"label": pa.int64()},
+}
+"""What the readers need to know of each sample, by format."""
 
 
 @dataclass(frozen=True)

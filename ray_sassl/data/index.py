@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl.data import DataConfig, Format
+from ray_sassl.data import GROUP_SCHEMA, ROW_COLUMNS, DataConfig, Format
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.sources import resolve
 from ray_sassl.files import storage
@@ -174,25 +174,68 @@ class Index:
         """
         data = storage.read_bytes(path)
         try:
-            source = pa.BufferReader(data)
-            files = pa.ipc.open_stream(source).read_all()
-            facts: dict[str, Any] = json.loads((files.schema.metadata or {}).get(b"index", b"{}"))
-            if facts.get("version") != _VERSION:
-                raise UsageError(f"{os.fspath(path)} was written by another version of this package; delete it to have it built again")
-            groups = pa.ipc.open_stream(source).read_all()
-            rows = pa.ipc.open_stream(source).read_all() if facts["has_rows"] else None
-        except (pa.ArrowInvalid, OSError, json.JSONDecodeError) as error:
+            return _decoded(data)
+        except _OtherVersionError as error:
+            raise UsageError(
+                f"{os.fspath(path)} was written by another version of this package; delete it to have it built again"
+            ) from error
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise UsageError(f"{os.fspath(path)} is not an index or is damaged ({error}); delete it to have it built again") from error
-        return Index(
-            config=DataConfig(**facts["config"]),
-            format=facts["format"],
-            root=facts["root"],
-            files=files.replace_schema_metadata(None),
-            groups=groups,
-            rows=rows,
-            class_names=tuple(facts["class_names"]),
-            problems=tuple(BadRow(**problem) for problem in facts["problems"]),
-            ignored=facts["ignored"],
-            left_out=facts.get("left_out", ""),
-            built_ns=facts.get("built_ns", 0),
-        )
+
+
+class _OtherVersionError(ValueError):
+    """The index is whole, and of another version."""
+
+
+def _decoded(data: bytes) -> Index:
+    source = pa.BufferReader(data)
+    files = pa.ipc.open_stream(source).read_all()
+    facts: dict[str, Any] = json.loads((files.schema.metadata or {}).get(b"index", b"{}"))
+    if facts.get("version") != _VERSION:
+        raise _OtherVersionError(str(facts.get("version")))
+    groups = pa.ipc.open_stream(source).read_all()
+    rows = pa.ipc.open_stream(source).read_all() if facts["has_rows"] else None
+    files = files.replace_schema_metadata(None)
+    _check_tables(facts["format"], files, groups, rows)
+    return Index(
+        config=DataConfig(**facts["config"]),
+        format=facts["format"],
+        root="" + facts["root"],
+        files=files,
+        groups=groups,
+        rows=rows,
+        class_names=tuple("" + name for name in facts["class_names"]),
+        problems=tuple(BadRow(**problem) for problem in facts["problems"]),
+        ignored={name: int(count) for name, count in facts["ignored"].items()},
+        left_out="" + facts.get("left_out", ""),
+        built_ns=int(facts.get("built_ns", 0)),
+    )
+
+
+def _check_tables(format_: str, files: pa.Table, groups: pa.Table, rows: pa.Table | None) -> None:
+    """See that the tables are whole and agree with each other, before anything is looked up or reserved by what they say.
+
+    Raises:
+        ValueError: they are not.
+    """
+    tables = [files, groups, *([] if rows is None else [rows])]
+    for table in tables:
+        table.validate(full=True)  # Arrow's own readers believe lengths and offsets
+    if (
+        files.schema != FILE_SCHEMA
+        or groups.schema != GROUP_SCHEMA
+        or any(column.null_count for table in tables for column in table.columns)
+    ):
+        raise ValueError("its tables have other columns")
+    file, start, stop, num_rows = (groups[name].to_numpy() for name in GROUP_SCHEMA.names)
+    size_bytes = files["size_bytes"].to_numpy()
+    if len(file) and (file.min() < 0 or file.max() >= len(size_bytes) or start.min() < 0 or (stop < start).any() or num_rows.min() < 0):
+        raise ValueError("its row groups are nowhere in its files")
+    if (num_rows > (len(size_bytes) if format_ == "folder" else size_bytes.clip(0, 2**50)[file] * 8 + 1024)).any():
+        raise ValueError("its row groups have more rows than their files have room for")
+    if format_ != "parquet" and (stop > (len(size_bytes) if format_ == "folder" else size_bytes[file])).any():
+        raise ValueError("its row groups lie behind the ends of their files")
+    columns = ROW_COLUMNS[format_]
+    there = {} if rows is None else {field.name: field.type for field in rows.schema}
+    if {name: there.get(name) for name in columns} != columns or (rows is not None and rows.num_rows != num_rows.sum()):
+        raise ValueError("its samples are not those of its row groups")

@@ -15,6 +15,9 @@ _FEW = 32
 bitmap."""
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 
+_MOST_EPOCHS = 10_000_000
+"""Of a record that is read: a few bytes may stand for any number."""
+
 
 class SeenIds:
     """The samples that were seen in each epoch: a bitmap over the data set's rows, or the list of missing rows when these are few.
@@ -245,7 +248,13 @@ def _spans(numbers: list[int]) -> list[list[int]]:
 
 
 def _numbers(spans: list[Any]) -> list[int]:
-    """The inverse of `_spans`; also takes numbers."""
+    """The inverse of `_spans`; also takes numbers.
+
+    Raises:
+        ValueError: they stand for more epochs than any run has.
+    """
+    if sum(1 if isinstance(span, int) else span[1] - span[0] + 1 for span in spans) > _MOST_EPOCHS:
+        raise ValueError(f"it tells of more than {_MOST_EPOCHS:,} epochs")
     return [number for span in spans for number in ([span] if isinstance(span, int) else range(span[0], span[1] + 1))]
 
 

@@ -190,7 +190,12 @@ def without_options(path: str | os.PathLike[str]) -> str:
 def stat(path: str | os.PathLike[str]) -> Entry | None:
     """The file or folder, or None if it does not exist."""
     filesystem, inner = filesystem_of(path)
-    info = cast(pafs.FileInfo, retried(path, lambda: filesystem.get_file_info(inner)))
+    try:
+        info = cast(pafs.FileInfo, retried(path, lambda: filesystem.get_file_info(inner)))
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):  # nothing can be there
+            return None
+        raise
     return None if info.type == pafs.FileType.NotFound else _entry(os.fspath(path), info)
 
 
@@ -482,6 +487,8 @@ def _remote(root: str) -> tuple[pafs.FileSystem, str]:
         raise UsageError(
             f"cannot open {root!r}: {error}. Known are local paths and file://, s3://, gs://, abfs:// and hdfs:// URIs."
         ) from error
+    except OSError as error:  # S3 is asked for the bucket's region where the URI does not say it
+        raise StorageError(f"cannot reach {root!r}: {error}") from error
 
 
 def _split_uri(uri: str) -> tuple[str, str, str]:

@@ -31,6 +31,8 @@ from ray_sassl.train.checkpoint_folder import (
     read_file,
     read_manifest,
     read_state,
+    seen_of,
+    weights_of,
     whole_checkpoints,
     write_folder,
 )
@@ -112,11 +114,11 @@ def read_checkpoint(path: str) -> Checkpoint:
         BadCheckpointError: a file is missing or is not the one that was written, or this program cannot read the format.
     """
     manifest = read_manifest(path)
-    model, config_yaml = read_file(path, MODEL, manifest), read_file(path, CONFIG, manifest).decode()
+    model, config_yaml = read_file(path, MODEL, manifest), read_file(path, CONFIG, manifest).decode(errors="backslashreplace")
     state = read_state(path, manifest)
-    in_file = SEEN in manifest.files
-    seen = SeenIds.decode(read_file(path, SEEN, manifest)) if in_file else SeenIds.from_state_dict(state.pop("seen"))
-    return Checkpoint(path, manifest.step, safetensors.torch.load(model), state, seen, config_yaml)
+    seen = seen_of(path, manifest, state)
+    state.pop("seen", None)
+    return Checkpoint(path, manifest.step, weights_of(path, model), state, seen, config_yaml)
 
 
 def latest_checkpoint(run_dir: str) -> Checkpoint | None:

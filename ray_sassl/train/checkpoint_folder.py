@@ -13,7 +13,8 @@ import pickle
 import re
 import shutil
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,10 +140,13 @@ def read_state(path: str, manifest: Manifest) -> dict[str, Any]:
     """
     import torch  # slow to import, and processes that make the stream need it for checkpoints of format 1 only
 
-    try:
-        return torch.load(io.BytesIO(read_file(path, STATE, manifest)), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadCheckpointError(f"{path}: {STATE} holds more than tensors and plain values, and is not loaded") from error
+    content = read_file(path, STATE, manifest)
+    with _sound(path, STATE):
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise BadCheckpointError(f"{path}: {STATE} holds more than tensors and plain values, and is not loaded") from error
+        return dict(state)
 
 
 def read_seen(path: str) -> SeenIds:
@@ -160,9 +164,45 @@ def read_seen(path: str) -> SeenIds:
             raise _incomplete(path, name)
         if entry.size_bytes != stated["bytes"]:
             raise _damaged(path, name)
-    if SEEN in manifest.files:
-        return SeenIds.decode(read_file(path, SEEN, manifest))
-    return SeenIds.from_state_dict(read_state(path, manifest)["seen"])
+    return seen_of(path, manifest, read_state(path, manifest) if SEEN not in manifest.files else {})
+
+
+def seen_of(path: str, manifest: Manifest, state: dict[str, Any]) -> SeenIds:
+    """The record of seen samples: a file of its own, or, in checkpoints of format 1, a part of the state.
+
+    Raises:
+        BadCheckpointError: it is not one.
+    """
+    content = read_file(path, SEEN, manifest) if SEEN in manifest.files else None
+    with _sound(path, SEEN):
+        return SeenIds.from_state_dict(state["seen"]) if content is None else SeenIds.decode(content)
+
+
+def weights_of(path: str, content: bytes) -> dict[str, Any]:
+    """The tensors of a checkpoint's weights.
+
+    Raises:
+        BadCheckpointError: they are not tensors.
+    """
+    import safetensors.torch
+
+    with _sound(path, MODEL):
+        return safetensors.torch.load(content)
+
+
+@contextmanager
+def _sound(path: str, name: str) -> Iterator[None]:
+    """Within it a file is decoded that is the one that was written, whoever has written it.
+
+    Raises:
+        BadCheckpointError: it is not what its name says.
+    """
+    try:
+        yield
+    except BadCheckpointError:
+        raise
+    except Exception as error:  # torch, safetensors and zlib have a dozen kinds
+        raise BadCheckpointError(f"{path}: {name} cannot be read ({type(error).__name__}: {error}); it is damaged") from error
 
 
 def newest_seen(run_dir: str, refused: Collection[str] = ()) -> tuple[str, SeenIds] | None:

@@ -1,5 +1,6 @@
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,30 @@ def test_names_come_from_files_members_or_a_column_and_images_are_not_read(tmp_p
     assert all_names(build_index(DataConfig(path=str(tmp_path / "plain.parquet")))) is None
     pq.write_table(table.append_column("key", pa.array(["x", "y", "z"])), tmp_path / "named.parquet", row_group_size=2)
     assert all_names(build_index(DataConfig(path=str(tmp_path / "named.parquet")))) == ["x", "y", "z"]
+
+
+HOSTILE = {
+    "a file that is not there": {"file": [0, 0, 0, 1, 1, 1, 2, 2, 99]},
+    "a negative file": {"file": [-1] + [0] * 8},
+    "more rows than a file has room for": {"num_rows": [10**12] + [4] * 8},
+    "rows below zero": {"num_rows": [-4] + [4] * 8},
+    "an end before its beginning": {"stop": [-1] + [1] * 8},
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE)
+def test_an_index_whose_tables_do_not_agree_is_refused_before_anything_is_reserved(folder: Path, tmp_path: Path, change: str):
+    index = build_index(DataConfig(path=str(folder)))
+    columns = {name: HOSTILE[change].get(name, index.groups[name].to_pylist()) for name in index.groups.column_names}
+    replace(index, groups=pa.table(columns, schema=index.groups.schema)).save(tmp_path / "index.arrow")
+    with pytest.raises(UsageError, match="is damaged"):
+        Index.load(tmp_path / "index.arrow")
+    assert cached_index(index.config, tmp_path / "index.arrow").num_rows == 30, "it is built again"
+
+
+def test_an_index_with_tables_of_other_columns_or_facts_of_other_kinds_is_refused(folder: Path, tmp_path: Path):
+    index = build_index(DataConfig(path=str(folder)))
+    for changes in ({"groups": index.files}, {"files": index.groups}, {"class_names": (1,)}, {"rows": index.files}, {"format": "tar"}):
+        replace(index, **changes).save(tmp_path / "index.arrow")
+        with pytest.raises(UsageError, match="is damaged"):
+            Index.load(tmp_path / "index.arrow")

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,3 +59,20 @@ def test_a_folder_is_moved_and_removed_with_all_it_holds(tmp_path: Path):
 def test_what_is_not_there_is_neither_listed_nor_found(tmp_path: Path):
     assert storage.list_dir(tmp_path / "none") == []
     assert storage.stat(tmp_path / "none") is None
+
+
+def test_a_bucket_whose_region_cannot_be_asked_for_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch):
+    def fail(uri: str) -> None:
+        raise OSError("When resolving region for bucket 'mine': Could not resolve host")
+
+    monkeypatch.setattr(storage.pafs, "FileSystem", SimpleNamespace(from_uri=fail))
+    with pytest.raises(storage.StorageError, match="cannot reach 's3://no-such-bucket': When resolving region"):
+        storage.exists("s3://no-such-bucket/x")
+
+
+def test_names_that_no_file_can_have_are_not_there_or_refused(tmp_path: Path):
+    assert not storage.exists(tmp_path / ("x" * 5000))
+    (tmp_path / "file").touch()
+    assert not storage.exists(tmp_path / "file" / "below")
+    with pytest.raises(UsageError, match="holds a zero byte"):
+        storage.exists("a\0b")

@@ -265,3 +265,32 @@ def test_a_run_directory_may_be_a_file_uri(tmp_path):
         _save(tmp_path.as_uri(), step)
     assert _latest(tmp_path.as_uri()).step == 3
     assert [step for step, _ in list_checkpoints(str(tmp_path))] == [2, 3]
+
+
+FOREIGN = {
+    "weights that are none": ("model.safetensors", b"no tensors"),
+    "a state that is none": ("state.pt", b"no state"),
+    "a record that is none": ("seen.json", b"[]"),
+    "a record of another shape": ("seen.json", b'{"num_rows": "ten", "complete": 3, "open": {}}'),
+    "a record of all epochs there are": ("seen.json", b'{"num_rows": 10, "complete": [[0, 1000000000000]], "open": {}, "missing": []}'),
+    "a record with a bitmap of another size": (
+        "seen.json",
+        b'{"num_rows": 10, "complete": [], "open": {"0": "eJz7DwABAQEA"}, "missing": []}',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_that_somebody_else_has_written_and_signed_is_refused_by_name(tmp_path, kind, caplog):
+    _save(tmp_path, 1)
+    path = _save(tmp_path, 2)
+    name, content = FOREIGN[kind]
+    (Path(path) / name).write_bytes(content)
+    _write_manifest(Path(path), FORMAT, FILES)
+    with pytest.raises(BadCheckpointError, match=rf"{name} (cannot be read .* it is damaged|holds more than tensors)"):
+        read_checkpoint(path)
+    assert _latest(tmp_path).step == 1
+    assert name in caplog.text
+    if name == "seen.json":
+        with pytest.raises(BadCheckpointError, match="cannot be read"):
+            read_seen(path)

@@ -24,6 +24,7 @@ from ray_sassl.data import (
     IMAGE_EXTENSIONS,
     NO_LABEL,
     OTHER_IMAGES,
+    ROW_COLUMNS,
     DataConfig,
     ParallelMap,
     Reader,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 _LOCAL_WINDOW, _REMOTE_WINDOW = 4096, 4 * 2**20
 _MAX_LABEL_BYTES = 64
-_ROW_SCHEMA = pa.schema([("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.int64())])
+_ROW_SCHEMA = pa.schema(list(ROW_COLUMNS["webdataset"].items()))
 _MERGED = "members away from the rest of their sample (merged)"
 _SECOND_IMAGE = "further images of a sample"
 

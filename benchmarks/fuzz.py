@@ -11,6 +11,7 @@ Goal: none of these.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -27,12 +28,14 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.fuzz_inputs import Files, changed
 from benchmarks.fuzz_targets import OWN_ERRORS, TARGETS, Target, write_case
 from benchmarks.measuring import Goal, write_results
+from ray_sassl.experiments import experiments, load_experiment
 
 LIMIT_S = 30.0
 LIMIT_BYTES = 400_000_000
@@ -209,22 +212,14 @@ def _refuse_bad_seeds(target: Target, seeds: list[Files]) -> None:
             sys.exit(f"a seed of {target.name!r} is not read: {outcome.kind}\n{outcome.trace}")
 
 
-def _warm() -> None:
-    """Import what the readers need, once."""
-    import matplotlib.pyplot
-    import torch
-
-    import ray_sassl.api.search
-    import ray_sassl.exporting.encoder
-    import ray_sassl.orchestrate.runtime.definitions
-    import ray_sassl.runs.pages.comparison_page
-    import ray_sassl.runs.pages.run_page
-    from ray_sassl.experiments import experiments, load_experiment
-
-    del matplotlib, ray_sassl
+def _warm(targets: list[Target]) -> None:
+    """Import what the readers need, once, and start no threads."""
     torch.set_num_threads(1)
-    for name in experiments():  # imports the plug-ins that configs name
-        load_experiment(name)
+    for module in sorted({module for target in targets for module in target.needs}):
+        importlib.import_module(module)
+    if any(target.needs for target in targets):  # their configs name plug-ins
+        for name in experiments():
+            load_experiment(name)
 
 
 def _show(tallies: dict[str, Tally], console: Console) -> None:
@@ -254,8 +249,8 @@ def main() -> None:
             outcome = read_here(target, Path(folder))
         console.print(outcome.kind, outcome.trace, markup=False, highlight=False, soft_wrap=True)
         return
-    _warm()
     targets = [target for target in TARGETS if not given.target or target.name in given.target]
+    _warm(targets)
     tallies = fuzz(targets, given.minutes, given.inputs, given.seed, given.keep, console)
     _show(tallies, console)
     num_bad = sum(tally.num_bad for tally in tallies.values())

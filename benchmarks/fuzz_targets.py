@@ -36,6 +36,7 @@ class Target:
         name: In tables.
         seeds: Makes valid cases; called once.
         read: Reads the case in a folder; says in a word or two what came of it. It may raise `OWN_ERRORS` and nothing else.
+        needs: Modules that it imports, and that take long.
         is_native: Whether a library reads the bytes first that may end the process, so that only a process of its own is safe.
     """
 
@@ -43,6 +44,7 @@ class Target:
     seeds: Callable[[], list[Files]]
     read: Callable[[Path], str]
     is_native: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def encoded(format_: str, mode: str = "RGB", size: tuple[int, int] = (20, 16), **options: Any) -> bytes:
@@ -365,20 +367,22 @@ def _read_study_directory(folder: Path) -> str:
     return f"{len(trials)} trials"
 
 
+_PAGES = ("ray_sassl.exporting.encoder", "ray_sassl.runs.pages.comparison_page", "ray_sassl.runs.pages.run_page", "matplotlib.pyplot")
+
 TARGETS = (
     Target("image", _images, _read_image),
     Target("tar shard", _tars, _read_shard("x.tar")),
-    Target("config", _configs, _read_config),
-    Target("search space", lambda: [{"space.yaml": _SPACE.encode()}], _read_space),
+    Target("config", _configs, _read_config, needs=("ray_sassl.config.files",)),
+    Target("search space", lambda: [{"space.yaml": _SPACE.encode()}], _read_space, needs=("ray_sassl.api.search",)),
     Target("JSON lines", _lines, _read_lines),
     Target("JSON", lambda: [{"x.json": json.dumps({"a": [1, {"b": None}], "c": "x"}).encode()}], _read_json),
     Target("style bank", _banks, _read_bank),
     Target("annotations", _annotations, _read_annotations),
-    Target("cluster definition", _definitions, _read_definition),
+    Target("cluster definition", _definitions, _read_definition, needs=("ray_sassl.orchestrate.runtime.definitions",)),
     Target("Parquet shard", _parquets, _read_shard("x.parquet"), is_native=True),
     Target("index", _indexes, _read_index, is_native=True),
-    Target("run directory", _run_directory, _read_run_directory, is_native=True),
-    Target("study directory", _study_directory, _read_study_directory),
+    # Target("run directory", _run_directory, _read_run_directory, is_native=True, needs=_PAGES),
+    # Target("study directory", _study_directory, _read_study_directory, needs=("ray_sassl.api.search",)),
 )
 
 

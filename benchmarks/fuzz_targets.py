@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -356,15 +357,14 @@ def _study_directory() -> list[Files]:
 
 
 def _read_study_directory(folder: Path) -> str:
-    from ray_sassl.study.record import open_study, read_study, read_trials, write_tables
-    from ray_sassl.study.report import write_report
+    """By `search report` and `search --resume`."""
+    from ray_sassl.api.search import report_study
+    from ray_sassl.study.record import open_study, read_study
 
-    study = read_study(str(folder))
-    trials = read_trials(str(folder))
-    write_report(str(folder))
-    write_tables(study, str(folder), trials)
-    open_study(study, str(folder), resume=True)
-    return f"{len(trials)} trials"
+    result = report_study(str(folder))
+    with contextlib.suppress(UsageError):
+        open_study(read_study(str(folder)), str(folder), resume=True)
+    return f"{len(result.trials)} trials"
 
 
 _PAGES = ("ray_sassl.exporting.encoder", "ray_sassl.runs.pages.comparison_page", "ray_sassl.runs.pages.run_page", "matplotlib.pyplot")
@@ -381,8 +381,8 @@ TARGETS = (
     Target("cluster definition", _definitions, _read_definition, needs=("ray_sassl.orchestrate.runtime.definitions",)),
     Target("Parquet shard", _parquets, _read_shard("x.parquet"), is_native=True),
     Target("index", _indexes, _read_index, is_native=True),
-    # Target("run directory", _run_directory, _read_run_directory, is_native=True, needs=_PAGES),
-    # Target("study directory", _study_directory, _read_study_directory, needs=("ray_sassl.api.search",)),
+    Target("run directory", _run_directory, _read_run_directory, is_native=True, needs=_PAGES),
+    Target("study directory", _study_directory, _read_study_directory, needs=("ray_sassl.api.search",)),
 )
 
 

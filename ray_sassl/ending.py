@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from ray_sassl.plugins import UsageError
+
 log = logging.getLogger(__name__)
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -168,21 +170,31 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def lastly(what: str, action: Callable[[], Any]) -> Iterator[None]:
-    """Do the action after the block, whatever its end was. An error of the action never hides one of the block, to which it is added as a
-    note.
+    """Do the action after the block, whatever its end was. An error of the action never hides one of the block, to which it is added.
 
     Args:
         what: What the action does, such as "write the summary".
+
+    Raises:
+        UsageError: the action alone failed, as on a full disk.
     """
     try:
         yield
     except BaseException as error:
-        try:
-            action()
-        except Exception as second:  # noqa: BLE001 - told with the first one
-            error.add_note(f"After that, this failed too: {what}: {second or repr(second)}")
+        after(error, what, action)
         raise
-    action()
+    try:
+        action()
+    except OSError as error:
+        raise UsageError(f"could not {what}: {error}") from error
+
+
+def after(error: BaseException, what: str, action: Callable[[], Any]) -> None:
+    """Do the action where there is an error to tell of already; one of the action is added to that."""
+    try:
+        action()
+    except Exception as second:  # noqa: BLE001 - told with the first one
+        error.add_note(f"After that, could not {what}: {told(second)}")
 
 
 def told(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ray_sassl.ending import exit_code, lastly, on_notice, told
+from ray_sassl.plugins import UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -168,9 +169,9 @@ def _fail() -> None:
 def test_what_fails_last_is_told_with_what_failed_first():
     with pytest.raises(ValueError, match="the loss is nan") as caught, lastly("write the summary", _fail):
         raise ValueError("the loss is nan")
-    assert told(caught.value) == "the loss is nan\nAfter that, this failed too: write the summary: no space left on device"
+    assert told(caught.value) == "the loss is nan\nAfter that, could not write the summary: no space left on device"
 
 
 def test_what_fails_last_is_an_error_of_its_own_where_nothing_failed_before():
-    with pytest.raises(OSError, match="no space left"), lastly("write the summary", _fail):
+    with pytest.raises(UsageError, match="could not write the summary: no space left"), lastly("write the summary", _fail):
         pass

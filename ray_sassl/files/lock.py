@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ray_sassl.ending import lastly
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import parse_json
 from ray_sassl.plugins import UsageError
@@ -80,9 +81,8 @@ def hold_folder(folder: str, command: str) -> Iterator[None]:
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, me, ended), name="lock", daemon=True)
     beating.start()
-    try:
-        yield
-    finally:
+
+    def release() -> None:
         ended.set()
         beating.join()
         if (there := _read(path)) is not None and there.token == me.token:
@@ -90,6 +90,9 @@ def hold_folder(folder: str, command: str) -> Iterator[None]:
         if is_new and (local := storage.local_path(folder)) is not None:
             with suppress(OSError):  # something was written there
                 local.rmdir()
+
+    with lastly(f"remove the lock {path}", release):
+        yield
 
 
 def _acquire(path: str, me: Holder, folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.ending import lastly
 from ray_sassl.evaluation.online import online_scores
 from ray_sassl.files import storage
 from ray_sassl.methods import Method, MethodConfig
@@ -84,7 +86,7 @@ def train_process(
         scores = online_scores(config, context.device)
         step = resume.step if resume else 0
         record = MetricsLog(run_dir, config.tracking, config.model_dump(mode="json"), resume_step=step)
-    try:
+    with lastly("write the metrics", record.close) if record is not None else nullcontext():
         return train(
             Job(
                 method=build_method(config, run_dir),
@@ -104,9 +106,6 @@ def train_process(
                 accumulate=accumulate,
             )
         )
-    finally:
-        if record is not None:
-            record.close()
 
 
 def load_backbone(checkpoint: Checkpoint) -> tuple[ExperimentConfig, nn.Module]:

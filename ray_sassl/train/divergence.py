@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ray_sassl.ending import after
 from ray_sassl.files import storage
 from ray_sassl.nn.gather import gather_objects
 from ray_sassl.plugins import UsageError
@@ -94,12 +95,14 @@ def end_diverged(bad: BadStep, run_dir: str, context: Context, lr: float, what: 
     """
     checkpoints = whole_checkpoints(run_dir)
     last = checkpoints[-1][1] if checkpoints else None
-    if context.rank == 0:
-        storage.write_text(storage.join(run_dir, DIVERGED), json.dumps({**asdict(bad), "checkpoint": last}, indent=2))
     named = ", ".join(map(str, bad.sample_ids[:_NAMED]))
     rest = f" and {len(bad.sample_ids) - _NAMED:,} more (all in {DIVERGED})" if len(bad.sample_ids) > _NAMED else ""
-    return DivergedError(
+    error = DivergedError(
         f"{what or f'the loss is {bad.loss}'} at step {bad.step} (learning rate {lr:.3g}), on samples {named}{rest} of epoch "
         f"{' and '.join(map(str, sorted(set(bad.epochs))))}. "
         f"{f'The last good checkpoint is {last}' if last else 'No checkpoint was written before it'}. {_ADVICE}"
     )
+    if context.rank == 0:
+        content = json.dumps({**asdict(bad), "checkpoint": last}, indent=2)
+        after(error, f"write {DIVERGED}", lambda: storage.write_text(storage.join(run_dir, DIVERGED), content))
+    return error

@@ -18,13 +18,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.ending import told
 from ray_sassl.methods import Method
 from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig, UsageError
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import Context, data_parallel, mean_over_ranks, on_any_rank
-from ray_sassl.train.divergence import DivergenceWatch, end_diverged
+from ray_sassl.train.divergence import DivergenceWatch
 from ray_sassl.train.metrics import MetricsLog
 from ray_sassl.train.optim import OptimConfig, build_optimizer
 from ray_sassl.train.saving import RunSaver
@@ -66,6 +67,9 @@ EVALUATION = "evaluation"
 Without labeled images there are no scores, and the number is reported with the first metrics that are logged after the evaluation is
 due."""
 
+FAILED_EVALUATIONS = "failed_evaluations"
+"""How many evaluations have failed since the workers were started, in the report of one that has."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -101,6 +105,7 @@ class Job:
         record: Rank 0's metrics log; None on the others.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
         accumulate: Parts of this worker's share of a batch, if there are more than the config says; see `share_of_batch`.
+        num_failed_evaluations: Of this process so far.
     """
 
     method: Method
@@ -118,6 +123,7 @@ class Job:
     record: MetricsLog | None = None
     extra_state: dict[str, Any] = field(default_factory=dict)
     accumulate: int | None = None
+    num_failed_evaluations: int = 0
 
 
 def micro_batch(config: TrainConfig, world_size: int) -> int:
@@ -232,8 +238,7 @@ def train(job: Job) -> Outcome:
             signals = (watch.has_seen_one(logs_now or saves_now), saver.has_failed(), context.stop_requested(), context.is_leaving())
             diverged, failed, stopped, leaving = on_any_rank(signals, context)
             if diverged:
-                saver.finish()
-                raise end_diverged(watch.bad_step(), job.run_dir, context, lr)
+                raise saver.diverged(watch, lr)
             if failed:
                 saver.finish()
             if stopped:
@@ -396,9 +401,20 @@ def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progre
     """
     reached = {EVALUATION: number, "epoch": progress.epoch(step)}
     if job.evaluate is not None:
-        _record(job, step, reached | job.evaluate(method.backbone))
+        _record(job, step, reached | _scores(job, method.backbone, step))
     elif job.context.rank == 0:
         job.context.report({"step": step, **reached})
+
+
+def _scores(job: Job, backbone: nn.Module, step: int) -> dict[str, float]:
+    """The scores; where they cannot be computed, how often that was so. The training is worth more than one score of it."""
+    assert job.evaluate is not None
+    try:
+        return job.evaluate(backbone)
+    except Exception as error:  # noqa: BLE001 - told and counted
+        job.num_failed_evaluations += 1
+        log.warning("The scores at step %d could not be computed; the run goes on without them. %s", step, told(error))
+        return {FAILED_EVALUATIONS: job.num_failed_evaluations}
 
 
 def _seed_of(*numbers: int) -> int:

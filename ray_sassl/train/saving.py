@@ -13,12 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.ending import told
 from ray_sassl.nn.gather import gather_objects
 from ray_sassl.plugins import UsageError
 from ray_sassl.train.checkpoint import Checkpoint, write_checkpoint
 from ray_sassl.train.checkpoint_folder import checkpoint_path, whole_checkpoints
 from ray_sassl.train.context import Context
-from ray_sassl.train.divergence import DivergenceWatch, end_diverged
+from ray_sassl.train.divergence import DivergedError, DivergenceWatch, end_diverged
 from ray_sassl.train.optim import load_optimizer
 from ray_sassl.types import Arrays
 
@@ -162,8 +163,7 @@ class RunSaver:
         """
         began = time.perf_counter()
         if not torch.isfinite(nn.utils.get_total_norm([parameter.detach() for parameter in self.method.parameters()])):
-            self.finish()
-            raise end_diverged(watch.bad_step(), self.run_dir, self.context, lr, "the weights are not finite")
+            raise self.diverged(watch, lr, "the weights are not finite")
         if self.context.world_size > 1:
             self.seen.merge(SeenIds.decode(content) for content in gather_objects(self.seen.encode()))
         error = None
@@ -176,6 +176,24 @@ class RunSaver:
         self._raise_on_all(error)
         self.saved, self.saved_step = checkpoint_path(self.run_dir, step), step
         return time.perf_counter() - began
+
+    def diverged(self, watch: DivergenceWatch, lr: float, what: str = "") -> DivergedError:
+        """The error that ends a run which has diverged, once the checkpoint that is under way is whole; every rank must call it.
+
+        Args:
+            watch: Knows the bad step.
+            lr: Its learning rate.
+            what: What is not finite, in words, if it is not the loss.
+        """
+        failed = None
+        try:
+            self.finish()
+        except CheckpointNotWrittenError as error:
+            failed = error
+        diverged = end_diverged(watch.bad_step(), self.run_dir, self.context, lr, what)
+        if failed is not None:
+            diverged.add_note(told(failed))
+        return diverged
 
     def has_failed(self) -> bool:
         """Whether writing a checkpoint is known to have failed; does not wait."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Sequence
@@ -65,3 +66,16 @@ def test_a_device_that_is_not_waited_for_is_asked_at_the_next_look_and_the_first
     assert watch.has_seen_one(look=True)
     bad = watch.bad_step()
     assert (bad.step, bad.loss, bad.sample_ids) == (2, "inf", [20, 21])
+
+
+def test_a_full_disk_does_not_hide_the_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ray_sassl.train.saving.write_checkpoint", full)
+    monkeypatch.setattr("ray_sassl.train.divergence.storage.write_text", full)
+    with pytest.raises(DivergedError, match="the loss is nan at step 3") as error:
+        _run(tmp_path, checkpoint_every=2)
+    also = "\n".join(error.value.__notes__)
+    assert "could not write diverged.json: [Errno 28] No space left" in also
+    assert "the checkpoint of step 2 could not be written" in also

@@ -234,6 +234,25 @@ def test_checkpoints_are_left_every_so_many_steps_and_at_the_end(tmp_path):
     assert [step for step, _ in list_checkpoints(str(tmp_path))] == [4, 6]
 
 
+def test_scores_that_fail_are_counted_and_the_run_goes_on_to_its_last_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    num_calls = 0
+
+    def score(backbone: nn.Module) -> dict[str, float]:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls != 2:
+            raise RuntimeError("the test images have gone")
+        return {"knn_top1": 0.5}
+
+    settings, context = TrainConfig(epochs=2, global_batch=4, log_every=100, evaluate_every=2), LocalContext()
+    outcome = train(Job(Linear(), _batches(12, 4, 2), settings, SGD, 12, 0, str(tmp_path), "", context, evaluate=score))
+    assert (outcome.status, outcome.step) == ("finished", 6)
+    assert latest_checkpoint(str(tmp_path)).step == 6  # pyright: ignore[reportOptionalMemberAccess]
+    scored = [report for report in context.reports if "evaluation" in report]
+    assert [report.get("failed_evaluations") for report in scored] == [1, None, 2]
+    assert "The scores at step 2 could not be computed; the run goes on without them. the test images have gone" in caplog.text
+
+
 def test_the_encoder_is_scored_at_its_period_and_at_the_end(tmp_path):
     context, scored = LocalContext(), []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_sassl.data.quarantine import BadRow, QuarantineFile, TooManyBadRowsError
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.runtime.metrics import CostMeter, set_bad_rows
 from ray_sassl.orchestrate.runtime.session import pin_to_driver
 from ray_sassl.types import Outcome
@@ -58,6 +59,7 @@ class RunControl:
         self._fatal: str | None = None
         self._outcome: Outcome | None = None
         self._run = run
+        self._has_complained = False
         self._cost = CostMeter(run, prices) if prices is not None else None
         try:
             self._file.load()
@@ -67,14 +69,24 @@ class RunControl:
     def add_bad(self, rows: list[BadRow]) -> str | None:
         """Add rows to the quarantine; returns the reason to stop if there are too many."""
         try:
-            self._file.add(rows)
+            self._quarantine.add(rows)
         except TooManyBadRowsError as error:
             self.fail(str(error))
+        self._save(self._file.save_if_due)
         return self._fatal
 
     def bad_rows(self) -> list[BadRow]:
         """Those that are listed."""
         return self._quarantine.rows
+
+    def _save(self, save: Callable[[], None]) -> None:
+        """Bring the quarantine's file up to date; where that fails, as on a full disk, that is said once, and tried again later."""
+        try:
+            save()
+        except (OSError, storage.StorageError) as error:
+            if not self._has_complained:
+                self.note(f"The quarantine cannot be written: {error}. The run goes on.")
+            self._has_complained = True
 
     def bad_ids(self) -> np.ndarray:
         """(n,) int64: the samples in quarantine."""
@@ -126,12 +138,12 @@ class RunControl:
         self._outcome = outcome
 
     def outcome(self) -> Outcome | None:
-        self._file.save()
+        self._save(self._file.save)
         return self._outcome
 
     def progress(self) -> ProgressUpdate:
         """The progress since the last call."""
-        self._file.save_if_due()
+        self._save(self._file.save_if_due)
         set_bad_rows(self._run, self._quarantine.num_bad)  # a gauge that is not set regularly disappears from the endpoint
         update, self._update = self._update, ProgressUpdate()
         update.num_bad, update.fatal = self._quarantine.num_bad, self._fatal

@@ -23,7 +23,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import QuarantineFile
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.ending import Stopped, on_notice
+from ray_sassl.ending import Stopped, after, lastly, on_notice, told
 from ray_sassl.files import storage
 from ray_sassl.files.own import write_picture
 from ray_sassl.files.paths import absolute, with_absolute_paths
@@ -49,7 +49,7 @@ from ray_sassl.orchestrate.runtime.session import in_group, ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights
 from ray_sassl.pipeline import local_batches, without
 from ray_sassl.plugins import UsageError
-from ray_sassl.runs.directory import QUARANTINE, VIEWS, prepare_run_dir, settled, write_summary
+from ray_sassl.runs.directory import QUARANTINE, SUMMARY, VIEWS, prepare_run_dir, settled, write_summary
 from ray_sassl.runs.pictures import views_picture
 from ray_sassl.runs.process import build_stylize_block, train_process, view_source
 from ray_sassl.runs.start import START, keep_start
@@ -60,6 +60,8 @@ from ray_sassl.train.loop import micro_batch
 from ray_sassl.types import Outcome, RunResult
 
 log = logging.getLogger(__name__)
+
+_SUMMARIZE = f"write {SUMMARY}"
 
 
 def pretrain(
@@ -110,24 +112,30 @@ def pretrain(
             metrics.update(report)
         watch(update)
 
+    def summarize(status: str, reason: str | None, stopped_by: str | None = None) -> RunResult:
+        result = _result(status, run_dir, metrics, reason, stopped_by)
+        write_summary(result)
+        return result
+
     stop = stop or threading.Event()
     try:
         with on_notice(stop.set, grace_s=config.fault.grace_s, preempt_signal=config.fault.preempt_signal) as notice:
             outcome = launch(config, run_dir, index, observe, stop)
     except KeyboardInterrupt as error:
         name = error.signal.name if isinstance(error, Stopped) else "SIGINT"
-        write_summary(_result("interrupted", run_dir, metrics, f"stopped at once {error}".strip(), name))
+        after(error, _SUMMARIZE, partial(summarize, "interrupted", f"stopped at once {error}".strip(), name))
         raise
     except BaseException as error:
-        write_summary(_result("failed", run_dir, metrics, str(error) or repr(error)))
+        after(error, _SUMMARIZE, partial(summarize, "failed", told(error)))
         raise
     reason = None
     if outcome.status == "interrupted":
         who = "the user" if notice.signal in (None, "SIGINT") else notice.signal
         reason = f"stopped by {who} at step {outcome.step}; add --resume to continue from its checkpoint"
-    result = _result(outcome.status, run_dir, metrics, reason, notice.signal if reason else None)
-    write_summary(result)
-    return result
+    try:
+        return summarize(outcome.status, reason, notice.signal if reason else None)
+    except OSError as error:
+        raise UsageError(f"the run was {outcome.status} at step {outcome.step}, but could not {_SUMMARIZE}: {error}") from error
 
 
 def _result(status: str, run_dir: str, metrics: dict[str, float], reason: str | None, stopped_by: str | None = None) -> RunResult:
@@ -164,10 +172,8 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         seen=seen,
         accumulate=config.train.accumulate,
     )
-    try:
+    with lastly(f"write {QUARANTINE}", bad_rows.save):
         return train_process(config, run_dir, batches, index.num_rows, context, resume)
-    finally:
-        bad_rows.save()
 
 
 def _pretrain_on_ray(

@@ -15,6 +15,7 @@ import torch
 from ray.actor import ActorHandle
 
 from ray_sassl.config.files import from_yaml
+from ray_sassl.ending import told
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import NoteHandler
 from ray_sassl.orchestrate.runtime.devices import device_type
@@ -104,7 +105,7 @@ def train_worker(spec: dict[str, Any]) -> None:
     try:
         outcome = train_process(config, spec["run_dir"], _arrays(stream), spec["num_rows"], context, resume, parts)
     except UsageError as error:
-        ray.get(control.fail.remote(str(error)))
+        ray.get(control.fail.remote(told(error)))
         if context.world_size == 1:
             return
         raise  # so that the other workers, which may wait for this one, end too

@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.reading import cached_index
-from ray_sassl.ending import on_notice
+from ray_sassl.ending import lastly, on_notice
 from ray_sassl.evaluation.online import ONLINE_SCORES
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
@@ -192,10 +192,8 @@ def search(
                     verbose=0,
                 ),
             )
-            try:
+            with lastly("write the study's tables", lambda: write_tables(study, study_dir, state.records)):
                 _fit(tuner, state, control, watch, Waiting(trial_needs(study.base, is_alone=True)))
-            finally:
-                write_tables(study, study_dir, state.records)
     state.stopped_by = notice.signal
     if reason := too_many_failures(state):
         raise UsageError(

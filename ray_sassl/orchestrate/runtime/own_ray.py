@@ -6,22 +6,27 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import ray
 
 from ray_sassl.ending import held_back
 from ray_sassl.orchestrate.runtime import private
+from ray_sassl.orchestrate.runtime.reasons import reason_of
 from ray_sassl.plugins import UsageError
 
 log = logging.getLogger(__name__)
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 """Arguments of `ray.init`: what workers print is in Ray's logs."""
+_LOOPBACK = "127.0.0.1"
+_PATIENCES_S = (0.0, 150.0)
+"""At the first and at the second try, beyond what Ray waits by itself."""
 _OBJECT_STORE_BYTES = 2 * 2**30
 _MOST_SOCKET_BYTES = 103
 """Of a socket's path: 107 on Linux, 103 on macOS."""
@@ -32,43 +37,113 @@ _SOCKET_IN_FOLDER = "/ray-sassl-12345678/session_2026-11-29_10-32-40_509000_1234
 def own_ray(num_cpus: int | None) -> Iterator[None]:
     """A Ray within the block, of which nothing is left after it but its logs where something of Ray has failed.
 
+    It listens on the loopback interface only.
+
     Args:
         num_cpus: The CPUs that it has to give; all where not given.
+
+    Raises:
+        UsageError: Ray does not start, at the second try either.
     """
-    with _own_folder() as folder:
+    with _own_folder() as folder, _on_loopback():
         try:
-            with held_back(), starting():
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    _temp_dir=folder,
-                    **QUIET,
-                )  # pyright: ignore[reportArgumentType]
+            with held_back():
+                _start(num_cpus, folder)
             yield
         finally:
             with held_back():
                 ray.shutdown(wait_for_processes=True)
 
 
+def _start(num_cpus: int | None, folder: str) -> None:
+    """Start Ray; where that fails, as on a machine that is busy, once more with more time."""
+    for patience_s in _PATIENCES_S:
+        try:
+            with starting(patience_s):
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    dashboard_host=_LOOPBACK,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _node_ip_address=_LOOPBACK,
+                    _temp_dir=folder,
+                    **QUIET,
+                )  # pyright: ignore[reportArgumentType]
+            return
+        except Exception as error:
+            ray.shutdown()
+            if patience_s == _PATIENCES_S[-1]:
+                raise UsageError(
+                    f"Ray could not be started on this machine, tried twice: {reason_of(error)} The machine may be too busy, or short of "
+                    f"memory or of space in {folder}. Try again, or with less at once (scaling.num_workers=0 trains without Ray)."
+                ) from error
+            log.warning("Ray did not start: %s Trying once more, with more time.", reason_of(error))
+
+
 @contextmanager
-def starting() -> Iterator[None]:
-    """Within the block Ray may be started without a change to how this process handles signals.
+def starting(patience_s: float = 0.0) -> Iterator[None]:
+    """Within the block Ray may be started without a change to how this process handles signals; if that fails, what was started is ended.
 
     Ray replaces the command's handler of SIGTERM by one that ends the process where it stands. And its processes would belong to the
     command's process group: what is sent to the group (by a terminal, by `timeout`) would end them before the command has ended in order.
+
+    Args:
+        patience_s: How long a new node may take to be known, beyond the half minute that Ray gives it.
     """
     services: Any = private.services
     utils: Any = private.utils
-    popen, set_handler = services.ConsolePopen, utils.set_sigterm_handler
-    services.ConsolePopen = partial(popen, process_group=0)
+    popen, get_node, set_handler = services.ConsolePopen, services.get_node, utils.set_sigterm_handler
+    started: list[Any] = []
+
+    def start(*args: Any, **options: Any) -> Any:
+        started.append(popen(*args, process_group=0, **options))
+        return started[-1]
+
+    def get_patiently(*args: Any, **options: Any) -> Any:
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                return get_node(*args, **options)
+            except RuntimeError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+
+    services.ConsolePopen, services.get_node = start, get_patiently
     if callable(signal.getsignal(signal.SIGTERM)):
         utils.set_sigterm_handler = lambda handler: None
     try:
         yield
+    except BaseException:
+        for process in started:
+            process.kill()
+            process.wait()
+        raise
     finally:
-        services.ConsolePopen, utils.set_sigterm_handler = popen, set_handler
+        services.ConsolePopen, services.get_node, utils.set_sigterm_handler = popen, get_node, set_handler
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Within the block a new Ray takes the loopback address for its own, as on macOS; on Linux it would look for another one and listen on
+    all. So do its processes, and torch's in them."""
+    names = {private.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+    if sys.platform == "linux":
+        names |= {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    before = {name: os.environ.get(name) for name in names}
+    constants: Any = private.ray_constants
+    was_enabled, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = was_enabled
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

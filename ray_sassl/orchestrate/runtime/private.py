@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray._private import services, utils
+    from ray._private import ray_constants, services, utils
     from ray._private.state import state
     from ray._private.worker import global_worker
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -51,6 +51,7 @@ __all__ = [
     "get_train_context",
     "global_worker",
     "prepare_config",
+    "ray_constants",
     "services",
     "state",
     "utils",
@@ -82,7 +83,7 @@ _MODULES = {
         "ResourceRequest",
     ),
     # Patched while a Ray of our own starts; see `own_ray`.
-    "ray._private": ("services", "utils"),
+    "ray._private": ("ray_constants", "services", "utils"),
     # The checks of `ray up` for a launcher file, without connecting to a cloud.
     "ray.autoscaler._private.util": ("prepare_config", "validate_config"),
 }

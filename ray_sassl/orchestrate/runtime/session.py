@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,10 @@ _TUNED = {
     # How often to check for a notice that a worker's machine will go away; clouds give notice 30 s to 2 minutes ahead.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
+
+
+_ANSWER_S = 8.0
+_HTTP2_SETTINGS = 4
 
 
 @contextmanager
@@ -52,6 +57,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
+    check_address(address)
     try:
         with held_back(), starting():
             ray.init(address=address, **QUIET)  # pyright: ignore[reportArgumentType]
@@ -64,6 +70,46 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """See that a cluster answers at the address, within seconds; Ray itself would wait for a quarter of an hour.
+
+    Raises:
+        UsageError: it is the address of something else, or nobody answers.
+    """
+    if address == "auto":
+        return
+    scheme, _, rest = address.rpartition("://")
+    host, _, port = rest.rstrip("/").rpartition(":")
+    if scheme in ("http", "https"):
+        raise UsageError(
+            f"{address} is the address of a dashboard. Give that of the cluster itself, HOST:PORT as `ray start --head` prints it, such as "
+            f"{host or rest}:6379; commands are sent to a dashboard by `ray-sassl job submit --address {address}`"
+        )
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(
+            f"{address!r} is not the address of a Ray cluster. Give HOST:PORT as `ray start --head` prints it, such as 10.0.0.5:6379"
+        )
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as connection:
+            if not _speaks_grpc(connection):
+                raise ConnectionError("something else than a Ray cluster answers, or nothing does")
+    except OSError as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address!r} ({error}). Give --address as `ray start --head` prints it, or leave it out (and "
+            "RAY_ADDRESS unset) to run on this machine."
+        ) from error
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other end answers the opening of HTTP/2 as a server of gRPC does. Behind TLS that is not seen."""
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return True
+    connection.settimeout(_ANSWER_S)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0]))
+    header = connection.recv(9)
+    return len(header) > 3 and header[3] == _HTTP2_SETTINGS
 
 
 def pin_to_driver() -> NodeAffinitySchedulingStrategy:

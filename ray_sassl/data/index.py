@@ -221,11 +221,8 @@ def _check_tables(format_: str, files: pa.Table, groups: pa.Table, rows: pa.Tabl
     tables = [files, groups, *([] if rows is None else [rows])]
     for table in tables:
         table.validate(full=True)  # Arrow's own readers believe lengths and offsets
-    if (
-        files.schema != FILE_SCHEMA
-        or groups.schema != GROUP_SCHEMA
-        or any(column.null_count for table in tables for column in table.columns)
-    ):
+    wanted = [(files, FILE_SCHEMA), (groups, GROUP_SCHEMA)] + ([] if rows is None else [(rows, pa.schema(ROW_COLUMNS[format_].items()))])
+    if not all(_has_columns(table, schema) for table, schema in wanted):
         raise ValueError("its tables have other columns")
     file, start, stop, num_rows = (groups[name].to_numpy() for name in GROUP_SCHEMA.names)
     size_bytes = files["size_bytes"].to_numpy()
@@ -235,7 +232,11 @@ def _check_tables(format_: str, files: pa.Table, groups: pa.Table, rows: pa.Tabl
         raise ValueError("its row groups have more rows than their files have room for")
     if format_ != "parquet" and (stop > (len(size_bytes) if format_ == "folder" else size_bytes[file])).any():
         raise ValueError("its row groups lie behind the ends of their files")
-    columns = ROW_COLUMNS[format_]
-    there = {} if rows is None else {field.name: field.type for field in rows.schema}
-    if {name: there.get(name) for name in columns} != columns or (rows is not None and rows.num_rows != num_rows.sum()):
+    if (rows is None) != (not ROW_COLUMNS[format_]) or (rows is not None and rows.num_rows != num_rows.sum()):
         raise ValueError("its samples are not those of its row groups")
+
+
+def _has_columns(table: pa.Table, schema: pa.Schema) -> bool:
+    """Whether the table has these columns, without nulls; it may have others."""
+    there = {field.name: field.type for field in table.schema}
+    return all(there.get(field.name) == field.type and not table[field.name].null_count for field in schema)

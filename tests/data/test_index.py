@@ -174,3 +174,10 @@ def test_an_index_with_tables_of_other_columns_or_facts_of_other_kinds_is_refuse
         replace(index, **changes).save(tmp_path / "index.arrow")
         with pytest.raises(UsageError, match="is damaged"):
             Index.load(tmp_path / "index.arrow")
+
+
+def test_an_index_may_have_columns_that_this_version_does_not_know(folder: Path, tmp_path: Path):
+    index = build_index(DataConfig(path=str(folder)))
+    more = index.files.append_column("digest", pa.array([b"x", None, b"y"], pa.binary()))
+    replace(index, files=more).save(tmp_path / "index.arrow")
+    assert Index.load(tmp_path / "index.arrow").num_rows == 30

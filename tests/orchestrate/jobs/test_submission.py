@@ -66,7 +66,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_the_same_submit_continues_from_it
     words = ("job", "submit", "--name", "first", "--", *_pretrain(run_dir, f"train.epochs={epochs}"))
     code, output = ray_sassl(cluster, *words, cwd=project)
     assert code == 0, output
-    assert "first: sent with 2 files" in output
+    assert "first: sent with 4 files" in output
     assert ".env" in output, "what was left out for its name is said"
 
     code, again = ray_sassl_here(cluster, *words, cwd=project)

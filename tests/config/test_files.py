@@ -46,14 +46,14 @@ def test_a_file_is_read_by_path_or_uri(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: [", "short.yaml is not YAML"),
+        ("a: [", "short.yaml is not valid YAML"),
         ("- 1", "short.yaml is not a mapping of fields but a list"),
         ("", "short.yaml is not a mapping of fields but a NoneType"),
         (SHORT + "trian: {epochs: 3}", "short.yaml: trian: Extra inputs are not permitted"),
         (SHORT + "train: {epochs: 0}", "short.yaml: train.epochs: Input should be greater than 0"),
         (SHORT.replace("byol", "bool"), "methods has no 'bool'"),
         (SHORT.replace("name: short", ""), "short.yaml: name: Field required"),
-        ("name: !!python/object/apply:os.getcwd []", "short.yaml is not YAML"),
+        ("name: !!python/object/apply:os.getcwd []", "short.yaml is not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_answered_with_its_name_and_what_is_wrong(text, says):

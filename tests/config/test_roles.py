@@ -14,6 +14,7 @@ OTHERS = {
     "seed": SEED,
     "data.max_bad_fraction": OPERATIONAL,
     "data.cache_gb": OPERATIONAL,
+    "data.strict": OPERATIONAL,
     "views.resizing": ROUNDING,
     "train.epochs": EXTENDABLE,
     "train.accumulate": EXTENDABLE,

@@ -42,7 +42,10 @@ _FOREIGN = {
     b"\x1f\x8b": "gzip",
     b"\0\0\0\x0cjP": "JPEG 2000",
 }
-_DAMAGE = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, EOFError, struct.error, zlib.error)
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 """What Pillow raises on damaged files of these formats, depending on where the damage is."""
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ray_sassl.data import decode as decode_module
 from ray_sassl.data.decode import DecodeError, decode, image_size
 
 LIMIT = 10**8
@@ -122,3 +123,12 @@ def test_the_imagenet_originals_all_decode_and_orientation_is_not_applied(shared
     sizes = {path.name: decode(path.read_bytes(), LIMIT).size for path in (shared_dir / "data/imagenet-sample/originals").iterdir()}
     assert len(sizes) == 24
     assert sizes["n02951585_can_opener.JPEG"] == (392, 294)
+
+
+def test_a_webp_whose_canvas_is_small_and_whose_decoder_finds_a_bomb_is_damaged(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: object, **named: object) -> None:
+        raise Image.DecompressionBombError("Image size (12173105014224 pixels) exceeds limit")
+
+    monkeypatch.setitem(decode_module._OPENERS, "WEBP", refuse)
+    with pytest.raises(DecodeError, match="damaged: Image size"):
+        decode(_encode(Image.new("RGB", (8, 8)), "WEBP"), 10_000)

@@ -74,10 +74,10 @@ class FewShot(Protocol):
             for draw in range(self.config.num_draws):
                 rows = n_of_each(train.labels, shots, np.random.default_rng([self.config.seed, shots, draw]))
                 x_train = centered_to_unit_length(train.features[rows], mean)
+                release(train.features)
                 weight, bias = fit(x_train, train.labels[rows], self.config.l2)
                 class_scores = (torch.from_numpy(x @ weight.T + bias) for x in x_test())
                 top1.append(top1_accuracy(class_scores, test.labels))
-            release(train.features)
             scores[f"{shots}_shot_top1"] = score_over_draws(top1).as_share(chance_of(test.labels))
             details[f"{shots}_shot"] = {
                 "top1_by_draw": top1,

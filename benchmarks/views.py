@@ -164,7 +164,7 @@ def photographs(data: Path, num_images: int) -> list[bytes]:
 
 def twelve_megapixels(data: Path, num_images: int) -> list[bytes]:
     """A photograph of 4,000 x 3,000 pixels, put together from the sample's largest one and its mirror images, over and over."""
-    image = np.asarray(Image.open(data / "imagenet-sample/originals/n02091032_Italian_greyhound.JPEG").convert("RGB"))
+    image = np.asarray(Image.open(data / "imagenet-sample/originals/n02091032_Italian_greyhound.JPEG", formats=["JPEG"]).convert("RGB"))
     row = np.concatenate([image, image[:, ::-1]], axis=1)
     whole = np.concatenate([row, row[::-1]])[:3000, :4000]
     _, encoded = cv2.imencode(".jpg", whole[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])

@@ -79,7 +79,7 @@ class Dimension:
 class _Parameter(FrozenConfig):
     """The common fields of all parameters."""
 
-    path: str | tuple[str, ...]
+    path: str | tuple[str, ...] = Field(min_length=1)
     """The config field, or several that get the same value."""
     name: str = ""
     """Name in tables and conditions; by default the (first) path. Two parameters may share a path if their conditions exclude each

@@ -90,6 +90,12 @@ def test_names_stand_once_and_ranges_are_in_order():
             Float(path="sassl.prob", **wrong)
 
 
+@pytest.mark.parametrize("path", ["", []])
+def test_a_parameter_without_a_path_is_refused(path: object):
+    with pytest.raises(ValidationError, match="at least 1"):
+        SearchSpace.model_validate({"parameters": [{"kind": "float", "path": path, "low": 0, "high": 1}]})
+
+
 def test_an_objective_is_a_metric_and_its_better_direction():
     assert Objective.parse("loss") == Objective.parse("loss:min") == Objective("loss", "min")
     assert Objective.parse("effective_rank:min") == Objective("effective_rank", "min")

@@ -126,6 +126,10 @@ def index_to_continue(data: DataConfig, path: str, *, data_moved: bool = False) 
     Raises:
         RunDirectoryError: the data are others.
     """
+    if not storage.exists(path):
+        raise RunDirectoryError(
+            f"{storage.parent(path)} has lost its {INDEX}, so its epochs cannot be continued exactly. Restore that file."
+        )
     index = Index.load(path)
     if data_moved:
         now = build_index(data)

@@ -115,6 +115,13 @@ def test_what_is_not_there_is_not_resumed(config, run_dir):
     assert not Path(run_dir).exists()
 
 
+def test_a_run_that_has_lost_its_index_is_not_resumed(config, run_dir):
+    prepare_run_dir(config, run_dir, resume=False)
+    (Path(run_dir) / INDEX).unlink()
+    with pytest.raises(RunDirectoryError, match=r"has lost its index\.arrow"):
+        prepare_run_dir(config, run_dir, resume=True)
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

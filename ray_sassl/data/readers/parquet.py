@@ -175,6 +175,8 @@ def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
     with _damage_told_apart(path), _open(path) as file:
         if number >= file.metadata.num_row_groups:
             raise UsageError(f"{path} has changed since the index was built: it has no row group {number}")
+        if missing := [name for name in columns if name not in file.schema_arrow.names]:
+            raise UsageError(f"{path} is not the file that the index describes: it has no column {', '.join(missing)}")
         # In batches, because Arrow cannot read more than 2 GB of a struct column at once.
         facts = file.metadata.row_group(number)
         rows = max(1, facts.num_rows * _BATCH_BYTES // max(facts.total_byte_size, 1))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,6 +73,13 @@ def test_a_file_that_changed_under_the_index_is_an_error(tmp_path: Path):
     _write(tmp_path / "a.parquet", image=[b"1"] * 2, label=[1] * 2)
     with pytest.raises(UsageError, match="has changed since the index was built"):
         read_groups(index, [0])
+
+
+def test_an_index_of_a_column_that_the_file_lacks_is_an_error(tmp_path: Path):
+    index = build_index(_write(tmp_path / "a.parquet", image=[b"1"] * 3, label=[1] * 3))
+    other = replace(index, config=index.config.model_copy(update={"image_column": "ilage"}))
+    with pytest.raises(UsageError, match="has no column ilage"):
+        read_groups(other, [0])
 
 
 def test_the_rows_of_a_file_that_vanished_are_bad_rows(tmp_path: Path):

@@ -190,7 +190,7 @@ def test_a_run_whose_data_have_changed_is_not_resumed(config, run_dir):
 
 def test_a_summary_is_removed_at_a_resume_and_written_at_the_end(config, run_dir):
     prepare_run_dir(config, run_dir, resume=False)
-    result = RunResult("interrupted", 3, run_dir, None, {"loss": 1.5}, "stopped by the user")
+    result = RunResult("interrupted", 3, run_dir, None, {"loss": 1.5}, "stopped by the user", "SIGTERM")
     write_summary(result)
     assert json.loads((Path(run_dir) / SUMMARY).read_text()) == {
         "status": "interrupted",
@@ -199,6 +199,7 @@ def test_a_summary_is_removed_at_a_resume_and_written_at_the_end(config, run_dir
         "checkpoint": None,
         "metrics": {"loss": 1.5},
         "reason": "stopped by the user",
+        "stopped_by": "SIGTERM",
     }
     prepare_run_dir(config, run_dir, resume=True)
     assert not (Path(run_dir) / SUMMARY).exists()

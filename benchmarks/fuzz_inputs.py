@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ray_sassl.files.safe_yaml import load_documents
 from ray_sassl.train.checkpoint_folder import MANIFEST, Manifest
 
 Files = dict[str, bytes]
@@ -125,8 +126,8 @@ def _json_lines(content: bytes, draw: random.Random) -> bytes:
 
 def _yaml(content: bytes, draw: random.Random) -> bytes:
     try:
-        documents = list(yaml.safe_load_all(content))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # changed before
+        documents = load_documents(content.decode(), "the input")
+    except ValueError:  # changed before
         documents = []
     if draw.random() < 0.4 or not documents:
         return _bytes(content, draw)

@@ -69,7 +69,8 @@ def test_actors_train_and_transfer_as_one_process_does(small_dtd: Written, ray_c
     run_dir = str(tmp_path / "run")
     data = _data(tmp_path)
     _run("pretrain", "moco_cifar10_cpu", *data, *TINY, "train.epochs=0.2", "scaling.num_workers=0", "--run-dir", run_dir)
-    target = f"{{name: mine, train: {{path: '{data[0].partition('=')[2]}'}}, test: {{path: '{data[0].partition('=')[2]}'}}}}"
+    train, test = (words.partition("=")[2] for words in data[1:])
+    target = f"{{name: mine, train: {{path: '{train}'}}, test: {{path: '{test}'}}}}"
     _run("data", "fetch", "dtd", "--from", str(small_dtd.folder))
     words = ["finetune", "transfer", "epochs=1", f"transfer.targets=[dtd, {target}]", "transfer.protocol={name: knn, k: 1}"]
     records = []

@@ -68,7 +68,10 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_user_without_home_and_name_can_work_if_folders_are_given(homeless: None, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
+def test_a_user_without_home_and_name_can_work_if_folders_are_given(
+    homeless: None, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path / "cache"))
     run = make_run()
     for words in (
         ["report", run],

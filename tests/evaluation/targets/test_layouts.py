@@ -57,7 +57,9 @@ def test_cifars_pixels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_sun_without_its_partitions_says_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     WRITERS["sun397"](tmp_path, monkeypatch)
     (tmp_path / "Partitions" / "Training_01.txt").unlink()
-    with pytest.raises(UsageError, match=r"Training_01.txt is missing.*unpack https://vision.princeton.edu/.*Partitions.zip"):
+    with pytest.raises(
+        UsageError, match=r"Training_01.txt, the list of the train images, is missing.*unpack https://vision.princeton.edu/.*Partitions.zip"
+    ):
         layouts.sun397(tmp_path, "train", False)
     (tmp_path / "Partitions" / "Training_01.txt").write_text("/z/zoo/sun_1.jpg\n")
     with pytest.raises(UsageError, match=r"names images of classes that ClassName.txt does not have, such as z/zoo"):

@@ -6,7 +6,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -66,11 +66,13 @@ def plan_run(
     overrides: Overrides = None,
     resume: Resume = False,
     data_moved: bool = False,
+    minutes: float | None = None,
     address: str | None = None,
 ) -> RunPlan:
     """The config and the place of a run, without starting it.
 
-    A run on images of one's own that is continued keeps the config that was chosen at its start.
+    A run on images of one's own that is continued keeps the config that was chosen at its start. With `minutes` some steps are trained and
+    thrown away, to know their rate.
 
     Args:
         experiment: As for `pretrain`.
@@ -78,11 +80,28 @@ def plan_run(
         overrides: As for `pretrain`.
         resume: As for `pretrain`.
         data_moved: As for `pretrain`.
+        minutes: As for `pretrain`.
         address: Address of the Ray cluster whose GPUs the config is chosen for; by default RAY_ADDRESS, or else this machine's.
 
     Raises:
         UsageError: nothing of that name is there, the images do not allow a run, or an override is wrong.
     """
+    plan = _plan(experiment, run_dir, overrides, resume, data_moved, address)
+    if minutes is None:
+        return plan
+    if plan.resume:
+        raise UsageError("`minutes` sets the length of a new run; change the length of this one by train.epochs")
+    return replace(plan, config=lasting(plan.config, minutes, address=address))
+
+
+def _plan(
+    experiment: ExperimentConfig | str | os.PathLike[str],
+    run_dir: str | os.PathLike[str] | None,
+    overrides: Overrides,
+    resume: Resume,
+    data_moved: bool,
+    address: str | None,
+) -> RunPlan:
     if data_moved and not resume:
         raise UsageError("--data-moved is for a run that is resumed; leave it out of a new one")
     if not names_data(experiment):
@@ -148,14 +167,9 @@ def pretrain(
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
         RunFailedError: the run ended by an error.
     """
-    plan = plan_run(experiment, run_dir, overrides=overrides, resume=resume, data_moved=data_moved, address=address)
-    config = plan.config
+    plan = plan_run(experiment, run_dir, overrides=overrides, resume=resume, data_moved=data_moved, minutes=minutes, address=address)
     with hold_folder(plan.run_dir, "pretrain"):
-        if minutes is not None:
-            if plan.resume:
-                raise UsageError("`minutes` sets the length of a new run; change the length of this one by train.epochs")
-            config = lasting(config, minutes, address=address)
-        return launch.pretrain(config, plan.run_dir, resume=plan.resume, data_moved=data_moved, address=address, watch=watch)
+        return launch.pretrain(plan.config, plan.run_dir, resume=plan.resume, data_moved=data_moved, address=address, watch=watch)
 
 
 def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = None) -> ExperimentConfig:

@@ -98,9 +98,16 @@ def pretrain(
     from ray_sassl.config.files import to_yaml
 
     overrides, run_dir = split_run_dir(overrides, run_dir)
-    plan = ray_sassl.plan_run(experiment, run_dir, overrides=overrides, resume=resume, data_moved=data_moved, address=address)
+    if minutes is not None:
+        console.print("Timing the first steps, to choose the number of epochs ...")
+    how = {"resume": resume, "data_moved": data_moved, "minutes": minutes, "address": address}
+    plan = ray_sassl.plan_run(experiment, run_dir, overrides=overrides, **how)
     if plan.recipe is not None:
         _show_recipe(console, plan.recipe)
+    if minutes is not None:
+        epochs, warmup = plan.config.train.epochs, plan.config.optim.warmup_epochs
+        overrides = [*overrides, f"train.epochs={epochs}", f"optim.warmup_epochs={warmup}"]  # for the command that goes on
+        console.print(f"{epochs:g} epochs take about {minutes:g} minutes here.")
     if dry_run:
         if plan.recipe is None:
             write(to_yaml(plan.config))
@@ -109,7 +116,7 @@ def pretrain(
         return 0
     console.print(Text.assemble((plan.config.name, "bold"), f" in {plan.run_dir}"))
     with _progress(console, plan.config) as watch:
-        how = {"resume": plan.resume, "data_moved": data_moved and plan.resume, "minutes": minutes, "address": address}
+        how = {"resume": plan.resume, "data_moved": data_moved and plan.resume, "address": address}
         result = ray_sassl.pretrain(plan.config, plan.run_dir, **how, watch=watch)
     console.print(_where(result.run_dir, result.checkpoint))
     if result.status == "interrupted":

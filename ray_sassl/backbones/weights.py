@@ -209,7 +209,7 @@ def freeze(backbone: nn.Module, frozen: str) -> tuple[str, ...]:
     if frozen == "none":
         return ()
     children = [name for name, _ in backbone.named_children()]
-    blocks = [name for name in _blocks(backbone)]
+    blocks = list(_blocks(backbone))
     if frozen == "all":
         names = tuple(children)
     else:
@@ -221,15 +221,14 @@ def freeze(backbone: nn.Module, frozen: str) -> tuple[str, ...]:
         names = (*stem, *blocks[:count])
     for name in names:
         backbone.get_submodule(name).requires_grad_(False)
-    if frozen != "none":
-        for parameter in backbone.parameters(recurse=False):  # a class token, a position embedding
-            parameter.requires_grad_(False)
+    for parameter in backbone.parameters(recurse=False):  # a class token, a position embedding
+        parameter.requires_grad_(False)
     backbone.register_forward_pre_hook(_KeepStatistics(names))
     return names
 
 
 def _blocks(backbone: nn.Module) -> Iterator[str]:
-    """The names of the encoder's blocks in order: `layer1`, ... of ResNets, `blocks.0`, ... of transformers, else all large parts."""
+    """The names of the encoder's blocks in order: `layer1`, ... of ResNets, `blocks.0`, ... of transformers."""
     for name, child in backbone.named_children():
         if name in ("blocks", "stages", "features", "layers"):
             yield from (f"{name}.{inner}" for inner, _ in child.named_children())

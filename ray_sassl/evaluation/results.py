@@ -17,7 +17,7 @@ from ray_sassl.evaluation import Evaluation, Predictions, Score
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import as_mapping, as_number, read_json
 from ray_sassl.files.own import mark_folder, write_picture
-from ray_sassl.files.paths import check_inside
+from ray_sassl.files.paths import read_inside
 from ray_sassl.files.pictures import read_picture
 from ray_sassl.plugins import UsageError
 
@@ -180,12 +180,7 @@ def read_scores(run_dir: str) -> tuple[list[ProtocolScores], list[str]]:
         stem = stem.removeprefix(_FLAT)
         if extension != "json" or stem in found:
             continue
-        try:
-            check_inside(path, run_dir)
-            tree = read_json(path) or {}
-        except UsageError as error:
-            left_out.append(str(error))
-            continue
+        tree = read_inside(read_json, path, run_dir, left_out) or {}
         if isinstance(tree.get("scores"), dict):
             found[stem] = _protocol_scores(stem, tree, path, run_dir, left_out)
     return [found[name] for name in sorted(found)], left_out
@@ -256,12 +251,7 @@ def _is_name(file: Any) -> bool:
 def _predictions(path: str | None, run_dir: str, left_out: list[str]) -> Predictions | None:
     if path is None or not storage.exists(path):
         return None
-    try:
-        check_inside(path, run_dir)
-        return read_predictions(path)
-    except UsageError as error:
-        left_out.append(str(error))
-        return None
+    return read_inside(read_predictions, path, run_dir, left_out)
 
 
 def _figures(files: dict[str, str], run_dir: str, left_out: list[str]) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ class LocalPath:
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+T = TypeVar("T")
 
 
 def absolute(path: str) -> str:
@@ -77,3 +79,13 @@ def check_inside(path: str, folder: str) -> None:
         is_inside = local is local_folder is None and inner.startswith(f"{inner_folder.rstrip('/')}/") and ".." not in inner.split("/")
     if not is_inside:
         raise UsageError(f"{path} is not read: it does not lie in {folder}")
+
+
+def read_inside(read: Callable[[str], T], path: str, folder: str, left_out: list[str]) -> T | None:
+    """What is read of a file that lies in the folder; where it lies elsewhere or is damaged None, and the reason is added to `left_out`."""
+    try:
+        check_inside(path, folder)
+        return read(path)
+    except UsageError as error:
+        left_out.append(str(error))
+        return None

@@ -136,7 +136,7 @@ def choose_recipe(data: str | DataConfig, overrides: Sequence[Override] = (), ma
         apply_overrides(load_experiment("demo"), [("method", method_name)])  # names the nearest objective
     base = load_experiment(f"{method_name}_cifar10_cpu")
     base = base.model_copy(update={"data": data if isinstance(data, DataConfig) else DataConfig(path=data)})
-    config_of_data = apply_overrides(base, [override for override in overrides if path_of(override).startswith("data.")]).data
+    config_of_data = apply_overrides(base, [override for override in overrides if path_of(override).partition(".")[0] == "data"]).data
     index = build_index(config_of_data)
     summary = inspect(index)
     _check_images(index, summary)
@@ -144,27 +144,28 @@ def choose_recipe(data: str | DataConfig, overrides: Sequence[Override] = (), ma
     weights = next((value_of(override) for override in overrides if path_of(override) == "backbone.weights"), None)
     if isinstance(weights, str):
         config, changed = _starting_from(config, find_source(weights))
-        choices = (*choices, *changed)
+        choices = tuple(changed.get(choice.what, choice) for choice in choices)
     return Recipe(apply_overrides(config, overrides), choices, _notes(summary))
 
 
-def _starting_from(config: ExperimentConfig, source: Source) -> tuple[ExperimentConfig, tuple[Choice, ...]]:
-    """The encoder and the colors of the weights that the run starts from, and a lower rate, which does not undo them in the first steps."""
+def _starting_from(config: ExperimentConfig, source: Source) -> tuple[ExperimentConfig, dict[str, Choice]]:
+    """The config with the encoder and the colors of the weights that the run starts from, and a lower rate, which does not undo them in the
+    first steps; and the choices that this changes, by what they choose."""
     train, backbone = config.train, source.backbone or config.backbone
-    choices = []
+    changed: list[Choice] = []
     if source.backbone is not None:
-        choices.append(Choice("encoder", backbone.name, f"the one of {source.name}", "backbone.weights=null"))
+        changed.append(Choice("encoder", backbone.name, f"the one of {source.name}", "backbone.weights=null"))
     if source.pixel_mean is not None and source.pixel_std is not None:
         train = train.model_copy(update={"pixel_mean": source.pixel_mean, "pixel_std": source.pixel_std})
     optim = config.optim.model_copy(
         update={"base_lr": config.optim.base_lr * _START_RATE, "warmup_epochs": round(train.epochs * _START_WARMUP, 2)}
     )
     rate = optim.base_lr * train.global_batch / 256
-    choices.append(
+    changed.append(
         Choice("learning rate", f"{rate:.3g}", "a tenth, to keep what the weights know", f"optim.base_lr={config.optim.base_lr:g}")
     )
     plain = backbone.model_copy(update={"weights": None, "freeze": "none"})
-    return config.model_copy(update={"train": train, "backbone": plain, "optim": optim}), tuple(choices)
+    return config.model_copy(update={"train": train, "backbone": plain, "optim": optim}), {choice.what: choice for choice in changed}
 
 
 def _method(overrides: list[Override]) -> tuple[str, list[Override]]:
@@ -240,7 +241,7 @@ def _chosen(
             "precision",
             precision,
             "the GPU has it" if machine.has_bfloat16 else "no GPU that multiplies in bfloat16",
-            "train.precision=bfloat16",
+            f"train.precision={'float32' if machine.has_bfloat16 else 'bfloat16'}",
         ),
         Choice("workers", str(machine.num_gpus), _workers_reason(machine.num_gpus), "scaling.num_workers=1"),
         label_line,

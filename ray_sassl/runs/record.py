@@ -16,7 +16,7 @@ from ray_sassl.data.quarantine import count_kinds
 from ray_sassl.evaluation.results import ProtocolScores, read_scores
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import LARGEST_NUMBER, as_mapping, as_number, as_texts, read_json, read_json_lines
-from ray_sassl.files.paths import check_inside
+from ray_sassl.files.paths import check_inside, read_inside
 from ray_sassl.files.pictures import read_picture
 from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.plugins import UsageError
@@ -119,11 +119,8 @@ def _plain(value: Any) -> Any:
 def _lines(run_dir: str, name: str, key: str, left_out: list[str]) -> list[dict[str, Any]]:
     """The lines that hold a number as their step, or a text as their reason."""
     path = storage.join(run_dir, name)
-    try:
-        check_inside(path, run_dir)
-        lines = read_json_lines(path)
-    except UsageError as error:
-        left_out.append(str(error))
+    lines = read_inside(read_json_lines, path, run_dir, left_out)
+    if lines is None:
         return []
     whole = [
         line for line in lines.objects if (isinstance(line.get(key), str) if key == "reason" else as_number(line.get(key)) is not None)
@@ -135,13 +132,7 @@ def _lines(run_dir: str, name: str, key: str, left_out: list[str]) -> list[dict[
 
 
 def _object(run_dir: str, name: str, left_out: list[str]) -> dict[str, Any] | None:
-    path = storage.join(run_dir, name)
-    try:
-        check_inside(path, run_dir)
-        return read_json(path)
-    except UsageError as error:
-        left_out.append(str(error))
-        return None
+    return read_inside(read_json, storage.join(run_dir, name), run_dir, left_out)
 
 
 def _summary(run_dir: str, left_out: list[str]) -> dict[str, Any] | None:

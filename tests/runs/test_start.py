@@ -101,6 +101,8 @@ def test_weights_at_a_missing_path_are_refused(config: ExperimentConfig, tmp_pat
 def test_a_recipe_takes_encoder_and_colors_from_the_weights_and_lowers_the_rate(photos: str, first: str, config: ExperimentConfig):
     recipe = choose_recipe(photos, [f"backbone.weights={first}"], Machine())
     assert recipe.config.backbone.name == "resnet20"
+    assert [choice.what for choice in recipe.choices].count("encoder") == 1
+    assert next(choice.reason for choice in recipe.choices if choice.what == "learning rate").startswith("a tenth")
     assert recipe.config.backbone.weights == first
     assert recipe.config.optim.base_lr == pytest.approx(config.optim.base_lr / 10)
     assert not (Path(first) / START).exists()

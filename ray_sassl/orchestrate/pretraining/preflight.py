@@ -48,11 +48,9 @@ def check_evaluation(config: ExperimentConfig) -> None:
     if evaluate.train is not None and evaluate.test is not None and evaluate.final_test:
         try:
             check_there(evaluate.test)
-            found = True
         except (UsageError, OSError) as error:
-            found = False
             log.warning("evaluate.test: %s. The last line of the run has scores on these images only if they exist by then.", error)
-        if found:
+        else:
             try:
                 test = build_index(evaluate.test)
                 check_usable(test)

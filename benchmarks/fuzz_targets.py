@@ -23,7 +23,7 @@ from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files.cache import cache_dir
 from ray_sassl.files.json_files import read_json, read_json_lines
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 MAX_PIXELS = 1_000_000
 OWN_ERRORS = (UsageError, DecodeError)

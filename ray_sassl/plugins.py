@@ -24,18 +24,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
 
-from ray_sassl.secrets import redacted, secret_in_uri
+from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import secret_in_uri
 
 ENTRY_POINTS = "ray_sassl.plugins"
 KINDS = ("methods", "feature_aug", "stylizers", "protocols", "tune_spaces")
 """The folders of a package that another distribution names; each is called like the package here that has the same kind of plug-ins."""
-
-
-class UsageError(ValueError):
-    """An error that the user can mend; the command line shows its message without a traceback. Secrets in URIs are not in its text."""
-
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*(redacted(part) if isinstance(part, str) else part for part in parts))
 
 
 class UnknownPluginError(UsageError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ray_sassl.secrets import redacted
+from ray_sassl.process.secrets import redacted
 
 if TYPE_CHECKING:
     from torch import Tensor

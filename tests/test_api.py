@@ -23,7 +23,7 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import OverrideError
 from ray_sassl.data.decode import decode
 from ray_sassl.orchestrate.jobs.submission import JobError, Jobs
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import load_config, override_list
 
 NAMES = ray_sassl.__all__

@@ -5,16 +5,8 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from ray_sassl.plugins import (
-    FrozenConfig,
-    PluginConfig,
-    UnknownPluginError,
-    UsageError,
-    did_you_mean,
-    load_plugin,
-    plugin_field,
-    plugin_names,
-)
+from ray_sassl.plugins import FrozenConfig, PluginConfig, UnknownPluginError, did_you_mean, load_plugin, plugin_field, plugin_names
+from ray_sassl.process.errors import UsageError
 from tests.distribution import install
 
 PLUGIN = """

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files.safe_yaml import load_file
-from ray_sassl.plugins import UsageError, did_you_mean, find_modules, import_found
+from ray_sassl.plugins import did_you_mean, find_modules, import_found
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.space import SearchSpace
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.feature_aug import FeatureAugConfig
-from ray_sassl.plugins import UsageError, load_plugin, plugin_names
+from ray_sassl.plugins import load_plugin, plugin_names
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.space import Choice, Float, Int, Interval, Parameter, SearchSpace, SpaceError, has_path
 
 EXPERIMENT = "simclr_cifar10_cpu"

@@ -13,7 +13,7 @@ from ray_sassl.cluster.plan import Prediction, Prices, Target, curve, num_styliz
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.files.own import write_picture
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, load_config
 
 if TYPE_CHECKING:

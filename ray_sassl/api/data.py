@@ -16,7 +16,7 @@ from ray_sassl.evaluation.targets.cards import CARDS, Card, card_of
 from ray_sassl.evaluation.targets.prepare import Prepared, default_root, fetch, is_prepared, prepare
 from ray_sassl.files.lock import hold_folder
 from ray_sassl.files.paths import absolute, with_absolute_paths
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.batch.data import CheckResult, ConvertResult

@@ -16,7 +16,7 @@ from ray_sassl.orchestrate.jobs.checks import check_actors, check_data, check_fi
 from ray_sassl.orchestrate.jobs.payload import select_files
 from ray_sassl.orchestrate.jobs.submission import Job, Jobs, exit_code, refuse_secrets
 from ray_sassl.orchestrate.runtime.definitions import read_definition
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 __all__ = ["Job", "exit_code"]
 

@@ -24,7 +24,7 @@ from ray_sassl.orchestrate.pretraining import launch
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.machine import cluster_machine
 from ray_sassl.orchestrate.runtime.session import ray_session
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, default_run_dir, load_config, names_data, override_list
 from ray_sassl.runs.directory import find_checkpoint, has_begun
 from ray_sassl.runs.process import load_backbone

@@ -11,7 +11,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, load_config, override_list
 from ray_sassl.study.compare import comparison, comparison_html
 from ray_sassl.study.record import BEST, STUDY, StudyConfig, StudyRecord, TrialRecord, read_record, write_tables

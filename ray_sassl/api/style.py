@@ -14,7 +14,7 @@ from ray_sassl.data.reading import build_index
 from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
 from ray_sassl.files.own import write_picture
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, override_list
 from ray_sassl.style.datasets import StyleJobConfig, sample_squares
 from ray_sassl.style.stylizers import neural_stylizer

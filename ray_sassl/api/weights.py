@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import did_you_mean
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style import weights as published
 from ray_sassl.style.stylizers import all_published_weights
 from ray_sassl.style.weights import PublishedWeights

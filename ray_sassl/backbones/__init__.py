@@ -12,7 +12,8 @@ from torch import nn
 
 from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS, cifar_resnet
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.plugins import FrozenConfig, UsageError, did_you_mean
+from ray_sassl.plugins import FrozenConfig, did_you_mean
+from ray_sassl.process.errors import UsageError
 
 PUBLISHED = ("timm:", "torchvision:")
 """What `backbone.weights` may begin with in place of a path."""

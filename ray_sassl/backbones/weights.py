@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ray_sassl.backbones import BackboneConfig
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 Pixels = tuple[float, float, float]
 State = Mapping[str, Tensor]

@@ -25,10 +25,10 @@ from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weigh
 from ray_sassl.cli import export as exporting
 from ray_sassl.cli.data import Address
 from ray_sassl.cli.export import Run
-from ray_sassl.ending import exits_by_signal, told
-from ray_sassl.plugins import UsageError
-from ray_sassl.printing import open_console, write
-from ray_sassl.secrets import secret_in_uri
+from ray_sassl.process.console import open_console, write
+from ray_sassl.process.ending import exits_by_signal, told
+from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import secret_in_uri
 
 _HELP = """Pretrain image encoders without labels, on Ray.
 

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 import ray_sassl
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
 
 app = typer.Typer(no_args_is_help=True, help="Check cluster definitions; plan how many nodes keep the trainer busy.")
 

@@ -14,8 +14,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 import ray_sassl
-from ray_sassl.plugins import UsageError
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
+from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.data import DataConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

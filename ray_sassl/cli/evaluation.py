@@ -15,7 +15,7 @@ from ray_sassl.cli.tables import scores_table
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.experiments import data_root
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def evaluate(console: Console, run: str, words: list[str], **options: Any) -> int:

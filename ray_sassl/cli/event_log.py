@@ -12,7 +12,7 @@ from ray_sassl.cli.tables import scores_table
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.run import Failed, Finished, Started
 from ray_sassl.orchestrate.batch.evaluate import DetectionData, DetectionEvent, DetectionReport
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _TESTED_EVERY = 500
 

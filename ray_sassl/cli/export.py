@@ -22,7 +22,7 @@ from ray_sassl.cli.data import (
     resumable,
 )
 from ray_sassl.cli.stylize import ActorCpus, ActorGpus, Actors, MaxBadFraction
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
 
 app = typer.Typer()
 

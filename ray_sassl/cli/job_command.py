@@ -14,7 +14,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.jobs.checks import check_place
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _GO_ON = "--resume-if-begun"
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
-from ray_sassl.plugins import UsageError
-from ray_sassl.printing import open_console, write
+from ray_sassl.process.console import open_console, write
+from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.jobs.submission import Job

@@ -12,7 +12,7 @@ from rich.table import Table
 import ray_sassl
 from ray_sassl.cli.durations import seconds
 from ray_sassl.cluster.plan import Prediction, Prices, Target
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def target(images_per_s: float | None, deadline: str | None, usd: float | None) -> Target:

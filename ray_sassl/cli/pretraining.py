@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
-from ray_sassl.ending import exit_code
-from ray_sassl.plugins import UsageError
-from ray_sassl.printing import write
+from ray_sassl.process.console import write
+from ray_sassl.process.ending import exit_code
+from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.api.pretraining import Resume

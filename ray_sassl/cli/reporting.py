@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ray_sassl
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
 
 app = typer.Typer()
 

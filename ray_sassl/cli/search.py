@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 import ray_sassl
 from ray_sassl.cli.data import Address
 from ray_sassl.cli.durations import seconds
-from ray_sassl.ending import exit_code
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
+from ray_sassl.process.ending import exit_code
 
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.tune.search import StudyState

@@ -23,7 +23,7 @@ from ray_sassl.cli.data import (
     print_bad_rows,
     resumable,
 )
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
 
 if TYPE_CHECKING:
     from ray_sassl.data import DataConfig

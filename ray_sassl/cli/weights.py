@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 
 import ray_sassl
-from ray_sassl.printing import open_console, write
+from ray_sassl.process.console import open_console, write
 
 app = typer.Typer(no_args_is_help=True, help="Get the published networks of stylizers.")
 

@@ -9,7 +9,7 @@ import yaml
 from ray_sassl.cluster.findings import mapping, sequence
 from ray_sassl.cluster.groups import is_launcher, ray_cluster_spec
 from ray_sassl.files.safe_yaml import load_documents
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _NULL = "tag:yaml.org,2002:null"
 

@@ -12,7 +12,8 @@ import jsonschema
 
 from ray_sassl.cluster.findings import Finding, mapping
 from ray_sassl.files.safe_yaml import load_documents
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import did_you_mean
+from ray_sassl.process.errors import UsageError
 
 _MAX_BYTES, _MAX_NODES = 1 << 23, 2_000_000
 _KEPT = (

@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files.safe_yaml import load_document
-from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.plugins import FrozenConfig
+from ray_sassl.process.errors import UsageError
 
 _MOST_TRAINERS = 4096
 _GRADIENT_BYTES = 4

@@ -12,7 +12,7 @@ from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.files.safe_yaml import MAX_BYTES, load_document
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

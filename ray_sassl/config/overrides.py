@@ -14,7 +14,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from ray_sassl.files.safe_yaml import load_document
-from ray_sassl.plugins import PluginConfig, UsageError
+from ray_sassl.plugins import PluginConfig
+from ray_sassl.process.errors import UsageError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Override = str | tuple[str, Any]

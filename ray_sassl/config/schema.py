@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods import MethodConfig
-from ray_sassl.plugins import OPERATIONAL, SEED, FrozenConfig, UsageError, load_plugin, plugin_field, plugin_names
+from ray_sassl.plugins import OPERATIONAL, SEED, FrozenConfig, load_plugin, plugin_field, plugin_names
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.augment import SasslConfig
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.train.loop import TrainConfig, share_of_batch

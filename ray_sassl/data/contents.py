@@ -19,7 +19,7 @@ import pyarrow as pa
 from ray_sassl.data import SYNTHETIC
 from ray_sassl.data.index import Index
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from ray_sassl.data.readers.parquet import class_names_metadata
 from ray_sassl.data.reading import all_labels, read_groups
 from ray_sassl.data.sources import path_around
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 ShardFormat = Literal["parquet", "webdataset", "folder"]
 

@@ -23,7 +23,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.sources import resolve
 from ray_sassl.files import storage
 from ray_sassl.files.storage import Entry
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _VERSION = "1"
 SCANNED_FIELDS = ("path", "format", "image_column", "label_column", "label_extension")

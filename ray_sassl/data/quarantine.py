@@ -15,8 +15,8 @@ import numpy as np
 
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json_lines
-from ray_sassl.plugins import UsageError
-from ray_sassl.secrets import redacted
+from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import redacted
 
 log = logging.getLogger(__name__)
 

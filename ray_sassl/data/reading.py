@@ -26,7 +26,7 @@ from ray_sassl.data.readers.webdataset import WebDatasetReader
 from ray_sassl.data.sources import resolve
 from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from ray_sassl.files import storage
 from ray_sassl.files.own import MARKER, is_own_picture, marked_files, own_folders
 from ray_sassl.files.paths import absolute
 from ray_sassl.files.storage import Entry
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import did_you_mean
+from ray_sassl.process.errors import UsageError
 
 EXTENSIONS: dict[Format, tuple[str, ...]] = {"parquet": ("parquet", "pq"), "webdataset": ("tar",), "folder": IMAGE_EXTENSIONS}
 

@@ -11,7 +11,7 @@ from ray_sassl.data import SYNTHETIC, DataConfig
 from ray_sassl.data.sources import resolve
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _NAMED = 3
 _VARIES = re.compile(r"[*?\[{]")

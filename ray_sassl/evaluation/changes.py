@@ -18,7 +18,8 @@ from ray_sassl.evaluation.splits import up_to_n_of_each
 from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
-from ray_sassl.plugins import UsageError, load_plugin
+from ray_sassl.plugins import load_plugin
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 from ray_sassl.views import opencv

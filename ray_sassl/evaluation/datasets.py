@@ -20,7 +20,7 @@ from ray_sassl.evaluation.apart import check_train_and_test
 from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.scores import check_classes
 from ray_sassl.evaluation.splits import held_out
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _KEPT_BYTES = 2**30
 _ROWS_TRIED = 128

@@ -23,7 +23,7 @@ from ray_sassl.evaluation.feature_files import FeatureSpill
 from ray_sassl.evaluation.features import features_of
 from ray_sassl.evaluation.images import EvaluationBatch, evaluation_images
 from ray_sassl.pipeline import OnBad
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 BATCH_SIZE = 64
 PORTION_ROWS = 1024

@@ -22,7 +22,7 @@ from ray_sassl.evaluation.rows import CHUNK_BYTES, pieces, release, rows_of
 from ray_sassl.files import storage
 from ray_sassl.files.cache import cache_dir
 from ray_sassl.files.safetensors_header import MAX_BYTES, read_header
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _LARGEST, _SMALLEST = 65_504.0, 2.0**-6
 """A portion fits into float16 if its largest value lies between these: many below it would lose their digits."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.nn.normalize import normalize
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def extract_features(

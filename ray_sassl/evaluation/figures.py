@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_sassl.printing import one_line
+from ray_sassl.process.console import one_line
 
 MAX_COLORED_CLASSES = 20
 _DPI = 110

@@ -15,7 +15,7 @@ from ray_sassl.evaluation.datasets import LabeledImages, check_same_names, selec
 from ray_sassl.evaluation.features import extract_features
 from ray_sassl.evaluation.protocols.knn import Config as KnnConfig
 from ray_sassl.evaluation.protocols.linear import Config as LinearConfig
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from ray_sassl.files.json_files import as_mapping, as_number, read_json
 from ray_sassl.files.own import mark_folder, write_picture
 from ray_sassl.files.paths import read_inside
 from ray_sassl.files.pictures import read_picture
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 EVALUATION = "evaluation"
 """The folder in a run directory for `step-NUMBER/PROTOCOL.json` and the files that belong to it."""

@@ -15,7 +15,8 @@ from ray_sassl.evaluation.results import STARTING_POINT, read_scores, write_scor
 from ray_sassl.evaluation.store import FeatureStore
 from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, untrained_backbone
 from ray_sassl.evaluation.workplace import Workplace
-from ray_sassl.plugins import UsageError, load_plugin, plugin_names
+from ray_sassl.plugins import load_plugin, plugin_names
+from ray_sassl.process.errors import UsageError
 
 PROTOCOLS = "ray_sassl.evaluation.protocols"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ray_sassl.evaluation import LabeledFeatures, Predictions, Score
 from ray_sassl.evaluation.intervals import mean_score, per_class_score
 from ray_sassl.evaluation.rows import chunks
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 MAX_CLASSES = 2**17
 """Scores have a column for each class, so larger labels are refused; they are usually a mistake (a hash, an identifier)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def places_by_class(labels: np.ndarray) -> list[np.ndarray]:

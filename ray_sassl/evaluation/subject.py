@@ -28,7 +28,7 @@ from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
 from ray_sassl.files import storage
 from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.pipeline import decode_images
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 class EncoderSubject(Subject):

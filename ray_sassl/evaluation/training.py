@@ -30,7 +30,7 @@ from ray_sassl.evaluation.rows import chunks
 from ray_sassl.evaluation.scores import check_classes, classification_scores, evaluation_device
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.nn.normalize import normalize
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.train.optim import decay_groups
 

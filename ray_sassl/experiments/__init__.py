@@ -19,7 +19,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_sassl.plugins import UsageError, did_you_mean, find_modules, load_plugin, plugin_names
+from ray_sassl.plugins import did_you_mean, find_modules, load_plugin, plugin_names
+from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.config.schema import ExperimentConfig

@@ -28,7 +28,7 @@ from ray_sassl.exporting.encoder import Encoder, EncoderFacts
 from ray_sassl.files import storage
 from ray_sassl.files.own import mark_file, mark_folder
 from ray_sassl.nn.chunks import Chunks
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 MANIFEST = "embedding.json"
 PROVENANCE = b"ray_sassl"

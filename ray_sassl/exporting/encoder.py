@@ -26,7 +26,8 @@ from ray_sassl.files import storage
 from ray_sassl.files.safetensors_header import read_header
 from ray_sassl.nn.digest import weights_sha256
 from ray_sassl.nn.normalize import normalize
-from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.plugins import FrozenConfig
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.checkpoint_folder import MANIFEST

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS
 from ray_sassl.exporting.encoder import Encoder
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 Library = Literal["torchvision", "timm"]
 Format = Literal["torchvision", "timm", "onnx", "safetensors"]

@@ -15,7 +15,7 @@ from ray_sassl.evaluation.apart import check_train_and_test
 from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.rows import Rows, moments
 from ray_sassl.exporting.embedding import Embedder
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ray_sassl.exporting.encoder import Encoder
 from ray_sassl.exporting.formats import TOLERANCE, FormatError, example_images, largest_difference
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 OPSET = 18
 METADATA = "ray_sassl"

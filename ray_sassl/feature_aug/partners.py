@@ -15,7 +15,7 @@ from ray_sassl.feature_aug.support import SupportSet, neighbors_per_sample, unit
 from ray_sassl.nn.gather import all_gather, rank
 from ray_sassl.nn.nearest import nearest_rows
 from ray_sassl.nn.precision import at_least_float32
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 class PartnerConfig(FeatureAugConfig, ABC):

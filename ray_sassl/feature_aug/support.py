@@ -13,7 +13,7 @@ from ray_sassl.nn.gather import all_gather
 from ray_sassl.nn.nearest import nearest_rows
 from ray_sassl.nn.precision import at_least_float32
 from ray_sassl.nn.queue import EmbeddingQueue
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 class SupportSet(nn.Module):

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from ray_sassl.files.own import mark_folder
 from ray_sassl.files.storage import with_home
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _CHUNK_BYTES = 1 << 18
 _TIMEOUT_S = 60

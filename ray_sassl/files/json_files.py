@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 MAX_BYTES = 1 << 28
 """Maximum size of a JSON document; our largest ones have a few megabytes."""

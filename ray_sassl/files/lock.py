@@ -21,10 +21,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ray_sassl.ending import lastly
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import parse_json
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import lastly
+from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 

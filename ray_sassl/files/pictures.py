@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray_sassl.files import storage
 from ray_sassl.files.paths import check_inside
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 MAX_BYTES = 64 * 2**20
 """Of a picture that is put into a page; the largest of ours has a few megabytes."""

@@ -17,7 +17,7 @@ except ImportError:  # PyYAML built without libyaml
     from yaml import SafeLoader
 
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 MAX_BYTES = 1 << 20
 """Maximum size of a config, a cluster definition or a table of prices; our largest ones have a few kilobytes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ray_sassl.files.json_files import parse_json
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 MAX_BYTES = 100_000_000
 """Maximum size of a header; the safetensors package has the same limit."""

@@ -27,8 +27,8 @@ from typing import IO, TypeVar, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ray_sassl.plugins import UsageError
-from ray_sassl.secrets import redacted, secret_in_uri
+from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import redacted, secret_in_uri
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.ema import cosine_momentum, momentum_copy, update_momentum_copy
 from ray_sassl.nn.gather import all_gather, rank, world_size
 from ray_sassl.nn.precision import at_least_float32, no_autocast
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.types import StepOutput
 
 

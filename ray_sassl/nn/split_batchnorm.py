@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

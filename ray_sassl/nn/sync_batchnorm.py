@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ray_sassl.nn.gather import all_gather, world_size
 from ray_sassl.nn.split_batchnorm import SplitBatchNorm2d
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

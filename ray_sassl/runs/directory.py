@@ -26,8 +26,8 @@ from ray_sassl.data.reading import build_index, cached_index, refuse_left_out
 from ray_sassl.data.sources import path_around
 from ray_sassl.files import storage
 from ray_sassl.files.own import mark_folder
-from ray_sassl.plugins import UsageError
-from ray_sassl.secrets import redacted_tree
+from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import redacted_tree
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import MANIFEST, BadCheckpointError, list_checkpoints, newest_seen
 from ray_sassl.train.divergence import DIVERGED

@@ -16,7 +16,7 @@ from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.pipeline import StylizeBlock, ViewSource, crop_blocks, finish_block, windows
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.augment import blend, draw_styles
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.types import view_name

@@ -11,11 +11,11 @@ from torch import nn
 from ray_sassl.backbones import build_backbone
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.ending import lastly
 from ray_sassl.evaluation.online import online_scores
 from ray_sassl.files import storage
 from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.pipeline import StylizeBlock, ViewSource
+from ray_sassl.process.ending import lastly
 from ray_sassl.runs.directory import CONFIG, INDEX
 from ray_sassl.runs.start import load_start
 from ray_sassl.style.augment import StyleAugmentation

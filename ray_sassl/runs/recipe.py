@@ -25,7 +25,7 @@ from ray_sassl.data.reading import build_index
 from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.files import storage
 from ray_sassl.methods import MethodConfig
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.start import find_source
 from ray_sassl.style.stylizers.swift import Config as Swift
 from ray_sassl.train.loop import TrainConfig

@@ -19,9 +19,9 @@ from ray_sassl.files.json_files import LARGEST_NUMBER, as_mapping, as_number, as
 from ray_sassl.files.paths import check_inside, read_inside
 from ray_sassl.files.pictures import read_picture
 from ray_sassl.files.safe_yaml import load_file
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import redacted_tree
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
-from ray_sassl.secrets import redacted_tree
 
 log = logging.getLogger(__name__)
 

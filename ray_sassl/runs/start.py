@@ -20,7 +20,7 @@ from ray_sassl.config.files import from_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint
 
 START, START_RECORD = "start.safetensors", "start.json"

@@ -17,7 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ray_sassl.files.json_files import as_number
-from ray_sassl.printing import one_line
+from ray_sassl.process.console import one_line
 from ray_sassl.runs.pages.curves import svg
 from ray_sassl.runs.pages.markup import Html
 from ray_sassl.study.record import StudyConfig, TrialRecord, pareto_front

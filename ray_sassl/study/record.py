@@ -32,8 +32,9 @@ from ray_sassl.files.json_files import LARGEST_NUMBER, as_number, read_json
 from ray_sassl.files.own import mark_folder
 from ray_sassl.files.paths import check_inside
 from ray_sassl.files.safe_yaml import load_file
-from ray_sassl.plugins import FrozenConfig, UsageError
-from ray_sassl.printing import csv_cell, printable
+from ray_sassl.plugins import FrozenConfig
+from ray_sassl.process.console import csv_cell, printable
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.searcher import Known
 from ray_sassl.study.space import Objective, Point, SearchSpace
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ray_sassl.config.files import to_yaml
 from ray_sassl.files import storage
 from ray_sassl.files.pictures import read_picture
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.pages.page import Cell, left_out, page, picture, section, table
 from ray_sassl.study import figures

@@ -17,7 +17,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_sassl.config.overrides import Override, OverrideError, apply_overrides, field_paths, path_of, value_of
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import FrozenConfig, PluginConfig, UsageError
+from ray_sassl.plugins import FrozenConfig, PluginConfig
+from ray_sassl.process.errors import UsageError
 
 Scalar = str | float | int | bool | None
 Point = dict[str, Scalar]

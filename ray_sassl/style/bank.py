@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from ray_sassl.files import storage
 from ray_sassl.files.safetensors_header import read_header
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _FORMAT = "ray-sassl style bank 1"
 

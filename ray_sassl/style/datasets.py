@@ -29,7 +29,8 @@ from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks, Result, is_out_of_memory
 from ray_sassl.nn.pixels import to_float, to_uint8
-from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
+from ray_sassl.plugins import FrozenConfig, plugin_field
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.augment import BlockStyles, SasslConfig, draw_styles
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig

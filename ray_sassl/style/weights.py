@@ -20,7 +20,7 @@ from torch import Tensor
 from ray_sassl.files import storage
 from ray_sassl.files.cache import cache_dir, download, locked, mismatch
 from ray_sassl.files.safetensors_header import read_header
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _FORMAT = "ray-sassl weights 1"
 _DIGEST = "content_sha256"

@@ -20,7 +20,7 @@ from typing import Any
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ray_sassl.ending import after
 from ray_sassl.files import storage
 from ray_sassl.nn.gather import gather_objects
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import after
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.checkpoint_folder import whole_checkpoints
 from ray_sassl.train.context import Context
 from ray_sassl.types import Arrays

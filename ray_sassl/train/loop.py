@@ -18,11 +18,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.ending import told
 from ray_sassl.methods import Method
 from ray_sassl.nn.collapse import effective_rank, embedding_std
 from ray_sassl.nn.normalize import normalize
-from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig, UsageError
+from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig
+from ray_sassl.process.ending import told
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import Context, data_parallel, mean_over_ranks, on_any_rank
 from ray_sassl.train.divergence import DivergenceWatch

@@ -11,7 +11,7 @@ from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json_lines
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import FrozenConfig
-from ray_sassl.secrets import redacted
+from ray_sassl.process.secrets import redacted
 from ray_sassl.train.trackers import InBackground, MLflow, TensorBoard, WandB, close_all, import_tracker
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.ending import told
 from ray_sassl.nn.gather import gather_objects
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import told
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.checkpoint import Checkpoint, write_checkpoint
 from ray_sassl.train.checkpoint_folder import checkpoint_path, whole_checkpoints
 from ray_sassl.train.context import Context

@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
-from ray_sassl.secrets import redacted
+from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import redacted
 
 log = logging.getLogger(__name__)
 

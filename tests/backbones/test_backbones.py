@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 @pytest.mark.parametrize(

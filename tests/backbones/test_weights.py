@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.backbones.weights import Source, freeze, load_weights, read_state
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def _encoder(name: str = "resnet18", seed: int = 0, **options: Any) -> nn.Module:

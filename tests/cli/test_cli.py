@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ray_sassl.cli import app
 from ray_sassl.config.files import from_yaml
 from ray_sassl.experiments import experiments, load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import write_held_shards, write_shards
 
 TINY = [

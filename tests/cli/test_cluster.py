@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ray_sassl.cli.cluster import app
 from ray_sassl.cli.planning import target
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 RATES = {"decode_images_per_core_s": 200, "train_images_per_gpu_s": 1000, "stylize_images_per_gpu_s": 950, "num_images": 100_000}

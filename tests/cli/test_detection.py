@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ray_sassl.cli import app
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.evaluation.detection.conftest import write_data, write_example
 from tests.exporting.conftest import MakeRun, make_run
 

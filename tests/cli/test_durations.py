@@ -1,7 +1,7 @@
 import pytest
 
 from ray_sassl.cli.durations import seconds
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def test_lengths_of_time_are_read_with_their_unit():

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import ray_sassl
 from ray_sassl.cli import app
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.exporting.conftest import MakeRun, make_run
 
 __all__ = ["make_run"]

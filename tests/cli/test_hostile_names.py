@@ -17,7 +17,7 @@ from PIL import Image
 import ray_sassl
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.evaluation import Evaluation, Score
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.types import RunResult
 from tests.cli.in_process import call_main
 from tests.cli.test_verbs import VERBS

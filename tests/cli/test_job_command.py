@@ -10,7 +10,7 @@ from ray_sassl.api.jobs import default_job_name
 from ray_sassl.cli.job_command import read_command
 from ray_sassl.config.files import to_yaml
 from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def test_a_pretraining_continues_one_that_has_begun():

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ray_sassl.cli.jobs import app
 from ray_sassl.orchestrate.jobs import submission as jobs
 from ray_sassl.orchestrate.jobs.payload import Payload
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 class PretendedCluster:

@@ -16,7 +16,8 @@ from ray_sassl.evaluation import Evaluation, Subject, images
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.knn import WeightedKNN
 from ray_sassl.evaluation.protocols.linear import Config as Linear
-from ray_sassl.plugins import UsageError, plugin_names
+from ray_sassl.plugins import plugin_names
+from ray_sassl.process.errors import UsageError
 from tests.exporting.conftest import MakeRun, make_run, write_images
 
 __all__ = ["make_run"]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ray_sassl.api.search import make_study
 from ray_sassl.cli import app
 from ray_sassl.cli.search import remaining_s, status
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.record import StudyConfig, TrialRecord, open_study, write_trial
 from tests.study.test_record import make_study as small_study
 from tests.study.test_record import make_trial

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_sassl.evaluation.targets import cards
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.cli.test_cli import TINY, _data, _run
 from tests.evaluation.targets.conftest import Written, dtd
 

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ray_sassl.cli import app
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.weights import BadWeightsError, MissingWeightsError
 
 

@@ -14,7 +14,7 @@ import yaml
 from ray_sassl.cluster.check import check_text
 from ray_sassl.cluster.crds import Schemas, read_schemas, strict
 from ray_sassl.cluster.findings import Finding
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 LAUNCHERS = [CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"]

@@ -11,7 +11,7 @@ import yaml
 from ray_sassl.cluster.check import check_text
 from ray_sassl.cluster.counts import write_counts
 from ray_sassl.cluster.groups import groups_of, offered_by
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 COUNTS = {"decode": 5, "stylize": 3, "train": 2}

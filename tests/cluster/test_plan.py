@@ -30,7 +30,7 @@ from ray_sassl.cluster.plan import (
 )
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.cluster.simulation import Line, simulate
 
 WORKLOAD = Workload(

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from ray_sassl.config.files import from_yaml, read_config, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import experiments, load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 SHORT = """
 name: short

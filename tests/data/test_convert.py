@@ -10,7 +10,7 @@ from ray_sassl.data.convert import ShardFormat, convert_shard, load_bad_rows, op
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, read_groups
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 JPEG = b"\xff\xd8\xff"
 

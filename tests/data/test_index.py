@@ -11,7 +11,7 @@ import pytest
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.reading import all_labels, all_names, build_index, cached_index, read_groups
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def _write(path: Path, num_rows: int = 10, group_rows: int = 4) -> None:

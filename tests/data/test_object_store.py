@@ -9,7 +9,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import convert_shard, open_target, plan_conversion
 from ray_sassl.data.reading import build_index, cached_index, read_groups
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.flaky_store import s3_options, s3_server
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.sources import find_sources
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import nn
 
 from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, Split, Subject, Task
 from ray_sassl.evaluation.features import features_of
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 CLASSES = ("red", "green", "blue")
 SIZE_PX = 32

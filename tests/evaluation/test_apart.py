@@ -11,7 +11,7 @@ from ray_sassl.config.schema import EvaluateConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import apart
 from ray_sassl.evaluation.apart import check_selection, files_in_both
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 @pytest.fixture

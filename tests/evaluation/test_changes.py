@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ray_sassl.evaluation.changes import Augmented, Stylized, Textures, textures_of
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.style.stylizers.swift import Config as Swift

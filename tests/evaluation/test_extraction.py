@@ -13,7 +13,7 @@ from ray_sassl.evaluation import ImageChange, images
 from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing, joined
 from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.workplace import LocalWorkplace
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
 
 PREPROCESSING = Preprocessing(16, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from ray_sassl.evaluation import LabeledFeatures, feature_files
 from ray_sassl.evaluation.feature_files import FeatureSpill, read_features, write_features
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ray_sassl.evaluation.features import extract_features
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

@@ -21,7 +21,7 @@ from ray_sassl.evaluation.datasets import selection_images
 from ray_sassl.evaluation.online import OnlineScores
 from ray_sassl.evaluation.subject import RawPixels
 from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 COLORS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [128, 128, 128]])
 NUM = 120

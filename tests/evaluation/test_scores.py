@@ -6,7 +6,7 @@ import torch
 
 from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.evaluation.scores import check_classes, classification_scores
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def test_a_class_without_train_images_is_named():

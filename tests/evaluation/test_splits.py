@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ray_sassl.evaluation.splits import held_out, n_of_each, stratified
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 LABELS = np.array([0] * 100 + [1] * 50 + [2])
 

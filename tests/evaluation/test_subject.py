@@ -27,7 +27,7 @@ from ray_sassl.evaluation.store import FeatureStore
 from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, score, untrained_backbone
 from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
 from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 
 CPU = torch.device("cpu")

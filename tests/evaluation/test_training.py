@@ -6,7 +6,7 @@ from torch import nn
 from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation.protocols import finetune
 from ray_sassl.evaluation.training import Classifier, train_classifier
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.divergence import DivergedError
 from tests.evaluation.conftest import Normalized, SmallSubject
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ray_sassl.experiments import data_root, experiments, load_experiment
-from ray_sassl.plugins import UsageError, plugin_names
+from ray_sassl.plugins import plugin_names
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.process import build_method
 from ray_sassl.style.stylizers import all_published_weights
 from ray_sassl.style.weights import weights_path

@@ -29,7 +29,7 @@ from ray_sassl.exporting.embedding import (
     write_part,
 )
 from ray_sassl.exporting.encoder import load_encoder
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.exporting.conftest import MakeRun, write_images
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.exporting.encoder import encoder_bytes, encoder_from_bytes, load_encoder
 from ray_sassl.nn.digest import weights_sha256
 from ray_sassl.nn.normalize import normalize
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
 from tests.exporting.conftest import MakeRun

@@ -15,7 +15,7 @@ import yaml
 import ray_sassl
 from ray_sassl.config.files import read_config
 from ray_sassl.exporting.export import export_encoder
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import find_checkpoint
 from tests.exporting.conftest import MakeRun
 

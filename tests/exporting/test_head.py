@@ -14,7 +14,7 @@ from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.exporting.embedding import Embedder
 from ray_sassl.exporting.encoder import load_encoder
 from ray_sassl.exporting.head import fit_head, fit_layer
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.exporting.conftest import MakeRun, write_images
 
 CPU = torch.device("cpu")

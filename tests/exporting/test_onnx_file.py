@@ -12,7 +12,7 @@ import torch
 
 from ray_sassl.exporting.formats import FormatError, example_images
 from ray_sassl.exporting.onnx_file import onnx_bytes
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.exporting.test_formats import encoder_named
 
 

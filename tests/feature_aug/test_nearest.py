@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ray_sassl.feature_aug.nearest import Config
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 BATCH_SIZE, WIDTH = 6, 5
 

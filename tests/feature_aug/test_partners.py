@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ray_sassl.feature_aug.interpolate import Config
 from ray_sassl.feature_aug.partners import Partners
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 BATCH_SIZE, WIDTH = 6, 5
 

@@ -12,7 +12,7 @@ from ray_sassl.data.convert import convert_shard, open_target, plan_conversion
 from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files.json_files import read_json_lines
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.types import RunResult
 from tests.field.test_own_output import QUICK
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ray_sassl
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.pages import curves
 from ray_sassl.runs.pages.markup import element
 from ray_sassl.study import figures

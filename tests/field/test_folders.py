@@ -15,7 +15,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.reading import all_labels, build_index, read_groups
 from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.flaky_store import s3_options, s3_server
 
 Make = Callable[[str], Path]

@@ -26,7 +26,7 @@ from benchmarks.fuzz_inputs import Files, changed
 from benchmarks.fuzz_targets import TARGETS, Target, write_case
 from ray_sassl.files.json_files import parse_json
 from ray_sassl.files.safe_yaml import load_document
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 EXAMPLES = {"config": 10, "search space": 10, "cluster definition": 8, "study directory": 8, "bytes": 30}
 """Of the slow ones; of the others `MANY`."""

@@ -21,7 +21,7 @@ from ray_sassl.data.readers import parquet
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.evaluation.datasets import labeled_data
 from ray_sassl.exporting.encoder import Preprocess
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 Make = Callable[[str], Path]
 

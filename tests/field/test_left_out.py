@@ -12,7 +12,7 @@ from ray_sassl.cli import app
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.reading import build_index, cached_index
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.field.test_own_output import QUICK
 
 Make = Callable[[str], Path]

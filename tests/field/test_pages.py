@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import ray_sassl
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.pages.comparing import as_markdown
 from tests.exporting.conftest import MakeRun, make_run
 from tests.field.hostile import edit_trial, make_hostile_study, png, retell

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ray_sassl.files.cache import cache_dir
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.cli.in_process import call_main
 from tests.exporting.conftest import MakeRun, make_run
 from tests.field.hostile import make_hostile_study

@@ -12,7 +12,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, read_groups
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 Make = Callable[[str], Path]
 

@@ -12,7 +12,7 @@ from ray_sassl.config.files import read_config
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.files.json_files import read_json, read_json_lines
 from ray_sassl.files.safe_yaml import load_document, load_file
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 Make = Callable[[str], Path]
 

@@ -1,7 +1,7 @@
 import pytest
 
 from ray_sassl.files.safe_yaml import load_document, load_documents
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def test_documents_come_out_as_plain_values():

@@ -7,7 +7,7 @@ from safetensors.numpy import save
 
 from ray_sassl.files import safetensors_header
 from ray_sassl.files.safetensors_header import read_header
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 CONTENT = save({"codes": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"format": "mine"})
 

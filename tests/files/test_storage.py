@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def test_a_written_file_is_read_back_and_no_other_file_remains(tmp_path: Path):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ray_sassl.methods import moco
 from ray_sassl.methods.moco import info_nce, info_nce_logits
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def _unit(*shape: int, seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ from torchvision.models import VisionTransformer
 from ray_sassl.methods import moco_v3
 from ray_sassl.methods.branches import FaConfig
 from ray_sassl.methods.moco_v3 import moco_v3_loss
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 SMALL = {"projector_hidden_size": 8, "predictor_hidden_size": 8, "embedding_size": 4}
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ray_sassl.nn.split_batchnorm import SplitBatchNorm2d, convert
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def test_each_group_is_normalized_separately():

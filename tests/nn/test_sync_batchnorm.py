@@ -6,7 +6,7 @@ from torch import nn
 from ray_sassl.nn.ema import momentum_copy
 from ray_sassl.nn.split_batchnorm import convert as convert_to_split
 from ray_sassl.nn.sync_batchnorm import SyncBatchNorm, convert
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def test_without_other_workers_it_is_plain_batch_normalization_to_the_bit():

@@ -10,7 +10,8 @@ import ray_sassl
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.methods import MethodConfig
-from ray_sassl.plugins import UsageError, load_plugin, plugin_names
+from ray_sassl.plugins import load_plugin, plugin_names
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import names_data
 from ray_sassl.runs.recipe import MIN_IMAGES, Machine, Recipe, choose_recipe, run_name
 from tests.runs.photos import write_photos

@@ -12,7 +12,8 @@ import torch
 import ray_sassl
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.plugins import UsageError, plugin_names
+from ray_sassl.plugins import plugin_names
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import load_config
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import build_method, load_backbone

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.space import Choice, Float, Int, Interval, Objective, SearchSpace, SpaceError
 
 

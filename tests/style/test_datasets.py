@@ -17,7 +17,7 @@ from ray_sassl.data.reading import build_index
 from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style import datasets
 from ray_sassl.style.augment import SasslConfig, draw_styles
 from ray_sassl.style.bank import BadBankError, StyleBank

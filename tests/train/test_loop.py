@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ray_sassl.methods import Method
-from ray_sassl.plugins import UsageError, load_plugin
+from ray_sassl.plugins import load_plugin
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import list_checkpoints
 from ray_sassl.train.context import LocalContext

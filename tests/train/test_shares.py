@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ray_sassl.config.schema import ScalingConfig
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.loop import TrainConfig, check_shares, share_of_batch
 
 

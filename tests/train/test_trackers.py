@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
 import ray_sassl
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train import metrics as metrics_module
 from ray_sassl.train import trackers
 from ray_sassl.train.metrics import MetricsLog, TrackingConfig

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ray_sassl.config.files import read_config
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.context import LocalContext
 
 

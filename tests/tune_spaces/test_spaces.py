@@ -10,7 +10,7 @@ from ray_sassl.api.search import make_study
 from ray_sassl.config.overrides import apply_overrides, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.searcher import suggest
 from ray_sassl.study.space import SpaceError, has_path
 from tune_spaces import SpaceSource, load_space, spaces

@@ -18,7 +18,8 @@ from ray_sassl.data import GROUP_SCHEMA, NO_LABEL, DataConfig, ParallelMap, Read
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import parse_json
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import did_you_mean
+from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.data.index import Index

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _BLOCK = 512
 _MAX_NAME_BYTES = 2**20

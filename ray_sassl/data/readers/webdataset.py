@@ -36,7 +36,7 @@ from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.readers.tar import CutOffError, Member, WindowedFile, members
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
     from ray_sassl.data.index import Index

@@ -16,7 +16,7 @@ import torch
 from ray_sassl.evaluation import Score
 from ray_sassl.evaluation.detection.voc import Truth
 from ray_sassl.evaluation.intervals import LEVEL, NUM_RESAMPLES
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_DETECTIONS = 100

@@ -18,7 +18,7 @@ from ray_sassl.backbones.resnet_cifar import CifarResNet
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.features import evaluation_mode
 from ray_sassl.nn.sync_batchnorm import convert
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _RATIOS = (0.5, 1.0, 2.0)
 _PROBE_PX = 64

@@ -36,7 +36,7 @@ from ray_sassl.evaluation.detection.voc import DetectionSet
 from ray_sassl.evaluation.store import encoder_digest
 from ray_sassl.files import storage
 from ray_sassl.nn.gather import gather_objects
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.context import Context, data_parallel
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.train.optim import decay_groups

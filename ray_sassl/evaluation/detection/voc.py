@@ -19,7 +19,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import did_you_mean
+from ray_sassl.process.errors import UsageError
 
 _THREADS = 16
 _IMAGES, _BOXES, _LISTS = "JPEGImages", "Annotations", "ImageSets/Main"

@@ -27,7 +27,7 @@ from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.rows import CHUNK_BYTES, Rows, moments, pieces, rows_of
 from ray_sassl.evaluation.scores import check_features, classification_scores, evaluation_device, top1_accuracy
 from ray_sassl.evaluation.splits import held_out
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.views.recipes import PositiveInterval
 
 SGD_ONLY = ("augment", "epochs", "batch_size", "learning_rate", "sgd_momentum", "device")

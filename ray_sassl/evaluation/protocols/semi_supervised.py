@@ -19,7 +19,7 @@ from ray_sassl.evaluation.protocols import Protocol
 from ray_sassl.evaluation.splits import stratified
 from ray_sassl.evaluation.training import TrainingConfig, evaluate_by_training
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _SHOWN = 3
 

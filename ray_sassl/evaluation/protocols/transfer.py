@@ -23,7 +23,8 @@ from ray_sassl.evaluation.targets import Card, Half, Metric
 from ray_sassl.evaluation.targets.cards import card_of, find_card
 from ray_sassl.evaluation.targets.prepare import check_card, default_root, prepared_cards, prepared_data
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.plugins import FrozenConfig, UsageError, plugin_field
+from ray_sassl.plugins import FrozenConfig, plugin_field
+from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 

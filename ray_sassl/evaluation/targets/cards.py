@@ -7,7 +7,8 @@ data set; the others are reported by top-1 accuracy in papers on transfer, and s
 from __future__ import annotations
 
 from ray_sassl.evaluation.targets import Card, layouts
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import did_you_mean
+from ray_sassl.process.errors import UsageError
 
 _RESEARCH = "no license stated; for research"
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ray_sassl.evaluation.targets import Half, Samples
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _PARTITIONS = "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip"
 _PARTITIONS_SHA256 = "e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9"

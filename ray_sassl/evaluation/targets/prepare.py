@@ -27,7 +27,7 @@ from ray_sassl.evaluation.targets.cards import CARDS
 from ray_sassl.files import storage
 from ray_sassl.files.cache import cache_dir, locked, mark_cache
 from ray_sassl.files.own import mark_folder
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 HALVES: tuple[Half, ...] = get_args(Half)
 _MARK = "card.json"

@@ -18,7 +18,8 @@ from ray.actor import ActorHandle
 
 from ray_sassl.orchestrate.runtime.autoscaler import first_ended
 from ray_sassl.orchestrate.runtime.capacity import Need, offered, present
-from ray_sassl.plugins import FrozenConfig, UsageError
+from ray_sassl.plugins import FrozenConfig
+from ray_sassl.process.errors import UsageError
 
 _IN_FLIGHT = 2
 _RETRIES = 3

@@ -20,7 +20,7 @@ from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.orchestrate.pretraining.worker import RayContext
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 class _Result:

@@ -30,7 +30,7 @@ from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_cont
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.style.distillation.crops import Crops, Teacher, make_crops
 from ray_sassl.style.distillation.training import Distiller

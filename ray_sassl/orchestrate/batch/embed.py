@@ -36,7 +36,7 @@ from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, 
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.runtime.weights import keep, kept
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _FILE_EXTENSIONS = (".parquet", ".pq")
 

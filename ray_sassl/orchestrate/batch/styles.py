@@ -41,8 +41,8 @@ from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
-from ray_sassl.plugins import UsageError
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.datasets import DatasetStylizer, StyleJobConfig, change_of, check_job
 

@@ -11,7 +11,7 @@ from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.preflight import check_workers, resource_needs
 from ray_sassl.orchestrate.runtime.capacity import Need, check_fits
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def check_place(path: str, what: str) -> None:

@@ -24,7 +24,8 @@ from ray_sassl.cluster.secrets import is_secret_name, secret_in
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.jobs.payload import Payload, select_files, stage
 from ray_sassl.orchestrate.runtime.watched import run_watched
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import did_you_mean
+from ray_sassl.process.errors import UsageError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _STOP_WAIT_S = 300

@@ -23,7 +23,6 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import QuarantineFile
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.ending import Stopped, after, lastly, on_notice, told
 from ray_sassl.files import storage
 from ray_sassl.files.own import write_picture
 from ray_sassl.files.paths import absolute, with_absolute_paths
@@ -48,7 +47,8 @@ from ray_sassl.orchestrate.runtime.reservation import release_reservation
 from ray_sassl.orchestrate.runtime.session import in_group, ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights
 from ray_sassl.pipeline import local_batches, without
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import Stopped, after, lastly, on_notice, told
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import QUARANTINE, SUMMARY, VIEWS, prepare_run_dir, settled, write_summary
 from ray_sassl.runs.pictures import views_picture
 from ray_sassl.runs.process import build_stylize_block, train_process, view_source

@@ -19,7 +19,7 @@ from ray_sassl.orchestrate.runtime.autoscaler import Announcer, Waiting, say
 from ray_sassl.orchestrate.runtime.capacity import Need, check_fits, is_one_machine, offered
 from ray_sassl.orchestrate.runtime.reasons import reason_of
 from ray_sassl.orchestrate.runtime.watched import run_watched
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 LOOK_EVERY_S = 0.25
 _MAX_FAILURES = 3

@@ -15,14 +15,14 @@ import torch
 from ray.actor import ActorHandle
 
 from ray_sassl.config.files import from_yaml
-from ray_sassl.ending import told
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import NoteHandler
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import TrainingMetrics
 from ray_sassl.orchestrate.runtime.private import get_train_context
 from ray_sassl.orchestrate.runtime.reservation import note_reservation
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import told
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.process import train_process
 from ray_sassl.train.checkpoint import Checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import BadCheckpointError

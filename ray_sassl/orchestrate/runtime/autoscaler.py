@@ -27,7 +27,7 @@ from ray_sassl.orchestrate.runtime.private import (
     ResourceRequest,
 )
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
 
 LOOK_EVERY_S = 2.0
 PATIENCE_S = 60.0

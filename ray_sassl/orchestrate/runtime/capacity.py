@@ -12,7 +12,7 @@ import ray
 
 from ray_sassl.orchestrate.runtime.private import GetClusterStatusReply
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 _RPC_TIMEOUT_S = 20.0
 _HEAD = "node:__internal_head__"

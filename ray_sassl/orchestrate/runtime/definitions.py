@@ -15,7 +15,7 @@ from ray_sassl.cluster.crds import read_schemas
 from ray_sassl.cluster.findings import Finding
 from ray_sassl.files.safe_yaml import MAX_BYTES
 from ray_sassl.orchestrate.runtime.private import prepare_config, validate_config
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def check_files(paths: list[str], crds: str | None) -> dict[str, list[Finding]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 PRETEND = "RAY_SASSL_PRETEND_GPUS"
 """Set to 1 on nodes that only pretend to have GPUs, as in tests: processes that are given one compute on CPUs."""

@@ -15,10 +15,10 @@ from typing import Any
 
 import ray
 
-from ray_sassl.ending import held_back
 from ray_sassl.orchestrate.runtime import private
 from ray_sassl.orchestrate.runtime.reasons import reason_of
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import held_back
+from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 

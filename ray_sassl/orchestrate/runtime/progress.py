@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ray_sassl.printing import open_console
+from ray_sassl.process.console import open_console
 
 _LINE_EVERY_S = 30.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ray_sassl.secrets import redacted
+from ray_sassl.process.secrets import redacted
 
 _OURS = re.compile(r"^ray_sassl\.[\w.]+: ")
 _GUESSES = " Some common causes include:"

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_sassl.ending import held_back
 from ray_sassl.orchestrate.runtime.own_ray import QUIET, own_ray, starting
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import held_back
+from ray_sassl.process.errors import UsageError
 
 GROUP_LABEL = "ray-sassl/group"
 """The label of a node's group, which the definitions in `cluster/` set."""

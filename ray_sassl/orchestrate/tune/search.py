@@ -28,7 +28,6 @@ from ray.tune.search import Searcher
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.reading import cached_index
-from ray_sassl.ending import lastly, on_notice
 from ray_sassl.evaluation.online import ONLINE_SCORES
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
@@ -51,7 +50,9 @@ from ray_sassl.orchestrate.tune.trial import (
     point_of,
     without_test,
 )
-from ray_sassl.plugins import UsageError, did_you_mean
+from ray_sassl.plugins import did_you_mean
+from ray_sassl.process.ending import lastly, on_notice
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import index_to_continue
 from ray_sassl.study.record import INDEX, Evaluation, StudyConfig, TrialRecord, open_study, write_tables, write_trial
 from ray_sassl.study.searcher import suggest

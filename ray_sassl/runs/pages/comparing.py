@@ -19,8 +19,9 @@ from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
 from ray_sassl.evaluation.results import ProtocolScores, path_in, shown
 from ray_sassl.files.json_files import as_mapping, as_number
-from ray_sassl.plugins import UsageError, load_plugin, plugin_names
-from ray_sassl.printing import markdown, markdown_code
+from ray_sassl.plugins import load_plugin, plugin_names
+from ray_sassl.process.console import markdown, markdown_code
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.record import RunRecord
 
 _PROTOCOLS = "ray_sassl.evaluation.protocols"

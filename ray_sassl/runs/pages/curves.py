@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from ray_sassl.evaluation.figures import plain_texts
 from ray_sassl.files.json_files import as_number
-from ray_sassl.printing import printable
+from ray_sassl.process.console import printable
 from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.record import RunRecord
 

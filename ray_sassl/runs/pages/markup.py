@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable
 from typing import LiteralString
 
-from ray_sassl.printing import printable
+from ray_sassl.process.console import printable
 
 
 class Html(str):

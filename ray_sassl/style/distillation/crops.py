@@ -16,7 +16,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import read_groups
 from ray_sassl.nn.pixels import to_float, to_uint8
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.distillation import CONTENT_PX, TEACHER_PX, THUMBNAIL_PX, DistillConfig
 from ray_sassl.style.stylizers.network_pair import resized
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 class BadTfliteError(UsageError):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.networks.quick_transformer import QuickTransformer
 from ray_sassl.style.networks.style_network import StyleTransformer
 from ray_sassl.style.stylizers import Stylizer

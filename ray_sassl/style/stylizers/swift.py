@@ -18,7 +18,7 @@ from torch import Tensor
 from ray_sassl.files import storage
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.files.safetensors_header import read_header
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.networks.style_network import SmallPredictor, StyleTransformer
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.stylizers.network_pair import NetworkPair

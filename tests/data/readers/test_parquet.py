@@ -8,7 +8,7 @@ import pytest
 from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import all_labels, build_index, read_groups
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def _write(path: Path, **columns: object) -> DataConfig:

@@ -8,7 +8,7 @@ from ray_sassl.data import GROUP_ROWS, NO_LABEL, DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, read_groups
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def _write(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo, format_: int = tarfile.USTAR_FORMAT) -> Path:

@@ -10,7 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.detection.network import build_detector, stages_of
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 ENCODERS = [
     (BackboneConfig(name="resnet18"), [64, 128, 256, 512], [4, 8, 16, 32]),

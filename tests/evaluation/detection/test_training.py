@@ -13,7 +13,7 @@ from PIL import Image
 from ray_sassl.evaluation.detection.report import detections_table, evaluation_of
 from ray_sassl.evaluation.detection.training import DetectionResult, _Images, _learning_rate, _training_batches, mirrored, run_detection
 from ray_sassl.evaluation.detection.voc import DetectionSet
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.context import LocalContext
 from tests.evaluation.detection.conftest import SMALL, small_job, write_data
 

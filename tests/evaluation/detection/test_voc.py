@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_sassl.evaluation.detection.voc import read_voc
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.evaluation.detection.conftest import write_data, write_example
 
 

@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestCentroid
 
 from ray_sassl.evaluation import Evaluation, FixedFeatures, LabeledFeatures
 from ray_sassl.evaluation.protocols import few_shot
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 LABELS = np.array([1, 2, 4])
 

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ray_sassl.evaluation import Evaluation, FixedFeatures, LabeledFeatures, geometry
 from ray_sassl.evaluation.protocols import knn
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ray_sassl.evaluation import Evaluation, FixedFeatures, LabeledFeatures, linear_sgd
 from ray_sassl.evaluation.protocols import linear
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.evaluation.conftest import SmallSubject
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from ray_sassl.evaluation.protocols import semi_supervised
 from ray_sassl.evaluation.protocols.semi_supervised import rows_of_split_file, subset_name
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.evaluation.conftest import Normalized, SmallSubject
 
 QUICK = {"batch_size": 8, "learning_rate": 0.5, "epochs": 3}

@@ -21,7 +21,7 @@ from ray_sassl.evaluation.subject import EncoderSubject, RawPixels
 from ray_sassl.evaluation.targets import cards as cards_module
 from ray_sassl.evaluation.targets.cards import card_of
 from ray_sassl.experiments import load_experiment
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 COLORS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ray_sassl.evaluation.targets import layouts
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.evaluation.targets.conftest import WRITERS, Written, dtd, put_image
 
 

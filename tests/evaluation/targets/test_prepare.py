@@ -22,7 +22,7 @@ from ray_sassl.data.reading import all_labels, all_names, build_index
 from ray_sassl.evaluation.targets import prepare as module
 from ray_sassl.evaluation.targets.cards import CARDS, card_of, find_card
 from ray_sassl.evaluation.targets.prepare import check_card, fetch, how_to_get, is_prepared, prepare, prepared_cards, prepared_data
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.evaluation.targets.conftest import Written, dtd, image_bytes
 
 

@@ -8,7 +8,7 @@ from ray_sassl.cli.data import app
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.orchestrate.batch.data import check, convert
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import write_held_shards, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -8,7 +8,7 @@ import pytest
 from ray_sassl.evaluation.detection.training import run_detection
 from ray_sassl.orchestrate.batch.detect import detect_on_ray
 from ray_sassl.orchestrate.pretraining.train_job import Workers
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.context import LocalContext
 from tests.evaluation.detection.conftest import small_job, write_data
 

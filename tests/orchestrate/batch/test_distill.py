@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ray_sassl.data import DataConfig
 from ray_sassl.orchestrate.batch.distill import distill
 from ray_sassl.orchestrate.pretraining.train_job import Workers
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.style.stylizers.swift import Config, read_student
 from tests.orchestrate.conftest import write_shards

@@ -22,7 +22,7 @@ from ray_sassl.nn.digest import weights_sha256
 from ray_sassl.orchestrate.batch import embed
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
 from ray_sassl.orchestrate.batch.embed import embed_dataset
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

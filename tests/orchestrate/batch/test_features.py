@@ -20,7 +20,7 @@ from ray_sassl.evaluation.subject import EncoderEvaluation
 from ray_sassl.evaluation.workplace import LocalWorkplace
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
 from ray_sassl.orchestrate.batch.features import EvaluationPool, evaluation_pool
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import small_config, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -32,7 +32,7 @@ from ray_sassl.files.lock import hold_folder
 from ray_sassl.orchestrate.batch import styles as style_jobs
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
 from ray_sassl.orchestrate.batch.styles import StylizeResult, make_bank, stylize_dataset
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.bank import BadBankError, StyleBank
 from ray_sassl.style.datasets import StyleJobConfig, square
 from ray_sassl.style.stylizers.swift import Config as Swift

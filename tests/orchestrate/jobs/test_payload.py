@@ -9,7 +9,7 @@ import pytest
 
 import ray_sassl
 from ray_sassl.orchestrate.jobs.payload import select_files, stage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 def _fill(folder: Path, *names: str) -> Path:

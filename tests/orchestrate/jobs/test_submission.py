@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from benchmarks.nodes import ROOT
 from ray_sassl.cli import app
 from ray_sassl.orchestrate.jobs.submission import JobError, Jobs
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.record import read_trials
 from tests.orchestrate.conftest import NUM_ROWS, write_held_shards, write_shards
 from tests.orchestrate.job_cluster import TOKEN, JobCluster, job_cluster, ray_sassl, ray_sassl_here

@@ -16,7 +16,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.quarantine import TooManyBadRowsError
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.pretraining.launch import pretrain
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 
 pytestmark = pytest.mark.slow

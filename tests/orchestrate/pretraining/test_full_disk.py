@@ -15,7 +15,7 @@ import pytest
 
 import ray_sassl
 from ray_sassl.files import storage
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.test_api import overrides_for, write_photos
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.ending import told
 from ray_sassl.orchestrate.pretraining.launch import pretrain
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import told
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.saving import CheckpointNotWrittenError
 from tests.orchestrate.conftest import small_config, write_shards
 

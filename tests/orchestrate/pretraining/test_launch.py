@@ -17,7 +17,7 @@ from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.pretraining.preflight import check_workers
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError
 from ray_sassl.orchestrate.runtime.capacity import ResourcesError
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.train.checkpoint import latest_checkpoint
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_held_shards, write_shards
 

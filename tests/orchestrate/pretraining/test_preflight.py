@@ -8,7 +8,7 @@ import pytest
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.pretraining import launch
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 
 

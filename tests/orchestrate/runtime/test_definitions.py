@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ray_sassl.cli.cluster import app
 from ray_sassl.orchestrate.runtime.definitions import check_files, read_definition
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 CLUSTER = Path(__file__).parents[3] / "cluster"
 

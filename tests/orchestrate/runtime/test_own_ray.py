@@ -17,7 +17,7 @@ import ray
 
 from ray_sassl.orchestrate.runtime import own_ray
 from ray_sassl.orchestrate.runtime.own_ray import socket_folder, starting
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
 

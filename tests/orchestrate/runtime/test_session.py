@@ -11,7 +11,7 @@ import pytest
 
 from ray_sassl.orchestrate.runtime import session
 from ray_sassl.orchestrate.runtime.session import check_address, ray_session
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray_sassl.orchestrate.tune import search
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler, replay
 from ray_sassl.orchestrate.tune.search import StudyState
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.space import Choice, SearchSpace
 from ray_sassl.train.loop import EVALUATION
 from tests.orchestrate.simulated import simulated_study

@@ -19,7 +19,7 @@ from benchmarks.processes import kill_driver
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.tune.scheduler import build_scheduler
 from ray_sassl.orchestrate.tune.search import RecordSearcher, StudyState, search, too_many_failures
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.study.record import Evaluation, read_trials
 from ray_sassl.study.space import Choice, Float, SearchSpace
 from ray_sassl.style.stylizers.magenta import WEIGHTS

@@ -11,7 +11,7 @@ import pytest
 from ray_sassl.evaluation import Predictions, Score
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.results import ProtocolScores
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.pages.comparing import as_json, as_markdown, compare, described, group_runs
 from ray_sassl.runs.pages.comparison_page import comparison_page
 from ray_sassl.runs.record import RunRecord

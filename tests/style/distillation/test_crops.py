@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.style.distillation.crops import Crops, make_crops
 from tests.style.distillation.conftest import write_images

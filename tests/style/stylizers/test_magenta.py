@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.networks.tflite import BadTfliteError
 from ray_sassl.style.stylizers.magenta import PREDICTOR, TRANSFORMER, WEIGHTS, Config, convert
 

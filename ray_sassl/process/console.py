@@ -19,7 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from ray_sassl.secrets import redacted
+from ray_sassl.process.secrets import redacted
 
 _JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need, and that change nothing around them."""

@@ -14,8 +14,8 @@ from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute
 from ray_sassl.orchestrate.jobs.submission import refuse_secrets
 from ray_sassl.orchestrate.runtime.reasons import reason_of
-from ray_sassl.plugins import UsageError
-from ray_sassl.secrets import redacted, redacted_tree, secret_in_uri
+from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import redacted, redacted_tree, secret_in_uri
 from ray_sassl.study.space import SearchSpace
 from ray_sassl.types import RunResult
 

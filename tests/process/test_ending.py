@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from ray_sassl.ending import exit_code, lastly, on_notice, told
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.ending import exit_code, lastly, on_notice, told
+from ray_sassl.process.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 
 _PRELUDE = """
 import logging, os, signal, sys, threading, time
-from ray_sassl.ending import Stopped, exits_by_signal, held_back, on_notice
+from ray_sassl.process.ending import Stopped, exits_by_signal, held_back, on_notice
 logging.basicConfig(format="%(message)s")
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
-from ray_sassl.printing import csv_cell, markdown, markdown_code, one_line, open_console, printable, write
+from ray_sassl.process.console import csv_cell, markdown, markdown_code, one_line, open_console, printable, write
 
 HOSTILE = "[/x]\x1b]0;owned\x07\x9b31m\u202egpj.exe\udce9\x00猫é:warning:\r"
 SHOWN = r"[/x]\x1b]0;owned\x07\x9b31m\u202egpj.exe\xe9\x00猫é:warning:\r"
@@ -134,7 +134,7 @@ def _findings(source: str) -> Iterator[str]:
 
 def test_everything_that_the_package_prints_goes_through_this_module():
     root = Path(ray_sassl.__file__).parent
-    found = {path: list(_findings(path.read_text())) for path in root.rglob("*.py") if path.name != "printing.py"}
+    found = {path: list(_findings(path.read_text())) for path in root.rglob("*.py") if path.name != "console.py"}
     assert {path: lines for path, lines in found.items() if lines} == {}
     for line in ("print(name)", "Console().print(name)", 'TextColumn("{task.description}")', "console.print(name, markup=True)"):
         assert list(_findings(line))

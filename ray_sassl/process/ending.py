@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ray_sassl.plugins import UsageError
+from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Weights for an encoder to start from: which of a file's tensors are the encoder's, and what of the encoder is not trained.
+"""Weights for an encoder to start from: which of a file's tensors are the encoder's.
 
 Files as they are published hold more than an encoder, under names of their own: MoCo's have `module.encoder_q.` before each name, DINO's a
 `teacher` with `module.backbone.`, timm's and torchvision's a classifier. The part and the prefix that fit the most tensors are taken.
@@ -191,57 +191,3 @@ def _misfit(source: Source, expected: State, given: State, missing: list[str], d
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def freeze(backbone: nn.Module, frozen: str) -> tuple[str, ...]:
-    """Take the first parts of the encoder out of the training: their parameters and their statistics stay as they are.
-
-    Args:
-        backbone: Changed in place.
-        frozen: "none", "stem" (what comes before the first block), "all", or the number of blocks that are frozen with the stem.
-
-    Returns:
-        The names of the frozen parts.
-
-    Raises:
-        UsageError: the encoder has fewer blocks.
-    """
-    if frozen == "none":
-        return ()
-    children = [name for name, _ in backbone.named_children()]
-    blocks = list(_blocks(backbone))
-    if frozen == "all":
-        names = tuple(children)
-    else:
-        count = 0 if frozen == "stem" else int(frozen)
-        if count > len(blocks):
-            raise UsageError(f"backbone.freeze={frozen}, and the encoder has {len(blocks)} blocks: {', '.join(blocks) or 'none'}")
-        first = blocks[0].partition(".")[0] if blocks else ""
-        stem = children[: children.index(first)] if first in children else []
-        names = (*stem, *blocks[:count])
-    for name in names:
-        backbone.get_submodule(name).requires_grad_(False)
-    for parameter in backbone.parameters(recurse=False):  # a class token, a position embedding
-        parameter.requires_grad_(False)
-    backbone.register_forward_pre_hook(_KeepStatistics(names))
-    return names
-
-
-def _blocks(backbone: nn.Module) -> Iterator[str]:
-    """The names of the encoder's blocks in order: `layer1`, ... of ResNets, `blocks.0`, ... of transformers."""
-    for name, child in backbone.named_children():
-        if name in ("blocks", "stages", "features", "layers"):
-            yield from (f"{name}.{inner}" for inner, _ in child.named_children())
-        elif name.startswith(("layer", "stage")):
-            yield name
-
-
-class _KeepStatistics:
-    """Before a forward pass, puts frozen parts into evaluation mode; by name, so that a copy of the encoder does so with its own parts."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-
-    def __call__(self, module: nn.Module, inputs: object) -> None:
-        for name in self.names:
-            module.get_submodule(name).eval()

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ray_sassl.backbones import PUBLISHED, build_backbone
-from ray_sassl.backbones.weights import Loaded, Source, freeze, load_weights, published, read_state
+from ray_sassl.backbones.parts import freeze
+from ray_sassl.backbones.weights import Loaded, Source, load_weights, published, read_state
 from ray_sassl.config.files import from_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage

@@ -290,7 +290,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, pro
     warmup_steps = progress.steps(optim.warmup_epochs)
     lr = warmup_cosine(step, total_steps=progress.total_steps, warmup_steps=warmup_steps, peak=peak, final=optim.final_lr)
     for group in optimizer.param_groups:
-        group["lr"] = peak if group.get("constant_lr") else lr
+        group["lr"] = (peak if group.get("constant_lr") else lr) * group.get("lr_scale", 1.0)
     return lr
 
 

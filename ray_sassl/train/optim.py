@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from ray_sassl.backbones.parts import layer_scales
 from ray_sassl.methods import Method
 from ray_sassl.plugins import FrozenConfig
 
@@ -31,6 +32,9 @@ class OptimConfig(FrozenConfig):
     weight_decay: float = Field(default=1e-4, ge=0)
     trust_coefficient: float | None = Field(default=None, gt=0)
     """LARS's trust coefficient, by default 0.001; an error for other optimizers."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """The learning rate of each block of the encoder as a share of the next one's: 0.75 keeps more of the first weights where a run
+    starts from others (`backbone.weights`). With 1 all parts have the same."""
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> OptimConfig:
@@ -40,16 +44,25 @@ class OptimConfig(FrozenConfig):
         return self
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
     """Trainable parameters in the two groups of `decay_groups`.
 
-    If a method has parameters with a constant learning rate, these are in two more groups of that order, marked `constant_lr`.
+    Parameters of a lower rate (`layer_scales`) and those with a constant rate are in pairs of groups of their own after these, marked
+    `lr_scale` and `constant_lr`.
     """
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    scales: dict[int, float] = {}
+    if layer_decay < 1:
+        assert isinstance(module, Method)
+        scales = {id(module.backbone.get_parameter(name)): scale for name, scale in layer_scales(module.backbone, layer_decay).items()}
     constant = {id(parameter) for parameter in module.constant_lr_parameters()} if isinstance(module, Method) else set()
-    groups = decay_groups([p for p in trainable if id(p) not in constant], weight_decay)
-    if constant:
-        groups += [group | {"constant_lr": True} for group in decay_groups([p for p in trainable if id(p) in constant], weight_decay)]
+    parts: dict[tuple[bool, float], list[nn.Parameter]] = {(False, 1.0): []}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parts.setdefault((id(parameter) in constant, scales.get(id(parameter), 1.0)), []).append(parameter)
+    groups = []
+    for (is_constant, scale), parameters in sorted(parts.items(), key=lambda part: (part[0][0], -part[0][1])):
+        marks = ({"constant_lr": True} if is_constant else {}) | ({"lr_scale": scale} if scale != 1 else {})
+        groups += [group | marks for group in decay_groups(parameters, weight_decay)]
     return groups
 
 
@@ -63,7 +76,7 @@ def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[di
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer; its learning rate is set by the loop before every update."""
-    groups = parameter_groups(module, config.weight_decay)
+    groups = parameter_groups(module, config.weight_decay, config.layer_decay)
     match config.name:
         case "sgd":
             return torch.optim.SGD(groups, lr=config.base_lr, momentum=config.momentum)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import io
 import pickle
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.backbones.weights import Source, freeze, load_weights, read_state
+from ray_sassl.backbones.weights import Source, load_weights, read_state
 from ray_sassl.process.errors import UsageError
 
 
@@ -102,35 +101,6 @@ class _Evil:
 def test_a_file_without_weights_is_refused_and_its_code_does_not_run(content: bytes, name: str):
     with pytest.raises(UsageError, match=name):
         read_state(content, name)
-
-
-@pytest.mark.parametrize(
-    ("frozen", "trained"), [("stem", "layer1.0.conv1.weight"), ("2", "layer3.0.conv1.weight"), ("all", None), ("none", "conv1.weight")]
-)
-def test_frozen_parts_keep_their_weights_and_statistics_also_in_a_copy(frozen: str, trained: str | None):
-    original = _encoder()
-    freeze(original, frozen)
-    for encoder in (original, copy.deepcopy(original)):
-        before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-        first = next((name for name, parameter in encoder.named_parameters() if parameter.requires_grad), None)
-        assert first == trained
-        encoder.train()
-        encoder(torch.rand(4, 3, 32, 32))
-        changed = [name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])]
-        assert all(name >= trained.partition(".")[0] or frozen == "none" for name in changed) if trained else not changed
-
-
-def test_more_blocks_than_there_are_cannot_be_frozen():
-    with pytest.raises(UsageError, match="the encoder has 4 blocks: layer1, layer2, layer3, layer4"):
-        freeze(_encoder(), "5")
-
-
-def test_a_transformers_first_blocks_are_frozen_with_its_stem():
-    encoder = _encoder("timm/vit_tiny_patch16_224")
-    assert freeze(encoder, "2")[-2:] == ("blocks.0", "blocks.1")
-    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-    assert not trained & {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc1.weight"}
-    assert "blocks.2.mlp.fc1.weight" in trained
 
 
 def test_freezing_random_weights_is_refused():

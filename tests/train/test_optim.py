@@ -4,6 +4,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ray_sassl.methods import Method
+from ray_sassl.train.checkpoint import latest_checkpoint
 from ray_sassl.train.optim import OptimConfig, build_optimizer, parameter_groups
 
 LR, DECAY = 0.1, 0.01
@@ -75,6 +76,28 @@ def test_parameters_of_constant_learning_rate_have_groups_of_their_own():
     assert [[id(p) for p in group["params"]] for group in groups] == [[id(p)] for p in method.parameters()]
 
 
+def test_blocks_of_the_encoder_are_trained_at_their_share_of_the_rate():
+    method = _WithPredictor()
+    method.backbone = nn.ModuleDict(
+        {"conv1": nn.Linear(3, 4), "layer1": nn.Linear(4, 4), "layer2": nn.Linear(4, 4), "norm": nn.Linear(4, 4)}
+    )
+    groups = build_optimizer(method, OptimConfig(layer_decay=0.5)).param_groups
+    expected = [("norm", 1.0, False), ("layer2", 0.5, False), ("layer1", 0.25, False), ("conv1", 0.125, False), ("predictor", 1.0, True)]
+    assert [(group.get("lr_scale", 1.0), group.get("constant_lr", False)) for group in groups[::2]] == [part[1:] for part in expected]
+    for (name, *_), decayed, free in zip(expected, groups[::2], groups[1::2], strict=True):
+        part = method.predictor if name == "predictor" else method.backbone[name]
+        assert [id(p) for p in (*decayed["params"], *free["params"])] == [id(part.weight), id(part.bias)]
+
+
+def test_a_run_trains_the_first_blocks_at_their_share_of_the_rate(tiny_config, run_here, tmp_path):
+    run_here(tiny_config("simclr", "optim.layer_decay=0.5", "train.epochs=0.5"), str(tmp_path))
+    checkpoint = latest_checkpoint(str(tmp_path))
+    assert checkpoint is not None
+    rates = [group["lr"] for group in checkpoint.state["optimizer"]["param_groups"]][::2]
+    assert rates == pytest.approx([rates[0] * 0.5**depth for depth in range(len(rates))])
+    assert len(rates) > 4
+
+
 def test_lars_adapts_the_kernels_of_every_group():
     optimizer = build_optimizer(_WithPredictor(), OptimConfig(name="lars"))
     assert [group["always_adapt"] for group in optimizer.param_groups] == [True, False, True, False]
@@ -130,4 +153,4 @@ def test_adamw_takes_its_betas_from_the_config(network):
 )
 def test_an_option_of_another_optimizer_is_refused(name, option, owner):
     with pytest.raises(ValidationError, match=rf"optim\.{option} has no effect on {name}; it belongs to {owner}"):
-        OptimConfig(name=name, **{option: 0.5})
+        OptimConfig.model_validate({"name": name, option: 0.5})

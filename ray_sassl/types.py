@@ -37,17 +37,17 @@ def view_names(arrays: dict[str, np.ndarray]) -> list[str]:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as a method's training step sees it, on the worker's device.
+    """A batch as a training step takes it, its tensors on the worker's device.
 
     Attributes:
         views: One (B, 3, H, W) uint8 tensor a view, in channels_last memory format.
         sample_id: (B,) int64, the row's number in the shard index.
-        epoch: (B,) int64, the epoch that the row belongs to; a batch may hold rows of two epochs.
+        rows: `sample_id` and `epoch` as the stream gave them, in the host's memory; a batch may hold rows of two epochs.
     """
 
     views: list[Tensor]
     sample_id: Tensor
-    epoch: Tensor
+    rows: Arrays
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from ray_sassl.nn.gather import rank, world_size
+from ray_sassl.nn.upload import upload
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -59,4 +60,4 @@ def _global(rows: Tensor) -> int:
 
 def _own(drawn: Tensor, rows: Tensor) -> Tensor:
     start = rank() * len(rows)
-    return drawn[:, start : start + len(rows)].to(rows.device)
+    return upload(drawn[:, start : start + len(rows)], rows.device)

@@ -19,6 +19,7 @@ from ray_sassl.nn.ema import momentum_copy, update_momentum_copy
 from ray_sassl.nn.gather import all_gather, rank, world_size
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.nn.queue import EmbeddingQueue
+from ray_sassl.nn.upload import upload
 from ray_sassl.process.errors import UsageError
 from ray_sassl.types import StepOutput
 
@@ -142,13 +143,13 @@ class MoCo(Method):
             return self._shuffled_keys(view, generator)
         if self.config.bn != "split":
             return all_gather(self._encode_keys(view))
-        order = torch.randperm(len(view), generator=generator).to(view.device)
+        order = upload(torch.randperm(len(view), generator=generator), view.device)
         return all_gather(self._encode_keys(view[order])[order.argsort()])
 
     def _shuffled_keys(self, view: Tensor, generator: torch.Generator) -> Tensor:
         self.config.check_workers(world_size())
         everyone = all_gather(view.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # contiguous during the transfer, so channels_last stays
-        order = torch.randperm(len(everyone), generator=generator).to(view.device)
+        order = upload(torch.randperm(len(everyone), generator=generator), view.device)
         return all_gather(self._encode_keys(everyone[_own_rows(order, len(view))]))[order.argsort()]
 
     def _encode_keys(self, view: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class MoCo(Method):
     def _metrics(self, logits: Tensor) -> dict[str, Tensor]:
         similarity = logits[:, 0].mean() * self.config.temperature
         top1 = (logits.argmax(1) == 0).float().mean()
-        return {"positive_similarity": similarity, "instance_top1": top1, "momentum": torch.tensor(self.config.momentum)}
+        return {"positive_similarity": similarity, "instance_top1": top1, "momentum": similarity.new_full((), self.config.momentum)}
 
 
 def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float, is_own: Tensor | None = None) -> Tensor:

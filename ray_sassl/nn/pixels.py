@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ray_sassl.nn import upload as transfer
+
 
 def upload(images: np.ndarray, device: torch.device) -> Tensor:
     """The images (B, H, W, 3) uint8 as a tensor on the device; on a CPU it shares the memory of a writable array."""
-    pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
-    return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
+    return transfer.upload(torch.from_numpy(images if images.flags.writeable else images.copy()), device)
 
 
 def as_float(pixels: Tensor) -> Tensor:

@@ -56,15 +56,15 @@ class DivergenceWatch:
         self._every_step = every_step
         self._first = torch.full((), -1, dtype=torch.int64, device=device)
         self._loss = torch.zeros((), device=device)
-        self._recent: deque[tuple[int, list[Arrays]]] = deque()
+        self._recent: deque[tuple[int, Sequence[Arrays]]] = deque()
 
-    def note(self, step: int, losses: Sequence[Tensor], parts: list[Arrays]) -> None:
-        """Record a step's losses and the rows that they were computed from."""
+    def note(self, step: int, losses: Sequence[Tensor], parts: Sequence[Arrays]) -> None:
+        """Record a step's losses and the `epoch` and `sample_id` of the rows that they were computed from."""
         loss = torch.stack([loss.detach().float() for loss in losses]).mean()
         is_first = (self._first < 0) & ~loss.isfinite()
         self._loss = torch.where(is_first, loss, self._loss)
         self._first = torch.where(is_first, step, self._first)
-        self._recent.append((step, [{"epoch": part["epoch"], "sample_id": part["sample_id"]} for part in parts]))
+        self._recent.append((step, parts))
 
     def has_seen_one(self, look: bool) -> bool:
         """Whether this rank is known to have had a bad step; waits for the device if `look` is set."""

@@ -7,12 +7,10 @@ import hashlib
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.methods import Method
 from ray_sassl.nn.collapse import effective_rank, embedding_std
-from ray_sassl.nn.normalize import normalize
+from ray_sassl.nn.normalize import Normalization
 from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig
 from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
@@ -29,9 +27,10 @@ from ray_sassl.train.context import Context, data_parallel, mean_over_ranks, on_
 from ray_sassl.train.divergence import DivergenceWatch
 from ray_sassl.train.metrics import MetricsLog
 from ray_sassl.train.optim import OptimConfig, build_optimizer
+from ray_sassl.train.prefetch import Prefetcher
 from ray_sassl.train.saving import RunSaver
 from ray_sassl.train.schedule import scaled_lr, warmup_cosine
-from ray_sassl.types import Arrays, Batch, Outcome, StepOutput, view_names
+from ray_sassl.types import Arrays, Batch, Outcome, StepOutput
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +105,7 @@ class Job:
         record: Rank 0's metrics log; None on the others.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
         accumulate: Parts of this worker's share of a batch, if there are more than the config says; see `share_of_batch`.
+        is_ahead: Whether batches are taken from the stream and uploaded while the step before them runs; by default on any device but a CPU.
         num_failed_evaluations: Of this process so far.
     """
 
@@ -124,6 +124,7 @@ class Job:
     record: MetricsLog | None = None
     extra_state: dict[str, Any] = field(default_factory=dict)
     accumulate: int | None = None
+    is_ahead: bool | None = None
     num_failed_evaluations: int = 0
 
 
@@ -212,20 +213,23 @@ def train(job: Job) -> Outcome:
         saver.go_on_from(job.resume)
     step = saver.saved_step
     evaluated = _evaluations_until(step, config, progress) + (step == progress.total_steps)
-    meter = _Meter(progress, step, context.world_size)
+    pixels = Normalization(config.pixel_mean, config.pixel_std, context.device)
+    feed = Prefetcher(job.batches, job.accumulate or config.accumulate, context.device, progress.total_steps - step, job.is_ahead)
+    meter = _Meter(progress, step, context.world_size, feed)
     watch = DivergenceWatch(context.device, every_step=context.device.type == "cpu")
     status, has_left = "finished", False
     try:
         while step < progress.total_steps:
-            parts = _take(job.batches, job.accumulate or config.accumulate, meter)
+            parts = feed.take()
             if parts is None:  # quarantined rows make the stream a little shorter than the plan
                 break
             lr = _set_learning_rate(optimizer, job.optim, progress, step)
-            output = _update(network, method, optimizer, parts, job, step, progress)
+            output = _update(network, method, optimizer, parts, job, pixels, step, progress)
             step += 1
             method.after_step(step / progress.total_steps)
-            saver.has_trained_on(parts)
-            watch.note(step, [part.loss for part in output], parts)
+            rows = [part.rows for part in parts]
+            saver.has_trained_on(rows)
+            watch.note(step, [part.loss for part in output], rows)
             is_last = step == progress.total_steps
             saves_now = not is_last and _is_due(step, config.checkpoint_every, progress)
             logs_now = step % config.log_every == 0 or is_last or step == 1
@@ -258,6 +262,7 @@ def train(job: Job) -> Outcome:
         if status == "finished" and job.final_test is not None and (scores := job.final_test(method.backbone)):
             _record(job, step, {"epoch": progress.epoch(step)} | scores)
     finally:
+        feed.close()
         saver.close()
     return Outcome(status, step, saver.saved)
 
@@ -277,14 +282,6 @@ def _place(job: Job) -> tuple[Method, nn.Module]:
     return method, data_parallel(method, context)
 
 
-def _take(batches: Iterator[Arrays], count: int, meter: _Meter) -> list[Arrays] | None:
-    """The parts of one step, or None at the end of the stream; a step that the stream cannot fill is dropped."""
-    began = time.perf_counter()
-    parts = [part for _, part in zip(range(count), batches, strict=False)]
-    meter.waited_s += time.perf_counter() - began
-    return parts if len(parts) == count else None
-
-
 def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, progress: Progress, step: int) -> float:
     peak = scaled_lr(optim.base_lr, progress.global_batch, optim.lr_scaling)
     warmup_steps = progress.steps(optim.warmup_epochs)
@@ -295,17 +292,23 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, pro
 
 
 def _update(
-    network: nn.Module, method: Method, optimizer: torch.optim.Optimizer, parts: list[Arrays], job: Job, step: int, progress: Progress
+    network: nn.Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    parts: list[Batch],
+    job: Job,
+    pixels: Normalization,
+    step: int,
+    progress: Progress,
 ) -> list[StepOutput]:
-    """One optimizer update. Random draws depend only on the seed, the step and the rank, so a resumed run repeats them."""
+    """One optimizer update, which waits for nothing on the device. Random draws depend only on the seed, the step and the rank, so a resumed run repeats them."""
     config, context = job.config, job.context
     torch.manual_seed(_seed_of(job.seed, step, context.rank))
     generator = torch.Generator().manual_seed(_seed_of(job.seed, step))
     optimizer.zero_grad(set_to_none=True)
     outputs = []
-    for number, part in enumerate(parts):
-        batch = to_device(part, context.device)
-        views = [normalize(view, config.pixel_mean, config.pixel_std) for view in batch.views]
+    for number, batch in enumerate(parts):
+        views = [pixels(view) for view in batch.views]
         is_last = number == len(parts) - 1
         synchronized = contextlib.nullcontext() if is_last or context.world_size == 1 else network.no_sync()  # type: ignore[operator]
         with synchronized:
@@ -321,19 +324,6 @@ def _update(
     return outputs
 
 
-def to_device(arrays: Arrays, device: torch.device) -> Batch:
-    """The batch on the device; (B, H, W, 3) arrays become (B, 3, H, W) tensors in channels_last layout without a copy on the host."""
-    on_gpu = device.type == "cuda"
-
-    def move(array: np.ndarray) -> Tensor:
-        with warnings.catch_warnings():  # Ray's arrays are read-only views of shared memory, and nothing here writes to them
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
-
-    return Batch([move(arrays[name]).permute(0, 3, 1, 2) for name in view_names(arrays)], move(arrays["sample_id"]), move(arrays["epoch"]))
-
-
 @dataclass
 class _Meter:
     """Times and averages since the last logged step; tensors are copied back from the device only in `read`."""
@@ -341,7 +331,7 @@ class _Meter:
     progress: Progress
     first_step: int
     num_workers: int
-    waited_s: float = 0.0
+    feed: Prefetcher
     saving_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -353,9 +343,9 @@ class _Meter:
             "loss": torch.stack([o.loss.detach().float() for o in outputs]).mean(),
             "embedding_std": embedding_std(output.embeddings),
             "effective_rank": effective_rank(output.embeddings),
-            **{name: value.float() for name, value in output.metrics.items()},
+            **{name: value.detach().float() for name, value in output.metrics.items()},
         }
-        values = {name: float(value) for name, value in scalars.items()}
+        values = dict(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))
         now = time.perf_counter()
         elapsed = now - self._began
         values |= {
@@ -363,11 +353,11 @@ class _Meter:
             "chance_loss": output.chance_loss,
             "learning_rate": lr,
             "images_per_s": (step - self._step) * self.progress.global_batch / elapsed,
-            "data_wait": self.waited_s / elapsed,
+            "data_wait": self.feed.waited_s / elapsed,
             "save_stall": self.saving_s / elapsed,
             "num_workers": self.num_workers,
         }
-        self._began, self._step, self.waited_s, self.saving_s = now, step, 0.0, 0.0
+        self._began, self._step, self.saving_s, self.feed.waited_s = now, step, 0.0, 0.0
         return values
 
 

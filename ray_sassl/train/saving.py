@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,7 +146,7 @@ class RunSaver:
         self.seen = checkpoint.seen.copy()
         self.saved, self.saved_step = checkpoint.path, checkpoint.step
 
-    def has_trained_on(self, parts: list[Arrays]) -> None:
+    def has_trained_on(self, parts: Sequence[Arrays]) -> None:
         """Mark the rows as seen."""
         for part in parts:
             self.seen.add(part["epoch"], part["sample_id"])

@@ -19,8 +19,9 @@ from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_check
 from ray_sassl.train.checkpoint_folder import list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.divergence import DivergedError
-from ray_sassl.train.loop import Job, TrainConfig, micro_batch, num_evaluations, to_device, train
+from ray_sassl.train.loop import Job, TrainConfig, micro_batch, num_evaluations, train
 from ray_sassl.train.optim import OptimConfig, load_optimizer
+from ray_sassl.train.prefetch import to_device
 from ray_sassl.types import Arrays, Outcome, StepOutput
 
 NUM_STEPS = 6

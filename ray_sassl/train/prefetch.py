@@ -1,0 +1,115 @@
+"""The next step's batch, on its way to the device while the step before it runs."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_sassl.nn.upload import upload
+from ray_sassl.types import Arrays, Batch, view_names
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What was taken from the stream for one step.
+
+    Attributes:
+        parts: The step's parts, or None where the stream cannot fill the step.
+        stream_s: Seconds that the stream took.
+        transfer_s: Seconds that the host took to pin the parts and to start their upload.
+        uploaded: Set once the upload is complete; None where nothing is uploaded.
+    """
+
+    parts: list[Batch] | None
+    stream_s: float
+    transfer_s: float
+    uploaded: torch.cuda.Event | None
+
+
+class Prefetcher:
+    """The parts of each step, in the order of the stream, on the device.
+
+    On a device with memory of its own a thread takes the next step's parts from the stream, pins them, and uploads them on a CUDA stream of
+    their own while the step runs. On a CPU there is nothing to upload, and the parts are taken when they are needed.
+
+    Args:
+        batches: The stream, in parts.
+        num_parts: Parts of one step.
+        device: Where the steps are computed.
+        num_steps: Steps at most; the stream is not read beyond them.
+        is_ahead: Whether parts are taken ahead; by default on any device but a CPU.
+
+    Attributes:
+        waited_s: Seconds for which the steps waited for the stream.
+        transfer_s: Seconds for which they waited for a transfer.
+    """
+
+    def __init__(
+        self, batches: Iterator[Arrays], num_parts: int, device: torch.device, num_steps: int, is_ahead: bool | None = None
+    ) -> None:
+        self._batches, self._num_parts, self._device, self._num_left = batches, num_parts, device, num_steps
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        is_ahead = device.type != "cpu" if is_ahead is None else is_ahead
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if is_ahead else None
+        self._next: Future[_Taken] | None = None
+        self.waited_s = self.transfer_s = 0.0
+
+    def take(self) -> list[Batch] | None:
+        """The parts of the next step, or None at the end of the stream; a step that the stream cannot fill is dropped."""
+        began = time.perf_counter()
+        taken = self._fetch() if self._thread is None else self._fetched()
+        waited_s = time.perf_counter() - began
+        transfer_s = min(taken.transfer_s, waited_s)
+        self.transfer_s += transfer_s
+        self.waited_s += waited_s - transfer_s
+        if taken.uploaded is not None and taken.parts is not None:
+            here = torch.cuda.current_stream(self._device)
+            here.wait_event(taken.uploaded)
+            for part in taken.parts:
+                for tensor in (*part.views, part.sample_id):
+                    tensor.record_stream(here)  # so that its memory is not given to the next upload before the step has used it
+        return taken.parts
+
+    def close(self) -> None:
+        """Take nothing more. What is under way is not waited for, since the stream may never hand out another batch."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _fetched(self) -> _Taken:
+        assert self._thread is not None
+        taken = (self._next or self._thread.submit(self._fetch)).result()
+        self._num_left -= 1
+        goes_on = taken.parts is not None and self._num_left > 0
+        self._next = self._thread.submit(self._fetch) if goes_on else None
+        return taken
+
+    def _fetch(self) -> _Taken:
+        began = time.perf_counter()
+        arrays = [part for _, part in zip(range(self._num_parts), self._batches, strict=False)]
+        taken = time.perf_counter()
+        if len(arrays) < self._num_parts:
+            return _Taken(None, taken - began, 0.0, None)
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            parts = [to_device(part, self._device) for part in arrays]
+            uploaded = None if self._stream is None else self._stream.record_event()
+        return _Taken(parts, taken - began, time.perf_counter() - taken, uploaded)
+
+
+def to_device(arrays: Arrays, device: torch.device) -> Batch:
+    """The batch on the device; (B, H, W, 3) arrays become (B, 3, H, W) tensors in channels_last layout without a copy on the host."""
+
+    def move(array: np.ndarray) -> Tensor:
+        with warnings.catch_warnings():  # Ray's arrays are read-only views of shared memory, and nothing here writes to them
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return upload(torch.from_numpy(array), device)
+
+    rows = {name: arrays[name] for name in ("epoch", "sample_id")}
+    return Batch([move(arrays[name]).permute(0, 3, 1, 2) for name in view_names(arrays)], move(arrays["sample_id"]), rows)

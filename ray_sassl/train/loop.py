@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.methods import Method
@@ -105,7 +105,7 @@ class Job:
         record: Rank 0's metrics log; None on the others.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
         accumulate: Parts of this worker's share of a batch, if there are more than the config says; see `share_of_batch`.
-        is_ahead: Whether batches are taken from the stream and uploaded while the step before them runs; by default on any device but a CPU.
+        is_ahead: As in `Prefetcher`.
         num_failed_evaluations: Of this process so far.
     """
 
@@ -301,7 +301,8 @@ def _update(
     step: int,
     progress: Progress,
 ) -> list[StepOutput]:
-    """One optimizer update, which waits for nothing on the device. Random draws depend only on the seed, the step and the rank, so a resumed run repeats them."""
+    """One optimizer update, which waits for nothing on the device. Random draws depend only on the seed, the step and the rank, so a
+    resumed run repeats them."""
     config, context = job.config, job.context
     torch.manual_seed(_seed_of(job.seed, step, context.rank))
     generator = torch.Generator().manual_seed(_seed_of(job.seed, step))

@@ -99,7 +99,9 @@ class Prefetcher:
             return _Taken(None, taken - began, 0.0, None)
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             parts = [to_device(part, self._device) for part in arrays]
-            uploaded = None if self._stream is None else self._stream.record_event()
+            uploaded = None if self._stream is None else torch.cuda.Event()
+            if uploaded is not None:
+                uploaded.record()
         return _Taken(parts, taken - began, time.perf_counter() - taken, uploaded)
 
 

@@ -31,6 +31,8 @@ SGD = OptimConfig(name="sgd", base_lr=0.1, lr_scaling="none", momentum=0.0, weig
 class Linear(Method):
     """A method of three weights, whose loss is a mean over images; it notes what it was given."""
 
+    backbone: nn.Linear
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Linear(3, 1, bias=False)
@@ -212,6 +214,7 @@ def test_adamw_begins_to_count_when_frozen_weights_are_let_go(tiny_config, run_h
     config = tiny_config(method, "optim.name=adamw", "optim.weight_decay=0.1", f"method.{frozen}=0.5")
     run_here(config, str(tmp_path))
     checkpoint = latest_checkpoint(str(tmp_path))
+    assert checkpoint is not None
     steps = {int(state["step"]) for state in checkpoint.state["optimizer"]["state"].values()}
     assert steps == {3, 6}
 
@@ -222,6 +225,7 @@ def test_frozen_weights_stay_as_they_were_drawn_also_under_weight_decay(tiny_con
     for stop_at_step in (1, None):
         run_here(config, str(tmp_path), LocalContext(stop_at_step=stop_at_step))
         checkpoint = latest_checkpoint(str(tmp_path))
+        assert checkpoint is not None
         weights.append(checkpoint.state["method"]["head.directions"])
     assert torch.equal(*weights)
 
@@ -386,9 +390,8 @@ def test_a_diverging_run_stops_with_advice_and_keeps_its_sound_checkpoints(tiny_
 def test_weights_that_are_not_finite_are_never_saved_between_logged_steps(tmp_path):
     method = Linear()
     nn.init.constant_(method.backbone.weight, math.nan)
-    settings = {"log_every": 100, "checkpoint_every": 1, "epochs": 2}
     with pytest.raises(DivergedError, match="step 1"):
-        _train(tmp_path, method=method, **settings)
+        _train(tmp_path, method=method, log_every=100, checkpoint_every=1, epochs=2)
     assert list_checkpoints(str(tmp_path)) == []
 
 

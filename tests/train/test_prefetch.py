@@ -82,10 +82,10 @@ class Encoder(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn(self.conv(x)).relu().mean((2, 3))
+        return self.layers(x).mean((2, 3))
 
 
 CASES = [(name, "sgd") for name in plugin_names("ray_sassl.methods")] + [("simclr", "lars"), ("simclr", "adamw")]

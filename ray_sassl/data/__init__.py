@@ -223,8 +223,12 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def read(self, index: Index, group: int) -> Rows:
-        """The rows of one row group, with a `BadRow` in the place of a row that cannot be read."""
+    def read(self, index: Index, group: int, part: slice = slice(None)) -> Rows:
+        """The rows of one row group or of a part of it, with a `BadRow` in the place of a row that cannot be read.
+
+        Args:
+            part: The places of the rows within the group; of a format with row groups of its own, the whole group is read for any part.
+        """
 
     @abstractmethod
     def labels(self, index: Index) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Row groups of an object store, kept on this machine's disk for trials of a search, later epochs and later runs.
 
-A group is a file `row-groups/DATA/NUMBER.arrow` in the cache folder. DATA is a hash of the files' names, sizes and times of change, so that
-groups of other files are never used instead. All processes of a machine share the folder. When it is full, data sets that nobody has read
-for an hour are removed. If it is still full, further groups stay in the object store: since every epoch reads every group once, replacing
-some of them by others would gain nothing.
+A group is a file `row-groups/DATA/NUMBER.arrow` in the cache folder, and a part of one `NUMBER.FIRST-END.arrow`. DATA is a hash of the
+files' names, sizes and times of change, so that groups of other files are never used instead. All processes of a machine share the folder.
+When it is full, data sets that nobody has read for an hour are removed. If it is still full, further groups stay in the object store: since
+every epoch reads every group once, replacing some of them by others would gain nothing.
 """
 
 from __future__ import annotations
@@ -47,14 +47,16 @@ _SCHEMA = pa.schema(
 )
 
 
-def read_cached(index: Index, group: int, read: Callable[[], Rows]) -> Rows:
-    """The rows of a row group from this machine's disk, or else from `read`; the latter are kept on disk if `data.cache_gb` allows it."""
+def read_cached(index: Index, group: int, part: slice, read: Callable[[], Rows]) -> Rows:
+    """The rows of a row group, or of a part of it, from this machine's disk, or else from `read`; the latter are kept on disk if
+    `data.cache_gb` allows it."""
     limit_bytes = int(index.config.cache_gb * 1e9)
     if not limit_bytes or storage.local_path(index.file_path(0)) is not None:
         return read()
     kept = _kept(str(cache_dir() / "row-groups"), limit_bytes)
-    path = Path(_name(index.root, index.fingerprint), f"{group}.arrow")
-    rows = kept.read(path, index.sample_ids(group))
+    name = f"{group}.arrow" if part == slice(None) else f"{group}.{part.start}-{part.stop}.arrow"
+    path = Path(_name(index.root, index.fingerprint), name)
+    rows = kept.read(path, index.sample_ids(group)[part])
     if rows is None:
         rows = read()
         kept.keep(path, rows)

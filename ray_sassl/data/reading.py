@@ -132,17 +132,34 @@ def read_groups(index: Index, groups: Sequence[int]) -> Rows:
     Raises:
         UsageError: a file has changed since the index was built.
     """
+    return _read(index, [(group, slice(None)) for group in groups])
+
+
+def read_runs(index: Index, first: np.ndarray, length: np.ndarray) -> Rows:
+    """The rows of runs of consecutive ids, one run after the other, each within one row group; otherwise as `read_groups`.
+
+    Args:
+        first, length: (n,) int64, the first id of each run, and its number of rows, at least 1.
+    """
+    groups = np.searchsorted(index.group_first, first, side="right") - 1
+    start = first - index.group_first[groups]
+    is_whole = length == index.group_rows[groups]
+    runs = zip(groups.tolist(), start.tolist(), (start + length).tolist(), is_whole.tolist(), strict=True)
+    return _read(index, [(group, slice(None) if whole else slice(begin, end)) for group, begin, end, whole in runs])
+
+
+def _read(index: Index, pieces: Sequence[tuple[int, slice]]) -> Rows:
     is_made_here = any(path in SYNTHETIC for path in index.config.paths)
     if is_made_here:
         ensure_synthetic()  # another machine may have built the index
     parts = []
-    for group in groups:
+    for group, part in pieces:
         try:
             if not is_made_here:
                 _refuse_changed(index, group)
-            parts.append(read_cached(index, group, partial(READERS[index.format].read, index, group)))
+            parts.append(read_cached(index, group, part, partial(READERS[index.format].read, index, group, part)))
         except FileNotFoundError:
-            parts.append(_gone(index, group))
+            parts.append(_gone(index, group).at(np.arange(index.group_rows[group])[part]))
     return parts[0] if len(parts) == 1 else Rows.joined(parts)
 
 

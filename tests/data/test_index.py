@@ -1,5 +1,7 @@
 import os
 import pickle
+import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
-from ray_sassl.data.reading import all_labels, all_names, build_index, cached_index, read_groups
+from ray_sassl.data.reading import all_labels, all_names, build_index, cached_index, read_groups, read_runs
 from ray_sassl.process.errors import UsageError
 
 
@@ -181,3 +183,26 @@ def test_an_index_may_have_columns_that_this_version_does_not_know(folder: Path,
     more = index.files.append_column("digest", pa.array([b"x", None, b"y"], pa.binary()))
     replace(index, files=more).save(tmp_path / "index.arrow")
     assert Index.load(tmp_path / "index.arrow").num_rows == 30
+
+
+@pytest.mark.parametrize("format_", ["parquet", "webdataset", "folder"])
+def test_runs_of_rows_are_the_same_rows_as_in_their_groups(tmp_path: Path, format_: str):
+    for name in "ab":
+        if format_ == "parquet":
+            _write(tmp_path / f"{name}.parquet", group_rows=8)
+        for row in range(0 if format_ == "parquet" else 10):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{row}.jpg").write_bytes(bytes([row]) * (row + 1))
+        if format_ == "webdataset":
+            with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+                tar.add(tmp_path / name, ".")
+            shutil.rmtree(tmp_path / name)
+    index = build_index(DataConfig(path=str(tmp_path)))
+    first, length = np.array([index.num_rows - 2, 0, 4, 12]), np.array([2, 2, 1, 6])
+    rows = read_runs(index, first, length)
+    whole = read_groups(index, range(index.num_groups))
+    expected = whole.take(np.concatenate([np.arange(a, a + n) for a, n in zip(first, length, strict=True)]))
+    for name in ("encoded", "key", "path"):
+        assert getattr(rows, name) == getattr(expected, name)
+    for name in ("sample_id", "label", "row"):
+        assert np.array_equal(getattr(rows, name), getattr(expected, name))

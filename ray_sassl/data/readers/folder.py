@@ -38,18 +38,18 @@ class FolderReader(Reader):
         number = {name: label for label, name in enumerate(names)}
         return Scan(groups, pa.table({"label": pa.array([number[name] for name in classes], pa.int64())}), tuple(names))
 
-    def read(self, index: Index, group: int) -> Rows:
+    def read(self, index: Index, group: int, part: slice = slice(None)) -> Rows:
         assert index.rows is not None
         _, start, stop = index.group_place(group)
-        paths = [index.file_path(file) for file in range(start, stop)]
-        sample_id = index.sample_ids(group)
+        paths = [index.file_path(file) for file in range(start, stop)[part]]
+        sample_id = index.sample_ids(group)[part]
         if storage.local_path(paths[0]) is not None:
             encoded = [_read(path, int(id_)) for path, id_ in zip(paths, sample_id, strict=True)]
         else:
             with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
                 encoded = list(pool.map(_read, paths, sample_id.tolist()))
-        label = index.rows["label"].slice(start, stop - start).to_numpy()
-        return Rows(sample_id, encoded, label, paths, paths, index.rows_in_file(group))
+        label = index.rows["label"].slice(start, stop - start).to_numpy()[part]
+        return Rows(sample_id, encoded, label, paths, paths, index.rows_in_file(group)[part])
 
     def labels(self, index: Index) -> np.ndarray:
         assert index.rows is not None

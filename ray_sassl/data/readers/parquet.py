@@ -41,7 +41,9 @@ class ParquetReader(Reader):
         table = pa.table([list(column) for column in columns], schema=GROUP_SCHEMA)
         return Scan(table, class_names=_common_names(files, [names for _, names in footers]))
 
-    def read(self, index: Index, group: int) -> Rows:
+    def read(self, index: Index, group: int, part: slice = slice(None)) -> Rows:
+        if part != slice(None):
+            return self.read(index, group).at(np.arange(index.group_rows[group])[part])
         file, number, _ = index.group_place(group)
         path = index.file_path(file)
         sample_id = index.sample_ids(group)

@@ -94,15 +94,17 @@ class WebDatasetReader(Reader):
             lost=lost,
         )
 
-    def read(self, index: Index, group: int) -> Rows:
+    def read(self, index: Index, group: int, part: slice = slice(None)) -> Rows:
         assert index.rows is not None
         file, start, stop = index.group_place(group)
         path = index.file_path(file)
-        sample_id = index.sample_ids(group)
+        sample_id = index.sample_ids(group)[part]
         rows = index.rows.slice(int(sample_id[0]), len(sample_id))
         key, offset, size = rows["key"].to_pylist(), rows["offset"].to_pylist(), rows["size"].to_pylist()
+        ends = [(first, first + length) for first, length in zip(offset, size, strict=True) if start <= first <= stop]
+        start, stop = min((first for first, _ in ends), default=start), min(max((last for _, last in ends), default=start), stop)
         data = _read_range(path, start, stop)
-        place = index.rows_in_file(group)
+        place = index.rows_in_file(group)[part]
         encoded: list[bytes | BadRow] = []
         for i in range(len(sample_id)):
             image = data[offset[i] - start : offset[i] - start + size[i]] if offset[i] >= 0 else b""

@@ -39,11 +39,12 @@ chaos: $(VENV)/dev.stamp  ## Kill nodes, workers and commands: the slow fault te
 quick: $(VENV)/dev.stamp  ## Run the tests that need neither Ray nor patience.
 	$(BIN)/python -m pytest -q -m 'not slow and not ray'
 
-check: $(VENV)/dev.stamp  ## Format, lint, types and layers.
+check: $(VENV)/dev.stamp  ## Format, lint, types, layers, and the wheel in an environment of its own.
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python tests/wheel.py
 
 format: $(VENV)/dev.stamp  ## Format the code and mend what the linter can.
 	$(BIN)/ruff format

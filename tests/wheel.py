@@ -39,7 +39,9 @@ def _wheel(folder: Path) -> Path:
         source, target = ROOT / name, folder / "tree" / name
         target.parent.mkdir(exist_ok=True)
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(source, target)
-    _run(sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, folder / "tree")
+    _run(
+        sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, folder / "tree"
+    )
     return next(folder.glob("*.whl"))
 
 

@@ -62,7 +62,7 @@ def _run(*words: str | Path, cwd: str | None = None, env: dict[str, str] | None 
     Raises:
         SystemExit: it failed, with what it said.
     """
-    ended = subprocess.run([str(word) for word in words], cwd=cwd, env=env, capture_output=True, text=True)
+    ended = subprocess.run([str(word) for word in words], check=False, cwd=cwd, env=env, capture_output=True, text=True)
     if ended.returncode:
         raise SystemExit(f"{' '.join(map(str, words))} failed:\n{ended.stdout}{ended.stderr}")
     return ended.stdout

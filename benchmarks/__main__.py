@@ -22,6 +22,7 @@ SCRIPTS = (
     "swift_fidelity",
     "evaluation",
     "checkpoint",
+    "agreement",
     "scale",
 )
 

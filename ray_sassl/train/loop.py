@@ -22,8 +22,9 @@ from ray_sassl.nn.normalize import Normalization
 from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig
 from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
+from ray_sassl.train.agreement import Agreement
 from ray_sassl.train.checkpoint import Checkpoint
-from ray_sassl.train.context import Context, data_parallel, mean_over_ranks, on_any_rank
+from ray_sassl.train.context import Context, data_parallel, mean_over_ranks
 from ray_sassl.train.divergence import DivergenceWatch
 from ray_sassl.train.metrics import MetricsLog
 from ray_sassl.train.optim import OptimConfig, build_optimizer
@@ -217,11 +218,16 @@ def train(job: Job) -> Outcome:
     feed = Prefetcher(job.batches, job.accumulate or config.accumulate, context.device, progress.total_steps - step, job.is_ahead)
     meter = _Meter(progress, step, context.world_size, feed)
     watch = DivergenceWatch(context.device, every_step=context.device.type == "cpu")
+    agreement = Agreement(context, num_flags=4)
     status, has_left = "finished", False
     try:
         while step < progress.total_steps:
             parts = feed.take()
             if parts is None:  # quarantined rows make the stream a little shorter than the plan
+                diverged, _, stopped, _ = agreement.settle()
+                if diverged:
+                    raise saver.diverged(watch, optimizer.param_groups[0]["lr"])
+                status = "interrupted" if stopped else status
                 break
             lr = _set_learning_rate(optimizer, job.optim, progress, step)
             output = _update(network, method, optimizer, parts, job, pixels, step, progress)
@@ -241,7 +247,7 @@ def train(job: Job) -> Outcome:
                     metrics[EVALUATION] = evaluated = due
                 _record(job, step, metrics)
             signals = (watch.has_seen_one(logs_now or saves_now), saver.has_failed(), context.stop_requested(), context.is_leaving())
-            diverged, failed, stopped, leaving = on_any_rank(signals, context)
+            diverged, failed, stopped, leaving = agreement.exchange(signals, at_once=saves_now or is_last)
             if diverged:
                 raise saver.diverged(watch, lr)
             if failed:
@@ -262,6 +268,7 @@ def train(job: Job) -> Outcome:
         if status == "finished" and job.final_test is not None and (scores := job.final_test(method.backbone)):
             _record(job, step, {"epoch": progress.epoch(step)} | scores)
     finally:
+        agreement.close()
         feed.close()
         saver.close()
     return Outcome(status, step, saver.saved)

@@ -1,7 +1,7 @@
 """One of two training processes that talk over gloo; run as `python two_workers.py FOLDER RANK`, once for each rank.
 
 FOLDER holds `NAME.yaml` configs; the run `NAME` goes to FOLDER/NAME-run, and what rank RANK saw of it to FOLDER/NAME-RANK.json. The run
-called `stopped` is asked to stop at step 3, on rank 0 alone.
+called `stopped` is asked to stop after step 3, on rank 0 alone.
 """
 
 import importlib.util

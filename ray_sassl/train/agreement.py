@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ class Agreement:
         self._rank, self._world_size, self._none = context.rank, context.world_size, [False] * num_flags
         self._pending: Future[list[bool]] | None = None
         if self._world_size > 1:
-            self._group = dist.new_group(backend="gloo")
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="agreement")
 
     def exchange(self, flags: Sequence[bool], *, at_once: bool) -> list[bool]:

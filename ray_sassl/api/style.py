@@ -17,7 +17,6 @@ from ray_sassl.files.own import write_picture
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, override_list
 from ray_sassl.style.datasets import StyleJobConfig, sample_squares
-from ray_sassl.style.stylizers import neural_stylizer
 
 if TYPE_CHECKING:
     from ray_sassl.orchestrate.batch.distill import DistillResult
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
 _STYLE_IMAGE_PX = 256
 """Side of the styles in a preview."""
-_HINT = " (our own small one, as the published one is not on this machine: `ray-sassl weights fetch magenta` gets it)"
+_DEFAULT = "swift"
+_HINT = " (our own small one; stylize=magenta takes the published one)"
 
 
 def style_job(overrides: Overrides = None, bank: str | None = None, only: Sequence[str] = ()) -> tuple[StyleJobConfig, str]:
@@ -51,8 +51,7 @@ def style_job(overrides: Overrides = None, bank: str | None = None, only: Sequen
         given += [("sassl.bank", bank)]
         if "sassl.style_source" not in names:
             given += [("sassl.style_source", "bank")]
-    chosen = neural_stylizer()
-    return apply_overrides(StyleJobConfig(stylize=chosen), given), _HINT if chosen == "swift" and "stylize" not in names else ""
+    return apply_overrides(StyleJobConfig(stylize=_DEFAULT), given), "" if "stylize" in names else _HINT
 
 
 def build_style_bank(

@@ -9,10 +9,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from ray_sassl.data.seen import SeenIds
@@ -27,10 +27,10 @@ from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import Context, data_parallel, mean_over_ranks
 from ray_sassl.train.divergence import DivergenceWatch
 from ray_sassl.train.metrics import MetricsLog
-from ray_sassl.train.optim import OptimConfig, build_optimizer
+from ray_sassl.train.optim import OptimConfig, build_optimizer, clip_gradients, set_rates
 from ray_sassl.train.prefetch import Prefetcher
 from ray_sassl.train.saving import RunSaver
-from ray_sassl.train.schedule import scaled_lr, warmup_cosine
+from ray_sassl.train.schedule import Counting, share_done
 from ray_sassl.types import Arrays, Batch, Outcome, StepOutput
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,12 @@ class TrainConfig(FrozenConfig):
     compile: Annotated[bool, OPERATIONAL] = False
     """torch.compile on the backbone."""
     clip_norm: float = Field(default=0.0, ge=0)
-    """Gradients are scaled down to this global l2 norm; 0 leaves them as they are."""
+    """Gradients are scaled down to this l2 norm; 0 leaves them as they are."""
+    clip_scope: Literal["whole", "parameter"] = "whole"
+    """Whether that is the norm of all gradients together, or of each parameter's gradient by itself (the official code of DINO)."""
+    schedules: Counting = "(s+1)/n"
+    """How the schedules of a method (momentum, temperature) count update `s` (from 0) of `n`: `s/n` in the official codes of BYOL and DINO.
+    MoCo v3's, which moves its momentum encoder before the next step, is `(s+1)/n`."""
     log_every: Annotated[int, OPERATIONAL] = Field(default=20, ge=1)
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
     keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
@@ -61,6 +66,12 @@ class TrainConfig(FrozenConfig):
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in [0, 1]; ImageNet's, as in the torchvision reference."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> Self:
+        if self.clip_scope != "whole" and not self.clip_norm:
+            raise ValueError("train.clip_scope has no effect with train.clip_norm=0; set train.clip_norm, or train.clip_scope=whole")
+        return self
 
 
 EVALUATION = "evaluation"
@@ -84,9 +95,6 @@ class Progress:
     def total_steps(self) -> int:
         """Full batches in `epochs` passes; the incomplete batch at the very end is dropped."""
         return int(self.epochs * self.num_rows / self.global_batch + 1e-9)
-
-    def steps(self, epochs: float) -> int:
-        return round(epochs * self.num_rows / self.global_batch)
 
     def epoch(self, step: int) -> float:
         return step * self.global_batch / self.num_rows
@@ -229,10 +237,10 @@ def train(job: Job) -> Outcome:
                     raise saver.diverged(watch, optimizer.param_groups[0]["lr"])
                 status = "interrupted" if stopped else status
                 break
-            lr = _set_learning_rate(optimizer, job.optim, progress, step)
+            lr = set_rates(optimizer, job.optim, step, progress.total_steps, progress.global_batch, progress.num_rows)
             output = _update(network, method, optimizer, parts, job, pixels, step, progress)
+            method.after_step(share_done(step, progress.total_steps, config.schedules))
             step += 1
-            method.after_step(step / progress.total_steps)
             rows = [part.rows for part in parts]
             saver.has_trained_on(rows)
             watch.note(step, [part.loss for part in output], rows)
@@ -289,15 +297,6 @@ def _place(job: Job) -> tuple[Method, nn.Module]:
     return method, data_parallel(method, context)
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, progress: Progress, step: int) -> float:
-    peak = scaled_lr(optim.base_lr, progress.global_batch, optim.lr_scaling)
-    warmup_steps = progress.steps(optim.warmup_epochs)
-    lr = warmup_cosine(step, total_steps=progress.total_steps, warmup_steps=warmup_steps, peak=peak, final=optim.final_lr)
-    for group in optimizer.param_groups:
-        group["lr"] = (peak if group.get("constant_lr") else lr) * group.get("lr_scale", 1.0)
-    return lr
-
-
 def _update(
     network: nn.Module,
     method: Method,
@@ -327,7 +326,7 @@ def _update(
     for parameter in method.frozen_parameters(step / progress.total_steps):
         parameter.grad = None
     if config.clip_norm:
-        nn.utils.clip_grad_norm_([p for p in method.parameters() if p.grad is not None], config.clip_norm)
+        clip_gradients([p for p in method.parameters() if p.grad is not None], config.clip_norm, config.clip_scope)
     optimizer.step()
     return outputs
 

@@ -5,9 +5,8 @@ from ray_sassl.experiments import data_root, experiments, load_experiment
 from ray_sassl.plugins import plugin_names
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.process import build_method
-from ray_sassl.style.stylizers import all_published_weights
-from ray_sassl.style.weights import weights_path
 from ray_sassl.train.loop import micro_batch
+from ray_sassl.train.schedule import scaled_lr
 from ray_sassl.views.recipes import with_strong_left
 
 NAMES = list(experiments())
@@ -32,10 +31,43 @@ def test_every_objective_has_its_experiments_of_each_size_with_and_without_style
     sizes = ("cifar10", "cifar10_cpu", "imagenet")
     wanted = {f"{method}_{size}{style}" for method in ("simclr", "moco", "byol") for size in sizes for style in ("", "_sassl")}
     assert wanted | {"demo"} <= set(NAMES)
+    assert {f"{method}_imagenet_1000{style}" for method in ("simclr", "moco", "byol") for style in ("", "_sassl")} <= set(NAMES)
 
 
-def test_every_objective_has_an_experiment_for_cpus():
-    assert {f"{method}_cifar10_cpu" for method in plugin_names("ray_sassl.methods")} <= set(NAMES)
+@pytest.mark.parametrize("size", ["cifar10_cpu", "imagenet"])
+def test_every_objective_has_an_experiment_for_cpus_and_one_on_imagenet(size):
+    assert {f"{method}_{size}" for method in plugin_names("ray_sassl.methods")} <= set(NAMES)
+
+
+# What the authors' commands and defaults say: the peak rate of their batch, its end, decay, epochs and batch.
+OFFICIAL = {
+    "simclr_imagenet": ("lars", 4.8, 0.0, 1e-6, "kernels", 100, 4096),
+    "moco_imagenet": ("sgd", 0.03, 0.0, 1e-4, "all", 200, 256),
+    "byol_imagenet": ("lars", 4.8, 0.0, 1e-6, "kernels", 300, 4096),
+    "byol_imagenet_1000": ("lars", 3.2, 0.0, 1.5e-6, "kernels", 1000, 4096),
+    "simsiam_imagenet": ("sgd", 0.1, 0.0, 1e-4, "all", 100, 512),
+    "barlow_twins_imagenet": ("lars", 1.6, 1.6e-3, 1e-6, "kernels", 1000, 2048),
+    "vicreg_imagenet": ("lars", 0.6, 6e-4, 1e-6, "kernels", 100, 512),
+    "swav_imagenet": ("lars", 0.6, 6e-4, 1e-6, "all", 200, 256),
+    "swav_large_imagenet": ("lars", 4.8, 4.8e-3, 1e-6, "all", 800, 4096),
+    "dino_imagenet": ("sgd", 0.06, 1e-6, 1e-4, "kernels", 100, 512),
+    "dino_vit_imagenet": ("adamw", 0.001, 1e-6, 0.04, "kernels", 100, 512),
+    "moco_v3_imagenet": ("lars", 9.6, 0.0, 1e-6, "kernels", 100, 4096),
+    "moco_v3_vit_imagenet": ("adamw", 6e-4, 0.0, 0.1, "all", 300, 1024),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_an_experiment_on_imagenet_has_the_official_numbers(name):
+    config = load_experiment(name)
+    optim, train = config.optim, config.train
+    peak = scaled_lr(optim.base_lr, train.global_batch, optim.lr_scaling)
+    found = (optim.name, peak, optim.final_lr, optim.weight_decay, optim.decay, train.epochs, train.global_batch)
+    assert _close(found, OFFICIAL[name])
+
+
+def _close(found: tuple, official: tuple) -> bool:
+    return all(one == other if isinstance(one, str) else one == pytest.approx(other) for one, other in zip(found, official, strict=True))
 
 
 def test_feature_augmentation_has_its_experiments_of_each_size():
@@ -82,13 +114,22 @@ def test_the_form_with_style_differs_only_in_style(name):
     assert styled["stylize"]["name"] in ("swift", "magenta")
 
 
-def test_large_images_are_stylized_by_the_published_network_if_its_weights_exist(tmp_path, monkeypatch):
+def test_the_stylizer_of_an_experiment_does_not_depend_on_what_the_machine_has(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path))
-    assert load_experiment("moco_imagenet_sassl").stylize.name == "swift"
-    path = weights_path(all_published_weights()["magenta"])
-    path.parent.mkdir(parents=True)
-    path.touch()
-    assert load_experiment("moco_imagenet_sassl").stylize.name == "magenta"
+    chosen = {name: load_experiment(name).stylize.name for name in NAMES if "sassl" in name}
+    assert {stylizer for name, stylizer in chosen.items() if "imagenet" in name} == {"magenta"}
+    assert {stylizer for name, stylizer in chosen.items() if "imagenet" not in name} == {"swift"}
+    with pytest.raises(UsageError, match="ray-sassl weights fetch magenta"):
+        load_experiment("moco_imagenet_sassl").stylize.build(torch.device("cpu"))
+
+
+def test_the_experiments_of_banks_differ_in_where_styles_come_from():
+    own = load_experiment("moco_imagenet_sassl").model_dump(mode="json")
+    for styles in ("painters", "dtd", "inaturalist", "retinopathy"):
+        config = load_experiment(f"moco_imagenet_sassl_{styles}")
+        assert config.sassl.bank == f"{data_root()}/banks/{styles}.safetensors"
+        tree = config.model_dump(mode="json")
+        assert {part for part in own if own[part] != tree[part]} == {"name", "sassl"}
 
 
 def test_the_demos_differ_only_in_style():
@@ -110,7 +151,7 @@ def test_the_batch_divides_over_the_workers(name):
     assert micro_batch(config.train, max(1, config.scaling.num_workers)) >= 32
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_sassl")])
+@pytest.mark.parametrize("name", [name for name in NAMES if "_sassl" not in name])
 def test_the_network_can_be_built(name):
     config = load_experiment(name)
     with torch.device("meta"):

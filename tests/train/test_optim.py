@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -5,7 +7,7 @@ from torch import nn
 
 from ray_sassl.methods import Method
 from ray_sassl.train.checkpoint import latest_checkpoint
-from ray_sassl.train.optim import OptimConfig, build_optimizer, parameter_groups
+from ray_sassl.train.optim import OptimConfig, build_optimizer, clip_gradients, parameter_groups, set_rates
 
 LR, DECAY = 0.1, 0.01
 
@@ -154,3 +156,62 @@ def test_adamw_takes_its_betas_from_the_config(network):
 def test_an_option_of_another_optimizer_is_refused(name, option, owner):
     with pytest.raises(ValidationError, match=rf"optim\.{option} has no effect on {name}; it belongs to {owner}"):
         OptimConfig.model_validate({"name": name, option: 0.5})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_all_parameters_are_decayed_if_asked_to(network, name):
+    before = {key: parameter.detach().clone() for key, parameter in network.named_parameters()}
+    change = _step(network, OptimConfig(name=name, weight_decay=DECAY, decay="all"))
+    for key, parameter in before.items():
+        torch.testing.assert_close(change[key], -LR * (1 + DECAY * parameter), rtol=1e-6, atol=1e-6)
+
+
+def test_lars_adapts_all_parameters_if_all_are_decayed(network):
+    scale = network[1].weight.detach().clone()
+    change = _step(network, OptimConfig(name="lars", weight_decay=DECAY, decay="all", trust_coefficient=0.02))
+    gradient = torch.ones_like(scale)
+    ratio = 0.02 * scale.norm() / (gradient.norm() + DECAY * scale.norm())
+    torch.testing.assert_close(change["1.weight"], -LR * ratio * (gradient + DECAY * scale), rtol=1e-6, atol=1e-9)
+
+
+def test_biases_have_a_rate_of_their_own_that_follows_the_same_schedule(network):
+    config = OptimConfig(name="lars", base_lr=0.2, bias_lr=0.0048, final_lr=0.002, lr_scaling="none")
+    optimizer = build_optimizer(network, config)
+    for step in (0, 7, 9):
+        lr = set_rates(optimizer, config, step, total_steps=10, global_batch=4, num_rows=40)
+        kernels, biases = optimizer.param_groups
+        assert kernels["lr"] == lr
+        assert biases["lr"] == pytest.approx(lr * 0.0048 / 0.2)
+
+
+def test_the_decay_moves_along_a_half_cosine_where_there_is_any(network):
+    config = OptimConfig(name="adamw", weight_decay=0.04, final_weight_decay=0.4)
+    optimizer = build_optimizer(network, config)
+    found = []
+    for step in (0, 5, 10):
+        set_rates(optimizer, config, step, total_steps=10, global_batch=4, num_rows=40)
+        found.append([group["weight_decay"] for group in optimizer.param_groups])
+    assert [decayed for decayed, _ in found] == pytest.approx([0.04, 0.22, 0.4])
+    assert [free for _, free in found] == [0, 0, 0]
+
+
+def test_a_rate_that_changes_with_the_epoch_is_the_cosine_of_whole_epochs(network):
+    config = OptimConfig(base_lr=2.0, lr_scaling="none", lr_changes="epoch")
+    optimizer = build_optimizer(network, config)
+    rates = [set_rates(optimizer, config, step, total_steps=12, global_batch=10, num_rows=40) for step in range(12)]
+    assert rates == pytest.approx([1 + math.cos(math.pi * epoch / 3) for epoch in (0, 1, 2) for _ in range(4)])
+
+
+def test_gradients_are_clipped_together_or_each_by_itself(network):
+    parameters = list(network.parameters())
+    for scope, norms in (("parameter", [0.5] * len(parameters)), ("whole", None)):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        clip_gradients(parameters, 0.5, scope)
+        found = [parameter.grad.norm().item() for parameter in parameters if parameter.grad is not None]
+        assert found == pytest.approx(norms, rel=1e-4) if norms else math.hypot(*found) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_start_of_a_warmup_that_is_not_there_is_refused():
+    with pytest.raises(ValidationError, match=r"optim\.warmup_start_lr has no effect without a warm-up"):
+        OptimConfig(warmup_start_lr=0.3)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
-from ray_sassl.style.weights import PublishedWeights, weights_path
+from ray_sassl.style.weights import PublishedWeights
 
 
 class Stylizer(ABC):
@@ -69,8 +69,3 @@ def all_published_weights() -> dict[str, PublishedWeights]:
     """The published weights that stylizers need, by name: those of the modules that define `WEIGHTS`."""
     modules = [load_plugin(__name__, name) for name in plugin_names(__name__)]
     return {module.WEIGHTS.name: module.WEIGHTS for module in modules if hasattr(module, "WEIGHTS")}
-
-
-def neural_stylizer() -> str:
-    """The default neural stylizer: the published one if its weights are in the cache, otherwise our own, which needs no download."""
-    return "magenta" if weights_path(all_published_weights()["magenta"]).exists() else "swift"

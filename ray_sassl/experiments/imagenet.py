@@ -227,7 +227,7 @@ def moco_v3_vit_imagenet() -> ExperimentConfig:
         method=MoCoV3(),
         train=TrainConfig(epochs=300, global_batch=1024, precision="bfloat16"),
         optim=OptimConfig(name="adamw", base_lr=1.5e-4, weight_decay=0.1, decay="all", warmup_epochs=40, warmup_ramp="s/n"),
-        **(_common() | {"backbone": BackboneConfig(name="timm/vit_small_patch16_224")}),
+        **_common(backbone="timm/vit_small_patch16_224"),
     )
 
 
@@ -299,11 +299,11 @@ def moco_imagenet_sassl_retinopathy() -> ExperimentConfig:
     return _with_bank("retinopathy")
 
 
-def _common(*, zero_init_residual: bool = False) -> dict:
+def _common(*, backbone: str = "resnet50", zero_init_residual: bool = False) -> dict:
     train, val = (DataConfig(path=f"{data_root()}/imagenet/{split}") for split in ("train", "val"))
     return {
         "data": train,
-        "backbone": BackboneConfig(name="resnet50", zero_init_residual=zero_init_residual),
+        "backbone": BackboneConfig(name=backbone, zero_init_residual=zero_init_residual),
         "evaluate": EvaluateConfig(train=train, test=val),
         "scaling": ScalingConfig(num_workers=8, use_gpu=True),
     }

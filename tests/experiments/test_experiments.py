@@ -142,7 +142,7 @@ def test_a_demo_needs_no_data_of_the_users(name):
     config = load_experiment(name)
     assert config.evaluate.train is not None
     assert config.evaluate.test is not None
-    assert all(data.path.startswith("synthetic") for data in (config.data, config.evaluate.train, config.evaluate.test))
+    assert all(data.paths[0].startswith("synthetic") for data in (config.data, config.evaluate.train, config.evaluate.test))
 
 
 @pytest.mark.parametrize("name", NAMES)

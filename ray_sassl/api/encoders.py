@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ray_sassl.api.data import DataSource, as_data
-from ray_sassl.exporting.encoder import Encoder, load_encoder
+from ray_sassl.exporting.encoder import Encoder, Network, load_encoder
 from ray_sassl.exporting.export import Export, export_encoder
 from ray_sassl.exporting.formats import Format
 from ray_sassl.files import storage
@@ -53,6 +53,7 @@ def embed(
     out: str = "features.parquet",
     *,
     part_rows: int = 4096,
+    backbone: Network = None,
     size_px: int | None = None,
     actors: int | None = None,
     actor_cpus: float = 1.0,
@@ -63,10 +64,11 @@ def embed(
     """Write the features of a whole data set, on Ray, with ids, keys and labels; a repeated call continues a stopped one.
 
     Args:
-        encoder: An encoder, a run directory, a checkpoint, or what `export` wrote (except ONNX).
+        encoder: An encoder, or what `load_encoder` takes: a run, a checkpoint, an export (except ONNX), weights of others.
         data: The images.
         out: A file `NAME.parquet`, or a folder for several files.
         part_rows: Rows per part, which is written whole or not at all.
+        backbone: The network, for a file of weights that does not say so, as "resnet50".
         size_px: Side of the images; by default as the run was evaluated, else trained.
         actors: Number of actors; by default as many as the cluster has room for.
         actor_cpus: CPUs per actor.
@@ -83,7 +85,7 @@ def embed(
     from ray_sassl.orchestrate.runtime.session import ray_session
 
     storage.check_can_write(out, is_folder=not is_one_file(out))
-    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, size_px=size_px)
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, backbone=backbone, size_px=size_px)
     pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
     with ray_session(address):
         return embed_dataset(loaded, as_data(data), out, pool, part_rows=part_rows, show_progress=show_progress)

@@ -11,7 +11,7 @@ import io
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ray_sassl.backbones import BackboneConfig
+from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.process.errors import UsageError
 
 Pixels = tuple[float, float, float]
@@ -41,6 +41,8 @@ class Source:
         pixel_mean: Subtracted from RGB in [0, 1] by whoever trained them; None if unknown.
         pixel_std: Likewise.
         backbone: The encoder that they are for, where the source says so.
+        size_px: Side of the images that they were trained on; None if unknown.
+        data: The labeled images that the source was evaluated on, by split, where it says so.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Source:
     pixel_mean: Pixels | None = None
     pixel_std: Pixels | None = None
     backbone: BackboneConfig | None = None
+    size_px: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def published(library: str, name: str) -> Source:
         return _from_timm(name) if library == "timm" else _from_torchvision(name)
     except Exception as error:
         raise UsageError(
-            f"{library}:{name} has no weights here: {type(error).__name__}: {error}. Without a network, give a file: backbone.weights=FILE"
+            f"{library}:{name} has no weights here: {type(error).__name__}: {error}. Without a network, give a file of weights instead"
         ) from error
 
 
@@ -110,15 +114,39 @@ def _from_timm(name: str) -> Source:
 
     model = timm.create_model(name, pretrained=True)
     facts: Any = model.pretrained_cfg
-    return Source(f"timm:{name}", model.state_dict(), tuple(facts["mean"]), tuple(facts["std"]), BackboneConfig(name=f"timm/{name}"))
+    backbone = BackboneConfig(name=f"timm/{name}")
+    return Source(f"timm:{name}", model.state_dict(), tuple(facts["mean"]), tuple(facts["std"]), backbone, facts["input_size"][-1])
 
 
 def _from_torchvision(name: str) -> Source:
     import torchvision  # slow to import
 
     model = torchvision.models.get_model(name, weights="DEFAULT")
+    views: Any = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
     backbone = BackboneConfig(name=name)
-    return Source(f"torchvision:{name}", model.state_dict(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), backbone)
+    return Source(f"torchvision:{name}", model.state_dict(), tuple(views.mean), tuple(views.std), backbone, views.crop_size[0])
+
+
+def encoder_with(config: BackboneConfig, state: State) -> tuple[nn.Module, int]:
+    """The encoder with these tensors of its own, and its width; torch's global generator is not changed."""
+    backbone, num_features = _built(config)
+    backbone.load_state_dict(state)
+    return backbone, num_features
+
+
+def encoder_from(config: BackboneConfig, source: Source) -> tuple[nn.Module, int, Loaded]:
+    """The encoder with the source's weights, its width, and what was loaded; torch's global generator is not changed.
+
+    Raises:
+        UsageError: as for `load_weights`.
+    """
+    backbone, num_features = _built(config)
+    return backbone, num_features, load_weights(backbone, source)
+
+
+def _built(config: BackboneConfig) -> tuple[nn.Module, int]:
+    with torch.random.fork_rng(devices=[]):
+        return build_backbone(config)
 
 
 def load_weights(backbone: nn.Module, source: Source) -> Loaded:

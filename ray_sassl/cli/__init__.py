@@ -23,8 +23,7 @@ from typer.core import TyperGroup
 import ray_sassl
 from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weights
 from ray_sassl.cli import export as exporting
-from ray_sassl.cli.data import Address
-from ray_sassl.cli.export import Run
+from ray_sassl.cli.data import Address, Backbone
 from ray_sassl.process.console import open_console, write
 from ray_sassl.process.ending import exits_by_signal, told
 from ray_sassl.process.errors import UsageError
@@ -97,7 +96,16 @@ app.add_typer(reporting.app)
 
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config, such as train.epochs=10.")]
-Out = Annotated[str | None, typer.Option(help="Folder for the results. [default: evaluation/step-NUMBER in the run directory]")]
+EncoderName = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENCODER",
+        help="A run directory (its newest checkpoint), a checkpoint, an export, a file of weights, timm:NAME, torchvision:NAME.",
+    ),
+]
+Out = Annotated[
+    str | None, typer.Option(help="Folder for the results. [default: evaluation/step-NUMBER of a run, evaluations/NAME for other encoders]")
+]
 
 
 def _print_version(is_asked: bool) -> None:
@@ -195,9 +203,11 @@ def views(
     pretraining.views(open_console(), experiment, overrides or [], out, rows)
 
 
-@app.command(epilog="Examples: ray-sassl evaluate runs/first knn linear linear.l2=grid --baselines   |   ray-sassl evaluate runs/first all")
+@app.command(
+    epilog="Examples: ray-sassl evaluate runs/first knn linear linear.l2=grid --baselines   |   ray-sassl evaluate timm:resnet50 all"
+)
 def evaluate(
-    run: Run,
+    run: EncoderName,
     what: Annotated[
         list[str],
         typer.Argument(
@@ -207,6 +217,7 @@ def evaluate(
         ),
     ],
     baselines: Annotated[bool, typer.Option("--baselines", help="Also score the untrained encoder and raw pixels.")] = False,
+    backbone: Backbone = None,
     out: Out = None,
     keep_features: Annotated[
         bool, typer.Option(help="Save features in evaluation/features of the run directory, and use those that were saved.")
@@ -219,9 +230,9 @@ def evaluate(
     actor_gpus: Annotated[float | None, typer.Option(help="GPUs per actor. [default: 1 if the cluster has GPUs]")] = None,
     address: Address = None,
 ) -> None:
-    """Evaluate an encoder on labeled images.
+    """Evaluate an encoder on labeled images, beside the one that its run has started from.
 
-    Writes scores with confidence intervals, pictures and predictions to the run directory. Features are computed once.
+    Writes scores with confidence intervals, pictures and predictions. Features are computed once.
     """
     from ray_sassl.cli import evaluation
 
@@ -230,6 +241,7 @@ def evaluate(
         run,
         what,
         baselines=baselines,
+        backbone=backbone,
         out=out,
         keep_features=keep_features,
         actors=actors,
@@ -244,7 +256,7 @@ def evaluate(
     epilog="Examples: ray-sassl detect runs/first VOCdevkit   |   ray-sassl detect runs/first cells architecture=fpn steps=500 batch_size=4"
 )
 def detect(
-    run: Run,
+    run: EncoderName,
     data_: Annotated[
         str,
         typer.Argument(metavar="DATA", help="A folder with JPEGImages, Annotations and ImageSets/Main, or with VOC2007 and VOC2012 in it."),
@@ -253,6 +265,7 @@ def detect(
         list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the settings, such as steps=500.")
     ] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also fine-tune the untrained encoder.")] = False,
+    backbone: Backbone = None,
     out: Out = None,
     workers: Annotated[
         int | None,
@@ -270,9 +283,8 @@ def detect(
     """
     from ray_sassl.cli import detection
 
-    detection.detect(
-        open_console(), run, data_, overrides or [], baselines=baselines, out=out, workers=workers, worker_cpus=worker_cpus, address=address
-    )
+    options = {"baselines": baselines, "backbone": backbone, "out": out}
+    detection.detect(open_console(), run, data_, overrides or [], **options, workers=workers, worker_cpus=worker_cpus, address=address)
 
 
 @app.command()

@@ -53,6 +53,12 @@ LabelColumn = Annotated[str, typer.Option(help="Parquet: the column of labels; `
 LabelExtension = Annotated[str, typer.Option(help="WebDataset: extension of the member with the label.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Larger images count as bad. [default: 100,000,000, as data.max_pixels]")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse data of which anything is left out, instead of saying so.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The network, for a file of weights that does not say so: resnet50, or '{name: resnet18, stem: cifar}'."
+    ),
+]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster's address; by default RAY_ADDRESS, or else Ray is started here.")]
 
 

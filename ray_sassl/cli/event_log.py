@@ -13,6 +13,7 @@ from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.run import Failed, Finished, Started
 from ray_sassl.orchestrate.batch.evaluate import DetectionData, DetectionEvent, DetectionReport
 from ray_sassl.process.errors import UsageError
+from ray_sassl.runs.pages.starting import of_evaluations
 
 _TESTED_EVERY = 500
 
@@ -32,6 +33,8 @@ def event_log(console: Console, settings: DetectConfig) -> Callable[[DetectionEv
                 console.print(f"{protocol}: {encoder} ...", style="dim")
             case Finished(protocol, evaluations, path):
                 console.print(scores_table(protocol, {protocol: evaluations}))
+                for sentence in of_evaluations(protocol, evaluations):
+                    console.print(sentence, soft_wrap=True)
                 console.print(f"Scores: {path}", soft_wrap=True)
             case Failed(protocol, UsageError() as error):
                 console.print(Text.assemble((f"{protocol}:", "bold red"), f" {error}"), soft_wrap=True)

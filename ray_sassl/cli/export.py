@@ -11,6 +11,7 @@ import ray_sassl
 from ray_sassl.cli.data import (
     IMAGES,
     Address,
+    Backbone,
     Format,
     FormatOption,
     ImageColumn,
@@ -84,11 +85,12 @@ def export(
 @app.command(epilog="Example: ray-sassl embed runs/first 's3://bucket/train-*.tar' --out features.parquet --actors 8 --actor-gpus 0.5")
 def embed(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run directory, a checkpoint, or what `ray-sassl export` wrote, except ONNX.")
+        str, typer.Argument(metavar="ENCODER", help="A run, a checkpoint, what `ray-sassl export` wrote, a file of weights, or timm:NAME.")
     ],
     data: Annotated[str, typer.Argument(metavar="DATA", help=IMAGES)],
     out: Annotated[str, typer.Option(help="A file NAME.parquet, or a folder for several files.")] = "features.parquet",
     part_rows: Annotated[int, typer.Option(min=1, help="Rows per part, which is made completely or not at all.")] = 4096,
+    backbone: Backbone = None,
     size_px: SizePx = None,
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
@@ -115,6 +117,7 @@ def embed(
             config,
             out,
             part_rows=part_rows,
+            backbone=backbone,
             size_px=size_px,
             actors=actors,
             actor_cpus=actor_cpus,

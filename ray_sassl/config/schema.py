@@ -148,6 +148,24 @@ class FaultConfig(FrozenConfig):
     """A further signal that is such a notice: SLURM's `--signal=B:USR1@60` sends it 60 s before the time is up. None: no signal."""
 
 
+class PixelsConfig(FrozenConfig):
+    """How an encoder's images are normalized; see `TrainConfig`."""
+
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+
+
+class EncoderConfig(FrozenConfig):
+    """What an evaluation has to know of an encoder without a run, at the paths that it has in a run's config."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    """Of the untrained encoder that it is compared with."""
+    backbone: BackboneConfig
+    train: PixelsConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
 class ExperimentConfig(FrozenConfig):
     """The whole config of a run: equal configs on equal data give the same run."""
 
@@ -209,3 +227,7 @@ class ExperimentConfig(FrozenConfig):
                     f"train.accumulate or scaling.num_workers"
                 )
         return self
+
+
+EvaluatedConfig = ExperimentConfig | EncoderConfig
+"""The config of an encoder that is evaluated."""

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
+from ray_sassl.config.schema import EvaluateConfig, EvaluatedConfig
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
@@ -125,7 +125,7 @@ class EvaluationData:
         return float(counts.max() / counts.sum())
 
 
-def load_evaluation_data(config: ExperimentConfig) -> EvaluationData:
+def load_evaluation_data(config: EvaluatedConfig) -> EvaluationData:
     """The labeled images of `evaluate.train` and `evaluate.test`.
 
     Raises:

@@ -81,6 +81,7 @@ class ProtocolScores:
         details: Other results of the run's own encoder.
         figures: PNG or JPEG files by name.
         path: The file that was read.
+        start: The scores of the encoder that the run has started from, if it was not a random one.
     """
 
     protocol: str
@@ -93,6 +94,7 @@ class ProtocolScores:
     details: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, bytes] = field(default_factory=dict)
     path: str = ""
+    start: ProtocolScores | None = None
 
     def path_of(self, split: str) -> str | None:
         """Where the images of a split were, if it is known."""
@@ -112,18 +114,19 @@ def write_scores(
     evaluations: Mapping[str, Evaluation],
     *,
     checkpoint: str,
-    step: int,
+    step: int | None,
     data: dict[str, Any] | None,
     num_bad: int | None,
     detections: pa.Table | None = None,
 ) -> str:
     """Write `PROTOCOL.json`, and the figures `PROTOCOL-NAME.png` and the predictions or detections `PROTOCOL.parquet` of the first encoder.
+    The predictions of the starting point are `PROTOCOL-start.parquet`.
 
     Args:
         settings: The protocol's settings.
         evaluations: Results by encoder; the first is the run's own.
         checkpoint: The checkpoint of the run's own encoder.
-        step: The checkpoint's step.
+        step: The checkpoint's step; None without a run.
         data: What the encoders were evaluated on; None if the protocol's settings say so.
         num_bad: Images that could not be decoded; None if the details say so.
         detections: One row per detection of the first encoder.
@@ -137,10 +140,15 @@ def write_scores(
     for name, content in first.figures.items():
         files[name] = f"{protocol}-{name}.png"
         write_picture(storage.join(folder, files[name]), content)
-    tables = {"predictions": _table(first.predictions) if first.predictions is not None else None, "detections": detections}
-    for name, table in tables.items():
+    start = evaluations.get(STARTING_POINT)
+    tables = {
+        "predictions": (f"{protocol}.parquet", _table(first.predictions)),
+        "detections": (f"{protocol}.parquet", detections),
+        "start_predictions": (f"{protocol}-start.parquet", _table(start.predictions) if start is not None else None),
+    }
+    for name, (file_name, table) in tables.items():
         if table is not None:
-            files[name] = f"{protocol}.parquet"
+            files[name] = file_name
             with storage.open_atomic(storage.join(folder, files[name])) as file:
                 pq.write_table(table, file)
     record = {
@@ -158,7 +166,9 @@ def write_scores(
     return path
 
 
-def _table(predictions: Predictions) -> pa.Table:
+def _table(predictions: Predictions | None) -> pa.Table | None:
+    if predictions is None:
+        return None
     return pa.table({"sample_id": predictions.sample_id, "label": predictions.labels, "predicted": predictions.predicted})
 
 
@@ -229,6 +239,10 @@ def _protocol_scores(stem: str, tree: dict[str, Any], path: str, run_dir: str, l
     own = next((name for name in by_encoder if name not in _BASELINES and name != "chance"), None)
     step = tree.get("step")
     predictions = files.get("predictions") if "files" in tree else storage.join(folder, f"{stem}.parquet")
+    start = None
+    if own is not None and STARTING_POINT in by_encoder:
+        of_start = _predictions(files.get("start_predictions"), run_dir, left_out)
+        start = ProtocolScores(stem, by_encoder[STARTING_POINT], predictions=of_start, details=as_mapping(details.get(STARTING_POINT)))
     return ProtocolScores(
         protocol=stem,
         scores=by_encoder[own] if own is not None else {},
@@ -240,6 +254,7 @@ def _protocol_scores(stem: str, tree: dict[str, Any], path: str, run_dir: str, l
         details=as_mapping(details.get(own)) if own is not None else {},
         figures=_figures(files, run_dir, left_out),
         path=path,
+        start=start,
     )
 
 

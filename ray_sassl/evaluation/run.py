@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.config.schema import EvaluatedConfig
 from ray_sassl.evaluation import Evaluation, Score, Task
 from ray_sassl.evaluation.datasets import EvaluationData
 from ray_sassl.evaluation.protocols import ProtocolConfig
@@ -22,27 +22,27 @@ PROTOCOLS = "ray_sassl.evaluation.protocols"
 
 
 @dataclass(frozen=True)
-class TrainedEncoder:
+class EvaluatedEncoder:
     """An encoder and where it comes from.
 
     Attributes:
         network: (B, 3, S, S) -> (B, F).
-        config: The config of its training, with the evaluation data to use.
-        checkpoint: Path or URI of its checkpoint.
-        step: The checkpoint's step.
+        config: The config of its training, or what is known of it, with the evaluation data to use.
+        checkpoint: Path or URI of its checkpoint or its file, or the name of published weights.
+        step: The checkpoint's step; None without a run.
         start: The encoder that the run has started from, where its weights were not random.
     """
 
     network: nn.Module
-    config: ExperimentConfig
+    config: EvaluatedConfig
     checkpoint: str
-    step: int
+    step: int | None = None
     start: nn.Module | None = None
 
     @property
     def name(self) -> str:
         """The name that distinguishes it from baselines."""
-        return f"step {self.step:,}"
+        return self.config.name if self.step is None else f"step {self.step:,}"
 
 
 @dataclass
@@ -112,7 +112,7 @@ def protocol_configs(protocols: Sequence[str | ProtocolConfig]) -> list[Protocol
     return configs
 
 
-def with_images(protocols: Sequence[ProtocolConfig], config: ExperimentConfig) -> tuple[list[ProtocolConfig], dict[str, str]]:
+def with_images(protocols: Sequence[ProtocolConfig], config: EvaluatedConfig) -> tuple[list[ProtocolConfig], dict[str, str]]:
     """The protocols whose images exist, and why each of the others cannot run.
 
     Raises:
@@ -140,7 +140,7 @@ def without_scores(protocols: Sequence[ProtocolConfig], run_dir: str) -> list[Pr
 
 
 def evaluate(
-    encoder: TrainedEncoder,
+    encoder: EvaluatedEncoder,
     protocols: Sequence[ProtocolConfig],
     data: EvaluationData | None,
     workplace: Workplace,
@@ -197,7 +197,7 @@ def in_one_line(error: Exception) -> str:
 
 
 def _subjects(
-    encoder: TrainedEncoder, data: EvaluationData | None, workplace: Workplace, features: str | None, *, baselines: bool
+    encoder: EvaluatedEncoder, data: EvaluationData | None, workplace: Workplace, features: str | None, *, baselines: bool
 ) -> Mapping[str, EncoderSubject]:
     def store(**facts: object) -> FeatureStore | None:
         return FeatureStore(features, facts) if features is not None else None
@@ -215,7 +215,7 @@ def _subjects(
     return subjects
 
 
-def _evaluation(subject: EncoderSubject, protocol: ProtocolConfig, config: ExperimentConfig, workplace: Workplace) -> Evaluation:
+def _evaluation(subject: EncoderSubject, protocol: ProtocolConfig, config: EvaluatedConfig, workplace: Workplace) -> Evaluation:
     """Run the protocol in this process, or on a remote workplace if the protocol trains the encoder."""
     train, test = config.evaluate.train, config.evaluate.test
     if workplace.is_remote and protocol.sees_encoder and train is not None and test is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ray_sassl.backbones import build_backbone
-from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.config.schema import EvaluatedConfig
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import all_labels, all_names, read_groups
@@ -47,7 +47,7 @@ class EncoderSubject(Subject):
     def __init__(
         self,
         encoder: nn.Module,
-        config: ExperimentConfig,
+        config: EvaluatedConfig,
         data: EvaluationData | None,
         workplace: Workplace | None = None,
         store: FeatureStore | None = None,
@@ -180,7 +180,7 @@ class EncoderEvaluation:
     """An encoder and tasks to evaluate it on, each with its own images; the other attributes are those of `EncoderSubject`."""
 
     encoder: nn.Module
-    config: ExperimentConfig
+    config: EvaluatedConfig
     tasks: tuple[Task, ...]
     store: FeatureStore | None = None
 
@@ -203,7 +203,7 @@ def _ignore(bad: list[BadRow]) -> None:
     """Bad rows are counted when features are computed."""
 
 
-def score(config: ExperimentConfig, backbone: nn.Module, data: EvaluationData, protocols: list[ProtocolConfig]) -> list[dict[str, float]]:
+def score(config: EvaluatedConfig, backbone: nn.Module, data: EvaluationData, protocols: list[ProtocolConfig]) -> list[dict[str, float]]:
     """An encoder's scores, one dictionary per protocol; features are computed once.
 
     Raises:
@@ -214,7 +214,7 @@ def score(config: ExperimentConfig, backbone: nn.Module, data: EvaluationData, p
     return [{name: score.value for name, score in evaluation.scores.items()} for evaluation in evaluations]
 
 
-def untrained_backbone(config: ExperimentConfig) -> nn.Module:
+def untrained_backbone(config: EvaluatedConfig) -> nn.Module:
     """The encoder as the run's seed initializes it."""
     torch.manual_seed(config.seed)
     return build_backbone(config.backbone)[0]

@@ -1,4 +1,4 @@
-"""A trained encoder with everything needed to use it, from a run, a checkpoint or an exported file; and the format of that file.
+"""An encoder with everything needed to use it, from a run, an exported file or the weights of others; and the format of that file.
 
 The file is a safetensors file whose header contains the `EncoderFacts`, so that nothing else is needed to load it.
 """
@@ -16,8 +16,10 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.backbones import PUBLISHED, BackboneConfig
+from ray_sassl.backbones.weights import Source, encoder_from, encoder_with
 from ray_sassl.config.files import from_yaml
+from ray_sassl.config.overrides import explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, decode, to_rgb
@@ -29,11 +31,14 @@ from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import FrozenConfig
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint
+from ray_sassl.runs.start import find_source
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.checkpoint_folder import MANIFEST
+from ray_sassl.train.loop import TrainConfig
 
 MODEL = "model.safetensors"
 _FACTS = "ray_sassl"
+_USUAL_PX = 224
 _MAX_PIXELS = DataConfig.model_fields["max_pixels"].default
 
 
@@ -85,7 +90,7 @@ class EncoderFacts(FrozenConfig):
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     experiment: str
-    """Name of the config that it was trained with."""
+    """Name of the config that it was trained with; empty if it was not trained here."""
     source: str
     """The checkpoint."""
     step: int
@@ -126,36 +131,90 @@ class Encoder(nn.Module):
         return self.backbone(images)
 
 
-def load_encoder(path: str | os.PathLike[str], *, size_px: int | None = None) -> Encoder:
-    """The encoder of a run (its newest intact checkpoint), of a checkpoint, or of a file that `ray-sassl export` wrote, on the CPU.
+Network = BackboneConfig | str | None
+"""The network that a file of weights is for: its config (also as YAML), or its name as in `backbone.name`; None if the file says so."""
+
+
+def load_encoder(path: str | os.PathLike[str], *, backbone: Network = None, size_px: int | None = None) -> Encoder:
+    """An encoder on the CPU: of a run (its newest intact checkpoint), of a checkpoint, of a file that `ray-sassl export` wrote, or with the
+    weights of others.
 
     Args:
-        path: Local path or URI; for an export the file or its folder.
+        path: Local path or URI; for an export the file or its folder. `timm:NAME` and `torchvision:NAME` are published weights. Other files
+            of weights are those of `backbone.weights`.
+        backbone: The network, for a file that does not say so, as "resnet50".
         size_px: Side of its input images. By default `evaluate.size_px` of its config if that has evaluation data, else the size of its
-            training views.
+            training views; for the weights of others the published size, else 224.
 
     Raises:
-        UsageError: the path does not exist, contains no encoder, or is damaged.
+        UsageError: the path does not exist, contains no encoder, or is damaged; or the weights do not fit the network.
     """
     text = os.fspath(path)
-    entry = storage.stat(text)
-    if entry is None:
-        raise BadEncoderError(f"{text} does not exist; give a run directory, a checkpoint, or a file that `ray-sassl export` wrote")
-    if entry.is_file:
-        encoder = _read_file(text)
-    elif storage.exists(storage.join(text, MODEL)) and not storage.exists(storage.join(text, MANIFEST)):
-        encoder = _read_file(storage.join(text, MODEL))
-    elif any(storage.name_of(found.path).endswith(".onnx") for found in storage.list_dir(text)):
-        raise BadEncoderError(_onnx_message(text))
-    else:
+    encoder = encoder_without_run(text, backbone)
+    if encoder is None:
         return encoder_of(find_checkpoint(text), size_px)[1]
     return encoder if size_px is None else Encoder(encoder.backbone, encoder.facts.model_copy(update={"size_px": size_px}), encoder.head)
+
+
+def encoder_without_run(path: str, backbone: Network = None) -> Encoder | None:
+    """The encoder of an exported file or of published weights; None if the path is that of a run or a checkpoint.
+
+    Raises:
+        UsageError: as for `load_encoder`.
+    """
+    if path.startswith(PUBLISHED):
+        return _of_source(find_source(path), backbone)
+    entry = storage.stat(path)
+    if entry is None:
+        raise BadEncoderError(f"{path} does not exist; give a run directory, a checkpoint, an export, a file of weights, or timm:NAME")
+    if entry.is_file:
+        return _read_file(path, backbone)
+    if storage.exists(storage.join(path, MODEL)) and not storage.exists(storage.join(path, MANIFEST)):
+        return _read_file(storage.join(path, MODEL), backbone)
+    if any(storage.name_of(found.path).endswith(".onnx") for found in storage.list_dir(path)):
+        raise BadEncoderError(_onnx_message(path))
+    if backbone is not None:
+        raise UsageError(f"{path} says which network it is for; leave out the other one")
+    return None
+
+
+def _of_source(source: Source, backbone: Network) -> Encoder:
+    """The encoder with weights that were not trained here."""
+    if backbone is not None and source.backbone is not None:
+        raise UsageError(f"{source.name} says which network it is for; leave out the other one")
+    config = _network(backbone) if backbone is not None else source.backbone
+    assert config is not None
+    network, num_features, _ = encoder_from(config, source)
+    usual = TrainConfig()
+    facts = EncoderFacts(
+        backbone=config,
+        num_features=num_features,
+        size_px=source.size_px or _USUAL_PX,
+        pixel_mean=source.pixel_mean or usual.pixel_mean,
+        pixel_std=source.pixel_std or usual.pixel_std,
+        experiment="",
+        source=source.name,
+        step=0,
+        weights_sha256=weights_sha256(network),
+        version=metadata.version("ray-sassl"),
+    )
+    return Encoder(network, facts)
+
+
+def _network(backbone: BackboneConfig | str) -> BackboneConfig:
+    if isinstance(backbone, BackboneConfig):
+        return backbone
+    given = parse_override(f"backbone={backbone}")[1] if backbone.startswith("{") else {"name": backbone}
+    try:
+        return BackboneConfig.model_validate(given)
+    except ValidationError as error:
+        raise UsageError(f"{backbone} is not a network: {explain(error)}") from error
 
 
 def encoder_of(checkpoint: Checkpoint, size_px: int | None = None) -> tuple[ExperimentConfig, Encoder]:
     """The config of the run that wrote the checkpoint, and its encoder; see `load_encoder`."""
     config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
-    backbone, num_features = _loaded(config.backbone, checkpoint.backbone)
+    backbone, num_features = encoder_with(config.backbone, checkpoint.backbone)
     has_data = config.evaluate.train is not None or config.evaluate.test is not None
     facts = EncoderFacts(
         backbone=config.backbone,
@@ -170,14 +229,6 @@ def encoder_of(checkpoint: Checkpoint, size_px: int | None = None) -> tuple[Expe
         version=metadata.version("ray-sassl"),
     )
     return config, Encoder(backbone, facts)
-
-
-def _loaded(config: BackboneConfig, state: dict[str, Tensor]) -> tuple[nn.Module, int]:
-    """The network with these weights, and its width; torch's global generator is not changed."""
-    with torch.random.fork_rng(devices=[]):
-        backbone, num_features = build_backbone(config)
-    backbone.load_state_dict(state)
-    return backbone, num_features
 
 
 def encoder_bytes(encoder: Encoder, head: str = "linear_head") -> bytes:
@@ -208,7 +259,7 @@ def encoder_from_bytes(content: bytes, source: str = "the file") -> Encoder:
             weight, bias = (state.pop(f"{facts.head}.{name}") for name in ("weight", "bias"))
             head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
             head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
-        backbone, _ = _loaded(facts.backbone, state)
+        backbone, _ = encoder_with(facts.backbone, state)
     except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
         raise BadEncoderError(f"{source} is damaged, or its tensors do not match its header: {error}") from error
     if (found := weights_sha256(backbone)) != facts.weights_sha256:
@@ -220,8 +271,8 @@ def _facts_of(content: bytes, source: str) -> EncoderFacts:
     text = read_header(content, source).metadata.get(_FACTS)
     if text is None:
         raise BadEncoderError(
-            f"{source} was not written by `ray-sassl export`: its header does not say which network it is for. To load the encoder of a "
-            "checkpoint, give the checkpoint's folder."
+            f"{source} was not written by `ray-sassl export`: its header does not say which network it is for. Name it (--backbone "
+            "resnet50, in Python backbone='resnet50'); to load the encoder of a checkpoint, give the checkpoint's folder."
         )
     try:
         return EncoderFacts.model_validate_json(text)
@@ -229,9 +280,13 @@ def _facts_of(content: bytes, source: str) -> EncoderFacts:
         raise BadEncoderError(f"{source} was written by another version of ray-sassl: {error}") from error
 
 
-def _read_file(path: str) -> Encoder:
+def _read_file(path: str, backbone: Network) -> Encoder:
     if path.endswith(".onnx"):
         raise BadEncoderError(_onnx_message(path))
+    if backbone is not None:
+        return _of_source(find_source(path), backbone)
+    if not path.endswith(".safetensors"):
+        raise BadEncoderError(f"{path} does not say which network it is for; name it: --backbone resnet50 (in Python backbone='resnet50')")
     return encoder_from_bytes(storage.read_bytes(path), path)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ray_sassl.backbones import build_backbone
+from ray_sassl.backbones.weights import encoder_with
 from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.online import online_scores
@@ -111,6 +112,4 @@ def train_process(
 def load_backbone(checkpoint: Checkpoint) -> tuple[ExperimentConfig, nn.Module]:
     """The config of the checkpoint's run, and its encoder."""
     config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
-    backbone, _ = build_backbone(config.backbone)
-    backbone.load_state_dict(checkpoint.backbone)
-    return config, backbone
+    return config, encoder_with(config.backbone, checkpoint.backbone)[0]

@@ -140,32 +140,26 @@ def choose_recipe(data: str | DataConfig, overrides: Sequence[Override] = (), ma
     index = build_index(config_of_data)
     summary = inspect(index)
     _check_images(index, summary)
-    config, choices = _chosen(method_name, base, config_of_data, summary, machine or Machine.here())
     weights = next((value_of(override) for override in overrides if path_of(override) == "backbone.weights"), None)
-    if isinstance(weights, str):
-        config, changed = _starting_from(config, find_source(weights))
-        choices = tuple(changed.get(choice.what, choice) for choice in choices)
+    source = find_source(weights) if isinstance(weights, str) else None
+    config, choices = _chosen(method_name, base, config_of_data, summary, machine or Machine.here(), source)
+    if source is not None:
+        config, rate = _starting_from(config, source)
+        choices = tuple(rate if choice.what == rate.what else choice for choice in choices)
     return Recipe(apply_overrides(config, overrides), choices, _notes(summary))
 
 
-def _starting_from(config: ExperimentConfig, source: Source) -> tuple[ExperimentConfig, dict[str, Choice]]:
-    """The config with the encoder and the colors of the weights that the run starts from, and a lower rate, which does not undo them in the
-    first steps; and the choices that this changes, by what they choose."""
-    train, backbone = config.train, source.backbone or config.backbone
-    changed: list[Choice] = []
-    if source.backbone is not None:
-        changed.append(Choice("encoder", backbone.name, f"the one of {source.name}", "backbone.weights=null"))
+def _starting_from(config: ExperimentConfig, source: Source) -> tuple[ExperimentConfig, Choice]:
+    """The config with the colors of the weights that the run starts from, and a lower rate, which does not undo them in the first steps."""
+    train = config.train
     if source.pixel_mean is not None and source.pixel_std is not None:
         train = train.model_copy(update={"pixel_mean": source.pixel_mean, "pixel_std": source.pixel_std})
     optim = config.optim.model_copy(
         update={"base_lr": config.optim.base_lr * _START_RATE, "warmup_epochs": round(train.epochs * _START_WARMUP, 2)}
     )
     rate = optim.base_lr * train.global_batch / 256
-    changed.append(
-        Choice("learning rate", f"{rate:.3g}", "a tenth, to keep what the weights know", f"optim.base_lr={config.optim.base_lr:g}")
-    )
-    plain = backbone.model_copy(update={"weights": None, "freeze": "none"})
-    return config.model_copy(update={"train": train, "backbone": plain, "optim": optim}), {choice.what: choice for choice in changed}
+    choice = Choice("learning rate", f"{rate:.3g}", "a tenth, to keep what the weights know", f"optim.base_lr={config.optim.base_lr:g}")
+    return config.model_copy(update={"train": train, "optim": optim}), choice
 
 
 def _method(overrides: list[Override]) -> tuple[str, list[Override]]:
@@ -192,12 +186,12 @@ def _check_images(index: Index, summary: Summary) -> None:
 
 
 def _chosen(
-    method_name: str, base: ExperimentConfig, data: DataConfig, summary: Summary, machine: Machine
+    method_name: str, base: ExperimentConfig, data: DataConfig, summary: Summary, machine: Machine, source: Source | None
 ) -> tuple[ExperimentConfig, tuple[Choice, ...]]:
     rows = summary.num_rows
     has_gpu = machine.num_gpus > 0
-    size_px, size = _size(summary, has_gpu)
-    backbone, network = _backbone(size_px, rows, has_gpu)
+    size_px, size = _size(summary, has_gpu, source)
+    backbone, network = _backbone(size_px, rows, has_gpu, source)
     precision = "bfloat16" if machine.has_bfloat16 else "float32"
     batch, batch_line = _batch(rows, size_px, backbone.name, machine, precision)
     epochs, length = _epochs(rows, batch, has_gpu)
@@ -249,18 +243,23 @@ def _chosen(
     return config, choices
 
 
-def _size(summary: Summary, has_gpu: bool) -> tuple[int, Choice]:
+def _size(summary: Summary, has_gpu: bool, source: Source | None) -> tuple[int, Choice]:
     assert summary.width_px is not None
     assert summary.height_px is not None
     shorter = min(summary.width_px.median, summary.height_px.median)
     size_px = max([SIZES_PX[0], *(size for size in SIZES_PX if size <= shorter)])
     reason = f"the median image has {summary.width_px.median} x {summary.height_px.median} px"
+    if source is not None and source.size_px is not None:
+        size_px, reason = max(SIZES_PX[0], source.size_px), f"that of {source.name}"
     if not has_gpu and size_px > _LARGEST_CPU_PX:
         size_px, reason = _LARGEST_CPU_PX, f"{reason}; larger views take too long without a GPU"
     return size_px, Choice("image size", f"{size_px} px", reason, "views.size_px=96")
 
 
-def _backbone(size_px: int, rows: int, has_gpu: bool) -> tuple[BackboneConfig, Choice]:
+def _backbone(size_px: int, rows: int, has_gpu: bool, source: Source | None) -> tuple[BackboneConfig, Choice]:
+    if source is not None and source.backbone is not None:
+        plain = source.backbone.model_copy(update={"weights": None, "freeze": "none"})
+        return plain, Choice("encoder", plain.name, f"the one of {source.name}", "backbone.weights=null")
     if size_px <= SIZES_PX[0] and has_gpu:
         name, stem, reason = "resnet18", "cifar", "the usual one for small images"
     elif size_px <= SIZES_PX[0]:
@@ -276,7 +275,11 @@ def _backbone(size_px: int, rows: int, has_gpu: bool) -> tuple[BackboneConfig, C
 def _batch(rows: int, size_px: int, backbone: str, machine: Machine, precision: str) -> tuple[int, Choice]:
     """A power of two, at most half of the images, so that an epoch has at least two steps."""
     if machine.num_gpus:
-        each = _BYTES_OF_IMAGE[backbone] * (size_px / 224) ** 2 * (0.6 if precision == "bfloat16" else 1)
+        each = (
+            _BYTES_OF_IMAGE.get(backbone.rpartition("/")[2], max(_BYTES_OF_IMAGE.values()))
+            * (size_px / 224) ** 2
+            * (0.6 if precision == "bfloat16" else 1)
+        )
         fits = _power_below(min(256, 0.7 * machine.gpu_bytes / each)) * machine.num_gpus
         largest, reason = min(fits, 1024), f"what {machine.num_gpus} GPU memories hold, at most 1,024"
     else:

@@ -11,16 +11,17 @@ import logging
 from dataclasses import asdict
 
 import safetensors.torch
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ray_sassl.backbones import PUBLISHED, build_backbone
+from ray_sassl.backbones import PUBLISHED
 from ray_sassl.backbones.parts import freeze
-from ray_sassl.backbones.weights import Loaded, Source, load_weights, published, read_state
+from ray_sassl.backbones.weights import Loaded, Source, encoder_from, encoder_with, published, read_state
 from ray_sassl.config.files import from_yaml
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data import DataConfig
 from ray_sassl.files import storage
-from ray_sassl.files.paths import absolute
+from ray_sassl.files.json_files import as_mapping, read_json
+from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint
 
@@ -41,11 +42,21 @@ def find_source(weights: str) -> Source:
     weights = absolute(weights)
     entry = storage.stat(weights)
     if entry is None:
-        raise UsageError(f"backbone.weights: there is nothing at {weights}; give a run directory, a checkpoint, a file, or timm:NAME")
+        raise UsageError(f"there is nothing at {weights}; give a run directory, a checkpoint, a file, or timm:NAME")
     if not entry.is_file:
         checkpoint = find_checkpoint(weights)
         config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
-        return Source(checkpoint.path, checkpoint.backbone, config.train.pixel_mean, config.train.pixel_std, config.backbone)
+        evaluate = config.evaluate
+        data = {} if evaluate.train is None or evaluate.test is None else {"train": evaluate.train, "test": evaluate.test}
+        return Source(
+            checkpoint.path,
+            checkpoint.backbone,
+            config.train.pixel_mean,
+            config.train.pixel_std,
+            config.backbone,
+            config.views.size_px,
+            {split: with_absolute_paths(images).model_dump(mode="json") for split, images in data.items()},
+        )
     return Source(weights, read_state(storage.read_bytes(weights), weights))
 
 
@@ -60,13 +71,11 @@ def keep_start(config: ExperimentConfig, run_dir: str) -> Loaded | None:
         return None
     source = find_source(weights)
     _check_pixels(config, source)
-    with torch.random.fork_rng(devices=[]):
-        backbone, _ = build_backbone(config.backbone)
-    loaded = load_weights(backbone, source)
+    backbone, _, loaded = encoder_from(config.backbone, source)
     frozen = freeze(backbone, config.backbone.freeze)
     tensors = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     storage.write_bytes(storage.join(run_dir, START), safetensors.torch.save(tensors))
-    record = {"source": source.name, "frozen": frozen, **asdict(loaded)}
+    record = {"source": source.name, "frozen": frozen, **asdict(loaded), "data": source.data}
     storage.write_text(storage.join(run_dir, START_RECORD), json.dumps(record, indent=2))
     log.warning("%s", in_words(source.name, loaded, frozen))
     return loaded
@@ -97,7 +106,7 @@ def load_start(config: ExperimentConfig, run_dir: str, backbone: nn.Module) -> N
     """Put the weights that the run starts from into its encoder and freeze what is not trained; nothing if they are random."""
     if config.backbone.weights is None:
         return
-    backbone.load_state_dict(safetensors.torch.load(storage.read_bytes(storage.join(run_dir, START))))
+    backbone.load_state_dict(_start(run_dir))
     freeze(backbone, config.backbone.freeze)
 
 
@@ -105,7 +114,15 @@ def start_of(config: ExperimentConfig, run_dir: str) -> nn.Module | None:
     """The encoder that the run has started from; None if its weights were random, or are not there any more."""
     if config.backbone.weights is None or not storage.exists(storage.join(run_dir, START)):
         return None
-    with torch.random.fork_rng(devices=[]):
-        backbone, _ = build_backbone(config.backbone)
-    load_start(config, run_dir, backbone)
-    return backbone
+    return encoder_with(config.backbone, _start(run_dir))[0]
+
+
+def _start(run_dir: str) -> dict[str, Tensor]:
+    return safetensors.torch.load(storage.read_bytes(storage.join(run_dir, START)))
+
+
+def source_data(run_dir: str) -> dict[str, DataConfig]:
+    """The labeled images, by split, that the run was evaluated on whose weights this one has started from; empty if they are unknown."""
+    path = storage.join(run_dir, START_RECORD)
+    data = as_mapping((read_json(path) or {}).get("data")) if storage.exists(path) else {}
+    return {split: DataConfig.model_validate(images) for split, images in data.items()}

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 from PIL import Image
 
 import ray_sassl
+from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.exporting.encoder import encoder_bytes, encoder_from_bytes, load_encoder
 from ray_sassl.nn.digest import weights_sha256
@@ -129,7 +132,7 @@ def test_a_damaged_file_is_refused(make_run: MakeRun, tmp_path: Path):
 
 def test_a_path_without_an_encoder_is_named_and_the_message_says_what_to_give(make_run: MakeRun, tmp_path: Path):
     run_dir = make_run()
-    with pytest.raises(UsageError, match="does not exist; give a run directory, a checkpoint, or a file"):
+    with pytest.raises(UsageError, match="does not exist; give a run directory, a checkpoint, an export"):
         load_encoder(tmp_path / "nothing")
     with pytest.raises(UsageError, match="give the checkpoint's folder"):
         load_encoder(f"{find_checkpoint(run_dir).path}/model.safetensors")
@@ -140,3 +143,35 @@ def test_a_path_without_an_encoder_is_named_and_the_message_says_what_to_give(ma
             load_encoder(path)
     with pytest.raises(UsageError, match="not a run directory"):
         load_encoder(tmp_path)
+
+
+def test_a_file_of_weights_needs_the_name_of_its_network(tmp_path: Path):
+    network, num_features = build_backbone(BackboneConfig(name="resnet18", stem="cifar"))
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({f"module.{name}": tensor for name, tensor in network.state_dict().items()}, path)
+    encoder = load_encoder(path, backbone="{name: resnet18, stem: cifar}", size_px=32)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(encoder(images), network.eval()(images))
+    assert (encoder.num_features, encoder.facts.size_px, encoder.facts.experiment) == (num_features, 32, "")
+    with pytest.raises(UsageError, match=r"Name it \(--backbone"):
+        load_encoder(path)
+    with pytest.raises(UsageError, match="does not fit the encoder"):
+        load_encoder(path, backbone="resnet18")
+    with pytest.raises(UsageError, match="is not a network: colour"):
+        load_encoder(path, backbone="{colour: red}")
+
+
+def test_published_weights_come_with_their_network_size_and_colors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As torchvision keeps them once it has fetched them."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = "shufflenet_v2_x0_5"
+    model = torchvision.models.get_model(name, weights=None)
+    kept = tmp_path / "hub" / "checkpoints" / Path(torchvision.models.get_model_weights(name)["DEFAULT"].url).name
+    kept.parent.mkdir(parents=True)
+    torch.save(model.state_dict(), kept)
+    encoder = load_encoder(f"torchvision:{name}")
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.allclose(model.eval().get_submodule("fc")(encoder(images)), model(images), atol=1e-5)
+    assert (encoder.facts.size_px, encoder.facts.pixel_mean) == (224, (0.485, 0.456, 0.406))
+    with pytest.raises(UsageError, match="says which network it is for"):
+        load_encoder(f"torchvision:{name}", backbone="resnet18")

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.schema import EncoderConfig, EvaluateConfig, PixelsConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation import run as evaluation_run
 from ray_sassl.evaluation.datasets import load_evaluation_data
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.protocols import ProtocolConfig
-from ray_sassl.evaluation.results import features_folder, results_folder, write_scores
+from ray_sassl.evaluation.protocols.forgetting import Config as Forgetting
+from ray_sassl.evaluation.results import STARTING_POINT, features_folder, results_folder, write_scores
 from ray_sassl.evaluation.run import (
     PROTOCOLS,
+    EvaluatedEncoder,
     EvaluationResult,
     Event,
     Failed,
     Finished,
     Started,
-    TrainedEncoder,
     in_one_line,
     protocol_configs,
     with_images,
@@ -33,13 +37,14 @@ from ray_sassl.evaluation.run import (
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.evaluation.workplace import LocalWorkplace, Progress, Workplace, no_progress
 from ray_sassl.experiments import data_root
+from ray_sassl.exporting.encoder import Network, encoder_without_run
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute
 from ray_sassl.plugins import plugin_names
-from ray_sassl.runs.configs import Overrides, load_config
+from ray_sassl.runs.configs import Overrides, override_list
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
-from ray_sassl.runs.start import start_of
+from ray_sassl.runs.start import source_data, start_of
 from ray_sassl.train.context import LocalContext
 
 if TYPE_CHECKING:
@@ -80,6 +85,7 @@ def evaluate(
     skip_absent: bool = False,
     detect_on: str | None = None,
     detection: DetectConfig | None = None,
+    backbone: Network = None,
     out: str | None = None,
     keep_features: bool = True,
     actors: int | None = None,
@@ -89,10 +95,12 @@ def evaluate(
     progress: Progress = no_progress,
     watch: Watch = lambda event: None,
 ) -> EvaluationResult:
-    """Evaluate the encoder of a run and write the scores to the run directory. If one of several protocols fails, the others continue.
+    """Evaluate an encoder and write the scores. If one of several protocols fails, the others continue.
+
+    An encoder without a run is evaluated at its own size with its own colors, as far as these are known (`load_encoder`).
 
     Args:
-        run: A checkpoint, or a run directory, whose newest checkpoint is used.
+        run: A run directory, whose newest checkpoint is used, a checkpoint, or any other encoder that `load_encoder` takes.
         protocols: Names, or configs for other settings than the defaults; "all" is every protocol whose images are available, and
             detection.
         train: Labeled images to fit on; by default, those of the run's config.
@@ -102,8 +110,9 @@ def evaluate(
         skip_absent: Whether a protocol without images is skipped instead of being an error.
         detect_on: A data set in VOC's form to detect on as well; for "all", by default, `VOCdevkit` in the data folder.
         detection: Settings of detection.
-        out: The folder for the results; by default, `evaluation/step-NUMBER` of the run.
-        keep_features: Whether to save features in the run directory, and to use those that were saved.
+        backbone: The network, for a file of weights that does not say so, as "resnet50".
+        out: The folder for the results; by default, `evaluation/step-NUMBER` of the run, or `evaluations/NAME` for other encoders.
+        keep_features: Whether to save features in the run directory (or in `out`), and to use those that were saved.
         actors: Number of actors; by default, this process does the work unless there is a cluster or more than one GPU.
         actor_cpus: CPUs per actor.
         actor_gpus: GPUs per actor; by default, one if the cluster has any.
@@ -115,20 +124,20 @@ def evaluate(
         UsageError: there is no checkpoint, a protocol or its images are missing, or the only protocol fails with one.
     """
     run = os.fspath(run)
-    checkpoint = find_checkpoint(run)
-    config, backbone = load_backbone(checkpoint)
+    encoder, place = _find_encoder(run, backbone)
     changes = {name: DataConfig(path=data) if isinstance(data, str) else data for name, data in (("train", train), ("test", test)) if data}
+    config = encoder.config
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
-    config = load_config(config, overrides)
+    config = apply_overrides(config, override_list(overrides))
+    encoder = replace(encoder, config=config)
     skip_absent = skip_absent or protocols == "all"
     configs, skipped = protocol_configs(plugin_names(PROTOCOLS) if protocols == "all" else protocols), {}
+    configs = [_with_source_data(protocol, place.run_dir) for protocol in configs]
     if skip_absent:
         configs, skipped = with_images(configs, config)
     data = None if all(protocol.brings_images for protocol in configs) else load_evaluation_data(config)
-    start = start_of(config, storage.parent(storage.parent(checkpoint.path)))
-    encoder = TrainedEncoder(backbone, config, checkpoint.path, checkpoint.step, start)
-    out = out or results_folder(checkpoint.path, checkpoint.step)
-    features = features_folder(checkpoint.path) if keep_features else None
+    out = out or place.results
+    features = (place.features or storage.join(out, "features")) if keep_features else None
     with _workplace(actors, actor_cpus, actor_gpus, address, progress) as workplace:
         result = evaluation_run.evaluate(encoder, configs, data, workplace, out=out, features=features, baselines=baselines, watch=watch)
     result.skipped |= skipped
@@ -136,7 +145,8 @@ def evaluate(
         detect_on = detect_on or voc_folder()
     if detect_on is not None:
         try:
-            found = detect(run, detect_on, detection, baselines=baselines, out=out, worker_cpus=actor_cpus, address=address, watch=watch)
+            how = {"baselines": baselines, "backbone": backbone, "out": out, "worker_cpus": actor_cpus, "address": address, "watch": watch}
+            found = detect(run, detect_on, detection, **how)
             result.evaluations |= found.evaluations
             result.paths |= found.paths
         except Exception as error:  # noqa: BLE001 - recorded, as for the protocols
@@ -145,6 +155,44 @@ def evaluate(
     elif protocols == "all":
         result.skipped[DETECT] = f"there is no VOCdevkit in {data_root()}, and no other data set in VOC's form is given"
     return result
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an encoder's results go.
+
+    Attributes:
+        results: The folder for scores.
+        features: The folder for features; None for one in the results.
+        run_dir: The run directory; None without a run.
+    """
+
+    results: str
+    features: str | None = None
+    run_dir: str | None = None
+
+
+def _find_encoder(path: str, backbone: Network) -> tuple[EvaluatedEncoder, _Place]:
+    """The encoder of a run with its starting point, or another one; and where its results go by default."""
+    outside = encoder_without_run(path, backbone)
+    if outside is not None:
+        facts = outside.facts
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", storage.name_of(path))
+        pixels = PixelsConfig(pixel_mean=facts.pixel_mean, pixel_std=facts.pixel_std)
+        config = EncoderConfig(name=name, backbone=facts.backbone, train=pixels, evaluate=EvaluateConfig(size_px=facts.size_px))
+        return EvaluatedEncoder(outside.backbone, config, path), _Place(storage.join("evaluations", name))
+    checkpoint = find_checkpoint(path)
+    config, network = load_backbone(checkpoint)
+    run_dir = storage.parent(storage.parent(checkpoint.path))
+    place = _Place(results_folder(checkpoint.path, checkpoint.step), features_folder(checkpoint.path), run_dir)
+    return EvaluatedEncoder(network, config, checkpoint.path, checkpoint.step, start_of(config, run_dir)), place
+
+
+def _with_source_data(protocol: ProtocolConfig, run_dir: str | None) -> ProtocolConfig:
+    """Forgetting with the images of the run that the weights came from, unless it has its own."""
+    if run_dir is None or not isinstance(protocol, Forgetting) or protocol.train is not None or protocol.test is not None:
+        return protocol
+    return protocol.model_copy(update=source_data(run_dir))
 
 
 @contextmanager
@@ -176,20 +224,22 @@ def detect(
     settings: DetectConfig | None = None,
     *,
     baselines: bool = False,
+    backbone: Network = None,
     out: str | None = None,
     workers: int | None = None,
     worker_cpus: float = 1.0,
     address: str | None = None,
     watch: Watch = lambda event: None,
 ) -> EvaluationResult:
-    """Fine-tune the encoder of a run as a detector, and write its average precision, its detections and figures to the run directory.
+    """Fine-tune an encoder as a detector, and write its average precision, its detections and figures.
 
     Args:
-        run: A checkpoint, or a run directory, whose newest checkpoint is used.
+        run: As for `evaluate`.
         data: A folder in PASCAL VOC's form.
         settings: Settings of the training.
-        baselines: Whether to train the untrained encoder too.
-        out: The folder for the results; by default, `evaluation/step-NUMBER` of the run.
+        baselines: Whether to train the untrained encoder and the starting point too.
+        backbone: As for `evaluate`.
+        out: As for `evaluate`.
         workers: Number of workers; 0 trains in this process. By default, one per GPU of a cluster, or of this machine if it has several;
             else 0.
         worker_cpus: CPUs per worker.
@@ -206,22 +256,25 @@ def detect(
 
     check_installed()
     settings = settings or DetectConfig()
-    checkpoint = find_checkpoint(os.fspath(run))
-    config, backbone = load_backbone(checkpoint)
-    out = absolute(out or results_folder(checkpoint.path, checkpoint.step))
+    encoder, place = _find_encoder(os.fspath(run), backbone)
+    config = encoder.config
+    out = absolute(out or place.results)
     storage.check_can_write(out, is_folder=True)
     data = absolute(data)
     train, test = read_voc(data, settings.train, settings.test)
     watch(DetectionData(train, test))
-    encoder = TrainedEncoder(backbone, config, checkpoint.path, checkpoint.step)
-    encoders = {encoder.name: backbone} | ({"untrained encoder": untrained_backbone(config)} if baselines else {})
+    encoders = {encoder.name: encoder.network}
+    if baselines:
+        encoders |= {STARTING_POINT: encoder.start} if encoder.start is not None else {}
+        encoders["untrained encoder"] = untrained_backbone(config)
     evaluations: dict[str, Evaluation] = {}
     bad: set[tuple[str, int]] = set()
     detections = None
     with _detection_place(workers, worker_cpus, address, watch) as train_and_test:
         for number, (name, network) in enumerate(encoders.items()):
             watch(Started(DETECT, name))
-            file = storage.join(out, f"{DETECT}{'-untrained' if number else ''}-checkpoint.pt")
+            suffix = f"-{name.partition(' ')[0]}" if number else ""
+            file = storage.join(out, f"{DETECT}{suffix}-checkpoint.pt")
             job = DetectionJob(network, tuple(config.train.pixel_mean), tuple(config.train.pixel_std), train, test, settings, file)
             found = train_and_test(copy.deepcopy(job))
             evaluations[name] = evaluation_of(job, found)
@@ -233,8 +286,8 @@ def detect(
         DETECT,
         settings.model_dump(mode="json"),
         evaluations,
-        checkpoint=checkpoint.path,
-        step=checkpoint.step,
+        checkpoint=encoder.checkpoint,
+        step=encoder.step,
         data={"path": data},
         num_bad=len(bad),
         detections=detections,

@@ -9,30 +9,27 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ray_sassl.evaluation import Score
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.intervals import score_over_draws
-from ray_sassl.evaluation.paired import Difference, difference_of_means, mean_over_seeds, paired_difference
+from ray_sassl.evaluation.paired import mean_over_seeds
 from ray_sassl.evaluation.results import ProtocolScores, path_in, shown
-from ray_sassl.files.json_files import as_mapping, as_number
 from ray_sassl.plugins import load_plugin, plugin_names
 from ray_sassl.process.console import markdown, markdown_code
 from ray_sassl.process.errors import UsageError
+from ray_sassl.runs.pages.contrast import Contrast, contrast_of, described, labels_of, units_of
+from ray_sassl.runs.pages.starting import against_start
 from ray_sassl.runs.record import RunRecord
 
 _PROTOCOLS = "ray_sassl.evaluation.protocols"
 _DETECT = "detect"
 """Detection, which has its own verb."""
-_PER_CLASS, _FROM_PREDICTIONS = "mean_per_class", ("top1", "mean_per_class")
-"""Suffixes of scores that may be computed from the predicted classes, and so can be compared image by image."""
 _NO_MATTER = ("name", "device", "num_workers", "num_threads")
 """Settings of protocols that say where they compute, not what."""
-
-Verdict = Literal["higher", "lower", "noise", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -41,25 +38,6 @@ class Group:
 
     name: str
     runs: tuple[RunRecord, ...]
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A group's value minus that of the first group.
-
-    Attributes:
-        value: The difference.
-        low: Lower end of its 95 % interval, or None without an interval.
-        high: Upper end of the interval.
-        basis: How the interval was computed.
-        verdict: "noise" if zero is in the interval; "unknown" if there is no interval.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    basis: str
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -104,12 +82,14 @@ class Comparison:
         rows: One per score.
         missing: Scores that some runs have and others do not.
         notes: Notes for reading the rows.
+        against_start: Whether runs are better than the encoders that they have started from, a sentence per score.
     """
 
     groups: tuple[Group, ...]
     rows: tuple[Row, ...]
     missing: tuple[Missing, ...]
     notes: tuple[str, ...]
+    against_start: tuple[str, ...] = ()
 
 
 def group_runs(runs: Sequence[RunRecord]) -> tuple[Group, ...]:
@@ -164,20 +144,9 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
             for run, scores in having
             if scores.step is not None and run.summary and run.summary["step"] > scores.step
         ]
-    return Comparison(groups, tuple(rows), tuple(missing), (*_general_notes(groups, rows), *dict.fromkeys([*notes, *left_out])))
-
-
-def described(contrast: Contrast, *, is_share: bool) -> str:
-    """A difference in words; for shares in percentage points."""
-    scale, unit, digits = (100, " points", 2) if is_share else (1, "", 4)
-
-    def text(value: float) -> str:
-        return f"{value * scale:+.{digits}f}"
-
-    if contrast.low is None or contrast.high is None:
-        return f"{text(contrast.value)}{unit}, no interval"
-    within = f"{text(contrast.value)}{unit} [{text(contrast.low)}, {text(contrast.high)}]"
-    return f"within noise: {within}" if contrast.verdict == "noise" else f"{contrast.verdict}: {within}"
+    said = [f"{run.name}, {sentence}" for run in runs for sentence in against_start([_of(run, name) for name in names])]
+    notes = [*_general_notes(groups, rows), *dict.fromkeys([*notes, *left_out])]
+    return Comparison(groups, tuple(rows), tuple(missing), tuple(notes), tuple(said))
 
 
 def as_json(comparison: Comparison) -> str:
@@ -194,6 +163,7 @@ def as_json(comparison: Comparison) -> str:
     tree = {
         "groups": [{"name": group.name, "runs": [run.path for run in group.runs]} for group in groups],
         "rows": rows,
+        "against_start": comparison.against_start,
         "missing": [vars(entry) for entry in comparison.missing],
         "notes": comparison.notes,
     }
@@ -214,6 +184,13 @@ def as_markdown(comparison: Comparison) -> str:
             cells += [_value(row, number), described(contrast, is_share=row.is_share) if contrast else ""]
         lines.append(f"| {markdown(row.protocol)} | {markdown(row.score)} | {' | '.join(cells)} |")
     lines += ["", "95 % intervals in brackets.", "", *(f"- {markdown(note)}" for note in comparison.notes)]
+    if comparison.against_start:
+        lines += [
+            "",
+            "Against the encoders that runs have started from:",
+            "",
+            *(f"- {markdown(line)}" for line in comparison.against_start),
+        ]
     if comparison.missing:
         lines += ["", "Not evaluated yet:", ""]
         lines += [f"- {markdown(entry.run)} by {markdown(entry.protocol)}: {markdown_code(entry.command)}" for entry in comparison.missing]
@@ -304,7 +281,7 @@ def _row(protocol: str, name: str, by_group: Sequence[Sequence[ProtocolScores]])
     having = [[scores for scores in group if name in scores.scores] for group in by_group]
     values = tuple(_mean(name, group) for group in having)
     contrasts: list[Contrast | None] = [None]
-    contrasts += [_contrast(name, having[0], group) if having[0] and group else None for group in having[1:]]
+    contrasts += [contrast_of(name, having[0], group) if having[0] and group else None for group in having[1:]]
     return Row(protocol, name, values, tuple(len(group) for group in having), tuple(contrasts))
 
 
@@ -312,65 +289,11 @@ def _mean(name: str, group: Sequence[ProtocolScores]) -> Score | None:
     """The mean over the group's runs: for one run with its own interval, for several with one over images and seeds."""
     if len(group) < 2:
         return group[0].scores[name] if group else None
-    if (units := _units(name, group)) is not None:
-        found = mean_over_seeds(units, _labels(name, group))
+    if (units := units_of(name, group)) is not None:
+        found = mean_over_seeds(units, labels_of(name, group))
     else:
         found = score_over_draws([scores.scores[name].value for scores in group])
     return replace(group[0].scores[name], value=found.value, low=found.low, high=found.high)
-
-
-def _contrast(name: str, first: Sequence[ProtocolScores], second: Sequence[ProtocolScores]) -> Contrast:
-    """The contrast by the best method that both sides allow: image by image, draw by draw, over seeds, or from their two intervals."""
-    units = _units(name, [*first, *second])
-    one, other = (np.array([scores.scores[name].value for scores in side]) for side in (first, second))
-    if units is not None:
-        what = "test images" if _is_of_predictions(name, first[0]) else "draws"
-        found = paired_difference(units[: len(first)], units[len(first) :], _labels(name, first))
-        return _called(found, f"paired over {what}" + (" and over seeds" if found.covers_seeds else ""))
-    if (over_seeds := difference_of_means(one, other)) is not None:
-        return _called(over_seeds, "over seeds")
-    value = float(other.mean() - one.mean())
-    a, b = first[0].scores[name], second[0].scores[name]
-    if a.low is None or a.high is None or b.low is None or b.high is None:
-        return Contrast(value, None, None, "no interval", "unknown")
-    down, up = float(np.hypot(b.value - b.low, a.high - a.value)), float(np.hypot(b.high - b.value, a.value - a.low))
-    return _called(Difference(value, value - down, value + up, covers_seeds=False), "from the two intervals, not paired")
-
-
-def _called(found: Difference, basis: str) -> Contrast:
-    verdict: Verdict = "noise" if found.is_noise else "higher" if found.value > 0 else "lower"
-    return Contrast(found.value, found.low, found.high, basis, verdict)
-
-
-def _units(name: str, all_scores: Sequence[ProtocolScores]) -> np.ndarray | None:
-    """(S, N) values of test images or draws that can be paired and whose mean is the score; None if there are none."""
-    if all(_is_of_predictions(name, scores) for scores in all_scores):
-        return np.stack([scores.predictions.correct for scores in all_scores if scores.predictions is not None])
-    draws = [_by_draw(name, scores) for scores in all_scores]
-    lengths = {len(part) for part in draws}
-    return np.array(draws, np.float64) if len(lengths) == 1 and lengths != {0} else None
-
-
-def _is_of_predictions(name: str, scores: ProtocolScores) -> bool:
-    """Whether the score is computed from the kept predictions; a protocol may have other scores, whose predictions are not kept."""
-    if scores.predictions is None or not name.endswith(_FROM_PREDICTIONS):
-        return False
-    correct, labels = scores.predictions.correct.astype(np.float64), scores.predictions.labels
-    if name.endswith(_PER_CLASS):
-        correct = np.array([correct[labels == label].mean() for label in np.unique(labels)])
-    return abs(float(correct.mean()) - scores.scores[name].value) < 1e-9
-
-
-def _by_draw(name: str, scores: ProtocolScores) -> list[float]:
-    """`few_shot` keeps `5_shot_top1` as the mean of `details["5_shot"]["top1_by_draw"]`."""
-    part, _, kind = name.rpartition("_")
-    draws = as_mapping(scores.details.get(part)).get(f"{kind}_by_draw")
-    return [value for value in draws if as_number(value) is not None] if isinstance(draws, list) else []
-
-
-def _labels(name: str, group: Sequence[ProtocolScores]) -> np.ndarray | None:
-    predictions = group[0].predictions
-    return predictions.labels if name.endswith(_PER_CLASS) and predictions is not None else None
 
 
 def _general_notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:

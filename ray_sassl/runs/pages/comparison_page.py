@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ray_sassl.evaluation.results import shown
 from ray_sassl.files import storage
-from ray_sassl.runs.pages.comparing import Comparison, Contrast, Group, Row, as_json, as_markdown, described
+from ray_sassl.runs.pages.comparing import Comparison, Group, Row, as_json, as_markdown
+from ray_sassl.runs.pages.contrast import Contrast, described
 from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.pages.page import Cell, bullets, page, picture, section, side_by_side, table
@@ -36,6 +37,7 @@ def comparison_page(comparison: Comparison) -> str:
         section("What differs", _differences(groups)),
         section("How good they are", _scores_table(comparison), f"95 % intervals. Differences are against {groups[0].name}."),
         _said(comparison),
+        section("Were they worth it", bullets(comparison.against_start), "Against the encoders that the runs have started from."),
         section(
             "While they trained",
             run_curves([Line(run, group.name) for group, run in runs]),

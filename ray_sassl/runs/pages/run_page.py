@@ -16,10 +16,13 @@ from ray_sassl.files.json_files import as_number
 from ray_sassl.runs.directory import METRICS
 from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.markup import Html, element, joined
-from ray_sassl.runs.pages.page import Cell, folded, left_out, page, picture, section, table
+from ray_sassl.runs.pages.page import Cell, bullets, folded, left_out, page, picture, section, table
+from ray_sassl.runs.pages.starting import against_start
 from ray_sassl.runs.record import RunRecord, read_run
 
 REPORT = "report.html"
+
+_START_NOTE = "Against the encoder that the run has started from, image by image on the same test images; not over other training runs."
 
 
 def write_run_report(run_dir: str, out: str | None = None) -> str:
@@ -49,6 +52,7 @@ def run_body(run: RunRecord) -> Html:
             f"Experiment {run.config.get('name')}; settings that are not listed are the same there.",
         ),
         section("How good it is", _scores(run), _scores_note(run)),
+        section("Was it worth it", bullets(against_start(run.scores)), _START_NOTE),
         section(
             "While it trained",
             run_curves([Line(run, run.name)]) or element("<p>Nothing was logged yet.</p>"),

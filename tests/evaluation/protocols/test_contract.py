@@ -72,7 +72,8 @@ def _config(name: str, train: DataConfig, test: DataConfig) -> ProtocolConfig:
     config = load_plugin("ray_sassl.evaluation.protocols", name).Config
     if not config.brings_images:
         return config.tiny()
-    return config(**config.tiny().model_dump() | {"targets": [{"name": "mine", "train": train, "test": test}]})
+    own = {"train": train, "test": test}
+    return config(**config.tiny().model_dump() | ({"targets": [{"name": "mine", **own}]} if "targets" in config.model_fields else own))
 
 
 def test_shuffled_labels_score_chance(found: Evaluation):

@@ -12,8 +12,9 @@ from ray_sassl.evaluation import Predictions, Score
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.results import ProtocolScores
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.pages.comparing import as_json, as_markdown, compare, described, group_runs
+from ray_sassl.runs.pages.comparing import as_json, as_markdown, compare, group_runs
 from ray_sassl.runs.pages.comparison_page import comparison_page
+from ray_sassl.runs.pages.contrast import described
 from ray_sassl.runs.record import RunRecord
 
 TRUTH = np.arange(2000) % 10
@@ -72,7 +73,7 @@ def test_a_small_difference_is_noise_and_its_interval_is_narrower_than_that_of_s
     assert contrast is not None
     assert paired.verdict == contrast.verdict == "noise"
     assert contrast.basis == "from the two intervals, not paired"
-    assert paired.high - paired.low < contrast.high - contrast.low  # pyright: ignore[reportOptionalOperand]
+    assert paired.high - paired.low < contrast.high - contrast.low  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
 
 
 def test_different_test_sets_are_refused():

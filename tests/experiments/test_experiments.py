@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.roles import differing_paths
 from ray_sassl.experiments import data_root, experiments, load_experiment
 from ray_sassl.plugins import plugin_names
 from ray_sassl.process.errors import UsageError
@@ -85,6 +87,19 @@ def test_the_form_with_feature_augmentation_differs_in_it_and_in_the_strength_of
     assert changed - {"predictor_hidden_size"} == {"fa"}
     assert augmented.views == with_strong_left(base.views)
     assert not {f for f in before["train"] if before["train"][f] != after["train"][f]} - {"global_batch", "accumulate", "epochs"}
+
+
+@pytest.mark.parametrize("name", AUGMENTED)
+def test_the_control_of_feature_augmentation_differs_in_what_happens_to_features_alone(name):
+    augmented = load_experiment(name)
+    control = apply_overrides(augmented, ["method.fa.augmentation=control"])
+    differing = differing_paths(augmented.model_dump(mode="json"), control.model_dump(mode="json"))
+    assert all(path.startswith("method.fa.augmentation.") for path in differing)
+    with torch.device("meta"):
+        one, other = (build_method(config) for config in (augmented, control))
+    for form in ("directions", "num_losses", "has_predictor", "architecture"):
+        assert getattr(one.branches, form) == getattr(other.branches, form)
+    assert [tuple(p.shape) for p in one.parameters()] == [tuple(p.shape) for p in other.parameters()]
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,9 @@ def test_from_photographs_to_an_exported_encoder_in_a_notebook(place: Callable[[
         assert (run.status, run.step) == ("finished", 3)
         again = ray_sassl.pretrain(tmp_path / "run", overrides={"train.epochs": 2}, resume="if begun")
         assert (again.status, again.step, again.run_dir) == ("finished", 6, str(tmp_path / "run"))
-        picture = Path(ray_sassl.draw_views("moco_cifar10_cpu", str(tmp_path / "views.png"), overrides=overrides_for(photos), num_rows=2))
-        assert Image.open(io.BytesIO(picture.read_bytes()), formats=["PNG"]).width > 32
+        drawn = ray_sassl.draw_views("moco_cifar10_cpu", str(tmp_path / "views.png"), overrides=overrides_for(photos), num_rows=2)
+        assert {dose.what for dose in drawn.doses} == {"jitter", "grayscale", "all together"}
+        assert Image.open(io.BytesIO(Path(drawn.picture).read_bytes()), formats=["PNG"]).width > 32
         exported = ray_sassl.export(run.run_dir, str(tmp_path / "encoder"), format="safetensors")
         encoder = ray_sassl.load_encoder(exported.model)
         features = encoder(encoder.preprocess(decode((tmp_path / "photos/a/0.png").read_bytes(), 10**6))[None])

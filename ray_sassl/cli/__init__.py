@@ -187,12 +187,20 @@ def pretrain(
     raise typer.Exit(code)
 
 
-@app.command(epilog="Example: ray-sassl views moco_cifar10_sassl sassl.alpha='[0.5, 1.0]' --out grid.png")
+@app.command(
+    epilog="Examples: ray-sassl views moco_cifar10_sassl sassl.alpha='[0.5, 1.0]' --out grid.png   |   ray-sassl views moco_cifar10_sassl "
+    "--dose --against fda"
+)
 def views(
     experiment: Experiment,
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Where to write the picture (PNG).")] = "views.png",
     rows: Annotated[int, typer.Option(min=1, help="Images to show.")] = 8,
+    dose: Annotated[bool, typer.Option("--dose", help="Measure how strong style, jitter, blur and the others are.")] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STYLIZER", help="With --dose: this stylizer too, with the alpha and beta that change pixels as much."),
+    ] = None,
 ) -> None:
     """Draw what the network will see.
 
@@ -200,7 +208,7 @@ def views(
     """
     from ray_sassl.cli import pretraining
 
-    pretraining.views(open_console(), experiment, overrides or [], out, rows)
+    pretraining.views(open_console(), experiment, overrides or [], out, rows, dose, against or [])
 
 
 @app.command(

@@ -211,9 +211,24 @@ def _short(report: dict[str, float]) -> str:
     )
 
 
-def views(console: Console, experiment: str, overrides: list[str], out: str, rows: int) -> None:
-    """Draw the views of some images of the experiment's data set."""
-    console.print(f"Views: {ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows)}")
+def views(console: Console, experiment: str, overrides: list[str], out: str, rows: int, show_dose: bool, against: list[str]) -> None:
+    """Draw the views of some images of the experiment's data set, and say how strong their augmentations are."""
+    result = ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows, against=against)
+    console.print(f"Views: {result.picture}", soft_wrap=True)
+    if not (show_dose or against):
+        return
+    from ray_sassl.runs.dose import HEADS, NOTE, rows_of
+
+    table = Table(*HEADS, title=f"How strong the augmentations are, on {result.num_images} images", title_justify="left")
+    for row in rows_of(result.doses):
+        table.add_row(*row)
+    for equal in result.equals:
+        view, what, *values = next(rows_of([equal.dose]))
+        table.add_row(view, f"{what}, {equal.stylizer}", *values)
+    console.print(table)
+    console.print(NOTE)
+    for equal in result.equals:
+        console.print(f"Equal dose: {shlex.join(equal.overrides)}", soft_wrap=True)
 
 
 def demo(console: Console, run_dir: str | None, address: str | None) -> int:

@@ -1,7 +1,7 @@
 """The content of a run directory, how a run begins, and when it may be resumed.
 
-config.yaml  environment.json  index.arrow  metrics.jsonl  tensorboard/  views.png  quarantine.jsonl  checkpoints/  summary.json, and
-diverged.json where a loss was not a number
+config.yaml  environment.json  index.arrow  metrics.jsonl  tensorboard/  views.png  dose.json  quarantine.jsonl  checkpoints/
+summary.json, and diverged.json where a loss was not a number
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def index_to_continue(data: DataConfig, path: str, *, data_moved: bool = False) 
 
 _OWN_NAMES = (
     *(INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, METRICS, DIVERGED, "checkpoints", "tensorboard", "evaluation", "exchange"),
-    *("report.html", "trial.json", "start.safetensors", "start.json"),
+    *("report.html", "dose.json", "trial.json", "start.safetensors", "start.json"),
 )
 
 

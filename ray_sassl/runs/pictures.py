@@ -15,7 +15,7 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.pixels import to_float, to_uint8
-from ray_sassl.pipeline import StylizeBlock, ViewSource, crop_blocks, finish_block, windows
+from ray_sassl.pipeline import CropBlock, StylizeBlock, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.process.errors import UsageError
 from ray_sassl.style.augment import blend, draw_styles
 from ray_sassl.style.stylizers import Stylizer
@@ -25,10 +25,11 @@ from ray_sassl.views.grid import TEXT_PX, image_grid
 _BACKGROUND = (255, 255, 255)
 
 
-def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: StylizeBlock | None, num_rows: int = 8) -> bytes:
-    """A PNG of the network's inputs: for some samples, each view's crop and final form, with and without style augmentation.
+def first_block(source: ViewSource) -> CropBlock:
+    """The first block of images that a run sees. Bad rows are skipped here; the run itself counts them.
 
-    Bad rows are skipped here; the run itself counts them.
+    Raises:
+        UsageError: none of its images can be decoded.
     """
     seen = SeenIds(source.index.num_rows)
     window = next(windows(source, 1, seen))
@@ -37,6 +38,13 @@ def views_picture(config: ExperimentConfig, source: ViewSource, stylize_block: S
     if block is None:
         named = "".join(f"\n  {row}" for row in bad[:5])
         raise UsageError(f"none of the images in the first block could be decoded; `ray-sassl data check PATH` lists them all:{named}")
+    return block
+
+
+def views_picture(
+    config: ExperimentConfig, source: ViewSource, block: CropBlock, stylize_block: StylizeBlock | None, num_rows: int = 8
+) -> bytes:
+    """A PNG of the network's inputs: for some samples of a block, each view's crop and final form, with and without style augmentation."""
     rows = np.arange(min(num_rows, len(block.sample_id)))
     plain = finish_block(source, block, None)
     styled = finish_block(source, block, stylize_block)

@@ -50,8 +50,8 @@ def build_method(config: ExperimentConfig, run_dir: str | None = None) -> Method
     return method_config.build(backbone, num_features)
 
 
-def build_stylize_block(config: ExperimentConfig, device_type: str, num_threads: int) -> StylizeBlock | None:
-    """Style augmentation for `pipeline.finish_block`, or None if the stylizer is the identity.
+def build_style_augmentation(config: ExperimentConfig, device_type: str, num_threads: int) -> StyleAugmentation | None:
+    """Style augmentation as the config has it, or None if the stylizer is the identity.
 
     Args:
         device_type: `cpu` or `cuda`.
@@ -62,7 +62,13 @@ def build_stylize_block(config: ExperimentConfig, device_type: str, num_threads:
     torch.set_num_threads(max(1, num_threads))
     device = torch.device(device_type)
     stylizer = config.stylize.build(device)
-    return StyleAugmentation(stylizer, config.sassl, device, config.sassl.load_bank(stylizer.bundle_id)).stylize
+    return StyleAugmentation(stylizer, config.sassl, device, config.sassl.load_bank(stylizer.bundle_id))
+
+
+def build_stylize_block(config: ExperimentConfig, device_type: str, num_threads: int) -> StylizeBlock | None:
+    """`build_style_augmentation` for `pipeline.finish_block`."""
+    augmentation = build_style_augmentation(config, device_type, num_threads)
+    return augmentation.stylize if augmentation is not None else None
 
 
 def train_process(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray_sassl.config.roles import shaping_part
@@ -22,6 +22,7 @@ from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import redacted_tree
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+from ray_sassl.runs.dose import DOSE, Dose, doses_in
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class RunRecord:
         scores: One per protocol, by name.
         bad_rows: Rows of the training data in the quarantine, counted by reason.
         views: The picture of views, a PNG or JPEG.
+        doses: How strong the augmentations are; empty for runs of earlier versions.
         left_out: What lies in the directory and could not be used, in words.
     """
 
@@ -52,6 +54,7 @@ class RunRecord:
     scores: list[ProtocolScores]
     bad_rows: dict[str, int]
     views: bytes | None
+    doses: list[Dose] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
@@ -98,6 +101,7 @@ def read_run(path: str) -> RunRecord:
         scores=scores,
         bad_rows=count_kinds(storage.join(path, QUARANTINE)) if quarantine else {},
         views=_views(path, left_out),
+        doses=_doses(path, left_out),
         left_out=(*left_out, *scores_left_out),
     )
     for sentence in record.left_out:
@@ -161,3 +165,12 @@ def _views(run_dir: str, left_out: list[str]) -> bytes | None:
     except UsageError as error:
         left_out.append(str(error))
         return None
+
+
+def _doses(run_dir: str, left_out: list[str]) -> list[Dose]:
+    tree = _object(run_dir, DOSE, left_out)
+    try:
+        return doses_in(tree) if tree is not None else []
+    except UsageError as error:
+        left_out.append(f"{storage.join(run_dir, DOSE)}: {error}")
+        return []

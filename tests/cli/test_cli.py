@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -98,7 +99,9 @@ def test_a_directory_that_holds_a_run_is_not_started_in_again(tmp_path: Path):
 
 def test_views_draws_each_side_with_and_without_style(tmp_path: Path):
     out = tmp_path / "views.png"
-    _run("views", "moco_cifar10_sassl", *_data(tmp_path)[:1], "--rows", "3", "--out", str(out))
+    output = _run("views", "moco_cifar10_sassl", *_data(tmp_path)[:1], "--rows", "3", "--out", str(out), "--dose", "--against", "fda")
+    assert re.search(r"left .* style, fda .* 80%", output)
+    assert re.search(r"Equal dose: stylize=fda 'sassl\.alpha=\[.*\]' 'sassl\.beta=\[.*\]'", output)
     styled = Image.open(out)
     _run("views", "moco_cifar10", *_data(tmp_path)[:1], "--rows", "3", "--out", str(out))
     plain = Image.open(out)

@@ -11,7 +11,7 @@ from ray_sassl.data.reading import cached_index
 from ray_sassl.experiments import load_experiment
 from ray_sassl.runs import pictures
 from ray_sassl.runs.directory import INDEX
-from ray_sassl.runs.pictures import views_picture
+from ray_sassl.runs.pictures import first_block, views_picture
 from ray_sassl.runs.process import build_stylize_block, view_source
 
 SMALL_VIEWS = ("method=swav", "views.num_small=2", "views.small_px=16")
@@ -32,7 +32,8 @@ def titles_of(tmp_path, monkeypatch):
 
         monkeypatch.setattr(pictures, "image_grid", spy)
         stylize_block = build_stylize_block(config, "cpu", 1)
-        picture = Image.open(io.BytesIO(views_picture(config, view_source(config, str(tmp_path)), stylize_block, num_rows=2)))
+        source = view_source(config, str(tmp_path))
+        picture = Image.open(io.BytesIO(views_picture(config, source, first_block(source), stylize_block, num_rows=2)))
         assert np.asarray(picture).std() > 0
         ((titles, shapes),) = grids
         for row in shapes:

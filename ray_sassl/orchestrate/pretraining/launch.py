@@ -50,8 +50,9 @@ from ray_sassl.pipeline import local_batches, without
 from ray_sassl.process.ending import Stopped, after, lastly, on_notice, told
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import QUARANTINE, SUMMARY, VIEWS, prepare_run_dir, settled, write_summary
-from ray_sassl.runs.pictures import views_picture
-from ray_sassl.runs.process import build_stylize_block, train_process, view_source
+from ray_sassl.runs.dose import NUM_IMAGES, measure, write_doses
+from ray_sassl.runs.pictures import first_block, views_picture
+from ray_sassl.runs.process import build_style_augmentation, build_stylize_block, train_process, view_source
 from ray_sassl.runs.start import START, keep_start
 from ray_sassl.train.checkpoint import latest_checkpoint
 from ray_sassl.train.checkpoint_folder import all_damaged, list_checkpoints
@@ -102,8 +103,7 @@ def pretrain(
     if not resume or not storage.exists(storage.join(run_dir, START)):
         keep_start(config, run_dir)
     if not resume:
-        picture = views_picture(config, view_source(config, run_dir), build_stylize_block(config, "cpu", 1))
-        write_picture(storage.join(run_dir, VIEWS), picture)
+        _show_views(config, run_dir)
     launch = _pretrain_here if config.scaling.num_workers == 0 else partial(_pretrain_on_ray, address=address)
     metrics: dict[str, float] = {}
 
@@ -136,6 +136,14 @@ def pretrain(
         return summarize(outcome.status, reason, notice.signal if reason else None)
     except OSError as error:
         raise UsageError(f"the run was {outcome.status} at step {outcome.step}, but could not {_SUMMARIZE}: {error}") from error
+
+
+def _show_views(config: ExperimentConfig, run_dir: str) -> None:
+    """Write the picture of the views, and how strong their augmentations are."""
+    source, style = view_source(config, run_dir), build_style_augmentation(config, "cpu", 1)
+    block = first_block(source)
+    write_picture(storage.join(run_dir, VIEWS), views_picture(config, source, block, style and style.stylize))
+    write_doses(run_dir, measure(config, block, style, NUM_IMAGES), min(NUM_IMAGES, len(block.sample_id)))
 
 
 def _result(status: str, run_dir: str, metrics: dict[str, float], reason: str | None, stopped_by: str | None = None) -> RunResult:

@@ -14,6 +14,7 @@ from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import as_number
 from ray_sassl.runs.directory import METRICS
+from ray_sassl.runs.dose import HEADS, NOTE, STYLE, rows_of
 from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.pages.page import Cell, bullets, folded, left_out, page, picture, section, table
@@ -59,6 +60,7 @@ def run_body(run: RunRecord) -> Html:
             "Dashed: the loss of an encoder that cannot distinguish images.",
         ),
         section("What the network saw", views, "Crops, stylized crops and finished views of the same images."),
+        section("How strong the augmentations are", table(HEADS, list(rows_of(run.doses))) if run.doses else None, NOTE),
         section("Images that could not be used", _quarantine(run)),
         section("What the protocols show", _pictures(run.scores)),
         left_out(run.left_out),
@@ -115,6 +117,10 @@ def facts(run: RunRecord) -> dict[str, str]:
         "data": str(data.get("path")),
         "length": f"{epochs:g} epoch{'' if epochs == 1 else 's'} planned, {train.get('global_batch')} images a step",
     }
+    if dose := next((dose for dose in run.doses if dose.what == STYLE), None):
+        found["dose of style"] = f"{dose.pixels:.2f} gray levels" + (
+            "" if dose.reconstruction is None else f", {dose.reconstruction:.0%} of it without the partner's style (alpha = 0)"
+        )
     if trained := training_s(run):
         found["time training"] = _ago(trained)
     environment = run.environment

@@ -11,6 +11,7 @@ import pytest
 
 from ray_sassl.files import storage
 from ray_sassl.runs.directory import METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+from ray_sassl.runs.dose import Dose, write_doses
 from ray_sassl.runs.pages.run_page import flat, training_s, write_run_report
 from ray_sassl.runs.record import read_run
 from ray_sassl.views.grid import image_grid
@@ -44,9 +45,12 @@ def test_the_page_of_a_finished_run_has_everything(make_run: MakeRun):
     run_dir = make_run("train.global_batch=24")
     (Path(run_dir) / VIEWS).write_bytes(_png())
     (Path(run_dir) / QUARANTINE).write_text('{"reason": "truncated: a"}\n{"reason": "truncated: b"}\n')
+    write_doses(run_dir, [Dose("left", "style", 0.8, 5.125, 0.98, 0.25, 0.9)], 64)
     _evaluated(run_dir)
     page = _page(run_dir)
     assert "Finished at step 7" in page
+    assert "<td>left</td><td>style</td><td>80%</td><td>5.12</td><td>0.980</td><td>25%</td><td>90%</td>" in page
+    assert "5.12 gray levels, 90% of it without the partner&#x27;s style" in page
     assert "<td>50.00% <small>40.00% to 60.00%</small></td><td>25.00%</td><td>30.00%</td>" in page
     assert page.count("data:image/png;base64,") == 2
     assert '<td>truncated</td><td class="number">2</td>' in page

@@ -140,8 +140,8 @@ def rows_of(doses: Sequence[Dose]) -> Iterator[tuple[str, ...]]:
 HEADS = ("view", "change", "chance", "gray levels", "SSIM", "style moves", "alpha = 0")
 NOTE = (
     "Means over images to which the change is applied. Gray levels: mean absolute change, of 255. Style moves: how far the image's own "
-    "style code moves, as a share of the distance between two images. Alpha = 0: the share of the change that is left without the partner's "
-    "style, so is what the stylizer loses of any image."
+    "style code moves, as a share of the distance between two images. Alpha = 0: the share of the change that is left without the "
+    "partner's style, so is what the stylizer loses of any image."
 )
 
 

@@ -165,7 +165,7 @@ class _Client:
             raise self._error
 
     def get_job_info(self, job_id: str) -> JobDetails:
-        return JobDetails(type=JobType.SUBMISSION, submission_id=job_id, status=JobStatus.SUCCEEDED, entrypoint="true")
+        return JobDetails(type=JobType.SUBMISSION, submission_id=job_id, status=JobStatus.SUCCEEDED, entrypoint="true")  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("place", [_in_a_loop, _in_a_thread])

@@ -116,7 +116,7 @@ def test_in_eval_mode_the_embeddings_come_back_with_their_gradient_and_nothing_i
     assert torch.equal(_bits(features.detach()), _bits(z.detach().repeat(NUM_SAMPLES, 1, 1)))
     assert torch.equal(generator.get_state(), _seeded().get_state())
     features.sum().backward()
-    assert torch.equal(z.grad, torch.full_like(z, NUM_SAMPLES))
+    assert torch.equal(z.grad, torch.full_like(z, NUM_SAMPLES))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_rebuilt_augmentation_continues_bit_identically_from_the_state_dict(config):

@@ -279,17 +279,6 @@ def test_with_identity_an_architecture_is_the_plain_method_to_the_bit_or_the_met
 
 
 @each_method
-def test_the_control_is_the_augmentation_at_strength_zero_to_the_bit(name):
-    zero = {"augmentation": {"name": "mask", "mask_prob": 0.0}, "num_samples": 3, "reduction": "free"}
-    methods = [_build(name, fa=fa) for fa in (zero, zero | {"augmentation": "control"})]
-    for method in methods:
-        _train(method, range(3))
-    _assert_same_state(*methods)
-    assert methods[1].branches.num_losses == 3
-    assert methods[1].predictor is not None
-
-
-@each_method
 @each_architecture
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_every_accepted_config_trains_all_parameters_and_continues_bit_identically(name, architecture, augmentation):

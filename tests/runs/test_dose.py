@@ -56,6 +56,7 @@ def test_the_dose_of_style_is_that_of_stylized_images_and_is_none_at_strength_ze
     assert (nothing.pixels, nothing.reconstruction, nothing.codes) == (0, None, 0)
     strong = _measured(block, "sassl.alpha=[1, 1]", "sassl.beta=[1, 1]")["left", STYLE]
     assert strong.pixels > 3 * dose.pixels
+    assert strong.codes is not None
     assert strong.codes > dose.codes
 
 
@@ -85,7 +86,8 @@ def test_doses_are_read_as_they_were_written(block, tmp_path):
     tree = json.loads((tmp_path / "dose.json").read_text())
     assert tree["images"] == 32
     assert doses_in(tree) == doses
-    for damaged in ({}, {"doses": 3}, {"doses": [{}]}, {"doses": [tree["doses"][0] | {"pixels": "x"}]}):
+    damaged_ones: list[dict[str, object]] = [{}, {"doses": 3}, {"doses": [{}]}, {"doses": [tree["doses"][0] | {"pixels": "x"}]}]
+    for damaged in damaged_ones:
         with pytest.raises(UsageError, match="does not hold doses"):
             doses_in(damaged)
 

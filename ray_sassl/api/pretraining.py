@@ -12,6 +12,7 @@ from typing import Literal
 
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
 from ray_sassl.data import DataConfig
+from ray_sassl.data.index import Index
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation.datasets import load_evaluation_data
 from ray_sassl.evaluation.protocols.knn import Config as Knn
@@ -51,12 +52,14 @@ class RunPlan:
         run_dir: Where the run goes.
         resume: Whether it continues the run that is there.
         recipe: How the config was chosen, for a new run on images of one's own.
+        index: The index of the run's data, if it had to be built.
     """
 
     config: ExperimentConfig
     run_dir: str
     resume: bool
     recipe: Recipe | None
+    index: Index | None = None
 
 
 def plan_run(
@@ -91,7 +94,8 @@ def plan_run(
         return plan
     if plan.resume:
         raise UsageError("`minutes` sets the length of a new run; change the length of this one by train.epochs")
-    return replace(plan, config=lasting(plan.config, minutes, address=address))
+    index = plan.index or build_index(plan.config.data)
+    return replace(plan, config=lasting(plan.config, minutes, address=address, index=index), index=index)
 
 
 def _plan(
@@ -115,7 +119,7 @@ def _plan(
         config = load_config(place, overrides)
         return RunPlan(_with_data_at(config, data) if data_moved else config, place, True, None)
     recipe = choose_recipe(data, override_list(overrides), _machine(address))
-    return RunPlan(recipe.config, place, False, recipe)
+    return RunPlan(recipe.config, place, False, recipe, recipe.index)
 
 
 def _with_data_at(config: ExperimentConfig, path: str) -> ExperimentConfig:
@@ -169,21 +173,25 @@ def pretrain(
     """
     plan = plan_run(experiment, run_dir, overrides=overrides, resume=resume, data_moved=data_moved, minutes=minutes, address=address)
     with hold_folder(plan.run_dir, "pretrain"):
-        return launch.pretrain(plan.config, plan.run_dir, resume=plan.resume, data_moved=data_moved, address=address, watch=watch)
+        return launch.pretrain(
+            plan.config, plan.run_dir, resume=plan.resume, data_moved=data_moved, address=address, watch=watch, known=plan.index
+        )
 
 
-def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = None) -> ExperimentConfig:
+def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = None, index: Index | None = None) -> ExperimentConfig:
     """The config with as many epochs as take about so many minutes here, by the rate of its first steps, which are trained and thrown away.
 
     Args:
         config: A run's config; its epochs are replaced.
         minutes: The whole time of training.
         address: As for `pretrain`.
+        index: The index of its data, if it is known.
 
     Raises:
         UsageError: not one step fits, or the config does not allow the run.
     """
-    num_rows = build_index(config.data).num_rows
+    index = index or build_index(config.data)
+    num_rows = index.num_rows
     batch = config.train.global_batch
     train = config.train.model_copy(update={"epochs": _TIMED_STEPS * batch / num_rows, "log_every": 1})
     timed = config.model_copy(update={"train": train, "evaluate": EvaluateConfig(), "tracking": TrackingConfig()})
@@ -193,7 +201,7 @@ def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = N
         rates.extend(report["images_per_s"] for report in update.reports if "images_per_s" in report)
 
     with tempfile.TemporaryDirectory() as folder:
-        launch.pretrain(timed, storage.join(folder, "timed"), resume=False, address=address, watch=watch)
+        launch.pretrain(timed, storage.join(folder, "timed"), resume=False, address=address, watch=watch, known=index)
     rate = statistics.median(rates[len(rates) // 2 :])
     steps = int(rate * minutes * 60 / batch)
     if steps < 1:

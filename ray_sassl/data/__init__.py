@@ -7,9 +7,9 @@ that the workers that read and decode stay light.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,8 @@ GROUP_ROWS = 256
 """Rows per group of a format without row groups: so many samples are read at once."""
 
 NO_LABEL = -1
+
+_NAMES_AT_ONCE = 2**16
 
 SYNTHETIC = ("synthetic", "synthetic:train", "synthetic:test")
 """The embedded data set, as `data.path` may name it instead of a path."""
@@ -157,16 +159,68 @@ class SourceFile:
     Attributes:
         entry: Its path, size and time of change.
         folder: The part of the path that the user gave; the rest may name a class.
+        relative: The path below the folder that the user gave, `/` between its components.
     """
 
     entry: Entry
     folder: str
+    relative: str
 
-    @property
-    def relative(self) -> str:
-        """The path below the folder that the user gave, `/` between its components."""
-        skipped = len(storage.without_options(self.folder).rstrip("/")) + 1
-        return storage.without_options(self.entry.path)[skipped:]
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """Files of a data set, as columns, which take little more memory than the names.
+
+    Attributes:
+        folders: The parts of the paths that the user gave, for `folder`.
+        folder: (n,) int32, the number of each file's folder.
+        name: (n,) large strings, the path below that folder.
+        size_bytes, mtime_ns: (n,) int64.
+    """
+
+    folders: tuple[str, ...]
+    folder: np.ndarray
+    name: pa.LargeStringArray
+    size_bytes: np.ndarray
+    mtime_ns: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, place: int) -> SourceFile:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        folder, name = self.folders[self.folder[place]], self.name[place].as_py()
+        entry = Entry(storage.join(folder, name), True, int(self.size_bytes[place]), int(self.mtime_ns[place]))
+        return SourceFile(entry, folder, name)
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        return (self[place] for place in range(len(self)))
+
+    def at(self, places: np.ndarray) -> SourceFiles:
+        """The files at these places, in this order."""
+        name = self.name.take(pa.array(places, pa.int64()))
+        return SourceFiles(self.folders, self.folder[places], name, self.size_bytes[places], self.mtime_ns[places])
+
+    def names(self) -> Iterator[str]:
+        """The names, one after the other; a few of them are in memory at a time."""
+        for first in range(0, len(self), _NAMES_AT_ONCE):
+            yield from self.name.slice(first, _NAMES_AT_ONCE).to_pylist()
+
+    def paths(self) -> Iterator[str]:
+        """The whole paths, one after the other."""
+        around = [_around(folder) for folder in self.folders]
+        for folder, name in zip(self.folder.tolist(), self.names(), strict=True):
+            before, after = around[folder]
+            is_odd = "?" in name and storage.is_uri(before)  # a `?` in the name of a URI's file does not begin its options
+            yield storage.join(self.folders[folder], name) if is_odd else f"{before}{name}{after}"
+
+
+def _around(folder: str) -> tuple[str, str]:
+    """What stands before and after the names of the folder's files in their paths."""
+    path = storage.join(folder, "x")
+    before = storage.without_options(path)
+    return before[:-1], path.removeprefix(before)
 
 
 GROUP_SCHEMA = pa.schema([("file", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("num_rows", pa.int64())])
@@ -181,46 +235,28 @@ ROW_COLUMNS: dict[str, dict[str, pa.DataType]] = {
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What a reader found in the files.
+class ShardScan:
+    """What a reader found in a shard.
 
     Attributes:
-        groups: One row per row group, of `GROUP_SCHEMA`, in the order of the files.
+        groups: (n, 3) int64, `start`, `stop` and `num_rows` of each row group, see `GROUP_SCHEMA`.
         rows: One row per sample with what the reader needs to find it, or None if the file itself has that (Parquet).
-        class_names: The name of each label, if the format has names.
-        problems: Damage to whole files; damage to single rows is found when they are read.
-        ignored: How many files and members are not used, by file name extension.
-        lost: Members of shards that are images and left out, or that were merged with members elsewhere in the shard.
+        class_names: The name of each label, if the shard names them.
+        problem: Damage to the whole shard; damage to single rows is found when they are read.
+        ignored: How many members are not used, by file name extension.
+        lost: Members that are images and left out, or that were merged with members elsewhere in the shard.
     """
 
-    groups: pa.Table
+    groups: np.ndarray
     rows: pa.Table | None = None
     class_names: tuple[str, ...] = ()
-    problems: tuple[BadRow, ...] = ()
+    problem: str | None = None
     ignored: dict[str, int] = field(default_factory=dict)
     lost: LeftOut = field(default_factory=LeftOut)
 
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
-class ParallelMap(Protocol):
-    """`parallel(function, items)`: the function's result for each item, in the order of the items, computed by several threads."""
-
-    def __call__(self, function: Callable[[_Item], _Result], items: Iterable[_Item], /) -> list[_Result]: ...
-
-
 class Reader(ABC):
     """One format: where its rows are, and their bytes."""
-
-    @abstractmethod
-    def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
-        """The row groups of the files, without reading image bytes.
-
-        Raises:
-            UsageError: a file is not of this format, lacks a column, or has content that is refused.
-        """
 
     @abstractmethod
     def read(self, index: Index, group: int, part: slice = slice(None)) -> Rows:
@@ -238,3 +274,15 @@ class Reader(ABC):
     def names(self, index: Index) -> list[str] | None:
         """The name of every row, without reading images: the file's name, the sample's name in its shard, or column `key`. None if rows
         have no names."""
+
+
+class ShardReader(Reader):
+    """A format whose files have many rows each."""
+
+    @abstractmethod
+    def scan(self, path: str, size_bytes: int, config: DataConfig) -> ShardScan:
+        """The row groups of a shard, without reading image bytes.
+
+        Raises:
+            UsageError: the file is not of this format, lacks a column, or has content that is refused.
+        """

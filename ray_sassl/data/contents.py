@@ -38,7 +38,7 @@ def with_digests(index: Index) -> Index:
     num_bytes = sum(size for of_file in pieces for _, size in of_file)
     if num_bytes >= _ANNOUNCED_BYTES:
         log.warning("Reading %.1f of %.1f GB of the data, to know its content again.", num_bytes / 1e9, index.num_bytes / 1e9)
-    paths = [index.file_path(file) for file in range(index.num_files)]
+    paths = index.file_paths(0, index.num_files)
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         digests = list(pool.map(_digest, paths, pieces))
     return replace(index, files=index.files.append_column(_COLUMN, pa.array(digests, pa.binary())))
@@ -85,12 +85,13 @@ def _check_structure(then: Index, now: Index) -> None:
     if len(differing):
         file = int(differing[0])
         raise UsageError(
-            f"{now.file_path(file)} has {now.files['size_bytes'][file].as_py():,} bytes, and {then.file_path(file)} had "
-            f"{then.files['size_bytes'][file].as_py():,} when the run began"
+            f"{now.file_path(file)} has {now.file_stamp(file)[0]:,} bytes, and {then.file_path(file)} had "
+            f"{then.file_stamp(file)[0]:,} when the run began"
         )
     if not then.groups.equals(now.groups) or (then.rows is None) != (now.rows is None):
         raise UsageError("the rows of the data lie otherwise in their files than when the run began")
-    if then.rows is not None and now.rows is not None and not then.rows.equals(now.rows):
+    names = then.rows.column_names if then.rows is not None else ()
+    if not all(then.row_column(name).equals(now.row_column(name)) for name in names):
         raise UsageError("the labels or names of the data's rows are others than when the run began")
 
 
@@ -128,4 +129,4 @@ def _digest(path: str, pieces: Sequence[tuple[int, int]]) -> bytes:
 
 
 def _digests(index: Index) -> list[bytes]:
-    return index.files[_COLUMN].to_pylist()
+    return index.file_column(_COLUMN)

@@ -1,33 +1,59 @@
 """The rows of a data set: the files, their row groups, the rows in each, and so a number for every row.
 
 The index is a few Arrow tables: for Parquet only the row groups; for tar shards and folders also one short row per sample (about 40 bytes,
-50 MB for ImageNet). It is cached in the run directory, and rebuilt if a file has changed.
+50 MB for ImageNet). It is cached in the run directory, and what has changed is scanned again. Its file is not compressed and is mapped into
+memory, so a process holds the pages of the rows that it is reading, whatever the number of rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import mmap
 import os
-from collections.abc import Iterable
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from ray_sassl.data import GROUP_SCHEMA, ROW_COLUMNS, DataConfig, Format
+from ray_sassl.data import GROUP_SCHEMA, ROW_COLUMNS, DataConfig, Format, SourceFiles
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.sources import resolve
+from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
+from ray_sassl.files.cache import cache_dir, mark_cache
 from ray_sassl.files.storage import Entry
 from ray_sassl.process.errors import UsageError
 
-_VERSION = "1"
+_VERSION, _COMPRESSED_VERSION = "2", "1"
+_FINGERPRINT_VERSION = "1"
 SCANNED_FIELDS = ("path", "format", "image_column", "label_column", "label_extension")
 FILE_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
+FACTS = "facts"
+"""Column of the files: JSON of what else was found in a shard, see `data/building.py`; null if there is nothing."""
+BATCH_ROWS = 2**18
+"""Rows per record batch of the file: few batches, so that opening it costs little, and columns far apart."""
+_KEPT_INDEXES = 16
+
+_Part = TypeVar("_Part", pa.Table, pa.ChunkedArray)
+
+
+class Mapped:
+    """A file's bytes, in memory as far as they are looked at."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.buffer = pa.py_buffer(self._memory)
+
+    def forget(self) -> None:
+        """Drop the pages from this process's memory: an epoch looks at all of them. What is looked at again comes back from the file."""
+        self._memory.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -46,6 +72,7 @@ class Index:
         ignored: How many files and members are not used, by file name extension.
         left_out: One line about parts of the data set that are left out although they may be wanted; empty if there are none.
         built_ns: When the index was built, in nanoseconds since 1970.
+        mapped: The file that the tables are mapped from, if they are.
     """
 
     config: DataConfig
@@ -59,6 +86,10 @@ class Index:
     ignored: dict[str, int] = field(default_factory=dict)
     left_out: str = ""
     built_ns: int = 0
+    mapped: Mapped | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "mapped"} | {"mapped": None}
 
     @cached_property
     def group_rows(self) -> np.ndarray:
@@ -95,24 +126,89 @@ class Index:
     @cached_property
     def num_bytes(self) -> int:
         """Size of all files."""
-        return int(self.files["size_bytes"].to_numpy().sum())
+        return sum(int(chunk.to_numpy().sum()) for chunk in self.files["size_bytes"].chunks)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the files' names, sizes and times of change, and of the columns that are read."""
-        names = "\0".join([_VERSION, self.format, *(repr(getattr(self.config, name)) for name in SCANNED_FIELDS[2:]), *self._paths])
-        digest = hashlib.sha256(names.encode())
+        fields = [repr(getattr(self.config, name)) for name in SCANNED_FIELDS[2:]]
+        digest = hashlib.sha256("\0".join([_FINGERPRINT_VERSION, self.format, *fields]).encode())
+        for names in self._name_parts():
+            digest.update("".join(f"\0{name}" for name in names).encode())
         for column in ("size_bytes", "mtime_ns"):
-            digest.update(self.files[column].to_numpy().tobytes())
+            for chunk in self.files[column].chunks:
+                digest.update(chunk.to_numpy())
+        self._forget()
         return digest.hexdigest()
 
-    @cached_property
-    def _paths(self) -> list[str]:
-        return self.files["path"].to_pylist()
+    def _forget(self) -> None:
+        if self.mapped is not None:
+            self.mapped.forget()
+
+    def _name_parts(self) -> Iterator[list[str]]:
+        for first in range(0, self.num_files, BATCH_ROWS):
+            yield self._strings(self.files["path"].slice(first, BATCH_ROWS))
+
+    def _strings(self, column: pa.ChunkedArray) -> list[str]:
+        return self._whole(column).to_pylist()
+
+    def _whole(self, part: _Part) -> _Part:
+        """The same part of a table, once it is seen to be whole: a mapped file is not looked through before, and Arrow believes offsets.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        try:
+            part.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise UsageError(
+                f"the index of {', '.join(self.config.paths)} is damaged ({error}); delete it to have it built again"
+            ) from error
+        return part
+
+    def file_names(self) -> Iterator[str]:
+        """The files' paths after `root`."""
+        for names in self._name_parts():
+            yield from names
+            self._forget()
 
     def file_path(self, file: int) -> str:
         """The path or URI of a file by its number."""
-        return self.root + self.files["path"][file].as_py()
+        return self.file_paths(file, file + 1)[0]
+
+    def file_paths(self, start: int, stop: int) -> list[str]:
+        """The paths or URIs of some files by their numbers."""
+        names = self._strings(self.files["path"].slice(start, stop - start))
+        self._forget()
+        return [self.root + name for name in names]
+
+    def file_stamp(self, file: int) -> tuple[int, int]:
+        """A file's size in bytes and time of change in nanoseconds."""
+        return self.files["size_bytes"][file].as_py(), self.files["mtime_ns"][file].as_py()
+
+    def file_column(self, name: str) -> list[Any]:
+        """A column of the files."""
+        return self._strings(self.files[name])
+
+    def rows_of(self, group: int, part: slice = slice(None)) -> pa.Table:
+        """What the reader knows of a row group's samples, or of a part of them."""
+        places = range(self.group_rows[group])[part]
+        return self._row_run(int(self.group_first[group]) + places.start, len(places))
+
+    def rows_between(self, first: int, stop: int) -> pa.Table:
+        """What the reader knows of the samples of some row groups."""
+        return self._row_run(int(self.group_first[first]) if first < stop else 0, int(self.group_rows[first:stop].sum()))
+
+    def _row_run(self, first: int, number: int) -> pa.Table:
+        assert self.rows is not None
+        rows = self._whole(self.rows.slice(first, number))
+        self._forget()
+        return rows
+
+    def row_column(self, name: str) -> pa.ChunkedArray:
+        """What the reader knows of every sample."""
+        assert self.rows is not None
+        return self._whole(self.rows[name])
 
     def group_place(self, group: int) -> tuple[int, int, int]:
         """A row group's `(file, start, stop)`; what `start` and `stop` mean depends on the format, see `GROUP_SCHEMA`."""
@@ -131,13 +227,30 @@ class Index:
 
     def changed_files(self) -> list[str]:
         """The files that were changed, removed or added since the index was built."""
-        then = dict(zip((self.root + path for path in self._paths), self._stamps(), strict=True))
-        known = {Entry(path, True, *stamp) for path, stamp in then.items()}
-        now = {entry.path: (entry.size_bytes, entry.mtime_ns) for entry in resolve(self.config, known)[1]}
+        return self.changes(find_sources(self.config, self.pictures()).files)
+
+    def changes(self, files: SourceFiles) -> list[str]:
+        """The paths at which one of these files, or of those of the index, is not as the other."""
+        if len(files) == self.num_files and all(
+            ours == (path, *stamp)
+            for ours, path, *stamp in zip(self.known_files(), files.paths(), files.size_bytes, files.mtime_ns, strict=True)
+        ):
+            return []
+        then = {path: (size, time) for path, size, time in self.known_files()}
+        now = {path: (int(size), int(time)) for path, size, time in zip(files.paths(), files.size_bytes, files.mtime_ns, strict=True)}
         return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
 
-    def _stamps(self) -> Iterable[tuple[int, int]]:
-        return zip(self.files["size_bytes"].to_pylist(), self.files["mtime_ns"].to_pylist(), strict=True)
+    def known_files(self) -> Iterator[tuple[str, int, int]]:
+        """Path, size and time of change of each file."""
+        for first in range(0, self.num_files, BATCH_ROWS):
+            part = self.files.slice(first, BATCH_ROWS)
+            columns = (part["size_bytes"].to_pylist(), part["mtime_ns"].to_pylist())
+            yield from ((self.root + name, *stamp) for name, *stamp in zip(self._strings(part["path"]), *columns, strict=True))
+        self._forget()
+
+    def pictures(self) -> set[Entry]:
+        """The files that are pictures of a kind that we draw too, and are known not to be ours."""
+        return {Entry(path, True, *stamp) for path, *stamp in self.known_files() if path.lower().endswith(".png")}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to a path or URI, atomically: one Arrow IPC stream per table."""
@@ -153,45 +266,99 @@ class Index:
             "left_out": self.left_out,
             "built_ns": self.built_ns,
         }
-        sink = io.BytesIO()
         tables = [
             self.files.replace_schema_metadata({"index": json.dumps(facts)}),
             self.groups,
             *([] if self.rows is None else [self.rows]),
         ]
-        for table in tables:
-            with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-                writer.write_table(table)
-        storage.write_bytes(path, sink.getbuffer())
+        with storage.open_atomic(path) as sink:
+            for table in tables:
+                with pa.ipc.new_stream(sink, table.schema) as writer:
+                    for first in range(0, table.num_rows, BATCH_ROWS):
+                        writer.write_table(table.slice(first, BATCH_ROWS).combine_chunks())
+                        if self.mapped is not None:
+                            self.mapped.forget()
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Index:
-        """The index that `save` wrote.
+        """The index that `save` wrote, mapped from this machine's disk; one of an object store is copied to the cache folder first.
 
         Raises:
             UsageError: the file is damaged, or another version of this package wrote it.
             FileNotFoundError: there is no such file.
         """
-        data = storage.read_bytes(path)
         try:
-            return _decoded(data)
+            local = storage.local_path(path) or _copy_of(os.fspath(path))
+            if not local.is_file() and local.exists():
+                raise ValueError("it is not a file")
+            with local.open("rb") as file:
+                return _decoded(Mapped(file))
         except _OtherVersionError as error:
             raise UsageError(
                 f"{os.fspath(path)} was written by another version of this package; delete it to have it built again"
             ) from error
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise UsageError(f"{os.fspath(path)} is not an index or is damaged ({error}); delete it to have it built again") from error
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether it says of each file what a scan of it found; one that an older version of this package wrote does not."""
+        return FACTS in self.files.column_names
 
 
 class _OtherVersionError(ValueError):
     """The index is whole, and of another version."""
 
 
-def _decoded(data: bytes) -> Index:
-    source = pa.BufferReader(data)
+def _copy_of(uri: str) -> Path:
+    """A copy of the object in the cache folder, of which the newest few are kept."""
+    entry = storage.stat(uri)
+    if entry is None:
+        raise FileNotFoundError(uri)
+    name = hashlib.sha256(f"{uri}\0{entry.size_bytes}\0{entry.mtime_ns}".encode()).hexdigest()[:16]
+    copy = indexes_dir() / f"{name}.arrow"
+    if copy.exists():
+        keep_newest(copy)
+        return copy
+    aside = copy.parent / f".{name}.{uuid.uuid4().hex[:12]}.part"
+    filesystem, inner = storage.filesystem_of(uri)
+
+    def fetch() -> None:
+        with filesystem.open_input_stream(inner, compression=None) as stream, aside.open("wb") as file:
+            shutil.copyfileobj(stream, file, 2**23)
+
+    try:
+        storage.retried(uri, fetch)
+        os.replace(aside, copy)
+    finally:
+        aside.unlink(missing_ok=True)
+    keep_newest(copy)
+    return copy
+
+
+def indexes_dir() -> Path:
+    """The folder of indexes in the cache folder."""
+    folder = cache_dir() / "indexes"
+    folder.mkdir(parents=True, exist_ok=True)
+    mark_cache()
+    return folder
+
+
+def keep_newest(path: Path) -> None:
+    """Note that this index of the folder is used, and delete all but the few that were used last."""
+    with suppress(OSError):  # another process deletes too, or the folder can only be read
+        os.utime(path)
+        for old in sorted(path.parent.glob("*.arrow"), key=lambda file: file.stat().st_mtime)[:-_KEPT_INDEXES]:
+            old.unlink()  # who has mapped it keeps it until the end
+
+
+def _decoded(mapped: Mapped) -> Index:
+    source = pa.BufferReader(mapped.buffer)
     files = pa.ipc.open_stream(source).read_all()
     facts: dict[str, Any] = json.loads((files.schema.metadata or {}).get(b"index", b"{}"))
-    if facts.get("version") != _VERSION:
+    if facts.get("version") not in (_VERSION, _COMPRESSED_VERSION):
         raise _OtherVersionError(str(facts.get("version")))
     groups = pa.ipc.open_stream(source).read_all()
     rows = pa.ipc.open_stream(source).read_all() if facts["has_rows"] else None
@@ -209,6 +376,7 @@ def _decoded(data: bytes) -> Index:
         ignored={name: int(count) for name, count in facts["ignored"].items()},
         left_out="" + facts.get("left_out", ""),
         built_ns=int(facts.get("built_ns", 0)),
+        mapped=mapped if facts["version"] == _VERSION else None,  # the tables of an older one were decompressed
     )
 
 
@@ -218,19 +386,24 @@ def _check_tables(format_: str, files: pa.Table, groups: pa.Table, rows: pa.Tabl
     Raises:
         ValueError: they are not.
     """
-    tables = [files, groups, *([] if rows is None else [rows])]
-    for table in tables:
-        table.validate(full=True)  # Arrow's own readers believe lengths and offsets
+    groups.validate(full=True)  # Arrow's own readers believe lengths and offsets
+    for table in (files, *([] if rows is None else [rows])):
+        table.validate()  # the strings are looked through where they are read
     wanted = [(files, FILE_SCHEMA), (groups, GROUP_SCHEMA)] + ([] if rows is None else [(rows, pa.schema(ROW_COLUMNS[format_].items()))])
     if not all(_has_columns(table, schema) for table, schema in wanted):
         raise ValueError("its tables have other columns")
     file, start, stop, num_rows = (groups[name].to_numpy() for name in GROUP_SCHEMA.names)
-    size_bytes = files["size_bytes"].to_numpy()
-    if len(file) and (file.min() < 0 or file.max() >= len(size_bytes) or start.min() < 0 or (stop < start).any() or num_rows.min() < 0):
+    num_files = files.num_rows
+    if len(file) and (file.min() < 0 or file.max() >= num_files or start.min() < 0 or (stop < start).any() or num_rows.min() < 0):
         raise ValueError("its row groups are nowhere in its files")
-    if (num_rows > (len(size_bytes) if format_ == "folder" else size_bytes.clip(0, 2**50)[file] * 8 + 1024)).any():
+    if format_ == "folder":
+        most_rows = end = num_files
+    else:
+        end = files["size_bytes"].to_numpy()[file]
+        most_rows = end.clip(0, 2**50) * 8 + 1024
+    if (num_rows > most_rows).any():
         raise ValueError("its row groups have more rows than their files have room for")
-    if format_ != "parquet" and (stop > (len(size_bytes) if format_ == "folder" else size_bytes[file])).any():
+    if format_ != "parquet" and (stop > end).any():
         raise ValueError("its row groups lie behind the ends of their files")
     if (rows is None) != (not ROW_COLUMNS[format_]) or (rows is not None and rows.num_rows != num_rows.sum()):
         raise ValueError("its samples are not those of its row groups")

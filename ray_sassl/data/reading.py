@@ -3,90 +3,133 @@ were indexed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
-from ray_sassl.data import NO_LABEL, SYNTHETIC, DataConfig, Format, Reader, Rows
+from ray_sassl.data import NO_LABEL, SYNTHETIC, DataConfig, Rows, ShardReader
+from ray_sassl.data.ahead import ahead
+from ray_sassl.data.building import OrderedMap, files_table, scan_folder, scan_shards
 from ray_sassl.data.contents import with_digests
 from ray_sassl.data.disk_cache import read_cached
-from ray_sassl.data.index import FILE_SCHEMA, SCANNED_FIELDS, Index
+from ray_sassl.data.index import SCANNED_FIELDS, Index, indexes_dir, keep_newest
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.readers.folder import FolderReader
 from ray_sassl.data.readers.parquet import ParquetReader
 from ray_sassl.data.readers.webdataset import WebDatasetReader
-from ray_sassl.data.sources import resolve
+from ray_sassl.data.sources import Sources, find_sources
 from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.files import storage
+from ray_sassl.files.cache import locked
 from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-READERS: dict[Format, Reader] = {"parquet": ParquetReader(), "webdataset": WebDatasetReader(), "folder": FolderReader()}
+READERS: dict[str, ParquetReader | WebDatasetReader | FolderReader] = {
+    "parquet": ParquetReader(),
+    "webdataset": WebDatasetReader(),
+    "folder": FolderReader(),
+}
 
 _Item = TypeVar("_Item")
-
 _Result = TypeVar("_Result")
 
 
-def build_index(config: DataConfig, num_threads: int = 16, progress: Callable[[int, int], None] | None = None) -> Index:
+def in_threads(num_threads: int) -> OrderedMap:
+    """Each item's result, computed by so many threads."""
+
+    def each(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+        with ThreadPoolExecutor(num_threads) as pool:
+            try:
+                for future in ahead(partial(pool.submit, function), items, 4 * num_threads):
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    return each
+
+
+def build_index(
+    config: DataConfig,
+    num_threads: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    each: OrderedMap | None = None,
+    before: Index | None = None,
+) -> Index:
     """The index of the data set at `config.path`. Files are opened in parallel, and the result does not depend on their timing.
 
     Args:
         config: The data set.
         num_threads: Files that are opened at a time.
-        progress: Called with (files done, number of files) after each file.
+        progress: Called with (files done, number of files) after each file that is scanned.
+        each: Scans the shards instead of threads, such as on a cluster.
+        before: An earlier index of the data set; what has not changed since is taken from it.
 
     Raises:
         UsageError: there are no rows, or the files do not match the config; see the readers.
     """
     built_ns = time.time_ns()
-    format_, entries, sources = resolve(config)
+    sources = find_sources(config)
+    return _index_of(config, sources, built_ns, each or in_threads(num_threads), progress, before)
+
+
+def _index_of(
+    config: DataConfig,
+    sources: Sources,
+    built_ns: int,
+    each: OrderedMap,
+    progress: Callable[[int, int], None] | None,
+    before: Index | None,
+) -> Index:
     where = ", ".join(config.paths)
     if own := sources.own_in_words():
         log.warning("%s: %s", where, own)
 
-    def parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-        listed = list(items)
-        results: list[_Result] = []
-        with ThreadPoolExecutor(num_threads) as pool:
-            futures = [pool.submit(function, item) for item in listed]
-            try:
-                for future in futures:
-                    results.append(future.result())
-                    if progress is not None:
-                        progress(len(results), len(listed))
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        return results
+    def watched(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+        for done, result in enumerate(each(function, items), start=1):
+            if progress is not None:
+                progress(done, len(items))
+            yield result
 
-    scan = READERS[format_].scan(sources.files, config, parallel)
+    reader = READERS[sources.format]
+    if isinstance(reader, ShardReader):
+        scan = scan_shards(reader, sources, config, watched, before)
+    else:
+        scan = scan_folder(reader, sources, config)
     lost = [sources.lost.in_words("files are left out"), scan.lost.in_words("members of shards are left out or merged")]
     left_out = ". ".join(words for words in lost if words)
     refuse_left_out(config, left_out)
     if left_out:
         log.warning("%s: %s", where, left_out)
-    if not (scan.groups.num_rows and sum(scan.groups["num_rows"].to_pylist())):
+    if not scan.groups["num_rows"].to_numpy().sum():
         why = "; ".join(str(problem) for problem in scan.problems[:3]) or "all empty"
-        raise UsageError(f"{where} has no rows: {len(entries):,} files, {why}")
-    root = _common_root([entry.path for entry in entries])
-    columns = [
-        [entry.path[len(root) :] for entry in entries],
-        [entry.size_bytes for entry in entries],
-        [entry.mtime_ns for entry in entries],
-    ]
-    files = pa.table(columns, schema=FILE_SCHEMA)
-    ignored = {name: sources.ignored.get(name, 0) + scan.ignored.get(name, 0) for name in sorted(sources.ignored | scan.ignored)}
-    return Index(config, format_, root, files, scan.groups, scan.rows, scan.class_names, scan.problems, ignored, left_out, built_ns)
+        raise UsageError(f"{where} has no rows: {len(sources.files):,} files, {why}")
+    return Index(
+        config,
+        sources.format,
+        sources.root,
+        files_table(sources, scan.facts),
+        scan.groups,
+        scan.rows,
+        scan.class_names,
+        tuple(scan.problems),
+        {name: sources.ignored.get(name, 0) + scan.ignored.get(name, 0) for name in sorted(sources.ignored | scan.ignored)},
+        left_out,
+        built_ns,
+        scan.mapped,
+    )
 
 
 def refuse_left_out(config: DataConfig, left_out: str) -> None:
@@ -106,24 +149,55 @@ def cached_index(
     progress: Callable[[int, int], None] | None = None,
     *,
     with_content: bool = False,
+    each: OrderedMap | None = None,
 ) -> Index:
-    """The index at `cache_path` if it is still valid; otherwise it is built, and saved there.
+    """The index at `cache_path` if it is still valid; otherwise it is built, and saved there. The files are listed once.
 
-    It is no longer valid if a file was changed, removed or added, if the config names other data or columns, or if it is damaged.
+    It is no longer valid if the config names other data or columns, or if it is damaged. If files were changed, removed or added, these
+    alone are scanned.
     """
+    built_ns = time.time_ns()
+    before = None
     if storage.exists(cache_path):
-        try:
-            index = Index.load(cache_path)
-        except UsageError:
-            index = None
-        if index is not None and _scanned(index.config) == _scanned(config) and not index.changed_files():
-            refuse_left_out(config, index.left_out)
-            return replace(index, config=config)
-    index = build_index(config, num_threads, progress)
+        with suppress(UsageError):
+            before = Index.load(cache_path)
+    if before is not None and not (before.has_facts and is_of(before, config)):
+        before = None
+    sources = find_sources(config, before.pictures() if before is not None else ())
+    if before is not None and sources.format == before.format and not before.changes(sources.files):
+        refuse_left_out(config, before.left_out)
+        return replace(before, config=config)
+    if before is not None and sources.format != before.format:
+        before = None
+    index = _index_of(config, sources, built_ns, each or in_threads(num_threads), progress, before)
     if with_content:
         index = with_digests(index)
     index.save(cache_path)
+    return replace(Index.load(cache_path), config=config)
+
+
+def kept_index(config: DataConfig) -> Index:
+    """The index of a data set that several processes and commands of this machine need, in the cache folder; only what has changed since is
+    scanned.
+
+    Raises:
+        UsageError: there are no rows, or the files do not match the config.
+    """
+    name = hashlib.sha256(json.dumps(_scanned(config), sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        path = indexes_dir() / f"{name}.arrow"
+        with locked(path):
+            index = cached_index(config, path)
+    except OSError as error:
+        log.warning("the index of %s cannot be kept in the cache folder (%s)", ", ".join(config.paths), error)
+        return build_index(config)
+    keep_newest(path)
     return index
+
+
+def is_of(index: Index, config: DataConfig) -> bool:
+    """Whether an index of this config would be the same, as long as the files do not change."""
+    return _scanned(index.config) == _scanned(config)
 
 
 def read_groups(index: Index, groups: Sequence[int]) -> Rows:
@@ -174,11 +248,10 @@ def _refuse_changed(index: Index, group: int) -> None:
         return
     file = index.group_place(group)[0]
     path = index.file_path(file)
-    then = (index.files["size_bytes"][file].as_py(), index.files["mtime_ns"][file].as_py())
     now = storage.stat(path)
     if now is None:
         raise FileNotFoundError(path)
-    if (now.size_bytes, now.mtime_ns) != then:
+    if (now.size_bytes, now.mtime_ns) != index.file_stamp(file):
         raise UsageError(
             f"{path} has changed since the index was built: its size or its time of change is another. Restore it, or start a new run. "
             "Copies on the disks of several machines must keep the time of change (cp -p, rsync -t)."
@@ -204,13 +277,6 @@ def all_labels(index: Index) -> np.ndarray:
 def all_names(index: Index) -> list[str] | None:
     """The name of every row by its sample id, or None if rows have none; images are not read."""
     return READERS[index.format].names(index)
-
-
-def _common_root(paths: list[str]) -> str:
-    """The common beginning of all paths, up to a `/`."""
-    first, last = min(paths), max(paths)
-    shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[: first.rfind("/", 0, shared) + 1]
 
 
 def _scanned(config: DataConfig) -> dict[str, Any]:

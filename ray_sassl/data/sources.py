@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import cast
 
-from ray_sassl.data import IMAGE_EXTENSIONS, OTHER_IMAGES, SYNTHETIC, DataConfig, Format, SourceFile
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_sassl.data import IMAGE_EXTENSIONS, OTHER_IMAGES, SYNTHETIC, DataConfig, Format, SourceFiles
 from ray_sassl.data.decode import is_image
 from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.synthetic import ensure_synthetic
@@ -42,13 +48,15 @@ class Sources:
         format: As given, or recognized by the file names.
         files: Each file once. Shards are sorted by path. Images of a folder, which are rows themselves, are sorted by a hash of the name,
             so that its classes are mixed and a copy of it elsewhere has the same order.
+        root: The common beginning of all paths, up to a `/`.
         ignored: Files that are not used, counted by extension, or by another reason: `hidden`, links to nothing, and so on.
         lost: Those of them that may be images which the user wants.
         own: Those of them that this package wrote itself, by folder (with a `/` at its end) or picture.
     """
 
     format: Format
-    files: list[SourceFile]
+    files: SourceFiles
+    root: str
     ignored: dict[str, int]
     lost: LeftOut
     own: Counter[str]
@@ -66,9 +74,32 @@ class Sources:
 class _Found:
     """The files at the given paths, of all formats."""
 
-    files: list[SourceFile] = field(default_factory=list)
+    parts: list[tuple[str, pa.LargeStringArray, np.ndarray, np.ndarray]] = field(default_factory=list)
     lost: LeftOut = field(default_factory=LeftOut)
     own: Counter[str] = field(default_factory=Counter)
+
+    def add(self, folder: str, names: pa.LargeStringArray, size_bytes: np.ndarray, mtime_ns: np.ndarray) -> None:
+        self.parts.append((folder, names, size_bytes, mtime_ns))
+
+    def files(self) -> tuple[SourceFiles, int]:
+        """The files in the order of their paths, each once, and how often one was given again."""
+        folders = tuple(folder for folder, *_ in self.parts)
+        number = np.repeat(np.arange(len(folders), dtype=np.int32), [len(names) for _, names, *_ in self.parts])
+        names = cast(pa.LargeStringArray, pa.concat_arrays([pa.array([], pa.large_string()), *(names for _, names, *_ in self.parts)]))
+        stamps = (np.concatenate([np.empty(0, np.int64), *(part[column] for part in self.parts)]) for column in (2, 3))
+        files = SourceFiles(folders, number, names, *stamps)
+        if len(folders) == 1:
+            return files, 0
+        paths = np.array(list(files.paths()), object)
+        order = np.argsort(paths, kind="stable")
+        is_last = np.ones(len(order), bool)  # what is given twice is below the folder that was given last
+        is_last[:-1] = paths[order[:-1]] != paths[order[1:]]
+        return files.at(order[is_last]), int((~is_last).sum())
+
+
+_HIDDEN, _OTHER = len(EXTENSIONS), len(EXTENSIONS) + 1
+"""Kinds of files besides the formats, which are numbered in the order of `EXTENSIONS`."""
+_FORMATS = tuple(EXTENSIONS)
 
 
 def find_sources(config: DataConfig, known: Collection[Entry] = ()) -> Sources:
@@ -84,56 +115,95 @@ def find_sources(config: DataConfig, known: Collection[Entry] = ()) -> Sources:
     found = _Found()
     for path in config.paths:
         _add_files_of(path, found)
-    by_path = {file.entry.path: file for file in found.files}
-    ignored = Counter({"given twice": len(found.files) - len(by_path)} | found.lost.counts)
-    kinds: dict[Format, list[SourceFile]] = {"parquet": [], "webdataset": [], "folder": []}
-    others: dict[str, list[SourceFile]] = {}
-    for _, file in sorted(by_path.items()):
-        format_ = _format_of(file, config)
-        if _is_hidden(file):
-            ignored["hidden"] += 1
-            if format_ is not None and not storage.name_of(file.entry.path).startswith("._"):
-                found.lost.add("hidden", [file.relative])
-        elif format_ is not None:
-            kinds[format_].append(file)
-        else:
-            others.setdefault(_extension(file), []).append(file)
-    kinds["folder"] = _without_own(kinds["folder"], config, known, found.own)
-    ignored.update({extension or "no extension": len(files) for extension, files in others.items()})
-    _add_other_images(others, found.lost)
+    files, num_again = found.files()
+    ignored = Counter({"given twice": num_again} | found.lost.counts)
+    kind, others = _kinds(files, config, ignored, found.lost)
+    drawn = _own_pictures_among(files, kind, config, known)
+    found.own.update(files[place].relative for place in drawn.tolist())
+    kind[drawn] = _OTHER
+    ignored.update({extension or "no extension": len(places) for extension, places in others.items()})
+    _add_other_images(files, others, found.lost)
     if found.own:
         ignored[_OWN] = found.own.total()
-    chosen = _choose(config, kinds, ignored)
-    for format_, files in kinds.items():
-        if format_ != chosen:
-            ignored.update(_extension(file) for file in files)
-    files = sorted(kinds[chosen], key=_mixed) if chosen == "folder" else kinds[chosen]
-    return Sources(chosen, files, {name: count for name, count in sorted(ignored.items()) if count}, found.lost, found.own)
+    chosen = _choose(config, {format_: int((kind == number).sum()) for number, format_ in enumerate(_FORMATS)}, ignored)
+    of_others = np.flatnonzero((kind < _HIDDEN) & (kind != _FORMATS.index(chosen)))
+    ignored.update(_extension(files[place].relative) for place in of_others.tolist())
+    places = np.flatnonzero(kind == _FORMATS.index(chosen))
+    files = files if len(places) == len(files) else files.at(places)
+    files = replace(files, folders=tuple(absolute(folder) for folder in files.folders))  # so that other processes find them too
+    root = _common_root(files)
+    files = files.at(_mixed(files)) if chosen == "folder" else files
+    return Sources(chosen, files, root, {name: count for name, count in sorted(ignored.items()) if count}, found.lost, found.own)
 
 
-def _without_own(files: list[SourceFile], config: DataConfig, known: Collection[Entry], own: Counter[str]) -> list[SourceFile]:
-    """The images except pictures that this package drew, which are counted in `own`."""
-    pngs = [file for file in files if file.entry not in known and file.entry.path not in config.paths and _extension(file) == "png"]
-    local = [file for file in pngs if storage.local_path(file.entry.path) is not None]
-    portions = [local[first : first + _FILES_AT_ONCE] for first in range(0, len(local), _FILES_AT_ONCE)]
+def _kinds(files: SourceFiles, config: DataConfig, ignored: Counter[str], lost: LeftOut) -> tuple[np.ndarray, dict[str, array[int]]]:
+    """The kind of each file, (n,) uint8, and the places of the files of no format by extension; hidden ones are counted."""
+    kind = np.empty(len(files), np.uint8)
+    others: dict[str, array[int]] = {}
+    by_extension = {extension: number for number, format_ in enumerate(_FORMATS) for extension in EXTENSIONS[format_]}
+    is_named = _named_by(config) if config.format != "auto" else None
+    for place, name in enumerate(files.names()):
+        extension = _extension(name)
+        number = by_extension.get(extension)
+        if is_named is not None and is_named(files, place):
+            number = _FORMATS.index(config.format)  # pyright: ignore[reportArgumentType]
+        if name.startswith(".") or "/." in name:
+            kind[place] = _HIDDEN
+            ignored["hidden"] += 1
+            if number is not None and not name.rpartition("/")[2].startswith("._"):
+                lost.add("hidden", [name])
+        elif number is not None:
+            kind[place] = number
+        else:
+            kind[place] = _OTHER
+            others.setdefault(extension, array("q")).append(place)
+    return kind, others
+
+
+def _named_by(config: DataConfig) -> Callable[[SourceFiles, int], bool]:
+    """Whether the config names the file itself, and not only a folder with it."""
+    given = set(config.paths)
+    names = {storage.name_of(path) for path in given}
+
+    def is_named(files: SourceFiles, place: int) -> bool:
+        name = files.name[place].as_py()
+        return name.rpartition("/")[2] in names and files[place].entry.path in given
+
+    return is_named
+
+
+def _own_pictures_among(files: SourceFiles, kind: np.ndarray, config: DataConfig, known: Collection[Entry]) -> np.ndarray:
+    """The places of pictures that this package drew."""
+    is_local = np.array([storage.local_path(folder) is not None for folder in files.folders], bool)
+    candidates = np.flatnonzero((kind == _FORMATS.index("folder")) & is_local[files.folder]) if len(files) else np.empty(0, np.int64)
+    ends_in_png = pc.match_substring(files.name, ".png", ignore_case=True).to_numpy(zero_copy_only=False)  # pyright: ignore
+    candidates = candidates[ends_in_png[candidates]]
+    portions = [candidates[first : first + _FILES_AT_ONCE] for first in range(0, len(candidates), _FILES_AT_ONCE)]
+
+    def drawn(portion: np.ndarray) -> list[int]:
+        chosen = ((place, files[place].entry) for place in portion.tolist())
+        return [
+            place
+            for place, entry in chosen
+            if _extension(entry.path) == "png"
+            and entry.path not in config.paths
+            and entry not in known
+            and is_own_picture(storage.filesystem_of(entry.path)[1])
+        ]
+
     with ThreadPoolExecutor(_FILES_OPENED) as pool:
-        drawn = {file.entry.path for portion in pool.map(_own_pictures, portions) for file in portion}
-    own.update(file.relative for file in files if file.entry.path in drawn)
-    return [file for file in files if file.entry.path not in drawn] if drawn else files
+        return np.array([place for places in pool.map(drawn, portions) for place in places], np.int64)
 
 
-def _own_pictures(files: Sequence[SourceFile]) -> list[SourceFile]:
-    return [file for file in files if is_own_picture(storage.filesystem_of(file.entry.path)[1])]
-
-
-def _add_other_images(others: dict[str, list[SourceFile]], lost: LeftOut) -> None:
+def _add_other_images(files: SourceFiles, others: dict[str, array[int]], lost: LeftOut) -> None:
     """Count files that are images, by their ending or the content of one of the first files with it, but whose ending is not read."""
-    for number, (extension, files) in enumerate(sorted(others.items())):
+    for number, (extension, places) in enumerate(sorted(others.items())):
+        names = (files[place].relative for place in places)
         if extension in OTHER_IMAGES:
-            lost.add(f".{extension}", (file.relative for file in files))
-        elif number < _ENDINGS_TRIED and any(_is_image(file.entry) for file in files[:_FILES_TRIED]):
+            lost.add(f".{extension}", names)
+        elif number < _ENDINGS_TRIED and any(_is_image(files[place].entry) for place in places[:_FILES_TRIED]):
             ending = f"that end in .{extension}" if extension else "without an ending"
-            lost.add(f"images {ending}", (file.relative for file in files))
+            lost.add(f"images {ending}", names)
 
 
 def _is_image(entry: Entry) -> bool:
@@ -156,12 +226,17 @@ def check_there(config: DataConfig) -> None:
                 _add_matches(concrete, _Found())
 
 
-def _mixed(file: SourceFile) -> bytes:
-    return hashlib.blake2b(file.relative.encode(), digest_size=16).digest()
+def _mixed(files: SourceFiles) -> np.ndarray:
+    """The places of the files in the order of a hash of their names."""
+    digests = array("Q")
+    for name in files.names():
+        digests.frombytes(hashlib.blake2b(name.encode(), digest_size=16).digest())
+    halves = np.frombuffer(digests, ">u8").reshape(-1, 2)
+    return np.lexsort((halves[:, 1], halves[:, 0]))
 
 
-def _choose(config: DataConfig, kinds: dict[Format, list[SourceFile]], ignored: Counter[str]) -> Format:
-    found: dict[Format, list[SourceFile]] = {format_: files for format_, files in kinds.items() if files}
+def _choose(config: DataConfig, counts: dict[Format, int], ignored: Counter[str]) -> Format:
+    found: dict[Format, int] = {format_: count for format_, count in counts.items() if count}
     wanted = config.format
     if wanted != "auto" and wanted in found:
         return wanted
@@ -169,9 +244,9 @@ def _choose(config: DataConfig, kinds: dict[Format, list[SourceFile]], ignored: 
     if wanted == "auto" and len(found) == 1:
         return next(iter(found))
     if wanted == "auto" and found:
-        what = " and ".join(f"{len(files):,} {_NOUN[format_]}" for format_, files in found.items())
+        what = " and ".join(f"{count:,} {_NOUN[format_]}" for format_, count in found.items())
         raise UsageError(f"{where} has {what}; choose with data.format={'|'.join(found)}, or give a narrower path")
-    there = [f"{len(files):,} {_NOUN[format_]}" for format_, files in found.items()]
+    there = [f"{count:,} {_NOUN[format_]}" for format_, count in found.items()]
     there += [f"{count:,} {'.' if name.isalnum() else ''}{name}" for name, count in ignored.most_common(5) if count]
     sought = "Parquet files, tar shards or images (JPEG, PNG, WebP)" if wanted == "auto" else _NOUN[wanted]
     message = f"no {sought} in {where}; found there: {', '.join(there) or 'nothing'}"
@@ -182,23 +257,14 @@ def _choose(config: DataConfig, kinds: dict[Format, list[SourceFile]], ignored: 
     raise UsageError(message)
 
 
-def _format_of(file: SourceFile, config: DataConfig) -> Format | None:
-    is_named = file.entry.path in config.paths
-    return config.format if is_named and config.format != "auto" else _format_by_name(file)
-
-
-def _format_by_name(file: SourceFile) -> Format | None:
-    extension = _extension(file)
+def _format_by_name(name: str) -> Format | None:
+    extension = _extension(name)
     return next((format_ for format_, extensions in EXTENSIONS.items() if extension in extensions), None)
 
 
-def _extension(file: SourceFile) -> str:
-    name = storage.name_of(file.entry.path)
+def _extension(path: str) -> str:
+    name = path.rpartition("/")[2]
     return name.rpartition(".")[2].lower() if "." in name else ""
-
-
-def _is_hidden(file: SourceFile) -> bool:
-    return any(part.startswith(".") for part in file.relative.split("/"))
 
 
 def _add_files_of(given: str, found: _Found) -> None:
@@ -210,7 +276,8 @@ def _add_files_of(given: str, found: _Found) -> None:
         if entry is None:
             _add_matches(concrete, found)
         elif entry.is_file:
-            found.files.append(SourceFile(entry, storage.parent(concrete)))
+            stamp = np.array([entry.size_bytes]), np.array([entry.mtime_ns])
+            found.add(storage.parent(concrete), pa.array([storage.name_of(concrete)], pa.large_string()), *stamp)
         else:
             _add_files_below(concrete, found)
 
@@ -232,22 +299,29 @@ def _add_files_below(folder: str, found: _Found, regex: re.Pattern[str] | None =
     """Add the matching files below the folder, except our own; returns how many there are. Matching names that cannot be read are
     counted."""
     walk = storage.walk(folder)
-    files = [SourceFile(entry, folder) for entry in walk.files]
-    names = [file.relative for file in files]
-    folders, single = own_folders(names), marked_files(names)
+    files = SourceFiles((folder,), np.zeros(len(walk.names), np.int32), walk.names, walk.size_bytes, walk.mtime_ns)
+    marks = [name for name in files.names() if name.endswith(MARKER)]
+    folders, single = own_folders(marks), marked_files(marks)
     for reason, left_out in walk.left_out.items():
         found.lost.add(reason, (name for name in left_out if not name.startswith(folders) and (regex is None or regex.fullmatch(name))))
-    chosen = [file for file, name in zip(files, names, strict=True) if regex is None or regex.fullmatch(name)]
-    for file in chosen:
-        name = file.relative
+    if regex is None and not marks:
+        found.add(folder, walk.names, walk.size_bytes, walk.mtime_ns)
+        return len(files)
+    is_chosen, num_matches = np.zeros(len(files), bool), 0
+    for place, name in enumerate(files.names()):
+        if regex is not None and not regex.fullmatch(name):
+            continue
+        num_matches += 1
         if _is_mark(name):
             continue
         if name in single or name.startswith(folders):
-            if _format_by_name(file) is not None:
+            if _format_by_name(name) is not None:
                 found.own[name if name in single else next(own for own in folders if name.startswith(own))] += 1
         else:
-            found.files.append(file)
-    return len(chosen)
+            is_chosen[place] = True
+    chosen = files.at(np.flatnonzero(is_chosen))
+    found.add(folder, chosen.name, chosen.size_bytes, chosen.mtime_ns)
+    return num_matches
 
 
 def _is_mark(name: str) -> bool:
@@ -343,19 +417,11 @@ def _nearest(path: str) -> str:
     return did_you_mean(name, siblings)
 
 
-def relative_folder(file: SourceFile) -> str:
-    """The first folder below the path that the user gave, or an empty string if the file is directly in it."""
-    first, slash, _ = file.relative.partition("/")
-    return first if slash else ""
-
-
-def resolve(config: DataConfig, known: Collection[Entry] = ()) -> tuple[Format, list[Entry], Sources]:
-    """The format, the files with absolute paths, sizes and times, and the same as `Sources`; `known` is that of `find_sources`."""
-    sources = find_sources(config, known)
-    files = [_from_the_root(file) for file in sources.files]
-    return sources.format, [file.entry for file in files], replace(sources, files=files)
-
-
-def _from_the_root(file: SourceFile) -> SourceFile:
-    """The file with its absolute path, so that other processes find it too."""
-    return SourceFile(replace(file.entry, path=absolute(file.entry.path)), absolute(file.folder))
+def _common_root(files: SourceFiles) -> str:
+    """The common beginning of all paths, up to a `/`."""
+    if len(files.folders) == 1:  # sorted already
+        first, last = files[0].entry.path, files[len(files) - 1].entry.path
+    else:
+        first, last = min(files.paths()), max(files.paths())
+    shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[: first.rfind("/", 0, shared) + 1]

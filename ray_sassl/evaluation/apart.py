@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ray_sassl.config.schema import EvaluateConfig
 from ray_sassl.data import SYNTHETIC, DataConfig
-from ray_sassl.data.sources import resolve
+from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.process.errors import UsageError
@@ -63,7 +63,7 @@ def files_in_both(first: DataConfig, second: DataConfig) -> list[str]:
 
 def _listing(config: DataConfig) -> list[str]:
     try:
-        return [entry.path for entry in resolve(with_absolute_paths(config))[1]]
+        return list(find_sources(with_absolute_paths(config)).files.paths())
     except (UsageError, OSError):
         return []
 

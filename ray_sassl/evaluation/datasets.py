@@ -15,7 +15,7 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.data.reading import all_labels, build_index
+from ray_sassl.data.reading import all_labels, kept_index
 from ray_sassl.evaluation.apart import check_train_and_test
 from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.scores import check_classes
@@ -48,7 +48,7 @@ class LabeledImages:
 
     @cached_property
     def index(self) -> Index:
-        return build_index(self.config)
+        return kept_index(self.config)
 
     @cached_property
     def quarantine(self) -> Quarantine:
@@ -88,7 +88,7 @@ def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledIm
         train, validation = LabeledImages(evaluate.train, size_px, limit), LabeledImages(evaluate.own_validation, size_px, limit)
         check_same_names(train.index, validation.index)
         return train, validation
-    index = build_index(evaluate.train)
+    index = kept_index(evaluate.train)
     labels = all_labels(index)
     places = np.flatnonzero(labels != NO_LABEL)
     if not len(places):

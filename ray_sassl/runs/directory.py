@@ -20,9 +20,10 @@ from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.roles import changeable_paths, differing_paths, fixed_part
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
-from ray_sassl.data.contents import check_same_content
+from ray_sassl.data.building import OrderedMap
+from ray_sassl.data.contents import check_same_content, with_digests
 from ray_sassl.data.index import Index
-from ray_sassl.data.reading import build_index, cached_index, refuse_left_out
+from ray_sassl.data.reading import build_index, cached_index, is_of, refuse_left_out
 from ray_sassl.data.sources import path_around
 from ray_sassl.files import storage
 from ray_sassl.files.own import mark_folder
@@ -82,11 +83,21 @@ def _with_resizing(config: ExperimentConfig, resizing: str) -> ExperimentConfig:
     return config.model_copy(update={"views": config.views.model_copy(update={"resizing": resizing})})
 
 
-def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool, data_moved: bool = False) -> Index:
+def prepare_run_dir(
+    config: ExperimentConfig,
+    run_dir: str,
+    *,
+    resume: bool,
+    data_moved: bool = False,
+    known: Index | None = None,
+    each: OrderedMap | None = None,
+) -> Index:
     """Make the run directory, or check that the one to resume contains this run; returns the data's index, which is cached there.
 
     Args:
         data_moved: For a run to resume: its data may be elsewhere now, or copied again, if their content is the same.
+        known: For a new run: an index that was just built, which is used if it is of these data.
+        each: Scans shards, see `build_index`.
 
     Raises:
         RunDirectoryError: there is a run and `resume` is not set, there is none to resume, or the config or the data are not the run's.
@@ -108,8 +119,12 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: str, *, resume: bool, dat
         _check_same_run(_begun_with(config), _begun_with(begun), data_moved=data_moved)
         index = index_to_continue(config.data, index_path, data_moved=data_moved)
         _check_checkpoints(run_dir)
+    elif known is not None and is_of(known, config.data):
+        refuse_left_out(config.data, known.left_out)
+        with_digests(replace(known, config=config.data)).save(index_path)
+        index = Index.load(index_path)
     else:
-        index = cached_index(config.data, index_path, with_content=True)
+        index = cached_index(config.data, index_path, with_content=True, each=each)
     storage.write_text(config_path, to_yaml(config))
     storage.write_text(storage.join(run_dir, ENVIRONMENT), json.dumps(environment(), indent=2))
     for name in (SUMMARY, DIVERGED):
@@ -146,7 +161,7 @@ def index_to_continue(data: DataConfig, path: str, *, data_moved: bool = False) 
             f"{named}\nRestore them, or start a new run. If they were only copied again, add --data-moved, which compares their content."
         )
     refuse_left_out(data, index.left_out)
-    if index.config != data:  # workers read the index with its config
+    if index.config != data or index.mapped is None:  # workers read the index with its config, and map it
         index = replace(index, config=data)
         index.save(path)
     return index

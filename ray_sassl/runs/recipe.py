@@ -93,11 +93,13 @@ class Recipe:
         config: The config with the user's overrides applied.
         choices: The choices before the overrides.
         notes: Notes for the user about these images.
+        index: The index of the images.
     """
 
     config: ExperimentConfig
     choices: tuple[Choice, ...]
     notes: tuple[str, ...]
+    index: Index
 
 
 def is_data(name: str) -> bool:
@@ -146,7 +148,7 @@ def choose_recipe(data: str | DataConfig, overrides: Sequence[Override] = (), ma
     if source is not None:
         config, rate = _starting_from(config, source)
         choices = tuple(rate if choice.what == rate.what else choice for choice in choices)
-    return Recipe(apply_overrides(config, overrides), choices, _notes(summary))
+    return Recipe(apply_overrides(config, overrides), choices, _notes(summary), index)
 
 
 def _starting_from(config: ExperimentConfig, source: Source) -> tuple[ExperimentConfig, Choice]:

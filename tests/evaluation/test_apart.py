@@ -67,7 +67,7 @@ def test_the_first_files_are_named_and_the_others_counted(folder: Path):
 def test_folders_that_cannot_meet_are_not_listed(folder: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("train", "testing"):
         (folder / name).mkdir()
-    monkeypatch.setattr(apart, "resolve", lambda config: pytest.fail("it was listed"))
+    monkeypatch.setattr(apart, "find_sources", lambda config: pytest.fail("it was listed"))
     check_selection(_evaluate(folder, "train", None, "testing"))
     check_selection(_evaluate(folder, "train/*.parquet", None, "testing/*.parquet"))
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
-from ray_sassl.data import GROUP_ROWS, GROUP_SCHEMA, NO_LABEL, DataConfig, ParallelMap, Reader, Rows, Scan, SourceFile
+from ray_sassl.data import NO_LABEL, DataConfig, Reader, Rows, SourceFiles
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.sources import relative_folder
 from ray_sassl.files import storage
 
 if TYPE_CHECKING:
@@ -27,36 +25,37 @@ class FolderReader(Reader):
     of them are whole numbers (2 before 10). There are no labels if an image is outside these folders, or if `label_column` is None.
     """
 
-    def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
-        start = np.arange(0, len(files), GROUP_ROWS)
-        stop = np.minimum(start + GROUP_ROWS, len(files))
-        groups = pa.table([pa.array(start, pa.int32()), start, stop, stop - start], schema=GROUP_SCHEMA)
-        classes = [relative_folder(file) for file in files]
-        if config.label_column is None or not all(classes):
-            return Scan(groups, pa.table({"label": np.full(len(files), NO_LABEL, np.int64)}))
-        names = sorted_classes(set(classes))
+    def scan(self, files: SourceFiles, config: DataConfig) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The label of each file, (n,) int64, and the class names."""
+        found: dict[str, int] = {}
+        labels = np.full(len(files), NO_LABEL, np.int64)
+        for place, name in enumerate(files.names() if config.label_column is not None else ()):
+            class_, slash, _ = name.partition("/")
+            if not slash:
+                return np.full(len(files), NO_LABEL, np.int64), ()
+            labels[place] = found.setdefault(class_, len(found))
+        names = sorted_classes(found)
         number = {name: label for label, name in enumerate(names)}
-        return Scan(groups, pa.table({"label": pa.array([number[name] for name in classes], pa.int64())}), tuple(names))
+        return (np.array([number[name] for name in found], np.int64)[labels] if found else labels), tuple(names)
 
     def read(self, index: Index, group: int, part: slice = slice(None)) -> Rows:
-        assert index.rows is not None
         _, start, stop = index.group_place(group)
-        paths = [index.file_path(file) for file in range(start, stop)[part]]
+        files = range(start, stop)[part]
+        paths = index.file_paths(files.start, files.stop)
         sample_id = index.sample_ids(group)[part]
         if storage.local_path(paths[0]) is not None:
             encoded = [_read(path, int(id_)) for path, id_ in zip(paths, sample_id, strict=True)]
         else:
             with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
                 encoded = list(pool.map(_read, paths, sample_id.tolist()))
-        label = index.rows["label"].slice(start, stop - start).to_numpy()[part]
+        label = index.rows_of(group, part)["label"].to_numpy()
         return Rows(sample_id, encoded, label, paths, paths, index.rows_in_file(group)[part])
 
     def labels(self, index: Index) -> np.ndarray:
-        assert index.rows is not None
-        return index.rows["label"].to_numpy()
+        return index.row_column("label").to_numpy()
 
     def names(self, index: Index) -> list[str]:
-        return [storage.name_of(path) for path in index.files["path"].to_pylist()]
+        return [storage.name_of(path) for path in index.file_names()]
 
 
 def sorted_classes(names: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ray_sassl.data import GROUP_SCHEMA, NO_LABEL, DataConfig, ParallelMap, Reader, Rows, Scan, SourceFile
+from ray_sassl.data import NO_LABEL, DataConfig, Rows, ShardReader, ShardScan
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import parse_json
@@ -31,15 +31,13 @@ _BATCH_BYTES = 2**28
 _COLUMNS = pa.schema([("image", pa.large_binary()), ("path", pa.string()), ("label", pa.int64())])
 
 
-class ParquetReader(Reader):
+class ParquetReader(ShardReader):
     """Reads the row groups of the files; the index needs only their footers."""
 
-    def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
-        footers = parallel(lambda file: _footer_facts(file.entry.path, config), files)
-        lines = [(file, group, group + 1, rows) for file, (groups, _) in enumerate(footers) for group, rows in enumerate(groups)]
-        columns = list(zip(*lines, strict=True)) or [()] * len(GROUP_SCHEMA)
-        table = pa.table([list(column) for column in columns], schema=GROUP_SCHEMA)
-        return Scan(table, class_names=_common_names(files, [names for _, names in footers]))
+    def scan(self, path: str, size_bytes: int, config: DataConfig) -> ShardScan:
+        rows, names = _footer_facts(path, config)
+        number = np.arange(len(rows))
+        return ShardScan(np.stack([number, number + 1, np.array(rows, np.int64)], axis=1), class_names=names)
 
     def read(self, index: Index, group: int, part: slice = slice(None)) -> Rows:
         if part != slice(None):
@@ -88,22 +86,6 @@ class ParquetReader(Reader):
 def class_names_metadata(names: Sequence[str]) -> dict[str, str]:
     """Metadata for a Parquet file's schema with the names of its classes, by label."""
     return {_NAMES_KEY: json.dumps(list(names))} if names else {}
-
-
-def _common_names(files: Sequence[SourceFile], names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The class names that the files have; files that have none agree with any.
-
-    Raises:
-        UsageError: two files name their classes differently.
-    """
-    named = [(file.entry.path, of_file) for file, of_file in zip(files, names, strict=True) if of_file]
-    for path, other in named[1:]:
-        if other != named[0][1]:
-            differing = sorted(set(other) ^ set(named[0][1])) or ["their order"]
-            raise UsageError(
-                f"{named[0][0]} and {path} name their classes differently ({', '.join(differing[:10])}), so their labels do not agree"
-            )
-    return named[0][1] if named else ()
 
 
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:

@@ -20,17 +20,14 @@ import pyarrow.fs as pafs
 
 from ray_sassl.data import (
     GROUP_ROWS,
-    GROUP_SCHEMA,
     IMAGE_EXTENSIONS,
     NO_LABEL,
     OTHER_IMAGES,
     ROW_COLUMNS,
     DataConfig,
-    ParallelMap,
-    Reader,
     Rows,
-    Scan,
-    SourceFile,
+    ShardReader,
+    ShardScan,
 )
 from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.quarantine import BadRow
@@ -60,46 +57,17 @@ class _Sample:
     extensions: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """The content of a shard: `groups` are the byte ranges and lengths of its runs, `rows` is a table of `_ROW_SCHEMA`."""
-
-    groups: list[tuple[int, int, int]]
-    rows: pa.Table
-    problem: str | None
-    ignored: Counter[str]
-    lost: LeftOut
-
-
-class WebDatasetReader(Reader):
+class WebDatasetReader(ShardReader):
     """Reads shards; runs of up to `GROUP_ROWS` samples take the place of row groups. The complete samples of a cut-off shard are used."""
 
-    def scan(self, files: Sequence[SourceFile], config: DataConfig, parallel: ParallelMap) -> Scan:
-        def scan(file: SourceFile) -> _Shard:
-            return storage.retried(file.entry.path, lambda: _scan_shard(file.entry.path, file.entry.size_bytes, config))
-
-        shards = parallel(scan, files)
-        lost = LeftOut()
-        for file, shard in zip(files, shards, strict=True):
-            lost.take(shard.lost, f"{storage.name_of(file.entry.path)}: ")
-        groups = [(number, *group) for number, shard in enumerate(shards) for group in shard.groups]
-        columns = [list(column) for column in zip(*groups, strict=True)] or [[]] * len(GROUP_SCHEMA)
-        return Scan(
-            pa.table(columns, schema=GROUP_SCHEMA),
-            pa.concat_tables(shard.rows for shard in shards).combine_chunks(),
-            problems=tuple(
-                BadRow(file.entry.path, -1, -1, shard.problem) for file, shard in zip(files, shards, strict=True) if shard.problem
-            ),
-            ignored=dict(sum((shard.ignored for shard in shards), Counter())),
-            lost=lost,
-        )
+    def scan(self, path: str, size_bytes: int, config: DataConfig) -> ShardScan:
+        return storage.retried(path, lambda: _scan_shard(path, size_bytes, config))
 
     def read(self, index: Index, group: int, part: slice = slice(None)) -> Rows:
-        assert index.rows is not None
         file, start, stop = index.group_place(group)
         path = index.file_path(file)
         sample_id = index.sample_ids(group)[part]
-        rows = index.rows.slice(int(sample_id[0]), len(sample_id))
+        rows = index.rows_of(group, part)
         key, offset, size = rows["key"].to_pylist(), rows["offset"].to_pylist(), rows["size"].to_pylist()
         ends = [(first, first + length) for first, length in zip(offset, size, strict=True) if start <= first <= stop]
         start, stop = min((first for first, _ in ends), default=start), min(max((last for _, last in ends), default=start), stop)
@@ -113,12 +81,10 @@ class WebDatasetReader(Reader):
         return Rows(sample_id, encoded, rows["label"].to_numpy(), [f"{path}#{name}" for name in key], [path] * len(key), place)
 
     def labels(self, index: Index) -> np.ndarray:
-        assert index.rows is not None
-        return index.rows["label"].to_numpy()
+        return index.row_column("label").to_numpy()
 
     def names(self, index: Index) -> list[str]:
-        assert index.rows is not None
-        return index.rows["key"].to_pylist()
+        return index.row_column("key").to_pylist()
 
 
 def _what_is_wrong(offset: int, size: int, num_read: int) -> str | None:
@@ -139,7 +105,7 @@ def _read_range(path: str, start: int, stop: int) -> bytes:
     return storage.retried(path, read)
 
 
-def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> _Shard:
+def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> ShardScan:
     """The shard's samples; `problem` is where the shard is damaged, and everything after that place is lost."""
     found: list[tuple[Member, bytes]] = []
     ignored: Counter[str] = Counter()
@@ -161,7 +127,8 @@ def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> _Shard:
     _refuse_lossy(path, samples, lost, config)
     runs = [samples[first : first + GROUP_ROWS] for first in range(0, len(samples), GROUP_ROWS)]
     columns = [[sample.key for sample in samples], *([getattr(sample, name) for sample in samples] for name in _ROW_SCHEMA.names[1:])]
-    return _Shard([(*_range(run, size_bytes), len(run)) for run in runs], pa.table(columns, schema=_ROW_SCHEMA), problem, ignored, lost)
+    groups = np.array([(*_range(run, size_bytes), len(run)) for run in runs], np.int64).reshape(-1, 3)
+    return ShardScan(groups, pa.table(columns, schema=_ROW_SCHEMA), problem=problem, ignored=dict(ignored), lost=lost)
 
 
 def _refuse_lossy(path: str, samples: Sequence[_Sample], lost: LeftOut, config: DataConfig) -> None:

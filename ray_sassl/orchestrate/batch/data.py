@@ -20,13 +20,14 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.overlap import Digests, Overlap, digests, overlap_of
 from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.data.reading import build_index, read_groups
+from ray_sassl.data.reading import read_groups
 from ray_sassl.files import storage
 from ray_sassl.files.own import mark_folder
-from ray_sassl.orchestrate.batch.actor_pool import result_of
 from ray_sassl.orchestrate.runtime.autoscaler import first_ended
 from ray_sassl.orchestrate.runtime.capacity import Need
 from ray_sassl.orchestrate.runtime.progress import progress_bar
+from ray_sassl.orchestrate.runtime.results import result_of
+from ray_sassl.orchestrate.runtime.scanning import index_of
 
 _CHECK_ROWS = 1024
 _WAITING_TASKS_PER_CPU = 2
@@ -76,8 +77,8 @@ def check(config: DataConfig, *, overlap: DataConfig | None = None, show_progres
     Raises:
         UsageError: a data set cannot be indexed.
     """
-    other = build_index(overlap) if overlap is not None else None
-    index = build_index(config)
+    other = index_of(overlap, show_progress=show_progress) if overlap is not None else None
+    index = index_of(config, show_progress=show_progress)
     quarantine = Quarantine(index.num_rows, max_bad_fraction=float("inf"))
     quarantine.add(index.problems)
     held = ray.put(index)
@@ -119,7 +120,7 @@ def convert(
         TooManyBadRowsError: more rows than `config.max_bad_fraction` cannot be copied; shards that were written stay.
     """
     check_target(target, config)
-    index = build_index(config)
+    index = index_of(config, show_progress=show_progress)
     conversion = plan_conversion(index, format_, shard_rows, group_rows)
     # Any machine may write a shard, so the path must not be relative to the folder of a process.
     target = target if (local := storage.local_path(target)) is None else str(local)

@@ -24,11 +24,11 @@ from ray_sassl.config.files import model_from_yaml, to_yaml
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.reading import build_index
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.train_job import Workers
 from ray_sassl.orchestrate.runtime.progress import progress_bar
+from ray_sassl.orchestrate.runtime.scanning import index_of
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
 from ray_sassl.process.errors import UsageError
 from ray_sassl.style.distillation import DistillConfig
@@ -89,7 +89,10 @@ def distill(
         raise UsageError(f"batches of {config.batch_size} cannot be shared evenly by {workers.count} workers")
     workers.check()
     first = None if start is None else read_student(start)
-    indexes = ([build_index(data) for data in contents], [build_index(data) for data in styles])
+    indexes = (
+        [index_of(data, show_progress=show_progress) for data in contents],
+        [index_of(data, show_progress=show_progress) for data in styles],
+    )
     work_dir = work_dir if (local := storage.local_path(work_dir)) is None else str(local)
     _open_work_dir(work_dir, config, indexes, excluded, workers.count, None if first is None else first[1]["code_space"])
     control = start_control(sum(index.num_rows for kind in indexes for index in kind), 1.0, storage.join(work_dir, "quarantine.jsonl"))

@@ -17,7 +17,6 @@ from ray.actor import ActorHandle
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.data.reading import build_index
 from ray_sassl.exporting.embedding import (
     PART_ROWS,
     Embedder,
@@ -35,6 +34,7 @@ from ray_sassl.files import storage
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, spread
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.progress import progress_bar
+from ray_sassl.orchestrate.runtime.scanning import index_of
 from ray_sassl.orchestrate.runtime.weights import keep, kept
 from ray_sassl.process.errors import UsageError
 
@@ -106,7 +106,7 @@ def embed_dataset(
     """
     if part_rows < 1:
         raise UsageError(f"part_rows={part_rows}: a part needs at least 1 row")
-    index = build_index(data)
+    index = index_of(data, show_progress=show_progress)
     plan = EmbeddingPlan.of(index, encoder.facts, part_rows)
     is_file = is_one_file(out)
     bad_path = _beside(out, ".bad.jsonl") if is_file else storage.join(out, "bad.jsonl")

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import threading
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ray_sassl.cluster.plan import read_prices
 from ray_sassl.config.files import to_yaml
-from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import QuarantineFile
 from ray_sassl.data.seen import SeenIds
@@ -44,6 +45,7 @@ from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.definitions import read_definition
 from ray_sassl.orchestrate.runtime.devices import pretends_gpus
 from ray_sassl.orchestrate.runtime.reservation import release_reservation
+from ray_sassl.orchestrate.runtime.scanning import Scanning
 from ray_sassl.orchestrate.runtime.session import in_group, ray_session
 from ray_sassl.orchestrate.runtime.weights import keep_weights
 from ray_sassl.pipeline import local_batches, without
@@ -74,6 +76,8 @@ def pretrain(
     address: str | None = None,
     watch: Watch = lambda update: None,
     stop: threading.Event | None = None,
+    known: Index | None = None,
+    checked: EvaluateConfig | None = None,
 ) -> RunResult:
     """Pretrain an encoder; the record is the run directory.
 
@@ -89,6 +93,8 @@ def pretrain(
         address: Address of a running Ray cluster.
         watch: Called with the progress.
         stop: When it is set, the run stops as after the first Ctrl-C.
+        known: An index that was just built, which is used for a new run if it is of the run's data.
+        checked: Images that are known to be fit to evaluate on.
 
     Raises:
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
@@ -97,8 +103,11 @@ def pretrain(
     run_dir = absolute(run_dir)
     config = settled(with_absolute_paths(config), run_dir, resume=resume)
     check_workers(config)
-    check_evaluation(config)
-    index = prepare_run_dir(config, run_dir, resume=resume, data_moved=data_moved)
+    if config.evaluate != checked:
+        check_evaluation(config)
+    with ExitStack() as stack:
+        scanning = Scanning(lambda: stack.enter_context(ray_session(address))) if config.scaling.num_workers else None
+        index = prepare_run_dir(config, run_dir, resume=resume, data_moved=data_moved, known=known, each=scanning)
     check_data(config, index)
     if not resume or not storage.exists(storage.join(run_dir, START)):
         keep_start(config, run_dir)

@@ -8,7 +8,7 @@ import logging
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import Quarantine
-from ray_sassl.data.reading import build_index
+from ray_sassl.data.reading import kept_index
 from ray_sassl.data.sources import check_there
 from ray_sassl.evaluation.apart import check_selection
 from ray_sassl.evaluation.datasets import check_same_names, check_usable
@@ -36,7 +36,7 @@ def check_evaluation(config: ExperimentConfig) -> None:
         try:
             if data is not None:
                 check_there(data)
-                indexes[name] = build_index(data)
+                indexes[name] = kept_index(data)
                 check_usable(indexes[name])
                 check_same_names(indexes["train"], indexes[name])
         except UsageError as error:
@@ -52,7 +52,7 @@ def check_evaluation(config: ExperimentConfig) -> None:
             log.warning("evaluate.test: %s. The last line of the run has scores on these images only if they exist by then.", error)
         else:
             try:
-                test = build_index(evaluate.test)
+                test = kept_index(evaluate.test)
                 check_usable(test)
                 check_same_names(indexes["train"], test)
             except UsageError as error:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from ray_sassl.orchestrate.pretraining.preflight import check_evaluation
 from ray_sassl.orchestrate.runtime.autoscaler import Waiting
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.reasons import reason_of
+from ray_sassl.orchestrate.runtime.scanning import Scanning
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.orchestrate.runtime.watched import run_watched
 from ray_sassl.orchestrate.runtime.weights import driver_weights, keep_weights
@@ -156,7 +158,9 @@ def search(
     if resume and storage.exists(index_path):
         index = index_to_continue(study.base.data, index_path, data_moved=data_moved)
     else:
-        index = cached_index(study.base.data, index_path, with_content=True)
+        with ExitStack() as stack:
+            scanning = Scanning(lambda: stack.enter_context(ray_session(address)))
+            index = cached_index(study.base.data, index_path, with_content=True, each=scanning)
     state = StudyState(study, study_dir, {record.number: record for record in records})
     state.num_earlier = len(records)
     state.evaluations = num_evaluations(study.base.train, index.num_rows)
@@ -175,6 +179,8 @@ def search(
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(state.concurrent)
         control = start_control()
         keepers = {config.name: keeper for config in stylizers if (keeper := keep_weights(config)) is not None}
+        if run is pretrain:
+            run = partial(run, checked=without_test(study.base).evaluate)
         run = partial(run, data_moved=True) if data_moved else run
         spec = TrialSpec(to_yaml(study), study_dir, index.num_rows, control, run, keepers)
         with tempfile.TemporaryDirectory(prefix="ray-sassl-tune-") as folder:

@@ -26,6 +26,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from ray_sassl.config.files import model_from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.index import Index
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.weights import receive_weights
@@ -240,7 +241,7 @@ class PretrainTrial(tune.Trainable):
         run_dir = trial_dir(spec.study_dir, self._number)
         index, shared = storage.join(run_dir, INDEX), storage.join(spec.study_dir, INDEX)
         if not storage.exists(index) and storage.exists(shared):  # the data set is indexed once for the whole study
-            storage.write_bytes(index, storage.read_bytes(shared))
+            Index.load(shared).save(index)
         number, config = self._number, spec.config(self._point)
         config_file = storage.join(run_dir, CONFIG)
         if spec.study.scheduler == "pbt" and storage.exists(config_file):

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -8,6 +10,7 @@ from ray_sassl.cli.data import app
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.orchestrate.batch.data import check, convert
+from ray_sassl.orchestrate.runtime import scanning
 from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import write_held_shards, write_shards
 
@@ -67,3 +70,17 @@ def test_check_counts_the_images_that_are_in_another_data_set_too(tmp_path: Path
     assert "and 60 more" in run.output
     run = CliRunner().invoke(app, ["check", f"{tmp_path}/train-0.parquet", "--overlap", f"{tmp_path}/train-1.parquet"])
     assert run.exit_code == 0, run.output
+
+
+def test_shards_are_scanned_by_tasks_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number in range(40):
+        pq.write_table(pa.table({"image": [b"x"] * (number + 1), "label": [number] * (number + 1)}), tmp_path / f"{number:02d}.parquet")
+    config, done = DataConfig(path=str(tmp_path)), []
+    monkeypatch.setattr(scanning, "FEW_SHARDS", 10)
+    index = build_index(config, each=scanning.Scanning(show_progress=False), progress=lambda number, total: done.append((number, total)))
+    assert index.group_rows.tolist() == list(range(1, 41))
+    assert done == [(number, 40) for number in range(1, 41)]
+    assert index.fingerprint == build_index(config).fingerprint
+    pq.write_table(pa.table({"other": [1]}), tmp_path / "17.parquet")
+    with pytest.raises(UsageError, match=r"17\.parquet has no image column"):
+        scanning.index_of(config, show_progress=False)

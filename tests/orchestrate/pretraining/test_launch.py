@@ -128,16 +128,16 @@ def test_test_images_are_read_when_the_run_is_complete_and_give_its_last_line(tm
     config = apply_overrides(
         small_config(path, num_workers=0), [f"evaluate.test={{path: {tmp_path}/held, max_bad_fraction: 1}}", "evaluate.online=both"]
     )
-    real, found = datasets.build_index, []
+    real, found = datasets.kept_index, []
 
-    def build_index(data: DataConfig) -> Index:
+    def kept_index(data: DataConfig) -> Index:
         if data.path == f"{tmp_path}/held":  # which is there from the moment at which it may be read
             steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
             found.append((max(steps), (run_dir / "checkpoints" / f"step-{max(steps):08d}").exists()))
             write_held_shards(tmp_path)
         return real(data)
 
-    monkeypatch.setattr(datasets, "build_index", build_index)
+    monkeypatch.setattr(datasets, "kept_index", kept_index)
     result = pretrain(config, str(run_dir))
     assert found == [(result.step, True)]
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
+from ray_sassl.pipeline import CropBlock
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, load_config, override_list
+from ray_sassl.runs.dose import style_curve
+from ray_sassl.runs.pictures import read_block
+from ray_sassl.runs.process import build_style_augmentation
 from ray_sassl.study.compare import comparison, comparison_html
-from ray_sassl.study.record import BEST, STUDY, StudyConfig, StudyRecord, TrialRecord, read_record, write_tables
+from ray_sassl.study.record import BEST, STUDY, StudyConfig, StudyRecord, TrialRecord, read_record, read_study, write_tables
 from ray_sassl.study.report import write_report
-from ray_sassl.study.space import Objective, SearchSpace
+from ray_sassl.study.space import Dose, Objective, SearchSpace
+from ray_sassl.style.dose import Curve
 from tune_spaces import SpaceSource, load_space, spaces
 
 if TYPE_CHECKING:
@@ -91,6 +97,33 @@ def make_study(
         num_trials=num_trials,
         **fields,
     )
+
+
+def with_doses(study: StudyConfig, begun: str | None) -> StudyConfig:
+    """The study with the curves of its doses: measured on its images, or those that were recorded when the study was begun.
+
+    Args:
+        begun: The study directory, if the study is resumed.
+    """
+    if not any(isinstance(parameter, Dose) for parameter in study.space.parameters):
+        return study
+    if begun is not None:
+        recorded = {p.key: p.curves for p in read_study(begun).space.parameters if isinstance(p, Dose)}
+        known = (
+            p.model_copy(update={"curves": recorded.get(p.key, p.curves)}) if isinstance(p, Dose) else p for p in study.space.parameters
+        )
+        study = study.model_copy(update={"space": study.space.model_copy(update={"parameters": tuple(known)})})
+
+    @cache
+    def block() -> CropBlock:
+        return read_block(study.base)[1]
+
+    def measure(config: ExperimentConfig) -> Curve:
+        style = build_style_augmentation(config, "cpu", 1)
+        assert style is not None
+        return style_curve(config, block(), style)
+
+    return study.model_copy(update={"space": study.space.with_curves(study.base, measure)})
 
 
 def _source(space: str | os.PathLike[str] | SearchSpace, experiment: ExperimentConfig | str | None) -> SpaceSource:
@@ -173,7 +206,9 @@ def search(
     )
     place = study_dir or f"studies/{study.name}"
     with hold_folder(place, "search"):
-        goes_on = storage.exists(storage.join(place, STUDY)) if resume == "if begun" else resume
+        there = storage.exists(storage.join(place, STUDY))
+        goes_on = there if resume == "if begun" else resume
+        study = with_doses(study, place if goes_on and there else None)
         state = run_search(study, place, resume=goes_on, data_moved=data_moved, address=address, watch=watch)
     is_interrupted = any(trial.state == "interrupted" for trial in state.records) or (
         state.is_stopping and len(state.records) < study.num_trials

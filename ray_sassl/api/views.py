@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
-from ray_sassl.data.reading import build_index
 from ray_sassl.files.own import write_picture
 from ray_sassl.pipeline import CropBlock
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, load_config
-from ray_sassl.runs.directory import INDEX
 from ray_sassl.runs.dose import STYLE, Dose, matched, measure, style_pixels
-from ray_sassl.runs.pictures import first_block, views_picture
-from ray_sassl.runs.process import build_style_augmentation, view_source
+from ray_sassl.runs.pictures import read_block, views_picture
+from ray_sassl.runs.process import build_style_augmentation
 
 
 @dataclass(frozen=True)
@@ -77,11 +73,9 @@ def draw_views(
     config = load_config(experiment, overrides)
     if against and config.stylize.is_identity:
         raise UsageError(f"{config.name} has no style whose dose could be matched; choose a stylizer, as in stylize=swift")
-    with tempfile.TemporaryDirectory() as folder:
-        build_index(config.data).save(Path(folder) / INDEX)
-        source, style = view_source(config, folder), build_style_augmentation(config, "cpu", 1)
-        block = first_block(source)
-        picture = views_picture(config, source, block, style and style.stylize, num_rows)
+    style = build_style_augmentation(config, "cpu", 1)
+    source, block = read_block(config)
+    picture = views_picture(config, source, block, style and style.stylize, num_rows)
     doses = measure(config, block, style)
     equals = [_equal(config, block, name, style_pixels(doses)) for name in against]
     write_picture(out, picture)

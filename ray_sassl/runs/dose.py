@@ -12,7 +12,8 @@ import torch
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
-from ray_sassl.files.json_files import as_number
+from ray_sassl.files.json_files import as_number, read_json
+from ray_sassl.files.paths import read_inside
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.pixels import to_float
 from ray_sassl.pipeline import CropBlock
@@ -108,6 +109,17 @@ def style_pixels(doses: Sequence[Dose]) -> float:
 def write_doses(run_dir: str, doses: Sequence[Dose], num_images: int) -> None:
     """Write `dose.json` to the run directory."""
     storage.write_text(storage.join(run_dir, DOSE), json.dumps({"images": num_images, "doses": [asdict(dose) for dose in doses]}, indent=2))
+
+
+def read_doses(run_dir: str, left_out: list[str]) -> list[Dose]:
+    """The doses in a run directory; none for runs of earlier versions. What is damaged is left out, and named in `left_out`."""
+    path = storage.join(run_dir, DOSE)
+    tree = read_inside(read_json, path, run_dir, left_out)
+    try:
+        return doses_in(tree) if isinstance(tree, dict) else []
+    except UsageError as error:
+        left_out.append(f"{path}: {error}")
+        return []
 
 
 def doses_in(tree: dict[str, object]) -> list[Dose]:

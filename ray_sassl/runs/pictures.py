@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +13,15 @@ from torch import Tensor
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.reading import build_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
 from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.pipeline import CropBlock, StylizeBlock, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.process.errors import UsageError
+from ray_sassl.runs.directory import INDEX
+from ray_sassl.runs.process import view_source
 from ray_sassl.style.augment import blend, draw_styles
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.types import view_name
@@ -39,6 +44,14 @@ def first_block(source: ViewSource) -> CropBlock:
         named = "".join(f"\n  {row}" for row in bad[:5])
         raise UsageError(f"none of the images in the first block could be decoded; `ray-sassl data check PATH` lists them all:{named}")
     return block
+
+
+def read_block(config: ExperimentConfig) -> tuple[ViewSource, CropBlock]:
+    """`first_block` of a config's data, without a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_index(config.data).save(Path(folder) / INDEX)
+        source = view_source(config, folder)
+        return source, first_block(source)
 
 
 def views_picture(

@@ -22,7 +22,7 @@ from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import redacted_tree
 from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
-from ray_sassl.runs.dose import DOSE, Dose, doses_in
+from ray_sassl.runs.dose import Dose, read_doses
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def read_run(path: str) -> RunRecord:
         scores=scores,
         bad_rows=count_kinds(storage.join(path, QUARANTINE)) if quarantine else {},
         views=_views(path, left_out),
-        doses=_doses(path, left_out),
+        doses=read_doses(path, left_out),
         left_out=(*left_out, *scores_left_out),
     )
     for sentence in record.left_out:
@@ -165,12 +165,3 @@ def _views(run_dir: str, left_out: list[str]) -> bytes | None:
     except UsageError as error:
         left_out.append(str(error))
         return None
-
-
-def _doses(run_dir: str, left_out: list[str]) -> list[Dose]:
-    tree = _object(run_dir, DOSE, left_out)
-    try:
-        return doses_in(tree) if tree is not None else []
-    except UsageError as error:
-        left_out.append(f"{storage.join(run_dir, DOSE)}: {error}")
-        return []

@@ -10,8 +10,9 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.files import storage
 from ray_sassl.files.pictures import read_picture
 from ray_sassl.process.errors import UsageError
+from ray_sassl.runs.dose import HEADS, read_doses, rows_of
 from ray_sassl.runs.pages.markup import Html, element, joined
-from ray_sassl.runs.pages.page import Cell, left_out, page, picture, section, table
+from ray_sassl.runs.pages.page import Cell, folded, left_out, page, picture, section, table
 from ray_sassl.study import figures
 from ray_sassl.study.record import StudyConfig, StudyRecord, TrialRecord, best_config, best_trial, trial_dir
 from ray_sassl.study.space import Objective
@@ -160,6 +161,8 @@ def _views(record: StudyRecord, values: dict[int, float]) -> tuple[Html, list[st
         if content is not None:
             strip = picture(content, "views", _STRIP_WIDTH_PX, _height_of_rows)
             strips.append(element("<h3>{}: {}, {} {}</h3>\n{}", title, trial.number, goal.metric, figure(goal, trial), strip))
+            if doses := read_doses(trial_dir(record.path, trial.number), left_out_):
+                strips.append(folded("How strong the augmentations are", table(HEADS, list(rows_of(doses)))))
     note = "Crops, stylized crops and final views of the same images."
     return section("What the network saw", joined(strips, "\n"), note), left_out_
 

@@ -19,6 +19,8 @@ from ray_sassl.config.overrides import Override, OverrideError, apply_overrides,
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.plugins import FrozenConfig, PluginConfig
 from ray_sassl.process.errors import UsageError
+from ray_sassl.style.dose import Curve, interval_at, strength_for
+from ray_sassl.style.stylizers import StylizerConfig
 
 Scalar = str | float | int | bool | None
 Point = dict[str, Scalar]
@@ -193,7 +195,54 @@ class Interval(_Parameter):
             yield path, [low, float(f"{min(low + width, self.most):.10g}")]
 
 
-Parameter = Annotated[Float | Int | Choice | Interval, Field(discriminator="kind")]
+class Dose(_Number):
+    """The dose of style in gray levels, in the place of alpha and beta: they are read from the curve that was measured for the stylizer, so
+    the same dose changes pixels as much with any of them."""
+
+    kind: Literal["dose"] = "dose"
+    path: str | tuple[str, ...] = ("sassl.alpha", "sassl.beta")
+    name: str = "dose"
+    curves: Mapping[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
+    """(strength, gray levels) by stylizer, see `style/dose.py`; a search measures them once, on its own images, and records them."""
+
+    def dimensions(self) -> list[Dimension]:
+        return [Dimension(self.key, low=self.low, high=self.high, is_log=self.log)]
+
+    def values(self, point: Point) -> Iterator[tuple[str, Any]]:
+        dose, stylizer = point[self.key], point.get(STYLIZER, next(iter(self.curves), None))
+        assert isinstance(dose, int | float)
+        if stylizer not in self.curves:
+            raise SpaceError(f"{self.key}: no dose was measured for stylize={stylizer}")
+        try:
+            interval = interval_at(round(strength_for(self.curves[str(stylizer)], dose), 4))
+        except UsageError as error:
+            raise SpaceError(f"{self.key}, stylize={stylizer}: {error}; lower the upper end of the range") from error
+        for path in self.paths:
+            yield path, list(interval)
+
+
+class Arms(FrozenConfig):
+    """The arms of an ablation: each is a set of changes to the base experiment."""
+
+    kind: Literal["arms"] = "arms"
+    key: str = "arm"
+    arms: Mapping[str, Mapping[str, Any]] = Field(min_length=1)
+    """Values by path, by the arm's name."""
+    when: Mapping[str, tuple[Scalar, ...]] = Field(default_factory=dict)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(path for changes in self.arms.values() for path in changes))
+
+    def dimensions(self) -> list[Dimension]:
+        return [Dimension(self.key, choices=tuple(self.arms))]
+
+    def values(self, point: Point) -> Iterator[tuple[str, Any]]:
+        yield from self.arms[str(point[self.key])].items()
+
+
+STYLIZER = "stylize"
+Parameter = Annotated[Float | Int | Choice | Interval | Dose | Arms, Field(discriminator="kind")]
 SEARCHERS = ("random", "grid", "optuna", "hyperband-bayes")
 SCHEDULERS = ("fifo", "asha", "median", "pbt")
 
@@ -248,6 +297,21 @@ class SearchSpace(FrozenConfig):
         if not left:
             raise SpaceError(f"{', '.join(fixed)} fix everything that the space searches; leave one of them out")
         return self.model_copy(update={"parameters": left})
+
+    def with_curves(self, base: ExperimentConfig, measure: Callable[[ExperimentConfig], Curve]) -> SearchSpace:
+        """The space with the curve of each stylizer that a dose may be of; those that are known are kept.
+
+        Args:
+            measure: Measures the curve of a config's stylizer.
+        """
+        choices = [p.choices for p in self.parameters if isinstance(p, Choice) and STYLIZER in p.paths] or [(base.stylize,)]
+        configs = {str(_label(_name(value))): apply_overrides(base, [(STYLIZER, _plain(value))]) for value in choices[0]}
+
+        def measured(dose: Dose) -> Dose:
+            missing = {name: measure(config) for name, config in configs.items() if name not in dose.curves and not _is_none(config)}
+            return Dose.model_validate(dose.model_dump() | {"curves": {**dose.curves, **missing}})
+
+        return self.model_copy(update={"parameters": tuple(measured(p) if isinstance(p, Dose) else p for p in self.parameters)})
 
     def draw(self, base: ExperimentConfig, choose: Callable[[Dimension], Scalar]) -> Point:
         """A point whose values `choose` returns; it is called for the dimensions whose conditions hold, in order."""
@@ -367,6 +431,21 @@ def _paths_set(path: str, value: Any) -> Iterator[str]:
         return
     for name, part in value.items():
         yield from _paths_set(f"{path}.{name}", part)
+
+
+def _name(value: Any) -> Any:
+    """The name of a plug-in's config; what else is a choice stays."""
+    return value.name if isinstance(value, PluginConfig) else value
+
+
+def _plain(value: Any) -> Any:
+    return {"name": value.name, **value.model_dump(mode="json")} if isinstance(value, PluginConfig) else value
+
+
+def _is_none(config: ExperimentConfig) -> bool:
+    """Whether the config has no style, so that a dose has no meaning and is conditional."""
+    assert isinstance(config.stylize, StylizerConfig)
+    return config.stylize.is_identity
 
 
 def _label(value: Any) -> Scalar:

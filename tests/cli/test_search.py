@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ray_sassl.api.search import make_study
+from ray_sassl.api.search import make_study, with_doses
 from ray_sassl.cli import app
 from ray_sassl.cli.search import remaining_s, status
 from ray_sassl.process.errors import UsageError
 from ray_sassl.study.record import StudyConfig, TrialRecord, open_study, write_trial
+from ray_sassl.study.space import Dose
 from tests.study.test_record import make_study as small_study
 from tests.study.test_record import make_trial
 from tune_spaces import spaces
@@ -54,6 +55,20 @@ def test_overrides_change_the_base_experiment_and_fix_what_they_set():
     names = {dimension.name for dimension in study.space.dimensions}
     assert "sassl.prob" not in names
     assert "sassl.alpha.low" in names
+
+
+def test_doses_are_measured_once_on_the_studys_images_and_recorded(tmp_path: Path):
+    study = _study("style_dose", "data.block_rows=16", experiment="demo")
+    measured = with_doses(study, None)
+    (dose,) = (p for p in measured.space.parameters if isinstance(p, Dose))
+    assert set(dose.curves) == {"color_statistics", "fda", "swift"}
+    assert all(curve[0] == (0, 0) and curve[-1][1] > 30 for curve in dose.curves.values())
+    assert dose.curves["swift"] != dose.curves["fda"]
+    measured.space.check(measured.base)
+    open_study(measured, str(tmp_path), resume=False)
+    moved = _study("style_dose", "data.block_rows=16", "data.path=nowhere", experiment="demo")
+    assert with_doses(moved, str(tmp_path)).space == measured.space  # the images are not looked at again
+    assert with_doses(_study("views"), None) == _study("views")
 
 
 def test_a_grid_has_as_many_trials_as_points():

@@ -12,10 +12,15 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.process.errors import UsageError
 from ray_sassl.study.searcher import suggest
-from ray_sassl.study.space import SpaceError, has_path
+from ray_sassl.study.space import SearchSpace, SpaceError, has_path
 from tune_spaces import SpaceSource, load_space, spaces
 
 each_space = pytest.mark.parametrize("source", spaces().values(), ids=lambda source: source.name)
+
+
+def _space(source: SpaceSource, base: ExperimentConfig) -> SearchSpace:
+    """With made-up curves of doses, which a search measures on its images."""
+    return source.space(base).with_curves(base, lambda config: ((0.0, 0.0), (2.0, 60.0)))
 
 
 def _base(source: SpaceSource) -> ExperimentConfig:
@@ -26,7 +31,7 @@ def _base(source: SpaceSource) -> ExperimentConfig:
 @each_space
 def test_fifty_draws_of_every_space_are_valid_and_name_real_paths(source):
     base = _base(source)
-    space = source.space(base)
+    space = _space(source, base)
     space.check(base)
     for number in range(50):
         point = suggest(space, base, [], number, seed=3, searcher="random")
@@ -39,7 +44,7 @@ def test_fifty_draws_of_every_space_are_valid_and_name_real_paths(source):
 @each_space
 def test_every_dimension_of_a_space_is_reached_and_changes_the_config(source):
     base = _base(source)
-    space = source.space(base)
+    space = _space(source, base)
     points = [suggest(space, base, [], number, seed=0, searcher="random") for number in range(300)]
     for dimension in space.dimensions:
         values = {point[dimension.name] for point in points if point and dimension.name in point}

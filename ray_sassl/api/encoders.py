@@ -33,7 +33,7 @@ def export(
     Args:
         run: A run directory (its newest intact checkpoint) or a checkpoint.
         out: A folder or URI without an export.
-        format: "torchvision", "timm", "onnx" or "safetensors".
+        format: "torchvision", "timm", "hf", "onnx" or "safetensors".
         with_head: Also fit a linear classifier on `evaluate.train` and add it.
         overrides: Changes to the run's config, such as where labeled images are.
         size_px: Side of the images; by default as the run was evaluated, else trained.

@@ -33,6 +33,7 @@ class ExportFormat(StrEnum):
 
     torchvision = "torchvision"
     timm = "timm"
+    hf = "hf"
     onnx = "onnx"
     safetensors = "safetensors"
 
@@ -56,7 +57,7 @@ def export(
         typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config, such as evaluate.train.path=... for labeled images."),
     ] = None,
     format_: Annotated[
-        ExportFormat, typer.Option("--format", help="The library whose tensor names to use, or ONNX.")
+        ExportFormat, typer.Option("--format", help="The library whose tensor names to use, ONNX, or a folder for Hugging Face.")
     ] = ExportFormat.safetensors,
     out: Annotated[str, typer.Option(help="A folder or URI for the file, its card and the config.")] = "encoder",
     with_head: Annotated[Head, typer.Option(help="`linear` fits a classifier on evaluate.train and adds it.")] = Head.none,

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from ray_sassl.data.hub import HUB
 from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
@@ -47,9 +48,10 @@ Format = Literal["parquet", "webdataset", "folder"]
 class DataConfig(FrozenConfig):
     """Where the images are, and in which portions they are shuffled and processed."""
 
-    path: Annotated[str | tuple[str, ...], LocalPath(other_than=SYNTHETIC)] = "synthetic"
+    path: Annotated[str | tuple[str, ...], LocalPath(other_than=SYNTHETIC, prefixes=(HUB,))] = "synthetic"
     """A file, a folder, a glob (`*`, `?`, `[...]`, `**`, `{000..146}`) or a list of these; local or a pyarrow filesystem URI (`s3://`,
-    `gs://`). `synthetic` is the embedded data set's train split, `synthetic:test` its test split."""
+    `gs://`). `hf:OWNER/NAME[@REVISION][:SPLIT[:SUBSET]]` is a data set of the Hugging Face hub. `synthetic` is the embedded data set's train
+    split, `synthetic:test` its test split."""
     format: Literal["auto", "parquet", "webdataset", "folder"] = "auto"
     """`auto` recognizes the format by the file names, and refuses a folder with several formats."""
     image_column: str = "image"

@@ -22,6 +22,7 @@ from ray_sassl.data.ahead import ahead
 from ray_sassl.data.building import OrderedMap, files_table, scan_folder, scan_shards
 from ray_sassl.data.contents import with_digests
 from ray_sassl.data.disk_cache import read_cached
+from ray_sassl.data.hub import ensure_hub, is_hub
 from ray_sassl.data.index import SCANNED_FIELDS, Index, indexes_dir, keep_newest
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.readers.folder import FolderReader
@@ -226,6 +227,8 @@ def _read(index: Index, pieces: Sequence[tuple[int, slice]]) -> Rows:
     is_made_here = any(path in SYNTHETIC for path in index.config.paths)
     if is_made_here:
         ensure_synthetic()  # another machine may have built the index
+    for path in filter(is_hub, index.config.paths):
+        ensure_hub(path)
     parts = []
     for group, part in pieces:
         try:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from ray_sassl.data import IMAGE_EXTENSIONS, OTHER_IMAGES, SYNTHETIC, DataConfig, Format, SourceFiles
 from ray_sassl.data.decode import is_image
+from ray_sassl.data.hub import ensure_hub, hub_name, is_hub
 from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.files import storage
@@ -215,13 +216,15 @@ def _is_image(entry: Entry) -> bool:
 
 
 def check_there(config: DataConfig) -> None:
-    """Check that every path of `config.path` exists; folders are not listed.
+    """Check that every path of `config.path` exists; folders are not listed, and of the hub only the form of the name is checked.
 
     Raises:
         UsageError: one does not exist.
     """
     for path in config.paths:
-        for concrete, entry in _places(path) if path not in SYNTHETIC else ():
+        if is_hub(path):
+            hub_name(path)
+        for concrete, entry in _places(path) if path not in SYNTHETIC and not is_hub(path) else ():
             if entry is None:
                 _add_matches(concrete, _Found())
 
@@ -271,6 +274,9 @@ def _add_files_of(given: str, found: _Found) -> None:
     if given in SYNTHETIC:
         folder = str(ensure_synthetic() / (given.partition(":")[2] or "train"))
         _add_files_below(folder, found)
+        return
+    if is_hub(given):
+        _add_files_below(str(ensure_hub(given)), found)
         return
     for concrete, entry in _places(given):
         if entry is None:
@@ -355,7 +361,7 @@ def path_around(config: DataConfig, place: str) -> str | None:
     """The path of the config that would include a folder at `place`, or None if there is none."""
     inside = _whole(place)
     for path in config.paths:
-        for concrete in _expand_numbers(path) if path not in SYNTHETIC else ():
+        for concrete in _expand_numbers(path) if path not in SYNTHETIC and not is_hub(path) else ():
             if inside.startswith(_whole(concrete)):
                 return path
             if not _WILDCARD.search(storage.without_options(concrete)):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ray_sassl.config.schema import EvaluateConfig
 from ray_sassl.data import SYNTHETIC, DataConfig
+from ray_sassl.data.hub import is_hub
 from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
@@ -89,6 +90,8 @@ def _base(path: str) -> str:
     """The file or folder that is given, or the folder in which names vary."""
     if path in SYNTHETIC:
         return f"synthetic:{path.partition(':')[2] or 'train'}"
+    if is_hub(path):
+        return path
     fixed = _VARIES.split(storage.without_options(path), maxsplit=1)[0]
     if fixed != storage.without_options(path):
         fixed = fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else ".")

@@ -17,7 +17,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
 from ray_sassl.pipeline import OnBad, decode_images
 
-_WHOLE_IMAGE_PX = 64
+WHOLE_IMAGE_PX = 64
 
 _BATCHES_AHEAD = 1
 
@@ -108,11 +108,16 @@ def _evaluation_piece(rows: Rows, max_pixels: int, size_px: int) -> tuple[Evalua
     return EvaluationBatch(pixels, rows.label[good], rows.sample_id[good]), bad
 
 
+def resized_side(size_px: int) -> int:
+    """The shorter side of an image before its center of `size_px` is cropped, above `WHOLE_IMAGE_PX`."""
+    return round(size_px * 8 / 7)
+
+
 def evaluation_view(image: Image.Image, size_px: int) -> Image.Image:
     """The image as encoders are evaluated on: resized (bilinear) and, above 64 px, cropped at the center to 7/8 of the shorter side."""
-    if size_px <= _WHOLE_IMAGE_PX:
+    if size_px <= WHOLE_IMAGE_PX:
         return image if image.size == (size_px, size_px) else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
-    scale = round(size_px * 8 / 7) / min(image.size)
+    scale = resized_side(size_px) / min(image.size)
     width, height = (max(size_px, round(side * scale)) for side in image.size)
     left, top = (width - size_px) // 2, (height - size_px) // 2
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size_px, top + size_px))

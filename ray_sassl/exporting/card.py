@@ -9,6 +9,7 @@ import yaml
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
+from ray_sassl.evaluation.images import WHOLE_IMAGE_PX, resized_side
 from ray_sassl.evaluation.results import shown, shown_value
 from ray_sassl.exporting.encoder import EncoderFacts
 from ray_sassl.exporting.formats import Format
@@ -18,8 +19,7 @@ from ray_sassl.process.console import markdown, markdown_code, one_line
 from ray_sassl.runs.directory import INDEX
 from ray_sassl.runs.record import RunRecord
 
-_LIBRARY: dict[Format, str] = {"torchvision": "torchvision", "timm": "timm", "onnx": "onnx", "safetensors": "ray-sassl"}
-_WHOLE_IMAGE_PX = 64
+_LIBRARY: dict[Format, str] = {"torchvision": "torchvision", "timm": "timm", "hf": "timm", "onnx": "onnx", "safetensors": "ray-sassl"}
 _NAMED_CLASSES = 20
 _NAMED_METRICS = ("loss", "chance_loss", "knn_top1", "test_knn_top1", "embedding_std", "effective_rank")
 
@@ -91,15 +91,25 @@ def _use(about: CardFacts) -> str:
                 f'session = onnxruntime.InferenceSession("{about.file}")',
                 f'{outputs} = session.run(None, {{"images": images}})  # (B, 3, {facts.size_px}, {facts.size_px}) float32, normalized',
             ]
+        case "hf":
+            lines = [
+                "import timm",
+                'model = timm.create_model("local-dir:.", pretrained=True)  # this folder; "hf-hub:OWNER/NAME" once it is on the hub',
+                "prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # of a PIL image",
+                f"{output} = model.eval()(images)",
+            ]
         case library:
             lines = [f"import {library}, safetensors.torch, torch", *about.code, load, f"{output} = model.eval()(images)"]
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (facts.pixel_mean, facts.pixel_std))
-    if facts.size_px <= _WHOLE_IMAGE_PX:
+    if facts.size_px <= WHOLE_IMAGE_PX:
         view = f"resized to {facts.size_px} x {facts.size_px} px (bilinear)"
     else:
-        view = f"resized to {round(facts.size_px * 8 / 7)} px on the shorter side (bilinear) and cropped to the middle {facts.size_px} px"
+        view = f"resized to {resized_side(facts.size_px)} px on the shorter side (bilinear) and cropped to the middle {facts.size_px} px"
     prepared = f"Images are RGB, {view}, scaled to [0, 1], and normalized with mean ({mean}) and deviation ({std}) by channel."
-    if about.format in ("torchvision", "timm"):
+    if about.format == "hf":
+        kind = "AutoModelForImageClassification" if has_head else "AutoModel"
+        prepared += f' `transformers.{kind}.from_pretrained(".")` loads the folder too.'
+    if about.format in ("torchvision", "timm", "hf"):
         prepared += f' `ray_sassl.load_encoder("{about.file}")` reads the same file.'
     code = "\n".join(lines)
     return f"```python\n{code}\n```\n\n{prepared}"

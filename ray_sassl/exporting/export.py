@@ -12,7 +12,7 @@ from ray_sassl.config.overrides import Override, apply_overrides
 from ray_sassl.exporting.card import CardFacts, card
 from ray_sassl.exporting.embedding import Embedder
 from ray_sassl.exporting.encoder import MODEL, Encoder, encoder_bytes, encoder_of
-from ray_sassl.exporting.formats import Format, library_model
+from ray_sassl.exporting.formats import HUB_CONFIG, Format, check_hub_folder, hub_config, library_model
 from ray_sassl.exporting.head import LinearHead, fit_head
 from ray_sassl.exporting.onnx_file import onnx_bytes
 from ray_sassl.files import storage
@@ -51,12 +51,13 @@ def export_encoder(
     size_px: int | None = None,
     license: str | None = None,
 ) -> Export:
-    """Write `model.safetensors` or `model.onnx`, `README.md` and `config.yaml` to the folder, after a check that the exported weights give
-    the same features.
+    """Write `model.safetensors` or `model.onnx`, `README.md` and `config.yaml` (for `hf` also `config.json`) to the folder, after a check
+    that the exported weights give the same features.
 
     Args:
         source: A run directory (its newest intact checkpoint) or a checkpoint.
-        format_: The library whose names the tensors get, or ONNX. `load_encoder` reads all formats but ONNX.
+        format_: The library whose names the tensors get, ONNX, or `hf`, a folder that timm and transformers load as a
+            whole. `load_encoder` reads all formats but ONNX.
         out: A folder or URI without an export.
         with_head: Also fit a linear classifier on `evaluate.train` and measure it on `evaluate.test`.
         overrides: Changes to the run's config, for example to name those data.
@@ -68,7 +69,7 @@ def export_encoder(
             without labeled images.
     """
     model_name = _ONNX_MODEL if format_ == "onnx" else MODEL
-    there = [name for name in (MODEL, _ONNX_MODEL, CARD) if storage.exists(storage.join(out, name))]
+    there = [name for name in (MODEL, _ONNX_MODEL, HUB_CONFIG, CARD) if storage.exists(storage.join(out, name))]
     if there:
         raise UsageError(f"{out} already contains {', '.join(there)}; give another --out, one folder per export")
     checkpoint = find_checkpoint(source)
@@ -81,22 +82,29 @@ def export_encoder(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         head = fit_head(Embedder(encoder, device, torch.get_num_threads()), config.evaluate.train, config.evaluate.test)
         encoder = Encoder(encoder.backbone.cpu(), encoder.facts.model_copy(update={"classes": head.classes}), head.layer)
-    content, code = _content(encoder, format_)
+    content, code, described = _content(encoder, format_)
     about = CardFacts(encoder.facts, trained_config, format_, model_name, code, head, _run_of(checkpoint.path), license)
     storage.write_bytes(storage.join(out, model_name), content)
+    if described is not None:
+        storage.write_text(storage.join(out, HUB_CONFIG), described)
     storage.write_text(storage.join(out, CONFIG), to_yaml(trained_config))
     storage.write_text(storage.join(out, CARD), card(about))
     return Export(storage.join(out, model_name), storage.join(out, CARD), encoder, head)
 
 
-def _content(encoder: Encoder, format_: Format) -> tuple[bytes, tuple[str, ...]]:
-    """The file, and the lines of Python that build the library's model."""
+def _content(encoder: Encoder, format_: Format) -> tuple[bytes, tuple[str, ...], str | None]:
+    """The file, the lines of Python that build the library's model, and the description of the folder for hubs, if the format has one."""
     if format_ == "onnx":
-        return onnx_bytes(encoder), ()
+        return onnx_bytes(encoder), (), None
     if format_ == "safetensors":
-        return encoder_bytes(encoder), ()
-    built = library_model(encoder, format_)
-    return encoder_bytes(encoder, built.head), built.code
+        return encoder_bytes(encoder), (), None
+    built = library_model(encoder, "timm" if format_ == "hf" else format_)
+    content = encoder_bytes(encoder, built.head)
+    if format_ != "hf":
+        return content, built.code, None
+    described = hub_config(encoder, built)
+    check_hub_folder(encoder, content, described)
+    return content, (), described
 
 
 def _run_of(checkpoint: str) -> RunRecord | None:

@@ -7,7 +7,11 @@ export is refused, and the message lists formats that fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -17,11 +21,13 @@ from torch import Tensor, nn
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS
-from ray_sassl.exporting.encoder import Encoder
+from ray_sassl.evaluation.images import WHOLE_IMAGE_PX, resized_side
+from ray_sassl.exporting.encoder import MODEL, Encoder
 from ray_sassl.process.errors import UsageError
 
 Library = Literal["torchvision", "timm"]
-Format = Literal["torchvision", "timm", "onnx", "safetensors"]
+Format = Literal["torchvision", "timm", "hf", "onnx", "safetensors"]
+HUB_CONFIG = "config.json"
 
 TOLERANCE = 1e-4
 
@@ -38,11 +44,13 @@ class LibraryModel:
         model: The network, newly built with random weights.
         head: The name of its classifier, which is the identity if the encoder has no head.
         code: Lines of Python that build it, for the card.
+        options: What timm's `create_model` was given besides the name and the number of classes.
     """
 
     model: nn.Module
     head: str
     code: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def library_model(encoder: Encoder, library: Library) -> LibraryModel:
@@ -76,6 +84,69 @@ def library_model(encoder: Encoder, library: Library) -> LibraryModel:
     if difference > TOLERANCE:
         raise _unsuited(backbone, library, f"{library}'s {_bare(backbone)} loads its tensors but computes other features")
     return built
+
+
+def hub_config(encoder: Encoder, built: LibraryModel) -> str:
+    """The `config.json` with which a folder or a repository of Hugging Face is loaded by timm, and by the timm wrapper of transformers: the
+    architecture, the classes, and how images are prepared.
+
+    Raises:
+        FormatError: timm has the network, but not with the stem for small images.
+    """
+    facts = encoder.facts
+    if len(built.code) > 1:
+        raise FormatError(
+            f"{_bare(facts.backbone)} with backbone.stem=cifar cannot be described in {HUB_CONFIG}, since timm has no such stem. Formats "
+            "that fit: timm (the card has two lines that change the stem), safetensors, onnx."
+        )
+    classes = encoder.head.out_features if encoder.head is not None else 0
+    theirs = {name: value for name, value in built.model.pretrained_cfg.items() if name in ("first_conv", "fixed_input_size")}
+    prepared = {
+        "input_size": [3, facts.size_px, facts.size_px],
+        "interpolation": "bilinear",
+        "crop_pct": _crop_share(facts.size_px),
+        "crop_mode": "squash" if facts.size_px <= WHOLE_IMAGE_PX else "center",
+        "mean": facts.pixel_mean,
+        "std": facts.pixel_std,
+    }
+    config: dict[str, Any] = {
+        "architecture": _bare(facts.backbone),
+        "num_classes": classes,
+        "num_features": facts.num_features,
+        "model_args": built.options,
+        "pretrained_cfg": theirs | prepared | {"custom_load": False, "num_classes": classes, "classifier": built.head},
+    }
+    if facts.classes:
+        config["label_names"] = facts.classes
+    return json.dumps(config, indent=2) + "\n"
+
+
+def check_hub_folder(encoder: Encoder, weights: bytes, config: str) -> None:
+    """Have timm load a folder with the two files, and compare the outputs.
+
+    Raises:
+        FormatError: it cannot, or computes something else.
+    """
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), torch.inference_mode():
+        (Path(folder) / MODEL).write_bytes(weights)
+        (Path(folder) / HUB_CONFIG).write_text(config)
+        try:
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        except RuntimeError as error:
+            raise _unsuited(encoder.facts.backbone, "timm", f"timm does not load the folder: {_first_line(error)}") from error
+        images = example_images(encoder, 2)
+        features = encoder(images)
+        difference = largest_difference(model(images), features if encoder.head is None else encoder.head(features))
+    if difference > TOLERANCE:
+        raise _unsuited(encoder.facts.backbone, "timm", "timm loads the folder but computes other features")
+
+
+def _crop_share(size_px: int) -> float:
+    """timm's `crop_pct`: it resizes the shorter side to the whole part of `size_px / crop_pct`."""
+    if size_px <= WHOLE_IMAGE_PX:
+        return 1.0
+    side = resized_side(size_px)
+    return next(share for share in (7 / 8, size_px / (side + 0.25)) if math.floor(size_px / share) == side)
 
 
 def library_state(encoder: Encoder, head: str) -> dict[str, Tensor]:
@@ -129,7 +200,7 @@ def _timm(backbone: BackboneConfig, num_classes: int) -> LibraryModel | None:
         return None
     written = "".join(f", {key}={value}" for key, value in options.items())
     code = (f'model = timm.create_model("{name}", num_classes={num_classes}{written})',)
-    return LibraryModel(model, head, (*code, *_cifar_stem(model, backbone)))
+    return LibraryModel(model, head, (*code, *_cifar_stem(model, backbone)), options)
 
 
 def _cifar_stem(model: nn.Module, backbone: BackboneConfig) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from ray_sassl.backbones.weights import Source
 from ray_sassl.config.overrides import Override, apply_overrides, path_of, value_of
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
 from ray_sassl.data import NO_LABEL, SYNTHETIC, DataConfig
+from ray_sassl.data.hub import hub_name, is_hub
 from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import Summary, inspect, sample_rows
 from ray_sassl.data.reading import build_index
@@ -109,13 +110,14 @@ def is_data(name: str) -> bool:
     """
     if name.endswith((".yaml", ".yml")):
         return False
-    if name in SYNTHETIC or "://" in name or any(sign in name for sign in "*?[{"):
+    if name in SYNTHETIC or is_hub(name) or "://" in name or any(sign in name for sign in "*?[{"):
         return True
     return name not in experiments() and os.path.exists(os.path.expanduser(name))
 
 
 def run_name(path: str) -> str:
     """The name of a run on these images: the last part of the path that is not a pattern."""
+    path = hub_name(path).name if is_hub(path) else path
     parts = [part for part in storage.without_options(path).rstrip("/").split("/") if part and not set(part) & set("*?[{")]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1].rpartition(":")[2] if parts else "").strip("-.")
     return name or "images"

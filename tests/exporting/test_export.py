@@ -11,6 +11,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
+from PIL import Image
 
 import ray_sassl
 from ray_sassl.config.files import read_config
@@ -135,3 +136,28 @@ def test_timm_reads_the_file_as_a_checkpoint(make_run: MakeRun, tmp_path: Path):
         assert torch.allclose(model(images), ray_sassl.load_encoder(run_dir)(images), atol=1e-5)
     with pytest.raises(UsageError, match="torchvision has no resnet10t"):
         export_encoder(run_dir, "torchvision", str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_a_folder_for_hugging_face_is_loaded_by_timm_with_its_own_preparation_of_images(
+    make_run: MakeRun, tmp_path: Path, with_head: bool, monkeypatch: pytest.MonkeyPatch
+):
+    run_dir = make_run("backbone={name: resnet18}")
+    result = export_encoder(run_dir, "hf", str(tmp_path / "out"), with_head=with_head, size_px=96)
+    photo = Image.effect_noise((120, 120), 60).convert("RGB")
+    images = result.encoder.preprocess(photo)[None]
+    monkeypatch.chdir(tmp_path / "out")
+    names = _run_code_of_the_card(images=images)
+    torch.testing.assert_close(names["prepare"](photo)[None], images, atol=1e-5, rtol=0)
+    with torch.inference_mode():
+        features = result.encoder(images)
+        expected = result.encoder.head(features) if result.encoder.head is not None else features
+    torch.testing.assert_close(names["logits" if with_head else "features"], expected, atol=1e-4, rtol=1e-4)
+    assert names["model"].num_classes == (3 if with_head else 0)
+
+
+def test_a_stem_that_timm_lacks_is_not_exported_for_hugging_face(make_run: MakeRun, tmp_path: Path):
+    run_dir = make_run("backbone={name: resnet18, stem: cifar}")
+    with pytest.raises(UsageError, match=r"stem=cifar cannot be described in config\.json.* Formats that fit: timm"):
+        export_encoder(run_dir, "hf", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

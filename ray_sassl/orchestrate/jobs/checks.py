@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import SYNTHETIC, DataConfig
+from ray_sassl.data.hub import is_hub
 from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.preflight import check_workers, resource_needs
@@ -39,7 +40,7 @@ def check_data(config: DataConfig, what: str, sent: frozenset[str] = frozenset()
     """
     notes = []
     for path in config.paths:
-        if path in SYNTHETIC:
+        if path in SYNTHETIC or is_hub(path):
             continue
         if storage.is_uri(path):
             find_sources(config.model_copy(update={"path": path}))

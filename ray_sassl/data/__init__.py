@@ -50,8 +50,8 @@ class DataConfig(FrozenConfig):
 
     path: Annotated[str | tuple[str, ...], LocalPath(other_than=SYNTHETIC, prefixes=(HUB,))] = "synthetic"
     """A file, a folder, a glob (`*`, `?`, `[...]`, `**`, `{000..146}`) or a list of these; local or a pyarrow filesystem URI (`s3://`,
-    `gs://`). `hf:OWNER/NAME[@REVISION][:SPLIT[:SUBSET]]` is a data set of the Hugging Face hub. `synthetic` is the embedded data set's train
-    split, `synthetic:test` its test split."""
+    `gs://`). `hf:OWNER/NAME[@REVISION][:SPLIT[:SUBSET]]` is a data set of the Hugging Face hub. `synthetic` is the train split of the
+    embedded data set, `synthetic:test` its test split."""
     format: Literal["auto", "parquet", "webdataset", "folder"] = "auto"
     """`auto` recognizes the format by the file names, and refuses a folder with several formats."""
     image_column: str = "image"

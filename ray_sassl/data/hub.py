@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -85,6 +86,7 @@ def _write(name: HubName, folder: Path, path: str) -> None:
     """Shards as the hub has them: images as a struct of `bytes` and `path`, the names of classes in the metadata."""
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
         from datasets.table import embed_table_storage
     except ImportError as error:
         raise UsageError(
@@ -93,7 +95,7 @@ def _write(name: HubName, folder: Path, path: str) -> None:
         ) from error
     try:
         dataset = datasets.load_dataset(name.name, name.subset, split=name.split, revision=name.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise UsageError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     dataset = dataset.shuffle(seed=_SEED).with_format("arrow")
     schema = dataset.features.arrow_schema
@@ -102,5 +104,6 @@ def _write(name: HubName, folder: Path, path: str) -> None:
         with pq.ParquetWriter(shard, schema, compression="NONE") as writer:
             stop = min(first + _SHARD_ROWS, len(dataset))
             for start in range(first, stop, _GROUP_ROWS):
-                writer.write_table(embed_table_storage(dataset[start : min(start + _GROUP_ROWS, stop)]).cast(schema))
+                group: Any = dataset[start : min(start + _GROUP_ROWS, stop)]
+                writer.write_table(embed_table_storage(group).cast(schema))
         os.utime(shard, (_MADE_AT, _MADE_AT))

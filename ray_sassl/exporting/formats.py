@@ -100,7 +100,8 @@ def hub_config(encoder: Encoder, built: LibraryModel) -> str:
             "that fit: timm (the card has two lines that change the stem), safetensors, onnx."
         )
     classes = encoder.head.out_features if encoder.head is not None else 0
-    theirs = {name: value for name, value in built.model.pretrained_cfg.items() if name in ("first_conv", "fixed_input_size")}
+    published: Any = built.model.pretrained_cfg
+    theirs = {name: value for name, value in published.items() if name in ("first_conv", "fixed_input_size")}
     prepared = {
         "input_size": [3, facts.size_px, facts.size_px],
         "interpolation": "bilinear",

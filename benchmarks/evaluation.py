@@ -31,6 +31,7 @@ from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation.extraction import BATCH_SIZE, ExtractionJob, Extractor, KeptImages, Preprocessing
 from ray_sassl.evaluation.features import evaluation_mode
 from ray_sassl.evaluation.protocols.knn import knn_votes
+from ray_sassl.views.center_crop import EvaluationView
 
 SIZE_PX = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,7 +76,7 @@ def measure_extraction(data: Path, backbone: str, num_images: int, rounds: int, 
     num_rows = int(index.group_rows[groups].sum())
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name=backbone))[0]
-    job = ExtractionJob(encoder, index, Preprocessing(SIZE_PX, MEAN, STD))
+    job = ExtractionJob(encoder, index, Preprocessing(EvaluationView(SIZE_PX), MEAN, STD))
     extractor = Extractor(job, torch.device("cpu"), num_threads)
     bare_encoder = encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     sizes = [min(BATCH_SIZE, num_rows - start) for start in range(0, num_rows, BATCH_SIZE)]

@@ -156,7 +156,7 @@ def scores_of(config_yaml: str, is_trained: bool, scored_images: int | None) -> 
 def _features(config: ExperimentConfig, backbone: nn.Module, limit: int | None) -> FixedFeatures:
     """Of the first `limit` train and test images."""
     data = load_evaluation_data(config)
-    splits = [LabeledImages(split.config, split.size_px, limit) for split in (data.train, data.test)]
+    splits = [LabeledImages(split.config, split.view, limit) for split in (data.train, data.test)]
     mean, std = config.train.pixel_mean, config.train.pixel_std
     return FixedFeatures(*(extract_features(backbone, images, mean, std, torch.device("cpu")) for images in splits))
 

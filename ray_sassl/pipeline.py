@@ -143,7 +143,7 @@ def crop_rows(
     images = open_rows(rows, max_pixels)
     sizes = np.array([(1, 1) if isinstance(image, BadRow) else image.size for image in images], np.int64).reshape(-1, 2)
     crops = [
-        Crops(draw(view, sizes, DrawKey(seed, epoch, rows.sample_id, number)), size_px, view.interpolation, resizing)
+        Crops(draw(view, sizes, DrawKey(seed, epoch, rows.sample_id, number)), size_px, view.interpolation, resizing, view.antialias)
         for number, (view, size_px) in enumerate(views)
     ]
     shrinks = np.min([view.shrink for view in crops], axis=0).tolist()

@@ -24,7 +24,7 @@ from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.evaluation.images import evaluation_view, labeled_images
+from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.pipeline import (
     OnBad,
     StylizeBlock,
@@ -40,6 +40,7 @@ from ray_sassl.pipeline import (
 from ray_sassl.style.augment import SasslConfig, StyleAugmentation
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.types import Arrays, view_names
+from ray_sassl.views.center_crop import EvaluationView
 from ray_sassl.views.crop import Resizing
 from ray_sassl.views.recipes import simclr
 
@@ -483,10 +484,10 @@ def test_a_limit_is_reached_with_small_row_groups_too(tmp_path):
 def test_evaluation_images_are_resized_and_above_64_px_cropped_at_the_center():
     wide = np.zeros((100, 300, 3), np.uint8)
     wide[:, 100:200] = 255
-    large = np.asarray(evaluation_view(Image.fromarray(wide), 70))
+    large = np.asarray(EvaluationView(70).of(Image.fromarray(wide)))
     assert large.shape == (70, 70, 3)
     assert large.min() > 250
-    small = np.asarray(evaluation_view(Image.fromarray(wide), 32))
+    small = np.asarray(EvaluationView(32).of(Image.fromarray(wide)))
     assert small.shape == (32, 32, 3)
     assert small[:, 0].max() < 5
 

@@ -16,6 +16,7 @@ from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.train.loop import TrainConfig, share_of_batch
 from ray_sassl.train.metrics import TrackingConfig
 from ray_sassl.train.optim import OptimConfig
+from ray_sassl.views.center_crop import CenterCrop, EvaluationView
 from ray_sassl.views.recipes import ViewsConfig
 
 _METHODS, _STYLIZERS = "ray_sassl.methods", "ray_sassl.style.stylizers"
@@ -42,13 +43,23 @@ class EvaluateConfig(FrozenConfig):
     final_test: bool = True
     """Whether the last line of a run has scores on `evaluate.test`; the trials of a search have none."""
     size_px: int = Field(default=224, ge=8)
-    """Images are resized to 8/7 of this on the shorter side and cropped at the center, as usual for ImageNet; at 64 px and below they are
-    resized to this size and not cropped."""
+    """Side of the squares that encoders see."""
+    crop: CenterCrop = "auto"
+    """How an image becomes such a square. `center`: 8/7 of it on the shorter side, of which the middle is cut out, as usual for ImageNet;
+    `shorter_side`: the size itself on the shorter side, of which the middle is cut out; `none`: resized to a square. `auto`: `none` up to
+    64 px, else `center`. The views equal torchvision's to the bit."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Pillow's filter, with anti-aliasing."""
     online: Literal["knn", "linear", "both"] = "knn"
     """Which scores on the validation images are computed during the run: `knn_top1`, `linear_top1` (a linear probe, which takes longer), or
     both. On the test images, in the last line, they are called `test_knn_top1` and `test_linear_top1`."""
     online_rows: int = Field(default=10_000, ge=100)
     """At most so many train, validation and test images are used by the run itself; `ray-sassl evaluate` uses all."""
+
+    @property
+    def view(self) -> EvaluationView:
+        """How images are seen."""
+        return EvaluationView(self.size_px, self.crop, self.interpolation)
 
     @property
     def own_validation(self) -> DataConfig | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ray_sassl.data import DataConfig
     from ray_sassl.evaluation.protocols import ProtocolConfig
+    from ray_sassl.views.center_crop import EvaluationView
 
 Split = Literal["train", "test"]
 
@@ -109,11 +110,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Task:
-    """A protocol with its own images: those that it fits on, and those that it measures on."""
+    """A protocol with its own images: those that it fits on, and those that it measures on; `view` is how they are seen, by default as
+    the encoder's config says."""
 
     protocol: ProtocolConfig
     train: DataConfig
     test: DataConfig
+    view: EvaluationView | None = None
 
 
 class ImageChange(ABC):

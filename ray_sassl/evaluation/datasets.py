@@ -21,6 +21,7 @@ from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.scores import check_classes
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.process.errors import UsageError
+from ray_sassl.views.center_crop import EvaluationView, as_view
 
 _KEPT_BYTES = 2**30
 _ROWS_TRIED = 128
@@ -39,9 +40,14 @@ class LabeledImages:
     """
 
     def __init__(
-        self, config: DataConfig, size_px: int, limit: int | None = None, index: Index | None = None, wanted: np.ndarray | None = None
+        self,
+        config: DataConfig,
+        view: EvaluationView | int,
+        limit: int | None = None,
+        index: Index | None = None,
+        wanted: np.ndarray | None = None,
     ) -> None:
-        self.config, self.size_px, self.limit, self.wanted = config, size_px, limit, wanted
+        self.config, self.view, self.limit, self.wanted = config, as_view(view), limit, wanted
         self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
         if index is not None:
             self.index = index
@@ -67,8 +73,8 @@ class LabeledImages:
             yield from self._kept
             return
         rows = min(self.index.num_rows, self.limit or self.index.num_rows)
-        kept = [] if rows * self.size_px**2 * 3 <= _KEPT_BYTES else None
-        images = labeled_images(self.config, self.index, self.size_px, self.quarantine.add, limit=self.limit, wanted=self.wanted)
+        kept = [] if rows * self.view.size_px**2 * 3 <= _KEPT_BYTES else None
+        images = labeled_images(self.config, self.index, self.view, self.quarantine.add, limit=self.limit, wanted=self.wanted)
         for batch in images:
             if kept is not None:
                 kept.append(batch)
@@ -83,9 +89,9 @@ def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledIm
         UsageError: `evaluate.train` has no labels, or too few images to leave some of them out.
     """
     assert evaluate.train is not None
-    size_px, limit = evaluate.size_px, evaluate.online_rows
+    view, limit = evaluate.view, evaluate.online_rows
     if evaluate.own_validation is not None:
-        train, validation = LabeledImages(evaluate.train, size_px, limit), LabeledImages(evaluate.own_validation, size_px, limit)
+        train, validation = LabeledImages(evaluate.train, view, limit), LabeledImages(evaluate.own_validation, view, limit)
         check_same_names(train.index, validation.index)
         return train, validation
     index = kept_index(evaluate.train)
@@ -102,7 +108,7 @@ def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledIm
         ) from error
     masks = np.zeros((2, index.num_rows), bool)
     masks[0, places[~aside]] = masks[1, places[aside]] = True
-    train, validation = (LabeledImages(evaluate.train, size_px, limit, index, mask) for mask in masks)
+    train, validation = (LabeledImages(evaluate.train, view, limit, index, mask) for mask in masks)
     return train, validation
 
 
@@ -136,10 +142,10 @@ def load_evaluation_data(config: EvaluatedConfig) -> EvaluationData:
             raise UsageError(f"evaluate.{split} is not set; say which labeled images to use: 'evaluate.{split}={{path: FOLDER}}'")
     assert config.evaluate.train is not None
     assert config.evaluate.test is not None
-    return labeled_data(config.evaluate.train, config.evaluate.test, config.evaluate.size_px)
+    return labeled_data(config.evaluate.train, config.evaluate.test, config.evaluate.view)
 
 
-def labeled_data(train: DataConfig, test: DataConfig, size_px: int) -> EvaluationData:
+def labeled_data(train: DataConfig, test: DataConfig, view: EvaluationView | int) -> EvaluationData:
     """Labeled images to fit on and to measure on; images are not read.
 
     Raises:
@@ -147,7 +153,7 @@ def labeled_data(train: DataConfig, test: DataConfig, size_px: int) -> Evaluatio
             has test images and no train images.
     """
     check_train_and_test(train, test)
-    splits = {"train": LabeledImages(train, size_px), "test": LabeledImages(test, size_px)}
+    splits = {"train": LabeledImages(train, view), "test": LabeledImages(test, view)}
     for split, images in splits.items():
         if not len(images.labels):
             raise UsageError(f"evaluate.{split}: {images.config.path} has no labels (label_column={images.config.label_column!r})")

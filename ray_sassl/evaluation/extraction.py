@@ -24,6 +24,7 @@ from ray_sassl.evaluation.features import features_of
 from ray_sassl.evaluation.images import EvaluationBatch, evaluation_images
 from ray_sassl.pipeline import OnBad
 from ray_sassl.process.errors import UsageError
+from ray_sassl.views.center_crop import EvaluationView
 
 BATCH_SIZE = 64
 PORTION_ROWS = 1024
@@ -34,12 +35,12 @@ class Preprocessing:
     """How images become the encoder's input.
 
     Attributes:
-        size_px: Side of the squares; see `images.evaluation_view`.
+        view: How an image becomes a square.
         pixel_mean: Mean of each channel, of intensities in [0, 1].
         pixel_std: Standard deviation of each channel, of intensities in [0, 1].
     """
 
-    size_px: int
+    view: EvaluationView
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
 
@@ -47,7 +48,7 @@ class Preprocessing:
     def key(self) -> str:
         """A description: with equal keys, equal images become equal inputs."""
         mean, std = (",".join(f"{value:g}" for value in values) for values in (self.pixel_mean, self.pixel_std))
-        return f"evaluation view {self.size_px} px, bilinear; mean {mean}; std {std}; float32"
+        return f"{self.view}; mean {mean}; std {std}; float32"
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,16 @@ class KeptImages:
 
     def batches(self, job: ExtractionJob, groups: Sequence[int], num_threads: int, bad: list[BadRow]) -> Iterator[EvaluationBatch]:
         """The images of these row groups in batches; rows that cannot be decoded are added to `bad`."""
-        size_px = job.preprocessing.size_px
-        key = job.index.fingerprint, size_px, tuple(groups)
+        view = job.preprocessing.view
+        key = job.index.fingerprint, str(view), tuple(groups)
         if key in self._known:
             batches, bad_rows = self._known[key]
             bad.extend(bad_rows)
             yield from batches
             return
-        num_bytes = int(job.index.group_rows[list(groups)].sum()) * size_px**2 * 3
+        num_bytes = int(job.index.group_rows[list(groups)].sum()) * view.size_px**2 * 3
         kept: list[EvaluationBatch] | None = [] if self._num_bytes + num_bytes <= self._max_bytes else None
-        for batch in evaluation_images(job.index, groups, size_px, bad.extend, batch_size=BATCH_SIZE, num_threads=num_threads):
+        for batch in evaluation_images(job.index, groups, view, bad.extend, batch_size=BATCH_SIZE, num_threads=num_threads):
             if kept is not None:
                 kept.append(batch)
             yield batch
@@ -167,7 +168,7 @@ class CropJob:
 
     def crops(self) -> TrainingCrops:
         """The crops, before they are encoded."""
-        return TrainingCrops(self.index, self.sample_id, self.preprocessing.size_px, self.batch_size, self.seed)
+        return TrainingCrops(self.index, self.sample_id, self.preprocessing.view.size_px, self.batch_size, self.seed)
 
 
 class CropEncoder:

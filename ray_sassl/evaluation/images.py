@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from ray_sassl.data import NO_LABEL, DataConfig, Rows
 from ray_sassl.data.ahead import ahead
@@ -16,8 +15,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
 from ray_sassl.pipeline import OnBad, decode_images
-
-WHOLE_IMAGE_PX = 64
+from ray_sassl.views.center_crop import EvaluationView, as_view
 
 _BATCHES_AHEAD = 1
 
@@ -42,7 +40,7 @@ class EvaluationBatch:
 def labeled_images(
     config: DataConfig,
     index: Index,
-    size_px: int,
+    view: EvaluationView | int,
     on_bad: OnBad,
     *,
     limit: int | None = None,
@@ -66,21 +64,23 @@ def labeled_images(
             return None
         return rows.take(labeled[np.unique(np.linspace(0, len(labeled) - 1, min(rows_per_group, len(labeled))).round().astype(int))])
 
-    for batch in _evaluation_batches((chosen(group) for group in groups), config.max_pixels, size_px, on_bad, batch_size, num_threads):
+    for batch in _evaluation_batches(
+        (chosen(group) for group in groups), config.max_pixels, as_view(view), on_bad, batch_size, num_threads
+    ):
         yield batch.images, batch.labels
 
 
 def evaluation_images(
-    index: Index, groups: Sequence[int], size_px: int, on_bad: OnBad, *, batch_size: int = 64, num_threads: int = 1
+    index: Index, groups: Sequence[int], view: EvaluationView | int, on_bad: OnBad, *, batch_size: int = 64, num_threads: int = 1
 ) -> Iterator[EvaluationBatch]:
     """The images of these row groups as encoders are evaluated on; rows without a label are left out."""
     rows = read_groups(index, groups)
     labeled = rows.take(rows.sample_id[rows.label != NO_LABEL]) if (rows.label != NO_LABEL).any() else None
-    return _evaluation_batches([labeled], index.config.max_pixels, size_px, on_bad, batch_size, num_threads)
+    return _evaluation_batches([labeled], index.config.max_pixels, as_view(view), on_bad, batch_size, num_threads)
 
 
 def _evaluation_batches(
-    parts: Iterable[Rows | None], max_pixels: int, size_px: int, on_bad: OnBad, batch_size: int, num_threads: int
+    parts: Iterable[Rows | None], max_pixels: int, view: EvaluationView, on_bad: OnBad, batch_size: int, num_threads: int
 ) -> Iterator[EvaluationBatch]:
     """The images of the parts in batches; while the caller works on one batch, the threads decode the next."""
     batches = ((rows, rows.sample_id[at : at + batch_size]) for rows in parts if rows is not None for at in range(0, len(rows), batch_size))
@@ -89,7 +89,7 @@ def _evaluation_batches(
         def start(batch: tuple[Rows, np.ndarray]) -> list[Future[tuple[EvaluationBatch, list[BadRow]]]]:
             rows, sample_id = batch
             pieces = [ids for ids in np.array_split(sample_id, num_threads) if len(ids)]
-            return [pool.submit(_evaluation_piece, rows.take(ids), max_pixels, size_px) for ids in pieces]
+            return [pool.submit(_evaluation_piece, rows.take(ids), max_pixels, view) for ids in pieces]
 
         for started in ahead(start, batches, _BATCHES_AHEAD):
             done = [future.result() for future in started]
@@ -99,28 +99,13 @@ def _evaluation_batches(
             yield EvaluationBatch(*(np.concatenate(column) if len(column) > 1 else column[0] for column in columns))
 
 
-def _evaluation_piece(rows: Rows, max_pixels: int, size_px: int) -> tuple[EvaluationBatch, list[BadRow]]:
+def _evaluation_piece(rows: Rows, max_pixels: int, view: EvaluationView) -> tuple[EvaluationBatch, list[BadRow]]:
     bad: list[BadRow] = []
     images, good = decode_images(rows, max_pixels, bad.extend)
-    pixels = np.empty((len(images), size_px, size_px, 3), np.uint8)
+    pixels = np.empty((len(images), view.size_px, view.size_px, 3), np.uint8)
     for place, image in enumerate(images):
-        pixels[place] = np.asarray(evaluation_view(image, size_px))
+        pixels[place] = np.asarray(view.of(image))
     return EvaluationBatch(pixels, rows.label[good], rows.sample_id[good]), bad
-
-
-def resized_side(size_px: int) -> int:
-    """The shorter side of an image before its center of `size_px` is cropped, above `WHOLE_IMAGE_PX`."""
-    return round(size_px * 8 / 7)
-
-
-def evaluation_view(image: Image.Image, size_px: int) -> Image.Image:
-    """The image as encoders are evaluated on: resized (bilinear) and, above 64 px, cropped at the center to 7/8 of the shorter side."""
-    if size_px <= WHOLE_IMAGE_PX:
-        return image if image.size == (size_px, size_px) else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
-    scale = resized_side(size_px) / min(image.size)
-    width, height = (max(size_px, round(side * scale)) for side in image.size)
-    left, top = (width - size_px) // 2, (height - size_px) // 2
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size_px, top + size_px))
 
 
 def _spread(index: Index, limit: int | None, wanted: np.ndarray | None) -> tuple[list[int], int]:

@@ -50,7 +50,7 @@ class OnlineScores:
         if test is None or not self._evaluate.final_test:
             return {}
         try:
-            images = LabeledImages(test, self._evaluate.size_px, self._evaluate.online_rows)
+            images = LabeledImages(test, self._evaluate.view, self._evaluate.online_rows)
             check_same_names(self._selection[0].index, images.index)
             found = self._scores(backbone, images)
         except (UsageError, OSError) as error:

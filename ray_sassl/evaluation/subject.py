@@ -21,7 +21,6 @@ from ray_sassl.evaluation.crops import training_crops
 from ray_sassl.evaluation.datasets import EvaluationData, LabeledImages, labeled_data
 from ray_sassl.evaluation.extraction import CropJob, ExtractionJob, Preprocessing
 from ray_sassl.evaluation.features import evaluation_mode
-from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.store import FeatureStore, Provenance, encoder_digest
 from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
@@ -29,6 +28,7 @@ from ray_sassl.files import storage
 from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.pipeline import decode_images
 from ray_sassl.process.errors import UsageError
+from ray_sassl.views.center_crop import EvaluationView
 
 
 class EncoderSubject(Subject):
@@ -55,7 +55,8 @@ class EncoderSubject(Subject):
         self._encoder, self._config, self._images_of_both = encoder, config, data
         self._workplace, self._store = workplace or LocalWorkplace(), store
         self._known: dict[tuple[Split, str], LabeledFeatures] = {}
-        self.size_px = config.evaluate.size_px
+        self._view = config.evaluate.view
+        self.size_px = self._view.size_px
         self.pixel_mean, self.pixel_std = config.train.pixel_mean, config.train.pixel_std
         self.class_names = data.train.index.class_names if data is not None else ()
 
@@ -65,7 +66,7 @@ class EncoderSubject(Subject):
 
     @property
     def _preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.size_px, tuple(self.pixel_mean), tuple(self.pixel_std))
+        return Preprocessing(self._view, tuple(self.pixel_mean), tuple(self.pixel_std))
 
     @property
     def _data(self) -> EvaluationData:
@@ -137,7 +138,7 @@ class EncoderSubject(Subject):
             places = np.flatnonzero(groups == group)
             decoded, good = decode_images(read_groups(index, [int(group)]).take(sample_id[places]), index.config.max_pixels, _ignore)
             for place, image in zip(places[good], decoded, strict=True):
-                pixels[place] = np.asarray(evaluation_view(image, self.size_px))
+                pixels[place] = np.asarray(self._view.of(image))
         return pixels
 
     def encoder(self) -> tuple[nn.Module, int]:
@@ -168,10 +169,10 @@ class EncoderSubject(Subject):
         return result.parts
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
-        return EncoderSubject(self._encoder, self._config, labeled_data(train, test, self.size_px), self._workplace, self._store)
+        return EncoderSubject(self._encoder, self._config, labeled_data(train, test, self._view), self._workplace, self._store)
 
     def evaluate(self, tasks: Sequence[Task]) -> list[Evaluation]:
-        there = tuple(Task(task.protocol, with_absolute_paths(task.train), with_absolute_paths(task.test)) for task in tasks)
+        there = tuple(replace(task, train=with_absolute_paths(task.train), test=with_absolute_paths(task.test)) for task in tasks)
         return self._workplace.evaluate(EncoderEvaluation(self._encoder, self._config, there, self._store))
 
 
@@ -187,8 +188,9 @@ class EncoderEvaluation:
     def evaluate_task(self, number: int, workplace: Workplace) -> Evaluation:
         """The evaluation of one task; its detail `bad_images` is the number of images that could not be decoded."""
         task = self.tasks[number]
-        data = labeled_data(task.train, task.test, self.config.evaluate.size_px)
-        found = task.protocol.build().evaluate(EncoderSubject(self.encoder, self.config, data, workplace, self.store))
+        config = self.config if task.view is None else _with_view(self.config, task.view)
+        data = labeled_data(task.train, task.test, config.evaluate.view)
+        found = task.protocol.build().evaluate(EncoderSubject(self.encoder, config, data, workplace, self.store))
         return replace(found, details={**found.details, "bad_images": data.num_bad})
 
     def for_other_machines(self) -> EncoderEvaluation:
@@ -197,6 +199,11 @@ class EncoderEvaluation:
 
 
 _UNCHANGED = "none"
+
+
+def _with_view(config: EvaluatedConfig, view: EvaluationView) -> EvaluatedConfig:
+    changed = {"size_px": view.size_px, "crop": view.crop, "interpolation": view.interpolation}
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
 
 
 def _ignore(bad: list[BadRow]) -> None:

@@ -9,7 +9,6 @@ import yaml
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
-from ray_sassl.evaluation.images import WHOLE_IMAGE_PX, resized_side
 from ray_sassl.evaluation.results import shown, shown_value
 from ray_sassl.exporting.encoder import EncoderFacts
 from ray_sassl.exporting.formats import Format
@@ -101,11 +100,7 @@ def _use(about: CardFacts) -> str:
         case library:
             lines = [f"import {library}, safetensors.torch, torch", *about.code, load, f"{output} = model.eval()(images)"]
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (facts.pixel_mean, facts.pixel_std))
-    if facts.size_px <= WHOLE_IMAGE_PX:
-        view = f"resized to {facts.size_px} x {facts.size_px} px (bilinear)"
-    else:
-        view = f"resized to {resized_side(facts.size_px)} px on the shorter side (bilinear) and cropped to the middle {facts.size_px} px"
-    prepared = f"Images are RGB, {view}, scaled to [0, 1], and normalized with mean ({mean}) and deviation ({std}) by channel."
+    prepared = f"Images are RGB, {facts.view}, scaled to [0, 1], and normalized with mean ({mean}) and deviation ({std}) by channel."
     if about.format == "hf":
         kind = "AutoModelForImageClassification" if has_head else "AutoModel"
         prepared += f' `transformers.{kind}.from_pretrained(".")` loads the folder too.'

@@ -74,7 +74,7 @@ class EmbeddingPlan:
     def essence(self) -> dict[str, object]:
         """The fields that must be equal for parts of two plans to be mixed: the checkpoint's weights, but not its path."""
         facts = self.encoder.model_dump(mode="json")
-        encoder = {name: facts[name] for name in ("weights_sha256", "size_px", "pixel_mean", "pixel_std")}
+        encoder = {name: facts[name] for name in ("weights_sha256", "size_px", "crop", "interpolation", "pixel_mean", "pixel_std")}
         return {**encoder, **{name: self.tree[name] for name in ("data_fingerprint", "part_rows", "has_labels")}}
 
     @property

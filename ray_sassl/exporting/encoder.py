@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Literal
 
 import numpy as np
 import safetensors.torch
@@ -23,7 +24,6 @@ from ray_sassl.config.overrides import explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, decode, to_rgb
-from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.files import storage
 from ray_sassl.files.safetensors_header import read_header
 from ray_sassl.nn.digest import weights_sha256
@@ -35,6 +35,7 @@ from ray_sassl.runs.start import find_source
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.checkpoint_folder import MANIFEST
 from ray_sassl.train.loop import TrainConfig
+from ray_sassl.views.center_crop import CenterCrop, EvaluationView
 
 MODEL = "model.safetensors"
 _FACTS = "ray_sassl"
@@ -53,13 +54,16 @@ class Preprocess:
     It can be pickled, so it can be the `transform` of a torchvision data set.
 
     Attributes:
-        size_px: Above 64 the image is resized to 8/7 of this and cropped at the center, else it is resized to this.
+        size_px: Side of the square that an image becomes.
         mean, std: Mean and standard deviation of each channel, of intensities in [0, 1].
+        crop, interpolation: How it becomes a square, as in `evaluate.crop`; `auto` cuts off the edges above 64 px.
     """
 
     size_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop: CenterCrop = "auto"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike[str]) -> Tensor:
         """The image, given as a PIL image, an RGB array (H, W, 3) uint8, a file's content, or a path or URI.
@@ -72,7 +76,7 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """(size_px, size_px, 3) uint8 of an RGB image."""
-        return np.asarray(evaluation_view(image, self.size_px))
+        return np.asarray(EvaluationView(self.size_px, self.crop, self.interpolation).of(image))
 
     def normalize(self, pixels: np.ndarray | Tensor) -> Tensor:
         """(B, size_px, size_px, 3) uint8 -> (B, 3, size_px, size_px) float32 in channels_last memory format."""
@@ -89,6 +93,9 @@ class EncoderFacts(FrozenConfig):
     size_px: int
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
+    crop: CenterCrop = "auto"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How an image becomes a square; see `evaluate.crop`."""
     experiment: str
     """Name of the config that it was trained with; empty if it was not trained here."""
     source: str
@@ -103,6 +110,11 @@ class EncoderFacts(FrozenConfig):
     """Name of the linear layer on top, if the file contains one."""
     classes: tuple[str, ...] = ()
     """The classes of the linear layer's outputs, if they are known."""
+
+    @property
+    def view(self) -> EvaluationView:
+        """How an image becomes a square."""
+        return EvaluationView(self.size_px, self.crop, self.interpolation)
 
 
 class Encoder(nn.Module):
@@ -120,7 +132,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.head = head
         self.facts = facts
-        self.preprocess = Preprocess(facts.size_px, facts.pixel_mean, facts.pixel_std)
+        self.preprocess = Preprocess(facts.size_px, facts.pixel_mean, facts.pixel_std, facts.crop, facts.interpolation)
         self.eval()
 
     @property
@@ -222,6 +234,8 @@ def encoder_of(checkpoint: Checkpoint, size_px: int | None = None) -> tuple[Expe
         size_px=size_px or (config.evaluate.size_px if has_data else config.views.size_px),
         pixel_mean=config.train.pixel_mean,
         pixel_std=config.train.pixel_std,
+        crop=config.evaluate.crop,
+        interpolation=config.evaluate.interpolation,
         experiment=config.name,
         source=checkpoint.path,
         step=checkpoint.step,

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS
-from ray_sassl.evaluation.images import WHOLE_IMAGE_PX, resized_side
 from ray_sassl.exporting.encoder import MODEL, Encoder
 from ray_sassl.process.errors import UsageError
 
@@ -104,9 +103,9 @@ def hub_config(encoder: Encoder, built: LibraryModel) -> str:
     theirs = {name: value for name, value in published.items() if name in ("first_conv", "fixed_input_size")}
     prepared = {
         "input_size": [3, facts.size_px, facts.size_px],
-        "interpolation": "bilinear",
-        "crop_pct": _crop_share(facts.size_px),
-        "crop_mode": "squash" if facts.size_px <= WHOLE_IMAGE_PX else "center",
+        "interpolation": facts.interpolation,
+        "crop_pct": _crop_share(facts.size_px, facts.view.shorter_px),
+        "crop_mode": "squash" if facts.view.shorter_px is None else "center",
         "mean": facts.pixel_mean,
         "std": facts.pixel_std,
     }
@@ -142,11 +141,10 @@ def check_hub_folder(encoder: Encoder, weights: bytes, config: str) -> None:
         raise _unsuited(encoder.facts.backbone, "timm", "timm loads the folder but computes other features")
 
 
-def _crop_share(size_px: int) -> float:
-    """timm's `crop_pct`: it resizes the shorter side to the whole part of `size_px / crop_pct`."""
-    if size_px <= WHOLE_IMAGE_PX:
+def _crop_share(size_px: int, side: int | None) -> float:
+    """timm's `crop_pct`: it resizes the shorter side to the whole part of `size_px / crop_pct`, which is to be `side`."""
+    if side in (None, size_px):
         return 1.0
-    side = resized_side(size_px)
     return next(share for share in (7 / 8, size_px / (side + 0.25)) if math.floor(size_px / share) == side)
 
 

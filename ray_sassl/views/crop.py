@@ -1,7 +1,7 @@
 """Cuts the views out of decoded images with Pillow's filters and their anti-aliasing, as torchvision does. This module imports no torch.
 
 `fast` computes them in vector instructions (`vectorized.py`), or with Pillow where the package for it has no wheel (Linux on ARM); large
-JPEGs are decoded smaller for it. `pillow` computes them with Pillow.
+JPEGs are decoded smaller for it. `pillow` computes them with Pillow. Views without anti-aliasing are computed by `point_sampled.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ray_sassl.views.draw import Box, Interpolation, ViewParams
+from ray_sassl.views.point_sampled import PointSampled
 
 Resizing = Literal["fast", "pillow"]
 
@@ -39,16 +40,23 @@ class Crops:
         shrink: (B,) int64, by how much each image may be scaled down while it is decoded: 1, 2, 4 or 8, and 1 with `pillow`.
     """
 
-    def __init__(self, params: ViewParams, size_px: int, interpolation: Interpolation = "bicubic", resizing: Resizing = "fast") -> None:
+    def __init__(
+        self,
+        params: ViewParams,
+        size_px: int,
+        interpolation: Interpolation = "bicubic",
+        resizing: Resizing = "fast",
+        antialias: bool = True,
+    ) -> None:
         self.views = np.empty((len(params), size_px, size_px, 3), np.uint8)
         self.shrink = np.ones(len(params), np.int64)
-        if resizing == "fast":
+        if resizing == "fast" and antialias:
             spare = np.minimum(params.width, params.height) // (_SHRUNK_OVER_CROP * size_px)
             self.shrink = np.select([spare >= shrink for shrink in _SHRINKS], _SHRINKS, 1)
         rights, bottoms = params.left + params.width, params.top + params.height
         self._boxes = list(zip(params.left.tolist(), params.top.tolist(), rights.tolist(), bottoms.tolist(), strict=True))
         self._mirrored = params.flip.tolist()
-        self._resize = _resizer(size_px, interpolation, resizing)
+        self._resize = _resizer(size_px, interpolation, resizing) if antialias else PointSampled(size_px, interpolation)
 
     def cut(self, row: int, image: np.ndarray, shrink: int = 1) -> None:
         """Fills in the row's view.
@@ -71,12 +79,13 @@ def crop(
     size_px: int,
     interpolation: Interpolation = "bicubic",
     resizing: Resizing = "fast",
+    antialias: bool = True,
 ) -> np.ndarray:
     """The crops (B, size_px, size_px, 3) uint8 of B images (H, W, 3) uint8, each resized and, if drawn, mirrored.
 
     With `pillow` they equal `torchvision.transforms.functional.resized_crop` on Pillow images.
     """
-    crops = Crops(params, size_px, interpolation, resizing)
+    crops = Crops(params, size_px, interpolation, resizing, antialias)
     for row, image in enumerate(images):
         crops.cut(row, image)
     return crops.views

@@ -46,7 +46,10 @@ class ViewConfig(FrozenConfig):
     crop_ratio: PositiveInterval = (3 / 4, 4 / 3)
     """Width over height of the crop, log-uniform in this interval."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    """Pillow's filter (with anti-aliasing) for resizing the crop; bicubic as in SimCLR's published code."""
+    """The filter for resizing the crop; bicubic as in SimCLR's published code."""
+    antialias: bool = True
+    """Whether the filter grows with the crop, as in Pillow and torchvision. Without it each pixel is interpolated from the two or four
+    nearest rows and columns, as in the TensorFlow code of SimCLR and BYOL."""
     flip_prob: Probability = 0.5
     """Chance of a horizontal flip."""
     jitter_prob: Probability = 0.8

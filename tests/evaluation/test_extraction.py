@@ -14,9 +14,10 @@ from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocess
 from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.workplace import LocalWorkplace
 from ray_sassl.process.errors import UsageError
+from ray_sassl.views.center_crop import EvaluationView
 from tests.orchestrate.conftest import NUM_ROWS, write_shards
 
-PREPROCESSING = Preprocessing(16, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+PREPROCESSING = Preprocessing(EvaluationView(16), (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 
 
 class Corner(nn.Module):

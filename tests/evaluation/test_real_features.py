@@ -19,6 +19,7 @@ from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocess
 from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
+from ray_sassl.views.center_crop import EvaluationView
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,9 @@ def features(shared_dir: Path) -> dict[str, LabeledFeatures]:
     found = {}
     for split, groups in GROUPS.items():
         index = build_index(DataConfig(path=str(shared_dir / f"data/cifar10/{split}-00000.parquet")))
-        extractor = Extractor(ExtractionJob(encoder, index, Preprocessing(32, MEAN, STD)), torch.device("cpu"), num_threads=1)
+        extractor = Extractor(
+            ExtractionJob(encoder, index, Preprocessing(EvaluationView(32), MEAN, STD)), torch.device("cpu"), num_threads=1
+        )
         found[split] = extractor.portion(groups).parts[0]
     return found
 

@@ -16,13 +16,13 @@ from PIL import Image
 
 import ray_sassl
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.evaluation.images import evaluation_view
 from ray_sassl.exporting.encoder import encoder_bytes, encoder_from_bytes, load_encoder
 from ray_sassl.nn.digest import weights_sha256
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
+from ray_sassl.views.center_crop import EvaluationView
 from tests.exporting.conftest import MakeRun
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
@@ -59,7 +59,7 @@ def test_loading_does_not_change_the_callers_random_numbers(make_run: MakeRun):
 def test_preprocess_is_what_encoders_are_evaluated_on(make_run: MakeRun, size_px):
     run_dir = make_run(f"evaluate.size_px={size_px}", "train.pixel_mean=[0.4, 0.5, 0.6]")
     preprocess = load_encoder(run_dir).preprocess
-    pixels = np.asarray(evaluation_view(Image.fromarray(PIXELS), size_px))
+    pixels = np.asarray(EvaluationView(size_px).of(Image.fromarray(PIXELS)))
     expected = normalize(torch.from_numpy(pixels.copy())[None], (0.4, 0.5, 0.6), preprocess.std)[0]
     assert preprocess(PIXELS).shape == (3, size_px, size_px)
     assert torch.equal(preprocess(PIXELS), expected)

@@ -2,15 +2,16 @@
 
 The papers' data sets are named by their cards (`evaluation/targets/cards.py`) and read from the cache, which `ray-sassl data fetch NAME`
 fills; any other labeled data set is given by its train and test images. As in Kornblith, Shlens and Le 2019 (arXiv 1805.08974),
-and in SimCLR, BYOL and SASSL after them, each is evaluated by logistic regression on frozen features, with the penalty chosen on held-out
-train images; any other protocol can be used instead.
+and in SimCLR (appendix B.8), BYOL and SASSL after them, each is evaluated by logistic regression on frozen features, with the penalty
+chosen on held-out train images, and images are resized on the shorter side to the encoder's size (bicubic) and cut to the middle square;
+any other protocol and view can be used instead.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -25,6 +26,7 @@ from ray_sassl.evaluation.targets.prepare import check_card, default_root, prepa
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import FrozenConfig, plugin_field
 from ray_sassl.process.errors import UsageError
+from ray_sassl.views.center_crop import CenterCrop, EvaluationView
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Config(ProtocolConfig):
         targets: Cards by name, and your own data sets as `{name: mine, train: {path: ...}, test: {path: ...}}`. By default all cards whose
             data sets have been fetched.
         protocol: How each is evaluated.
+        crop: How an image becomes a square, as in `evaluate.crop`.
+        interpolation: The filter that resizes it.
         root: Folder or URI that `data fetch --out` has filled and that a cluster's nodes reach; by default this machine's cache.
     """
 
@@ -73,6 +77,8 @@ class Config(ProtocolConfig):
 
     targets: tuple[Annotated[Target, BeforeValidator(_named)], ...] = ()
     protocol: plugin_field("ray_sassl.evaluation.protocols", ProtocolConfig) = _KORNBLITH  # type: ignore[valid-type, assignment]
+    crop: CenterCrop = "shorter_side"
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     root: Annotated[str | None, LocalPath()] = None
 
     @model_validator(mode="after")
@@ -196,9 +202,8 @@ class Transfer(Protocol):
         counts = np.bincount(halves["test"])
         num_classes = card.num_classes if card is not None else int(max(labels.max() for labels in halves.values())) + 1
         sizes = len(halves["train"]), len(halves["test"])
-        return _Ready(
-            target.name, metric, card, Task(self.config.protocol, train, test), *sizes, num_classes, float(counts.max() / counts.sum())
-        )
+        task = Task(self.config.protocol, train, test, EvaluationView(subject.size_px, self.config.crop, self.config.interpolation))
+        return _Ready(target.name, metric, card, task, *sizes, num_classes, float(counts.max() / counts.sum()))
 
 
 def _scores(target: _Ready, found: Evaluation) -> dict[str, Score]:

@@ -21,6 +21,7 @@ from ray_sassl.evaluation.workplace import LocalWorkplace
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, spread
 from ray_sassl.orchestrate.batch.features import EvaluationPool, evaluation_pool
 from ray_sassl.process.errors import UsageError
+from ray_sassl.views.center_crop import EvaluationView
 from tests.orchestrate.conftest import small_config, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -31,7 +32,7 @@ def job(tmp_path: Path) -> ExtractionJob:
     index = build_index(DataConfig(path=write_shards(tmp_path, bad=(7,)), max_bad_fraction=1))
     torch.manual_seed(0)
     encoder = build_backbone(BackboneConfig(name="resnet20"))[0]
-    return ExtractionJob(encoder, index, Preprocessing(16, (0.5,) * 3, (0.25,) * 3))
+    return ExtractionJob(encoder, index, Preprocessing(EvaluationView(16), (0.5,) * 3, (0.25,) * 3))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_other_data_sets_are_evaluated_side_by_side_as_in_one_process(pool: Eval
     job = EncoderEvaluation(encoder, small_config(str(tmp_path)), tuple(Task(protocol, data, test) for protocol in protocols))
     here = LocalWorkplace().evaluate(job)
     assert not pool._workers  # this is the file's first test
-    pool.features(ExtractionJob(encoder, build_index(data), Preprocessing(16, (0.5,) * 3, (0.25,) * 3)))
+    pool.features(ExtractionJob(encoder, build_index(data), Preprocessing(EvaluationView(16), (0.5,) * 3, (0.25,) * 3)))
     assert len(pool._workers) == 1  # one portion is work for one
     there = pool.evaluate(job)
     assert len(pool._workers) == 2

@@ -87,7 +87,7 @@ class KeptImages:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._num_bytes = max_bytes, 0
-        self._known: dict[tuple[str, int, tuple[int, ...]], tuple[list[EvaluationBatch], list[BadRow]]] = {}
+        self._known: dict[tuple[str, str, tuple[int, ...]], tuple[list[EvaluationBatch], list[BadRow]]] = {}
 
     def batches(self, job: ExtractionJob, groups: Sequence[int], num_threads: int, bad: list[BadRow]) -> Iterator[EvaluationBatch]:
         """The images of these row groups in batches; rows that cannot be decoded are added to `bad`."""

@@ -18,7 +18,8 @@ class PointSampled:
     """Resizes the box of an image; see `crop.Resize`."""
 
     def __init__(self, size_px: int, interpolation: Interpolation) -> None:
-        self._size_px, self._interpolation = size_px, interpolation
+        self._size_px = size_px
+        self._interpolation: Interpolation = interpolation
 
     def __call__(self, image: np.ndarray, box: Box, mirrored: bool, view: np.ndarray) -> None:
         left, top, right, bottom = (round(edge) for edge in box)  # whole pixels, since no image was decoded smaller

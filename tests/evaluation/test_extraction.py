@@ -29,7 +29,9 @@ class Corner(nn.Module):
 
 
 class Negative(ImageChange):
-    key = "negative"
+    @property
+    def key(self) -> str:
+        return "negative"
 
     def apply(self, images: np.ndarray, labels: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
         assert len(images) == len(labels) == len(sample_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation import FixedFeatures, LabeledFeatures
 from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing
-from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.linear import Config as Linear
 from ray_sassl.views.center_crop import EvaluationView
@@ -42,7 +42,7 @@ def features(shared_dir: Path) -> dict[str, LabeledFeatures]:
     return found
 
 
-def _predicted(features: dict[str, LabeledFeatures], config: ProtocolConfig) -> np.ndarray:
+def _predicted(features: dict[str, LabeledFeatures], config: Any) -> np.ndarray:
     predictions = config.build().evaluate(FixedFeatures(features["train"], features["test"])).predictions
     assert predictions is not None
     return predictions.predicted
@@ -54,7 +54,8 @@ def _float64(features: dict[str, LabeledFeatures]) -> tuple[np.ndarray, np.ndarr
 
 def test_neighbors_vote_as_scikit_learns_do(features):
     train, test = _float64(features)
-    reference = KNeighborsClassifier(200, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.1))
+    votes: Any = lambda distance: np.exp((1 - distance) / 0.1)
+    reference = KNeighborsClassifier(200, metric="cosine", algorithm="brute", weights=votes)
     expected = reference.fit(train, features["train"].labels).predict(test)
     found = _predicted(features, Knn())
     assert (found == expected).mean() >= 0.999  # votes that are equal but for rounding may go either way

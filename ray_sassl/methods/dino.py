@@ -88,7 +88,7 @@ class DINO(Method):
     temperature from giving a uniform one. Views of one size pass through the backbone as one batch, as in the official code. The teacher
     keeps its own batch statistics, from its own forward passes.
 
-    Differs from the official code: the student is evaluated during a run and exported; the teacher is in the checkpoints.
+    Differs from the official code: the student is scored during a run; schedules are shares of the run.
     """
 
     center: Tensor

@@ -24,6 +24,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.keyed import DrawKey
+from ray_sassl.stages import StageTimes
 from ray_sassl.types import Arrays, view_name
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import Crops, Resizing
@@ -103,22 +104,26 @@ def _load_plan(path: str, mtime_ns: int, seed: int, shuffle_window: int, block_r
     return Plan(_load_index(path, mtime_ns), seed, shuffle_window, block_rows)
 
 
-def crop_blocks(source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad, only: int | None = None) -> Iterator[CropBlock]:
+def crop_blocks(
+    source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad, only: int | None = None, times: StageTimes | None = None
+) -> Iterator[CropBlock]:
     """The window's blocks, or only the one with number `only`, decoded and cropped, without blocks that the run has seen completely."""
+    times = times or StageTimes()
     blocks = [block for block in source.plan.blocks(window) if only in (None, block.number)]
     blocks = [block for block in blocks if seen.unseen(window.epoch, block.sample_id).any()]
     if not blocks:
         return
-    rows = read_groups(source.index, window.groups)
+    with times.stage("read", sum(len(block.sample_id) for block in blocks)):
+        rows = read_groups(source.index, window.groups)
     for block in blocks:
-        cropped = _crop_block(source, block, rows.take(block.sample_id), seen, on_bad)
+        cropped = _crop_block(source, block, rows.take(block.sample_id), seen, on_bad, times)
         if len(cropped.sample_id):
             yield cropped
 
 
-def _crop_block(source: ViewSource, block: Block, rows: Rows, seen: SeenIds, on_bad: OnBad) -> CropBlock:
+def _crop_block(source: ViewSource, block: Block, rows: Rows, seen: SeenIds, on_bad: OnBad, times: StageTimes) -> CropBlock:
     sized = list(zip(source.views.views, source.views.sizes_px, strict=True))
-    views, good = crop_rows(rows, sized, source.seed, block.epoch, source.data.max_pixels, on_bad, source.views.chosen_resizing)
+    views, good = crop_rows(rows, sized, source.seed, block.epoch, source.data.max_pixels, on_bad, source.views.chosen_resizing, times)
     sample_id = block.sample_id[good]
     return CropBlock(views, sample_id, block.epoch, seen.unseen(block.epoch, sample_id))
 
@@ -131,6 +136,7 @@ def crop_rows(
     max_pixels: int,
     on_bad: OnBad,
     resizing: Resizing = "fast",
+    times: StageTimes | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The crops of each view, (n, H, W, 3) uint8, of the rows that can be decoded, and a (B,) bool mask of these rows.
 
@@ -139,8 +145,11 @@ def crop_rows(
     Args:
         views: How each view is made, and its side in pixels.
         on_bad: Called with the other rows, if there are any.
+        times: Counts the time of decoding and of making views.
     """
-    images = open_rows(rows, max_pixels)
+    times = times or StageTimes()
+    with times.stage("decode"):
+        images = open_rows(rows, max_pixels)
     sizes = np.array([(1, 1) if isinstance(image, BadRow) else image.size for image in images], np.int64).reshape(-1, 2)
     crops = [
         Crops(draw(view, sizes, DrawKey(seed, epoch, rows.sample_id, number)), size_px, view.interpolation, resizing, view.antialias)
@@ -150,13 +159,15 @@ def crop_rows(
     bad: list[BadRow] = []
     good = np.ones(len(images), bool)
     for row, (image, most_shrink) in enumerate(zip(images, shrinks, strict=True)):
-        pixels = image if isinstance(image, BadRow) else _pixels(rows, row, image, most_shrink)
+        with times.stage("decode", 1):
+            pixels = image if isinstance(image, BadRow) else _pixels(rows, row, image, most_shrink)
         if isinstance(pixels, BadRow):
             bad.append(pixels)
             good[row] = False
         else:
-            for view in crops:
-                view.cut(row, *pixels)
+            with times.stage("views", 1):
+                for view in crops:
+                    view.cut(row, *pixels)
     if bad:
         on_bad(bad)
     return [view.views if good.all() else view.views[good] for view in crops], good
@@ -178,8 +189,14 @@ def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Imag
     return [image for image in decoded if not isinstance(image, BadRow)], good
 
 
-def finish_block(source: ViewSource, block: CropBlock, stylize_block: StylizeBlock | None, device_type: str = "cpu") -> Arrays:
-    """The block's views, stylized and with changed colors, without the rows that only serve as style partners."""
+def finish_block(
+    source: ViewSource, block: CropBlock, stylize_block: StylizeBlock | None, device_type: str = "cpu", times: StageTimes | None = None
+) -> Arrays:
+    """The block's views, stylized and with changed colors, without the rows that only serve as style partners.
+
+    In torch the colors are changed between stylizing and rounding, and their time counts as the stylizer's.
+    """
+    times = times or StageTimes()
     in_torch = source.views.backend_on(device_type) == "torch"
     # The draws for the colors do not depend on the image's size, so any size will do here.
     sizes = np.full((len(block.sample_id), 2), source.views.size_px, np.int64)
@@ -187,11 +204,17 @@ def finish_block(source: ViewSource, block: CropBlock, stylize_block: StylizeBlo
     arrays: Arrays = {"sample_id": sample_id, "epoch": np.full(len(sample_id), block.epoch, np.int64)}
     for number, (config, crops) in enumerate(zip(source.views.views, block.views, strict=True)):
         key = DrawKey(source.seed, block.epoch, block.sample_id, number)
-        params = draw(config, sizes, key)
+        with times.stage("views"):
+            params = draw(config, sizes, key)
         if in_torch:
-            view = _finish_in_torch(crops, key, params, stylize_block, device_type)
+            with times.stage("stylize" if stylize_block else "views", len(crops) if stylize_block and number == 0 else 0):
+                view = _finish_in_torch(crops, key, params, stylize_block, device_type)
         else:
-            view = opencv.color(stylize_block(crops, key) if stylize_block else crops, params)
+            if stylize_block:
+                with times.stage("stylize", len(crops) if number == 0 else 0):
+                    crops = stylize_block(crops, key)
+            with times.stage("views"):
+                view = opencv.color(crops, params)
         arrays[view_name(number)] = view if block.keep.all() else view[block.keep]
     return arrays
 
@@ -234,17 +257,19 @@ def local_batches(
     rank: int = 0,
     world_size: int = 1,
     accumulate: int = 1,
+    times: StageTimes | None = None,
 ) -> Iterator[Arrays]:
     """The whole flow in this process: the share of `rank` of `world_size` in each global batch, in `accumulate` parts.
 
     Args:
+        times: Counts the time of the stages.
         batch_size: Rows of one part. Every step's global batch and each of its parts have the same rows for any number of workers.
     """
     seen = seen or SeenIds(source.index.num_rows)
     blocks = (
-        finish_block(source, block, stylize_block)
+        finish_block(source, block, stylize_block, times=times)
         for window in windows(source, epochs, seen)
-        for block in crop_blocks(source, window, seen, on_bad)
+        for block in crop_blocks(source, window, seen, on_bad, times=times)
     )
     for batch in rebatch(blocks, accumulate * world_size * batch_size):
         for part in range(accumulate):

@@ -7,7 +7,7 @@ projector's embeddings, `N` rows of the data set. This module imports neither to
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -88,6 +88,7 @@ class RunResult:
         metrics: The last logged value of each metric.
         reason: Why the run did not finish, or None.
         stopped_by: The signal that stopped it, such as "SIGTERM", or None.
+        speed: What the last epoch's time went to, as `train.speed.Speed` says; None where no epoch was completed.
     """
 
     status: str
@@ -97,6 +98,7 @@ class RunResult:
     metrics: dict[str, float]
     reason: str | None = None
     stopped_by: str | None = None
+    speed: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", self.reason and redacted(self.reason))

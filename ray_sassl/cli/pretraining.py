@@ -186,6 +186,8 @@ def _progress(console: Console, config: ExperimentConfig) -> Iterator:
             if update.num_bad > last_bad:
                 bar.console.print(Text.assemble((f"{update.num_bad:,} bad images so far", "yellow"), "; see quarantine.jsonl"))
                 last_bad = update.num_bad
+            if update.speed is not None:
+                bar.console.print(Text(f"{update.speed.images_per_s:,.0f} images/s. {update.speed.bottleneck}"), soft_wrap=True)
             for report in update.reports:
                 latest.update(report)
                 if scores := [f"{words} {report[name]:.1%}" for name, words in _SCORES.items() if name in report]:

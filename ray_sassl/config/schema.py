@@ -150,13 +150,16 @@ def _signal_name(value: object) -> object:
 
 
 class FaultConfig(FrozenConfig):
-    """What a run does when it is told to end."""
+    """What a run does when it is told to end, or stands still."""
 
     grace_s: float = Field(default=20.0, gt=0)
     """Seconds from a notice (SIGTERM, SIGHUP, `preempt_signal`) to the end of the run: it stops at the next step with a checkpoint, and
     at once after that time, with the checkpoints that are there. Kubernetes and SLURM kill what has not ended after 30 s."""
     preempt_signal: Annotated[Literal["SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGCONT"] | None, BeforeValidator(_signal_name)] = "SIGUSR1"
     """A further signal that is such a notice: SLURM's `--signal=B:USR1@60` sends it 60 s before the time is up. None: no signal."""
+    stall_s: float = Field(default=60.0, gt=0)
+    """A warning names the worker or stage that stands still, and where in the code, when no step came for so many seconds and for 20 times
+    the usual step; before the first step, and during scores and checkpoints, for 10 times as long."""
 
 
 class PixelsConfig(FrozenConfig):

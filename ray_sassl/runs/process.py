@@ -111,6 +111,7 @@ def train_process(
                 record=record,
                 extra_state={"num_rows": num_rows},
                 accumulate=accumulate,
+                stall_s=config.fault.stall_s,
             )
         )
 

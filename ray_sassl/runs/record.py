@@ -148,7 +148,21 @@ def _summary(run_dir: str, left_out: list[str]) -> dict[str, Any] | None:
         left_out.append(f"{storage.join(run_dir, SUMMARY)} does not say how a run ended")
         return None
     metrics = {name: value for name, value in as_mapping(tree.get("metrics")).items() if as_number(value) is not None}
-    return tree | {"reason": tree["reason"] if isinstance(tree.get("reason"), str) else None, "metrics": metrics}
+    reason = tree["reason"] if isinstance(tree.get("reason"), str) else None
+    return tree | {"reason": reason, "metrics": metrics, "speed": _speed(as_mapping(tree.get("speed")))}
+
+
+def _speed(tree: dict[str, Any]) -> dict[str, Any] | None:
+    """As `train.speed.Speed` writes it; None where it has another form."""
+    text, ranks = tree.get("bottleneck"), tree.get("ranks")
+    if not isinstance(text, str) or not isinstance(ranks, list):
+        return None
+    busy, rates = (_numbers(tree.get(name)) for name in ("busy", "rates"))
+    return {"bottleneck": text, "ranks": [_numbers(rank) for rank in ranks], "busy": busy, "rates": rates}
+
+
+def _numbers(tree: Any) -> dict[str, float]:
+    return {name: value for name, value in as_mapping(tree).items() if as_number(value) is not None}
 
 
 def _environment(run_dir: str, left_out: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +14,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ray_sassl.nn.gather import all_gather
+from ray_sassl.stages import Spent, StageTimes
+from ray_sassl.train.speed import Speed, Stream
+from ray_sassl.train.watchdog import Beat, Watchdog
+
+log = logging.getLogger(__name__)
+
 
 class Context(Protocol):
     """All that the loop knows about its environment; Ray is one launcher among others.
@@ -21,14 +29,26 @@ class Context(Protocol):
         rank: This process's number, 0 to `world_size` - 1; rank 0 writes the record.
         world_size: The number of training processes.
         device: Where this process computes.
+        stream: Where the stream runs.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    stream: Stream
 
     def report(self, metrics: dict[str, float]) -> None:
         """Report progress to the launcher; called on rank 0 at every logged step. Must not block."""
+
+    def report_speed(self, speed: Speed) -> None:
+        """Report what an epoch's time went to; called on rank 0. Must not block."""
+
+    def beat(self, beat: Beat | None) -> None:
+        """Tell what this rank does, or None when it has done its part; called from a thread of the loop. May block."""
+
+    def spent(self) -> Spent:
+        """The time of the stream's processes since the start, as far as it is known. Must not block."""
+        ...
 
     def stop_requested(self) -> bool:
         """Whether the user asked this run to stop at the next step. Must not block."""
@@ -51,9 +71,34 @@ class LocalContext:
     """Requests a stop after this step has been reported (for tests and debugging)."""
     leave_at_step: int | None = None
     """Announces that the machine goes away after this step has been reported (for tests and debugging)."""
+    stream: Stream = field(default_factory=Stream)
+    times: StageTimes = field(default_factory=StageTimes)
+    """What the stream in this process counts its time in."""
+    stall_s: float = 60.0
+    """As in the config's `fault.stall_s`."""
+    speeds: list[Speed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._watchdog = Watchdog(self.stall_s)
 
     def report(self, metrics: dict[str, float]) -> None:
         self.reports.append(metrics)
+
+    def report_speed(self, speed: Speed) -> None:
+        self.speeds.append(speed)
+
+    def beat(self, beat: Beat | None) -> None:
+        if beat is None:
+            self._watchdog.leave(self.rank)
+            return
+        self._watchdog.note(beat)
+        if (standing := self.times.standing()) is not None:
+            self._watchdog.note_stream(standing)
+        if alarm := self._watchdog.alarm():
+            log.warning("%s", alarm)
+
+    def spent(self) -> Spent:
+        return self.times.total()
 
     def stop_requested(self) -> bool:
         return self._has_reported(self.stop_at_step)
@@ -92,10 +137,8 @@ def _cpu_group() -> Any:
     return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
-def mean_over_ranks(value: float, context: Context) -> float:
-    """The mean of each rank's value; every rank must call it at the same step."""
+def over_ranks(values: Sequence[float], context: Context) -> list[list[float]]:
+    """Each rank's values, in the order of the ranks; every rank must call it at the same step."""
     if context.world_size == 1:
-        return value
-    total = torch.tensor([value], dtype=torch.float64, device=context.device)
-    dist.all_reduce(total)
-    return float(total.item()) / context.world_size
+        return [list(values)]
+    return all_gather(torch.tensor([list(values)], dtype=torch.float64, device=context.device)).tolist()

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
-import time
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
@@ -22,15 +22,18 @@ from ray_sassl.nn.normalize import Normalization
 from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig
 from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
+from ray_sassl.stages import RANK_STAGES, since
 from ray_sassl.train.agreement import Agreement
 from ray_sassl.train.checkpoint import Checkpoint
-from ray_sassl.train.context import Context, data_parallel, mean_over_ranks
+from ray_sassl.train.context import Context, data_parallel, over_ranks
 from ray_sassl.train.divergence import DivergenceWatch
 from ray_sassl.train.metrics import MetricsLog
 from ray_sassl.train.optim import OptimConfig, build_optimizer, clip_gradients, set_rates
 from ray_sassl.train.prefetch import Prefetcher
 from ray_sassl.train.saving import RunSaver
 from ray_sassl.train.schedule import Counting, share_done
+from ray_sassl.train.speed import RankClock, speed
+from ray_sassl.train.watchdog import Heart
 from ray_sassl.types import Arrays, Batch, Outcome, StepOutput
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,8 @@ EVALUATION = "evaluation"
 Without labeled images there are no scores, and the number is reported with the first metrics that are logged after the evaluation is
 due."""
 
+_BEAT_S = 10.0
+
 FAILED_EVALUATIONS = "failed_evaluations"
 """How many evaluations have failed since the workers were started, in the report of one that has."""
 
@@ -115,6 +120,7 @@ class Job:
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
         accumulate: Parts of this worker's share of a batch, if there are more than the config says; see `share_of_batch`.
         is_ahead: As in `Prefetcher`.
+        stall_s: As in the config's `fault.stall_s`.
         num_failed_evaluations: Of this process so far.
     """
 
@@ -134,6 +140,7 @@ class Job:
     extra_state: dict[str, Any] = field(default_factory=dict)
     accumulate: int | None = None
     is_ahead: bool | None = None
+    stall_s: float = 60.0
     num_failed_evaluations: int = 0
 
 
@@ -224,13 +231,17 @@ def train(job: Job) -> Outcome:
     evaluated = _evaluations_until(step, config, progress) + (step == progress.total_steps)
     pixels = Normalization(config.pixel_mean, config.pixel_std, context.device)
     feed = Prefetcher(job.batches, job.accumulate or config.accumulate, context.device, progress.total_steps - step, job.is_ahead)
-    meter = _Meter(progress, step, context.world_size, feed)
+    clock = RankClock(step)
+    meter = _Meter(progress, step, context, clock)
     watch = DivergenceWatch(context.device, every_step=context.device.type == "cpu")
     agreement = Agreement(context, num_flags=4)
+    heart = Heart(lambda: context.beat(clock.beat(context.rank)), every_s=min(_BEAT_S, job.stall_s / 5))
     status, has_left = "finished", False
     try:
         while step < progress.total_steps:
-            parts = feed.take()
+            with clock.doing("wait"):
+                parts = feed.take()
+            clock.move("wait", "transfer", feed.transfer_s)
             if parts is None:  # quarantined rows make the stream a little shorter than the plan
                 diverged, _, stopped, _ = agreement.settle()
                 if diverged:
@@ -250,7 +261,6 @@ def train(job: Job) -> Outcome:
             due = _evaluations_until(step, config, progress) + is_last
             if logs_now:
                 metrics = meter.read(step, output, lr)
-                metrics["loss"] = mean_over_ranks(metrics["loss"], context)
                 if job.evaluate is None and due > evaluated:
                     metrics[EVALUATION] = evaluated = due
                 _record(job, step, metrics)
@@ -264,18 +274,26 @@ def train(job: Job) -> Outcome:
                 status = "interrupted"
                 break
             if job.evaluate is not None and not is_last and _is_due(step, config.evaluate_every, progress):
-                _evaluate(job, method, step, due, progress)
+                with clock.doing("score"):
+                    _evaluate(job, method, step, due, progress)
             if saves_now or (leaving and not has_left):
-                meter.saving_s += saver.save(step, lr, watch)
+                with clock.doing("checkpoint"):
+                    saver.save(step, lr, watch)
                 has_left = has_left or leaving
+            clock.stepped(step)
+        clock.enter("score")
         if status == "finished" and (job.evaluate is not None or evaluated <= _evaluations_until(step, config, progress)):
             _evaluate(job, method, step, _evaluations_until(step, config, progress) + 1, progress)
+        clock.enter("checkpoint")
         if not saver.saved or step > saver.saved_step:
             saver.save(step, optimizer.param_groups[0]["lr"], watch)
         saver.finish()
+        clock.enter("score")
         if status == "finished" and job.final_test is not None and (scores := job.final_test(method.backbone)):
             _record(job, step, {"epoch": progress.epoch(step)} | scores)
     finally:
+        heart.close()
+        context.beat(None)
         agreement.close()
         feed.close()
         saver.close()
@@ -331,20 +349,17 @@ def _update(
     return outputs
 
 
-@dataclass
 class _Meter:
     """Times and averages since the last logged step; tensors are copied back from the device only in `read`."""
 
-    progress: Progress
-    first_step: int
-    num_workers: int
-    feed: Prefetcher
-    saving_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._began, self._step = time.perf_counter(), self.first_step
+    def __init__(self, progress: Progress, step: int, context: Context, clock: RankClock) -> None:
+        self._progress, self._context, self._clock = progress, context, clock
+        self._step = self._epoch_step = step
+        self._spent = context.spent()
+        self._epoch_seconds = [[0.0] * len(RANK_STAGES) for _ in range(context.world_size)]
 
     def read(self, step: int, outputs: list[StepOutput], lr: float) -> dict[str, float]:
+        """The metrics of this step; once an epoch also what its time went to. Every rank must call it at the same steps."""
         output = outputs[-1]
         scalars = {
             "loss": torch.stack([o.loss.detach().float() for o in outputs]).mean(),
@@ -353,19 +368,40 @@ class _Meter:
             **{name: value.detach().float() for name, value in output.metrics.items()},
         }
         values = dict(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))
-        now = time.perf_counter()
-        elapsed = now - self._began
+        seconds = self._clock.taken()
+        elapsed = max(sum(seconds.values()), 1e-9)
+        ranks = over_ranks([values["loss"], *seconds.values()], self._context)
+        self._epoch_seconds = [
+            [a + b for a, b in zip(sums, rank[1:], strict=True)] for sums, rank in zip(self._epoch_seconds, ranks, strict=True)
+        ]
         values |= {
-            "epoch": self.progress.epoch(step),
+            "loss": statistics.fmean(rank[0] for rank in ranks),
+            "epoch": self._progress.epoch(step),
             "chance_loss": output.chance_loss,
             "learning_rate": lr,
-            "images_per_s": (step - self._step) * self.progress.global_batch / elapsed,
-            "data_wait": self.feed.waited_s / elapsed,
-            "save_stall": self.saving_s / elapsed,
-            "num_workers": self.num_workers,
+            "images_per_s": (step - self._step) * self._progress.global_batch / elapsed,
+            "data_wait": seconds["wait"] / elapsed,
+            "save_stall": seconds["checkpoint"] / elapsed,
+            "num_workers": self._context.world_size,
         }
-        self._began, self._step, self.saving_s, self.feed.waited_s = now, step, 0.0, 0.0
+        self._step = step
+        if int(self._progress.epoch(step)) > int(self._progress.epoch(self._epoch_step)) or step == self._progress.total_steps:
+            values |= self._speed(step)
+            self._epoch_seconds, self._epoch_step = [[0.0] * len(RANK_STAGES) for _ in ranks], step
         return values
+
+    def _speed(self, step: int) -> dict[str, float]:
+        """What the time went to since the epoch before; told in the log, and in full to the context."""
+        if self._context.rank != 0:
+            return {}
+        spent = self._context.spent()
+        ranks = [dict(zip(RANK_STAGES, seconds, strict=True)) for seconds in self._epoch_seconds]
+        num_images = (step - self._epoch_step) * self._progress.global_batch
+        found = speed(ranks, since(self._spent, spent), num_images, self._context.stream)
+        log.info("Epoch %.3g, %.0f images/s. %s", self._progress.epoch(step), found.images_per_s, found.bottleneck)
+        self._context.report_speed(found)
+        self._spent = spent
+        return found.as_metrics()
 
 
 def _record(job: Job, step: int, metrics: dict[str, float]) -> None:

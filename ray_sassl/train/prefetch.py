@@ -23,13 +23,11 @@ class _Taken:
 
     Attributes:
         parts: The step's parts, or None where the stream cannot fill the step.
-        stream_s: Seconds that the stream took.
         transfer_s: Seconds that the host took to pin the parts and to start their upload.
         uploaded: Set once the upload is complete; None where nothing is uploaded.
     """
 
     parts: list[Batch] | None
-    stream_s: float
     transfer_s: float
     uploaded: torch.cuda.Event | None
 
@@ -48,8 +46,7 @@ class Prefetcher:
         is_ahead: Whether parts are taken ahead; by default on any device but a CPU.
 
     Attributes:
-        waited_s: Seconds for which the steps waited for the stream.
-        transfer_s: Seconds for which they waited for a transfer.
+        transfer_s: Of the seconds that the last `take` lasted, those for which it waited for the transfer and not for the stream.
     """
 
     def __init__(
@@ -60,16 +57,13 @@ class Prefetcher:
         is_ahead = device.type != "cpu" if is_ahead is None else is_ahead
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if is_ahead else None
         self._next: Future[_Taken] | None = None
-        self.waited_s = self.transfer_s = 0.0
+        self.transfer_s = 0.0
 
     def take(self) -> list[Batch] | None:
         """The parts of the next step, or None at the end of the stream; a step that the stream cannot fill is dropped."""
         began = time.perf_counter()
         taken = self._fetch() if self._thread is None else self._fetched()
-        waited_s = time.perf_counter() - began
-        transfer_s = min(taken.transfer_s, waited_s)
-        self.transfer_s += transfer_s
-        self.waited_s += waited_s - transfer_s
+        self.transfer_s = min(taken.transfer_s, time.perf_counter() - began)
         if taken.uploaded is not None and taken.parts is not None:
             here = torch.cuda.current_stream(self._device)
             here.wait_event(taken.uploaded)
@@ -92,17 +86,16 @@ class Prefetcher:
         return taken
 
     def _fetch(self) -> _Taken:
-        began = time.perf_counter()
         arrays = [part for _, part in zip(range(self._num_parts), self._batches, strict=False)]
-        taken = time.perf_counter()
+        began = time.perf_counter()
         if len(arrays) < self._num_parts:
-            return _Taken(None, taken - began, 0.0, None)
+            return _Taken(None, 0.0, None)
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             parts = [to_device(part, self._device) for part in arrays]
             uploaded = None if self._stream is None else torch.cuda.Event()
             if uploaded is not None:
                 uploaded.record()
-        return _Taken(parts, taken - began, time.perf_counter() - taken, uploaded)
+        return _Taken(parts, time.perf_counter() - began, uploaded)
 
 
 def to_device(arrays: Arrays, device: torch.device) -> Batch:

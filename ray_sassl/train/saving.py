@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -151,17 +150,13 @@ class RunSaver:
         for part in parts:
             self.seen.add(part["epoch"], part["sample_id"])
 
-    def save(self, step: int, lr: float, watch: DivergenceWatch) -> float:
+    def save(self, step: int, lr: float, watch: DivergenceWatch) -> None:
         """Save a checkpoint of this step with the samples that all ranks have seen; every rank must call it.
-
-        Returns:
-            The seconds for which training paused.
 
         Raises:
             DivergedError: a weight is not a finite number; earlier checkpoints stay.
             CheckpointNotWrittenError: the checkpoint before this one could not be written.
         """
-        began = time.perf_counter()
         if not torch.isfinite(nn.utils.get_total_norm([parameter.detach() for parameter in self.method.parameters()])):
             raise self.diverged(watch, lr, "the weights are not finite")
         if self.context.world_size > 1:
@@ -175,7 +170,6 @@ class RunSaver:
                 error = failed
         self._raise_on_all(error)
         self.saved, self.saved_step = checkpoint_path(self.run_dir, step), step
-        return time.perf_counter() - began
 
     def diverged(self, watch: DivergenceWatch, lr: float, what: str = "") -> DivergedError:
         """The error that ends a run which has diverged, once the checkpoint that is under way is whole; every rank must call it.

@@ -165,6 +165,7 @@ def run_here(config: ExperimentConfig, run_dir: str | Path, context: LocalContex
         rank=context.rank,
         world_size=context.world_size,
         accumulate=config.train.accumulate,
+        times=context.times,
     )
 
     def noted() -> Iterator[Arrays]:

@@ -15,6 +15,9 @@ from ray_sassl.data.quarantine import BadRow, QuarantineFile, TooManyBadRowsErro
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.runtime.metrics import CostMeter, set_bad_rows
 from ray_sassl.orchestrate.runtime.session import pin_to_driver
+from ray_sassl.stages import Spent, Standing
+from ray_sassl.train.speed import Speed
+from ray_sassl.train.watchdog import Beat, Watchdog
 from ray_sassl.types import Outcome
 
 
@@ -28,6 +31,7 @@ class ProgressUpdate:
         num_bad: Rows in quarantine.
         fatal: Why the run cannot continue, as a message for the user, or None.
         waiting: The resources that the run waits for, in words, or an empty string.
+        speed: What the newest epoch's time went to, if an epoch has ended since.
     """
 
     reports: list[dict[str, float]] = field(default_factory=list)
@@ -35,6 +39,22 @@ class ProgressUpdate:
     num_bad: int = 0
     fatal: str | None = None
     waiting: str = ""
+    speed: Speed | None = None
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What workers ask the control actor for at their steps.
+
+    Attributes:
+        stop: Whether the run should stop.
+        wants_checkpoint: Whether a checkpoint is needed before its workers are restarted.
+        spent: The time of the stream's processes so far.
+    """
+
+    stop: bool = False
+    wants_checkpoint: bool = False
+    spent: Spent = field(default_factory=dict)
 
 
 class RunControl:
@@ -46,9 +66,18 @@ class RunControl:
         quarantine_path: File of bad rows; existing ones are read.
         run: The run's name, for its metrics.
         prices: USD per hour of a node of each group, if known.
+        stall_s: As in the config's `fault.stall_s`.
     """
 
-    def __init__(self, num_rows: int, max_bad_fraction: float, quarantine_path: str, run: str, prices: Mapping[str, float] | None) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        max_bad_fraction: float,
+        quarantine_path: str,
+        run: str,
+        prices: Mapping[str, float] | None,
+        stall_s: float = 60.0,
+    ) -> None:
         self._file = QuarantineFile(quarantine_path, num_rows, max_bad_fraction)
         self._quarantine = self._file.quarantine
         self._update = ProgressUpdate()
@@ -60,6 +89,8 @@ class RunControl:
         self._outcome: Outcome | None = None
         self._run = run
         self._has_complained = False
+        self._watchdog = Watchdog(stall_s)
+        self._spent: dict[str, tuple[float, int]] = {}
         self._cost = CostMeter(run, prices) if prices is not None else None
         try:
             self._file.load()
@@ -102,13 +133,32 @@ class RunControl:
     def request_stop(self) -> None:
         self._stop = True
 
-    def requests(self) -> tuple[bool, bool]:
-        """Whether the run should stop, and whether a checkpoint is needed before its workers are restarted."""
-        return self._stop, self._wants_checkpoint
+    def requests(self) -> Requests:
+        return Requests(self._stop, self._wants_checkpoint, self._spent)
+
+    def add_spent(self, spent: Spent, standing: Standing | None) -> None:
+        """Take the time that a process of the stream has spent since it last told, and what it does now."""
+        for stage, (seconds, images) in spent.items():
+            before = self._spent.get(stage, (0.0, 0))
+            self._spent[stage] = before[0] + seconds, before[1] + images
+        if standing is not None:
+            self._watchdog.note_stream(standing)
+
+    def beat(self, beat: Beat) -> None:
+        """Take what a worker does."""
+        self._watchdog.note(beat)
+
+    def leave(self, rank: int) -> None:
+        """Note that a worker has done its part."""
+        self._watchdog.leave(rank)
+
+    def report_speed(self, speed: Speed) -> None:
+        self._update.speed = speed
 
     def start_from(self, path: str | None) -> None:
         """Set the checkpoint from which the starting workers continue."""
         self._start = path
+        self._watchdog.forget()
 
     def start(self) -> str | None:
         return self._start
@@ -145,17 +195,31 @@ class RunControl:
         """The progress since the last call."""
         self._save(self._file.save_if_due)
         set_bad_rows(self._run, self._quarantine.num_bad)  # a gauge that is not set regularly disappears from the endpoint
+        if alarm := self._watchdog.alarm(object_store_use):
+            self.note(alarm)
         update, self._update = self._update, ProgressUpdate()
         update.num_bad, update.fatal = self._quarantine.num_bad, self._fatal
         return update
 
 
 def start_control(
-    num_rows: int, max_bad_fraction: float, quarantine_path: str, *, run: str = "", prices: Mapping[str, float] | None = None
+    num_rows: int,
+    max_bad_fraction: float,
+    quarantine_path: str,
+    *,
+    run: str = "",
+    prices: Mapping[str, float] | None = None,
+    stall_s: float = 60.0,
 ) -> ActorHandle:
     """The run's control actor, with the arguments of `RunControl`; it takes no CPU and ends with the driver."""
     remote: Any = cast(Any, ray.remote)(num_cpus=0, scheduling_strategy=pin_to_driver(), max_concurrency=1)(RunControl)
-    return remote.remote(num_rows, max_bad_fraction, quarantine_path, run, prices)
+    return remote.remote(num_rows, max_bad_fraction, quarantine_path, run, prices, stall_s)
+
+
+def object_store_use() -> float:
+    """The share of the cluster's object stores that is in use."""
+    total, free = (resources.get("object_store_memory", 0.0) for resources in (ray.cluster_resources(), ray.available_resources()))
+    return 1 - free / total if total else 0.0
 
 
 class NoteHandler(logging.Handler):

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -60,6 +61,7 @@ from ray_sassl.train.checkpoint import latest_checkpoint
 from ray_sassl.train.checkpoint_folder import all_damaged, list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import micro_batch
+from ray_sassl.train.speed import Speed, Stream
 from ray_sassl.types import Outcome, RunResult
 
 log = logging.getLogger(__name__)
@@ -115,14 +117,17 @@ def pretrain(
         _show_views(config, run_dir)
     launch = _pretrain_here if config.scaling.num_workers == 0 else partial(_pretrain_on_ray, address=address)
     metrics: dict[str, float] = {}
+    speed: Speed | None = None
 
     def observe(update: ProgressUpdate) -> None:
+        nonlocal speed
         for report in update.reports:
             metrics.update(report)
+        speed = update.speed or speed
         watch(update)
 
     def summarize(status: str, reason: str | None, stopped_by: str | None = None) -> RunResult:
-        result = _result(status, run_dir, metrics, reason, stopped_by)
+        result = replace(_result(status, run_dir, metrics, reason, stopped_by), speed=speed and speed.as_dict())
         write_summary(result)
         return result
 
@@ -176,10 +181,14 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         def report(self, metrics: dict[str, float]) -> None:
             watch(ProgressUpdate([metrics], num_bad=bad_rows.quarantine.num_bad))
 
+        def report_speed(self, speed: Speed) -> None:
+            watch(ProgressUpdate(speed=speed, num_bad=bad_rows.quarantine.num_bad))
+
         def stop_requested(self) -> bool:
             return stop.is_set()
 
-    context = Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    context = Context(device=device, stream=Stream("local" if device.type == "cpu" else "threads"), stall_s=config.fault.stall_s)
     batches = local_batches(
         source,
         epochs=config.train.epochs,
@@ -188,6 +197,7 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         stylize_block=build_stylize_block(config, "cpu", config.scaling.threads_per_worker or torch.get_num_threads()),
         seen=seen,
         accumulate=config.train.accumulate,
+        times=context.times,
     )
     with lastly(f"write {QUARANTINE}", bad_rows.save):
         return train_process(config, run_dir, batches, index.num_rows, context, resume)
@@ -209,6 +219,7 @@ def _pretrain_on_ray(
             storage.join(run_dir, QUARANTINE),
             run=storage.name_of(run_dir),
             prices=_prices(config),
+            stall_s=config.fault.stall_s,
         )
         if fatal := ray.get(control.add_bad.remote(list(index.problems))):
             raise UsageError(fatal)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import ray
@@ -13,6 +18,7 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.feeding import WHOLE, piece_of_row
 from ray_sassl.orchestrate.runtime.metrics import count_images
 from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
+from ray_sassl.stages import Spent, StageTimes, since
 from ray_sassl.types import Arrays, view_name, view_names
 
 
@@ -20,11 +26,36 @@ class BadRowsReporter:
     """Reports bad rows to the run's control actor, and stops the work if there are too many."""
 
     def __init__(self, control: ActorHandle) -> None:
-        self._control = control
+        self.control = control
 
     def __call__(self, rows: list[BadRow]) -> None:
-        if fatal := ray.get(self._control.add_bad.remote(rows)):
+        if fatal := ray.get(self.control.add_bad.remote(rows)):
             raise TooManyBadRowsError(fatal)
+
+
+_TELL_EVERY_S = 1.0
+
+
+@lru_cache(maxsize=1)
+def stage_times(control: ActorHandle) -> StageTimes:
+    """What this process counts the time of its stages in; a thread tells the control actor about it until the actor ends."""
+    times, where = StageTimes(), f"Process {os.getpid()} of the stream on {ray.util.get_node_ip_address()}"
+
+    def tell() -> None:
+        told: Spent = {}
+        while True:
+            time.sleep(_TELL_EVERY_S)
+            total, standing = times.total(), times.standing()
+            if total == told and standing is None:
+                continue
+            try:
+                ray.get(control.add_spent.remote(since(told, total), standing and replace(standing, where=where)))
+            except ray.exceptions.RayError:
+                return
+            told = total
+
+    threading.Thread(target=tell, name="stage times", daemon=True).start()
+    return times
 
 
 class ReadStage:
@@ -41,12 +72,13 @@ class ReadStage:
 
     def blocks(self, batch: dict[str, np.ndarray]) -> Iterator[CropBlock]:
         """The blocks of the pieces in these rows of the source."""
+        times = stage_times(self.on_bad.control)
         for row in range(len(batch["epoch"])):
             if (piece := piece_of_row(batch, row, self.source.index)) is None:
                 continue
             window, block_number = piece
             only = None if block_number == WHOLE else block_number
-            for block in crop_blocks(self.source, window, self.seen, self.on_bad, only):
+            for block in crop_blocks(self.source, window, self.seen, self.on_bad, only, times):
                 count_images(self.run, "decode", len(block.sample_id))
                 yield block
 
@@ -58,7 +90,7 @@ class ReadStage:
     def views(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         """Each plan's block as rows of finished views."""
         for block in self.blocks(batch):
-            yield finish_block(self.source, block, None)
+            yield finish_block(self.source, block, None, times=stage_times(self.on_bad.control))
 
 
 def row_of_block(block: CropBlock) -> Arrays:

@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.feeding import CUT_AT, PlanDatasource, PlanFeeder
-from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, ReadStage, block_of_row
+from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, ReadStage, block_of_row, stage_times
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
 from ray_sassl.orchestrate.runtime.private import ExecutionCallback
@@ -173,7 +173,7 @@ def make_stream(
             crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
             return crops.map_batches(
                 cast(Any, style_actor or StyleActor),
-                fn_constructor_args=(spec.source, spec.config_yaml, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run),
+                fn_constructor_args=(spec.source, spec.config_yaml, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run, control),
                 batch_size=1 if spec.actor_num_gpus else None,  # a block is one row, and Ray needs a number if there are GPUs
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
@@ -227,7 +227,7 @@ class FusedStage:
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         stylize_block = _stylize(self.config_yaml, "cpu", 1, self.keeper)
         for block in self.reading.blocks(batch):
-            yield finish_block(self.reading.source, block, stylize_block)
+            yield finish_block(self.reading.source, block, stylize_block, times=stage_times(self.reading.on_bad.control))
             count_images(self.reading.run, "stylize", int(block.keep.sum()))
 
 
@@ -235,16 +235,23 @@ class StyleActor:
     """One actor of the pool: the stylizer with its weights, then the color operations."""
 
     def __init__(
-        self, source: ViewSource, config_yaml: str, num_cpus: float, num_gpus: float, keeper: ActorHandle | None, run: str
+        self,
+        source: ViewSource,
+        config_yaml: str,
+        num_cpus: float,
+        num_gpus: float,
+        keeper: ActorHandle | None,
+        run: str,
+        control: ActorHandle,
     ) -> None:
-        self._source, self._run = source, run
+        self._source, self._run, self._times = source, run, stage_times(control)
         self._device_type = device_type(num_gpus)
         self._stylize = _stylize(config_yaml, self._device_type, int(num_cpus), keeper)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):
             block = block_of_row(batch, row)
-            yield finish_block(self._source, block, self._stylize, self._device_type)
+            yield finish_block(self._source, block, self._stylize, self._device_type, self._times)
             count_images(self._run, "stylize", int(block.keep.sum()))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,8 @@ from ray.actor import ActorHandle
 
 from ray_sassl.config.files import from_yaml
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.pretraining.control import NoteHandler
+from ray_sassl.orchestrate.pretraining.control import NoteHandler, Requests
+from ray_sassl.orchestrate.pretraining.stream import layout_of
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import TrainingMetrics
 from ray_sassl.orchestrate.runtime.private import get_train_context
@@ -24,10 +26,13 @@ from ray_sassl.orchestrate.runtime.reservation import note_reservation
 from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.process import train_process
+from ray_sassl.stages import Spent
 from ray_sassl.train.checkpoint import Checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import BadCheckpointError
 from ray_sassl.train.context import on_any_rank
 from ray_sassl.train.loop import share_of_batch
+from ray_sassl.train.speed import Speed, Stream
+from ray_sassl.train.watchdog import Beat
 from ray_sassl.types import Arrays
 
 
@@ -36,6 +41,7 @@ class RayContext:
     """The loop's context in a Ray Train worker.
 
     Attributes:
+        stream: Where the stream runs.
         metrics: Exports the reports, or None.
     """
 
@@ -43,23 +49,37 @@ class RayContext:
     world_size: int
     device: torch.device
     control: ActorHandle
+    stream: Stream
     metrics: TrainingMetrics | None = None
 
     def __post_init__(self) -> None:
         self._answer = self.control.requests.remote()
-        self._stop = self._wants_checkpoint = False
+        self._requests, self._stop = Requests(), False
+        self._where = f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
     def report(self, metrics: dict[str, float]) -> None:
         if self.metrics is not None:
             self.metrics(metrics)
         self.control.report.remote(metrics)
 
+    def report_speed(self, speed: Speed) -> None:
+        self.control.report_speed.remote(speed)
+
+    def beat(self, beat: Beat | None) -> None:
+        if beat is None:
+            self.control.leave.remote(self.rank)
+        else:
+            self.control.beat.remote(replace(beat, where=self._where))
+
+    def spent(self) -> Spent:
+        return self._requests.spent
+
     def stop_requested(self) -> bool:
         """The control actor's last answer; the next one is requested at once, without waiting for it."""
         ready, _ = ray.wait([self._answer], timeout=0)
         if ready:
-            stop, self._wants_checkpoint = cast(tuple[bool, bool], ray.get(self._answer))
-            self._stop = self._stop or stop
+            self._requests = cast(Requests, ray.get(self._answer))
+            self._stop = self._stop or self._requests.stop
             self._answer = self.control.requests.remote()
         return self._stop
 
@@ -70,7 +90,7 @@ class RayContext:
         combines them.
         """
         told = getattr(get_train_context(), "preemption_context", None)  # Ray before 2.60 has no notices
-        return self._wants_checkpoint or getattr(told, "preemption_info", None) is not None
+        return self._requests.wants_checkpoint or getattr(told, "preemption_info", None) is not None
 
 
 def train_worker(spec: dict[str, Any]) -> None:
@@ -89,21 +109,22 @@ def train_worker(spec: dict[str, Any]) -> None:
     if where.get_world_rank() == 0:
         note_reservation(spec["run_dir"])
     rows, parts = share_of_batch(config.train, config.scaling.num_workers, where.get_world_size())
-    context = RayContext(where.get_world_rank(), where.get_world_size(), _device(), control)
+    stream = Stream("pool" if layout_of(config) == "pool" else "tasks", config.stream.pool.max)
+    context = RayContext(where.get_world_rank(), where.get_world_size(), _device(), control, stream)
     resume, is_refused = _read_start(context)
     if is_refused:
         return
     context.metrics = TrainingMetrics(storage.name_of(spec["run_dir"]), config.train.global_batch, resume.step if resume else 0)
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
-    stream = shard.iter_batches(
+    batches = shard.iter_batches(
         batch_size=rows,
         batch_format="numpy",
         prefetch_batches=config.stream.prefetch_batches,
         drop_last=True,
     )
     try:
-        outcome = train_process(config, spec["run_dir"], _arrays(stream), spec["num_rows"], context, resume, parts)
+        outcome = train_process(config, spec["run_dir"], _arrays(batches), spec["num_rows"], context, resume, parts)
     except UsageError as error:
         ray.get(control.fail.remote(told(error)))
         if context.world_size == 1:

@@ -16,6 +16,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
+from ray_sassl.stages import RANK_STAGES, STREAM_STAGES
 
 _LOOK_EVERY_S = 10.0
 
@@ -59,7 +60,15 @@ _TRAINING = {
     "knn_top1": Metric("sassl_knn_top1", "gauge", "kNN top-1 on validation images, if labeled images are given."),
 }
 """The loop's metrics, by their names in its reports."""
-ALL = (IMAGES, QUEUE, STYLIZERS, BAD_ROWS, COST, *_TRAINING.values())
+_BY_STAGE = {
+    "share": Metric(
+        "sassl_stage_share", "gauge", "Share of the last epoch's time of a training stage, mean over the workers.", ("run", "stage")
+    ),
+    "busy": Metric("sassl_stage_processes", "gauge", "Processes of the stream that were in a stage in the last epoch.", ("run", "stage")),
+    "rate": Metric("sassl_stage_images_per_s", "gauge", "Images a second of one process in a stage of the stream.", ("run", "stage")),
+}
+"""The metrics of stages, by the first word of their names in the loop's reports; the second is the stage."""
+ALL = (IMAGES, QUEUE, STYLIZERS, BAD_ROWS, COST, *_TRAINING.values(), *_BY_STAGE.values())
 
 
 def count_images(run: str, stage: str, number: int) -> None:
@@ -96,6 +105,10 @@ class TrainingMetrics:
         for name, metric in _TRAINING.items():
             if name in report:
                 _instrument(metric).set(float(report[name]), {"run": self._run})
+        for name, value in report.items():
+            what, _, stage = name.partition("_")
+            if what in _BY_STAGE and stage in (*RANK_STAGES, *STREAM_STAGES):
+                _instrument(_BY_STAGE[what]).set(float(value), {"run": self._run, "stage": stage})
         count_images(self._run, "train", round((report["step"] - self._step) * self._global_batch))
         self._step = report["step"]
 

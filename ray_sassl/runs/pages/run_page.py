@@ -20,6 +20,7 @@ from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.pages.page import Cell, bullets, folded, left_out, page, picture, section, table
 from ray_sassl.runs.pages.starting import against_start
 from ray_sassl.runs.record import RunRecord, read_run
+from ray_sassl.stages import RANK_STAGES, STREAM_STAGES
 
 REPORT = "report.html"
 
@@ -59,6 +60,7 @@ def run_body(run: RunRecord) -> Html:
             run_curves([Line(run, run.name)]) or element("<p>Nothing was logged yet.</p>"),
             "Dashed: the loss of an encoder that cannot distinguish images.",
         ),
+        section("Where the time went", _speed(run), "Of the last epoch. Shares are of each worker's time."),
         section("What the network saw", views, "Crops, stylized crops and finished views of the same images."),
         section("How strong the augmentations are", table(HEADS, list(rows_of(run.doses))) if run.doses else None, NOTE),
         section("Images that could not be used", _quarantine(run)),
@@ -197,6 +199,31 @@ def _scores_note(run: RunRecord) -> str:
     sets = {path for scores in run.scores if (path := scores.path_of("test"))}
     on = f" Test images: {', '.join(sorted(sets))}." if sets else ""
     return f"95 % intervals over test images; they do not cover other training runs.{on}"
+
+
+def _speed(run: RunRecord) -> Html | None:
+    speed = (run.summary or {}).get("speed")
+    if speed is None:
+        return None
+    workers = table(
+        ["worker", *(Cell(stage, kind="number") for stage in RANK_STAGES)],
+        [
+            [str(number), *(Cell(f"{rank[stage]:.1%}" if stage in rank else "", kind="number") for stage in RANK_STAGES)]
+            for number, rank in enumerate(speed["ranks"])
+        ],
+    )
+    heads: list[str | Cell] = ["stage of the stream", Cell("processes in it", kind="number"), Cell("images/s of one", kind="number")]
+    rows: list[list[str | Cell]] = [
+        [
+            stage,
+            Cell(f"{speed['busy'][stage]:.2f}", kind="number"),
+            Cell(f"{speed['rates'][stage]:,.0f}" if stage in speed["rates"] else "", kind="number"),
+        ]
+        for stage in STREAM_STAGES
+        if stage in speed["busy"]
+    ]
+    parts = [element("<p>{}</p>", speed["bottleneck"]), workers, *([table(heads, rows)] if rows else [])]
+    return joined(parts, "\n")
 
 
 def _pictures(all_scores: list[ProtocolScores]) -> Html:

@@ -14,6 +14,7 @@ from ray_sassl.runs.directory import METRICS, QUARANTINE, SUMMARY, VIEWS, RunDir
 from ray_sassl.runs.dose import Dose, write_doses
 from ray_sassl.runs.pages.run_page import flat, training_s, write_run_report
 from ray_sassl.runs.record import read_run
+from ray_sassl.train.speed import Stream, speed
 from ray_sassl.views.grid import image_grid
 from tests.data.test_object_store import bucket
 from tests.exporting.conftest import MakeRun, make_run
@@ -56,6 +57,21 @@ def test_the_page_of_a_finished_run_has_everything(make_run: MakeRun):
     assert '<td>truncated</td><td class="number">2</td>' in page
     assert page.count("<svg") == 1
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched from elsewhere
+
+
+def test_the_page_says_where_the_time_went_and_what_would_help(make_run: MakeRun):
+    run_dir = make_run()
+    seconds = [{"step": 6.0, "wait": 4.0}, {"step": 9.0, "wait": 1.0}]
+    found = speed(seconds, {"read": (2.0, 100), "decode": (8.0, 200)}, 100, Stream("tasks"))
+    path = Path(run_dir) / SUMMARY
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"speed": found.as_dict()}))
+    page = _page(run_dir)
+    assert "Where the time went" in page
+    assert "Training waits for the stream 25% of the time" in page
+    assert '<td>0</td><td class="number">40.0%</td><td class="number">0.0%</td><td class="number">60.0%</td>' in page
+    assert '<td>decode</td><td class="number">0.80</td><td class="number">25</td>' in page
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"speed": {"bottleneck": 3, "ranks": "x"}}))
+    assert "Where the time went" not in _page(run_dir)
 
 
 def test_every_top1_of_test_images_is_shown_with_chance(make_run: MakeRun):

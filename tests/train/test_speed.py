@@ -1,0 +1,116 @@
+"""Why a run is slow: the stage that holds it up is named, with what would help."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ray_sassl import pipeline
+from ray_sassl.runs import process
+from ray_sassl.stages import RANK_STAGES, StageTimes, since
+from ray_sassl.style.augment import StyleAugmentation
+from ray_sassl.train import loop, prefetch, saving
+from ray_sassl.train.context import LocalContext
+from ray_sassl.train.speed import Stream, speed
+
+SLEEP_S = {"decode": 0.05, "views": 0.2}
+"""Others sleep for longer, since they come once a window or a step."""
+SLOW: dict[str, tuple[Any, str, str]] = {
+    "read": (pipeline, "read_groups", "whose slowest stage is read .*data.cache_gb"),
+    "decode": (pipeline, "_pixels", "whose slowest stage is decode .*stream.local_threads"),
+    "views": (pipeline.opencv, "color", "whose slowest stage is views .*stream.local_threads"),
+    "stylize": (StyleAugmentation, "stylize", r"whose slowest stage is stylize .*stream.pool.num_gpus"),
+    "transfer": (prefetch, "to_device", "waits for batches to reach the device .*scaling.cpus_per_worker"),
+    "step": (loop, "_update", "computes its steps .*train.compile"),
+    "checkpoint": (saving, "_when_copied", "stands still for checkpoints .*train.checkpoint_every"),
+}
+"""By stage: the function that sleeps, and what the sentence says."""
+
+
+def _slowly(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return function(*args, **options)
+
+    return slow
+
+
+@pytest.mark.parametrize("stage", SLOW)
+def test_a_sleep_in_a_stage_makes_it_the_bottleneck(tiny_config, run_here, tmp_path, monkeypatch, stage):
+    where, name, sentence = SLOW[stage]
+    monkeypatch.setattr(where, name, _slowly(getattr(where, name), SLEEP_S.get(stage, 0.6)))
+    overrides = ["train.checkpoint_every=1"] if stage == "checkpoint" else []
+    context = LocalContext()
+    run = run_here(tiny_config("simclr", "stylize=color_statistics", "train.epochs=1.2", *overrides), tmp_path, context)
+    assert run.outcome.status == "finished"
+    found = context.speeds[-1].bottleneck
+    assert re.search(sentence, found), found
+
+
+def test_a_sleep_in_the_scores_makes_them_the_bottleneck(tiny_config, run_here, tmp_path, monkeypatch):
+    scores = SimpleNamespace(validation=_slowly(lambda backbone: {"knn_top1": 0.5}, 1.0), test=lambda backbone: {})
+    monkeypatch.setattr(process, "online_scores", lambda config, device: scores)
+    context = LocalContext()
+    run_here(tiny_config("simclr", "train.evaluate_every=1", "train.epochs=1.2"), tmp_path, context)
+    assert "computes scores" in context.speeds[-1].bottleneck
+    assert "train.evaluate_every" in context.speeds[-1].bottleneck
+
+
+def test_once_an_epoch_the_shares_add_up_and_are_among_the_metrics(tiny_config, run_here, tmp_path):
+    context = LocalContext()
+    run_here(tiny_config("simclr", "stylize=color_statistics"), tmp_path, context)
+    told = [report for report in context.reports if "share_step" in report]
+    assert [report["step"] for report in told] == [3, 6]
+    assert len(context.speeds) == 2
+    for report, found in zip(told, context.speeds, strict=True):
+        assert sum(report[f"share_{stage}"] for stage in RANK_STAGES) == pytest.approx(1)
+        assert report["share_wait"] == found.ranks[0]["wait"]
+        assert {f"busy_{stage}" for stage in ("read", "decode", "views", "stylize")} <= report.keys()
+        assert report["rate_decode"] == found.rates["decode"] > 0
+        assert 0 < sum(found.busy.values()) <= report["share_wait"] + 0.01
+
+
+def _rank(**shares: float) -> dict[str, float]:
+    return {"step": 1 - sum(shares.values()), **shares}
+
+
+def test_beside_the_stream_a_tenth_of_waiting_is_enough_and_the_missing_cpus_are_counted():
+    spent = {"read": (2.0, 1000), "decode": (12.0, 1000), "views": (10.0, 1000)}
+    found = speed([{stage: 4 * share for stage, share in _rank(wait=0.25).items()}] * 2, spent, 1000, Stream("tasks"))
+    # 24 s in 4 s are 6 processes, which did in 3 s of work what takes 4
+    assert "waits for the stream 25% of the time, whose slowest stage is decode" in found.bottleneck
+    assert found.bottleneck.endswith("give the stream's tasks 2 more CPUs.")
+    assert found.rates["decode"] == pytest.approx(1000 / 12)
+
+
+def test_the_stylizers_of_a_pool_are_named_only_where_they_are_busy():
+    ranks, reading = [_rank(wait=0.5)], {"decode": (1.0, 10)}
+    busy = speed(ranks, {**reading, "stylize": (3.9, 10)}, 10, Stream("pool", num_stylizers=4))
+    assert busy.bottleneck.endswith("take 4 more stylizers (stream.pool.max), or a faster stylizer.")
+    idle = speed(ranks, {**reading, "stylize": (2.0, 10)}, 10, Stream("pool", num_stylizers=4))
+    assert "slowest stage is decode" in idle.bottleneck
+    assert idle.bottleneck.endswith("give the stream's tasks 1 more CPU.")
+
+
+def test_a_worker_that_waits_more_than_the_others_is_named():
+    found = speed([_rank(), _rank(), _rank(wait=0.6)], {"decode": (1.0, 10)}, 10, Stream("tasks"))
+    assert "20% of the time, worker 2 60%" in found.bottleneck
+
+
+def test_times_of_threads_are_added_and_the_oldest_is_what_stands():
+    times = StageTimes()
+    before = times.total()
+    with times.stage("decode", 3):
+        standing = times.standing()
+        assert standing is not None
+        assert standing.stage == "decode"
+        assert "test_times_of_threads" in standing.stack
+    assert times.standing() is None
+    (seconds, images) = since(before, times.total())["decode"]
+    assert images == 3
+    assert seconds > 0

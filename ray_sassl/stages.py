@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-STREAM_STAGES = ("read", "decode", "views", "stylize")
+STREAM_STAGES: tuple[str, ...] = ("read", "decode", "views", "stylize")
 """Of the stream: encoded images from shards or a store; pixels; crops and color operations; style augmentation."""
-RANK_STAGES = ("wait", "transfer", "step", "score", "checkpoint")
+RANK_STAGES: tuple[str, ...] = ("wait", "transfer", "step", "score", "checkpoint")
 """Of a training process: waiting for the stream, or for a batch's way to the device; updates; scores; standing still for checkpoints."""
 
 Spent = Mapping[str, tuple[float, int]]

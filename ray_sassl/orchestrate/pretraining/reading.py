@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
 from ray_sassl.data.seen import SeenIds
@@ -50,7 +51,7 @@ def stage_times(control: ActorHandle) -> StageTimes:
                 continue
             try:
                 ray.get(control.add_spent.remote(since(told, total), standing and replace(standing, where=where)))
-            except ray.exceptions.RayError:
+            except RayError:
                 return
             told = total
 

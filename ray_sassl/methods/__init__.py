@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from ray_sassl.nn.normalize import Normalization
 from ray_sassl.plugins import PluginConfig
 from ray_sassl.types import StepOutput
 
@@ -22,9 +23,11 @@ class Method(nn.Module, ABC):
 
     Attributes:
         backbone: The online encoder, (B, 3, H, W) -> (B, F), which is evaluated and exported.
+        normalization: What has made the views of bytes, set by the loop; a method that sends images to other workers sends the bytes.
     """
 
     backbone: nn.Module
+    normalization: Normalization | None = None
 
     @abstractmethod
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, sample_id: Tensor | None = None) -> StepOutput:

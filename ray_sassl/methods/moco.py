@@ -16,7 +16,7 @@ from ray_sassl.methods.branches import Plain
 from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import split_batchnorm, sync_batchnorm
 from ray_sassl.nn.ema import momentum_copy, update_momentum_copy
-from ray_sassl.nn.gather import all_gather, rank, world_size
+from ray_sassl.nn.gather import all_gather, exchange_rows, rank, world_size
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.nn.queue import EmbeddingQueue
 from ray_sassl.nn.upload import upload
@@ -148,9 +148,11 @@ class MoCo(Method):
 
     def _shuffled_keys(self, view: Tensor, generator: torch.Generator) -> Tensor:
         self.config.check_workers(world_size())
-        everyone = all_gather(view.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # contiguous during the transfer, so channels_last stays
-        order = upload(torch.randperm(len(everyone), generator=generator), view.device)
-        return all_gather(self._encode_keys(everyone[_own_rows(order, len(view))]))[order.argsort()]
+        order = torch.randperm(world_size() * len(view), generator=generator)
+        sent = view if self.normalization is None else self.normalization.pixels(view)
+        shuffled = exchange_rows(sent.permute(0, 2, 3, 1), order).permute(0, 3, 1, 2)  # so channels_last stays
+        images = shuffled if self.normalization is None else self.normalization(shuffled, view.dtype)
+        return all_gather(self._encode_keys(images))[upload(order.argsort(), view.device)]
 
     def _encode_keys(self, view: Tensor) -> Tensor:
         embeddings = self.key_projector(self.key_backbone(view))

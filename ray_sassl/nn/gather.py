@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ray_sassl.nn.upload import upload
+
 
 def world_size() -> int:
     """The number of workers that train together."""
@@ -40,6 +42,25 @@ def all_gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
+    """This worker's rows (B, ...) of the global batch in another order; each row is sent to the one worker that needs it.
+
+    Args:
+        x: (B, ...) this worker's rows of the global batch.
+        order: (W * B,) int64 on the CPU, a permutation that is equal on all workers: row i of the new order is row `order[i]`.
+    """
+    size, size_of_all = len(x), world_size()
+    wanted = order.view(size_of_all, size)  # by the worker that wants them
+    is_mine = wanted // size == rank()
+    source, by_source = (wanted[rank()] // size).sort(stable=True)
+    counts = source.bincount(minlength=size_of_all).tolist()
+    sent = x[upload(wanted[is_mine] - rank() * size, x.device)].contiguous()
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, counts, is_mine.sum(1).tolist())
+    return received[upload(by_source.argsort(), x.device)]
 
 
 def all_gather_with_gradient(x: Tensor) -> Tensor:

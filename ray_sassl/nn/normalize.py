@@ -22,6 +22,10 @@ class Normalization:
         self._scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(3, 1, 1)
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """The uint8 images (B, 3, H, W) that became `x`."""
+        return ((x - self._shift) / self._scale).round_().to(torch.uint8)
+
     def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """As `normalize`; computed in place on the one float copy."""
         if images.shape[1] != 3:

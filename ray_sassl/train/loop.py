@@ -229,7 +229,7 @@ def train(job: Job) -> Outcome:
         saver.go_on_from(job.resume)
     step = saver.saved_step
     evaluated = _evaluations_until(step, config, progress) + (step == progress.total_steps)
-    pixels = Normalization(config.pixel_mean, config.pixel_std, context.device)
+    pixels = method.normalization = Normalization(config.pixel_mean, config.pixel_std, context.device)
     feed = Prefetcher(job.batches, job.accumulate or config.accumulate, context.device, progress.total_steps - step, job.is_ahead)
     clock = RankClock(step)
     meter = _Meter(progress, step, context, clock)

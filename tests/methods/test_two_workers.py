@@ -70,6 +70,25 @@ def test_gathered_rows_stand_in_the_order_of_ranks_and_take_the_sum_of_gradients
         assert torch.equal(results["gather"]["gradient"], (1 + 2) * 2 * x[2 * rank : 2 * rank + 2])
 
 
+@pytest.mark.parametrize("sends_bytes", [True, False])
+def test_four_workers_shuffle_keys_as_if_all_had_all_images_and_send_each_row_once(tmp_path, sends_bytes):
+    script = Path(__file__).with_name("four_workers.py")
+    commands = [[sys.executable, str(script), str(tmp_path), str(rank), *(["bytes"] if sends_bytes else [])] for rank in range(4)]
+    processes = [subprocess.Popen(command) for command in commands]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0] * 4
+    finally:
+        for process in processes:
+            process.kill()
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    for result in results:
+        assert torch.equal(result["keys"], result["expected"])
+        assert torch.equal(result["keys"], results[0]["keys"])
+    image_bytes = 3 * 16 * 16 * (1 if sends_bytes else 4)
+    assert sum(result["sent_bytes"] for result in results) == image_bytes * results[0]["num_moved"]
+    assert results[0]["num_moved"] <= 4 * 6
+
+
 def test_shuffled_keys_come_back_in_order_and_fill_every_queue_equally(ranks):
     first, second = (results["shuffled_keys"] for results in ranks)
     torch.testing.assert_close(first["keys"], first["plain"], rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ TEST_JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos quick check format bench clean
+.PHONY: help demo test chaos quick check docs format bench clean
 
 help:  ## Show what there is to make.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -39,12 +39,16 @@ chaos: $(VENV)/dev.stamp  ## Kill nodes, workers and commands: the slow fault te
 quick: $(VENV)/dev.stamp  ## Run the tests that need neither Ray nor patience.
 	$(BIN)/python -m pytest -q -m 'not slow and not ray'
 
-check: $(VENV)/dev.stamp  ## Format, lint, types, layers, and the wheel in an environment of its own.
+check: $(VENV)/dev.stamp  ## Format, lint, types, layers, the site, and the wheel in an environment of its own.
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/python tests/wheel.py
+
+docs: $(VENV)/dev.stamp  ## Build the site into site/; a broken link fails.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(VENV)/dev.stamp  ## Format the code and mend what the linter can.
 	$(BIN)/ruff format
@@ -54,4 +58,4 @@ bench: $(VENV)/bench.stamp  ## Measure every speed claim; prints a table, writes
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove the virtual environment and caches.
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build site *.egg-info

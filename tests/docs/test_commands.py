@@ -1,4 +1,4 @@
-"""The pretrainings that the pages, the help and the definitions show: on images of one's own they look for no others."""
+"""The commands that the pages, the help and the definitions show: they exist, and pretrainings on one's own images look for no others."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from PIL import Image
+from typer.main import get_command
 
-from ray_sassl.cli import jobs
+import ray_sassl
+from ray_sassl.cli import app, jobs
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.orchestrate.jobs.checks import check_resources
 from ray_sassl.runs.configs import load_config
@@ -19,13 +22,51 @@ from ray_sassl.runs.recipe import MIN_IMAGES, Machine, choose_recipe
 ROOT = Path(__file__).resolve().parents[2]
 
 
+PAGES = ("README.md", "cluster/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+_NOT_A_COMMAND = re.compile(r"\.\.\.|\bPROTOCOL\b|\[FIELD")
+"""Lines that show a command's form."""
+
+
 def _texts() -> dict[str, str]:
     """Each with a command on one line."""
-    found = {page: (ROOT / page).read_text() for page in ("README.md", "docs/jobs.md")}
+    found = {page: (ROOT / page).read_text() for page in PAGES}
     found["job --help"] = str(jobs.app.info.help)
     found["job submit --help"] = next(str(command.epilog) for command in jobs.app.registered_commands if command.name == "submit")
     found["rayjob.yaml"] = yaml.safe_load((ROOT / "cluster/kuberay/rayjob.yaml").read_text())["spec"]["entrypoint"]
     return {name: re.sub(r"\\?\n {6,}", " ", text) for name, text in found.items()}
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The words after `ray-sassl` in each command of the indented and fenced blocks, where it is not a form to be filled in."""
+    found = []
+    for block in re.findall(r"(?:^ {4}.*\n)+|^```.*\n[\s\S]*?^```", text, re.MULTILINE):
+        for line in block.splitlines():
+            for part in re.split(r"&&|\|", line.partition(" #")[0]):
+                if part.strip().startswith("ray-sassl ") and not _NOT_A_COMMAND.search(part):
+                    found.append(shlex.split(part.removesuffix("&"))[1:])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_have_verbs_and_options_that_exist(page: str):
+    for words in _commands(_texts()[page]):
+        command, context = get_command(app), None
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            context = click.Context(command, parent=context, info_name=command.name)
+            name, found, words = command.resolve_command(context, words)
+            assert found is not None, name
+            command = found
+        command.make_context(str(command.name), list(words), parent=context)
+
+
+def test_the_commands_of_the_pages_are_found():
+    assert sum(len(_commands(text)) for text in map(_texts().get, PAGES) if text) > 70
+
+
+def test_the_api_page_has_every_public_name():
+    documented = re.findall(r"^::: ray_sassl\.api\.\w+\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(ray_sassl.__all__)
+    assert all(getattr(ray_sassl, name).__doc__ for name in documented)
 
 
 def _pretrainings(text: str) -> list[ExperimentConfig]:
@@ -39,7 +80,9 @@ def _pretrainings(text: str) -> list[ExperimentConfig]:
     return found
 
 
-@pytest.mark.parametrize("source", _texts())
+@pytest.mark.parametrize(
+    "source", ["docs/clusters.md", "docs/first-run.md", "docs/jobs.md", "job --help", "job submit --help", "rayjob.yaml"]
+)
 def test_a_pretraining_on_ones_own_images_is_not_scored_on_others(source: str):
     configs = _pretrainings(_texts()[source])
     assert configs
@@ -53,12 +96,12 @@ def test_a_pretraining_of_photographs_takes_its_overrides_and_no_ray_on_a_laptop
     for number in range(MIN_IMAGES):
         Image.new("RGB", (120, 100), (number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(r"ray-sassl pretrain photos/(.*)", _texts()["README.md"])
-    assert lines
+    lines = re.findall(r"ray-sassl pretrain photos/(.*)", "\n".join(_texts()[page] for page in PAGES))
+    assert len(lines) > 3
     for line in lines:
         overrides = [word for word in shlex.split(line.partition(" #")[0]) if re.match(r"(?!backbone)[a-z_.]+=", word)]  # no network
         assert choose_recipe("photos/", overrides, Machine()).config.scaling.num_workers == 0
 
 
 def test_the_pretraining_at_224_px_has_room_on_two_gpus():
-    check_resources(_pretrainings(_texts()["README.md"])[0], {"CPU": 8.0, "GPU": 2.0}, is_all=True)
+    check_resources(_pretrainings(_texts()["docs/first-run.md"])[0], {"CPU": 8.0, "GPU": 2.0}, is_all=True)

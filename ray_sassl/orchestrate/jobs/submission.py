@@ -238,7 +238,7 @@ class Jobs:
             wrong = "failed" in str(error).splitlines()[0]
             raise JobError(
                 f"the cluster at {self._asked} refuses access: the token is {'wrong (403)' if wrong else 'missing (401)'}. Put the "
-                "cluster's token into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; cluster/README.md says where it is kept."
+                "cluster's token into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; docs/clusters.md says where it is kept."
             ) from error
         except (ConnectionError, urllib.error.URLError, TimeoutError) as error:
             raise JobError(

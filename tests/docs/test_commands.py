@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import yaml
 from PIL import Image
@@ -50,13 +50,29 @@ def _commands(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_have_verbs_and_options_that_exist(page: str):
     for words in _commands(_texts()[page]):
-        command, context = get_command(app), None
-        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-            context = click.Context(command, parent=context, info_name=command.name)
-            name, found, words = command.resolve_command(context, words)
-            assert found is not None, name
-            command = found
-        command.make_context(str(command.name), list(words), parent=context)
+        _parse(words)
+
+
+def test_a_verb_or_an_option_that_does_not_exist_is_found_out():
+    for words, name in ((["evaluate", "runs/first", "knn", "--baseline"], "NoSuchOption"), (["jobs", "list"], "UsageError")):
+        with pytest.raises(Exception, match="No such") as raised:
+            _parse(words)
+        assert type(raised.value).__name__ == name
+
+
+def _parse(words: list[str]) -> None:
+    """Parse a command as the program does, without running it.
+
+    Raises:
+        click's UsageError: there is no such verb, option or argument.
+    """
+    command: Any = get_command(app)
+    context: Any = None
+    while True:
+        context = command.make_context(str(command.name), words, parent=context)
+        if not hasattr(command, "resolve_command"):
+            return
+        _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
 
 
 def test_the_commands_of_the_pages_are_found():

@@ -55,11 +55,14 @@ class Nearest(FeatureAugmentation):
         self.top_k = neighbors_per_sample(config.top_k, num_samples)
         self.support = SupportSet(config.support_size, embedding_size)
         self.support.check_has(self.top_k)
+        self.neighbor_ids: Tensor | None = None
+        """(B, top_k) int64, the samples of the neighbors that were found last, for the same-class rate."""
 
     def forward(self, embeddings: Tensor, generator: torch.Generator, sample_id: Tensor | None = None) -> Tensor:
         if not self.training:
             return repeated(embeddings, self.num_samples)
         nearest = self.support.nearest(embeddings, self.top_k, sample_id if self.config.exclude_own else None)  # (B, top_k)
+        self.neighbor_ids = self.support.queue.sample_id[nearest]
         return self.support.directions[some_of(nearest, self.num_samples, generator)].to(embeddings.dtype)
 
     def remember(self, embeddings: Tensor, sample_id: Tensor | None = None) -> None:

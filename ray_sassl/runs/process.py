@@ -18,6 +18,7 @@ from ray_sassl.methods import Method, MethodConfig
 from ray_sassl.pipeline import StylizeBlock, ViewSource
 from ray_sassl.process.ending import lastly
 from ray_sassl.runs.directory import CONFIG, INDEX
+from ray_sassl.runs.same_class import SameClass
 from ray_sassl.runs.start import load_start
 from ray_sassl.style.augment import StyleAugmentation
 from ray_sassl.train.checkpoint import Checkpoint
@@ -109,6 +110,7 @@ def train_process(
                 evaluate=scores.validation if scores is not None else None,
                 final_test=scores.test if scores is not None else None,
                 record=record,
+                same_class=SameClass(config, view_source(config, run_dir)) if context.rank == 0 else None,
                 extra_state={"num_rows": num_rows},
                 accumulate=accumulate,
                 stall_s=config.fault.stall_s,

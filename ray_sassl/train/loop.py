@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.methods import Method
-from ray_sassl.nn.collapse import effective_rank, embedding_std
+from ray_sassl.nn.collapse import NewestEmbeddings, effective_rank, embedding_std
+from ray_sassl.nn.gather import all_gather
 from ray_sassl.nn.normalize import Normalization
 from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig
 from ray_sassl.process.ending import told
@@ -117,6 +118,7 @@ class Job:
         evaluate: Scores the backbone on validation images; called on rank 0.
         final_test: Scores the backbone on test images, once the run is complete and saved; called on rank 0.
         record: Rank 0's metrics log; None on the others.
+        same_class: How often images that are compared or styled are of one class, for the record; see `runs/same_class.py`. On rank 0.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
         accumulate: Parts of this worker's share of a batch, if there are more than the config says; see `share_of_batch`.
         is_ahead: As in `Prefetcher`.
@@ -137,6 +139,7 @@ class Job:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     final_test: Callable[[nn.Module], dict[str, float]] | None = None
     record: MetricsLog | None = None
+    same_class: Callable[[Method, Tensor, Tensor, int], dict[str, float]] | None = None
     extra_state: dict[str, Any] = field(default_factory=dict)
     accumulate: int | None = None
     is_ahead: bool | None = None
@@ -250,6 +253,7 @@ def train(job: Job) -> Outcome:
                 break
             lr = set_rates(optimizer, job.optim, step, progress.total_steps, progress.global_batch, progress.num_rows)
             output = _update(network, method, optimizer, parts, job, pixels, step, progress)
+            meter.keep(output)
             method.after_step(share_done(step, progress.total_steps, config.schedules))
             step += 1
             rows = [part.rows for part in parts]
@@ -261,6 +265,9 @@ def train(job: Job) -> Outcome:
             due = _evaluations_until(step, config, progress) + is_last
             if logs_now:
                 metrics = meter.read(step, output, lr)
+                batch_ids = all_gather(parts[-1].sample_id)
+                if job.same_class is not None:
+                    metrics |= job.same_class(method, parts[-1].sample_id, batch_ids, int(progress.epoch(step - 1)))
                 if job.evaluate is None and due > evaluated:
                     metrics[EVALUATION] = evaluated = due
                 _record(job, step, metrics)
@@ -357,14 +364,21 @@ class _Meter:
         self._step = self._epoch_step = step
         self._spent = context.spent()
         self._epoch_seconds = [[0.0] * len(RANK_STAGES) for _ in range(context.world_size)]
+        self._newest = NewestEmbeddings()
+
+    def keep(self, outputs: list[StepOutput]) -> None:
+        """Keep the embeddings of a step, for the metrics of the next one that is logged."""
+        for output in outputs:
+            self._newest.add(output.embeddings)
 
     def read(self, step: int, outputs: list[StepOutput], lr: float) -> dict[str, float]:
         """The metrics of this step; once an epoch also what its time went to. Every rank must call it at the same steps."""
         output = outputs[-1]
+        embeddings = self._newest.gathered()
         scalars = {
             "loss": torch.stack([o.loss.detach().float() for o in outputs]).mean(),
-            "embedding_std": embedding_std(output.embeddings),
-            "effective_rank": effective_rank(output.embeddings),
+            "embedding_std": embedding_std(embeddings),
+            "effective_rank": effective_rank(embeddings),
             **{name: value.detach().float() for name, value in output.metrics.items()},
         }
         values = dict(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))

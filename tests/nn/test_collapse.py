@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ray_sassl.nn.collapse import effective_rank, embedding_std
+from ray_sassl.nn.collapse import NewestEmbeddings, effective_rank, embedding_std
 
 
 def test_embeddings_on_the_axes_both_ways_have_a_std_of_one():
@@ -35,3 +35,27 @@ def test_the_effective_rank_is_the_exponential_of_the_entropy_of_singular_values
 
 def test_the_effective_rank_of_a_diverged_network_is_not_a_number():
     assert math.isnan(effective_rank(torch.tensor([[1.0, math.nan], [0.0, 1.0]])))
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
+def test_the_effective_rank_is_that_of_the_singular_values(shape):
+    z = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.01, 1, shape[1])
+    p = torch.linalg.svdvals(z.double())
+    p = p / p.sum()
+    assert effective_rank(z).item() == pytest.approx(math.exp(-(p * p.log()).sum()), rel=1e-4)
+
+
+def test_embeddings_are_kept_over_steps_until_there_are_enough_newer_ones():
+    newest = NewestEmbeddings(num=10)
+    for step in range(6):
+        newest.add(torch.full((4, 2), float(step)))
+    assert newest.gathered()[:, 0].tolist() == [3.0] * 4 + [4.0] * 4 + [5.0] * 4
+
+
+def test_the_rank_of_many_small_batches_is_that_of_all_of_them():
+    z = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    newest = NewestEmbeddings(num=64)
+    for part in z.split(8):
+        newest.add(part)
+    assert torch.equal(newest.gathered(), z)
+    assert effective_rank(newest.gathered()) > 3 * effective_rank(z[:8])

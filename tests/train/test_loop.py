@@ -177,6 +177,16 @@ def test_collapse_metrics_are_logged_with_the_loss_and_its_chance_value(whole):
     assert 1 <= metrics[-1]["effective_rank"] <= 8.01
 
 
+def test_the_same_class_rates_of_a_run_are_logged_where_its_images_have_labels(tiny_config, run_here, tmp_path):
+    changes = ("train.epochs=1", "method.fa.augmentation={name: nearest, support_size: 32}", "stylize=color_statistics")
+    metrics = run_here(tiny_config("moco", *changes), tmp_path / "labeled").metrics
+    for name in ("batch", "queue", "neighbors", "partners"):  # four classes of equal size
+        assert 0 <= metrics[-1][f"same_class_{name}"] <= 0.7
+    assert 0.1 < metrics[-1]["same_class_batch"] < 0.3
+    unlabeled = run_here(tiny_config("moco", *changes, "data.label_column=null"), tmp_path / "unlabeled").metrics
+    assert not [name for name in unlabeled[-1] if name.startswith("same_class")]
+
+
 def test_metrics_are_logged_at_the_first_the_last_and_every_so_many_steps(tmp_path):
     settings = TrainConfig(epochs=1, global_batch=4, log_every=4)
     context = LocalContext()

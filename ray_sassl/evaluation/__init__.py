@@ -157,11 +157,13 @@ class Subject(FeatureSubject):
         size_px: Side of the squares that the encoder sees.
         pixel_mean: Mean of each channel, of intensities in [0, 1].
         pixel_std: Standard deviation of each channel, of intensities in [0, 1].
+        trained_with: The stylizer that stylized the encoder's training views; None if there was none, or it is not known.
     """
 
     size_px: int
     pixel_mean: Sequence[float]
     pixel_std: Sequence[float]
+    trained_with: str | None = None
 
     @abstractmethod
     def names(self, split: Split) -> list[str]:
@@ -202,6 +204,11 @@ class Subject(FeatureSubject):
     def changed_outputs(self, network: nn.Module, changes: Sequence[ImageChange]) -> list[LabeledFeatures]:
         """Such a network's outputs for all test images after each of the changes; the images are read once, and the outputs are not
         kept."""
+
+    @abstractmethod
+    def outputs_on(self, network: nn.Module, data: DataConfig) -> tuple[LabeledFeatures, tuple[str, ...]]:
+        """Such a network's outputs for all images of other labeled data, and the names of their classes, which need not be the
+        subject's."""
 
     @abstractmethod
     def on(self, train: DataConfig, test: DataConfig) -> Subject:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ray_sassl.evaluation import ImageChange, LabeledFeatures, Subject
+from ray_sassl.evaluation import ImageChange, LabeledFeatures, Split, Subject
 from ray_sassl.evaluation.splits import up_to_n_of_each
 from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.nn.chunks import Chunks
@@ -130,13 +130,21 @@ class Stylized(ImageChange):
         return np.concatenate([part for _, part in parts])
 
 
-def textures_of(subject: Subject, train: LabeledFeatures, config: StylizerConfig, per_class: int, seed: int, bank: str | None) -> Textures:
-    """The styles of some train images of each class, or of a bank.
+def textures_of(
+    subject: Subject,
+    part: LabeledFeatures,
+    config: StylizerConfig,
+    per_class: int,
+    seed: int,
+    bank: str | None,
+    split: Split = "train",
+) -> Textures:
+    """The styles of some images of each class, or of a bank.
 
     Args:
-        train: The train images that exist.
-        per_class: Train images of each class; all images of a class that has fewer.
-        bank: Path or URI of a style bank, to use instead of train images.
+        part: The images of the split that exist.
+        per_class: Images of each class; all images of a class that has fewer.
+        bank: Path or URI of a style bank, to use instead of images.
 
     Raises:
         UsageError: the stylizer's weights are not on this machine, or the bank belongs to another stylizer.
@@ -145,12 +153,12 @@ def textures_of(subject: Subject, train: LabeledFeatures, config: StylizerConfig
     if bank is not None:
         codes = StyleBank.load(bank, stylizer.bundle_id).codes
         return Textures(codes, np.full(len(codes), -1), f"bank {bank}")
-    rows = up_to_n_of_each(train.labels, per_class, np.random.default_rng(seed))
-    images = subject.images("train", train.sample_id[rows])
+    rows = up_to_n_of_each(part.labels, per_class, np.random.default_rng(seed))
+    images = subject.images(split, part.sample_id[rows])
     with torch.inference_mode():
         parts = Chunks(64).map(lambda chosen: stylizer.embed(to_float(images[chosen], device).contiguous()), np.arange(len(images)))
         codes = torch.cat([codes for _, codes in parts]).cpu().numpy()
-    return Textures(codes, train.labels[rows], f"up to {per_class} train images of each class")
+    return Textures(codes, part.labels[rows], f"up to {per_class} {split} images of each class")
 
 
 def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:

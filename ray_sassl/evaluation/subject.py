@@ -59,6 +59,8 @@ class EncoderSubject(Subject):
         self.size_px = self._view.size_px
         self.pixel_mean, self.pixel_std = config.train.pixel_mean, config.train.pixel_std
         self.class_names = data.train.index.class_names if data is not None else ()
+        stylize = getattr(config, "stylize", None)  # an encoder without a run has none
+        self.trained_with = stylize.name if stylize is not None and not stylize.is_identity else None
 
     @cached_property
     def _digest(self) -> str:
@@ -167,6 +169,12 @@ class EncoderSubject(Subject):
         result = self._workplace.features(ExtractionJob(network, self._data.test.index, self._preprocessing, changes, is_exact=True))
         self._data.test.quarantine.add(result.bad)
         return result.parts
+
+    def outputs_on(self, network: nn.Module, data: DataConfig) -> tuple[LabeledFeatures, tuple[str, ...]]:
+        images = LabeledImages(data, self._view)
+        result = self._workplace.features(ExtractionJob(network, images.index, self._preprocessing, is_exact=True))
+        images.quarantine.add(result.bad)
+        return result.parts[0], images.index.class_names
 
     def on(self, train: DataConfig, test: DataConfig) -> Subject:
         return EncoderSubject(self._encoder, self._config, labeled_data(train, test, self._view), self._workplace, self._store)

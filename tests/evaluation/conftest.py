@@ -106,6 +106,9 @@ class SmallSubject(Subject):
         ids = 3 * np.arange(len(images)) + 5
         return [self._features(network, "test", change.apply(images, labels, ids)) for change in changes]
 
+    def outputs_on(self, network: nn.Module, data: object) -> tuple[LabeledFeatures, tuple[str, ...]]:
+        raise UsageError("there are no other images here")
+
     def on(self, train: object, test: object) -> Subject:
         raise UsageError("there are no other images here")
 

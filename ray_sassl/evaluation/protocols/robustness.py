@@ -3,12 +3,17 @@
 Corruptions are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) in `corruptions.py`. The shape share is that of Geirhos et al.
 2019 (arXiv 1811.12231): among images with the shape of one class and the texture of another that are classified as one of the two, the
 share that is classified by shape. Differs from the papers: accuracies are means over corruptions and severities, not errors as shares of
-AlexNet's; and cue conflicts are all test images, stylized by our stylizer in the style of a train image of another class. It keeps more of
+AlexNet's; and cue conflicts are all test images, stylized by our stylizer in the style of a test image of another class. It keeps more of
 the content than the stylizer of Geirhos et al., so shape shares can be compared with each other, but not with theirs.
+
+An encoder is judged by a stylizer and in styles that its training did not use; otherwise the scores say that they are circular. The
+published sets (Stylized-ImageNet, ImageNet-R, ImageNet-Sketch, ImageNet-C) are read by `targets/variants.py`.
 """
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -16,6 +21,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ray_sassl.data import DataConfig
+from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, Predictions, Score, Subject
 from ray_sassl.evaluation.changes import Stylized, Textures, textures_of
 from ray_sassl.evaluation.corruptions import CORRUPTIONS, MAX_SEVERITY, Corrupted
@@ -25,9 +32,11 @@ from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.rows import Rows, moments
 from ray_sassl.evaluation.scores import chance_of, check_features, class_name
+from ray_sassl.evaluation.targets.variants import Variant, classes_in
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.plugins import did_you_mean, plugin_field
+from ray_sassl.plugins import did_you_mean, load_plugin, plugin_field
 from ray_sassl.style.stylizers import StylizerConfig
+from ray_sassl.style.weights import weights_path
 from ray_sassl.views.grid import image_grid
 
 
@@ -37,10 +46,12 @@ class Config(ProtocolConfig):
     Attributes:
         corruptions: The corruptions to apply.
         severities: The severities of each corruption.
-        stylize: The stylizer of the stylized copies.
-        styles_per_class: Train images of each class that provide styles.
-        bank: A style bank, computed with this stylizer, that provides the styles of the stylized copies; by default the train images do.
-            Cue conflicts always use train images, whose classes are known.
+        stylize: The stylizer of the stylized copies. By default the first of the published network, `swift` and `color_statistics` that
+            the encoder was not trained with and whose weights are on this machine.
+        styles_per_class: Test images of each class that provide styles: no encoder was trained with them.
+        bank: A style bank of the stylizer, such as of held-out paintings, that provides the styles of the stylized copies; by default the
+            test images do. Cue conflicts always use test images, whose classes are known.
+        sets: Published test sets with changed images, as `[{name: imagenet_r, path: FOLDER}]`; see `targets/variants.py`.
         render_px: Smaller images are enlarged to this size, stylized and reduced again; 0 stylizes them unchanged, which leaves little of
             the shape at 32 px.
         l2: Weight of the penalty on the classifier's squared weights; it is fitted on standardized features as in `linear`.
@@ -51,9 +62,10 @@ class Config(ProtocolConfig):
 
     corruptions: tuple[str, ...] = CORRUPTIONS
     severities: tuple[Annotated[int, Field(ge=1, le=MAX_SEVERITY)], ...] = tuple(range(1, MAX_SEVERITY + 1))
-    stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) = "swift"  # type: ignore[valid-type]
+    stylize: plugin_field("ray_sassl.style.stylizers", StylizerConfig) | None = None  # type: ignore[valid-type]
     styles_per_class: int = Field(default=8, ge=1)
     bank: Annotated[str | None, LocalPath()] = None
+    sets: tuple[Variant, ...] = ()
     render_px: int = Field(default=128, ge=0)
     l2: float = Field(default=1e-4, ge=0)
     max_iterations: int = Field(default=500, ge=1)
@@ -68,6 +80,8 @@ class Config(ProtocolConfig):
         for field in ("corruptions", "severities"):
             if len(set(getattr(self, field))) < len(getattr(self, field)):
                 raise ValueError(f"{field} names something twice: {getattr(self, field)}")
+        if len({part.name for part in self.sets}) < len(self.sets):
+            raise ValueError(f"sets names something twice: {', '.join(part.name for part in self.sets)}")
         if sorted(self.severities) != list(self.severities):
             raise ValueError(f"severities must rise: {sorted(self.severities)}")
         if self.corruptions and not self.severities:
@@ -96,13 +110,15 @@ class Robustness(Protocol):
         config = self.config
         train, test = subject.features("train"), subject.features("test")
         check_features(train, test, "robustness's linear classifier")
+        published = {part.name: part.parts() for part in config.sets}  # a missing folder is told before anything is computed
         classifier = _fitted(subject, train, config)
-        textures = textures_of(subject, train, config.stylize, config.styles_per_class, config.seed, None)
+        stylize = config.stylize or unused_stylizer(subject.trained_with)
+        textures = textures_of(subject, test, stylize, config.styles_per_class, config.seed, None, "test")
         styles = textures
         if config.bank is not None:
-            styles = textures_of(subject, train, config.stylize, config.styles_per_class, config.seed, config.bank)
-        stylized = Stylized(config.stylize, styles, config.seed, number=0, render_px=config.render_px)
-        conflict = Stylized(config.stylize, textures, config.seed, number=1, other_class=True, render_px=config.render_px)
+            styles = textures_of(subject, test, stylize, config.styles_per_class, config.seed, config.bank, "test")
+        stylized = Stylized(stylize, styles, config.seed, number=0, render_px=config.render_px)
+        conflict = Stylized(stylize, textures, config.seed, number=1, other_class=True, render_px=config.render_px)
         corrupted = [Corrupted(name, severity, config.seed) for name in config.corruptions for severity in config.severities]
         clean_part, stylized_part, conflict_part, *corrupted_parts = subject.changed_outputs(
             classifier, [Corrupted(CORRUPTIONS[0], 0, config.seed), stylized, conflict, *corrupted]
@@ -122,13 +138,19 @@ class Robustness(Protocol):
         texture_labels = textures.labels[conflict.styles(conflict_part.labels, conflict_part.sample_id)]
         scores |= _cue_scores(_predicted(conflict_part), conflict_part.labels, texture_labels)
         figures = {"images": self._contact_sheet(subject, test, stylized, conflict, textures)}
-        details: dict[str, Any] = {"styles": styles.sources, "predictions": "for the stylized copies", "images": len(test.labels)}
+        is_circular = subject.trained_with == stylize.name
+        details: dict[str, Any] = {"stylizer": stylize.name, "trained_with": subject.trained_with, "circular": is_circular}
+        details |= {"styles": styles.sources, "predictions": "for the stylized copies", "images": len(test.labels)}
         if corrupted_hits is not None:
             by_severity = corrupted_hits.mean(2)
             figures["severity"] = self._curves(float(hits["clean_top1"].mean()), by_severity)
             details["top1_by_severity"] = {name: row.tolist() for name, row in zip(config.corruptions, by_severity, strict=True)}
         predictions = Predictions(stylized_part.sample_id, stylized_part.labels, _predicted(stylized_part))
-        return Evaluation(scores, figures, details, predictions)
+        how = f"stylized by {stylize.name}" + (", which also stylized the training views: circular" if is_circular else "")
+        notes = dict.fromkeys(("stylized_top1", "conflict_shape_top1", "conflict_texture_top1", "shape_share"), how)
+        for parts in published.values():
+            scores |= _published_scores(subject, classifier, parts)
+        return Evaluation(scores, figures, details, predictions, {name: note for name, note in notes.items() if name in scores})
 
     def _curves(self, clean: float, by_severity: np.ndarray) -> bytes:
         """Top-1 over severity for each corruption, and their mean in black; severity 0 is the clean images."""
@@ -170,19 +192,57 @@ class Robustness(Protocol):
         return image_grid([list(row) for row in zip(*columns, strict=True)], titles, captions, cell_px=max(112, subject.size_px // 2))
 
 
+def unused_stylizer(trained_with: str | None) -> StylizerConfig:
+    """The default stylizer that an encoder is judged by, which is not the one that its training views were stylized by."""
+    for name in ("magenta", "swift", "color_statistics"):
+        config: StylizerConfig = load_plugin("ray_sassl.style.stylizers", name).Config()
+        weights = config.published_weights()
+        if name != trained_with and (weights is None or weights_path(weights).exists()):
+            return config
+    raise AssertionError(trained_with)
+
+
+def _published_scores(subject: Subject, classifier: LinearClassifier, parts: dict[str, list[DataConfig]]) -> dict[str, Score]:
+    """Top-1 on a published set, among the classes that it has; of several parts each, a mean over the severities, and the mean of all."""
+    scores: dict[str, Score] = {}
+    means = []
+    for name, folders in parts.items():
+        hits = []
+        for data in folders:
+            names = build_index(data).class_names
+            classes = classes_in(names, subject.class_names, data.paths[0])
+            part, _ = subject.outputs_on(classifier.among(classes), data)
+            hits.append((_predicted(part) == classes[part.labels]).astype(np.float64))
+        chance = 1 / len(names)
+        means.append(float(np.mean([values.mean() for values in hits])))
+        joined = mean_score(np.concatenate(hits))
+        scores[f"{name}_top1"] = (joined if len(hits) == 1 else replace(joined, value=means[-1])).as_share(chance)
+    if len(parts) > 1:
+        scores["imagenet_c_top1"] = Score(float(np.mean(means)), is_share=True, chance=chance)
+    return scores
+
+
 class LinearClassifier(nn.Module):
     """The number (B, 1) of the most likely class by a linear layer on standardized features; the lower number if equally likely."""
 
     def __init__(self, encoder: nn.Module, mean: np.ndarray, deviation: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
         super().__init__()
         self.encoder = encoder
+        self.register_buffer("classes", torch.arange(len(bias)))
         for name, array in (("mean", mean), ("deviation", deviation), ("weight", weight), ("bias", bias)):
             self.register_buffer(name, torch.from_numpy(np.asarray(array, np.float32)))
 
     def forward(self, x: Tensor) -> Tensor:
         standardized = (self.encoder(x) - self.get_buffer("mean")) / self.get_buffer("deviation")
-        class_scores = standardized @ self.get_buffer("weight").T + self.get_buffer("bias")
-        return class_scores.argmax(1, keepdim=True).float()
+        classes = self.get_buffer("classes")
+        class_scores = standardized @ self.get_buffer("weight")[classes].T + self.get_buffer("bias")[classes]
+        return classes[class_scores.argmax(1, keepdim=True)].float()
+
+    def among(self, classes: np.ndarray) -> LinearClassifier:
+        """The same, choosing among some of the classes (K,) int64 only."""
+        narrowed = copy.copy(self)
+        narrowed._buffers = self._buffers | {"classes": torch.from_numpy(np.sort(classes))}
+        return narrowed
 
 
 def _fitted(subject: Subject, train: LabeledFeatures, config: Config) -> LinearClassifier:

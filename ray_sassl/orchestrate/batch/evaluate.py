@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.config.schema import EncoderConfig, EvaluateConfig, PixelsConfig
+from ray_sassl.config.schema import EncoderConfig, EvaluateConfig, EvaluatedConfig, ExperimentConfig, PixelsConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation import run as evaluation_run
@@ -21,6 +21,8 @@ from ray_sassl.evaluation.datasets import load_evaluation_data
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.protocols import ProtocolConfig
 from ray_sassl.evaluation.protocols.forgetting import Config as Forgetting
+from ray_sassl.evaluation.protocols.robustness import Config as Robustness
+from ray_sassl.evaluation.protocols.robustness import unused_stylizer
 from ray_sassl.evaluation.results import STARTING_POINT, features_folder, results_folder, write_scores
 from ray_sassl.evaluation.run import (
     PROTOCOLS,
@@ -132,7 +134,7 @@ def evaluate(
     encoder = replace(encoder, config=config)
     skip_absent = skip_absent or protocols == "all"
     configs, skipped = protocol_configs(plugin_names(PROTOCOLS) if protocols == "all" else protocols), {}
-    configs = [_with_source_data(protocol, place.run_dir) for protocol in configs]
+    configs = [_with_paintings(_with_source_data(protocol, place.run_dir), config) for protocol in configs]
     if skip_absent:
         configs, skipped = with_images(configs, config)
     data = None if all(protocol.brings_images for protocol in configs) else load_evaluation_data(config)
@@ -193,6 +195,19 @@ def _with_source_data(protocol: ProtocolConfig, run_dir: str | None) -> Protocol
     if run_dir is None or not isinstance(protocol, Forgetting) or protocol.train is not None or protocol.test is not None:
         return protocol
     return protocol.model_copy(update=source_data(run_dir))
+
+
+def _with_paintings(protocol: ProtocolConfig, config: EvaluatedConfig) -> ProtocolConfig:
+    """Robustness with the styles of `banks/held_out.safetensors` in the data folder, if it is there, for the published network; unless the
+    run was trained with that bank."""
+    if not isinstance(protocol, Robustness) or protocol.bank is not None or protocol.stylize is not None:
+        return protocol
+    bank = storage.join(data_root(), "banks", "held_out.safetensors")
+    trained = config.stylize.name if isinstance(config, ExperimentConfig) else None
+    used = config.sassl.bank if isinstance(config, ExperimentConfig) else None
+    if unused_stylizer(trained).name != "magenta" or used == bank or not storage.exists(bank):
+        return protocol
+    return protocol.model_copy(update={"bank": bank})
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Robustness of a small subject, and what its scores stand for."""
 
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +10,18 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from ray_sassl.data.reading import all_labels, build_index
 from ray_sassl.evaluation.changes import Stylized, Textures
+from ray_sassl.evaluation.features import features_of
 from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.protocols import robustness
 from ray_sassl.evaluation.rows import moments
+from ray_sassl.evaluation.targets.variants import Variant, classes_in
+from ray_sassl.process.errors import UsageError
+from ray_sassl.style.stylizers import all_published_weights
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
-from tests.evaluation.conftest import SmallSubject
+from ray_sassl.style.weights import weights_path
+from tests.evaluation.conftest import CLASSES, SmallSubject
 
 OPTIONS = {"corruptions": ("gaussian_noise", "contrast"), "severities": (1, 3, 5), "num_shown": 3, "stylize": ColorStatistics()}
 
@@ -104,6 +112,80 @@ def test_with_shuffled_labels_all_accuracies_are_chance():
     scores = robustness.Config(**OPTIONS).build().evaluate(subject).scores
     for name in ("clean_top1", "stylized_top1", "corrupted_top1"):
         assert scores[name].value == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_an_encoder_is_judged_by_a_stylizer_that_its_training_did_not_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path))
+    assert robustness.unused_stylizer(None).name == "swift"
+    assert robustness.unused_stylizer("swift").name == "color_statistics"
+    path = weights_path(all_published_weights()["magenta"])
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert {name: robustness.unused_stylizer(name).name for name in (None, "swift", "magenta")} == {
+        None: "magenta",
+        "swift": "magenta",
+        "magenta": "swift",
+    }
+
+
+def test_scores_say_which_stylizer_made_them_and_whether_that_is_circular(result):
+    assert (result.details["stylizer"], result.details["circular"]) == ("color_statistics", False)
+    assert result.notes["stylized_top1"] == "stylized by color_statistics"
+    assert result.details["styles"] == "up to 8 test images of each class"
+    subject = SmallSubject()
+    subject.trained_with = "color_statistics"
+    circular = robustness.Config(corruptions=(), stylize=ColorStatistics()).build().evaluate(subject)
+    assert circular.details["circular"]
+    assert circular.notes["shape_share"].endswith("circular")
+
+
+class PublishedSets(SmallSubject):
+    """Also has other images: as many files as each class folder has, all of the noisy images of its own test set's classes."""
+
+    def outputs_on(self, network, data):
+        index = build_index(data)
+        labels = all_labels(index)
+        number = [self.class_names.index(name) for name in index.class_names]
+        images, own = self.data["test"]
+        chosen = np.array([np.flatnonzero(own == number[label])[0] for label in labels])
+        part = self._features(network, "test", images[: len(chosen)])
+        features = features_of(network.eval(), images[chosen], self.pixel_mean, self.pixel_std, "cpu")
+        return replace(part, features=features, labels=labels), index.class_names
+
+
+def _folder(root: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(root / name / f"{number}.png")
+
+
+def test_published_sets_are_measured_among_the_classes_that_they_have(tmp_path):
+    some = CLASSES[1:]
+    _folder(tmp_path / "r", some)
+    for severity in "12345":
+        for corruption in ("noise/gaussian_noise", "fog"):
+            _folder(tmp_path / "c" / corruption / severity, CLASSES)
+    sets = [{"name": "imagenet_r", "path": str(tmp_path / "r")}, {"name": "imagenet_c", "path": str(tmp_path / "c")}]
+    config = robustness.Config.model_validate({"corruptions": (), "stylize": "color_statistics", "sets": sets})
+    scores = config.build().evaluate(PublishedSets()).scores
+    assert list(scores)[-4:] == ["imagenet_r_top1", "imagenet_c_fog_top1", "imagenet_c_gaussian_noise_top1", "imagenet_c_top1"]
+    assert scores["imagenet_r_top1"].value == scores["imagenet_c_top1"].value == 1
+    assert scores["imagenet_r_top1"].chance == 1 / 2
+    assert scores["imagenet_c_top1"].chance == 1 / 3
+
+
+def test_a_published_set_that_is_laid_out_otherwise_is_refused(tmp_path):
+    for name, words in (("imagenet_r", "has no folders of classes"), ("imagenet_c", "has no folders CORRUPTION/SEVERITY")):
+        with pytest.raises(UsageError, match=words):
+            Variant(name=name, path=str(tmp_path)).parts()
+    with pytest.raises(UsageError, match="there is no folder"):
+        Variant(name="imagenet_sketch", path=str(tmp_path / "gone")).parts()
+    _folder(tmp_path / "fog" / "1", CLASSES)
+    with pytest.raises(UsageError, match="lacks the severities 2, 3, 4, 5"):
+        Variant(name="imagenet_c", path=str(tmp_path)).parts()
+    with pytest.raises(UsageError, match="has classes that the train images have not, such as n02"):
+        classes_in(("n01", "n02"), ("n01",), "imagenet_r")
 
 
 def test_an_unknown_corruption_is_answered_with_the_nearest():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation, ImageChange, LabeledFeatures, Split, Subject, Task
 from ray_sassl.evaluation.features import features_of
 from ray_sassl.process.errors import UsageError
@@ -106,7 +107,7 @@ class SmallSubject(Subject):
         ids = 3 * np.arange(len(images)) + 5
         return [self._features(network, "test", change.apply(images, labels, ids)) for change in changes]
 
-    def outputs_on(self, network: nn.Module, data: object) -> tuple[LabeledFeatures, tuple[str, ...]]:
+    def outputs_on(self, network: nn.Module, data: DataConfig) -> tuple[LabeledFeatures, tuple[str, ...]]:
         raise UsageError("there are no other images here")
 
     def on(self, train: object, test: object) -> Subject:

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import all_labels, build_index
+from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.evaluation.changes import Stylized, Textures
 from ray_sassl.evaluation.features import features_of
 from ray_sassl.evaluation.logistic import fit_lbfgs
@@ -142,7 +144,7 @@ def test_scores_say_which_stylizer_made_them_and_whether_that_is_circular(result
 class PublishedSets(SmallSubject):
     """Also has other images: as many files as each class folder has, all of the noisy images of its own test set's classes."""
 
-    def outputs_on(self, network, data):
+    def outputs_on(self, network: torch.nn.Module, data: DataConfig) -> tuple[LabeledFeatures, tuple[str, ...]]:
         index = build_index(data)
         labels = all_labels(index)
         number = [self.class_names.index(name) for name in index.class_names]
@@ -178,7 +180,7 @@ def test_published_sets_are_measured_among_the_classes_that_they_have(tmp_path):
 def test_a_published_set_that_is_laid_out_otherwise_is_refused(tmp_path):
     for name, words in (("imagenet_r", "has no folders of classes"), ("imagenet_c", "has no folders CORRUPTION/SEVERITY")):
         with pytest.raises(UsageError, match=words):
-            Variant(name=name, path=str(tmp_path)).parts()
+            Variant.model_validate({"name": name, "path": str(tmp_path)}).parts()
     with pytest.raises(UsageError, match="there is no folder"):
         Variant(name="imagenet_sketch", path=str(tmp_path / "gone")).parts()
     _folder(tmp_path / "fog" / "1", CLASSES)

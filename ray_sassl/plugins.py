@@ -28,7 +28,7 @@ from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import secret_in_uri
 
 ENTRY_POINTS = "ray_sassl.plugins"
-KINDS = ("methods", "feature_aug", "stylizers", "protocols", "tune_spaces")
+KINDS = ("methods", "feature_aug", "stylizers", "protocols", "ablations", "tune_spaces")
 """The folders of a package that another distribution names; each is called like the package here that has the same kind of plug-ins."""
 
 

@@ -78,7 +78,7 @@ def test_every_function_is_annotated_and_documented(name: str):
         if len(signature.parameters) > 1:
             assert f"\n    {parameter.name}:" in documentation, f"{parameter.name} is not described"
     assert "Ray Data" not in documentation
-    assert "Raises:" in documentation or name in {"list_experiments", "list_weights", "list_spaces", "list_datasets"}
+    assert "Raises:" in documentation or name in {"list_ablations", "list_experiments", "list_weights", "list_spaces", "list_datasets"}
 
 
 def test_a_config_is_named_by_an_experiment_a_file_a_run_directory_or_itself(tmp_path: Path):

@@ -120,6 +120,16 @@ class AddedProtocol(Protocol):
         scores, predictions = classification_scores(votes, test)
         return Evaluation(scores, predictions=predictions)
 ''',
+    "ablations/added_table.py": '''"""How often views are stylized, in quarters."""
+
+from ray_sassl.experiments.ablations import Arm, sized
+
+EXPERIMENTS = sized("moco", "_sassl")
+
+
+def arms(base):
+    return [Arm(f"{prob:.0%}", (f"sassl.prob={prob}",)) for prob in (0.25, 0.5, 0.75, 1.0)]
+''',
     "tune_spaces/added_space.py": '''"""The learning rate of the added objective."""
 
 from ray_sassl.study.space import Float, SearchSpace
@@ -140,6 +150,7 @@ SHARED_TESTS = {
     "tests/evaluation/protocols/test_contract.py": "added_protocol",
     "tests/tune_spaces/test_spaces.py": "added_space or (feature_augmentation and (fifty or dimension))",
     "tests/experiments/test_experiments.py": "added_objective or every_objective",
+    "tests/experiments/test_ablations.py": "added_table",
     "tests/config/test_schema.py": "added_stylizer",
     "tests/test_architecture.py": "added",
 }
@@ -194,7 +205,7 @@ def test_a_kind_is_looked_for_without_loading_the_others(environment: dict[str, 
         "print(find_modules('tune_spaces')['added_space'])\n"
         f"print(sorted(name for name in sys.modules if name.startswith('{PACKAGE}')))\n"
     )
-    names = [f"{PACKAGE}.{kind}" for kind in ("feature_aug", "methods", "protocols", "stylizers", "tune_spaces")]
+    names = [f"{PACKAGE}.{kind}" for kind in ("ablations", "feature_aug", "methods", "protocols", "stylizers", "tune_spaces")]
     found, loaded = _run(environment, "-c", code).splitlines()
     assert found == f"{PACKAGE}.tune_spaces.added_space"
     assert not set(re.findall(r"[\w.]+", loaded)) & {f"{name}.{path}" for name in names for path in ("added_objective", "added_stylizer")}

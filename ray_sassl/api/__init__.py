@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray_sassl.api.ablations import ablation, list_ablations
     from ray_sassl.api.cluster import check_cluster, plan_cluster
     from ray_sassl.api.configs import load_config
     from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ray_sassl.api.weights import add_weights, fetch_weights, list_weights, verify_weights, weights_path
 
 _MODULES = {
+    "ablations": ("ablation", "list_ablations"),
     "cluster": ("check_cluster", "plan_cluster"),
     "configs": ("load_config",),
     "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets"),
@@ -42,6 +44,7 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ablation",
     "add_weights",
     "build_style_bank",
     "check_cluster",
@@ -60,6 +63,7 @@ __all__ = [
     "inspect_data",
     "job_logs",
     "job_status",
+    "list_ablations",
     "list_datasets",
     "list_experiments",
     "list_jobs",

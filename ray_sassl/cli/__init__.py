@@ -21,7 +21,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import ray_sassl
-from ray_sassl.cli import cluster, data, jobs, reporting, search, stylize, weights
+from ray_sassl.cli import ablation, cluster, data, jobs, reporting, search, stylize, weights
 from ray_sassl.cli import export as exporting
 from ray_sassl.cli.data import Address, Backbone
 from ray_sassl.process.console import open_console, write
@@ -51,7 +51,7 @@ _START = """Pretrain image encoders without labels. Three commands to begin with
 
 _CONTENTS = {
     "Start here": ("demo", "experiments"),
-    "Pretrain": ("views", "pretrain", "search", "report", "compare"),
+    "Pretrain": ("views", "pretrain", "search", "ablation", "report", "compare"),
     "Use an encoder": ("evaluate", "detect", "embed", "export"),
     "Images and styles": ("data", "stylize", "weights"),
     "Clusters": ("job", "cluster"),
@@ -86,6 +86,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(search.app, name="search")
+app.add_typer(ablation.app, name="ablation")
 app.add_typer(data.app, name="data")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(jobs.app, name="job")

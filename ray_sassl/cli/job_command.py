@@ -133,6 +133,22 @@ def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
     )
 
 
+def _ablation(words: list[str], given: dict[str, Any]) -> JobCommand:
+    from ray_sassl.experiments.ablations import load_ablation
+    from ray_sassl.study.ablation import base_of
+
+    if given["study_dir"] is None:
+        raise UsageError(
+            "a job's study directory must last longer than its node: give --study-dir s3://..., or a path that all nodes share"
+        )
+    check_place(given["study_dir"], "--study-dir")
+    wishes = {"size": given["size"].value, "experiment": given["experiment"], "overrides": given["overrides"]}
+    base, _ = base_of(load_ablation(given["name"]), **wishes)
+    table = {"the ablation": given["name"]} if given["name"].endswith(".py") else {}
+    files = _experiment_file(given["experiment"] or "") | table | _files_of(base)
+    return JobCommand("ablation", words, given["study_dir"], config=base, data=_data_of(base), files=files)
+
+
 def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
     from ray_sassl.cli.protocol_words import parse_protocols, split_detection, with_all_named
     from ray_sassl.config.overrides import apply_overrides
@@ -180,6 +196,7 @@ def _data_convert(words: list[str], given: dict[str, Any]) -> JobCommand:
 _READERS: dict[str, Callable[[list[str], dict[str, Any]], JobCommand]] = {
     "pretrain": _pretrain,
     "search run": _search,
+    "ablation run": _ablation,
     "evaluate": _evaluate,
     "stylize dataset": _stylize_dataset,
     "data convert": _data_convert,

@@ -30,8 +30,8 @@ _SHOWN_TRIALS = 12
 _STYLE = {"finished": "green", "stopped": "yellow", "failed": "red", "interrupted": "magenta", "running": "cyan"}
 
 
-class _RunByDefault(TyperGroup):
-    """`search SPACE ...` is `search run SPACE ...`."""
+class RunByDefault(TyperGroup):
+    """`VERB NAME ...` is `VERB run NAME ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -48,7 +48,7 @@ _HELP = """Search for the settings that suit your images, on Ray Tune.
   ray-sassl search compare DIR DIR                     compare two studies
 """
 
-app = typer.Typer(cls=_RunByDefault, no_args_is_help=True, help=_HELP)
+app = typer.Typer(cls=RunByDefault, no_args_is_help=True, help=_HELP)
 
 
 class Searcher(StrEnum):
@@ -132,7 +132,7 @@ def run_command(
     study = make_study(space, **wishes)
     study_dir = study_dir or f"studies/{study.name}"
     console.print(Text.assemble((study.name, "bold"), f" in {study_dir}: {study.num_trials} trials, {study.searcher}, {study.scheduler}"))
-    with _live(console) as watch:
+    with live(console) as watch:
         result = ray_sassl.search(
             space,
             study_dir,
@@ -268,7 +268,7 @@ def _clock(seconds_: float) -> str:
 
 
 @contextmanager
-def _live(console: Console) -> Iterator[Any]:
+def live(console: Console) -> Iterator[Any]:
     """A table that is kept up to date on a terminal, or else a line for each trial that ends."""
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
 

@@ -56,7 +56,8 @@ def summaries() -> dict[str, str]:
 
 
 def _modules() -> list[str]:
-    infos = sorted(pkgutil.iter_modules(__path__), key=lambda info: (info.name != "demo", info.name))
+    infos = (info for info in pkgutil.iter_modules(__path__) if not info.ispkg)
+    infos = sorted(infos, key=lambda info: (info.name != "demo", info.name))
     return [f"{__name__}.{info.name}" for info in infos]
 
 

@@ -101,3 +101,14 @@ def test_a_wrong_command_is_refused_with_the_reason(words: list[str], reason: st
 def test_a_job_is_named_after_its_command_and_target():
     assert default_job_name("pretrain", "s3://bucket/runs/first/") == "pretrain-first"
     assert default_job_name("stylize dataset", "/shared/my copy") == "stylize-dataset-my-copy"
+
+
+def test_an_ablation_runs_as_a_job_that_goes_on_by_itself():
+    words = ["ablation", "sassl_view", "data.path=s3://b/train", "--size", "imagenet", "--study-dir", "/shared/table"]
+    command = read_command(words)
+    assert (command.verb, command.words, command.target) == ("ablation", words, "/shared/table")
+    assert command.config is not None
+    assert command.config.name == "moco_imagenet_sassl"
+    assert command.data["data.path"].path == "s3://b/train"
+    with pytest.raises(UsageError, match="give --study-dir"):
+        read_command(["ablation", "sassl_view"])

@@ -115,7 +115,7 @@ def evaluate(
         backbone: The network, for a file of weights that does not say so, as "resnet50".
         out: The folder for the results; by default, `evaluation/step-NUMBER` of the run, or `evaluations/NAME` for other encoders.
         keep_features: Whether to save features in the run directory (or in `out`), and to use those that were saved.
-        actors: Number of actors; by default, this process does the work unless there is a cluster or more than one GPU.
+        actors: Number of actors; by default, this process does the work unless there is a cluster or more than one GPU. 0: this process.
         actor_cpus: CPUs per actor.
         actor_gpus: GPUs per actor; by default, one if the cluster has any.
         address: Address of a Ray cluster; by default, RAY_ADDRESS or this machine.
@@ -213,7 +213,7 @@ def _with_paintings(protocol: ProtocolConfig, config: EvaluatedConfig) -> Protoc
 @contextmanager
 def _workplace(actors: int | None, cpus: float, gpus: float | None, address: str | None, progress: Progress) -> Iterator[Workplace]:
     """Actors if a cluster or a number of actors is given or this machine has several GPUs; else this process."""
-    if actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2:
+    if actors == 0 or (actors is None and not address and not os.environ.get("RAY_ADDRESS") and torch.cuda.device_count() < 2):
         yield LocalWorkplace(progress=progress)
         return
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig

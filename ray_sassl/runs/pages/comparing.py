@@ -117,7 +117,12 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
     """
     if len(runs) < 2:
         raise UsageError("give at least two runs to compare; `ray-sassl report` describes one")
-    groups = group_runs(runs)
+    return compare_groups(group_runs(runs), protocols)
+
+
+def compare_groups(groups: Sequence[Group], protocols: Sequence[str] | None = None) -> Comparison:
+    """The groups' scores side by side; arguments and errors are those of `compare`."""
+    runs = [run for group in groups for run in group.runs]
     names = list(
         dict.fromkeys(scores.protocol for run in runs for scores in run.scores if protocols is None or scores.protocol in protocols)
     )
@@ -146,7 +151,7 @@ def compare(runs: Sequence[RunRecord], protocols: Sequence[str] | None = None) -
         ]
     said = [f"{run.name}, {sentence}" for run in runs for sentence in against_start([_of(run, name) for name in names])]
     notes = [*_general_notes(groups, rows), *dict.fromkeys([*notes, *left_out])]
-    return Comparison(groups, tuple(rows), tuple(missing), tuple(notes), tuple(said))
+    return Comparison(tuple(groups), tuple(rows), tuple(missing), tuple(notes), tuple(said))
 
 
 def as_json(comparison: Comparison) -> str:

@@ -3,8 +3,14 @@
     python -m benchmarks.chaos [--minutes 30] [--seed 0] [--calm-minutes 3] [--out FILE]
 
 A cluster of a head and three nodes runs on this machine; an elastic run of one to two workers trains a small network on the embedded data
-set, with a pool of stylizers. First it runs undisturbed for its rate. Then, every 20 to 60 s by a seeded draw, a training worker, a
-stylizer or a whole node is killed (SIGKILL); a node is replaced 10 s later. When the time is up the run is left to finish.
+set, with a pool of stylizers. First it runs undisturbed for its rate. Then, every 20 to 60 s by a seeded draw, one of these happens:
+
+* a training worker, a stylizer or a whole node is killed (SIGKILL); a node is replaced 10 s later;
+* the command gets SIGTERM or SIGHUP: it has to write a checkpoint and exit with 143 or 129, and is given again;
+* the disk is full for the training workers, which may write no file above 64 KiB: the command has to exit with 2, and is given again;
+* the command is given a second time while it runs: the second one has to be refused.
+
+When the time is up the run is left to finish.
 
 *Goodput* is the time that the steps which were reached when the time was up would have taken undisturbed, over that time, start and
 restarts included.
@@ -18,6 +24,7 @@ import argparse
 import itertools
 import json
 import random
+import resource
 import signal
 import statistics
 import subprocess
@@ -32,7 +39,7 @@ from rich.table import Table
 
 from benchmarks.measuring import Goal, write_results
 from benchmarks.nodes import Nodes, running_nodes
-from benchmarks.processes import STYLIZER, TRAIN_WORKER, kill_one
+from benchmarks.processes import STYLIZER, TRAIN_WORKER, doing, kill_one
 from ray_sassl.config.files import to_yaml
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
@@ -41,7 +48,11 @@ from ray_sassl.train.checkpoint import latest_checkpoint
 
 EVERY_S = (20.0, 60.0)
 NODE_BACK_S = 10.0
-KINDS = ("worker", "stylizer", "node")
+SIGNALS = {"SIGTERM": 143, "SIGHUP": 129}
+"""The command's exit code after each."""
+KINDS = ("worker", "stylizer", "node", *SIGNALS, "full disk", "second start")
+_ROOM_BYTES = 1 << 16
+_PATIENCE_S = 300.0
 BATCH = 32
 SHARE = 0.8
 """Of the steps that an undisturbed run makes in the time: the run should be at its end when the time is up, not long before."""
@@ -50,10 +61,10 @@ _LOOK_EVERY_S = 0.2
 
 @dataclass
 class Kill:
-    """What was killed, and how long no step was logged.
+    """What was killed or happened else, and how long no step was logged.
 
     Attributes:
-        at_s: Since the run's command was given.
+        at_s: Since the run's command was given first.
         kind: Of `KINDS`.
         pause_s: The longest time without a new step before the next kill.
     """
@@ -65,10 +76,12 @@ class Kill:
 
 @dataclass
 class Watched:
-    """A run, seen from outside: when which step was logged, and when the command began."""
+    """A run, seen from outside: when which step was logged, and when the command began first."""
 
     process: subprocess.Popen[bytes]
     run_dir: Path
+    command: list[str]
+    environment: dict[str, str]
     began: float = field(default_factory=time.monotonic)
     steps: list[tuple[float, int]] = field(default_factory=list)
 
@@ -80,6 +93,10 @@ class Watched:
         if not self.steps or self.steps[-1][1] != step:
             self.steps.append((time.monotonic() - self.began, step))
         return step
+
+    def give_again(self) -> None:
+        """The same command, once it has ended."""
+        self.process = _given(self.command, self.environment, self.run_dir.with_suffix(".log"))
 
     def longest_pause(self, from_s: float, to_s: float) -> float:
         """The longest time without a new step within the span."""
@@ -103,7 +120,7 @@ def main() -> None:
     reached = next(step for at, step in reversed(run.steps) if at <= under_fire_s)
     goodput = reached / calm / under_fire_s
     title = f"{reached:,} of {steps:,} steps in {under_fire_s / 60:.1f} min under fire: goodput {goodput:.0%}"
-    table = Table("killed", "times", "median pause, s", "longest, s", title=title)
+    table = Table("fault", "times", "median pause, s", "longest, s", title=title)
     for kind in KINDS:
         if pauses := [kill.pause_s for kill in kills if kill.kind == kind]:
             table.add_row(kind, str(len(pauses)), f"{statistics.median(pauses):.0f}", f"{max(pauses):.0f}")
@@ -147,8 +164,13 @@ def begin(nodes: Nodes, run_dir: Path, steps: int) -> Watched:
     path = run_dir.with_suffix(".yaml")
     path.write_text(to_yaml(chaos_config(steps)))
     command = [sys.executable, "-m", "ray_sassl.cli", "pretrain", str(path), "--run-dir", str(run_dir), "--address", nodes.address]
-    with run_dir.with_suffix(".log").open("wb") as log:
-        return Watched(subprocess.Popen(command, env=nodes.environment, stdout=log, stderr=subprocess.STDOUT), run_dir)
+    command.append("--resume-if-begun")
+    return Watched(_given(command, nodes.environment, run_dir.with_suffix(".log")), run_dir, command, nodes.environment)
+
+
+def _given(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
 def undisturbed_rate(nodes: Nodes, run_dir: Path, minutes: float) -> float:
@@ -185,9 +207,9 @@ def under_fire(nodes: Nodes, run_dir: Path, steps: int, seconds: float, seed: in
             node_back = float("inf")
         if now >= next_kill and now < seconds:
             kind = draws.choice(KINDS)
-            if strike(nodes, kind, draws):
-                kills.append(Kill(time.monotonic() - run.began, kind))
-                print(f"{kills[-1].at_s:7.1f} s, step {run.steps[-1][1]:6}: killed a {kind}", flush=True)
+            if strike(nodes, run, kind, draws):
+                kills.append(Kill(now, kind))
+                print(f"{kills[-1].at_s:7.1f} s, step {run.steps[-1][1]:6}: {kind}", flush=True)
                 node_back = kills[-1].at_s + NODE_BACK_S if kind == "node" else node_back
             next_kill = time.monotonic() - run.began + draws.uniform(*EVERY_S)
         time.sleep(_LOOK_EVERY_S)
@@ -201,16 +223,39 @@ def under_fire(nodes: Nodes, run_dir: Path, steps: int, seconds: float, seed: in
     return run, kills, count(run_dir)
 
 
-def strike(nodes: Nodes, kind: str, draws: random.Random) -> bool:
-    """Kill something of the kind; False where there is none right now, as while workers start."""
+def strike(nodes: Nodes, run: Watched, kind: str, draws: random.Random) -> bool:
+    """Let the fault happen; False where it cannot right now, as while workers start."""
     if kind == "node":
         nodes.kill(draws.choice(nodes.workers))
+        return True
+    if kind == "second start":
+        second = _given(run.command, run.environment, run.run_dir.with_suffix(".second.log"))
+        _check_end(second, 2, run.run_dir.with_suffix(".second.log"), "is in use")
+        return True
+    if kind in SIGNALS or kind == "full disk":
+        workers = doing(TRAIN_WORKER, *nodes.processes())
+        if not workers:
+            return False
+        if kind in SIGNALS:
+            run.process.send_signal(signal.Signals[kind])
+        for pid in workers if kind == "full disk" else ():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (_ROOM_BYTES, _ROOM_BYTES))
+        words = "step" if kind in SIGNALS else "could not be written"
+        _check_end(run.process, SIGNALS.get(kind, 2), run.run_dir.with_suffix(".log"), words)
+        run.give_again()
         return True
     try:
         kill_one(TRAIN_WORKER if kind == "worker" else STYLIZER, *nodes.processes(), patience_s=10)
     except AssertionError:
         return False
     return True
+
+
+def _check_end(process: subprocess.Popen[bytes], code: int, log: Path, words: str) -> None:
+    ended = process.wait(timeout=_PATIENCE_S)
+    text = " ".join(log.read_text(errors="replace").split())
+    if ended != code or words not in text:
+        raise SystemExit(f"the command ended with {ended}, not with {code} and a message with {words!r}:\n{log.read_text()[-3000:]}")
 
 
 def count(run_dir: Path) -> dict[str, int]:

@@ -10,6 +10,7 @@ from ray_sassl.exporting.encoder import Encoder, Network, load_encoder
 from ray_sassl.exporting.export import Export, export_encoder
 from ray_sassl.exporting.formats import Format
 from ray_sassl.files import storage
+from ray_sassl.files.lock import hold_folder
 from ray_sassl.runs.configs import Overrides, override_list
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def export(
     format: Format = "safetensors",
     with_head: bool = False,
     overrides: Overrides = None,
+    strict: bool = False,
     size_px: int | None = None,
     license: str | None = None,
 ) -> Export:
@@ -36,14 +38,16 @@ def export(
         format: "torchvision", "timm", "hf", "onnx" or "safetensors".
         with_head: Also fit a linear classifier on `evaluate.train` and add it.
         overrides: Changes to the run's config, such as where labeled images are.
+        strict: Refuse data of which anything is left out, instead of saying so.
         size_px: Side of the images; by default as the run was evaluated, else trained.
         license: License of the weights, for the card.
 
     Raises:
         UsageError: there is no checkpoint, the format does not fit the network, or the folder contains an export.
     """
+    changes = override_list(overrides)
     return export_encoder(
-        os.fspath(run), format, out, with_head=with_head, overrides=override_list(overrides), size_px=size_px, license=license
+        os.fspath(run), format, out, with_head=with_head, overrides=changes, strict=strict, size_px=size_px, license=license
     )
 
 
@@ -78,14 +82,15 @@ def embed(
 
     Raises:
         UsageError: the encoder or the data set cannot be read, or other features are at `out`.
+        FolderInUseError: another command is at work there.
         TooManyBadRowsError: more rows than `max_bad_fraction` of the data cannot be decoded; finished parts stay.
     """
     from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig
-    from ray_sassl.orchestrate.batch.embed import embed_dataset, is_one_file
+    from ray_sassl.orchestrate.batch.embed import embed_dataset, is_one_file, parts_folder
     from ray_sassl.orchestrate.runtime.session import ray_session
 
     storage.check_can_write(out, is_folder=not is_one_file(out))
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, backbone=backbone, size_px=size_px)
     pool = ActorPoolConfig(num_actors=actors, num_cpus=actor_cpus, num_gpus=actor_gpus)
-    with ray_session(address):
+    with hold_folder(parts_folder(out), "embed"), ray_session(address):
         return embed_dataset(loaded, as_data(data), out, pool, part_rows=part_rows, show_progress=show_progress)

@@ -38,6 +38,7 @@ def compare(
     *,
     protocols: Sequence[str | ProtocolConfig] = (),
     overrides: Overrides = None,
+    strict: bool = False,
     skip_absent: bool = False,
     progress: Progress = no_progress,
     watch: Watch = lambda event: None,
@@ -50,6 +51,7 @@ def compare(
         out: Folder or URI for `comparison.html`, `.md` and `.json`.
         protocols: Compare only by these, and evaluate runs that lack one; by default by all protocols with scores.
         overrides: Changes to the runs' configs for these evaluations.
+        strict: Refuse data of which anything is left out, instead of saying so.
         skip_absent: Whether a protocol without images is skipped instead of being an error.
         progress: Shows the progress of features.
         watch: Called as evaluations go on.
@@ -63,6 +65,6 @@ def compare(
     for path in dict.fromkeys(paths) if configs else ():
         if missing := without_scores(configs, path):
             announce(path, sorted(config.name for config in missing))
-            evaluate(path, missing, overrides=overrides, skip_absent=skip_absent, progress=progress, watch=watch)
+            evaluate(path, missing, overrides=overrides, strict=strict, skip_absent=skip_absent, progress=progress, watch=watch)
     comparison = compare_records([read_run(path) for path in paths], [config.name for config in configs] or None)
     return CompareResult(comparison, write_comparison(comparison, out))

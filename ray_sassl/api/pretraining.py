@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
+from ray_sassl.config.overrides import strictly
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
@@ -70,6 +71,7 @@ def plan_run(
     resume: Resume = False,
     data_moved: bool = False,
     minutes: float | None = None,
+    strict: bool = False,
     address: str | None = None,
 ) -> RunPlan:
     """The config and the place of a run, without starting it.
@@ -84,12 +86,16 @@ def plan_run(
         resume: As for `pretrain`.
         data_moved: As for `pretrain`.
         minutes: As for `pretrain`.
+        strict: As for `pretrain`.
         address: Address of the Ray cluster whose GPUs the config is chosen for; by default RAY_ADDRESS, or else this machine's.
 
     Raises:
         UsageError: nothing of that name is there, the images do not allow a run, or an override is wrong.
     """
+    if strict:
+        overrides = [*override_list(overrides), "data.strict=true"]
     plan = _plan(experiment, run_dir, overrides, resume, data_moved, address)
+    plan = replace(plan, config=strictly(plan.config)) if strict else plan
     if minutes is None:
         return plan
     if plan.resume:
@@ -148,6 +154,7 @@ def pretrain(
     resume: Resume = False,
     data_moved: bool = False,
     minutes: float | None = None,
+    strict: bool = False,
     address: str | None = None,
     watch: Callable[[ProgressUpdate], None] = _ignore,
 ) -> RunResult:
@@ -163,6 +170,7 @@ def pretrain(
         resume: Whether to continue the run that is in the run directory; "if begun" continues it if there is one.
         data_moved: The data of the run to resume may be elsewhere now (`data.path`), or copied again, if their content is the same.
         minutes: Train about so long: the first steps are timed, and the epochs chosen by their rate.
+        strict: Refuse data of which anything is left out, instead of saying so.
         address: Address of a running Ray cluster. By default RAY_ADDRESS, or else Ray is started on this machine.
         watch: Called several times a second with the progress since the last call.
 
@@ -171,7 +179,8 @@ def pretrain(
         UsageError: the config, data, run directory or cluster do not allow the run; nothing was trained.
         RunFailedError: the run ended by an error.
     """
-    plan = plan_run(experiment, run_dir, overrides=overrides, resume=resume, data_moved=data_moved, minutes=minutes, address=address)
+    how = {"resume": resume, "data_moved": data_moved, "minutes": minutes, "strict": strict, "address": address}
+    plan = plan_run(experiment, run_dir, overrides=overrides, **how)
     with hold_folder(plan.run_dir, "pretrain"):
         return launch.pretrain(
             plan.config, plan.run_dir, resume=plan.resume, data_moved=data_moved, address=address, watch=watch, known=plan.index

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.overrides import apply_overrides, strictly
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
@@ -63,6 +63,7 @@ def make_study(
     scheduler: str | None = None,
     grace: int | None = None,
     objectives: Sequence[str] = (),
+    strict: bool = False,
     **fields: Any,
 ) -> StudyConfig:
     """The study of a space with its base experiment and the caller's settings; the arguments are those of `search`.
@@ -85,6 +86,7 @@ def make_study(
         raise UsageError(f"--objective {' --objective '.join(objectives)}: each metric may be given once")
     if online := _online({goal.metric for goal in goals}, base):
         base = apply_overrides(base, [f"evaluate.online={online}"])
+    base = strictly(base) if strict else base
     searcher = searcher or found.searcher
     num_trials = trials or (sum(1 for _ in found.grid(base)) if searcher == "grid" else found.num_trials)
     return StudyConfig(
@@ -154,6 +156,7 @@ def search(
     scheduler: str | None = None,
     grace: int | None = None,
     objectives: Sequence[str] = (),
+    strict: bool = False,
     seed: int = 0,
     retries: int = 1,
     resume: Resume = False,
@@ -175,6 +178,7 @@ def search(
         scheduler: "fifo", "asha", "pbt" or "median"; by default the space's.
         grace: Evaluations that a trial gets before it may be stopped; by default the space's.
         objectives: Metrics, or `METRIC:min`; several give a Pareto front, and the first one decides on stops. By default the space's.
+        strict: Refuse data of which anything is left out, instead of saying so.
         seed: Seed of the suggestions; a trial's own seed is the experiment's.
         retries: How often a failed trial is restarted from its checkpoint.
         resume: Whether to continue the study in the study directory; "if begun" continues it if there is one.
@@ -199,6 +203,7 @@ def search(
         scheduler=scheduler,
         grace=grace,
         objectives=objectives,
+        strict=strict,
         seed=seed,
         retries=retries,
         max_concurrent=max_concurrent,

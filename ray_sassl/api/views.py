@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.overrides import apply_overrides, strictly
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files.own import write_picture
 from ray_sassl.pipeline import CropBlock
@@ -56,6 +56,7 @@ def draw_views(
     overrides: Overrides = None,
     num_rows: int = 8,
     against: Sequence[str] = (),
+    strict: bool = False,
 ) -> Views:
     """Draw what the network will see: crops, stylized crops and final views of some images; and measure how strong the augmentations are,
     on a block of images (`data.block_rows`).
@@ -66,6 +67,7 @@ def draw_views(
         overrides: Changes to the config.
         num_rows: How many images to show.
         against: Stylizers whose alpha and beta are chosen so that they change pixels as much as the experiment's stylizer does.
+        strict: Refuse data of which anything is left out, instead of saying so.
 
     Raises:
         UsageError: the config is wrong, its data or a stylizer are missing, or a stylizer cannot reach the dose.
@@ -73,6 +75,7 @@ def draw_views(
     config = load_config(experiment, overrides)
     if against and config.stylize.is_identity:
         raise UsageError(f"{config.name} has no style whose dose could be matched; choose a stylizer, as in stylize=swift")
+    config = strictly(config) if strict else config
     style = build_style_augmentation(config, "cpu", 1)
     source, block = read_block(config)
     picture = views_picture(config, source, block, style and style.stylize, num_rows)

@@ -182,9 +182,8 @@ def pretrain(
     from ray_sassl.cli import pretraining
 
     how = "if begun" if resume_if_begun and not resume else resume
-    changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
-    options = {"resume": how, "data_moved": data_moved, "minutes": minutes, "dry_run": dry_run, "address": address}
-    code = pretraining.pretrain(open_console(), experiment, changes, run_dir, **options)
+    options = {"resume": how, "data_moved": data_moved, "minutes": minutes, "dry_run": dry_run, "strict": strict, "address": address}
+    code = pretraining.pretrain(open_console(), experiment, overrides or [], run_dir, **options)
     raise typer.Exit(code)
 
 
@@ -202,6 +201,7 @@ def views(
         list[str] | None,
         typer.Option(metavar="STYLIZER", help="With --dose: this stylizer too, with the alpha and beta that change pixels as much."),
     ] = None,
+    strict: data.Strict = False,
 ) -> None:
     """Draw what the network will see.
 
@@ -209,7 +209,7 @@ def views(
     """
     from ray_sassl.cli import pretraining
 
-    pretraining.views(open_console(), experiment, overrides or [], out, rows, dose, against or [])
+    pretraining.views(open_console(), experiment, overrides or [], out, rows, dose, against or [], strict=strict)
 
 
 @app.command(
@@ -227,6 +227,7 @@ def evaluate(
     ],
     baselines: Annotated[bool, typer.Option("--baselines", help="Also score the untrained encoder and raw pixels.")] = False,
     backbone: Backbone = None,
+    strict: data.Strict = False,
     out: Out = None,
     keep_features: Annotated[
         bool, typer.Option(help="Save features in evaluation/features of the run directory, and use those that were saved.")
@@ -251,6 +252,7 @@ def evaluate(
         what,
         baselines=baselines,
         backbone=backbone,
+        strict=strict,
         out=out,
         keep_features=keep_features,
         actors=actors,
@@ -275,6 +277,7 @@ def detect(
     ] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also fine-tune the untrained encoder.")] = False,
     backbone: Backbone = None,
+    strict: data.Strict = False,
     out: Out = None,
     workers: Annotated[
         int | None,
@@ -292,8 +295,8 @@ def detect(
     """
     from ray_sassl.cli import detection
 
-    options = {"baselines": baselines, "backbone": backbone, "out": out}
-    detection.detect(open_console(), run, data_, overrides or [], **options, workers=workers, worker_cpus=worker_cpus, address=address)
+    how = {"baselines": baselines, "backbone": backbone, "strict": strict, "out": out, "workers": workers, "worker_cpus": worker_cpus}
+    detection.detect(open_console(), run, data_, overrides or [], **how, address=address)
 
 
 @app.command()

@@ -61,6 +61,7 @@ def export(
     ] = ExportFormat.safetensors,
     out: Annotated[str, typer.Option(help="A folder or URI for the file, its card and the config.")] = "encoder",
     with_head: Annotated[Head, typer.Option(help="`linear` fits a classifier on evaluate.train and adds it.")] = Head.none,
+    strict: Strict = False,
     size_px: SizePx = None,
     license: Annotated[str | None, typer.Option(help="License of the weights, for the card, such as cc-by-4.0.")] = None,
 ) -> None:
@@ -71,9 +72,8 @@ def export(
     """
     console = open_console()
     with console.status("exporting", spinner="line"):
-        result = ray_sassl.export(
-            run, out, format=format_.value, with_head=with_head is Head.linear, overrides=overrides, size_px=size_px, license=license
-        )
+        how = {"with_head": with_head is Head.linear, "overrides": overrides, "strict": strict, "size_px": size_px, "license": license}
+        result = ray_sassl.export(run, out, format=format_.value, **how)
     facts = result.encoder.facts
     console.print(f"{facts.backbone.name} at step {facts.step:,}, {facts.num_features:,} features of {facts.size_px} px images")
     if result.head is not None:

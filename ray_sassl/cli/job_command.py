@@ -120,7 +120,7 @@ def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
             "a job's study directory must last longer than its node: give --study-dir s3://..., or a path that all nodes share"
         )
     check_place(given["study_dir"], "--study-dir")
-    wishes = {name: given[name] for name in ("experiment", "overrides", "trials", "searcher", "scheduler", "grace")}
+    wishes = {name: given[name] for name in ("experiment", "overrides", "trials", "searcher", "scheduler", "grace", "strict")}
     base = make_study(given["space"], **wishes, objectives=given["objective"] or ()).base
     space = {"the search space": given["space"]} if given["space"].endswith((".py", ".yaml", ".yml")) else {}
     return JobCommand(

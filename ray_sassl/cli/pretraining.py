@@ -92,6 +92,7 @@ def pretrain(
     data_moved: bool,
     minutes: float | None,
     dry_run: bool,
+    strict: bool,
     address: str | None,
 ) -> int:
     """Pretrain, show progress, and print where the results are; the exit code after a signal is 128 and its number."""
@@ -100,7 +101,7 @@ def pretrain(
     overrides, run_dir = split_run_dir(overrides, run_dir)
     if minutes is not None:
         console.print("Timing the first steps, to choose the number of epochs ...")
-    how = {"resume": resume, "data_moved": data_moved, "minutes": minutes, "address": address}
+    how = {"resume": resume, "data_moved": data_moved, "minutes": minutes, "strict": strict, "address": address}
     plan = ray_sassl.plan_run(experiment, run_dir, overrides=overrides, **how)
     if plan.recipe is not None:
         _show_recipe(console, plan.recipe)
@@ -213,9 +214,11 @@ def _short(report: dict[str, float]) -> str:
     )
 
 
-def views(console: Console, experiment: str, overrides: list[str], out: str, rows: int, show_dose: bool, against: list[str]) -> None:
+def views(
+    console: Console, experiment: str, overrides: list[str], out: str, rows: int, show_dose: bool, against: list[str], *, strict: bool
+) -> None:
     """Draw the views of some images of the experiment's data set, and say how strong their augmentations are."""
-    result = ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows, against=against)
+    result = ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows, against=against, strict=strict)
     console.print(f"Views: {result.picture}", soft_wrap=True)
     if not (show_dose or against):
         return

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import ray_sassl
+from ray_sassl.cli.data import Strict
 from ray_sassl.process.console import open_console
 
 app = typer.Typer()
@@ -40,6 +41,7 @@ def compare(
         ),
     ] = None,
     out: Annotated[str, typer.Option(help="Folder for comparison.html, .md and .json.")] = "comparison",
+    strict: Strict = False,
 ) -> None:
     """Compare runs.
 
@@ -60,6 +62,7 @@ def compare(
         out,
         protocols=protocols,
         overrides=changes,
+        strict=strict,
         skip_absent=ALL in words,
         progress=progress_bar,
         watch=event_log(console, DetectConfig()),

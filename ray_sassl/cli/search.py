@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import ray_sassl
-from ray_sassl.cli.data import Address
+from ray_sassl.cli.data import Address, Strict
 from ray_sassl.cli.durations import seconds
 from ray_sassl.process.console import open_console
 from ray_sassl.process.ending import exit_code
@@ -99,6 +99,7 @@ def run_command(
         list[str] | None,
         typer.Option(help="A metric, or METRIC:min. Several give a Pareto front, and the first one decides which trials are stopped."),
     ] = None,
+    strict: Strict = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the suggestions; trials use the experiment's seed.")] = 0,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed trial is restarted from its checkpoint.")] = 1,
     study_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: studies/SPACE]")] = None,
@@ -128,6 +129,7 @@ def run_command(
         "scheduler": scheduler.value if scheduler else None,
         "grace": grace,
         "objectives": objective or (),
+        "strict": strict,
     }
     study = make_study(space, **wishes)
     study_dir = study_dir or f"studies/{study.name}"

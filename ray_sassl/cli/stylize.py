@@ -139,6 +139,7 @@ def preview_command(
     from_: FormatOption = Format.auto,
     styles_from: Annotated[Format, typer.Option(help="The format of the styles.")] = Format.auto,
     image_column: ImageColumn = "image",
+    strict: Strict = False,
 ) -> None:
     """Draw contents in their own and in other styles, at the paper's strength and at full strength.
 
@@ -146,7 +147,8 @@ def preview_command(
     """
     console = open_console()
     config = _job(console, overrides, None, only=("stylize", "seed"))
-    contents, others = (data_config(path, format_, image_column, "none") for path, format_ in ((images, from_), (styles, styles_from)))
+    sources = ((images, from_), (styles, styles_from))
+    contents, others = (data_config(path, format_, image_column, "none", strict=strict) for path, format_ in sources)
     result = ray_sassl.preview_styles(contents, others, out, overrides=config, num_images=rows, num_styles=num_styles, size_px=size_px)
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"Preview: {out}", soft_wrap=True)
@@ -184,6 +186,7 @@ def distill_command(
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
     max_bad_fraction: MaxBadFraction = 0.01,
+    strict: Strict = False,
     workers: Annotated[int, typer.Option(min=1, help="Training workers that share each batch.")] = 1,
     worker_cpus: Annotated[float, typer.Option(min=0.01, help="CPUs and threads per worker.")] = 1.0,
     gpu: Annotated[bool, typer.Option(help="Whether each worker takes a GPU.")] = False,
@@ -195,23 +198,24 @@ def distill_command(
         given["sizes_px"] = tuple(size_px)
 
     def data(paths: list[str]) -> list[DataConfig]:
-        return [data_config(path, from_, image_column, "none", max_bad_fraction=max_bad_fraction) for path in paths]
+        return [data_config(path, from_, image_column, "none", max_bad_fraction=max_bad_fraction, strict=strict) for path in paths]
 
     console = open_console()
-    result = ray_sassl.distill_stylizer(
-        data(contents),
-        data(styles),
-        out,
-        settings={name: value for name, value in given.items() if value is not None},
-        start=start,
-        exclude=exclude or (),
-        weights=weights,
-        work_dir=work_dir,
-        workers=workers,
-        worker_cpus=worker_cpus,
-        use_gpu=gpu,
-        address=address,
-    )
+    with resumable(console, work_dir or f"{out}.work"):
+        result = ray_sassl.distill_stylizer(
+            data(contents),
+            data(styles),
+            out,
+            settings={name: value for name, value in given.items() if value is not None},
+            start=start,
+            exclude=exclude or (),
+            weights=weights,
+            work_dir=work_dir,
+            workers=workers,
+            worker_cpus=worker_cpus,
+            use_gpu=gpu,
+            address=address,
+        )
     print_bad_rows(console, result.bad_rows, "left out")
     console.print(f"{result.steps:,} steps; code space {result.code_space}: {out}", soft_wrap=True)
     console.print(f"Use it with: stylize=swift {shlex.quote(f'stylize.weights={out}')}", soft_wrap=True)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from ray_sassl.data import DataConfig
 from ray_sassl.files.safe_yaml import load_document
 from ray_sassl.plugins import PluginConfig
 from ray_sassl.process.errors import UsageError
@@ -89,6 +90,14 @@ def split_override(override: str) -> tuple[str, str]:
     if not equals or not path:
         raise OverrideError(f"{override!r} is not an override; write path=value, such as train.epochs=10")
     return path, text
+
+
+def strictly(config: ModelT) -> ModelT:
+    """The config in which nothing may be left out of any data set that it names."""
+    if isinstance(config, DataConfig):
+        return config.model_copy(update={"strict": True})
+    values = {name: getattr(config, name) for name in type(config).model_fields}
+    return config.model_copy(update={name: strictly(value) for name, value in values.items() if isinstance(value, BaseModel)})
 
 
 def parse_override(override: str) -> tuple[str, Any]:

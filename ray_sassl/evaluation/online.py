@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -40,11 +41,15 @@ class OnlineScores:
     def _selection(self) -> tuple[LabeledImages, LabeledImages]:
         return selection_images(self._evaluate)
 
-    def validation(self, backbone: nn.Module) -> dict[str, float]:
-        """`knn_top1`, `linear_top1` or both, of validation images by train images that are not among them."""
-        return {f"{name}_top1": value for name, value in self._scores(backbone, self._selection[1]).items()}
+    def validation(self, backbone: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """`knn_top1`, `linear_top1` or both, of validation images by train images that are not among them.
 
-    def test(self, backbone: nn.Module) -> dict[str, float]:
+        Args:
+            check: Called with each batch of images; it may raise an error to end the evaluation.
+        """
+        return {f"{name}_top1": value for name, value in self._scores(backbone, self._selection[1], check).items()}
+
+    def test(self, backbone: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, float]:
         """The same of test images, for the last line of a run; empty where there are none, which is said in the log."""
         test = self._evaluate.test
         if test is None or not self._evaluate.final_test:
@@ -52,7 +57,7 @@ class OnlineScores:
         try:
             images = LabeledImages(test, self._evaluate.view, self._evaluate.online_rows)
             check_same_names(self._selection[0].index, images.index)
-            found = self._scores(backbone, images)
+            found = self._scores(backbone, images, check)
         except (UsageError, OSError) as error:
             log.warning(
                 "The run is complete, and has no scores on evaluate.test: %s. `ray-sassl evaluate RUN knn` gives them once it is there.",
@@ -61,13 +66,22 @@ class OnlineScores:
             return {}
         return {f"test_{name}_top1": value for name, value in found.items()}
 
-    def _scores(self, backbone: nn.Module, measured: LabeledImages) -> dict[str, float]:
+    def _scores(self, backbone: nn.Module, measured: LabeledImages, check: Callable[[], None]) -> dict[str, float]:
+        def checked(images: LabeledImages) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for batch in images:
+                check()
+                yield batch
+
         train, other = (
-            extract_features(backbone, images, self._mean, self._std, self._device) for images in (self._selection[0], measured)
+            extract_features(backbone, checked(images), self._mean, self._std, self._device) for images in (self._selection[0], measured)
         )
         warn_unseen_classes(train.labels, other.labels)
         subject = FixedFeatures(train, other)
-        return {name: ONLINE_SCORES[name].build().evaluate(subject).scores["top1"].value for name in self._names}
+        found = {}
+        for name in self._names:
+            check()
+            found[name] = ONLINE_SCORES[name].build().evaluate(subject).scores["top1"].value
+        return found
 
 
 def online_scores(config: ExperimentConfig, device: torch.device) -> OnlineScores | None:

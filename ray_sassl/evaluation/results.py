@@ -196,6 +196,22 @@ def read_scores(run_dir: str) -> tuple[list[ProtocolScores], list[str]]:
     return [found[name] for name in sorted(found)], left_out
 
 
+def read_evaluations(folder: str, protocol: str) -> dict[str, Evaluation] | None:
+    """What `write_scores` has written to the folder, by encoder, without the notes; None where that is not there or damaged."""
+    left_out: list[str] = []
+    path = storage.join(folder, f"{protocol}.json")
+    tree = read_inside(read_json, path, folder, left_out) or {}
+    if not isinstance(tree.get("scores"), dict):
+        return None
+    found = _protocol_scores(protocol, tree, path, folder, left_out)
+    if left_out:
+        return None
+    details = as_mapping(tree.get("details"))
+    own = next((name for name in tree["scores"] if name not in found.baselines), "")
+    first = Evaluation(found.scores, found.figures, found.details, found.predictions)
+    return {own: first} | {name: Evaluation(scores, details=as_mapping(details.get(name))) for name, scores in found.baselines.items()}
+
+
 def read_predictions(path: str) -> Predictions:
     """The predictions in a Parquet file with the columns `sample_id`, `label` and `predicted`, by ascending id.
 

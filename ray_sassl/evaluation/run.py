@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,12 +14,16 @@ from ray_sassl.config.schema import EvaluatedConfig
 from ray_sassl.evaluation import Evaluation, Score, Task
 from ray_sassl.evaluation.datasets import EvaluationData
 from ray_sassl.evaluation.protocols import ProtocolConfig
-from ray_sassl.evaluation.results import STARTING_POINT, read_scores, write_scores
+from ray_sassl.evaluation.results import STARTING_POINT, read_evaluations, read_scores, write_scores
 from ray_sassl.evaluation.store import FeatureStore
 from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, untrained_backbone
 from ray_sassl.evaluation.workplace import Workplace
+from ray_sassl.files import storage
+from ray_sassl.files.json_files import read_json
 from ray_sassl.plugins import load_plugin, plugin_names
 from ray_sassl.process.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 PROTOCOLS = "ray_sassl.evaluation.protocols"
 
@@ -150,7 +157,8 @@ def evaluate(
     baselines: bool = False,
     watch: Callable[[Event], None] = lambda event: None,
 ) -> EvaluationResult:
-    """Evaluate the encoder by each protocol and write the scores. If one of several protocols fails, the others continue.
+    """Evaluate the encoder by each protocol and write the scores. If one of several protocols fails, the others continue. After a stop the
+    same call goes on with those that are not done.
 
     Args:
         data: The images of `evaluate.train` and `evaluate.test`; None if all protocols bring their own.
@@ -162,8 +170,15 @@ def evaluate(
     """
     subjects = _subjects(encoder, data, workplace, features, baselines=baselines)
     result = EvaluationResult()
+    done = _Done.read(out)
     for protocol in protocols:
         own = None if protocol.brings_images else data
+        key = _key(encoder, protocol, own, list(subjects))
+        if (known := done.evaluations(protocol.name, key)) is not None:
+            result.evaluations[protocol.name], result.paths[protocol.name] = known, storage.join(out, f"{protocol.name}.json")
+            log.info("%s was done before the stop", protocol.name)
+            watch(Finished(protocol.name, known, result.paths[protocol.name]))
+            continue
         try:
             evaluations = {}
             for name, subject in subjects.items():
@@ -186,9 +201,53 @@ def evaluate(
             watch(Failed(protocol.name, error))
             continue
         result.evaluations[protocol.name], result.paths[protocol.name] = evaluations, path
+        if protocol is not protocols[-1]:
+            done.add(protocol.name, key)
         watch(Finished(protocol.name, evaluations, path))
+    done.forget()
     result.num_bad = data.num_bad if data is not None else 0
     return result
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The protocols of an evaluation that are done, in a file that is there until all are.
+
+    Attributes:
+        path: The file.
+        keys: A digest of what each was done with, by protocol.
+    """
+
+    path: str
+    keys: dict[str, str]
+
+    @classmethod
+    def read(cls, out: str) -> _Done:
+        path = storage.join(out, ".unfinished.json")
+        try:
+            tree = read_json(path) or {}
+        except UsageError:
+            tree = {}
+        return cls(path, {name: key for name, key in tree.items() if isinstance(key, str)})
+
+    def evaluations(self, protocol: str, key: str) -> dict[str, Evaluation] | None:
+        """The results of a protocol that was done with the same key before."""
+        return read_evaluations(storage.parent(self.path), protocol) if self.keys.get(protocol) == key else None
+
+    def add(self, protocol: str, key: str) -> None:
+        self.keys[protocol] = key
+        storage.write_text(self.path, json.dumps(self.keys))
+
+    def forget(self) -> None:
+        if self.keys:
+            storage.remove(self.path)
+
+
+def _key(encoder: EvaluatedEncoder, protocol: ProtocolConfig, data: EvaluationData | None, names: list[str]) -> str:
+    """sha256 of what the results of a protocol depend on."""
+    parts = [] if data is None else [data.train.index.fingerprint, data.test.index.fingerprint]
+    facts = [protocol.name, protocol.model_dump(mode="json"), encoder.config.evaluate.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps([encoder.checkpoint, encoder.step, names, parts, facts]).encode()).hexdigest()
 
 
 def in_one_line(error: Exception) -> str:

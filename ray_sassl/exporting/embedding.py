@@ -26,6 +26,7 @@ from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import all_labels, read_groups
 from ray_sassl.exporting.encoder import Encoder, EncoderFacts
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import as_mapping, parse_json, read_json
 from ray_sassl.files.own import mark_file, mark_folder
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.process.errors import UsageError
@@ -181,7 +182,7 @@ def open_parts(folder: str, plan: EmbeddingPlan) -> list[int]:
     names = {storage.name_of(entry.path) for entry in storage.list_dir(folder)}
     manifest = storage.join(folder, MANIFEST)
     if MANIFEST in names:
-        check_same(json.loads(storage.read_text(manifest)), plan, folder)
+        check_same(read_json(manifest) or {}, plan, folder)
     elif any(not name.startswith(".") for name in names):
         raise UsageError(f"{folder} is not empty and has no {MANIFEST}, so no embedding can continue there; choose another folder")
     else:
@@ -196,7 +197,7 @@ def check_same(then: dict, plan: EmbeddingPlan, where: str) -> None:
     Raises:
         UsageError: they are from another encoder or other data, or divided into other parts.
     """
-    before = {**then.get("encoder", {}), **then}
+    before = {**as_mapping(then.get("encoder")), **then}
     changed = [f"{name} was {before.get(name)!r} and is {value!r}" for name, value in plan.essence.items() if before.get(name) != value]
     if changed:
         raise UsageError(f"{where} contains other features: {'; '.join(changed)}. Give another --out.")
@@ -212,10 +213,17 @@ def merge_parts(folder: str, plan: EmbeddingPlan, out: str) -> None:
 
 
 def plan_of(path: str) -> dict | None:
-    """The plan in the metadata of a file of features, or None if it has none."""
+    """The plan in the metadata of a file of features, or None if it has none.
+
+    Raises:
+        UsageError: it is not such a file.
+    """
     filesystem, inner = storage.filesystem_of(path)
-    text = (pq.read_schema(inner, filesystem=filesystem).metadata or {}).get(PROVENANCE)
-    return json.loads(text) if text else None
+    try:
+        text = (pq.read_schema(inner, filesystem=filesystem).metadata or {}).get(PROVENANCE)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{path} is there already, and cannot be read as features ({error}). Delete it, or give another --out.") from error
+    return as_mapping(parse_json(text, path)) if text else None
 
 
 def parts_bad_rows(folder: str) -> list[BadRow]:

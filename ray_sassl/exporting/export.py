@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ray_sassl.config.files import to_yaml
-from ray_sassl.config.overrides import Override, apply_overrides
+from ray_sassl.config.overrides import Override, apply_overrides, strictly
 from ray_sassl.exporting.card import CardFacts, card
 from ray_sassl.exporting.embedding import Embedder
 from ray_sassl.exporting.encoder import MODEL, Encoder, encoder_bytes, encoder_of
@@ -48,6 +48,7 @@ def export_encoder(
     *,
     with_head: bool = False,
     overrides: Sequence[Override] | None = None,
+    strict: bool = False,
     size_px: int | None = None,
     license: str | None = None,
 ) -> Export:
@@ -61,6 +62,7 @@ def export_encoder(
         out: A folder or URI without an export.
         with_head: Also fit a linear classifier on `evaluate.train` and measure it on `evaluate.test`.
         overrides: Changes to the run's config, for example to name those data.
+        strict: Whether data of which anything is left out are refused.
         size_px: Side of the images; see `load_encoder`.
         license: License of the weights, for the card.
 
@@ -75,6 +77,7 @@ def export_encoder(
     checkpoint = find_checkpoint(source)
     trained_config, encoder = encoder_of(checkpoint, size_px)
     config = apply_overrides(trained_config, overrides or [])
+    config = strictly(config) if strict else config
     head = None
     if with_head:
         if config.evaluate.train is None:

@@ -113,6 +113,16 @@ def on_notice(stop: Callable[[], Any], *, grace_s: float, preempt_signal: str | 
                 timer.cancel()
 
 
+def end_after(notice: Notice) -> None:
+    """End the command by the signal of the notice, once its work is saved; without one nothing happens.
+
+    Raises:
+        Stopped: there was a signal.
+    """
+    if notice.signal is not None:
+        _end_at_once(signal.Signals[notice.signal], f"by {notice.signal}")
+
+
 @contextmanager
 def exits_by_signal() -> Iterator[None]:
     """A command within the block ends by the first signal with the exit code that shells give to it, after all has been put in order.

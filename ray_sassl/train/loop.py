@@ -88,6 +88,13 @@ _BEAT_S = 10.0
 FAILED_EVALUATIONS = "failed_evaluations"
 """How many evaluations have failed since the workers were started, in the report of one that has."""
 
+_EVALUATED = "evaluated"
+"""In checkpoints, how many evaluations are done; a resumed run makes up for one that a stop has cut short."""
+
+
+class EvaluationStoppedError(Exception):
+    """A stop, or the end of a machine, has cut an evaluation short."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -115,8 +122,9 @@ class Job:
         batches: This rank's stream, in parts as `share_of_batch` says.
         num_rows: Rows of the data set, bad ones included.
         resume: The checkpoint to continue from.
-        evaluate: Scores the backbone on validation images; called on rank 0.
-        final_test: Scores the backbone on test images, once the run is complete and saved; called on rank 0.
+        evaluate: Scores the backbone on validation images; called on rank 0, with a function to call now and then, which may raise an
+            `EvaluationStoppedError`.
+        final_test: The same on test images, once the run is complete and saved; called on rank 0.
         record: Rank 0's metrics log; None on the others.
         same_class: How often images that are compared or styled are of one class, for the record; see `runs/same_class.py`. On rank 0.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
@@ -136,8 +144,8 @@ class Job:
     config_yaml: str
     context: Context
     resume: Checkpoint | None = None
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    final_test: Callable[[nn.Module], dict[str, float]] | None = None
+    evaluate: Callable[[nn.Module, Callable[[], None]], dict[str, float]] | None = None
+    final_test: Callable[[nn.Module, Callable[[], None]], dict[str, float]] | None = None
     record: MetricsLog | None = None
     same_class: Callable[[Method, Tensor, Tensor, int], dict[str, float]] | None = None
     extra_state: dict[str, Any] = field(default_factory=dict)
@@ -232,6 +240,8 @@ def train(job: Job) -> Outcome:
         saver.go_on_from(job.resume)
     step = saver.saved_step
     evaluated = _evaluations_until(step, config, progress) + (step == progress.total_steps)
+    if job.resume is not None:
+        evaluated = min(evaluated, job.resume.state.get(_EVALUATED, evaluated))
     pixels = method.normalization = Normalization(config.pixel_mean, config.pixel_std, context.device)
     feed = Prefetcher(job.batches, job.accumulate or config.accumulate, context.device, progress.total_steps - step, job.is_ahead)
     clock = RankClock(step)
@@ -240,7 +250,19 @@ def train(job: Job) -> Outcome:
     agreement = Agreement(context, num_flags=4)
     heart = Heart(lambda: context.beat(clock.beat(context.rank)), every_s=min(_BEAT_S, job.stall_s / 5))
     status, has_left = "finished", False
+
+    def is_pressed() -> bool:
+        return context.stop_requested() or (context.is_leaving() and not has_left)
+
+    def save(lr: float) -> float:
+        saver.extra_state[_EVALUATED] = evaluated
+        return saver.save(step, lr, watch)
+
     try:
+        due = _evaluations_until(step, config, progress)
+        with clock.doing("score"):
+            if job.evaluate is not None and evaluated < due and _evaluate(job, method, step, due, progress, is_pressed):
+                evaluated = due
         while step < progress.total_steps:
             with clock.doing("wait"):
                 parts = feed.take()
@@ -280,24 +302,33 @@ def train(job: Job) -> Outcome:
             if stopped:
                 status = "interrupted"
                 break
-            if job.evaluate is not None and not is_last and _is_due(step, config.evaluate_every, progress):
-                with clock.doing("score"):
-                    _evaluate(job, method, step, due, progress)
+            # A machine that will go away gets its checkpoint first.
+            is_due = job.evaluate is not None and due > evaluated and not is_last and (has_left or not leaving)
+            with clock.doing("score"):
+                if is_due and _evaluate(job, method, step, due, progress, is_pressed):
+                    evaluated = due
             if saves_now or (leaving and not has_left):
                 with clock.doing("checkpoint"):
-                    saver.save(step, lr, watch)
+                    save(lr)
                 has_left = has_left or leaving
             clock.stepped(step)
         clock.enter("score")
-        if status == "finished" and (job.evaluate is not None or evaluated <= _evaluations_until(step, config, progress)):
-            _evaluate(job, method, step, _evaluations_until(step, config, progress) + 1, progress)
+        last = _evaluations_until(step, config, progress) + 1
+        if status == "finished" and (job.evaluate is not None or evaluated < last):
+            if _evaluate(job, method, step, last, progress, context.stop_requested):
+                evaluated = last
+            else:
+                status = "interrupted"
         clock.enter("checkpoint")
         if not saver.saved or step > saver.saved_step:
-            saver.save(step, optimizer.param_groups[0]["lr"], watch)
+            save(optimizer.param_groups[0]["lr"])
         saver.finish()
         clock.enter("score")
-        if status == "finished" and job.final_test is not None and (scores := job.final_test(method.backbone)):
-            _record(job, step, {"epoch": progress.epoch(step)} | scores)
+        if status == "finished" and job.final_test is not None:
+            with _cut_short_by(context.stop_requested, "the scores on test images") as (check, is_done):
+                if scores := job.final_test(method.backbone, check):
+                    _record(job, step, {"epoch": progress.epoch(step)} | scores)
+            status = "finished" if is_done() else "interrupted"
     finally:
         heart.close()
         context.beat(None)
@@ -443,22 +474,44 @@ def _evaluations_until(step: int, config: TrainConfig, progress: Progress) -> in
     return step // config.evaluate_every if config.evaluate_every else int(progress.epoch(step))
 
 
-def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progress) -> None:
-    """Compute the scores and record them. Only rank 0 has `evaluate`; the other ranks continue and wait for it at the next step. Without
-    labeled images only the evaluation's number is reported: the step's line in the record was written before.
+def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progress, is_pressed: Callable[[], bool]) -> bool:
+    """Compute the scores and record them; returns whether that is done, and not cut short because time presses. Only rank 0 has `evaluate`;
+    the other ranks continue and wait for it at the next step. Without labeled images only the evaluation's number is reported: the step's
+    line in the record was written before.
     """
     reached = {EVALUATION: number, "epoch": progress.epoch(step)}
     if job.evaluate is not None:
-        _record(job, step, reached | _scores(job, method.backbone, step))
-    elif job.context.rank == 0:
+        with _cut_short_by(is_pressed, f"the scores at step {step}") as (check, is_done):
+            _record(job, step, reached | _scores(job, method.backbone, step, check))
+        return is_done()
+    if job.context.rank == 0:
         job.context.report({"step": step, **reached})
+    return True
 
 
-def _scores(job: Job, backbone: nn.Module, step: int) -> dict[str, float]:
+@contextlib.contextmanager
+def _cut_short_by(is_pressed: Callable[[], bool], what: str) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
+    """A function to call now and then within the block, which ends the block when time presses, and one that tells whether it has not."""
+    is_done = True
+
+    def check() -> None:
+        if is_pressed():
+            raise EvaluationStoppedError
+
+    try:
+        yield check, lambda: is_done
+    except EvaluationStoppedError:
+        is_done = False
+        log.warning("Stopping: %s are left for later, so that the checkpoint is in time.", what)
+
+
+def _scores(job: Job, backbone: nn.Module, step: int, check: Callable[[], None]) -> dict[str, float]:
     """The scores; where they cannot be computed, how often that was so. The training is worth more than one score of it."""
     assert job.evaluate is not None
     try:
-        return job.evaluate(backbone)
+        return job.evaluate(backbone, check)
+    except EvaluationStoppedError:
+        raise
     except Exception as error:  # noqa: BLE001 - told and counted
         job.num_failed_evaluations += 1
         log.warning("The scores at step %d could not be computed; the run goes on without them. %s", step, told(error))

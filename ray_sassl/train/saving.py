@@ -137,6 +137,7 @@ class RunSaver:
     saved_step: int = 0
 
     def __post_init__(self) -> None:
+        self.extra_state = dict(self.extra_state)
         self._writer = CheckpointWriter(self.run_dir, self.config_yaml, self.keep)
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:

@@ -84,7 +84,7 @@ def _alive(pids: dict[int, str]) -> list[str]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_sigterm_to_a_run_and_its_group_leaves_a_checkpoint_and_no_process_and_the_same_command_resumes(forking_ray: None, tmp_path: Path):
-    words, run_dir = _pretrain(tmp_path), tmp_path / "run"
+    words, run_dir = _pretrain(tmp_path, "scaling.num_workers=2"), tmp_path / "run"
     with _begun(tmp_path, *words, "train.epochs=100", "fault.grace_s=200") as process:
         _wait(process, tmp_path, lambda: _num_steps(run_dir) > 5)
         began = descendants(process.pid)

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import ray_sassl
@@ -13,7 +15,11 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.process.errors import UsageError
+from tests.evaluation.detection.conftest import write_data, write_example
+from tests.exporting.conftest import MakeRun, make_run
 from tests.field.test_own_output import QUICK
+
+__all__ = ["make_run"]
 
 Make = Callable[[str], Path]
 
@@ -120,3 +126,47 @@ class _NoRay:
     def __init__(self, address: str | None) -> None: ...
     def __enter__(self) -> None: ...
     def __exit__(self, *args: object) -> None: ...
+
+
+def _strict_verbs(group: Any, name: str = "") -> set[str]:
+    """The verbs that have the option `--strict`."""
+    if hasattr(group, "commands"):
+        return {verb for word, command in group.commands.items() for verb in _strict_verbs(command, f"{name} {word}".strip())}
+    return {name} if any("--strict" in getattr(option, "opts", ()) for option in group.params) else set()
+
+
+def test_every_verb_that_reads_images_can_be_strict():
+    reading = {"pretrain", "views", "evaluate", "detect", "search run", "embed", "export", "compare"}
+    reading |= {f"data {verb}" for verb in ("inspect", "check", "convert")}
+    reading |= {f"stylize {verb}" for verb in ("bank", "dataset", "preview", "distill")}
+    assert _strict_verbs(typer.main.get_command(app)) == reading
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain", "demo_plain", "evaluate.train={path: DATA}"],
+        ["views", "demo_plain", "data.path=DATA"],
+        ["evaluate", "RUN", "knn", "evaluate.test.path=DATA"],
+        ["search", "style_strength", "data.path=DATA", "evaluate={train: {path: DATA}, test: null}"],
+        ["export", "RUN", "evaluate.train={path: DATA}", "--with-head", "linear"],
+        ["compare", "RUN", "--on", "knn evaluate.train.path=DATA"],
+        ["stylize", "preview", "DATA", "--styles", "DATA", "stylize=color_statistics"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_strict_verb_refuses_data_of_which_something_is_left_out(
+    words: list[str], field: Make, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    data, run_dir = str(field("dangling_links")), make_run("evaluate.size_px=16")
+    command = [word.replace("DATA", data).replace("RUN", run_dir) for word in words]
+    with pytest.raises(UsageError, match=r"With --strict \(data.strict=true\) nothing may be left out"):
+        CliRunner().invoke(app, [*command, "--strict"], catch_exceptions=False)
+
+
+def test_a_strict_detection_refuses_boxes_without_an_area(make_run: MakeRun, tmp_path: Path):
+    folder = write_data(tmp_path / "voc", 2, 1)
+    write_example(folder, "trainval0", [("square", (3, 3, 20, 20), 0), ("disc", (30, 5, 30, 20), 0)])
+    with pytest.raises(UsageError, match="1 boxes have no area and would be left out"):
+        ray_sassl.detect(make_run(), str(folder), strict=True)

@@ -1,9 +1,10 @@
 """The loop on a real network and tiny data, and its arithmetic on a network of one layer."""
 
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ def test_checkpoints_are_left_every_so_many_steps_and_at_the_end(tmp_path):
 def test_scores_that_fail_are_counted_and_the_run_goes_on_to_its_last_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     num_calls = 0
 
-    def score(backbone: nn.Module) -> dict[str, float]:
+    def score(backbone: nn.Module, check: Callable[[], None]) -> dict[str, float]:
         nonlocal num_calls
         num_calls += 1
         if num_calls != 2:
@@ -272,7 +273,7 @@ def test_scores_that_fail_are_counted_and_the_run_goes_on_to_its_last_checkpoint
 def test_the_encoder_is_scored_at_its_period_and_at_the_end(tmp_path):
     context, scored = LocalContext(), []
 
-    def score(backbone: nn.Module) -> dict[str, float]:
+    def score(backbone: nn.Module, check: Callable[[], None]) -> dict[str, float]:
         scored.append(backbone)
         return {"knn_top1": 0.1 * len(scored)}
 
@@ -289,7 +290,7 @@ def test_the_encoder_is_scored_at_its_period_and_at_the_end(tmp_path):
 def test_test_scores_are_the_last_line_of_a_run_that_is_complete_and_has_its_checkpoint(tmp_path):
     settings = TrainConfig(epochs=2, global_batch=4, log_every=1)
 
-    def score(backbone: nn.Module) -> dict[str, float]:
+    def score(backbone: nn.Module, check: Callable[[], None]) -> dict[str, float]:
         assert latest_checkpoint(str(tmp_path)) is not None
         return {"test_knn_top1": 0.5}
 
@@ -322,10 +323,67 @@ def test_a_resumed_run_gives_an_evaluation_the_number_that_it_had(tmp_path):
     assert _evaluations(first.reports) + _evaluations(second.reports) == _evaluations(whole.reports)
 
 
+class _Stopping(LocalContext):
+    """A context in which a stop, or a machine's notice, comes during an evaluation."""
+
+    stops = leaves = False
+
+    def stop_requested(self) -> bool:
+        return self.stops
+
+    def is_leaving(self) -> bool:
+        return self.leaves
+
+
+def _scored(folder: Path, context: _Stopping, press: Callable[[], None], *, resume: Checkpoint | None = None, **job: Any) -> Outcome:
+    def score(backbone: nn.Module, check: Callable[[], None]) -> dict[str, float]:
+        check()
+        press()
+        check()
+        return {"knn_top1": 0.5}
+
+    settings = TrainConfig(epochs=2, global_batch=4, log_every=100, evaluate_every=2)
+    done = resume.step if resume is not None else 0
+    batches = itertools.islice(_batches(12, 4, 2), done, None)
+    scores = {name: score for name in job or ("evaluate",)}
+    return train(Job(Linear(), batches, settings, SGD, 12, 0, str(folder), "", context, resume=resume, **scores))
+
+
+def test_a_stop_cuts_an_evaluation_short_so_that_the_checkpoint_is_in_time_and_a_resumed_run_makes_up_for_it(tmp_path, caplog):
+    stopped, resumed = _Stopping(), _Stopping()
+    outcome = _scored(tmp_path, stopped, lambda: setattr(stopped, "stops", len(stopped.reports) == 1))
+    assert (outcome.status, outcome.step) == ("interrupted", 3)
+    assert _evaluations(stopped.reports) == []
+    assert "the scores at step 2 are left for later" in caplog.text
+    _scored(tmp_path, resumed, lambda: None, resume=latest_checkpoint(str(tmp_path)))
+    assert _evaluations(resumed.reports) == [(3, 1), (4, 2), (6, 3)]
+
+
+@pytest.mark.parametrize("last", ["evaluate", "final_test"])
+def test_a_stop_during_the_last_scores_leaves_the_checkpoint_and_they_are_computed_when_the_run_is_resumed(last, tmp_path):
+    stopped, resumed = _Stopping(), _Stopping()
+    outcome = _scored(tmp_path, stopped, lambda: setattr(stopped, "stops", stopped.reports[-1]["step"] == 6), **{last: True})
+    assert (outcome.status, outcome.step) == ("interrupted", 6)
+    checkpoint = latest_checkpoint(str(tmp_path))
+    assert checkpoint is not None
+    outcome = _scored(tmp_path, resumed, lambda: None, resume=checkpoint, **{last: True})
+    assert outcome.status == "finished"
+    assert [report["knn_top1"] for report in resumed.reports if "knn_top1" in report] == [0.5]
+
+
+def test_a_machine_that_goes_away_gets_its_checkpoint_before_the_scores(tmp_path):
+    context = _Stopping()
+    outcome = _scored(tmp_path, context, lambda: setattr(context, "leaves", True))
+    assert outcome.status == "finished"
+    assert list_checkpoints(str(tmp_path))[0][0] == 3
+    assert _evaluations(context.reports) == [(4, 2), (6, 3)]
+
+
 def test_a_stream_that_bad_images_made_shorter_ends_with_an_evaluation(tmp_path):
     context = LocalContext()
     settings = TrainConfig(epochs=3, global_batch=4, log_every=100)
-    train(Job(Linear(), _batches(12, 4, 2), settings, SGD, 12, 0, str(tmp_path), "", context, evaluate=lambda backbone: {"knn_top1": 0.5}))
+    score = {"knn_top1": 0.5}
+    train(Job(Linear(), _batches(12, 4, 2), settings, SGD, 12, 0, str(tmp_path), "", context, evaluate=lambda backbone, check: score))
     assert _evaluations(context.reports) == [(3, 1), (6, 2), (6, 3)]
 
 

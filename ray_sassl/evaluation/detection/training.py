@@ -37,7 +37,7 @@ from ray_sassl.evaluation.store import encoder_digest
 from ray_sassl.files import storage
 from ray_sassl.nn.gather import gather_objects
 from ray_sassl.process.errors import UsageError
-from ray_sassl.train.context import Context, data_parallel
+from ray_sassl.train.context import Context, data_parallel, on_any_rank
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.train.optim import decay_groups
 
@@ -150,8 +150,9 @@ class _Images:
             self.add(part)
 
 
-def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
-    """Train and test; every process of the context must call it, and all return the same detections.
+def run_detection(job: DetectionJob, context: Context) -> DetectionResult | None:
+    """Train and test; every process of the context must call it, and all return the same detections: None after a requested stop, of which
+    there is a checkpoint.
 
     Raises:
         UsageError: the encoder, the images or the settings do not allow detection.
@@ -169,16 +170,16 @@ def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
         images = _Images(job)
         step, history = _resumed(job, key, detector, optimizer, images)
         wrapped = data_parallel(detector, context)
-        if step == 0 and config.evaluate_every:
-            _measure(job, detector, context, 0, history, images)
+        if _is_measured(step, config, history) and _measure(job, detector, context, step, history, images) is None:
+            return None
         sums: dict[str, Tensor] = {}
         count = 0
         for batch, targets in _training_batches(job, context, step, images):
             parts = _train_step(job, wrapped, optimizer, step, context, batch, targets)
             step, count = step + 1, count + 1
             sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
-            is_last = step == config.steps
-            is_saved = is_last or step % config.checkpoint_every == 0
+            (stops,) = on_any_rank([context.stop_requested()], context)
+            is_saved = stops or step == config.steps or step % config.checkpoint_every == 0
             if is_saved or step % _LOG_EVERY == 0:
                 entry = {name: float(value) / count for name, value in sums.items()}
                 _check_finite(entry, step, config)
@@ -186,13 +187,22 @@ def run_detection(job: DetectionJob, context: Context) -> DetectionResult:
                 if context.rank == 0:
                     context.report({"step": step} | entry)
                 sums, count = {}, 0
-            if config.evaluate_every and step % config.evaluate_every == 0 and not is_last:
-                _measure(job, detector, context, step, history, images)
-            if is_saved:
+            if not stops and _is_measured(step, config, history):
+                stops = _measure(job, detector, context, step, history, images) is None
+            if is_saved or stops:
                 images.share()
                 _save(job, key, detector, optimizer, step, history, images, context)
-        tested, detections = _measure(job, detector, context, config.steps, history, images)
-        return DetectionResult(tested, detections, history, images.bad)
+            if stops:
+                return None
+        measured = _measure(job, detector, context, config.steps, history, images)
+        return None if measured is None else DetectionResult(*measured, history, images.bad)
+
+
+def _is_measured(step: int, config: DetectConfig, history: History) -> bool:
+    """Whether the step is one of those between which `evaluate_every` steps are, and was not measured before a stop."""
+    if not config.evaluate_every or step % config.evaluate_every or step == config.steps:
+        return False
+    return all(entry["step"] != step for entry in history.measured)
 
 
 def _learning_rate(step: int, config: DetectConfig) -> float:
@@ -276,8 +286,9 @@ def mirrored(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _measure(
     job: DetectionJob, detector: FasterRCNN, context: Context, step: int, history: History, images: _Images
-) -> tuple[DetectionSet, list[Detections]]:
-    """The test images that can be decoded, and the detections of all processes in them; AP goes into the history.
+) -> tuple[DetectionSet, list[Detections]] | None:
+    """The test images that can be decoded, and the detections of all processes in them; AP goes into the history. None after a requested
+    stop.
 
     Raises:
         UsageError: none of the test images can be decoded, or too many cannot.
@@ -285,6 +296,8 @@ def _measure(
     mine = range(context.rank, len(job.test), context.world_size)
     found = {row: one for part in gather_objects(detect_images(detector, images, mine, job.config, context)) for row, one in part.items()}
     images.share()
+    if any(on_any_rank([context.stop_requested()], context)):
+        return None
     if not found:
         raise UsageError(f"none of the {len(job.test):,} test images can be decoded")
     rows = sorted(found)
@@ -300,12 +313,12 @@ def _measure(
 def detect_images(
     detector: FasterRCNN, images: _Images, rows: Sequence[int], config: DetectConfig, context: Context
 ) -> dict[int, Detections]:
-    """The detections in these test images, by their places, without images that cannot be decoded."""
+    """The detections in these test images, by their places, without images that cannot be decoded; not of all after a requested stop."""
     found: dict[int, Detections] = {}
     with ThreadPoolExecutor(_THREADS) as pool, _test_mode(detector, config):
         pixels = ahead(lambda row: (row, pool.submit(images.pixels, "test", row)), rows, _AHEAD * _TEST_BATCH)
         readable = ((row, image) for row, started in pixels if (image := started.result()) is not None)
-        while batch := list(itertools.islice(readable, _TEST_BATCH)):
+        while not context.stop_requested() and (batch := list(itertools.islice(readable, _TEST_BATCH))):
             outputs = detector([image.to(context.device).float().div_(255) for _, image in batch])
             for (row, _), output in zip(batch, outputs, strict=True):
                 boxes, labels, scores = (output[name].cpu().numpy() for name in ("boxes", "labels", "scores"))

@@ -6,6 +6,7 @@ from the job's last checkpoint.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -41,13 +42,15 @@ def detect_on_ray(
     workers: Workers,
     *,
     watch: Callable[[dict[str, float]], None] = lambda report: None,
-) -> DetectionResult:
-    """Train and test the detector on the workers.
+    stop: threading.Event | None = None,
+) -> DetectionResult | None:
+    """Train and test the detector on the workers; None after a stop, of which there is a checkpoint.
 
     Args:
         job: All workers must have access to its checkpoint.
         workers: The workers that share each step's batch.
         watch: Is called with what the workers report.
+        stop: When it is set, the workers are asked to stop.
 
     Raises:
         UsageError: the cluster is too small, or the job has an error.
@@ -62,9 +65,9 @@ def detect_on_ray(
         for report in update.reports:
             watch(report)
 
-    workers.run(_worker, spec, name="detect", folder=folder, control=control, watch=show)
+    workers.run(_worker, spec, name="detect", folder=folder, control=control, watch=show, stop=stop)
     found = cast("DetectionResult | None", ray.get(result.get.remote()))
-    assert found is not None, "the workers ended without a result and without an error"
+    assert found is not None or (stop and stop.is_set()), "the workers ended without a result and without an error"
     return found
 
 
@@ -84,5 +87,5 @@ def _worker(spec: dict[str, Any]) -> None:
     except UsageError as error:
         ray.get(control.fail.remote(str(error)))
         raise  # this ends the other workers too, which may wait for this one
-    if context.rank == 0:
+    if context.rank == 0 and found is not None:
         ray.get(spec["result"].put.remote(found))

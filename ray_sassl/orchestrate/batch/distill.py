@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,15 +22,20 @@ from ray.actor import ActorHandle
 from torch import nn
 
 from ray_sassl.config.files import model_from_yaml, to_yaml
+from ray_sassl.config.schema import FaultConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import read_json
+from ray_sassl.files.lock import hold_folder
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate, start_control
 from ray_sassl.orchestrate.pretraining.train_job import Workers
+from ray_sassl.orchestrate.pretraining.worker import RayContext
 from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.runtime.scanning import index_of
 from ray_sassl.orchestrate.runtime.weights import keep_weights, receive_weights
+from ray_sassl.process.ending import end_after, on_notice
 from ray_sassl.process.errors import UsageError
 from ray_sassl.style.distillation import DistillConfig
 from ray_sassl.style.distillation.crops import Crops, Teacher, make_crops
@@ -38,8 +44,11 @@ from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
 from ray_sassl.style.stylizers.magenta import build_networks
 from ray_sassl.style.stylizers.swift import pack_student, read_student
 from ray_sassl.style.weights import load_weights
+from ray_sassl.train.context import on_any_rank
 
 _LOG_EVERY = 50
+_CROPS_AT_ONCE = 1024
+"""New crops in each file of them, until a worker has all of its own."""
 _JOB, _CHECKPOINT = "job.json", "checkpoint.pt"
 
 
@@ -81,10 +90,13 @@ def distill(
         start: Path or URI of an earlier student's file to start from; random weights if not given.
         workers: The workers that share each step's batch; by default, one worker with one CPU.
         checkpoint_every: Steps between checkpoints.
+
+    Raises:
+        FolderInUseError: another job is at work in the work directory.
+        KeyboardInterrupt: a signal has ended it; what is done is in the work directory.
     """
     teacher = teacher or TeacherConfig()
     workers = workers or Workers()
-    keeper = keep_weights(teacher)
     if config.batch_size % workers.count:
         raise UsageError(f"batches of {config.batch_size} cannot be shared evenly by {workers.count} workers")
     workers.check()
@@ -94,7 +106,26 @@ def distill(
         [index_of(data, show_progress=show_progress) for data in styles],
     )
     work_dir = work_dir if (local := storage.local_path(work_dir)) is None else str(local)
-    _open_work_dir(work_dir, config, indexes, excluded, workers.count, None if first is None else first[1]["code_space"])
+    origin = None if first is None else first[1]["code_space"]
+    with hold_folder(work_dir, "stylize distill"):
+        _open_work_dir(work_dir, config, indexes, excluded, workers.count, origin)
+        return _distill(out, config, indexes, work_dir, teacher, first, excluded, workers, checkpoint_every, show_progress)
+
+
+def _distill(
+    out: str,
+    config: DistillConfig,
+    indexes: tuple[list[Index], list[Index]],
+    work_dir: str,
+    teacher: TeacherConfig,
+    first: tuple[dict[str, torch.Tensor], dict[str, str]] | None,
+    excluded: Sequence[str],
+    workers: Workers,
+    checkpoint_every: int,
+    show_progress: bool,
+) -> DistillResult:
+    """The work of `distill` in a work directory that is the job's own."""
+    keeper = keep_weights(teacher)
     control = start_control(sum(index.num_rows for kind in indexes for index in kind), 1.0, storage.join(work_dir, "quarantine.jsonl"))
     spec = {
         "config": to_yaml(config),
@@ -110,8 +141,9 @@ def distill(
         "control": control,
     }
     metrics: dict[str, float] = {}
-    step = 0
+    step, stop, fault = 0, threading.Event(), FaultConfig()
     with (
+        on_notice(stop.set, grace_s=fault.grace_s, preempt_signal=fault.preempt_signal) as notice,
         progress_bar("the teacher's codes", config.num_crops, is_shown=show_progress) as advance_crops,
         progress_bar("distilling", config.steps, is_shown=show_progress) as advance_steps,
     ):
@@ -126,9 +158,11 @@ def distill(
                     advance_steps(int(report["step"]) - step)
                     step = int(report["step"])
 
-        workers.run(_worker, spec, name="distill", folder=work_dir, control=control, watch=show)
+        workers.run(_worker, spec, name="distill", folder=work_dir, control=control, watch=show, stop=stop)
     state = _load_checkpoint(work_dir)
-    assert state is not None, "the workers ended without a result and without an error"
+    if state is None or state["step"] < config.steps:
+        end_after(notice)
+        raise AssertionError("the workers ended without a result and without an error")
     code_space = f"swift-{_digest(state['export'])}"
     storage.write_bytes(
         out,
@@ -153,16 +187,15 @@ def _worker(spec: dict[str, Any]) -> None:
     rank, world_size = where.get_world_rank(), where.get_world_size()
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
+    context = RayContext(rank, world_size, device, control)
     config = model_from_yaml(DistillConfig, spec["config"])
-    reason = None
     crops = None
     teacher = _teacher(spec, device)
     try:
-        crops = _crops(spec, config, teacher, rank, world_size)
+        crops = _crops(spec, config, teacher, context)
     except UsageError as error:  # restarting the workers would give the same error
-        reason = str(error)
-        ray.get(control.fail.remote(reason))
-    if _any_failed(reason is not None, world_size, device):
+        ray.get(control.fail.remote(str(error)))
+    if any(on_any_rank([crops is None], context)):  # then no other worker may wait for it
         return
     assert crops is not None
     start = spec["start"] and ray.get(spec["start"])
@@ -181,8 +214,11 @@ def _worker(spec: dict[str, Any]) -> None:
             count = distiller.step % _LOG_EVERY or _LOG_EVERY
             control.report.remote({"step": distiller.step, **{name: float(value) / count for name, value in sums.items()}})
             sums = {}
-        if rank == 0 and (distiller.step % spec["checkpoint_every"] == 0 or distiller.step == config.steps):
+        (stops,) = on_any_rank([context.stop_requested()], context)
+        if rank == 0 and (stops or distiller.step % spec["checkpoint_every"] == 0 or distiller.step == config.steps):
             _save_checkpoint(spec["work_dir"], distiller)
+        if stops:
+            return
 
 
 def _teacher(spec: dict[str, Any], device: torch.device) -> Teacher:
@@ -195,33 +231,42 @@ def _teacher(spec: dict[str, Any], device: torch.device) -> Teacher:
     return Teacher(predictor.to(torch.bfloat16).to(memory_format=torch.channels_last), transformer)
 
 
-def _crops(spec: dict[str, Any], config: DistillConfig, teacher: Teacher, rank: int, world_size: int) -> Crops:
-    """The worker's share, read from the work directory or computed."""
-    path = storage.join(spec["work_dir"], f"crops-{rank}-of-{world_size}.safetensors")
+def _crops(spec: dict[str, Any], config: DistillConfig, teacher: Teacher, context: RayContext) -> Crops | None:
+    """The worker's share, read from the work directory or computed; None after a requested stop, with what is computed in files."""
+    rank, world_size = context.rank, context.world_size
+    name = f"crops-{rank}-of-{world_size}"
+    path = storage.join(spec["work_dir"], f"{name}.safetensors")
     if storage.exists(path):
         crops = Crops.from_bytes(storage.read_bytes(path))
         spec["control"].report.remote({"crops": len(crops)})
         return crops
+    files: list[str] = []
+    while storage.exists(file := storage.join(spec["work_dir"], f"{name}-part-{len(files)}.safetensors")):
+        files.append(file)
+    known = Crops.joined([Crops.from_bytes(storage.read_bytes(file)) for file in files]) if files else None
+    num_kept = len(known) if known is not None else 0
     parts: list[Crops] = []
     bad: list[BadRow] = []
-    for part in make_crops(
-        teacher, spec["contents"], spec["styles"], config, excluded=spec["excluded"], rank=rank, world_size=world_size, on_bad=bad.append
-    ):
+    count = 0
+    share = {"excluded": spec["excluded"], "rank": rank, "world_size": world_size}
+    for part in make_crops(teacher, spec["contents"], spec["styles"], config, **share, on_bad=bad.append, known=known):
         parts.append(part)
+        count += len(part)
         spec["control"].report.remote({"crops": len(part)})
+        stops = context.stop_requested()
+        if count - num_kept >= (1 if stops else _CROPS_AT_ONCE):
+            file = storage.join(spec["work_dir"], f"{name}-part-{len(files)}.safetensors")
+            storage.write_bytes(file, Crops.joined(parts).take(slice(num_kept, count)).to_bytes())
+            files.append(file)
+            num_kept = count
+        if stops:
+            return None
     ray.get(spec["control"].add_bad.remote(bad))
     crops = Crops.joined(parts)
     storage.write_bytes(path, crops.to_bytes())
+    for file in reversed(files):
+        storage.remove(file)
     return crops
-
-
-def _any_failed(has_failed: bool, world_size: int, device: torch.device) -> bool:
-    """Whether a worker has failed; then no other worker may wait for it."""
-    if world_size == 1:
-        return has_failed
-    flag = torch.tensor(float(has_failed), device=device)
-    dist.all_reduce(flag)
-    return bool(flag)
 
 
 def _share_gradients(network: nn.Module) -> None:
@@ -255,7 +300,7 @@ def _open_work_dir(
     if not storage.exists(path):
         storage.write_text(path, json.dumps(job, indent=2) + "\n")
         return
-    there = json.loads(storage.read_text(path))
+    there = read_json(path) or {}
     if there != json.loads(json.dumps(job)):
         other = [name for name in job if there.get(name) != json.loads(json.dumps(job[name]))]
         raise UsageError(f"{work_dir} has another job, with other {' and '.join(other)}; choose another --work-dir, or delete this one")

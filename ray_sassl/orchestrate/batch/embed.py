@@ -88,6 +88,11 @@ def is_one_file(out: str) -> bool:
     return storage.name_of(out).endswith(_FILE_EXTENSIONS)
 
 
+def parts_folder(out: str) -> str:
+    """The folder of the parts, until they are joined where `out` names a file."""
+    return _beside(out, ".parts") if is_one_file(out) else out
+
+
 def embed_dataset(
     encoder: Encoder, data: DataConfig, out: str, pool: ActorPoolConfig, *, part_rows: int = PART_ROWS, show_progress: bool = True
 ) -> EmbedResult:
@@ -116,7 +121,7 @@ def embed_dataset(
         check_same(plan_of(out) or {}, plan, out)
         quarantine.load_jsonl(bad_path)
         return _result(out, plan, [], 0.0, quarantine, bad_path)
-    folder = _beside(out, ".parts") if is_file else out
+    folder = parts_folder(out)
     todo = open_parts(folder, plan)
     quarantine.add(parts_bad_rows(folder))
     began = time.monotonic()

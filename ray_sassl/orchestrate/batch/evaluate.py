@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ray_sassl.config.overrides import apply_overrides
-from ray_sassl.config.schema import EncoderConfig, EvaluateConfig, EvaluatedConfig, ExperimentConfig, PixelsConfig
+from ray_sassl.config.overrides import apply_overrides, strictly
+from ray_sassl.config.schema import EncoderConfig, EvaluateConfig, EvaluatedConfig, ExperimentConfig, FaultConfig, PixelsConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.evaluation import Evaluation
 from ray_sassl.evaluation import run as evaluation_run
@@ -41,8 +42,11 @@ from ray_sassl.evaluation.workplace import LocalWorkplace, Progress, Workplace, 
 from ray_sassl.experiments import data_root
 from ray_sassl.exporting.encoder import Network, encoder_without_run
 from ray_sassl.files import storage
+from ray_sassl.files.lock import hold_folder
 from ray_sassl.files.paths import absolute
 from ray_sassl.plugins import plugin_names
+from ray_sassl.process.ending import end_after, on_notice
+from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, override_list
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import load_backbone
@@ -84,6 +88,7 @@ def evaluate(
     test: str | DataConfig | None = None,
     overrides: Overrides = None,
     baselines: bool = False,
+    strict: bool = False,
     skip_absent: bool = False,
     detect_on: str | None = None,
     detection: DetectConfig | None = None,
@@ -109,6 +114,7 @@ def evaluate(
         test: Labeled images to measure on; by default, those of the run's config.
         overrides: Changes to the run's config, such as `{"evaluate.size_px": 64}`.
         baselines: Whether to evaluate the untrained encoder and raw pixels too.
+        strict: Refuse data of which anything is left out, instead of saying so.
         skip_absent: Whether a protocol without images is skipped instead of being an error.
         detect_on: A data set in VOC's form to detect on as well; for "all", by default, `VOCdevkit` in the data folder.
         detection: Settings of detection.
@@ -131,10 +137,12 @@ def evaluate(
     config = encoder.config
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
     config = apply_overrides(config, override_list(overrides))
+    config = strictly(config) if strict else config
     encoder = replace(encoder, config=config)
     skip_absent = skip_absent or protocols == "all"
     configs, skipped = protocol_configs(plugin_names(PROTOCOLS) if protocols == "all" else protocols), {}
     configs = [_with_paintings(_with_source_data(protocol, place.run_dir), config) for protocol in configs]
+    configs = [strictly(protocol) for protocol in configs] if strict else configs
     if skip_absent:
         configs, skipped = with_images(configs, config)
     data = None if all(protocol.brings_images for protocol in configs) else load_evaluation_data(config)
@@ -147,8 +155,15 @@ def evaluate(
         detect_on = detect_on or voc_folder()
     if detect_on is not None:
         try:
-            how = {"baselines": baselines, "backbone": backbone, "out": out, "worker_cpus": actor_cpus, "address": address, "watch": watch}
-            found = detect(run, detect_on, detection, **how)
+            how = {
+                "baselines": baselines,
+                "strict": strict,
+                "backbone": backbone,
+                "out": out,
+                "worker_cpus": actor_cpus,
+                "address": address,
+            }
+            found = detect(run, detect_on, detection, **how, watch=watch)
             result.evaluations |= found.evaluations
             result.paths |= found.paths
         except Exception as error:  # noqa: BLE001 - recorded, as for the protocols
@@ -239,6 +254,7 @@ def detect(
     settings: DetectConfig | None = None,
     *,
     baselines: bool = False,
+    strict: bool = False,
     backbone: Network = None,
     out: str | None = None,
     workers: int | None = None,
@@ -248,11 +264,14 @@ def detect(
 ) -> EvaluationResult:
     """Fine-tune an encoder as a detector, and write its average precision, its detections and figures.
 
+    A first Ctrl-C or other signal (see `pretrain`) ends the call at the next step with a checkpoint, from which the next one goes on.
+
     Args:
         run: As for `evaluate`.
         data: A folder in PASCAL VOC's form.
         settings: Settings of the training.
         baselines: Whether to train the untrained encoder and the starting point too.
+        strict: Refuse data with boxes that have no area or images that cannot be decoded, instead of leaving them out.
         backbone: As for `evaluate`.
         out: As for `evaluate`.
         workers: Number of workers; 0 trains in this process. By default, one per GPU of a cluster, or of this machine if it has several;
@@ -263,6 +282,8 @@ def detect(
 
     Raises:
         UsageError: there is no checkpoint, the data set cannot be used, or the encoder cannot be a detector's backbone.
+        FolderInUseError: another detection is at work in `out`.
+        KeyboardInterrupt: a signal has ended it.
     """
     from ray_sassl.evaluation.detection.average_precision import check_installed
     from ray_sassl.evaluation.detection.report import detections_table, evaluation_of
@@ -277,6 +298,9 @@ def detect(
     storage.check_can_write(out, is_folder=True)
     data = absolute(data)
     train, test = read_voc(data, settings.train, settings.test)
+    if strict and (dropped := train.num_dropped + test.num_dropped):
+        raise UsageError(f"{data}: {dropped:,} boxes have no area and would be left out. With --strict nothing may be left out.")
+    settings = settings.model_copy(update={"max_bad_fraction": 0.0}) if strict else settings
     watch(DetectionData(train, test))
     encoders = {encoder.name: encoder.network}
     if baselines:
@@ -285,37 +309,48 @@ def detect(
     evaluations: dict[str, Evaluation] = {}
     bad: set[tuple[str, int]] = set()
     detections = None
-    with _detection_place(workers, worker_cpus, address, watch) as train_and_test:
-        for number, (name, network) in enumerate(encoders.items()):
-            watch(Started(DETECT, name))
-            suffix = f"-{name.partition(' ')[0]}" if number else ""
-            file = storage.join(out, f"{DETECT}{suffix}-checkpoint.pt")
-            job = DetectionJob(network, tuple(config.train.pixel_mean), tuple(config.train.pixel_std), train, test, settings, file)
-            found = train_and_test(copy.deepcopy(job))
-            evaluations[name] = evaluation_of(job, found)
-            bad |= {(row.path, row.sample_id) for rows in found.bad.values() for row in rows}
-            detections = detections if number else detections_table(found)
+    suffixes = [f"-{name.partition(' ')[0]}" if number else "" for number, name in enumerate(encoders)]
+    files, stop = [storage.join(out, f"{DETECT}{suffix}-checkpoint.pt") for suffix in suffixes], threading.Event()
+    fault = config.fault if isinstance(config, ExperimentConfig) else FaultConfig()
+    with hold_folder(out, DETECT):
+        with (
+            on_notice(stop.set, grace_s=fault.grace_s, preempt_signal=fault.preempt_signal) as notice,
+            _detection_place(workers, worker_cpus, address, watch, stop) as train_and_test,
+        ):
+            for number, (name, network) in enumerate(encoders.items()):
+                watch(Started(DETECT, name))
+                pixels = tuple(config.train.pixel_mean), tuple(config.train.pixel_std)
+                job = DetectionJob(network, *pixels, train, test, settings, files[number])
+                found = train_and_test(copy.deepcopy(job))
+                if found is None:
+                    break
+                evaluations[name] = evaluation_of(job, found)
+                bad |= {(row.path, row.sample_id) for rows in found.bad.values() for row in rows}
+                detections = detections if number else detections_table(found)
+        if len(evaluations) < len(encoders):
+            end_after(notice)
+        path = write_scores(
+            out,
+            DETECT,
+            settings.model_dump(mode="json"),
+            evaluations,
+            checkpoint=encoder.checkpoint,
+            step=encoder.step,
+            data={"path": data},
+            num_bad=len(bad),
+            detections=detections,
+        )
+        for file in files:
             storage.remove(file)
-    path = write_scores(
-        out,
-        DETECT,
-        settings.model_dump(mode="json"),
-        evaluations,
-        checkpoint=encoder.checkpoint,
-        step=encoder.step,
-        data={"path": data},
-        num_bad=len(bad),
-        detections=detections,
-    )
     watch(Finished(DETECT, evaluations, path))
     return EvaluationResult({DETECT: evaluations}, {DETECT: path}, num_bad=len(bad))
 
 
 @contextmanager
 def _detection_place(
-    workers: int | None, worker_cpus: float, address: str | None, watch: Watch
-) -> Iterator[Callable[[DetectionJob], DetectionResult]]:
-    """The function that trains and tests a detector, in this process or as a job on the workers of a cluster."""
+    workers: int | None, worker_cpus: float, address: str | None, watch: Watch, stop: threading.Event
+) -> Iterator[Callable[[DetectionJob], DetectionResult | None]]:
+    """The function that trains and tests a detector, in this process or as a job on the workers of a cluster; None after a stop."""
 
     def report(values: dict[str, float]) -> None:
         watch(DetectionReport(values))
@@ -329,6 +364,9 @@ def _detection_place(
             def report(self, metrics: dict[str, float]) -> None:
                 report(metrics)
 
+            def stop_requested(self) -> bool:
+                return stop.is_set()
+
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         yield lambda job: run_detection(job, Context(device=device))
         return
@@ -340,4 +378,4 @@ def _detection_place(
     with ray_session(address):
         count = workers or max(1, int(present("GPU")))
         group = Workers(count, worker_cpus, use_gpu=offered("GPU") >= count)
-        yield lambda job: detect_on_ray(job, group, watch=report)
+        yield lambda job: detect_on_ray(job, group, watch=report, stop=stop)

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.train import DataConfig as RayDataConfig
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from ray_sassl.cluster.plan import read_prices
 from ray_sassl.config.files import to_yaml
@@ -45,6 +45,7 @@ from ray_sassl.orchestrate.pretraining.worker import train_worker
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.definitions import read_definition
 from ray_sassl.orchestrate.runtime.devices import pretends_gpus
+from ray_sassl.orchestrate.runtime.rendezvous import torch_config
 from ray_sassl.orchestrate.runtime.reservation import release_reservation
 from ray_sassl.orchestrate.runtime.scanning import Scanning
 from ray_sassl.orchestrate.runtime.session import in_group, ray_session
@@ -268,7 +269,7 @@ def _fit(
                 label_selector=in_group(scaling.node_group),
                 elastic_resize_monitor_interval_s=scaling.resize_every_s,
             ),
-            torch_config=TorchConfig(backend="gloo" if pretends_gpus() else None),
+            torch_config=torch_config("gloo" if pretends_gpus() else None),
             run_config=RunConfig(
                 name="train",
                 storage_path=ray_storage if is_one_machine() else storage.join(run_dir, ".ray"),

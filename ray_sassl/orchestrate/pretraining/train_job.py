@@ -18,6 +18,7 @@ from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.autoscaler import Announcer, Waiting, say
 from ray_sassl.orchestrate.runtime.capacity import Need, check_fits, is_one_machine, offered
 from ray_sassl.orchestrate.runtime.reasons import reason_of
+from ray_sassl.orchestrate.runtime.rendezvous import torch_config
 from ray_sassl.orchestrate.runtime.watched import run_watched
 from ray_sassl.process.errors import UsageError
 
@@ -96,12 +97,14 @@ class Workers:
         folder: str,
         control: ActorHandle,
         watch: Watch,
+        stop: threading.Event | None = None,
     ) -> None:
         """Run `function(spec)` in each worker until all have ended; if one is lost, all are restarted.
 
         Args:
             name: The job's name, for Ray's dashboard.
             folder: A folder that every worker reaches, for Ray Train's files on a cluster of several nodes.
+            stop: When it is set, the workers are asked to stop.
 
         Raises:
             ResourcesError: there will never be room for the workers.
@@ -118,6 +121,7 @@ class Workers:
             trainer = TorchTrainer(
                 function,
                 train_loop_config=spec,
+                torch_config=torch_config(),
                 scaling_config=ScalingConfig(num_workers=self.count, use_gpu=self.use_gpu, resources_per_worker=dict(self._need.each)),
                 run_config=RunConfig(
                     name=name,
@@ -125,6 +129,6 @@ class Workers:
                     failure_config=FailureConfig(max_failures=_MAX_FAILURES),
                 ),
             )
-            fit(trainer, control, show, [self._need])
+            fit(trainer, control, show, [self._need], stop)
         if fatal := cast("str | None", ray.get(control.fatal.remote())):
             raise UsageError(fatal)

@@ -53,6 +53,10 @@ class Crops:
         """What `to_bytes` gave."""
         return cls(**load(content))
 
+    def take(self, rows: slice) -> Crops:
+        """Some of the crops."""
+        return Crops(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
     @classmethod
     def joined(cls, parts: Sequence[Crops]) -> Crops:
         """The crops of all parts in order."""
@@ -82,17 +86,20 @@ def make_crops(
     rank: int = 0,
     world_size: int = 1,
     on_bad: Callable[[BadRow], object] = lambda bad: None,
+    known: Crops | None = None,
 ) -> Iterator[Crops]:
     """A worker's share of the crops, in parts; data sets of one kind contribute equally, however large they are.
 
     Args:
         excluded: Endings of the keys of rows that are left out, so that they can be tested on.
         on_bad: Called with each row that cannot be decoded.
+        known: The first parts, from an earlier call with the same arguments; their codes are not computed again.
 
     Raises:
         UsageError: a data set has no usable image.
         TooManyBadRowsError: more rows of a data set than its `max_bad_fraction` cannot be decoded.
     """
+    at = 0
     for indexes, is_style in ((styles, True), (contents, False)):
         for number, index in enumerate(indexes):
             places = len(indexes) * world_size
@@ -103,7 +110,11 @@ def make_crops(
             painted_share = config.painted_share if is_style else 0.0
             images = _augmented(index, count, is_style, tuple(excluded), on_bad, rng)
             for chunk in _chunks(images):
-                yield _with_codes(teacher, chunk, painted_share, is_style, rng)
+                mixtures = _mixtures(len(chunk), painted_share, rng)
+                end = at + len(chunk)
+                is_known = known is not None and end <= len(known)
+                yield known.take(slice(at, end)) if is_known else _with_codes(teacher, chunk, is_style, *mixtures)  # type: ignore[union-attr]
+                at = end
 
 
 def _augmented(
@@ -144,16 +155,23 @@ def _chunks(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.stack(held)
 
 
+def _mixtures(count: int, painted_share: float, rng: np.random.Generator) -> tuple[int, Tensor, Tensor]:
+    """How many of the crops stay as they are; which two of these (2, n) give their codes to each of the others, in which shares (n, 1)."""
+    plain = count - round(painted_share * count) or count
+    if plain == count:
+        return plain, torch.empty(2, 0, dtype=torch.long), torch.empty(0, 1)
+    sources = np.stack([rng.integers(plain, size=count - plain) for _ in range(2)])
+    return plain, torch.from_numpy(sources), torch.from_numpy(rng.random((count - plain, 1))).float()
+
+
 @torch.inference_mode()
-def _with_codes(teacher: Teacher, chunk: np.ndarray, painted_share: float, is_style: bool, rng: np.random.Generator) -> Crops:
+def _with_codes(teacher: Teacher, chunk: np.ndarray, is_style: bool, plain: int, sources: Tensor, shares: Tensor) -> Crops:
     """The crops of (n, 256, 256, 3) uint8 images; some of them are stylized first, with mixtures of the codes of the others."""
     pixels = to_float(chunk, torch.device("cpu"))
-    plain = len(chunk) - round(painted_share * len(chunk)) or len(chunk)
     codes = _codes(teacher, pixels[:plain])
     if plain < len(chunk):
-        one, other = (codes[torch.from_numpy(rng.integers(plain, size=len(chunk) - plain))] for _ in range(2))
-        share = torch.from_numpy(rng.random((len(chunk) - plain, 1))).float()
-        stylized = teacher.transformer(resized(pixels[plain:], _STYLIZED_PX), torch.lerp(one, other, share))
+        mixed = torch.lerp(codes[sources[0]], codes[sources[1]], shares)
+        stylized = teacher.transformer(resized(pixels[plain:], _STYLIZED_PX), mixed)
         pixels[plain:] = resized(stylized, TEACHER_PX).clamp_(0, 1)
         codes = torch.cat([codes, _codes(teacher, pixels[plain:])])
     contents, thumbnails = (np.ascontiguousarray(to_uint8(resized(pixels, size_px))) for size_px in (CONTENT_PX, THUMBNAIL_PX))

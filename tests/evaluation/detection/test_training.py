@@ -1,6 +1,7 @@
 """Training a detector: it learns, a run is repeatable, and a stopped run continues."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,45 @@ def test_a_run_is_repeatable_and_a_stopped_run_continues_identically(data, tmp_p
     reports = LocalContext()
     _same(run_detection(job("stopped.pt"), reports), whole)
     assert [report["step"] for report in reports.reports if "step" in report] == [6]  # and not 3
+
+
+class _Told(LocalContext):
+    """A context that is told to stop once it has reported so much."""
+
+    def __init__(self, is_enough: Callable[[dict[str, float]], bool]) -> None:
+        super().__init__()
+        self._is_enough, self._is_told = is_enough, False
+
+    def report(self, metrics):
+        super().report(metrics)
+        self._is_told = self._is_told or self._is_enough(metrics)
+
+    def stop_requested(self):
+        return self._is_told
+
+
+@pytest.mark.parametrize("where", ["a measurement", "training", "the last test"])
+def test_a_stop_leaves_a_checkpoint_from_which_the_same_job_continues(where, data, tmp_path):
+    def job(name):
+        return small_job(data, tmp_path / name, steps=4, evaluate_every=2, checkpoint_every=1 if where == "training" else 100)
+
+    whole = run_detection(job("whole.pt"), LocalContext())
+
+    def is_enough(report: dict[str, float]) -> bool:
+        if where == "training":
+            return report.get("step") == 3
+        num_measured = sum("measured_step" in earlier for earlier in stopped.reports)
+        return "tested" in report and num_measured == (1 if where == "a measurement" else 2)
+
+    stopped = _Told(is_enough)
+    assert run_detection(job("stopped.pt"), stopped) is None
+    resumed = LocalContext()
+    found = run_detection(job("stopped.pt"), resumed)
+    assert found is not None
+    assert [entry["step"] for entry in found.history.measured] == [0, 2, 4]
+    assert [entry["AP"] for entry in found.history.measured] == [entry["AP"] for entry in whole.history.measured]
+    for one, other in zip(found.detections, whole.detections, strict=True):
+        np.testing.assert_array_equal(one.scores, other.scores)
 
 
 def test_another_jobs_checkpoint_is_not_used(data, tmp_path, caplog):

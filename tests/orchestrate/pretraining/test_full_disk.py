@@ -23,7 +23,7 @@ pytestmark = pytest.mark.chaos
 
 FILES = (
     "config.yaml", "environment.json", "index.arrow", "views.png", "metrics.jsonl", "model.safetensors", "state.pt", "seen.json",
-    "manifest.json", "summary.json",
+    "manifest.json", "summary.json", "quarantine.jsonl", ".ray-sassl",
 )  # fmt: skip
 
 
@@ -43,14 +43,25 @@ def _no_room_for(name: str, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield io.BytesIO()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    append_text = storage.append_text
+
+    def append(path: str | os.PathLike[str], text: str) -> None:
+        if storage.name_of(path) == name:
+            tried.append(str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append_text(path, text)
+
     with patch.context() as inner:
         inner.setattr(storage, "open_atomic", full)
+        inner.setattr(storage, "append_text", append)
         yield tried
 
 
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
-    return overrides_for(write_photos(tmp_path / "photos")) | {"train.epochs": 2, "train.checkpoint_every": 3}
+    photos = write_photos(tmp_path / "photos", 49)
+    (tmp_path / "photos" / "a" / "48.png").write_bytes(b"no image")
+    return overrides_for(photos) | {"train.epochs": 2, "train.checkpoint_every": 3, "data.max_bad_fraction": 0.1}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -68,3 +79,9 @@ def test_a_run_without_room_for_a_file_says_so_and_goes_on_once_there_is_some(
     assert checkpoint is not None
     assert checkpoint.step == 6
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+
+
+def test_the_list_has_every_file_that_a_run_writes(options: dict[str, Any], tmp_path: Path):
+    ray_sassl.pretrain("moco_cifar10_cpu", tmp_path / "run", overrides=options)
+    names = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert names - set(FILES) == set()

@@ -24,18 +24,30 @@ ROOT = Path(__file__).parents[3]
 _LOOK = """
 import json, os, sys
 import ray
+import torch.distributed as dist
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray_sassl.orchestrate.runtime.rendezvous import torch_config
 from ray_sassl.orchestrate.runtime.session import ray_session
 from tests.orchestrate.runtime.test_own_ray import listeners
 from benchmarks.processes import descendants
 
-@ray.remote
-def work():
-    return os.getpid()
+def work(spec):
+    dist.barrier()
+    if dist.get_rank() == 0:
+        pids = descendants(spec["driver"])
+        with open(spec["found"], "w") as file:
+            json.dump([listeners(list(pids)), len(pids)], file)
+    dist.barrier()
 
 with ray_session("local", num_cpus=1):
-    ray.get(work.remote())
-    pids = descendants(os.getpid())
-    print(json.dumps([listeners(list(pids)), len(pids)]))
+    driver, found = os.getpid(), os.path.join(os.environ["TMPDIR"], "found")
+    pids = descendants(driver)
+    scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
+    spec, run = {"driver": driver, "found": found}, RunConfig(name="t", storage_path=os.environ["TMPDIR"])
+    TorchTrainer(work, train_loop_config=spec, torch_config=torch_config(), scaling_config=scaling, run_config=run).fit()
+    pids |= descendants(driver)
+    print(open(found).read())
 print(json.dumps([pid for pid in pids if pid != os.getpid() and os.path.exists(f"/proc/{pid}")]))
 """
 
@@ -60,7 +72,9 @@ def listeners(pids: list[int]) -> list[str]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_it_listens_on_the_loopback_only_has_short_sockets_under_a_deep_folder_and_leaves_nothing(forking_ray: None, tmp_path: Path):
+def test_it_and_its_training_workers_listen_on_the_loopback_only_it_has_short_sockets_under_a_deep_folder_and_leaves_nothing(
+    forking_ray: None, tmp_path: Path
+):
     deep = tmp_path / ("d" * (90 - len(str(tmp_path)) - 1))
     deep.mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "HOME")}
@@ -70,7 +84,7 @@ def test_it_listens_on_the_loopback_only_has_short_sockets_under_a_deep_folder_a
     )
     assert ended.returncode == 0, ended.stderr
     (addresses, num_processes), left = (json.loads(line) for line in ended.stdout.splitlines() if line.startswith("["))
-    assert num_processes > 4
+    assert num_processes > 6
     assert addresses
     assert {address.removeprefix("::ffff:") for address in addresses} <= {"127.0.0.1", "::1"}
     assert left == []

@@ -121,7 +121,7 @@ def _as_text_field(config: BaseModel, path: str, text: str) -> Any:
         value = load_document(text, "the value")
     except UsageError:
         return text
-    if isinstance(value, list) and _takes(config, path, tuple):
+    if isinstance(value, list) and text.strip()[0] == "[" and _takes(config, path, tuple):
         return value
     return value if isinstance(value, str) and text.strip()[0] in "'\"" else text
 

@@ -41,12 +41,15 @@ _FOREIGN = {
     b"PK\3\4": "a zip archive",
     b"\x1f\x8b": "gzip",
     b"\0\0\0\x0cjP": "JPEG 2000",
+    b"\0\0\1\0": "ICO",
+    b"{": "JSON",
+    b"version https://git-lfs": "a pointer of Git LFS, which `git lfs pull` replaces by the file",
 }
 _DAMAGE = (
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, EOFError, struct.error, zlib.error,
-    Image.DecompressionBombError,
+    Image.DecompressionBombError, MemoryError,
 )  # fmt: skip
-"""What Pillow raises on damaged files of these formats, depending on where the damage is."""
+"""What Pillow raises on damaged files of these formats, depending on where the damage is; a MemoryError where a row is too long."""
 
 
 _ISO_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
@@ -179,8 +182,11 @@ def is_image(start: bytes) -> bool:
     """Whether a file with these first bytes is an image of any common format, also of one that is not read."""
     with suppress(DecodeError):
         return bool(image_format(start))
-    is_iso = start[4:8] == b"ftyp" and start[8:12] in _ISO_BRANDS
-    return is_iso or any(start.startswith(magic) for magic, name in _FOREIGN.items() if name in ("GIF", "TIFF", "JPEG 2000"))
+    return _is_iso(start) or any(start.startswith(magic) for magic, name in _FOREIGN.items() if name in ("GIF", "TIFF", "JPEG 2000"))
+
+
+def _is_iso(start: bytes) -> bool:
+    return start[4:8] == b"ftyp" and start[8:12] in _ISO_BRANDS
 
 
 def _opened(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
@@ -190,7 +196,7 @@ def _opened(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
     except _DAMAGE as error:
         if isinstance(error, DecodeError):
             raise
-        raise DecodeError(f"damaged: {error}") from error
+        raise DecodeError(f"damaged: {str(error) or type(error).__name__}") from error
 
 
 def _open(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
@@ -222,7 +228,9 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _foreign(encoded: bytes) -> str:
-    kind = next((name for magic, name in _FOREIGN.items() if encoded.startswith(magic)), f"bytes that begin with {encoded[:8].hex(' ')}")
+    start = encoded[:200].removeprefix(b"\xef\xbb\xbf").lstrip()
+    kinds = (name for magic, name in _FOREIGN.items() if encoded.startswith(magic) or start.startswith(magic))
+    kind = "AVIF or HEIC" if _is_iso(encoded) else next(kinds, f"bytes that begin with {encoded[:8].hex(' ')}")
     return f"not a JPEG, PNG or WebP image but {kind}" if encoded else "the image is empty"
 
 
@@ -259,7 +267,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     except _DAMAGE as error:
         if isinstance(error, DecodeError):
             raise
-        raise DecodeError(f"damaged: {error}") from error
+        raise DecodeError(f"damaged: {str(error) or type(error).__name__}") from error
 
 
 def _from_numbers(image: Image.Image) -> Image.Image:

@@ -42,6 +42,16 @@ class _Loader(SafeLoader):  # pyright: ignore[reportGeneralTypeIssues]
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """A number; what has a `:` is a text, and not a number to the base of 60 as in YAML 1.1 (`1:30` would be 90)."""
+        if ":" in node.value:
+            return node.value
+        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+
 
 def load_documents(text: str, source: str, *, max_bytes: int = MAX_BYTES, max_nodes: int = MAX_NODES) -> list[Any]:
     """The documents of a YAML text, without empty ones.

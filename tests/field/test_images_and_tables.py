@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,29 @@ def test_a_chunk_with_a_wrong_length_is_damage(build: ModuleType):
     encoded = build.photo(0, 0, "PNG")
     with pytest.raises(DecodeError, match="damaged"):
         decode(encoded[:33] + b"\xff\xff\xff\xfftEXt" + encoded[41:], 10**6)
+
+
+def test_a_row_of_pixels_that_is_too_long_for_the_decoder_is_damage_and_ends_nothing():
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+    header = chunk(b"IHDR", (10**8).to_bytes(4, "big") + b"\0\0\0\1\x08\2\0\0\0")
+    with pytest.raises(DecodeError, match="damaged: MemoryError"):
+        decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"x") + chunk(b"IEND", b""), 10**8)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS, which `git lfs pull` replaces by the file"),
+        (b"\xef\xbb\xbf\n <!DOCTYPE html><title>404", "HTML"),
+        (b'{"error": "not found"}', "JSON"),
+        (b"\0\0\0\x20ftypavif", "AVIF or HEIC"),
+    ],
+)
+def test_a_file_that_is_no_image_is_named(start: bytes, words: str):
+    with pytest.raises(DecodeError, match=f"^not a JPEG, PNG or WebP image but {words}$"):
+        decode(start, 100)
 
 
 def test_rows_that_hold_paths_say_so(field: Make):

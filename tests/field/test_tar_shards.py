@@ -1,5 +1,6 @@
 """What tar shards from elsewhere do: names with dots, members of other programs, names that are not UTF-8, and headers that lie."""
 
+import io
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -128,3 +129,30 @@ def test_the_shards_of_this_project_are_still_what_python_reads(build: ModuleTyp
     with tarfile.open(tmp_path / "a.tar") as tar:
         wanted = [tar.extractfile(f"a/{n}.jpg").read() for n in range(5)]  # pyright: ignore[reportOptionalMemberAccess]
     assert (rows.encoded, rows.label.tolist()) == (wanted, list(range(5)))
+
+
+@pytest.mark.parametrize("kind", [b"V", b"D"])
+def test_the_label_of_a_volume_and_a_listing_are_no_members(kind: bytes, build: ModuleType, tmp_path: Path):
+    shard = tmp_path / "shard.tar"
+    build.tar(shard, [("a.jpg", build.photo()), ("a.cls", b"1")])
+    shard.write_bytes(bytes(build.header(b"backup", b"00000000003\0", kind)) + b"abc".ljust(512, b"\0") + shard.read_bytes())
+    assert build_index(DataConfig(path=str(shard))).num_rows == 1
+
+
+def test_a_sparse_file_of_either_form_is_refused(build: ModuleType, tmp_path: Path):
+    for options in ({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}, {"GNU.sparse.map": "0,9"}):
+        with tarfile.open(tmp_path / "shard.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+            info = tarfile.TarInfo("a.jpg")
+            info.pax_headers, info.size = options, 512
+            archive.addfile(info, io.BytesIO(bytes(512)))
+        with pytest.raises(UsageError, match=r"'a\.jpg' is a sparse file"):
+            build_index(DataConfig(path=str(tmp_path / "shard.tar")))
+
+
+def test_what_windows_adds_is_left_out_and_a_colon_is_part_of_a_name(build: ModuleType, tmp_path: Path):
+    build.tar(tmp_path / "shard.tar", [("a:1.jpg", build.photo()), ("Thumbs.db", b"x"), ("x/desktop.ini", b"x")])
+    index = build_index(DataConfig(path=str(tmp_path / "shard.tar")))
+    assert (index.num_rows, dict(index.ignored)) == (1, {"thumbs.db": 1, "desktop.ini": 1})
+    build.tar(tmp_path / "shard.tar", [("c:\\a.jpg", build.photo())])
+    with pytest.raises(UsageError, match="absolute name"):
+        build_index(DataConfig(path=str(tmp_path / "shard.tar")))

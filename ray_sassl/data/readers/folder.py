@@ -67,5 +67,7 @@ def sorted_classes(names: Iterable[str]) -> list[str]:
 def _read(path: str, sample_id: int) -> bytes | BadRow:
     try:
         return storage.read_bytes(path) or BadRow(path, 0, sample_id, "the file is empty")
-    except (FileNotFoundError, PermissionError) as error:
+    except OSError as error:
+        if storage.local_path(path) is None and not isinstance(error, FileNotFoundError | PermissionError):
+            raise  # the store does not answer, which would make every image a bad one
         return BadRow(path, 0, sample_id, f"the file cannot be read: {error.strerror or error}")

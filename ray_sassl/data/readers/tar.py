@@ -25,8 +25,17 @@ _REFUSED_TYPES = {
     b"4": "a block device",
     b"6": "a named pipe",
     b"S": "a sparse file",
+    b"M": "the rest of a file that begins in another volume",
 }
-_REGULAR, _FOLDER, _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = (b"0", b"\0", b"7"), b"5", b"L", b"K", b"x", b"g"
+_NOT_TAR = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"(\xb5/\xfd": "zstd",
+    b"PK\3\4": "zip",
+    b"7z\xbc\xaf": "7z",
+}
+_REGULAR, _LISTING, _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = (b"0", b"\0", b"7"), (b"5", b"D", b"V"), b"L", b"K", b"x", b"g"
 _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=\n]{1,4096})=")
 
 
@@ -74,7 +83,7 @@ def members(source: WindowedFile, path: str) -> Iterator[Member]:
     offset = 0
     long_name: bytes | None = None
     long_size: int | None = None
-    is_ended = False
+    is_ended = is_sparse = False
     while offset < source.size_bytes:
         header = source.read(offset, _BLOCK)
         if len(header) == _BLOCK and not any(header):
@@ -93,21 +102,22 @@ def members(source: WindowedFile, path: str) -> Iterator[Member]:
                 records = _pax_records(text, offset)
                 long_name = records.get(b"path", long_name)
                 long_size = _pax_size(records[b"size"], offset) if b"size" in records else long_size
+                is_sparse = any(key.startswith(b"GNU.sparse.") for key in records)
             offset = content + _padded(size)
             continue
         name = _short_name(header) if long_name is None else long_name
-        _refuse_harmful(name, kind, path)
+        _refuse_harmful(name, b"S" if is_sparse else kind, path)
         member = Member(name.decode(errors="backslashreplace"), content, size if long_size is None else long_size)
         if kind in _REGULAR:
             yield member
             if member.offset + member.size > source.size_bytes:
                 raise CutOffError(f"the shard is cut off at byte {source.size_bytes:,}, within member {member.name!r}")
             offset = member.end
-        elif kind == _FOLDER:
-            offset = content
+        elif kind in _LISTING:  # folders, what GNU tar notes of them, and the label of a volume
+            offset = content if kind == b"5" else member.end
         else:
             raise UsageError(f"{path}: member {member.name!r} has the unknown tar type {kind!r}")
-        long_name, long_size, is_ended = None, None, False
+        long_name, long_size, is_ended, is_sparse = None, None, False, False
     if not is_ended:
         raise CutOffError(f"the shard ends at byte {source.size_bytes:,} without a tar file's end mark, so it may be cut off")
 
@@ -123,8 +133,8 @@ def _check_header(header: bytes, offset: int, path: str) -> None:
     if re.fullmatch(rb"[0-7]{1,8}", stated) and int(stated, 8) == sum(header[:148]) + 8 * 32 + sum(header[156:]):
         return
     if offset == 0:
-        kind = " but a gzip file; decompress it" if header[:2] == b"\x1f\x8b" else ""
-        raise UsageError(f"{path} is not a tar file{kind}")
+        kind = next((name for magic, name in _NOT_TAR.items() if header.startswith(magic)), None)
+        raise UsageError(f"{path} is not a tar file" + (f" but {kind}; unpack it" if kind else ""))
     raise CutOffError(f"the shard is damaged at byte {offset:,}, where a header should be")
 
 
@@ -178,7 +188,7 @@ def _refuse_harmful(name: bytes, kind: bytes, path: str) -> None:
     shown = f"{path}: member {name.decode(errors='backslashreplace')!r}"
     if kind in _REFUSED_TYPES:
         raise UsageError(f"{shown} is {_REFUSED_TYPES[kind]}; shards may hold regular files only")
-    if name.startswith((b"/", b"\\")) or re.match(rb"[A-Za-z]:", name):
+    if name.startswith((b"/", b"\\")) or re.match(rb"[A-Za-z]:[\\/]", name):
         raise UsageError(f"{shown} has an absolute name; names in a shard must be relative")
     if b".." in name.replace(b"\\", b"/").split(b"/"):
         raise UsageError(f"{shown} has '..' in its name, which leads out of the shard")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _LOCAL_WINDOW, _REMOTE_WINDOW = 4096, 4 * 2**20
 _MAX_LABEL_BYTES = 64
 _ROW_SCHEMA = pa.schema(list(ROW_COLUMNS["webdataset"].items()))
+_OF_WINDOWS = ("thumbs.db", "desktop.ini")
 _MERGED = "members away from the rest of their sample (merged)"
 _SECOND_IMAGE = "further images of a sample"
 
@@ -152,6 +153,8 @@ def _no_part_of_a_sample(name: str) -> str | None:
     folder, base = posixpath.split(name)
     if base.startswith("._") or "__MACOSX" in folder.split("/"):
         return "AppleDouble (._*)"
+    if base.lower() in _OF_WINDOWS:
+        return base.lower()
     return "hidden" if base.startswith(".") else None
 
 

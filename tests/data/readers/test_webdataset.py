@@ -143,7 +143,9 @@ def test_shards_that_were_joined_end_to_end_are_read_to_the_end(tmp_path: Path):
     assert read_groups(_index(tmp_path / "joined"), [0]).encoded == [b"a", b"b"]
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"x" * 2000, "is not a tar file"), (b"\x1f\x8b" + b"x" * 2000, "a gzip file; decompress")])
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"x" * 2000, "is not a tar file"), (b"\x1f\x8b" + b"x" * 2000, "is not a tar file but gzip; unpack it")]
+)
 def test_a_file_that_is_no_tar_is_refused(tmp_path: Path, data: bytes, reason: str):
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(UsageError, match=reason):

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -86,6 +87,14 @@ def build_index(
     return _index_of(config, sources, built_ns, each or in_threads(num_threads), progress, before)
 
 
+def alike(names: Iterable[str]) -> str:
+    """The names that people read as the same, in groups; empty if there are none."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(ascii(name))
+    return "; ".join(", ".join(group) for group in groups.values() if len(group) > 1)
+
+
 def _index_of(
     config: DataConfig,
     sources: Sources,
@@ -114,6 +123,8 @@ def _index_of(
     refuse_left_out(config, left_out)
     if left_out:
         log.warning("%s: %s", where, left_out)
+    if twins := alike(scan.class_names):
+        log.warning("%s: classes whose names differ only in case, spaces or the form of their Unicode: %s", where, twins)
     if not scan.groups["num_rows"].to_numpy().sum():
         why = "; ".join(str(problem) for problem in scan.problems[:3]) or "all empty"
         raise UsageError(f"{where} has no rows: {len(sources.files):,} files, {why}")

@@ -35,6 +35,8 @@ _NOUN: dict[Format, str] = {"parquet": "Parquet files", "webdataset": "tar shard
 _OWN = "written by ray-sassl"
 _WILDCARD = re.compile(r"[*?\[]")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_OF_SYSTEMS = r"(^|/)(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found)/"
+"""Folders of operating systems and network drives, with copies, thumbnails and deleted files; they count as hidden."""
 _FILES_OPENED = 16
 _FILES_AT_ONCE = 512
 _FILES_TRIED = 20
@@ -143,12 +145,13 @@ def _kinds(files: SourceFiles, config: DataConfig, ignored: Counter[str], lost: 
     others: dict[str, array[int]] = {}
     by_extension = {extension: number for number, format_ in enumerate(_FORMATS) for extension in EXTENSIONS[format_]}
     is_named = _named_by(config) if config.format != "auto" else None
+    of_system = pc.match_substring_regex(files.name, _OF_SYSTEMS).to_numpy(zero_copy_only=False)  # pyright: ignore
     for place, name in enumerate(files.names()):
         extension = _extension(name)
         number = by_extension.get(extension)
         if is_named is not None and is_named(files, place):
             number = _FORMATS.index(config.format)  # pyright: ignore[reportArgumentType]
-        if name.startswith(".") or "/." in name:
+        if name.startswith(".") or "/." in name or of_system[place]:
             kind[place] = _HIDDEN
             ignored["hidden"] += 1
             if number is not None and not name.rpartition("/")[2].startswith("._"):

@@ -15,7 +15,7 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.data.reading import all_labels, kept_index
+from ray_sassl.data.reading import alike, all_labels, kept_index
 from ray_sassl.evaluation.apart import check_train_and_test
 from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.scores import check_classes
@@ -171,9 +171,10 @@ def check_same_names(one: Index, other: Index) -> None:
     names, others = one.class_names, other.class_names
     if names and others and names != others:
         differing = sorted(set(names) ^ set(others)) or ["their order"]
+        twins = alike(differing)
         raise UsageError(
             f"{one.config.path} has {len(names)} classes and {other.config.path} {len(others)}, so their labels mean different things; "
-            f"in one only: {', '.join(differing[:10])}"
+            f"in one only: {', '.join(differing[:10])}" + (f". These differ only in case, spaces or Unicode form: {twins}" if twins else "")
         )
 
 

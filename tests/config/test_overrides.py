@@ -209,6 +209,12 @@ def test_what_a_text_field_holds_is_the_text_as_it_was_given(text: str, path: st
     assert apply_overrides(load_experiment("moco_cifar10_cpu"), [f"data.path={text}"]).data.path == path
 
 
+def test_what_only_looks_like_a_list_or_a_number_to_the_base_of_60_is_a_text(config):
+    assert apply_overrides(config, ["data.path=- photos"]).data.path == "- photos"
+    with pytest.raises(OverrideError, match=r"train\.epochs=1:30"):
+        apply_overrides(config, ["train.epochs=1:30"])
+
+
 def test_a_text_field_that_may_be_empty_takes_null():
     config = apply_overrides(load_experiment("moco_cifar10_cpu"), ["data.label_column=null"])
     assert config.data.label_column is None

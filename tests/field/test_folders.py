@@ -12,8 +12,10 @@ import pytest
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
+from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import all_labels, build_index, read_groups
 from ray_sassl.data.sources import find_sources
+from ray_sassl.evaluation.datasets import check_same_names
 from ray_sassl.files import storage
 from ray_sassl.process.errors import UsageError
 from tests.flaky_store import s3_options, s3_server
@@ -128,3 +130,34 @@ def test_a_shard_that_is_replaced_by_an_older_one_of_its_size_is_refused(tmp_pat
     os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 10**12))
     with pytest.raises(UsageError, match="has changed since the index was built"):
         read_groups(index, [0])
+
+
+def test_folders_of_operating_systems_are_no_classes(build: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    build.classes(tmp_path, range(2), 2)
+    for name in ("__MACOSX/class00/a.jpg", "@eaDir/b.jpg", "class00/@eaDir/c.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/d.jpg"):
+        build.put(tmp_path / name, build.photo())
+    index = _index(tmp_path)
+    assert (index.num_rows, index.class_names) == (4, ("class00", "class01"))
+    assert "4 files are left out: 4 hidden ($RECYCLE.BIN/d.jpg, @eaDir/b.jpg, __MACOSX/class00/a.jpg, ...)" in caplog.text
+
+
+def test_classes_that_people_read_as_the_same_are_said(build: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("Cat", "cat", "caf\u00e9", "cafe\u0301", "dog"):
+        build.put(tmp_path / "one" / name / "a.jpg", build.photo())
+    index = _index(tmp_path / "one")
+    assert len(index.class_names) == 5
+    assert "differ only in case, spaces or the form of their Unicode: 'Cat', 'cat'; 'cafe\\u0301', 'caf\\xe9'" in caplog.text
+    build.put(tmp_path / "decomposed" / "cafe\u0301" / "a.jpg", build.photo())
+    build.put(tmp_path / "composed" / "caf\u00e9" / "a.jpg", build.photo())
+    with pytest.raises(UsageError, match=r"differ only in case, spaces or Unicode form: 'cafe\\u0301', 'caf\\xe9'"):
+        check_same_names(_index(tmp_path / "decomposed"), _index(tmp_path / "composed"))
+
+
+def test_a_file_that_the_disk_cannot_read_is_a_bad_row(build: ModuleType, tmp_path: Path):
+    build.flat(tmp_path, 2)
+    index = _index(tmp_path)
+    (tmp_path / "0000.jpg").unlink()
+    (tmp_path / "0000.jpg").symlink_to("/proc/self/mem")  # which cannot be read from its beginning
+    rows = read_groups(index, [0])
+    (reason,) = [image.reason for image in rows.encoded if isinstance(image, BadRow)]
+    assert reason.startswith("the file cannot be read")

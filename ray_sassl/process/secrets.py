@@ -33,7 +33,18 @@ _USER_INFO = re.compile(
     r"(?P<user>[^\s/?#@:\"']*)"
     r"(?:(?P<password>:(?!\d{1,5}(?:/|$))[^\s@]*)?@)"  # a secret key of S3 may hold slashes; digits are a port
 )
-_OPTION = re.compile(r"(?P<name>[?&;#][\w.%~-]+)=(?P<value>[^&;#\"']*)")
+_OPTION = re.compile(r"(?P<name>[?&;#][\w.%~\[\]-]+)=(?P<value>[^&;#\"']*)")
+_URI_START = re.compile(r"[a-z][a-z0-9+.-]{0,19}:/", re.IGNORECASE)
+
+_TOKENS = re.compile(
+    r"\b(?:hf_|ghp_|gho_|ghs_|github_pat_|glpat-|xox[abp]-|AIza|dapi|sk-)[\w-]{20,}"
+    r"|(?<=\bBearer )\S{8,}|(?<=\bBasic )[\w+/=-]{8,}"
+    r"|(?<=\bAccountKey=)[^;\s\"']+|(?<=\bSharedAccessSignature=)[^;\s\"']+"
+)
+"""Secrets that are known by their form, wherever they stand."""
+_VARIABLE = re.compile(r"\b([A-Z][A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY)[A-Z0-9_]*=)(?!\*\*\*)[^\s\"']+")
+_PROXY = re.compile(r"(?<![\w./:@-])[\w.-]+:[^\s:/@]+(?=@[\w.-]+:\d)")
+"""A name and a password before a host and its port, as in HTTPS_PROXY without a scheme."""
 
 _ADVICE = (
     "paths are written to configs, records and pages, where a secret would stay. Give the path without it, and the secret by the "
@@ -43,8 +54,11 @@ _ADVICE = (
 
 
 def redacted(text: str) -> str:
-    """The text with user names, passwords and all options but harmless ones replaced by `***` in every URI."""
-    return _URI.sub(_hide, text) if ":/" in text else text
+    """The text with user names, passwords and all options but harmless ones replaced by `***` in every URI, and so tokens of well-known
+    forms, also those in variables of the environment."""
+    text = _URI.sub(_hide, text) if ":/" in text else text
+    text = _PROXY.sub(HIDDEN, text) if "@" in text else text
+    return _VARIABLE.sub(rf"\1{HIDDEN}", _TOKENS.sub(HIDDEN, text))
 
 
 def redacted_tree(tree: Any) -> Any:
@@ -61,7 +75,11 @@ def secret_in_uri(value: Any) -> str | None:
     if isinstance(value, dict | list | tuple):
         parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         return next(filter(None, map(secret_in_uri, parts)), None)
-    if not isinstance(value, str) or not any(_holds_secret(match[0]) for match in _URI.finditer(value)):
+    if not isinstance(value, str):
+        return None
+    if (begins := _URI_START.search(value)) is not None:  # what follows is one URI, also if there are spaces in it
+        value = value[: begins.start()] + re.sub(r"[\s<>`]", "_", value[begins.start() :].rstrip())
+    if not any(_holds_secret(match[0]) for match in _URI.finditer(value)):
         return None
     return f"{redacted(value)} holds a user name, a password or an option that may be a secret: {_ADVICE}."
 

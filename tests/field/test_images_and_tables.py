@@ -229,3 +229,10 @@ def test_a_pil_image_that_is_cut_off_is_a_sentence(build: ModuleType):
     cut = Image.open(io.BytesIO(build.photo(0, 0, "PNG")[:1500]))
     with pytest.raises(UsageError, match="damaged"):
         Preprocess(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(cut)
+
+
+def test_a_table_with_two_columns_of_a_name_is_refused(build: ModuleType, tmp_path: Path):
+    columns = [pa.array([build.photo()]), pa.array([build.photo()]), pa.array([0])]
+    pq.write_table(pa.table(columns, names=["image", "image", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match="has 2 columns called 'image'; rename all but one"):
+        _index(tmp_path)

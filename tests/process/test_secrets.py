@@ -53,6 +53,31 @@ def test_what_is_no_secret_is_taken(text: str):
     assert secret_in_uri(text) is None
 
 
+@pytest.mark.parametrize("uri", [f"s3://bucket/a b?sig={S}", f"s3://KEY:{S} x@bucket/a", f"data.path=s3://bucket/x? token={S}"])
+def test_a_uri_with_spaces_in_it_is_one_uri_where_it_enters(uri: str):
+    objection = secret_in_uri(uri)
+    assert objection is not None
+    assert S not in objection
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"401 for hf_{S}{S}{S}: no access", "401 for ***: no access"),
+        (f"Authorization: Bearer {S}", "Authorization: Bearer ***"),
+        (f"user:{S}@proxy.example.org:3128 refused", "***@proxy.example.org:3128 refused"),
+        (f"AccountName=a;AccountKey={S}==;EndpointSuffix=x", "AccountName=a;AccountKey=***;EndpointSuffix=x"),
+        (f"AWS_SECRET_ACCESS_KEY={S} is wrong", "AWS_SECRET_ACCESS_KEY=*** is wrong"),
+        (f"https://h/x?sig[]={S}", "https://h/x?sig[]=***"),
+        ("class_token=average_pool_of_all", "class_token=average_pool_of_all"),
+        ("10:30@noon, a:b@c", "10:30@noon, a:b@c"),
+    ],
+)
+def test_tokens_of_known_forms_are_hidden_wherever_they_stand(text: str, shown: str):
+    assert redacted(text) == shown
+    assert redacted(shown) == shown
+
+
 def test_what_surrounds_a_secret_stays():
     assert redacted(f"cannot open 's3://KEY:{S}@bucket/x?region=eu-1': no") == "cannot open 's3://***@bucket/x?region=eu-1': no"
     assert redacted_tree({"a": [f"s3://b?token={S}", 1], "b": None}) == {"a": ["s3://b?token=***", 1], "b": None}

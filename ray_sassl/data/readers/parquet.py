@@ -142,6 +142,8 @@ def _check_column(path: str, schema: pa.Schema, name: str, role: str) -> None:
     if name not in schema.names:
         hint = "; data.label_column=null reads the data set as unlabeled" if role == "label" else ""
         raise UsageError(f"{path} has no {role} column {name!r}{did_you_mean(name, schema.names)}. Its columns: {known}{hint}.")
+    if (count := schema.names.count(name)) > 1:
+        raise UsageError(f"{path} has {count} columns called {name!r}; rename all but one. Its columns: {known}.")
     kind = schema.field(name).type
     if role == "image" and not _is_binary(kind) and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
         raise UsageError(f"column {name!r} of {path} has type {kind}, not encoded images (binary). Its columns: {known}.")

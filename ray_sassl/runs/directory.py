@@ -25,7 +25,9 @@ from ray_sassl.data.contents import check_same_content, with_digests
 from ray_sassl.data.index import Index
 from ray_sassl.data.reading import build_index, cached_index, is_of, refuse_left_out
 from ray_sassl.data.sources import path_around
+from ray_sassl.evaluation.results import EVALUATION
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import read_json
 from ray_sassl.files.own import mark_folder
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import redacted_tree
@@ -127,7 +129,7 @@ def prepare_run_dir(
         index = cached_index(config.data, index_path, with_content=True, each=each)
     storage.write_text(config_path, to_yaml(config))
     storage.write_text(storage.join(run_dir, ENVIRONMENT), json.dumps(environment(), indent=2))
-    for name in (SUMMARY, DIVERGED):
+    for name in (SUMMARY, DIVERGED) if resume else (SUMMARY, DIVERGED, QUARANTINE):  # whose rows may be of other data
         storage.remove(storage.join(run_dir, name))
     return index
 
@@ -196,8 +198,19 @@ def _check_checkpoints(run_dir: str) -> None:
 
 
 def has_begun(run_dir: str) -> bool:
-    """Whether there is any trace of a run, even without its config."""
-    return storage.exists(storage.join(run_dir, METRICS)) or bool(list_checkpoints(run_dir))
+    """Whether there is any trace of a run, even without its config: what a start that failed before the first step has left is none."""
+    if storage.exists(storage.join(run_dir, METRICS)) or list_checkpoints(run_dir):
+        return True
+    return bool(storage.list_dir(storage.join(run_dir, EVALUATION))) or _has_trained(run_dir)
+
+
+def _has_trained(run_dir: str) -> bool:
+    """Whether the summary tells of a step; one that cannot be read tells of a run."""
+    try:
+        summary = read_json(storage.join(run_dir, SUMMARY))
+    except UsageError:
+        return True
+    return summary is not None and summary.get("step") != 0
 
 
 def _check_same_run(new: ExperimentConfig, old: ExperimentConfig, *, data_moved: bool) -> None:

@@ -189,6 +189,10 @@ def open_study(study: StudyConfig, study_dir: str, *, resume: bool, data_moved: 
     there = storage.exists(storage.join(study_dir, STUDY))
     if there and not resume:
         raise StudyDirectoryError(f"{study_dir} already contains a study; add --resume to continue it, or give another --study-dir")
+    if not there and storage.list_dir(storage.join(study_dir, "trials")):
+        raise StudyDirectoryError(
+            f"{study_dir} already contains trials, but not their {STUDY}. Restore that file to resume them, or give another --study-dir."
+        )
     if resume and not there:
         raise StudyDirectoryError(f"{study_dir} contains no study to resume (no {STUDY}); leave out --resume to start one there")
     if resume:

@@ -298,6 +298,10 @@ def _open_work_dir(
     }
     path = storage.join(work_dir, _JOB)
     if not storage.exists(path):
+        if others := [name for entry in storage.list_dir(work_dir) if not (name := storage.name_of(entry.path)).startswith(".")]:
+            raise UsageError(
+                f"{work_dir} has no {_JOB}, but {', '.join(others[:3])}, of which nobody knows the job; choose another --work-dir"
+            )
         storage.write_text(path, json.dumps(job, indent=2) + "\n")
         return
     there = read_json(path) or {}

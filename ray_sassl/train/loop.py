@@ -254,9 +254,9 @@ def train(job: Job) -> Outcome:
     def is_pressed() -> bool:
         return context.stop_requested() or (context.is_leaving() and not has_left)
 
-    def save(lr: float) -> float:
+    def save(lr: float) -> None:
         saver.extra_state[_EVALUATED] = evaluated
-        return saver.save(step, lr, watch)
+        saver.save(step, lr, watch)
 
     try:
         due = _evaluations_until(step, config, progress)

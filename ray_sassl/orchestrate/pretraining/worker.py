@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -41,7 +41,7 @@ class RayContext:
     """The loop's context in a Ray Train worker.
 
     Attributes:
-        stream: Where the stream runs.
+        stream: Where the stream runs; jobs without one leave it as it is.
         metrics: Exports the reports, or None.
     """
 
@@ -49,7 +49,7 @@ class RayContext:
     world_size: int
     device: torch.device
     control: ActorHandle
-    stream: Stream
+    stream: Stream = field(default_factory=Stream)
     metrics: TrainingMetrics | None = None
 
     def __post_init__(self) -> None:

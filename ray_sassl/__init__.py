@@ -1,18 +1,31 @@
 """Self-supervised pretraining of image encoders on Ray, with style augmentation (SASSL) and feature augmentation (FA).
 
 Everything that the command line does is a function here: `ray_sassl.pretrain(...)`, `ray_sassl.evaluate(...)`,
-`ray_sassl.load_encoder(...)` and so on.
+`ray_sassl.load_encoder(...)` and so on. They are those of `ray_sassl.api`, and `submit_job`, which takes a command line.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ray_sassl.api import __all__ as __all__
-from ray_sassl.api import __dir__ as __dir__
-from ray_sassl.api import __getattr__ as __getattr__
+from ray_sassl import api
+from ray_sassl.process.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ray_sassl.api import *
+    from ray_sassl.cli.job_command import submit_job
 
-__version__ = "0.1.0"
+__all__ = ["submit_job"]
+__all__ += api.__all__
+
+
+def __getattr__(name: str) -> Any:
+    if name == "submit_job":  # whoever reads a command line stands above the other functions
+        from ray_sassl.cli.job_command import submit_job
+
+        return submit_job
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -39,6 +39,17 @@ def test_imports_keep_to_the_contracts():
     assert "0 broken" in result.stdout
 
 
+def test_no_room_is_imported_by_its_name_past_the_contracts():
+    hidden = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "ray_sassl").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and "import" in ast.unparse(node.func)
+        if node.args and isinstance(node.args[0], ast.Constant) and str(node.args[0].value).startswith("ray_sassl")
+    ]
+    assert hidden == []
+
+
 @pytest.mark.slow
 def test_reading_tasks_reach_ray_and_never_torch():
     assert _loaded_after("import ray_sassl.orchestrate.pretraining.reading", "ray", "torch") == {"ray"}

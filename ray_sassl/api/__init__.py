@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ray_sassl.api.encoders import embed, export, load_encoder
     from ray_sassl.api.evaluation import compare, detect, evaluate
     from ray_sassl.api.experiments import list_experiments
-    from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, submit_job, wait_for_job
+    from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, wait_for_job
     from ray_sassl.api.pages import report
     from ray_sassl.api.pretraining import plan_run, pretrain, run_demo
     from ray_sassl.api.search import compare_studies, list_spaces, report_study, search
@@ -33,7 +33,7 @@ _MODULES = {
     "encoders": ("embed", "export", "load_encoder"),
     "evaluation": ("compare", "detect", "evaluate"),
     "experiments": ("list_experiments",),
-    "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "submit_job", "wait_for_job"),
+    "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "wait_for_job"),
     "pages": ("report",),
     "pretraining": ("plan_run", "pretrain", "run_demo"),
     "search": ("compare_studies", "list_spaces", "report_study", "search"),
@@ -81,7 +81,6 @@ __all__ = [
     "search",
     "stop_job",
     "stylize_dataset",
-    "submit_job",
     "verify_weights",
     "wait_for_job",
     "weights_path",

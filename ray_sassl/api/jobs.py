@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from ray_sassl.cluster.groups import groups_of, offered_by
 from ray_sassl.files import storage
 from ray_sassl.files.safe_yaml import load_documents
-from ray_sassl.orchestrate.jobs.checks import check_actors, check_data, check_file, check_resources
+from ray_sassl.orchestrate.jobs.checks import JobCommand, check_actors, check_data, check_file, check_resources
 from ray_sassl.orchestrate.jobs.payload import select_files
 from ray_sassl.orchestrate.jobs.submission import Job, Jobs, exit_code, refuse_secrets
 from ray_sassl.orchestrate.runtime.definitions import read_definition
@@ -52,8 +51,9 @@ class SubmitResult:
         return Jobs(self.address).follow(self.job, write)
 
 
-def submit_job(
+def submit(
     command: Sequence[str],
+    read: Callable[[list[str]], JobCommand],
     *,
     name: str | None = None,
     working_dir: str = ".",
@@ -62,28 +62,16 @@ def submit_job(
     max_upload_mb: float = 100.0,
     address: str | None = None,
 ) -> SubmitResult:
-    """Send a command to a cluster, after checks that it can run there.
+    """Do the work of `ray_sassl.submit_job`, which belongs to the command line, since it takes words of it.
 
     Args:
-        command: The arguments of `ray-sassl` on the command line, such as `["pretrain", "moco_imagenet", "--run-dir", "s3://..."]`.
-        name: The same name again continues the job; by default it is made from the command and its output path.
-        working_dir: Folder that is sent with the job, without files that Git ignores.
-        env: Environment variables of the job; no secrets.
-        cluster: Definition of an autoscaling cluster, which gives its maximum size.
-        max_upload_mb: Refuse larger uploads.
-        address: Address of the cluster's job API. By default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.
-
-    Raises:
-        UsageError: the command is wrong or cannot run as a job, its data are missing, the cluster is too small, or it holds a secret.
-        JobError: the cluster does not answer or refuses.
+        read: Finds out what the command would do, without running it.
     """
-    # A job is a command line, so the `cli` package parses it; it is imported by name, since it is above this package.
-    read_command = importlib.import_module("ray_sassl.cli.job_command").read_command
     words = list(command)
     refuse_secrets(words, env or {})
     payload = select_files(Path(working_dir), round(max_upload_mb * 1e6))
     with contextlib.chdir(working_dir):
-        order = read_command(words)
+        order = read(words)
         sent = frozenset(payload.files)
         notes = [*order.notes]
         for what, path in order.files.items():
@@ -117,7 +105,7 @@ def list_jobs(address: str | None = None) -> list[Job]:
     """The cluster's jobs, the newest first.
 
     Args:
-        address: As for `submit_job`.
+        address: As for `ray_sassl.submit_job`.
 
     Raises:
         JobError: the cluster does not answer or refuses.
@@ -130,7 +118,7 @@ def job_status(job: str, address: str | None = None) -> Job:
 
     Args:
         job: A job's name, which stands for its newest try, or a try's id.
-        address: As for `submit_job`.
+        address: As for `ray_sassl.submit_job`.
 
     Raises:
         JobError: the cluster does not answer or refuses.
@@ -145,7 +133,7 @@ def job_logs(job: str, *, follow: Callable[[str], object] | None = None, address
     Args:
         job: As for `job_status`.
         follow: Called with each new piece of text until the job ends; the text that is returned is then empty.
-        address: As for `submit_job`.
+        address: As for `ray_sassl.submit_job`.
 
     Raises:
         JobError: the cluster does not answer or refuses.
@@ -163,7 +151,7 @@ def stop_job(job: str, *, wait: bool = True, address: str | None = None) -> tupl
     Args:
         job: As for `job_status`.
         wait: Whether to wait until it has stopped.
-        address: As for `submit_job`.
+        address: As for `ray_sassl.submit_job`.
 
     Returns:
         Whether it was running, and its status now.
@@ -183,7 +171,7 @@ def wait_for_job(job: str, address: str | None = None) -> Job:
 
     Args:
         job: As for `job_status`.
-        address: As for `submit_job`.
+        address: As for `ray_sassl.submit_job`.
 
     Raises:
         JobError: the cluster does not answer or refuses.

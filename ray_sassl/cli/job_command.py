@@ -1,47 +1,55 @@
-"""What a command would read, write and hold as a job on a cluster, found without running it."""
+"""Commands as jobs on a cluster: what one would read, write and hold is found without running it. `submit_job` sends one."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.files import storage
-from ray_sassl.orchestrate.jobs.checks import check_place
+from ray_sassl.orchestrate.jobs.checks import JobCommand, check_place
 from ray_sassl.process.errors import UsageError
+
+if TYPE_CHECKING:
+    from ray_sassl.api.jobs import SubmitResult
 
 _GO_ON = "--resume-if-begun"
 
 
-@dataclass(frozen=True)
-class JobCommand:
-    """A command that can run as a job.
+def submit_job(
+    command: Sequence[str],
+    *,
+    name: str | None = None,
+    working_dir: str = ".",
+    env: Mapping[str, str] | None = None,
+    cluster: str | None = None,
+    max_upload_mb: float = 100.0,
+    address: str | None = None,
+) -> SubmitResult:
+    """Send a command to a cluster, after checks that it can run there.
 
-    Attributes:
-        verb: The command's name, such as `pretrain`.
-        words: The command to run on the cluster; a second run of it continues the first.
-        target: Where it writes.
-        config: Config of the run, or of a search's trials; None if nothing is trained.
-        data: The data sets that it reads, by the name of their setting.
-        files: Other files that it reads, by the name of their setting.
-        actors: CPUs and GPUs that it holds at once, if it trains nothing.
-        notes: What could not be checked from this machine.
+    Args:
+        command: The arguments of `ray-sassl` on the command line, such as `["pretrain", "moco_imagenet", "--run-dir", "s3://..."]`.
+        name: The same name again continues the job; by default it is made from the command and its output path.
+        working_dir: Folder that is sent with the job, without files that Git ignores.
+        env: Environment variables of the job; no secrets.
+        cluster: Definition of an autoscaling cluster, which gives its maximum size.
+        max_upload_mb: Refuse larger uploads.
+        address: Address of the cluster's job API. By default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.
+
+    Raises:
+        UsageError: the command is wrong or cannot run as a job, its data are missing, the cluster is too small, or it holds a secret.
+        JobError: the cluster does not answer or refuses.
     """
+    from ray_sassl.api.jobs import submit
 
-    verb: str
-    words: list[str]
-    target: str
-    config: ExperimentConfig | None = None
-    data: dict[str, DataConfig] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    actors: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    how = {"name": name, "working_dir": working_dir, "env": env, "cluster": cluster, "max_upload_mb": max_upload_mb, "address": address}
+    return submit(command, read_command, **how)
 
 
 def read_command(words: list[str]) -> JobCommand:

@@ -19,7 +19,6 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ray_sassl import __version__
 from ray_sassl.data import Rows
 from ray_sassl.data.decode import decode_rows, image_format
 from ray_sassl.data.index import Index
@@ -31,6 +30,7 @@ from ray_sassl.nn.chunks import Chunks, Result, is_out_of_memory
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import FrozenConfig, plugin_field
 from ray_sassl.process.errors import UsageError
+from ray_sassl.process.version import __version__
 from ray_sassl.style.augment import BlockStyles, SasslConfig, draw_styles
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import SYNTHETIC, DataConfig
@@ -13,6 +14,31 @@ from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.preflight import check_workers, resource_needs
 from ray_sassl.orchestrate.runtime.capacity import Need, check_fits
 from ray_sassl.process.errors import UsageError
+
+
+@dataclass(frozen=True)
+class JobCommand:
+    """A command that can run as a job.
+
+    Attributes:
+        verb: The command's name, such as `pretrain`.
+        words: The command to run on the cluster; a second run of it continues the first.
+        target: Where it writes.
+        config: Config of the run, or of a search's trials; None if nothing is trained.
+        data: The data sets that it reads, by the name of their setting.
+        files: Other files that it reads, by the name of their setting.
+        actors: CPUs and GPUs that it holds at once, if it trains nothing.
+        notes: What could not be checked from this machine.
+    """
+
+    verb: str
+    words: list[str]
+    target: str
+    config: ExperimentConfig | None = None
+    data: dict[str, DataConfig] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    actors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def check_place(path: str, what: str) -> None:

@@ -53,7 +53,7 @@ def test_a_sleep_in_a_stage_makes_it_the_bottleneck(tiny_config, run_here, tmp_p
 
 
 def test_a_sleep_in_the_scores_makes_them_the_bottleneck(tiny_config, run_here, tmp_path, monkeypatch):
-    scores = SimpleNamespace(validation=_slowly(lambda backbone: {"knn_top1": 0.5}, 1.0), test=lambda backbone: {})
+    scores = SimpleNamespace(validation=_slowly(lambda backbone, check: {"knn_top1": 0.5}, 1.0), test=lambda backbone, check: {})
     monkeypatch.setattr(process, "online_scores", lambda config, device: scores)
     context = LocalContext()
     run_here(tiny_config("simclr", "train.evaluate_every=1", "train.epochs=1.2"), tmp_path, context)

@@ -40,7 +40,7 @@ def _pretrain(folder: Path, *overrides: str) -> list[str]:
 
 
 @contextmanager
-def _begun(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def _begun(folder: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """The command in a session of its own, as a terminal or a batch system starts it, with a temporary folder of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(ROOT)]))
@@ -58,7 +58,7 @@ def _begun(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
             process.wait()
 
 
-def _wait(process: subprocess.Popen[str], folder: Path, is_so: Callable[[], bool]) -> None:
+def _wait(process: subprocess.Popen[bytes], folder: Path, is_so: Callable[[], bool]) -> None:
     until = time.monotonic() + PATIENCE_S
     while not is_so():
         assert process.poll() is None, (folder / "log").read_text()

@@ -24,7 +24,7 @@ __all__ = ["make_run"]
 Make = Callable[[str], Path]
 
 
-def _index(path: Path | str, **fields: bool) -> Index:
+def _index(path: Path | str, **fields: Any) -> Index:
     return build_index(DataConfig(path=str(path), **fields))
 
 

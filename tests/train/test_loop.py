@@ -345,7 +345,7 @@ def _scored(folder: Path, context: _Stopping, press: Callable[[], None], *, resu
     settings = TrainConfig(epochs=2, global_batch=4, log_every=100, evaluate_every=2)
     done = resume.step if resume is not None else 0
     batches = itertools.islice(_batches(12, 4, 2), done, None)
-    scores = {name: score for name in job or ("evaluate",)}
+    scores: dict[str, Any] = dict.fromkeys(job or ("evaluate",), score)
     return train(Job(Linear(), batches, settings, SGD, 12, 0, str(folder), "", context, resume=resume, **scores))
 
 
@@ -359,14 +359,18 @@ def test_a_stop_cuts_an_evaluation_short_so_that_the_checkpoint_is_in_time_and_a
     assert _evaluations(resumed.reports) == [(3, 1), (4, 2), (6, 3)]
 
 
+def _only(name: str) -> dict[str, Any]:
+    return {name: True}
+
+
 @pytest.mark.parametrize("last", ["evaluate", "final_test"])
-def test_a_stop_during_the_last_scores_leaves_the_checkpoint_and_they_are_computed_when_the_run_is_resumed(last, tmp_path):
+def test_a_stop_during_the_last_scores_leaves_the_checkpoint_and_they_are_computed_when_the_run_is_resumed(last: Any, tmp_path):
     stopped, resumed = _Stopping(), _Stopping()
-    outcome = _scored(tmp_path, stopped, lambda: setattr(stopped, "stops", stopped.reports[-1]["step"] == 6), **{last: True})
+    outcome = _scored(tmp_path, stopped, lambda: setattr(stopped, "stops", stopped.reports[-1]["step"] == 6), **_only(last))
     assert (outcome.status, outcome.step) == ("interrupted", 6)
     checkpoint = latest_checkpoint(str(tmp_path))
     assert checkpoint is not None
-    outcome = _scored(tmp_path, resumed, lambda: None, resume=checkpoint, **{last: True})
+    outcome = _scored(tmp_path, resumed, lambda: None, resume=checkpoint, **_only(last))
     assert outcome.status == "finished"
     assert [report["knn_top1"] for report in resumed.reports if "knn_top1" in report] == [0.5]
 

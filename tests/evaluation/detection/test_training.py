@@ -12,11 +12,26 @@ import torch
 from PIL import Image
 
 from ray_sassl.evaluation.detection.report import detections_table, evaluation_of
-from ray_sassl.evaluation.detection.training import DetectionResult, _Images, _learning_rate, _training_batches, mirrored, run_detection
+from ray_sassl.evaluation.detection.training import (
+    DetectionJob,
+    DetectionResult,
+    _Images,
+    _learning_rate,
+    _training_batches,
+    mirrored,
+    run_detection,
+)
 from ray_sassl.evaluation.detection.voc import DetectionSet
 from ray_sassl.process.errors import UsageError
-from ray_sassl.train.context import LocalContext
+from ray_sassl.train.context import Context, LocalContext
 from tests.evaluation.detection.conftest import SMALL, small_job, write_data
+
+
+def _trained(job: DetectionJob, context: Context) -> DetectionResult:
+    """The result of a job that nobody stops."""
+    found = run_detection(job, context)
+    assert found is not None
+    return found
 
 
 def _same(first: DetectionResult, second: DetectionResult) -> None:
@@ -32,7 +47,7 @@ def _same(first: DetectionResult, second: DetectionResult) -> None:
 )
 def test_a_detector_learns_to_find_squares_and_discs(data, tmp_path, encoder, changes):
     job = small_job(data, tmp_path / "checkpoint.pt", encoder, steps=60, evaluate_every=60, **changes)
-    result = run_detection(job, LocalContext())
+    result = _trained(job, LocalContext())
     evaluation = evaluation_of(job, result)
     assert evaluation.scores["start_AP50"].value < 0.1
     assert evaluation.scores["AP50"].value > 0.4
@@ -47,7 +62,7 @@ def test_a_detector_learns_to_find_squares_and_discs(data, tmp_path, encoder, ch
 def test_boxes_that_belong_to_other_images_teach_nothing(data, tmp_path):
     job = small_job(data, tmp_path / "checkpoint.pt", "resnet18", steps=60)
     job = replace(job, train=_shuffled(job.train, 0), test=_shuffled(job.test, 1))
-    measured = run_detection(job, LocalContext()).history.measured[-1]
+    measured = _trained(job, LocalContext()).history.measured[-1]
     # Not 0: all objects are of about the same size, and one stands in the left half of every image.
     assert measured["AP"] < 0.12
 
@@ -70,12 +85,12 @@ def test_a_run_is_repeatable_and_a_stopped_run_continues_identically(data, tmp_p
     def job(name):
         return small_job(data, tmp_path / name, steps=6, checkpoint_every=3)
 
-    whole = run_detection(job("whole.pt"), LocalContext())
-    _same(run_detection(job("again.pt"), LocalContext()), whole)
+    whole = _trained(job("whole.pt"), LocalContext())
+    _same(_trained(job("again.pt"), LocalContext()), whole)
     with pytest.raises(Stopped):
-        run_detection(job("stopped.pt"), Stopping())
+        _trained(job("stopped.pt"), Stopping())
     reports = LocalContext()
-    _same(run_detection(job("stopped.pt"), reports), whole)
+    _same(_trained(job("stopped.pt"), reports), whole)
     assert [report["step"] for report in reports.reports if "step" in report] == [6]  # and not 3
 
 
@@ -99,7 +114,7 @@ def test_a_stop_leaves_a_checkpoint_from_which_the_same_job_continues(where, dat
     def job(name):
         return small_job(data, tmp_path / name, steps=4, evaluate_every=2, checkpoint_every=1 if where == "training" else 100)
 
-    whole = run_detection(job("whole.pt"), LocalContext())
+    whole = _trained(job("whole.pt"), LocalContext())
 
     def is_enough(report: dict[str, float]) -> bool:
         if where == "training":
@@ -110,8 +125,7 @@ def test_a_stop_leaves_a_checkpoint_from_which_the_same_job_continues(where, dat
     stopped = _Told(is_enough)
     assert run_detection(job("stopped.pt"), stopped) is None
     resumed = LocalContext()
-    found = run_detection(job("stopped.pt"), resumed)
-    assert found is not None
+    found = _trained(job("stopped.pt"), resumed)
     assert [entry["step"] for entry in found.history.measured] == [0, 2, 4]
     assert [entry["AP"] for entry in found.history.measured] == [entry["AP"] for entry in whole.history.measured]
     for one, other in zip(found.detections, whole.detections, strict=True):
@@ -119,8 +133,8 @@ def test_a_stop_leaves_a_checkpoint_from_which_the_same_job_continues(where, dat
 
 
 def test_another_jobs_checkpoint_is_not_used(data, tmp_path, caplog):
-    run_detection(small_job(data, tmp_path / "checkpoint.pt", steps=2), LocalContext())
-    other = run_detection(small_job(data, tmp_path / "checkpoint.pt", steps=2, seed=1), LocalContext())
+    _trained(small_job(data, tmp_path / "checkpoint.pt", steps=2), LocalContext())
+    other = _trained(small_job(data, tmp_path / "checkpoint.pt", steps=2, seed=1), LocalContext())
     assert "belongs to another detection job" in caplog.text
     assert len(other.history.losses) == 1
 
@@ -171,7 +185,7 @@ def damaged(tmp_path) -> Path:
 
 def test_damaged_images_are_left_out_and_counted(damaged, tmp_path):
     job, again = (small_job(damaged, tmp_path / "checkpoint.pt", steps=2, max_bad_fraction=0.5) for _ in range(2))
-    result = run_detection(job, LocalContext())
+    result = _trained(job, LocalContext())
     assert {split: [Path(row.path).name for row in rows] for split, rows in result.bad.items()} == {
         "train": ["trainval2.jpg"],
         "test": ["test0.jpg"],
@@ -182,7 +196,7 @@ def test_damaged_images_are_left_out_and_counted(damaged, tmp_path):
     assert evaluation.details["train"]["images_left_out"] == evaluation.details["test"]["images_left_out"] == 1
     assert evaluation.details["bad_images"][0]["reason"]
     assert detections_table(result).num_rows == len(result.detections[0].labels)
-    resumed = run_detection(again, LocalContext())  # from its last checkpoint, whose training is over
+    resumed = _trained(again, LocalContext())  # from its last checkpoint, whose training is over
     _same(resumed, result)
     assert resumed.bad == result.bad
 
@@ -201,29 +215,29 @@ def test_the_next_image_of_the_epoch_takes_a_damaged_ones_place(damaged, tmp_pat
 
 def test_too_many_damaged_images_are_named(damaged, tmp_path):
     with pytest.raises(UsageError, match=r"1 of 4 rows \(25.00%\) cannot be used; max_bad_fraction allows 1.00%[\s\S]*trainval2.jpg: "):
-        run_detection(small_job(damaged, tmp_path / "checkpoint.pt", steps=2), LocalContext())
+        _trained(small_job(damaged, tmp_path / "checkpoint.pt", steps=2), LocalContext())
 
 
 def test_a_split_without_a_single_image_that_can_be_decoded_is_refused(damaged, tmp_path):
     for image in (damaged / "JPEGImages").glob("test*"):
         image.write_bytes(b"nothing")
     with pytest.raises(UsageError, match="none of the 2 test images can be decoded"):
-        run_detection(small_job(damaged, tmp_path / "checkpoint.pt", steps=2, max_bad_fraction=1), LocalContext())
+        _trained(small_job(damaged, tmp_path / "checkpoint.pt", steps=2, max_bad_fraction=1), LocalContext())
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
     with pytest.raises(UsageError, match="cannot be divided evenly among 3 workers"):
-        run_detection(small_job(data, tmp_path / "checkpoint.pt"), LocalContext(world_size=3))
+        _trained(small_job(data, tmp_path / "checkpoint.pt"), LocalContext(world_size=3))
 
 
 def test_a_run_that_diverges_is_stopped(data, tmp_path):
     with pytest.raises(UsageError, match="has diverged by step 6"):
-        run_detection(small_job(data, tmp_path / "checkpoint.pt", steps=6, learning_rate=1e9), LocalContext())
+        _trained(small_job(data, tmp_path / "checkpoint.pt", steps=6, learning_rate=1e9), LocalContext())
 
 
 def test_detections_are_kept_by_image(data, tmp_path):
     job = small_job(data, tmp_path / "checkpoint.pt", steps=2)
-    result = run_detection(job, LocalContext())
+    result = _trained(job, LocalContext())
     table = detections_table(result)
     assert table.num_rows == sum(len(one.labels) for one in result.detections)
     assert table.column_names == ["image", "label", "score", "left", "top", "right", "bottom"]

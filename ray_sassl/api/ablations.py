@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.protocols import ProtocolConfig
+from ray_sassl.evaluation.protocols.robustness import Config as Robustness
+from ray_sassl.evaluation.protocols.robustness import unused_stylizer
 from ray_sassl.evaluation.run import protocol_configs
 from ray_sassl.experiments.ablations import Ablation, ablations, load_ablation
 from ray_sassl.files import storage
 from ray_sassl.files.lock import hold_folder
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides
-from ray_sassl.study.ablation import plan_ablation, write_ablation
+from ray_sassl.study.ablation import arm_configs, plan_ablation, write_ablation
 from ray_sassl.study.ablation_table import AblationTable, read_table, write_table
 from ray_sassl.study.record import STUDY
 
@@ -101,6 +103,7 @@ def ablation(
             raise UsageError(
                 "a table compares scores on test images: set evaluate.train and evaluate.test, as in 'evaluate.test={path: FOLDER}'"
             )
+        configs = [_same_for_all(config, arm_configs(study)) for config in configs]
         try:
             state = run_arms(study, place, configs, resume=begun, address=address, watch=watch, announce=announce)
         finally:
@@ -110,6 +113,13 @@ def ablation(
         paths = write_table(found)
     is_interrupted = any(trial.state == "interrupted" for trial in state.records) or len(state.records) < study.num_trials
     return AblationResult(found, place, paths, is_interrupted, state.stopped_by)
+
+
+def _same_for_all(protocol: ProtocolConfig, arms: Mapping[str, ExperimentConfig]) -> ProtocolConfig:
+    """Robustness with one stylizer for all arms, which none was trained with; each arm would be judged by another one else."""
+    if not isinstance(protocol, Robustness) or protocol.stylize is not None:
+        return protocol
+    return protocol.model_copy(update={"stylize": unused_stylizer(*(config.stylize.name for config in arms.values()))})
 
 
 def list_ablations() -> dict[str, Ablation]:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ray_sassl.api.ablations import _same_for_all
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.evaluation.protocols.knn import Config as Knn
+from ray_sassl.evaluation.protocols.robustness import Config as Robustness
 from ray_sassl.experiments.ablations import SIZES, Ablation, Arm, ablations, load_ablation
 from ray_sassl.process.errors import UsageError
 from ray_sassl.study import ablation as planning
@@ -58,6 +61,19 @@ def test_the_controls_of_style_are_no_style_no_partner_and_two_stylizers_at_an_e
     assert colors.sassl.alpha == amplitudes.sassl.beta == (0.2, 0.6)
     assert none.sassl == style.sassl
     assert none.scaling.num_workers == 0  # for two cores
+
+
+def test_all_arms_are_judged_by_one_stylizer_that_none_was_trained_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path))
+    view, controls = (_configs(load_ablation(name), "cpu") for name in ("sassl_view", "style_controls"))
+    judged = _same_for_all(Robustness(), view)
+    assert isinstance(judged, Robustness)
+    assert judged.stylize is not None
+    assert judged.stylize.name == "color_statistics"  # the published network is not on this machine, and swift was used
+    with pytest.raises(UsageError, match="ray-sassl weights fetch magenta"):
+        _same_for_all(Robustness(), controls)
+    assert _same_for_all(judged, controls) == judged
+    assert _same_for_all(Knn(), controls) == Knn()
 
 
 def test_sums_of_losses_are_compared_with_as_many_losses():

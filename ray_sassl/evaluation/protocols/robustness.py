@@ -35,6 +35,7 @@ from ray_sassl.evaluation.scores import chance_of, check_features, class_name
 from ray_sassl.evaluation.targets.variants import Variant, classes_in
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import did_you_mean, load_plugin, plugin_field
+from ray_sassl.process.errors import UsageError
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.weights import weights_path
 from ray_sassl.views.grid import image_grid
@@ -192,14 +193,21 @@ class Robustness(Protocol):
         return image_grid([list(row) for row in zip(*columns, strict=True)], titles, captions, cell_px=max(112, subject.size_px // 2))
 
 
-def unused_stylizer(trained_with: str | None) -> StylizerConfig:
-    """The default stylizer that an encoder is judged by, which is not the one that its training views were stylized by."""
+def unused_stylizer(*trained_with: str | None) -> StylizerConfig:
+    """The default stylizer that encoders are judged by, which is not one that their training views were stylized by.
+
+    Raises:
+        UsageError: each of them was used; only several encoders together can have done so.
+    """
     for name in ("magenta", "swift", "color_statistics"):
         config: StylizerConfig = load_plugin("ray_sassl.style.stylizers", name).Config()
         weights = config.published_weights()
-        if name != trained_with and (weights is None or weights_path(weights).exists()):
+        if name not in trained_with and (weights is None or weights_path(weights).exists()):
             return config
-    raise AssertionError(trained_with)
+    raise UsageError(
+        "each stylizer on this machine has stylized the training views of one of the encoders, so none can judge all of them; get the "
+        "published one with `ray-sassl weights fetch magenta`, or name one: robustness.stylize=swift"
+    )
 
 
 def _published_scores(subject: Subject, classifier: LinearClassifier, parts: dict[str, list[DataConfig]]) -> dict[str, Score]:

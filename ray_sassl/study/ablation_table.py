@@ -69,17 +69,6 @@ class AblationTable:
     lines: list[Line]
     missing: list[str]
 
-    @property
-    def columns(self) -> dict[str, list[str]]:
-        """The scores of each protocol, in their order."""
-        found: dict[str, list[str]] = {}
-        for line in self.lines:
-            for protocol, score in line.values:
-                names = found.setdefault(protocol, [])
-                if score not in names:
-                    names.append(score)
-        return found
-
 
 def read_table(study_dir: str, protocols: Sequence[str] | None = None) -> AblationTable:
     """The table from what is in the study directory, also while the study runs.
@@ -110,7 +99,7 @@ def read_table(study_dir: str, protocols: Sequence[str] | None = None) -> Ablati
     base = record.study.base.model_dump(mode="json")
     changes = {name: list(_words(base, one.model_dump(mode="json"))) for name, one in arm_configs(record.study).items()}
     doses = {name: dose for name, of_arm in runs.items() if (dose := _dose(of_arm))}
-    lines = [line for arm in config.arms for line in _lines(arm.name, arm.against, runs, protocols)]
+    lines = [line for arm in config.arms for line in lines_of(arm.name, arm.against, runs, protocols)]
     return AblationTable(config, record, changes, doses, lines, missing)
 
 
@@ -131,10 +120,17 @@ def as_markdown(table_: AblationTable) -> str:
     for arm, changes in table_.changes.items():
         words = ", ".join(markdown_code(word, in_table=True) for word in changes) or "none"
         lines.append(f"| {markdown(arm)} | {words} | {markdown(_dose_words(table_, arm))} |")
-    for protocol, heads, rows in _grids(table_):
-        lines += ["", f"## {markdown(protocol)}", "", f"| {' | '.join(map(markdown, heads))} |", "|---" * len(heads) + "|"]
-        lines += [f"| {' | '.join(markdown(' '.join(filter(None, cell))) for cell in row)} |" for row in rows]
+    lines += lines_as_markdown(table_.lines)
     return "\n".join([*lines, "", *(f"- {markdown(note)}" for note in _notes(table_))]) + "\n"
+
+
+def lines_as_markdown(lines: Sequence[Line]) -> list[str]:
+    """A heading and a table for each protocol, as lines of a document."""
+    found: list[str] = []
+    for protocol, heads, rows in grids(lines):
+        found += ["", f"## {markdown(protocol)}", "", f"| {' | '.join(map(markdown, heads))} |", "|---" * len(heads) + "|"]
+        found += [f"| {' | '.join(markdown(' '.join(filter(None, cell))) for cell in row)} |" for row in rows]
+    return found
 
 
 def as_page(table_: AblationTable) -> str:
@@ -145,7 +141,7 @@ def as_page(table_: AblationTable) -> str:
         element("<h1>Ablation {}</h1>\n<p>{} Base experiment {}.</p>", table_.config.name, table_.config.about, study.base.name),
         section("Arms", table(["arm", "changes", "dose of style"], [[*row] for row in arms])),
     ]
-    for protocol, heads, rows in _grids(table_):
+    for protocol, heads, rows in grids(table_.lines):
         cells = [[Cell(*cell) for cell in row] for row in rows]
         parts.append(section(protocol, table(list(heads), cells)))
     parts += [bullets(_notes(table_)), left_out(table_.study.left_out)]
@@ -181,7 +177,18 @@ def as_json(table_: AblationTable) -> str:
     return json.dumps(tree, indent=2)
 
 
-def _lines(arm: str, against: Sequence[str], runs: Mapping[str, list[RunRecord]], protocols: Sequence[str] | None) -> Iterator[Line]:
+def lines_of(
+    arm: str, against: Sequence[str], runs: Mapping[str, Sequence[RunRecord]], protocols: Sequence[str] | None = None
+) -> Iterator[Line]:
+    """One arm against each of the others.
+
+    Args:
+        runs: The evaluated runs of each arm.
+        protocols: Compare by these only.
+
+    Raises:
+        UsageError: two runs were evaluated by a protocol with different settings or on different images.
+    """
     for number, other in enumerate(against or (None,)):
         groups = [Group(name, tuple(runs[name])) for name in ((arm,) if other is None else (other, arm)) if runs[name]]
         values: dict[tuple[str, str], Score] = {}
@@ -195,13 +202,16 @@ def _lines(arm: str, against: Sequence[str], runs: Mapping[str, list[RunRecord]]
         yield Line(arm, other, number == 0, len(runs[arm]), values, contrasts)
 
 
-def _grids(table_: AblationTable) -> Iterator[tuple[str, tuple[str, ...], list[list[tuple[str, str, str]]]]]:
+def grids(lines: Sequence[Line]) -> Iterator[tuple[str, tuple[str, ...], list[list[tuple[str, str, str]]]]]:
     """For each protocol its heads, and rows of cells (text, detail, kind)."""
-    for protocol, scores in table_.columns.items():
+    columns: dict[str, list[str]] = {}
+    for protocol, score in dict.fromkeys(key for line in lines for key in line.values):
+        columns.setdefault(protocol, []).append(score)
+    for protocol, scores in columns.items():
         names = [name for name in scores if name not in _HIDDEN]
         heads = ("arm", "runs", "against", *(head for name in names for head in (name, "difference")))
         rows = []
-        for line in table_.lines:
+        for line in lines:
             row = [
                 (line.arm if line.is_first else "", "", ""),
                 (str(line.num_runs) if line.is_first else "", "", ""),

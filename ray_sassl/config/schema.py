@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods import MethodConfig
+from ray_sassl.methods.layers import LAYER_PATTERN, Network
 from ray_sassl.plugins import OPERATIONAL, SEED, FrozenConfig, load_plugin, plugin_field, plugin_names
 from ray_sassl.process.errors import UsageError
 from ray_sassl.style.augment import SasslConfig
@@ -50,6 +51,11 @@ class EvaluateConfig(FrozenConfig):
     64 px, else `center`. The views equal torchvision's to the bit."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Pillow's filter, with anti-aliasing."""
+    network: Network = "student"
+    """Whose features are evaluated, during a run and by `ray-sassl evaluate`, and exported: `student` is the trained encoder, `teacher` its
+    moving average (MoCo, MoCo v3, BYOL, DINO)."""
+    layer: Annotated[str, Field(pattern=LAYER_PATTERN)] = "backbone"
+    """Which features: those of the `backbone`, of the whole `projector` (the embeddings), or of its layer N, `projector.N` from 0 on."""
     online: Literal["knn", "linear", "both"] = "knn"
     """Which scores on the validation images are computed during the run: `knn_top1`, `linear_top1` (a linear probe, which takes longer), or
     both. On the test images, in the last line, they are called `test_knn_top1` and `test_linear_top1`."""

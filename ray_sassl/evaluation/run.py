@@ -38,6 +38,7 @@ class EvaluatedEncoder:
         checkpoint: Path or URI of its checkpoint or its file, or the name of published weights.
         step: The checkpoint's step; None without a run.
         start: The encoder that the run has started from, where its weights were not random.
+        part: Which network and layer of the run it is, such as "teacher-projector.0"; empty for the student's features.
     """
 
     network: nn.Module
@@ -45,11 +46,14 @@ class EvaluatedEncoder:
     checkpoint: str
     step: int | None = None
     start: nn.Module | None = None
+    part: str = ""
 
     @property
     def name(self) -> str:
         """The name that distinguishes it from baselines."""
-        return self.config.name if self.step is None else f"step {self.step:,}"
+        if self.step is None:
+            return self.config.name
+        return f"step {self.step:,}" + (f", {self.part.replace('-', ' ')}" if self.part else "")
 
 
 @dataclass

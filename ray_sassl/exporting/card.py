@@ -20,6 +20,7 @@ from ray_sassl.runs.record import RunRecord
 
 _LIBRARY: dict[Format, str] = {"torchvision": "torchvision", "timm": "timm", "hf": "timm", "onnx": "onnx", "safetensors": "ray-sassl"}
 _NAMED_CLASSES = 20
+_USUAL = ("student", "backbone")
 _NAMED_METRICS = ("loss", "chance_loss", "knn_top1", "test_knn_top1", "embedding_std", "effective_rank")
 
 
@@ -117,6 +118,7 @@ def _recipe(about: CardFacts) -> list[tuple[str, str]]:
     )
     optim = f"{config.optim.name}, base learning rate {config.optim.base_lr:g}, weight decay {config.optim.weight_decay:g}"
     return [
+        *([("network", f"{about.facts.network}, {about.facts.layer}")] if (about.facts.network, about.facts.layer) != _USUAL else []),
         ("data", _data(about)),
         ("objective", _fields(config.method.model_dump(mode="json"), config.method.name)),
         ("views", crop),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ray_sassl.backbones import PUBLISHED, BackboneConfig
 from ray_sassl.backbones.weights import Source, encoder_from, encoder_with
 from ray_sassl.config.files import from_yaml
-from ray_sassl.config.overrides import explain, parse_override
+from ray_sassl.config.overrides import apply_overrides, explain, parse_override
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.data.decode import DecodeError, decode, to_rgb
@@ -31,6 +31,7 @@ from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import FrozenConfig
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import CONFIG, find_checkpoint
+from ray_sassl.runs.process import load_network
 from ray_sassl.runs.start import find_source
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.checkpoint_folder import MANIFEST
@@ -106,6 +107,9 @@ class EncoderFacts(FrozenConfig):
     """sha256 of the encoder's tensors and their names: equal for equal weights in any file."""
     version: str
     """The version of ray-sassl that wrote this."""
+    network: Literal["student", "teacher"] = "student"
+    layer: str = "backbone"
+    """Which network and layer of the run; see `evaluate.network` and `evaluate.layer`."""
     head: str | None = None
     """Name of the linear layer on top, if the file contains one."""
     classes: tuple[str, ...] = ()
@@ -147,7 +151,14 @@ Network = BackboneConfig | str | None
 """The network that a file of weights is for: its config (also as YAML), or its name as in `backbone.name`; None if the file says so."""
 
 
-def load_encoder(path: str | os.PathLike[str], *, backbone: Network = None, size_px: int | None = None) -> Encoder:
+def load_encoder(
+    path: str | os.PathLike[str],
+    *,
+    backbone: Network = None,
+    size_px: int | None = None,
+    network: Literal["student", "teacher"] | None = None,
+    layer: str | None = None,
+) -> Encoder:
     """An encoder on the CPU: of a run (its newest intact checkpoint), of a checkpoint, of a file that `ray-sassl export` wrote, or with the
     weights of others.
 
@@ -157,6 +168,8 @@ def load_encoder(path: str | os.PathLike[str], *, backbone: Network = None, size
         backbone: The network, for a file that does not say so, as "resnet50".
         size_px: Side of its input images. By default `evaluate.size_px` of its config if that has evaluation data, else the size of its
             training views; for the weights of others the published size, else 224.
+        network, layer: Which network of a run or a checkpoint, and up to which layer: `teacher`, `projector.0`. By default what
+            `evaluate.network` and `evaluate.layer` of its config say: the student's features.
 
     Raises:
         UsageError: the path does not exist, contains no encoder, or is damaged; or the weights do not fit the network.
@@ -164,7 +177,9 @@ def load_encoder(path: str | os.PathLike[str], *, backbone: Network = None, size
     text = os.fspath(path)
     encoder = encoder_without_run(text, backbone)
     if encoder is None:
-        return encoder_of(find_checkpoint(text), size_px)[1]
+        return encoder_of(find_checkpoint(text), size_px, network, layer)[1]
+    if network is not None or layer is not None:
+        raise UsageError(f"{text} has only the features that it was written with; network and layer are for runs and checkpoints")
     return encoder if size_px is None else Encoder(encoder.backbone, encoder.facts.model_copy(update={"size_px": size_px}), encoder.head)
 
 
@@ -223,15 +238,24 @@ def _network(backbone: BackboneConfig | str) -> BackboneConfig:
         raise UsageError(f"{backbone} is not a network: {explain(error)}") from error
 
 
-def encoder_of(checkpoint: Checkpoint, size_px: int | None = None) -> tuple[ExperimentConfig, Encoder]:
+def encoder_of(
+    checkpoint: Checkpoint,
+    size_px: int | None = None,
+    network: Literal["student", "teacher"] | None = None,
+    layer: str | None = None,
+) -> tuple[ExperimentConfig, Encoder]:
     """The config of the run that wrote the checkpoint, and its encoder; see `load_encoder`."""
     config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
-    backbone, num_features = encoder_with(config.backbone, checkpoint.backbone)
+    network, layer = network or config.evaluate.network, layer or config.evaluate.layer
+    backbone = load_network(checkpoint, apply_overrides(config, [f"evaluate.network={network}", f"evaluate.layer={layer}"]))
     has_data = config.evaluate.train is not None or config.evaluate.test is not None
+    size_px = size_px or (config.evaluate.size_px if has_data else config.views.size_px)
+    with torch.inference_mode():
+        num_features = backbone.eval()(torch.zeros(1, 3, size_px, size_px)).shape[1]
     facts = EncoderFacts(
         backbone=config.backbone,
         num_features=num_features,
-        size_px=size_px or (config.evaluate.size_px if has_data else config.views.size_px),
+        size_px=size_px,
         pixel_mean=config.train.pixel_mean,
         pixel_std=config.train.pixel_std,
         crop=config.evaluate.crop,
@@ -239,6 +263,8 @@ def encoder_of(checkpoint: Checkpoint, size_px: int | None = None) -> tuple[Expe
         experiment=config.name,
         source=checkpoint.path,
         step=checkpoint.step,
+        network=network,
+        layer=layer,
         weights_sha256=weights_sha256(backbone),
         version=metadata.version("ray-sassl"),
     )

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ray_sassl.config.files import to_yaml
+from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import Override, apply_overrides, strictly
 from ray_sassl.exporting.card import CardFacts, card
 from ray_sassl.exporting.embedding import Embedder
 from ray_sassl.exporting.encoder import MODEL, Encoder, encoder_bytes, encoder_of
-from ray_sassl.exporting.formats import HUB_CONFIG, Format, check_hub_folder, hub_config, library_model
+from ray_sassl.exporting.formats import HUB_CONFIG, Format, FormatError, check_hub_folder, hub_config, library_model
 from ray_sassl.exporting.head import LinearHead, fit_head
 from ray_sassl.exporting.onnx_file import onnx_bytes
 from ray_sassl.files import storage
@@ -61,7 +61,8 @@ def export_encoder(
             whole. `load_encoder` reads all formats but ONNX.
         out: A folder or URI without an export.
         with_head: Also fit a linear classifier on `evaluate.train` and measure it on `evaluate.test`.
-        overrides: Changes to the run's config, for example to name those data.
+        overrides: Changes to the run's config, for example to name those data, or to take the teacher (`evaluate.network`) or layers of
+            the projector (`evaluate.layer`, ONNX only).
         strict: Whether data of which anything is left out are refused.
         size_px: Side of the images; see `load_encoder`.
         license: License of the weights, for the card.
@@ -75,9 +76,12 @@ def export_encoder(
     if there:
         raise UsageError(f"{out} already contains {', '.join(there)}; give another --out, one folder per export")
     checkpoint = find_checkpoint(source)
-    trained_config, encoder = encoder_of(checkpoint, size_px)
+    trained_config = from_yaml(checkpoint.config_yaml, source=f"{checkpoint.path}/{CONFIG}")
     config = apply_overrides(trained_config, overrides or [])
     config = strictly(config) if strict else config
+    if config.evaluate.layer != "backbone" and format_ != "onnx":
+        raise FormatError(f"evaluate.layer={config.evaluate.layer} has layers of the projector, which only onnx can hold: --format onnx")
+    _, encoder = encoder_of(checkpoint, size_px, config.evaluate.network, config.evaluate.layer)
     head = None
     if with_head:
         if config.evaluate.train is None:

@@ -51,6 +51,14 @@ class Method(nn.Module, ABC):
         """
         return []
 
+    def student(self) -> tuple[nn.Module, nn.Module | None]:
+        """The trained encoder and its projector, a sequence of layers, if the method has one."""
+        return self.backbone, getattr(self, "projector", None)
+
+    def teacher(self) -> tuple[nn.Module, nn.Module] | None:
+        """The momentum copies of the encoder and its projector; None for methods without them."""
+        return None
+
     def constant_lr_parameters(self) -> list[nn.Parameter]:
         """The parameters whose learning rate is always at its peak, without warm-up or decay; none for most methods."""
         return []

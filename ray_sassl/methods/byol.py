@@ -84,6 +84,9 @@ class BYOL(Method):
         similarity = 1 - loss.detach() / chance_loss
         return StepOutput(loss, z[0].detach(), chance_loss, {"positive_similarity": similarity, "momentum": self.momentum.clone()})
 
+    def teacher(self) -> tuple[nn.Module, nn.Module]:
+        return self.target_backbone, self.target_projector
+
     def after_step(self, progress: float) -> None:
         momentum = cosine_momentum(self.config.base_momentum, progress)
         update_momentum_copy(self.target_backbone, self.backbone, momentum)

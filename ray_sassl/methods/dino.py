@@ -88,7 +88,8 @@ class DINO(Method):
     temperature from giving a uniform one. Views of one size pass through the backbone as one batch, as in the official code. The teacher
     keeps its own batch statistics, from its own forward passes.
 
-    Differs from the official code: the student is scored during a run; schedules are shares of the run.
+    Differs from the official code: schedules are shares of the run; what is evaluated and exported is the student by default, and the
+    teacher with `evaluate.network=teacher`.
     """
 
     center: Tensor
@@ -119,6 +120,12 @@ class DINO(Method):
             if self.training:
                 self._move_center(at_least_float32(teacher))
         return StepOutput(loss, embeddings.chunk(len(views))[0].detach(), math.log(self.config.num_outputs), metrics)
+
+    def student(self) -> tuple[nn.Module, nn.Module]:
+        return self.backbone, self.head.projector
+
+    def teacher(self) -> tuple[nn.Module, nn.Module]:
+        return self.teacher_backbone, self.teacher_head.projector
 
     def after_step(self, progress: float) -> None:
         momentum = cosine_momentum(self.config.base_momentum, progress)

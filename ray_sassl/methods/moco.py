@@ -132,6 +132,9 @@ class MoCo(Method):
         chance_loss = len(pairs) * math.log(1 + self.config.queue_size)
         return StepOutput(loss, z[0].detach(), chance_loss, self._metrics(logits[0].detach()))
 
+    def teacher(self) -> tuple[nn.Module, nn.Module]:
+        return self.key_backbone, self.key_projector
+
     def after_step(self, progress: float) -> None:
         update_momentum_copy(self.key_backbone, self.backbone, self.config.momentum)
         update_momentum_copy(self.key_projector, self.projector, self.config.momentum)

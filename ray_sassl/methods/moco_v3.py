@@ -99,6 +99,9 @@ class MoCoV3(Method):
         chance_loss = 2 * self.config.temperature * len(pairs) * math.log(len(left) * world_size())
         return StepOutput(loss, z[0].detach(), chance_loss, self._metrics(logits[0].detach()))
 
+    def teacher(self) -> tuple[nn.Module, nn.Module]:
+        return self.key_backbone, self.key_projector
+
     def after_step(self, progress: float) -> None:
         momentum = cosine_momentum(self.config.base_momentum, progress)
         update_momentum_copy(self.key_backbone, self.backbone, momentum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.online import online_scores
 from ray_sassl.files import storage
 from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods.layers import network_of
 from ray_sassl.pipeline import StylizeBlock, ViewSource
 from ray_sassl.process.ending import lastly
 from ray_sassl.runs.directory import CONFIG, INDEX
@@ -94,10 +96,13 @@ def train_process(
         scores = online_scores(config, context.device)
         step = resume.step if resume else 0
         record = MetricsLog(run_dir, config.tracking, config.model_dump(mode="json"), resume_step=step)
+    method = build_method(config, run_dir)
+    evaluated = partial(network_of, method, config.evaluate.network, config.evaluate.layer)
+    evaluated()  # a network that the method does not have is told before the first step
     with lastly("write the metrics", record.close) if record is not None else nullcontext():
         return train(
             Job(
-                method=build_method(config, run_dir),
+                method=method,
                 batches=batches,
                 config=config.train,
                 optim=config.optim,
@@ -107,8 +112,8 @@ def train_process(
                 config_yaml=to_yaml(config),
                 context=context,
                 resume=resume,
-                evaluate=scores.validation if scores is not None else None,
-                final_test=scores.test if scores is not None else None,
+                evaluate=(lambda _: scores.validation(evaluated())) if scores is not None else None,
+                final_test=(lambda _: scores.test(evaluated())) if scores is not None else None,
                 record=record,
                 same_class=SameClass(config, view_source(config, run_dir)) if context.rank == 0 else None,
                 extra_state={"num_rows": num_rows},
@@ -116,6 +121,22 @@ def train_process(
                 stall_s=config.fault.stall_s,
             )
         )
+
+
+def load_network(checkpoint: Checkpoint, config: ExperimentConfig) -> nn.Module:
+    """The network of the checkpoint that `evaluate.network` and `evaluate.layer` of the run's config, or of a changed one, name.
+
+    Raises:
+        UsageError: the method does not have it.
+    """
+    if config.evaluate.network == "student" and config.evaluate.layer == "backbone":
+        return encoder_with(config.backbone, checkpoint.backbone)[0]
+    method = build_method(config)
+    checkpoint.load_method(method)
+    network = network_of(method, config.evaluate.network, config.evaluate.layer)
+    if config.evaluate.layer == "backbone":  # as a new encoder, without the layers that synchronize or split batches
+        return encoder_with(config.backbone, network.state_dict())[0]
+    return network.requires_grad_(True).eval()
 
 
 def load_backbone(checkpoint: Checkpoint) -> tuple[ExperimentConfig, nn.Module]:

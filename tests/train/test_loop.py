@@ -178,6 +178,17 @@ def test_collapse_metrics_are_logged_with_the_loss_and_its_chance_value(whole):
     assert 1 <= metrics[-1]["effective_rank"] <= 8.01
 
 
+def test_a_run_is_scored_by_the_network_that_evaluate_names(tiny_config, tiny_data, run_here, tmp_path):
+    labeled = (f"evaluate.train={{path: {tiny_data}}}", "evaluate.size_px=16", "train.epochs=0.8")
+    scores = []
+    for changes in ((), ("evaluate.network=teacher", "evaluate.layer=projector")):
+        metrics = run_here(tiny_config("moco", *labeled, *changes), tmp_path / str(len(changes))).metrics
+        scores.append([report["knn_top1"] for report in metrics if "knn_top1" in report])
+        assert len(scores[-1]) == 1
+    with pytest.raises(UsageError, match=r"evaluate\.network=teacher: this method has no momentum encoder"):
+        run_here(tiny_config("simclr", "evaluate.network=teacher"), tmp_path / "none")
+
+
 def test_the_same_class_rates_of_a_run_are_logged_where_its_images_have_labels(tiny_config, run_here, tmp_path):
     changes = ("train.epochs=1", "method.fa.augmentation={name: nearest, support_size: 32}", "stylize=color_statistics")
     metrics = run_here(tiny_config("moco", *changes), tmp_path / "labeled").metrics

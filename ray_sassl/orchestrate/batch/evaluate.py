@@ -49,7 +49,7 @@ from ray_sassl.process.ending import end_after, on_notice
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, override_list
 from ray_sassl.runs.directory import find_checkpoint
-from ray_sassl.runs.process import load_backbone
+from ray_sassl.runs.process import load_backbone, load_network
 from ray_sassl.runs.start import source_data, start_of
 from ray_sassl.train.context import LocalContext
 
@@ -139,6 +139,12 @@ def evaluate(
     config = apply_overrides(config, override_list(overrides))
     config = strictly(config) if strict else config
     encoder = replace(encoder, config=config)
+    if (config.evaluate.network, config.evaluate.layer) != ("student", "backbone"):
+        if not isinstance(config, ExperimentConfig):
+            raise UsageError("evaluate.network and evaluate.layer have no effect on an encoder without a run: it has only its features")
+        part = f"{config.evaluate.network}-{config.evaluate.layer}"
+        encoder = replace(encoder, network=load_network(find_checkpoint(run), config), part=part)
+        place = replace(place, results=storage.join(place.results, part))
     skip_absent = skip_absent or protocols == "all"
     configs, skipped = protocol_configs(plugin_names(PROTOCOLS) if protocols == "all" else protocols), {}
     configs = [_with_paintings(_with_source_data(protocol, place.run_dir), config) for protocol in configs]

@@ -1,6 +1,7 @@
 """The networks of a run that can be evaluated and exported: the student, the teacher, and layers of their projectors."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import safetensors.torch
@@ -13,6 +14,7 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.experiments import load_experiment
 from ray_sassl.exporting.export import export_encoder
 from ray_sassl.methods import Method
+from ray_sassl.methods.layers import Network
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import build_method, load_network
@@ -44,7 +46,8 @@ def test_student_and_teacher_give_the_features_and_embeddings_of_the_method(tmp_
     run_dir, method = _run(tmp_path, name)
     images = torch.rand(2, 3, 16, 16)
     found = []
-    for network, pair in (("student", method.student()), ("teacher", method.teacher())):
+    for network in get_args(Network):
+        pair = method.student() if network == "student" else method.teacher()
         assert pair is not None
         backbone, projector = pair
         assert projector is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 from torch import nn
@@ -91,14 +90,13 @@ def train_process(
         resume: The checkpoint to continue from.
         accumulate: Parts of a batch, if there are more than the config says.
     """
+    method = build_method(config, run_dir)
+    evaluated = network_of(method, config.evaluate.network, config.evaluate.layer)
     record, scores = None, None
     if context.rank == 0:
         scores = online_scores(config, context.device)
         step = resume.step if resume else 0
         record = MetricsLog(run_dir, config.tracking, config.model_dump(mode="json"), resume_step=step)
-    method = build_method(config, run_dir)
-    evaluated = partial(network_of, method, config.evaluate.network, config.evaluate.layer)
-    evaluated()  # a network that the method does not have is told before the first step
     with lastly("write the metrics", record.close) if record is not None else nullcontext():
         return train(
             Job(
@@ -112,8 +110,8 @@ def train_process(
                 config_yaml=to_yaml(config),
                 context=context,
                 resume=resume,
-                evaluate=(lambda _: scores.validation(evaluated())) if scores is not None else None,
-                final_test=(lambda _: scores.test(evaluated())) if scores is not None else None,
+                evaluate=(lambda _, check: scores.validation(evaluated, check)) if scores is not None else None,
+                final_test=(lambda _, check: scores.test(evaluated, check)) if scores is not None else None,
                 record=record,
                 same_class=SameClass(config, view_source(config, run_dir)) if context.rank == 0 else None,
                 extra_state={"num_rows": num_rows},

@@ -204,11 +204,20 @@ def check_same(then: dict, plan: EmbeddingPlan, where: str) -> None:
 
 
 def merge_parts(folder: str, plan: EmbeddingPlan, out: str) -> None:
-    """Write all parts, in their order, as one file."""
+    """Write all parts, in their order, as one file.
+
+    Raises:
+        UsageError: a part is damaged.
+    """
     with storage.open_atomic(out) as file, pq.ParquetWriter(file, plan.schema, compression="NONE", use_dictionary=False) as writer:
         for part in range(plan.num_parts):
-            filesystem, inner = storage.filesystem_of(storage.join(folder, part_name(part)))
-            writer.write_table(pq.read_table(inner, filesystem=filesystem).cast(plan.schema))
+            path = storage.join(folder, part_name(part))
+            filesystem, inner = storage.filesystem_of(path)
+            try:
+                table = pq.read_table(inner, filesystem=filesystem).cast(plan.schema)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise UsageError(f"{path} is damaged ({error}); delete it, and the same command makes it again") from error
+            writer.write_table(table)
     mark_file(out)
 
 

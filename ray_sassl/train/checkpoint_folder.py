@@ -149,6 +149,22 @@ def read_state(path: str, manifest: Manifest) -> dict[str, Any]:
         return dict(state)
 
 
+def read_state_file(path: str) -> dict[str, Any]:
+    """The state in a file that is a checkpoint by itself, such as that of a detector.
+
+    Raises:
+        BadCheckpointError: it is damaged, or would have to be unpickled.
+    """
+    import torch
+
+    try:
+        state = torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
+        return dict(state)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadCheckpointError(f"{path} is damaged, or no checkpoint ({reason}). Delete it to start again.") from error
+
+
 def read_seen(path: str) -> SeenIds:
     """The samples that the run had seen at the checkpoint, without reading the weights.
 

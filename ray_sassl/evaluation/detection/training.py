@@ -37,6 +37,7 @@ from ray_sassl.evaluation.store import encoder_digest
 from ray_sassl.files import storage
 from ray_sassl.nn.gather import gather_objects
 from ray_sassl.process.errors import UsageError
+from ray_sassl.train.checkpoint_folder import read_state_file
 from ray_sassl.train.context import Context, data_parallel, on_any_rank
 from ray_sassl.train.divergence import DivergedError
 from ray_sassl.train.optim import decay_groups
@@ -362,8 +363,8 @@ def _resumed(job: DetectionJob, key: str, detector: nn.Module, optimizer: torch.
     """The step to continue from, after loading its checkpoint, or 0 if there is no checkpoint of this job."""
     if not storage.exists(job.checkpoint):
         return 0, History()
-    state = torch.load(io.BytesIO(storage.read_bytes(job.checkpoint)), map_location="cpu", weights_only=True)
-    if state["key"] != key:
+    state = read_state_file(job.checkpoint)
+    if state.get("key") != key:
         log.warning("%s belongs to another detection job (other settings, data or weights); starting again.", job.checkpoint)
         return 0, History()
     detector.load_state_dict(state["detector"])

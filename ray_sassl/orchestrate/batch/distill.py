@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
+from safetensors import SafetensorError
 from torch import nn
 
 from ray_sassl.config.files import model_from_yaml, to_yaml
@@ -44,6 +45,7 @@ from ray_sassl.style.stylizers.magenta import Config as TeacherConfig
 from ray_sassl.style.stylizers.magenta import build_networks
 from ray_sassl.style.stylizers.swift import pack_student, read_student
 from ray_sassl.style.weights import load_weights
+from ray_sassl.train.checkpoint_folder import read_state_file
 from ray_sassl.train.context import on_any_rank
 
 _LOG_EVERY = 50
@@ -237,13 +239,13 @@ def _crops(spec: dict[str, Any], config: DistillConfig, teacher: Teacher, contex
     name = f"crops-{rank}-of-{world_size}"
     path = storage.join(spec["work_dir"], f"{name}.safetensors")
     if storage.exists(path):
-        crops = Crops.from_bytes(storage.read_bytes(path))
+        crops = _read_crops(path)
         spec["control"].report.remote({"crops": len(crops)})
         return crops
     files: list[str] = []
     while storage.exists(file := storage.join(spec["work_dir"], f"{name}-part-{len(files)}.safetensors")):
         files.append(file)
-    known = Crops.joined([Crops.from_bytes(storage.read_bytes(file)) for file in files]) if files else None
+    known = Crops.joined([_read_crops(file) for file in files]) if files else None
     num_kept = len(known) if known is not None else 0
     parts: list[Crops] = []
     bad: list[BadRow] = []
@@ -267,6 +269,18 @@ def _crops(spec: dict[str, Any], config: DistillConfig, teacher: Teacher, contex
     for file in reversed(files):
         storage.remove(file)
     return crops
+
+
+def _read_crops(path: str) -> Crops:
+    """The crops in a file of the work directory.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    try:
+        return Crops.from_bytes(storage.read_bytes(path))
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({error}); delete it, and its crops are made again") from error
 
 
 def _share_gradients(network: nn.Module) -> None:
@@ -320,7 +334,7 @@ def _load_checkpoint(work_dir: str) -> dict[str, Any] | None:
     path = storage.join(work_dir, _CHECKPOINT)
     if not storage.exists(path):
         return None
-    return torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
+    return read_state_file(path)
 
 
 def _digest(state: dict[str, torch.Tensor]) -> str:

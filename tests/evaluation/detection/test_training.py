@@ -132,6 +132,13 @@ def test_a_stop_leaves_a_checkpoint_from_which_the_same_job_continues(where, dat
         np.testing.assert_array_equal(one.scores, other.scores)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x02}q\x00.", b"no checkpoint at all"])
+def test_a_damaged_checkpoint_is_a_sentence(content, data, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(UsageError, match=r"is damaged, or no checkpoint .* Delete it to start again"):
+        run_detection(small_job(data, tmp_path / "checkpoint.pt", steps=2), LocalContext())
+
+
 def test_another_jobs_checkpoint_is_not_used(data, tmp_path, caplog):
     _trained(small_job(data, tmp_path / "checkpoint.pt", steps=2), LocalContext())
     other = _trained(small_job(data, tmp_path / "checkpoint.pt", steps=2, seed=1), LocalContext())

@@ -19,6 +19,7 @@ def check(
     crds: Annotated[
         str | None, typer.Option(help="Folder of KubeRay's CRDs; with it every field of a RayCluster or RayJob is checked.")
     ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Also list what was checked.")] = False,
 ) -> None:
     """Find what is wrong with cluster definitions before a cloud does.
 
@@ -34,6 +35,12 @@ def check(
             kind = ("note", "yellow") if finding.is_note else ("problem", "red")
             where = f"{finding.where}: " if finding.where else ""
             console.print(Text.assemble("  ", kind, f" {where}{finding.text}"), soft_wrap=True)
+        if explain:
+            from ray_sassl.cluster.check import rules_of
+            from ray_sassl.orchestrate.runtime.definitions import read_definition
+
+            for rule in rules_of(read_definition(path), path, has_schemas=crds is not None):
+                console.print(f"  checked {rule}", soft_wrap=True, markup=False)
     if has_problems:
         raise typer.Exit(1)
 

@@ -17,6 +17,47 @@ LauncherSchema = Callable[[dict[str, Any]], list[Finding]]
 """Ray's own check of a launcher file."""
 
 
+LAUNCHER_RULES = (
+    "the file as the installed Ray reads it",
+    "numbers of nodes: bounds, signs, sums",
+    "GPUs and CPUs of each group against its type of machine",
+    "images: the same Ray everywhere, and one that the autoscaler finds",
+    "machines on AWS: an image, a security group and a disk of their own",
+    "setup commands of Ray that would change the image",
+    "token authentication, open ports, secrets",
+)
+CLUSTER_RULES = (
+    "memory, CPUs and GPUs of each pod against what its machine leaves to it",
+    "/dev/shm against Ray's object store, ephemeral storage against the image and spilled blocks",
+    "replicas: bounds, signs, fixed sizes; autoscaling and Kueue",
+    "images: the same Ray in all pods",
+    "the head and training workers: not moved to pack nodes; time to end in order",
+    "labels that the operator needs, tries that rent the machines again",
+    "token authentication, services open to outside, secrets",
+)
+OTHER_RULES = ("names, secrets, policies that let everybody in, services open to outside, budgets that protect nothing",)
+
+
+def rules_of(text: str, source: str, *, has_schemas: bool) -> list[str]:
+    """What `check_text` looks at in these documents, each once.
+
+    Args:
+        has_schemas: Whether KubeRay's schemas are there.
+
+    Raises:
+        UsageError: as for `check_text`.
+    """
+    rules: list[str] = []
+    for document in load_documents(text, source):
+        if isinstance(document, dict) and is_launcher(document):
+            rules += LAUNCHER_RULES
+        elif isinstance(document, dict) and str(document.get("apiVersion")).startswith("ray.io/"):
+            rules += [*(["every field against KubeRay's schemas"] if has_schemas else []), *CLUSTER_RULES]
+        else:
+            rules += OTHER_RULES
+    return list(dict.fromkeys(rules))
+
+
 def check_text(text: str, source: str, ray_version: str, schemas: Schemas | None, launcher_schema: LauncherSchema) -> list[Finding]:
     """The findings of a launcher file or of Kubernetes manifests.
 

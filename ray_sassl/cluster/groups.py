@@ -90,7 +90,7 @@ def launcher_groups(config: dict[str, Any]) -> list[NodeGroup]:
         most = mapping(node_type).get("max_workers", 0 if is_head else overall)
         least = mapping(node_type).get("min_workers", 0)
         groups.append(
-            NodeGroup(str(name), is_head, _count(least), _count(most), _amount(resources.get("CPU")), _amount(resources.get("GPU")) or 0.0)
+            NodeGroup(str(name), is_head, _count(least), _count(most), amount(resources.get("CPU")), amount(resources.get("GPU")) or 0.0)
         )
     return groups
 
@@ -116,11 +116,11 @@ def ray_containers(group: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _pod_offers(group: dict[str, Any]) -> tuple[float | None, float]:
     params = mapping(group.get("rayStartParams"))
-    cpus, gpus = _amount(params.get("num-cpus")), _amount(params.get("num-gpus"))
+    cpus, gpus = amount(params.get("num-cpus")), amount(params.get("num-gpus"))
     for container in ray_containers(group):
         limits, requests = mapping(at(container, "resources.limits")), mapping(at(container, "resources.requests"))
-        cpus = _amount(limits.get("cpu", requests.get("cpu"))) if cpus is None else cpus
-        gpus = _amount(limits.get(_GPU)) if gpus is None else gpus
+        cpus = amount(limits.get("cpu", requests.get("cpu"))) if cpus is None else cpus
+        gpus = amount(limits.get(_GPU)) if gpus is None else gpus
     return cpus, gpus or 0.0
 
 
@@ -128,7 +128,7 @@ def _count(value: Any) -> int:
     return value if is_whole(value) else 0
 
 
-def _amount(quantity: Any) -> float | None:
+def amount(quantity: Any) -> float | None:
     """A number, or a quantity of Kubernetes such as `500m`; None for anything else."""
     match = re.fullmatch(r"([+-]?[0-9.]+)([a-zA-Z]*)", str(quantity)) if quantity is not None else None
     if match is None or match[2] not in _SUFFIXES:

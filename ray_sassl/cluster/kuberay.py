@@ -7,9 +7,10 @@ from typing import Any
 
 from ray_sassl.cluster.crds import Schemas, schema_findings
 from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
-from ray_sassl.cluster.groups import SPECS, is_labeled_for_gpus, is_named_for_gpus, ray_cluster_spec, ray_containers
+from ray_sassl.cluster.groups import SPECS, amount, cluster_groups, is_labeled_for_gpus, is_named_for_gpus, ray_cluster_spec, ray_containers
 from ray_sassl.cluster.images import check_image
 from ray_sassl.cluster.secrets import secrets_in
+from ray_sassl.cluster.sizes import check_sizes
 
 _GPU = "nvidia.com/gpu"
 _OUTSIDE = ("LoadBalancer", "NodePort")
@@ -38,7 +39,12 @@ def check_manifest(manifest: dict[str, Any], ray_version: str, schemas: Schemas 
     prefix, spec = SPECS.get(str(kind), ""), ray_cluster_spec(manifest)
     if not spec:
         return found  # a job on an existing cluster (clusterSelector), or a problem that the schema has found
-    found += [*_authentication(spec, prefix), *_autoscaling(manifest, spec, prefix), *_groups(spec, prefix, ray_version)]
+    found += [
+        *_retries(manifest, spec),
+        *_authentication(spec, prefix),
+        *_autoscaling(manifest, spec, prefix),
+        *_groups(spec, prefix, ray_version),
+    ]
     if (declared := spec.get("rayVersion")) is None:
         found.append(Finding(f"{prefix}.rayVersion", f"is missing; KubeRay chooses features by it: give {ray_version!r}"))
     elif declared != ray_version:
@@ -63,6 +69,9 @@ def _other_kinds(manifest: dict[str, Any]) -> Iterator[Finding]:
                     yield Finding(f"spec.ingress[{number}]", "lets everybody in; say from whom")
                 elif any(at(peer, "ipBlock.cidr") in ("0.0.0.0/0", "::/0") for peer in sequence(rule["from"])):
                     yield Finding(f"spec.ingress[{number}]", "lets every address in")
+        case "PodDisruptionBudget":
+            if at(manifest, "spec.maxUnavailable") is not None:
+                yield Finding("spec.maxUnavailable", "is not allowed for pods that an operator owns, and protects none; give minAvailable")
         case "Service":
             if at(manifest, "spec.type") in _OUTSIDE:
                 yield Finding("spec.type", "opens the service to outside the cluster; use kubectl port-forward")
@@ -82,6 +91,15 @@ def _authentication(spec: dict[str, Any], prefix: str) -> Iterator[Finding]:
         f"{prefix}.authOptions.mode",
         f"{given}: without token authentication whoever reaches the head runs code; set authOptions: {{mode: token}}",
     )
+
+
+def _retries(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Finding]:
+    tries = at(manifest, "spec.backoffLimit")
+    if manifest.get("kind") == "RayJob" and is_whole(tries) and tries > 0 and any(group.gpus for group in cluster_groups(spec)):
+        yield Finding(
+            "spec.backoffLimit",
+            f"{tries}: each new try rents all machines again, also for a mistake in the command; give 0 and create the job again",
+        )
 
 
 def _has_own_token(group: dict[str, Any]) -> bool:
@@ -125,6 +143,10 @@ def _groups(spec: dict[str, Any], prefix: str, ray_version: str) -> Iterator[Fin
             else:
                 yield Finding(f"{where}.template.spec.containers[0].image", "is missing")
         yield from _gpus(where, name, group)
+        yield from check_sizes(where, group)
+        yield from _kept(where, group)
+        yield from _selected(where, group)
+        yield from _grace(where, group)
         if "groupName" in group:
             yield from _replicas(where, group, is_growing)
     head = mapping(spec.get("headGroupSpec"))
@@ -134,6 +156,45 @@ def _groups(spec: dict[str, Any], prefix: str, ray_version: str) -> Iterator[Fin
     for where in ("serviceType", "headService.spec.type"):
         if at(head, where) in _OUTSIDE:
             yield Finding(f"{prefix}.headGroupSpec.{where}", f"{at(head, where)} opens the head to outside the cluster; use ClusterIP")
+
+
+_STAYS = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+_NAME = "app.kubernetes.io/name"
+_DRAIN, _RAYS_DRAIN_S, _KUBERNETES_GRACE_S = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30.0, 30
+
+
+def _kept(where: str, group: dict[str, Any]) -> Iterator[Finding]:
+    """A cluster's own packing of nodes must not end the head, nor all training workers at once."""
+    if "groupName" in group and at(group, "labels.ray-sassl/group") != "train":
+        return
+    found = mapping(at(group, "template.metadata.annotations"))
+    for name, value in _STAYS.items():
+        if found.get(name) != value:
+            yield Finding(
+                f"{where}.template.metadata.annotations", f'lacks {name}: "{value}", so a cluster that packs its nodes moves the pod'
+            )
+
+
+def _grace(where: str, group: dict[str, Any]) -> Iterator[Finding]:
+    """After SIGTERM Ray drains the node for a time before it ends, in which a run writes a checkpoint."""
+    given = at(group, "template.spec.terminationGracePeriodSeconds")
+    grace_s = given if is_whole(given) else _KUBERNETES_GRACE_S
+    for container in ray_containers(group):
+        env = {mapping(item).get("name"): mapping(item).get("value") for item in sequence(container.get("env"))}
+        drain_s = amount(env.get(_DRAIN)) if _DRAIN in env else _RAYS_DRAIN_S
+        if drain_s is not None and grace_s <= drain_s:
+            yield Finding(
+                f"{where}.template.spec.terminationGracePeriodSeconds",
+                f"the pod is killed after {grace_s} s, and Ray drains its node for {drain_s:g} s first; give 60, or a smaller {_DRAIN}",
+            )
+
+
+def _selected(where: str, group: dict[str, Any]) -> Iterator[Finding]:
+    if mapping(at(group, "template.metadata.labels")).get(_NAME) is not None:
+        yield Finding(
+            f"{where}.template.metadata.labels",
+            f"{_NAME} is the operator's own label, by which its services find the pods; use a label of your own",
+        )
 
 
 def _replicas(where: str, group: dict[str, Any], is_growing: bool) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ _ALL_INTERFACES = re.compile(r"""--dashboard-host[=\s]+['"]?(0\.0\.0\.0|\[?::)""
 _OPEN_BY_DEFAULT = ("aws", "azure", "gcp", "vsphere")
 _ANYBODY = ("0.0.0.0/0", "::/0")
 _SSH_PORT = 22
+_DISK_GB = 100
 
 
 def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
@@ -29,6 +30,8 @@ def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
     return [
         *_numbers(config),
         *_node_types(config),
+        *_machines(config),
+        *_setup(config),
         *_versions(config, ray_version),
         *_images(config),
         *_authentication(config),
@@ -87,6 +90,32 @@ def _node_types(config: dict[str, Any]) -> Iterator[Finding]:
             )
         elif gpus and _AWS_CPU.match(machine) and "InstanceType" in node:
             yield Finding(f"{where}.resources.GPU", f"{gpus} GPUs are declared, but {machine} has none")
+
+
+def _machines(config: dict[str, Any]) -> Iterator[Finding]:
+    """What Ray adds on AWS where a definition is silent: an old image with a small disk, and SSH open to everybody."""
+    if at(config, "provider.type") != "aws":
+        return
+    for name, node_type in mapping(config.get("available_node_types")).items():
+        where, node = f"available_node_types.{name}.node_config", mapping(mapping(node_type).get("node_config"))
+        if not node.get("ImageId"):
+            yield Finding(
+                f"{where}.ImageId",
+                "is missing; Ray's own choice is of 2023, whose driver is too old for today's torch: give an AMI",
+            )
+        if not node.get("SecurityGroupIds") and not node.get("NetworkInterfaces"):
+            yield Finding(f"{where}.SecurityGroupIds", "is missing; Ray makes a group that admits SSH from the whole Internet")
+        sizes = [at(disk, "Ebs.VolumeSize") for disk in sequence(node.get("BlockDeviceMappings"))]
+        if not any(is_whole(size) and size >= _DISK_GB for size in sizes):
+            yield Finding(f"{where}.BlockDeviceMappings", f"gives no disk of {_DISK_GB} GB or more for the image and spilled blocks")
+
+
+def _setup(config: dict[str, Any]) -> Iterator[Finding]:
+    """Ray's defaults for AWS and Google Cloud install things into the container."""
+    if at(config, "provider.type") in ("aws", "gcp") and at(config, "docker"):
+        for name in ("setup_commands", "head_setup_commands"):
+            if config.get(name) is None:
+                yield Finding(name, "is missing, and Ray's default installs another Ray or an old client into the image; give []")
 
 
 def _head(where: str, node_type: Any, resources: dict[str, Any], node: dict[str, Any]) -> Iterator[Finding]:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ray_sassl.cluster.check import check_text
+from ray_sassl.cluster.check import check_text, rules_of
 from ray_sassl.cluster.crds import Schemas, read_schemas, strict
 from ray_sassl.cluster.findings import Finding
+from ray_sassl.cluster.machines import MACHINES
 from ray_sassl.process.errors import UsageError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -73,14 +74,26 @@ def test_every_overlay_builds_into_manifests_that_pass(cloud: str, schemas: Sche
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
-@pytest.mark.parametrize(("cloud", "machine_gb"), [("eks", 1152), ("gke", 680)])
-def test_a_training_pod_fits_on_its_clouds_machine(cloud: str, machine_gb: int):
-    pod = _overlay(cloud)["RayCluster"]["spec"]["workerGroupSpecs"][2]["template"]["spec"]
-    resources, (shm,) = pod["containers"][0]["resources"], pod["volumes"]
-    assert resources["requests"]["memory"] == resources["limits"]["memory"]
-    memory, in_memory = (int(text.removesuffix("Gi")) for text in (resources["limits"]["memory"], shm["emptyDir"]["sizeLimit"]))
-    assert memory < 0.95 * machine_gb
-    assert in_memory < memory / 2
+@pytest.mark.parametrize("cloud", ["eks", "gke"])
+def test_the_workers_of_a_cloud_are_as_large_as_their_machines_allow(cloud: str):
+    for group in _overlay(cloud)["RayCluster"]["spec"]["workerGroupSpecs"]:
+        machine = MACHINES[group["template"]["metadata"]["annotations"]["ray-sassl/machine"]]
+        asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+        assert (asked["cpu"], asked["memory"]) == (str(machine.pod_cpus), f"{machine.pod_memory_gib}Gi")
+        assert (machine.max_pods is None) == (cloud == "gke")
+
+
+def test_a_job_that_would_rent_its_machines_again_is_refused(schemas: Schemas):
+    text = (CLUSTER / "kuberay/rayjob.yaml").read_text().replace("  backoffLimit: 0\n  sub", "  backoffLimit: 3\n  sub")
+    _one_problem(_problems(text, schemas), "spec.backoffLimit: 3: each new try rents all machines again")
+
+
+def test_pods_without_a_machine_or_on_an_unknown_one_are_noted(schemas: Schemas):
+    text = (CLUSTER / "kuberay/base/raycluster.yaml").read_text()
+    for new, reason in (("x: y", "no machine is named"), ("ray-sassl/machine: c7i.4xlrge", "did you mean 'c7i.4xlarge'")):
+        (finding,) = _check(text.replace("ray-sassl/machine: c7i.4xlarge", new), schemas)
+        assert finding.is_note
+        assert reason in finding.text
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
@@ -110,7 +123,7 @@ def test_the_image_is_pinned_and_not_roots():
     assert "ENV RAY_AUTH_MODE=token" in commands
 
 
-BROKEN_LAUNCHERS = {
+BROKEN_LAUNCHERS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "min over max": (("decode", "min_workers"), 17, "at most 16 and must be at least 17|at most 16 nodes and must be at least 17"),
     "negative minimum": (("decode", "min_workers"), -1, "decode.min_workers: -1 is negative"),
     "negative maximum": (("train", "max_workers"), -2, "train.max_workers: -2 is negative"),
@@ -118,25 +131,37 @@ BROKEN_LAUNCHERS = {
     "group over all": (("decode", "max_workers"), 99, "99 is more than the whole cluster may have"),
     "gpus forgotten": (("train", "resources"), {"CPU": 96}, r"its machines \(p4d.24xlarge\) have GPUs, but its resources list none"),
     "gpus invented": (("decode", "resources"), {"CPU": 16, "GPU": 1}, "1 GPUs are declared, but c7i.4xlarge has none"),
+    "an image of Ray's choice": (("decode", "node_config", "ImageId"), None, "ImageId: is missing; Ray's own choice is of 2023"),
+    "a group open to everybody": (("head", "node_config", "SecurityGroupIds"), [], "admits SSH from the whole Internet"),
+    "no disk": (("train", "node_config", "BlockDeviceMappings"), [], "gives no disk of 100 GB or more"),
     "other ray in a group's image": (("decode", "docker"), {"worker_image": "x/ray-sassl:1-ray2.54.0"}, "has Ray 2.54.0, and Ray 2.60.0"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN_LAUNCHERS)
 def test_a_broken_node_group_is_refused_for_its_reason(case: str):
-    (group, field), value, reason = BROKEN_LAUNCHERS[case]
+    (*path, field), value, reason = BROKEN_LAUNCHERS[case]
     config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
-    config["available_node_types"][group][field] = value
+    node = config["available_node_types"]
+    for name in path:
+        node = node[name]
+    node[field] = value
     _one_problem(_problems(yaml.safe_dump(config)), reason)
 
 
 BROKEN_LAUNCHER_TEXTS = {
     "no token mode": ("    - --env RAY_AUTH_MODE=token\n", "", "starts without token authentication", 2),
+    "Ray's own setup": (
+        "setup_commands: []\nhead_setup",
+        "worker_setup_commands: []\nhead_setup",
+        "setup_commands: is missing, and Ray",
+        1,
+    ),
     "no token": ("  /ray-sassl/auth_token: ~/.ray/auth_token\n", "  /a: /b\n", "no token is copied to the nodes", 1),
     "open dashboard": ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "listen on every interface", 1),
     "open dashboard in quotes": ("--dashboard-host=127.0.0.1", '--dashboard-host="0.0.0.0"', "listen on every interface", 1),
     "open dashboard by IPv6": ("--dashboard-host=127.0.0.1", "--dashboard-host  '[::]'", "listen on every interface", 1),
-    "Ray's own start of the head": ("head_start_ray_commands:", "head_setup_commands:", "is missing, and with Ray's default", 1),
+    "Ray's own start of the head": ("head_start_ray_commands:", "worker_setup_commands:", "is missing, and with Ray's default", 1),
     "latest image": (
         "head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu",
         "head_image: rayproject/ray:latest",
@@ -247,6 +272,7 @@ def test_a_head_that_takes_work_or_may_vanish_is_a_note():
 
 Path_ = tuple[str | int, ...]
 HEAD, DECODE, STYLIZE = ("spec", "headGroupSpec"), ("spec", "workerGroupSpecs", 0), ("spec", "workerGroupSpecs", 1)
+TRAIN = ("spec", "workerGroupSpecs", 2)
 CONTAINER = ("template", "spec", "containers", 0)
 
 BROKEN_MANIFESTS: dict[str, tuple[Path_, Any, str]] = {
@@ -274,6 +300,56 @@ BROKEN_MANIFESTS: dict[str, tuple[Path_, Any, str]] = {
     "pods that restart": ((*DECODE, "template", "spec", "restartPolicy"), "Always", "must be Never with autoscaler v2"),
     "old autoscaler": (("spec", "autoscalerOptions", "version"), "v1", "idleTimeoutSeconds: has no effect"),
     "kueue beside autoscaling": (("metadata", "labels", "kueue.x-k8s.io/queue-name"), "q", "admits clusters of a fixed size"),
+    "memory over the machine's": (
+        (*DECODE, *CONTAINER, "resources", "requests", "memory"),
+        "28Gi",
+        "28Gi do not fit on c7i.4xlarge, which has 27,381 MiB for all pods; ask for at most 26Gi",
+    ),
+    "cpus over the machine's": ((*STYLIZE, *CONTAINER, "resources", "requests", "cpu"), "4", r"4 CPUs do not fit on g6.xlarge, .*3\.92"),
+    "gpus over the machine's": (
+        (*STYLIZE, *CONTAINER, "resources", "limits", "nvidia.com/gpu"),
+        "2",
+        "2 GPUs are asked for, and g6.xlarge has 1",
+    ),
+    "no memory": ((*DECODE, *CONTAINER, "resources"), {"requests": {"cpu": "15"}}, "limits.memory: is missing"),
+    "small shared memory": (
+        (*HEAD, "template", "spec", "volumes", 0, "emptyDir", "sizeLimit"),
+        "4Gi",
+        r"/dev/shm has 4Gi, and Ray's object store 4\.8Gi.* sizeLimit 6Gi or more",
+    ),
+    "shared memory on disk": (
+        (*HEAD, "template", "spec", "volumes", 0, "emptyDir"),
+        {"sizeLimit": "8Gi"},
+        "no memory is mounted at /dev/shm",
+    ),
+    "no shared memory": ((*HEAD, *CONTAINER, "volumeMounts"), [], "no memory is mounted at /dev/shm"),
+    "object store larger than shared memory": (
+        (*TRAIN, "rayStartParams", "object-store-memory"),
+        "100000000000",
+        r"/dev/shm has 75Gi, and Ray's object store 93\.1Gi",
+    ),
+    "no disk": (
+        (*DECODE, *CONTAINER, "resources", "requests"),
+        {"cpu": "15", "memory": "26Gi"},
+        "ephemeral-storage: is missing; .* need 23Gi",
+    ),
+    "small disk": ((*DECODE, *CONTAINER, "resources", "requests", "ephemeral-storage"), "16Gi", "ephemeral-storage: is 16Gi; .* need 23Gi"),
+    "a head that may be moved": (
+        (*HEAD, "template", "metadata", "annotations"),
+        {"ray-sassl/machine": "m7i.2xlarge"},
+        "lacks karpenter.sh/do-not-disrupt",
+    ),
+    "trainers that may be evicted": (
+        (*TRAIN, "template", "metadata", "annotations", "cluster-autoscaler.kubernetes.io/safe-to-evict"),
+        "true",
+        'lacks cluster-autoscaler.kubernetes.io/safe-to-evict: "false"',
+    ),
+    "the operator's label": ((*HEAD, "template", "metadata", "labels", "app.kubernetes.io/name"), "mine", "is the operator's own label"),
+    "a grace shorter than the drain": (
+        (*TRAIN, "template", "spec", "terminationGracePeriodSeconds"),
+        45,
+        "killed after 45 s, and Ray drains its node for 50 s",
+    ),
     "secret by value": (
         (*DECODE, *CONTAINER, "env"),
         [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}],
@@ -330,6 +406,10 @@ OTHER_MANIFESTS = {
             "0.0.0.0/0}}]}]}}"
         ),
         "lets every address in",
+    ),
+    "a budget that holds nothing": (
+        "{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: x}, spec: {maxUnavailable: 0}}",
+        "spec.maxUnavailable: is not allowed for pods that an operator owns",
     ),
     "a load balancer": ("{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {type: LoadBalancer}}", "opens the service"),
     "no name": ("{apiVersion: v1, kind: ServiceAccount}", "metadata.name: is missing"),
@@ -416,3 +496,11 @@ def _one_problem(problems: list[str], reason: str) -> None:
 
 def _matches(reason: str, problem: str) -> bool:
     return re.search(reason, problem) is not None
+
+
+def test_the_rules_of_a_file_are_those_of_its_kinds():
+    launcher = rules_of((CLUSTER / "aws.yaml").read_text(), "the file", has_schemas=False)
+    cluster = rules_of((CLUSTER / "kuberay/base/raycluster.yaml").read_text(), "the file", has_schemas=True)
+    assert "machines on AWS: an image, a security group and a disk of their own" in launcher
+    assert "every field against KubeRay's schemas" in cluster
+    assert not set(launcher) & set(cluster)

@@ -249,7 +249,7 @@ def test_a_group_of_pods_without_gpus_is_refused_by_its_label_and_noted_by_its_n
     (finding,) = _check(yaml.safe_dump(manifest), schemas)
     assert finding.is_note
     assert "the group's name says that it is for GPUs and asks for none" in finding.text
-    groups[2] = groups[0] | {"groupName": "gradients", "labels": {"ray-sassl/group": "train"}}
+    groups[2] = groups[0] | {"groupName": "gradients", "labels": {"ray-sassl/group": "stylize"}}
     _one_problem(_problems(yaml.safe_dump(manifest), schemas), "the group is for GPUs and asks for none")
 
 

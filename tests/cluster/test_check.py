@@ -66,7 +66,15 @@ def test_the_shipped_files_name_the_ray_that_is_installed():
 def test_every_overlay_builds_into_manifests_that_pass(cloud: str, schemas: Schemas):
     assert _check(_built(cloud), schemas) == []
     by_kind = _overlay(cloud)
-    assert {"Namespace", "RayCluster", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"} == by_kind.keys()
+    assert {
+        "Namespace",
+        "RayCluster",
+        "ServiceAccount",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "PodMonitor",
+        "PrometheusRule",
+    } == by_kind.keys()
     places = {document["metadata"].get("namespace") for document in by_kind.values() if document["kind"] != "Namespace"}
     assert places == {by_kind["Namespace"]["metadata"]["name"]}
     assert by_kind["ServiceAccount"]["metadata"]["annotations"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ray_sassl.orchestrate.runtime.metrics import ALL, usd_per_hour
 from tests.orchestrate.conftest import write_shards
@@ -26,6 +27,16 @@ def _drawn() -> set[str]:
 
 def test_the_dashboard_draws_exactly_what_is_exported():
     assert _drawn() == {metric.exported_name for metric in ALL}
+
+
+def test_alerts_are_about_metrics_that_exist_and_each_has_its_line_of_advice():
+    root = Path(__file__).parents[3]
+    (group,) = yaml.safe_load((root / "cluster/kuberay/base/alerts.yaml").read_text())["spec"]["groups"]
+    of_ray = {"ray_object_store_memory", "ray_io_cluster"}
+    named = {name for rule in group["rules"] for name in re.findall(r"\bray_\w+", rule["expr"])}
+    assert named - of_ray < {metric.exported_name for metric in ALL}
+    advice = (root / "docs/jobs.md").read_text()
+    assert all(f"| `{rule['alert']}` |" in advice for rule in group["rules"])
 
 
 def test_the_dashboard_groups_by_labels_that_the_metrics_have():

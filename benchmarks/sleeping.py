@@ -53,16 +53,16 @@ class SleepingReads:
     images_per_s: float
     source: ViewSource | None = None
 
-    def __call__(self, source: ViewSource, seen: SeenIds, on_bad: BadRowsReporter, run: str) -> SleepingReads:
+    def __call__(self, source: ViewSource, seen: SeenIds, on_bad: BadRowsReporter, run: str, exchange: object) -> SleepingReads:
         return SleepingReads(self.images_per_s, source)
 
     def crops(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         """Each plan's block as one row."""
         assert self.source is not None
         for row in range(len(batch["epoch"])):
-            piece = piece_of_row(batch, row, self.source.index)
+            piece = piece_of_row(batch, row)
             assert piece is not None
-            for block in self.source.plan.blocks(piece[0]):
+            for block in self.source.plan.blocks(piece[0])[piece[1].start : piece[1].stop]:
                 began = time.perf_counter()
                 count = len(block.sample_id)
                 views = [np.zeros((count, size, size, 3), np.uint8) for size in self.source.views.sizes_px]

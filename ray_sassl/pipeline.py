@@ -19,9 +19,9 @@ from PIL import Image
 from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.decode import DecodeError, OpenImage, decode_rows, open_rows
 from ray_sassl.data.index import Index
-from ray_sassl.data.plan import Block, Plan, Window, runs
+from ray_sassl.data.plan import Block, Plan, Window, plan_of
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.reading import read_groups
+from ray_sassl.data.reading import read_runs
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.keyed import DrawKey
 from ray_sassl.stages import StageTimes
@@ -74,7 +74,8 @@ class ViewSource:
 
     @property
     def plan(self) -> Plan:
-        return _load_plan(self.index_path, self.index_mtime_ns, self.seed, self.data.shuffle_window, self.data.block_rows)
+        data = self.data
+        return _load_plan(self.index_path, self.index_mtime_ns, self.seed, data.block_rows, data.shuffle_gb, data.shuffle_window)
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,53 @@ def _load_index(path: str, mtime_ns: int) -> Index:
 
 
 @lru_cache(maxsize=4)
-def _load_plan(path: str, mtime_ns: int, seed: int, shuffle_window: int, block_rows: int) -> Plan:
-    return Plan(_load_index(path, mtime_ns), seed, shuffle_window, block_rows)
+def _load_plan(path: str, mtime_ns: int, seed: int, block_rows: int, shuffle_gb: float | None, shuffle_window: int | None) -> Plan:
+    sizes = {"block_rows": block_rows, "shuffle_gb": shuffle_gb, "shuffle_window": shuffle_window}
+    index = _load_index(path, mtime_ns)
+    return plan_of(index, index.config.model_copy(update=sizes), seed)
 
 
 def crop_blocks(
-    source: ViewSource, window: Window, seen: SeenIds, on_bad: OnBad, only: int | None = None, times: StageTimes | None = None
+    source: ViewSource,
+    window: Window,
+    seen: SeenIds,
+    on_bad: OnBad,
+    only: range | None = None,
+    read: Callable[[], Rows] | None = None,
+    times: StageTimes | None = None,
 ) -> Iterator[CropBlock]:
-    """The window's blocks, or only the one with number `only`, decoded and cropped, without blocks that the run has seen completely."""
+    """The window's blocks, decoded and cropped, without blocks that the run has seen completely.
+
+    Args:
+        only: The numbers of the blocks that are wanted; by default all.
+        read: Gives the rows of these blocks, or more; by default they are read from the data set.
+    """
     times = times or StageTimes()
-    blocks = [block for block in source.plan.blocks(window) if only in (None, block.number)]
+    blocks = [block for block in source.plan.blocks(window) if only is None or block.number in only]
     blocks = [block for block in blocks if seen.unseen(window.epoch, block.sample_id).any()]
     if not blocks:
         return
     with times.stage("read", sum(len(block.sample_id) for block in blocks)):
-        rows = read_groups(source.index, window.groups)
+        rows = read() if read is not None else _read(source, window, blocks)
     for block in blocks:
         cropped = _crop_block(source, block, rows.take(block.sample_id), seen, on_bad, times)
         if len(cropped.sample_id):
             yield cropped
+
+
+def _read(source: ViewSource, window: Window, blocks: Sequence[Block]) -> Rows:
+    """The rows of the window's blocks; of row groups that cannot be read in parts, all rows."""
+    if source.index.format == "parquet":
+        return read_runs(source.index, *source.plan.piece_runs(window.pieces))
+    ids = source.plan.row_ids(window)
+    wanted = np.isin(ids, np.concatenate([block.sample_id for block in blocks]))
+    first, length = source.plan.piece_runs(window.pieces)
+    if wanted.all():
+        return read_runs(source.index, first, length)
+    piece = np.where(wanted, np.repeat(np.arange(len(length)), length), -1)
+    begins = np.flatnonzero(wanted & (np.diff(piece, prepend=-1) != 0))
+    ends = np.flatnonzero(wanted & (np.diff(piece, append=-1) != 0))
+    return read_runs(source.index, ids[begins], ends - begins + 1)
 
 
 def _crop_block(source: ViewSource, block: Block, rows: Rows, seen: SeenIds, on_bad: OnBad, times: StageTimes) -> CropBlock:
@@ -240,9 +269,9 @@ def windows(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Window
     for epoch in range(int(np.ceil(epochs))):
         if seen.count(epoch) == source.index.num_rows:
             continue
-        left = seen.num_unseen(epoch, plan.group_rows) if seen.is_touched(epoch) else plan.group_rows
+        left = seen.num_unseen(epoch, plan.piece_lengths) if seen.is_touched(epoch) else None
         for window in plan.each_window(epoch):
-            if left[list(window.groups)].any():
+            if left is None or left[list(window.pieces)].any():
                 yield window
 
 
@@ -292,12 +321,6 @@ def rebatch(blocks: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
             yield {name: array[first : first + batch_size] for name, array in joined.items()}
             first += batch_size
         held, num_held = [{name: array[first:] for name, array in joined.items()}], num_held - first
-
-
-def ids_of(index: Index, window: Window) -> np.ndarray:
-    """(n,) int64: the ids of the window's rows before they are shuffled."""
-    groups = np.asarray(window.groups)
-    return runs(index.group_first[groups], index.group_rows[groups])
 
 
 def without(seen: SeenIds, bad: np.ndarray) -> SeenIds:

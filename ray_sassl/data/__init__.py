@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_sassl.data.hub import HUB
 from ray_sassl.data.left_out import LeftOut
@@ -60,9 +60,14 @@ class DataConfig(FrozenConfig):
     """Parquet: the column of whole-number labels. None: the data set is read as unlabeled, in every format."""
     label_extension: str = "cls"
     """WebDataset: extension of the member with the label as decimal text. It has no effect on the other formats."""
-    shuffle_window: int = Field(default=2048, ge=1)
-    """Rows that are shuffled together. Row groups are shuffled over the whole data set first. A read task has one window in memory, still
-    encoded (2,048 ImageNet images are about 220 MB)."""
+    shuffle_gb: float | None = Field(default=None, gt=0)
+    """Encoded images that are shuffled together, in GB (10^9 bytes). Pieces of tars and folders (8 ImageNet images), or whole row groups of
+    Parquet files, are shuffled over the whole data set first. None: as many as mix batches of 256 as a uniform shuffle does in any order of
+    the data, which is 0.26 GB for tars and folders, and 192 row groups of Parquet files (5.4 GB of ImageNet in groups of 256), and at most
+    a quarter of the memory of the machine that starts the run. `ray-sassl data mixing` says how well batches are mixed."""
+    shuffle_window: int | None = Field(default=None, ge=1)
+    """Instead of `shuffle_gb`: rows that are shuffled together, in whole row groups. Runs from before there was `shuffle_gb` have it and
+    keep their order."""
     block_rows: int = Field(default=256, ge=1)
     """Rows per block: the unit of work that passes from stage to stage, and the rows from which in-batch style partners are drawn."""
     max_pixels: int = Field(default=100_000_000, ge=1)
@@ -83,6 +88,12 @@ class DataConfig(FrozenConfig):
         if not path or (isinstance(path, tuple) and not all(path)):
             raise ValueError("the data path is empty; give a file, a folder, a glob, a list of these, or 'synthetic'")
         return path
+
+    @model_validator(mode="after")
+    def _one_size_is_given(self) -> DataConfig:
+        if self.shuffle_gb is not None and self.shuffle_window is not None:
+            raise ValueError("shuffle_gb and shuffle_window both say how much is shuffled together; leave out shuffle_window")
+        return self
 
     @property
     def paths(self) -> tuple[str, ...]:

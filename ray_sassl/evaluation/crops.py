@@ -12,15 +12,15 @@ import numpy as np
 from ray_sassl.data import Rows
 from ray_sassl.data.ahead import ahead
 from ray_sassl.data.index import Index
-from ray_sassl.data.plan import Plan
+from ray_sassl.data.plan import default_window_bytes, plan_of
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.reading import read_groups
+from ray_sassl.data.reading import read_groups, read_runs
 from ray_sassl.pipeline import OnBad, crop_rows
 from ray_sassl.views.recipes import ViewConfig
 
 _CROPS_AT_ONCE, _PORTION_CROPS = 64, 1024
 
-_KEPT_ENCODED_BYTES = 2 * 2**30
+_KEPT_ENCODED_BYTES, _MOST_PORTION_BYTES = 2 * 2**30, 2**30
 
 _TRAINING_CROP = ViewConfig(interpolation="bilinear")
 """The usual crop of supervised training on ImageNet (torchvision's defaults): 8 to 100 % of the area; only crop and flip are used."""
@@ -32,12 +32,12 @@ class CropPortion:
 
     Attributes:
         epoch: Counted from 0.
-        groups: The row groups to read, which hold them; None if all rows are kept in memory.
+        runs: First row and length of the runs to read, which hold them; None if all rows are kept in memory.
         sample_id: (n,) int64.
     """
 
     epoch: int
-    groups: tuple[int, ...] | None
+    runs: tuple[np.ndarray, np.ndarray] | None
     sample_id: np.ndarray
 
 
@@ -45,7 +45,7 @@ class TrainingCrops:
     """Random crops of some rows, mirrored half of the time, for training a classifier; each epoch has its own order.
 
     If the encoded rows take less than 2 GiB, each process that makes crops reads them once and all are shuffled together. Otherwise they
-    are read again in every epoch and shuffled in windows of `shuffle_window` rows. An image's crop depends only on the seed, its id and the
+    are read again in every epoch and shuffled in windows as those of a run. An image's crop depends only on the seed, its id and the
     epoch.
 
     Args:
@@ -57,7 +57,12 @@ class TrainingCrops:
         self._wanted = np.zeros(index.num_rows, bool)
         self._wanted[sample_id] = True
         self._keeps = bool(index.num_bytes * self._wanted.mean() <= _KEPT_ENCODED_BYTES)
-        self._plan = Plan(index, seed, index.num_rows if self._keeps else index.config.shuffle_window, batch_size)
+        data = index.config.model_copy(update={"block_rows": batch_size})
+        if self._keeps:
+            data = data.model_copy(update={"shuffle_window": index.num_rows})
+        elif data.shuffle_gb is None and data.shuffle_window is None:
+            data = data.model_copy(update={"shuffle_gb": min(default_window_bytes(index, batch_size), _MOST_PORTION_BYTES) / 1e9})
+        self._plan = plan_of(index, data, seed)
 
     @cached_property
     def _kept(self) -> _KeptRows:
@@ -71,8 +76,9 @@ class TrainingCrops:
             if self._keeps:
                 yield from (CropPortion(epoch, None, ids[start : start + _PORTION_CROPS]) for start in range(0, len(ids), _PORTION_CROPS))
             elif len(ids):
-                groups = tuple(group for group in window.groups if self._wanted[self._index.sample_ids(group)].any())
-                yield CropPortion(epoch, groups, ids)
+                first, length = self._plan.piece_runs(window.pieces)
+                has_some = np.array([self._wanted[start : start + rows].any() for start, rows in zip(first, length, strict=True)])
+                yield CropPortion(epoch, (first[has_some], length[has_some]), ids)
 
     def pieces(self, portions: Iterable[CropPortion], num_threads: int, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Crops (n, size_px, size_px, 3) uint8 and labels (n,), a few at a time and in order; rows that cannot be decoded are left out."""
@@ -85,7 +91,7 @@ class TrainingCrops:
 
     def _rows(self, portions: Iterable[CropPortion]) -> Iterator[tuple[int, Rows]]:
         for portion in portions:
-            take = self._kept.take if portion.groups is None else read_groups(self._index, portion.groups).take
+            take = self._kept.take if portion.runs is None else read_runs(self._index, *portion.runs).take
             for start in range(0, len(portion.sample_id), _CROPS_AT_ONCE):
                 yield portion.epoch, take(portion.sample_id[start : start + _CROPS_AT_ONCE])
 

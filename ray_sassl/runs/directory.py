@@ -23,6 +23,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.building import OrderedMap
 from ray_sassl.data.contents import check_same_content, with_digests
 from ray_sassl.data.index import Index
+from ray_sassl.data.plan import with_window
 from ray_sassl.data.reading import build_index, cached_index, is_of, refuse_left_out
 from ray_sassl.data.sources import path_around
 from ray_sassl.evaluation.results import EVALUATION
@@ -69,11 +70,18 @@ def find_checkpoint(path: str) -> Checkpoint:
 
 
 def settled(config: ExperimentConfig, run_dir: str, *, resume: bool) -> ExperimentConfig:
-    """The config with `views.resizing=auto` decided, so that a run crops as it began: `fast` for a new run, its own for one to resume."""
+    """The config with what it leaves open decided: a run to resume crops as it began, and has its own order of images; a new one has
+    `views.resizing=fast` (`prepare_run_dir` decides the order, by the data)."""
     path = storage.join(run_dir, CONFIG)
-    if config.views.resizing != "auto" or (resume and not storage.exists(path)):
+    if resume and not storage.exists(path):
         return config
-    return _with_resizing(config, _begun_with(from_yaml(storage.read_text(path), source=path)).views.resizing if resume else "fast")
+    begun = _begun_with(from_yaml(storage.read_text(path), source=path)) if resume else None
+    if config.views.resizing == "auto":
+        config = _with_resizing(config, begun.views.resizing if begun is not None else "fast")
+    if begun is not None and config.data.shuffle_gb is None and config.data.shuffle_window is None:
+        order = {"shuffle_gb": begun.data.shuffle_gb, "shuffle_window": begun.data.shuffle_window}
+        config = config.model_copy(update={"data": config.data.model_copy(update=order)})
+    return config
 
 
 def _begun_with(config: ExperimentConfig) -> ExperimentConfig:
@@ -94,7 +102,8 @@ def prepare_run_dir(
     known: Index | None = None,
     each: OrderedMap | None = None,
 ) -> Index:
-    """Make the run directory, or check that the one to resume contains this run; returns the data's index, which is cached there.
+    """Make the run directory, or check that the one to resume contains this run; returns the data's index, which is cached there, with a
+    config that says how much is shuffled together.
 
     Args:
         data_moved: For a run to resume: its data may be elsewhere now, or copied again, if their content is the same.
@@ -127,7 +136,8 @@ def prepare_run_dir(
         index = Index.load(index_path)
     else:
         index = cached_index(config.data, index_path, with_content=True, each=each)
-    storage.write_text(config_path, to_yaml(config))
+    index = replace(index, config=with_window(config.data, index))
+    storage.write_text(config_path, to_yaml(config.model_copy(update={"data": index.config})))
     storage.write_text(storage.join(run_dir, ENVIRONMENT), json.dumps(environment(), indent=2))
     for name in (SUMMARY, DIVERGED) if resume else (SUMMARY, DIVERGED, QUARANTINE):  # whose rows may be of other data
         storage.remove(storage.join(run_dir, name))

@@ -20,73 +20,72 @@ import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Window
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.runtime.private import BlockEntry, ExecutionCallback, InputDataBuffer, RefBundle
-from ray_sassl.pipeline import ViewSource, ids_of, windows
+from ray_sassl.pipeline import ViewSource, windows
 
-WHOLE = -1
-"""Instead of a block's number: all blocks of the window."""
 MAX_WAITING = 1024
 """Maximum number of tasks that are planned but not started."""
 KEPT = 4096
 """Started tasks that are remembered, so that Ray can repeat them if a node is lost with their results. Results of more tasks never wait at
-the same time: that would be as many windows of images."""
+the same time: that would be as many tasks' images."""
 KEPT_STATS = 10_000
 CUT_AT = 0.8
 """Ray ends a block when it has more than this share of a plan's block."""
 _AT_A_TIME = MAX_WAITING // 4
 
-Piece = tuple[Window, int]
-"""The work of one task: a window, and the number of one of its blocks or `WHOLE`."""
+Piece = tuple[Window, range]
+"""The work of one task: a window, and the numbers of those of its blocks that the task makes."""
 
 
 def pieces(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Piece]:
-    """The remaining pieces of all epochs, in order.
+    """The remaining pieces of all epochs, in order; a large window is several pieces.
 
     If a stopped run has left a small remainder of a block, its window's blocks are separate pieces: Ray would join two in one task, and
     then deal the rows of both to one worker.
     """
     for window in windows(source, epochs, seen):
-        for block in _blocks_alone(source, window, seen) or [WHOLE]:
-            yield window, block
+        for blocks in _blocks_alone(source, window, seen) or source.plan.parts(window):
+            yield window, blocks
 
 
-def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[int]:
+def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[range]:
     """The numbers of the window's blocks that have rows left, if one has such a small remainder that Ray would join it with the next;
     otherwise an empty list."""
     if not seen.is_touched(window.epoch):
         return []
     small = CUT_AT * source.data.block_rows
-    left = seen.unseen(window.epoch, ids_of(source.index, window))
+    left = seen.unseen(window.epoch, source.plan.row_ids(window))
     if len(left) - left.sum() < source.data.block_rows - small:  # a few bad rows
         return []
     rests = {block.number: (seen.unseen(window.epoch, block.sample_id).sum(), len(block.sample_id)) for block in source.plan.blocks(window)}
     is_small = any(0 < rest <= small and rest < rows for rest, rows in rests.values())
-    return [number for number, (rest, _) in rests.items() if rest] if is_small else []
+    return [range(number, number + 1) for number, (rest, _) in rests.items() if rest] if is_small else []
 
 
-def piece_of_row(batch: dict[str, np.ndarray], row: int, index: Index) -> Piece | None:
+def piece_of_row(batch: dict[str, np.ndarray], row: int) -> Piece | None:
     """The piece in a row of the source; None if a run has nothing left to do."""
-    groups = np.asarray(batch["groups"][row], np.int64)
-    if not len(groups):
+    pieces = tuple(np.asarray(batch["pieces"][row]).tolist())
+    if not pieces:
         return None
-    window = Window(int(batch["epoch"][row]), int(batch["number"][row]), tuple(groups.tolist()), int(index.group_rows[groups].sum()))
-    return window, int(batch["block"][row])
+    epoch, number, num_rows, first, stop = (int(batch[name][row]) for name in ("epoch", "number", "num_rows", "first_block", "stop_block"))
+    return Window(epoch, number, pieces, num_rows), range(first, stop)
 
 
-def _rows(epoch: int, number: int, block: int, groups: np.ndarray) -> Iterable[pa.Table]:
+def _rows(facts: dict[str, int], pieces: np.ndarray) -> Iterable[pa.Table]:
     """The source's only row for a piece."""
-    columns = {"epoch": [epoch], "number": [number], "block": [block], "groups": pa.array([groups], pa.list_(pa.int64()))}
-    return [pa.table(columns)]
+    columns = {name: [value] for name, value in facts.items()}
+    return [pa.table(columns | {"pieces": pa.array([pieces], pa.list_(pa.int32()))})]
 
 
 def _read_task(piece: Piece) -> ReadTask:
-    window, block = piece
-    groups = np.array(window.groups, np.int64)
-    metadata = BlockMetadata(num_rows=1, size_bytes=groups.nbytes + 24, input_files=None, exec_stats=None)
-    return ReadTask(partial(_rows, window.epoch, window.number, block, groups), metadata)
+    window, blocks = piece
+    facts = {"epoch": window.epoch, "number": window.number, "num_rows": window.num_rows}
+    facts |= {"first_block": blocks.start, "stop_block": blocks.stop}
+    pieces = np.array(window.pieces, np.int32)
+    metadata = BlockMetadata(num_rows=1, size_bytes=pieces.nbytes + 40, input_files=None, exec_stats=None)
+    return ReadTask(partial(_rows, facts, pieces), metadata)
 
 
 class PlanDatasource(Datasource):
@@ -95,7 +94,7 @@ class PlanDatasource(Datasource):
     def __init__(self, source: ViewSource, epochs: float, seen: SeenIds) -> None:
         super().__init__()
         self._source, self._epochs, self._seen = source, epochs, seen
-        self._first = _read_task(next(self._pieces(), (Window(0, 0, (), 0), WHOLE)))
+        self._first = _read_task(next(self._pieces(), (Window(0, 0, (), 0), range(0))))
 
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
         return [self._first]

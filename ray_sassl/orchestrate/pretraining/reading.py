@@ -16,7 +16,8 @@ from ray.exceptions import RayError
 
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.orchestrate.pretraining.feeding import WHOLE, piece_of_row
+from ray_sassl.orchestrate.pretraining.exchange import part_reader
+from ray_sassl.orchestrate.pretraining.feeding import piece_of_row
 from ray_sassl.orchestrate.runtime.metrics import count_images
 from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
 from ray_sassl.stages import Spent, StageTimes, since
@@ -66,20 +67,21 @@ class ReadStage:
         seen: Samples to leave out.
         on_bad: Called with rows that cannot be used.
         run: The run's name, for its metrics.
+        exchange: The `Exchange` of the rows of large windows, if there are any.
     """
 
-    def __init__(self, source: ViewSource, seen: SeenIds, on_bad: BadRowsReporter, run: str) -> None:
-        self.source, self.seen, self.on_bad, self.run = source, seen, on_bad, run
+    def __init__(self, source: ViewSource, seen: SeenIds, on_bad: BadRowsReporter, run: str, exchange: ActorHandle | None = None) -> None:
+        self.source, self.seen, self.on_bad, self.run, self.exchange = source, seen, on_bad, run, exchange
 
     def blocks(self, batch: dict[str, np.ndarray]) -> Iterator[CropBlock]:
         """The blocks of the pieces in these rows of the source."""
         times = stage_times(self.on_bad.control)
         for row in range(len(batch["epoch"])):
-            if (piece := piece_of_row(batch, row, self.source.index)) is None:
+            if (piece := piece_of_row(batch, row)) is None:
                 continue
-            window, block_number = piece
-            only = None if block_number == WHOLE else block_number
-            for block in crop_blocks(self.source, window, self.seen, self.on_bad, only, times):
+            window, wanted = piece
+            read = part_reader(self.exchange, self.source, window, wanted)
+            for block in crop_blocks(self.source, window, self.seen, self.on_bad, wanted, read, times):
                 count_images(self.run, "decode", len(block.sample_id))
                 yield block
 

@@ -1,6 +1,6 @@
 """The flow of `pipeline` as one Ray Data graph over all epochs: tasks that read, decode and crop, then the stylizer.
 
-Its source is the plan: one row per window, so reading is the first stage and nothing is listed or opened twice. It is planned while the
+Its source is the plan: one row per task, so reading is the first stage and nothing is listed or opened twice. It is planned while the
 stream runs (`feeding`). Because all epochs are one execution, actors are started once. With a pool, a plan's block is passed between stages
 as a single row, so that re-batching cannot separate style partners.
 
@@ -24,6 +24,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
+from ray_sassl.orchestrate.pretraining.exchange import make_exchange
 from ray_sassl.orchestrate.pretraining.feeding import CUT_AT, PlanDatasource, PlanFeeder
 from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, ReadStage, block_of_row, stage_times
 from ray_sassl.orchestrate.runtime.devices import device_type
@@ -162,7 +163,7 @@ def make_stream(
     context.target_max_block_size = max(1, int(CUT_AT * block_bytes(spec.source)))
     # Without `num_cpus` it would take a whole CPU, even if other stages take less, and never start if no node has one left.
     plan = ray.data.read_datasource(PlanDatasource(spec.source, spec.epochs, seen), num_cpus=spec.num_cpus, override_num_blocks=1)
-    reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run)
+    reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run, make_exchange(spec.source, spec.num_cpus))
     match spec.layout:
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)

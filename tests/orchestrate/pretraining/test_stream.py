@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import ray
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data.plan import Plan
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
-from ray_sassl.orchestrate.pretraining.feeding import WHOLE, pieces
+from ray_sassl.orchestrate.pretraining.exchange import make_exchange, part_reader
+from ray_sassl.orchestrate.pretraining.feeding import pieces
 from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
-from ray_sassl.pipeline import local_batches
+from ray_sassl.pipeline import ViewSource, local_batches
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import build_stylize_block, view_source
 from ray_sassl.types import Arrays
@@ -78,8 +81,56 @@ def test_a_few_bad_rows_part_no_window(tmp_path: Path):
     prepare_run_dir(config, run_dir, resume=False)
     seen = SeenIds(NUM_ROWS)
     seen.add(np.zeros(3, np.int64), np.array([1, 2, 3]))
-    found = [(window.epoch, window.number, block) for window, block in pieces(view_source(config, run_dir), 2, seen)]
-    assert found == [(epoch, number, WHOLE) for epoch in range(2) for number in range(4)]
+    found = [(window.epoch, window.number, blocks) for window, blocks in pieces(view_source(config, run_dir), 2, seen)]
+    assert found == [(epoch, number, range(2)) for epoch in range(2) for number in range(4)]
+
+
+@dataclass(frozen=True)
+class SmallTasks(ViewSource):
+    """A source whose windows are the work of several tasks, although they are small."""
+
+    @property
+    def plan(self) -> Plan:
+        plan = super().plan
+        plan.task_rows = 20
+        return plan
+
+
+def test_a_large_window_is_read_once_and_its_blocks_are_made_by_several_tasks(ray_cluster: None, tmp_path: Path):
+    overrides = ["data.shuffle_window=null", "data.shuffle_gb=0.00015", "data.block_rows=10", "stream.num_cpus=0.5"]
+    config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90))), overrides)
+    run_dir = str(tmp_path / "run")
+    index = prepare_run_dir(config, run_dir, resume=False)
+    plain = view_source(config, run_dir)
+    source = SmallTasks(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+    seen = SeenIds(NUM_ROWS)
+    window = source.plan.windows(0)[0]
+    for block in source.plan.blocks(window)[:3]:
+        seen.add(np.zeros(7, np.int64), block.sample_id[:7])
+    assert [len(blocks) for _, blocks in pieces(source, 1, seen)][:8] == [1] * 8, "rests of blocks stay apart here too"
+    assert max(len(blocks) for _, blocks in pieces(source, 2, seen)) == 2
+
+    control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
+    stream = make_stream(replace(stream_spec(config, plain), source=source), seen, control)
+    ours = [{name: np.asarray(a) for name, a in batch.items()} for batch in stream.iter_batches(batch_size=16, drop_last=True)]
+    expected = list(_expected(config, run_dir, seen))
+    assert len(ours) == len(expected)
+    for mine, theirs in zip(ours, expected, strict=True):
+        for name, array in theirs.items():
+            np.testing.assert_array_equal(mine[name], array, err_msg=name)
+
+    exchange = make_exchange(source, num_cpus=0.5)
+    assert exchange is not None
+    assert make_exchange(plain, num_cpus=0.5) is None
+    parts = source.plan.parts(window)
+    readers = [part_reader(exchange, source, window, blocks) for blocks in parts]
+    found = [read().sample_id for read in readers if read is not None]
+    of_parts = [np.concatenate([source.plan.blocks(window)[number].sample_id for number in blocks]) for blocks in parts]
+    assert [sorted(ids) for ids in found] == [sorted(ids) for ids in of_parts]
+    last = len(parts) - 1
+    first, same, anew = [ray.get(exchange.slices.remote(window, last, again=again)) for again in (False, False, True)]
+    assert first == same, "it is not read again"
+    assert first != anew
 
 
 def test_a_stream_of_half_a_cpu_runs_where_no_more_is_free(ray_cluster: None, tmp_path: Path):
@@ -100,7 +151,7 @@ def test_a_stream_of_half_a_cpu_runs_where_no_more_is_free(ray_cluster: None, tm
         try:
             assert len(first.result(timeout=90)["sample_id"]) == 16
         finally:
-            ray.kill(holder)  # with which a stream that waits for it goes on
+            ray.kill(holder)  # pyright: ignore[reportArgumentType] - with which a stream that waits for it goes on
 
 
 def test_a_pool_may_be_on_gpus(ray_cluster: None, tmp_path: Path):

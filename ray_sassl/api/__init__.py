@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ray_sassl.api.ablations import ablation, list_ablations
     from ray_sassl.api.cluster import check_cluster, plan_cluster
     from ray_sassl.api.configs import load_config
-    from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets
+    from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets, measure_mixing
     from ray_sassl.api.encoders import embed, export, load_encoder
     from ray_sassl.api.evaluation import compare, detect, evaluate
     from ray_sassl.api.experiments import list_experiments
@@ -29,7 +29,7 @@ _MODULES = {
     "ablations": ("ablation", "list_ablations"),
     "cluster": ("check_cluster", "plan_cluster"),
     "configs": ("load_config",),
-    "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets"),
+    "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets", "measure_mixing"),
     "encoders": ("embed", "export", "load_encoder"),
     "evaluation": ("compare", "detect", "evaluate"),
     "experiments": ("list_experiments",),
@@ -71,6 +71,7 @@ __all__ = [
     "list_weights",
     "load_config",
     "load_encoder",
+    "measure_mixing",
     "plan_cluster",
     "plan_run",
     "pretrain",

@@ -1,4 +1,4 @@
-"""Data sets from Python: inspect, check and convert them, and get those of the transfer tables."""
+"""Data sets from Python: inspect, check, measure and convert them, and get those of the transfer tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import ShardFormat, check_target
 from ray_sassl.data.inspect import Summary, contact_sheet, inspect
+from ray_sassl.data.mixing import Mixing, mixing_of
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation.targets.cards import CARDS, Card, card_of
@@ -86,6 +87,21 @@ def check_data(
         quarantine.add(result.bad_rows)
         quarantine.save_jsonl(out)
     return result
+
+
+def measure_mixing(data: DataSource, *, batch_size: int = 256, seed: int = 0) -> Mixing:
+    """How well a run's batches will be mixed, against a uniform shuffle; no image is read.
+
+    Args:
+        data: The data set.
+        batch_size: Rows of a batch, over all workers.
+        seed: The run's seed.
+
+    Raises:
+        UsageError: there are no readable data, or fewer rows than a batch.
+    """
+    config = as_data(data)
+    return mixing_of(build_index(config), config, batch_size, seed)
 
 
 def convert_data(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 import ray_sassl
@@ -121,10 +122,39 @@ def check_command(
     print_bad_rows(console, result.bad_rows, f"of {result.num_rows:,} rows")
     if not result.bad_rows:
         console.print(f"All {result.num_rows:,} images are good.")
+    if result.mixing is not None:
+        console.print(f"{'[yellow]Warning:[/] ' if result.mixing.is_poor else ''}{escape(result.mixing.in_words())}", soft_wrap=True)
     if result.overlap is not None:
         _print_overlap(console, result.overlap, path, str(overlap))
     if result.bad_rows or (result.overlap is not None and result.overlap.num_shared):
         raise typer.Exit(1)
+
+
+@app.command("mixing", epilog="Example: ray-sassl data mixing 's3://bucket/train-*.parquet' --batch 4096")
+def mixing_command(
+    path: Source,
+    batch: Annotated[int, typer.Option(min=2, help="Rows of a batch, over all workers.")] = 256,
+    shuffle_gb: Annotated[float | None, typer.Option(help="As data.shuffle_gb. [default: as a run on this machine has it]")] = None,
+    from_: FormatOption = Format.auto,
+    label_column: LabelColumn = "label",
+    label_extension: LabelExtension = "cls",
+    image_column: ImageColumn = "image",
+) -> None:
+    """Print how well a run's batches will be mixed, against a uniform shuffle; no image is read.
+
+    Classes are the labels, or else the folders, or else the shards that the rows are in.
+    """
+    config = data_config(path, from_, image_column, label_column, label_extension=label_extension, shuffle_gb=shuffle_gb)
+    found = ray_sassl.measure_mixing(config, batch_size=batch)
+    table = Table("", "as dealt", "uniform shuffle", title=f"Batches of {batch:,} from {path}", title_justify="left")
+    table.add_row(f"{found.by} in a batch", f"{found.classes:.1f} (fewest {found.fewest_classes:,})", f"{found.uniform_classes:.1f}")
+    table.add_row(f"pairs of one of the {found.by}", f"{found.same_class_pairs:.2%}", f"{found.uniform_pairs:.2%}")
+    console = open_console()
+    console.print(table)
+    rows = "row" if found.piece_rows == 1 else "rows"
+    console.print(f"{decimal(found.window_bytes)} are shuffled together, in pieces of up to {found.piece_rows:,} {rows}.")
+    if found.is_poor:
+        console.print(f"[yellow]Warning:[/] more than three times as many pairs. {escape(found.remedy)}", soft_wrap=True)
 
 
 @app.command("convert", epilog="Example: ray-sassl data convert data/train shards --format webdataset --shard-rows 2000")

@@ -182,6 +182,8 @@ def _progress(console: Console, config: ExperimentConfig) -> Iterator:
         def watch(update: ProgressUpdate) -> None:
             nonlocal last_printed, last_bad
             announce(update.waiting)
+            for line in update.told:
+                bar.console.print(Text(line), soft_wrap=True)
             for note in update.notes:
                 bar.console.print(Text.assemble(("Warning:", "yellow"), f" {note}"), soft_wrap=True)
             if update.num_bad > last_bad:

@@ -92,12 +92,11 @@ class Plan:
         self.group_first = np.cumsum(self.group_rows) - self.group_rows
         self.is_by_rows = window_rows is not None
         most_rows = int(self.group_rows.max(initial=1))
+        self._row_bytes = row_bytes(index)
+        self._mean_bytes = mean = float(self._row_bytes @ self.group_rows / max(self.group_rows.sum(), 1)) or 1.0
         if window_rows is not None:
-            self.window_rows, self.piece_rows, self.task_rows = window_rows, most_rows, 2**62
-            self._row_bytes, self._window_bytes = np.zeros(len(self.group_rows)), 0
+            self.window_rows, self.piece_rows, self.task_rows, self._window_bytes = window_rows, most_rows, 2**62, 0
         else:
-            self._row_bytes = row_bytes(index)
-            mean = float(self._row_bytes @ self.group_rows / max(self.group_rows.sum(), 1)) or 1.0
             self._window_bytes = window_bytes or default_window_bytes(index, block_rows)
             self.window_rows = _in_blocks(self._window_bytes / mean, block_rows)
             self.task_rows = _task_rows(mean, block_rows)
@@ -117,6 +116,20 @@ class Plan:
         groups = self._groups_of(pieces)
         start = (pieces - self._pieces_before[groups]) * self.piece_rows
         return self.group_first[groups] + start, np.minimum(self.piece_rows, self.group_rows[groups] - start)
+
+    def group_of(self, sample_id: np.ndarray) -> np.ndarray:
+        """(n,) int64: the row groups in which the rows (n,) are."""
+        return np.searchsorted(self.group_first, sample_id, side="right") - 1
+
+    @property
+    def mean_window_bytes(self) -> int:
+        """Encoded images of a window."""
+        return int(self._mean_bytes * min(self.window_rows, int(self.group_rows.sum())))
+
+    @property
+    def mean_piece_bytes(self) -> int:
+        """Encoded images of a piece."""
+        return int(self._mean_bytes * self.group_rows.sum() / max(self.num_pieces, 1))
 
     def _groups_of(self, pieces: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._pieces_before, pieces, side="right") - 1
@@ -221,16 +234,16 @@ def with_window(data: DataConfig, index: Index) -> DataConfig:
     return data.model_copy(update={"shuffle_gb": default_window_bytes(index, data.block_rows) / 1e9})
 
 
-def default_window_bytes(index: Index, block_rows: int) -> int:
+def default_window_bytes(index: Index, block_rows: int, *, bounded: bool = True) -> int:
     """Encoded images to shuffle together, in bytes: as many as mix batches of 256 rows as a uniform shuffle does, whatever the order of the
-    data, and at most a quarter of this machine's memory."""
+    data, and, if `bounded`, at most a quarter of this machine's memory."""
     rows = max(index.num_rows, 1)
     mean = float(row_bytes(index) @ index.group_rows / rows) or 1.0
     wanted = mean * _task_rows(mean, block_rows)
     if index.format == "parquet":
         group_rows = rows / max(int((index.group_rows > 0).sum()), 1)
         wanted = max(wanted, mean * (_GROUPS * group_rows + block_rows))  # windows are of whole blocks
-    return math.ceil(min(wanted, memory_bytes() / _MEMORY_SHARE, mean * (rows + block_rows)))
+    return math.ceil(min(wanted, mean * (rows + block_rows), memory_bytes() / _MEMORY_SHARE if bounded else math.inf))
 
 
 def row_bytes(index: Index) -> np.ndarray:

@@ -1,6 +1,5 @@
 from collections.abc import Iterator
 from itertools import islice, pairwise
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -31,8 +30,7 @@ def made_up_index(group_rows: list[int], format_: str = "webdataset", row_size: 
 def _plan(group_rows: list[int], seed: int = 0, window: int = 50, block_rows: int = 16, format_: str = "webdataset") -> Plan:
     """A plan with windows of about so many rows; `format_` "older" is the order of older runs."""
     if format_ == "older":
-        index: Any = SimpleNamespace(group_rows=np.array(group_rows))
-        return Plan(index, seed, block_rows, window_rows=window)
+        return Plan(made_up_index(group_rows, "parquet"), seed, block_rows, window_rows=window)
     return Plan(made_up_index(group_rows, format_), seed, block_rows, window_bytes=window * 100)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ _NAME_COLUMN = "key"
 """The name that `data convert` gives the column."""
 _NAMES_KEY = "ray_sassl.class_names"
 _BATCH_BYTES = 2**28
+_THREADS = 16
 _COLUMNS = pa.schema([("image", pa.large_binary()), ("path", pa.string()), ("label", pa.int64())])
 
 
@@ -81,6 +83,29 @@ class ParquetReader(ShardReader):
                     return None
                 names += [str(name) for name in opened.read(columns=[_NAME_COLUMN], use_threads=False)[_NAME_COLUMN].to_pylist()]
         return names
+
+
+def labels_of_groups(index: Index, groups: Sequence[int]) -> list[np.ndarray]:
+    """(n,) int64 of each of the row groups: the labels of its rows, without reading images; -1 where there are none."""
+    column = index.config.label_column
+    assert column is not None, "an index of unlabeled data"
+    numbers: dict[int, list[int]] = {}
+    for group in groups:
+        file, number, _ = index.group_place(group)
+        numbers.setdefault(file, []).append(number)
+
+    def of_file(file: int) -> dict[tuple[int, int], np.ndarray]:
+        def read() -> list[np.ndarray]:
+            with _open(index.file_path(file)) as opened:
+                tables = [opened.read_row_group(number, columns=[column], use_threads=False) for number in numbers[file]]
+            return [_whole_numbers(table[column]).to_numpy() for table in tables]
+
+        of_groups = storage.retried(index.file_path(file), read)
+        return {(file, number): labels for number, labels in zip(numbers[file], of_groups, strict=True)}
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = {place: labels for of_groups in pool.map(of_file, numbers) for place, labels in of_groups.items()}
+    return [found[index.group_place(group)[:2]] for group in groups]
 
 
 def class_names_metadata(names: Sequence[str]) -> dict[str, str]:

@@ -17,8 +17,9 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import Conversion, ShardFormat, check_target, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
+from ray_sassl.data.mixing import Mixing, mixing_of
 from ray_sassl.data.overlap import Digests, Overlap, digests, overlap_of
-from ray_sassl.data.plan import portions
+from ray_sassl.data.plan import MIXED_ROWS, portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import read_groups
 from ray_sassl.files import storage
@@ -42,11 +43,13 @@ class CheckResult:
         num_rows: Rows of the data set.
         bad_rows: Rows and whole files that cannot be used, by sample id.
         overlap: The overlap with another data set, if it was asked for.
+        mixing: How well batches of 256 of a run on these data will be mixed; None if there are fewer rows.
     """
 
     num_rows: int
     bad_rows: list[BadRow]
     overlap: Overlap | None = None
+    mixing: Mixing | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def check(config: DataConfig, *, overlap: DataConfig | None = None, show_progres
     if other is not None:
         sides = [_digests(side, show_progress) for side in (index, other)]
         found = overlap_of(index, sides[0], other, sides[1])
-    return CheckResult(index.num_rows, quarantine.rows, found)
+    mixing = mixing_of(index, config, MIXED_ROWS) if index.num_rows >= MIXED_ROWS else None
+    return CheckResult(index.num_rows, quarantine.rows, found, mixing)
 
 
 def _digests(index: Index, show_progress: bool) -> list[Digests]:

@@ -28,6 +28,7 @@ class ProgressUpdate:
     Attributes:
         reports: Logged steps, in order.
         notes: Warnings of the workers.
+        told: Lines that are no warnings.
         num_bad: Rows in quarantine.
         fatal: Why the run cannot continue, as a message for the user, or None.
         waiting: The resources that the run waits for, in words, or an empty string.
@@ -36,6 +37,7 @@ class ProgressUpdate:
 
     reports: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     num_bad: int = 0
     fatal: str | None = None
     waiting: str = ""

@@ -62,8 +62,8 @@ class Exchange:
     """Knows where the slices of the windows at work are, and has a window read when its first part is asked for."""
 
     def __init__(self, source: ViewSource, num_cpus: float) -> None:
-        self._source = source
-        self._read = ray.remote(read_share).options(num_cpus=num_cpus)
+        self._source, self._num_cpus = source, num_cpus
+        self._read = ray.remote(read_share)
         self._requests = 0
         self._waiting: dict[tuple[int, int, int], tuple[Slices, int]] = {}
         self._asked: OrderedDict[tuple[int, int, int], Slices] = OrderedDict()
@@ -94,7 +94,7 @@ class Exchange:
         """The slices of each part."""
         num_parts = len(self._source.plan.parts(window))
         shares = np.array_split(np.arange(len(window.pieces)), num_parts)
-        read = self._read.options(num_returns=num_parts)
+        read = self._read.options(num_cpus=self._num_cpus, num_returns=num_parts)
         cut = [read.remote(self._source, window, int(share[0]), int(share[-1]) + 1) for share in shares if len(share)]
         return list(zip(*cut, strict=True))
 

@@ -112,7 +112,8 @@ def pretrain(
         scanning = Scanning(lambda: stack.enter_context(ray_session(address))) if config.scaling.num_workers else None
         index = prepare_run_dir(config, run_dir, resume=resume, data_moved=data_moved, known=known, each=scanning)
     config = config.model_copy(update={"data": index.config})
-    check_data(config, index)
+    if mixing := check_data(config, index):
+        watch(ProgressUpdate(told=[mixing]))
     if not resume or not storage.exists(storage.join(run_dir, START)):
         keep_start(config, run_dir)
     if not resume:

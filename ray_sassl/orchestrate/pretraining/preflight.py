@@ -7,6 +7,7 @@ import logging
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
+from ray_sassl.data.mixing import mixing_of
 from ray_sassl.data.quarantine import Quarantine
 from ray_sassl.data.reading import kept_index
 from ray_sassl.data.sources import check_there
@@ -73,14 +74,20 @@ def check_workers(config: ExperimentConfig) -> None:
     config.method.check_workers(counts[0])
 
 
-def check_data(config: ExperimentConfig, index: Index) -> None:
-    """Check that the images make a full batch, and that not too many of them were found to be unusable when they were listed.
+def check_data(config: ExperimentConfig, index: Index) -> str:
+    """Check that the images make a full batch, and that not too many of them were found to be unusable when they were listed; returns how
+    well batches will be mixed, in words, after a warning if that is poor.
 
     Raises:
         UsageError: they do not, or too many are unusable.
     """
     planned_progress(config.train, index.num_rows)
     Quarantine(index.num_rows, config.data.max_bad_fraction).add(index.problems)
+    mixing = mixing_of(index, config.data, max(2, config.train.global_batch), config.seed)
+    if not mixing.is_poor:
+        return mixing.in_words()
+    log.warning("%s", mixing.in_words())
+    return ""
 
 
 def uses_gpu(config: ExperimentConfig) -> bool:

@@ -247,8 +247,8 @@ def default_window_bytes(index: Index, block_rows: int, *, bounded: bool = True)
 
 
 def row_bytes(index: Index) -> np.ndarray:
-    """(num_groups,) float64: the mean bytes of a row of each row group, as far as the index knows cheaply: of Parquet, the mean of its file;
-    of a folder, that of all."""
+    """(num_groups,) float64: the mean bytes of a row of each row group, as far as the index knows: of Parquet, the mean of its file; of a
+    folder, that of all."""
     if index.format == "folder":
         return np.full(index.num_groups, index.num_bytes / max(index.num_rows, 1))
     file, start, stop = (index.groups[name].to_numpy() for name in ("file", "start", "stop"))

@@ -153,6 +153,23 @@ def test_a_new_run_crops_fast_and_keeps_to_it(config, run_dir):
         prepare_run_dir(apply_overrides(config, ["views.resizing=pillow"]), run_dir, resume=True)
 
 
+def test_a_run_keeps_how_much_it_shuffles_together(config, run_dir, monkeypatch: pytest.MonkeyPatch):
+    config = apply_overrides(config, ["data.shuffle_window=null"])
+    index = prepare_run_dir(settled(config, run_dir, resume=False), run_dir, resume=False)
+    assert index.config.shuffle_gb is not None
+    monkeypatch.setattr("ray_sassl.data.plan.memory_bytes", lambda: 1000)  # resumed on a smaller machine
+    resumed = prepare_run_dir(settled(config, run_dir, resume=True), run_dir, resume=True)
+    assert resumed.config.shuffle_gb == index.config.shuffle_gb
+    with pytest.raises(RunDirectoryError, match=r"another data\.shuffle_gb"):
+        prepare_run_dir(settled(apply_overrides(config, ["data.shuffle_gb=2"]), run_dir, resume=True), run_dir, resume=True)
+
+
+def test_a_run_from_before_there_were_pieces_keeps_its_order(config, run_dir):
+    prepare_run_dir(apply_overrides(config, ["data.shuffle_window=2048"]), run_dir, resume=False)
+    resumed = prepare_run_dir(settled(apply_overrides(config, ["data.shuffle_window=null"]), run_dir, resume=True), run_dir, resume=True)
+    assert (resumed.config.shuffle_gb, resumed.config.shuffle_window) == (None, 2048)
+
+
 def test_an_old_run_without_the_choice_resumes_with_pillows_crops(config, run_dir):
     prepare_run_dir(config, run_dir, resume=False)
     path = Path(run_dir) / CONFIG

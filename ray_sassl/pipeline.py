@@ -269,9 +269,8 @@ def windows(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Window
     for epoch in range(int(np.ceil(epochs))):
         if seen.count(epoch) == source.index.num_rows:
             continue
-        left = seen.num_unseen(epoch, plan.piece_lengths) if seen.is_touched(epoch) else None
         for window in plan.each_window(epoch):
-            if left is None or left[list(window.pieces)].any():
+            if not seen.is_touched(epoch) or seen.unseen(epoch, plan.row_ids(window)).any():
                 yield window
 
 

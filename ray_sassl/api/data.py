@@ -110,7 +110,9 @@ def convert_data(
     format: ShardFormat,
     *,
     shard_rows: int = 4096,
-    group_rows: int = 256,
+    group_rows: int | None = None,
+    shuffle: int | None = None,
+    memory_gb: float = 2.0,
     address: str | None = None,
     show_progress: bool = True,
 ) -> ConvertResult:
@@ -123,7 +125,9 @@ def convert_data(
         target: An empty folder or URI, or one where the same conversion was stopped.
         format: "parquet", "webdataset" or "folder".
         shard_rows: Rows per shard.
-        group_rows: Rows per Parquet row group, the smallest portion that is read.
+        group_rows: Rows per Parquet row group, the smallest portion that is read; by default 256, and fewer (2 MB) if rows are shuffled.
+        shuffle: The seed of a new order of the rows, shuffled over the whole data set; None keeps that of the source.
+        memory_gb: The images that a task holds while it shuffles, with their copies, in GB (10^9 bytes).
         address: Address of a running Ray cluster, as for `pretrain`.
         show_progress: Whether to draw a progress bar.
 
@@ -138,7 +142,8 @@ def convert_data(
     source = as_data(data)
     check_target(target, source)
     with hold_folder(target, "convert"), ray_session(address):
-        return convert(source, target, format, shard_rows=shard_rows, group_rows=group_rows, show_progress=show_progress)
+        sizes = {"shard_rows": shard_rows, "group_rows": group_rows, "memory_gb": memory_gb}
+        return convert(source, target, format, **sizes, shuffle=shuffle, show_progress=show_progress)
 
 
 def list_datasets(root: str | None = None) -> dict[str, tuple[Card, bool]]:

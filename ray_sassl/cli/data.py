@@ -163,7 +163,14 @@ def convert_command(
     target: Annotated[str, typer.Argument(metavar="DST", help="An empty folder or URI, or one where this conversion was stopped.")],
     format_: Annotated[ShardFormat, typer.Option("--format", help="The format to write.")],
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows per shard.")] = 4096,
-    group_rows: Annotated[int, typer.Option(min=1, help="Parquet: rows per row group, the smallest portion that is read.")] = 256,
+    group_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parquet: rows per row group, the smallest portion that is read. [default: 256, fewer with --shuffle]"),
+    ] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Write the rows in a new order, shuffled over the whole data set.")
+    ] = None,
+    memory_gb: Annotated[float, typer.Option(help="With --shuffle: the images that a task holds, with their copies, in GB.")] = 2.0,
     from_: FormatOption = Format.auto,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
@@ -173,13 +180,16 @@ def convert_command(
     address: Address = None,
 ) -> None:
     """Rewrite a data set as Parquet files, WebDataset shards or a folder of images, on Ray; the images' bytes stay as they are."""
-    if format_ is not ShardFormat.parquet and group_rows != 256:
+    if shuffle is None and memory_gb != 2:
+        raise UsageError("--memory-gb is for --shuffle; leave it out")
+    if format_ is not ShardFormat.parquet and group_rows is not None:
         raise UsageError("--group-rows is for Parquet; other formats have no row groups, so leave it out")
     options = {"label_extension": label_extension, "max_bad_fraction": max_bad_fraction, "strict": strict}
     config = data_config(source, from_, image_column, label_column, **options)
     console = open_console()
     with resumable(console, target):
-        result = ray_sassl.convert_data(config, target, format_.value, shard_rows=shard_rows, group_rows=group_rows, address=address)
+        sizes = {"shard_rows": shard_rows, "group_rows": group_rows, "memory_gb": memory_gb}
+        result = ray_sassl.convert_data(config, target, format_.value, **sizes, shuffle=shuffle, address=address)
     print_bad_rows(console, result.bad_rows, "left out")
     there = result.num_shards - result.num_written
     console.print(

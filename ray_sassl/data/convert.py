@@ -34,6 +34,7 @@ Change = Callable[[Rows], tuple[Rows, list[BadRow]]]
 """Makes the rows to write from the source's rows, and returns the rows that it cannot use as bad rows."""
 
 MANIFEST = "conversion.json"
+_SMALL_GROUP_BYTES = 2e6
 _SHARD_NAME: dict[ShardFormat, str] = {"parquet": "shard-{:06d}.parquet", "webdataset": "shard-{:06d}.tar", "folder": ".shard-{:06d}.done"}
 _MEMBER_EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
@@ -50,6 +51,7 @@ class Conversion:
         group_rows: Rows per Parquet row group, the smallest portion that is read at a time.
         has_labels: Whether labels are written; rows without one then get -1.
         change: How the images are changed, in words or settings that determine the new images; None if they are copied.
+        shuffle: The seed of the order of the rows; None if they keep that of the source.
     """
 
     source_fingerprint: str
@@ -59,6 +61,7 @@ class Conversion:
     group_rows: int
     has_labels: bool
     change: str | dict[str, Any] | None = None
+    shuffle: int | None = None
 
     @property
     def num_shards(self) -> int:
@@ -74,17 +77,31 @@ class Conversion:
 
 
 def plan_conversion(
-    index: Index, format_: ShardFormat, shard_rows: int, group_rows: int = 256, change: str | dict[str, Any] | None = None
+    index: Index,
+    format_: ShardFormat,
+    shard_rows: int,
+    group_rows: int | None = None,
+    change: str | dict[str, Any] | None = None,
+    shuffle: int | None = None,
 ) -> Conversion:
     """The conversion of the whole data set; the arguments are the attributes of `Conversion`.
 
+    Args:
+        group_rows: By default 256, and 2 MB but at least 16 rows if the rows are shuffled.
+
     Raises:
-        UsageError: a size is not positive.
+        UsageError: a size is not positive, or files of a folder should be shuffled.
     """
+    if shuffle is not None and format_ == "folder":
+        raise UsageError("--shuffle is for shards; the files of a folder have no order, and a run shuffles them anyway")
+    if group_rows is None:
+        group_rows = 256
+        if shuffle is not None:
+            group_rows = min(256, max(16, int(_SMALL_GROUP_BYTES * index.num_rows / max(index.num_bytes, 1))))
     if shard_rows < 1 or group_rows < 1:
         raise UsageError(f"shards of {shard_rows} rows in row groups of {group_rows} cannot be written; both must be at least 1")
     has_labels = bool((all_labels(index) != NO_LABEL).any())
-    return Conversion(index.fingerprint, format_, index.num_rows, shard_rows, group_rows, has_labels, change)
+    return Conversion(index.fingerprint, format_, index.num_rows, shard_rows, group_rows, has_labels, change, shuffle)
 
 
 def check_target(target: str, source: DataConfig) -> None:
@@ -130,9 +147,7 @@ def convert_shard(index: Index, conversion: Conversion, target: str, shard: int,
     rows = read_groups(index, groups.tolist()).take(np.arange(first, stop))
     good, bad = (change or split_rows)(rows)
     if bad:
-        quarantine = Quarantine(index.num_rows, max_bad_fraction=1.0)
-        quarantine.add(bad)
-        quarantine.save_jsonl(storage.join(target, conversion.bad_rows_name(shard)))
+        write_bad_rows(storage.join(target, conversion.bad_rows_name(shard)), bad, index.num_rows)
     path = storage.join(target, conversion.shard_name(shard))
     match conversion.format:
         case "parquet":
@@ -143,6 +158,13 @@ def convert_shard(index: Index, conversion: Conversion, target: str, shard: int,
             write_files(target, good, file_names(index, good, conversion))
             storage.write_text(path, "")
     return bad
+
+
+def write_bad_rows(path: str, bad: Sequence[BadRow], num_rows: int) -> None:
+    """List the rows, of a data set of `num_rows` rows."""
+    quarantine = Quarantine(num_rows, max_bad_fraction=1.0)
+    quarantine.add(bad)
+    quarantine.save_jsonl(path)
 
 
 def load_bad_rows(target: str) -> list[BadRow]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -104,11 +103,6 @@ class Plan:
         pieces = -(-self.group_rows // self.piece_rows)
         self._pieces_before = np.cumsum(pieces) - pieces
         self.num_pieces = int(pieces.sum())
-
-    @cached_property
-    def piece_lengths(self) -> np.ndarray:
-        """(num_pieces,) int64: the rows of every piece, in the order of the data set."""
-        return self.piece_runs(np.arange(self.num_pieces))[1]
 
     def piece_runs(self, pieces: np.ndarray | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(n,) int64 each: the first row of each of the pieces (n,), and its number of rows."""

@@ -84,15 +84,6 @@ class SeenIds:
             return _is_in(self._missing[epoch], sample_id)
         return ~_is_set(self._bitmaps[epoch], sample_id) if epoch in self._bitmaps else np.ones(len(sample_id), bool)
 
-    def num_unseen(self, epoch: int, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64: how many rows of each group were not seen in the epoch; `rows` (n,) are the sizes of consecutive groups."""
-        ends = np.cumsum(rows)
-        if epoch in self._bitmaps:
-            return np.diff(_zeros_before(self._bitmaps[epoch], ends), prepend=0)
-        if epoch in self._missing:
-            return np.diff(np.searchsorted(self._missing[epoch], ends.astype(self._dtype)), prepend=0)
-        return np.asarray(rows)
-
     def is_touched(self, epoch: int) -> bool:
         """Whether any row of the epoch was seen."""
         return epoch in self._missing or epoch in self._bitmaps
@@ -226,14 +217,6 @@ def _zeros(bitmap: np.ndarray) -> np.ndarray:
     bytes_ = np.flatnonzero(bitmap != 255)
     bits = np.flatnonzero(np.unpackbits(bitmap[bytes_]) == 0)
     return bytes_[bits >> 3] * 8 + (bits & 7)
-
-
-def _zeros_before(bitmap: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(n,) int64: how many rows before each of these (n,) have bits that are not set."""
-    in_bytes = np.append(0, np.cumsum(8 - _ONES[bitmap], dtype=np.uint32)).astype(np.uint32)
-    last, rest = rows >> 3, rows & 7
-    in_last = rest - _ONES[np.append(bitmap, np.uint8(255))[last].astype(np.int64) >> (8 - rest)]
-    return in_bytes[last].astype(np.int64) + in_last
 
 
 def _spans(numbers: list[int]) -> list[list[int]]:

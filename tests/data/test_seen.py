@@ -104,19 +104,6 @@ def test_lists_of_missing_rows_and_bitmaps_merge_alike(one, other, more):
     assert records[0].encode() == _seen([(0, row) for row in range(200) if row not in unseen], 200).encode()
 
 
-@FEW
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any), st.data())
-def test_rows_that_groups_have_still_to_see_are_counted(rows, data):
-    num_rows = sum(rows)
-    for most in (2, num_rows):
-        seen = SeenIds(num_rows)
-        missing = data.draw(st.sets(st.integers(0, num_rows - 1), max_size=most))
-        ids = np.setdiff1d(np.arange(num_rows), sorted(missing))
-        seen.add(np.zeros(len(ids), np.int64), ids)
-        unseen = np.split(seen.unseen(0, np.arange(num_rows)), np.cumsum(rows)[:-1])
-        assert seen.num_unseen(0, np.array(rows)).tolist() == [int(part.sum()) for part in unseen]
-
-
 @pytest.mark.parametrize("num_rows", [200, 203])
 def test_a_record_from_before_there_were_lists_is_read(num_rows):
     bitmaps = {3: np.arange(num_rows) != 7, 5: np.arange(num_rows) < 50}

@@ -22,6 +22,17 @@ from ray_sassl.data.overlap import Digests, Overlap, digests, overlap_of
 from ray_sassl.data.plan import MIXED_ROWS, portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import read_groups
+from ray_sassl.data.shuffle import (
+    WORK,
+    check_memory,
+    finish,
+    gather,
+    missing_portions,
+    missing_shards,
+    new_places,
+    scatter,
+    source_portions,
+)
 from ray_sassl.files import storage
 from ray_sassl.files.own import mark_folder
 from ray_sassl.orchestrate.runtime.autoscaler import first_ended
@@ -107,7 +118,15 @@ def _digests(index: Index, show_progress: bool) -> list[Digests]:
 
 
 def convert(
-    config: DataConfig, target: str, format_: ShardFormat, *, shard_rows: int = 4096, group_rows: int = 256, show_progress: bool = True
+    config: DataConfig,
+    target: str,
+    format_: ShardFormat,
+    *,
+    shard_rows: int = 4096,
+    group_rows: int | None = None,
+    shuffle: int | None = None,
+    memory_gb: float = 2.0,
+    show_progress: bool = True,
 ) -> ConvertResult:
     """Write the data set to the target folder as Parquet files or WebDataset shards. A call that was stopped is continued.
 
@@ -116,30 +135,77 @@ def convert(
         target: A folder or URI that is empty or has a part of the same conversion.
         format_: Format to write.
         shard_rows: Rows per shard.
-        group_rows: Rows per Parquet row group.
+        group_rows: Rows per Parquet row group; see `plan_conversion`.
+        shuffle: The seed of a new order of all rows.
+        memory_gb: The images that a task holds while it shuffles, with their copies, in GB.
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        UsageError: the source cannot be indexed, or the target has other content or is inside the source.
+        UsageError: the source cannot be indexed, the target has other content or is inside the source, or a shard does not fit into the
+            memory.
         TooManyBadRowsError: more rows than `config.max_bad_fraction` cannot be copied; shards that were written stay.
     """
     check_target(target, config)
     index = index_of(config, show_progress=show_progress)
-    conversion = plan_conversion(index, format_, shard_rows, group_rows)
+    conversion = plan_conversion(index, format_, shard_rows, group_rows, shuffle=shuffle)
+    if shuffle is not None:
+        check_memory(index, conversion, memory_gb * 1e9)
     # Any machine may write a shard, so the path must not be relative to the folder of a process.
     target = target if (local := storage.local_path(target)) is None else str(local)
     missing = open_target(target, conversion)
     mark_folder(target, known=None)
     quarantine = Quarantine(index.num_rows, config.max_bad_fraction)
     quarantine.add([*index.problems, *load_bad_rows(target)])
+    if shuffle is not None and (missing or storage.exists(storage.join(target, WORK))):
+        missing = _shuffle(index, conversion, target, source_portions(index, memory_gb * 1e9), quarantine, show_progress=show_progress)
+        return ConvertResult(_num_good(index, quarantine), conversion.num_shards, len(missing), quarantine.rows)
     held = ray.put((index, conversion, target))
     there = conversion.num_shards - len(missing)
     with progress_bar("converting", conversion.num_shards, skipped=there, is_shown=show_progress) as advance:
         for _, bad in _run(_convert_task, held, missing):
             quarantine.add(bad)
             advance(1)
-    num_lost = sum(row.row >= 0 for row in quarantine.rows)
-    return ConvertResult(index.num_rows - num_lost, conversion.num_shards, len(missing), quarantine.rows)
+    return ConvertResult(_num_good(index, quarantine), conversion.num_shards, len(missing), quarantine.rows)
+
+
+def _num_good(index: Index, quarantine: Quarantine) -> int:
+    return index.num_rows - sum(row.row >= 0 for row in quarantine.rows)
+
+
+def _shuffle(
+    index: Index, conversion: Conversion, target: str, parts: list[list[int]], quarantine: Quarantine, *, show_progress: bool
+) -> list[int]:
+    """Write all shards in two passes; returns the numbers of those that were missing."""
+    assert conversion.shuffle is not None
+    held = ray.put((index, conversion, target, len(parts)))
+    places = ray.put(new_places(index.num_rows, conversion.shuffle))
+    unread = missing_portions(target, len(parts))
+    with progress_bar("scattering", len(parts), skipped=len(parts) - len(unread), is_shown=show_progress) as advance:
+        for _, bad in _run(_scatter_task, held, [(places, portion, parts[portion]) for portion in unread]):
+            quarantine.add(bad)
+            advance(1)
+    missing = missing_shards(target, conversion)
+    there = conversion.num_shards - len(missing)
+    with progress_bar("gathering", conversion.num_shards, skipped=there, is_shown=show_progress) as advance:
+        for _ in _run(_gather_task, held, [(places, shard) for shard in missing]):
+            advance(1)
+    num_rows = finish(target, conversion, len(parts))
+    assert num_rows == _num_good(index, quarantine), "each row is in a shard or is bad"
+    return missing
+
+
+@ray.remote(num_cpus=1)
+def _scatter_task(held: tuple[Index, Conversion, str, int], item: tuple[ray.ObjectRef, int, list[int]]) -> list[BadRow]:
+    index, conversion, target, _ = held
+    places, portion, groups = item
+    return scatter(index, conversion, target, ray.get(places), portion, groups)
+
+
+@ray.remote(num_cpus=1)
+def _gather_task(held: tuple[Index, Conversion, str, int], item: tuple[ray.ObjectRef, int]) -> None:
+    index, conversion, target, num_portions = held
+    places, shard = item
+    gather(index, conversion, target, ray.get(places), shard, num_portions)
 
 
 @ray.remote(num_cpus=1)

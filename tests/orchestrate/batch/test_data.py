@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from ray_sassl.cli.data import app
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index, read_groups
+from ray_sassl.data.shuffle import new_places
 from ray_sassl.orchestrate.batch.data import check, convert
 from ray_sassl.orchestrate.runtime import scanning
 from ray_sassl.process.errors import UsageError
@@ -35,6 +37,24 @@ def test_convert_copies_every_byte_and_goes_on_where_it_was_stopped(shared_dir: 
     rows, copies = (read_groups(index, range(index.num_groups)) for index in (one, other))
     assert rows.encoded == copies.encoded
     assert np.array_equal(rows.label, copies.label)
+
+
+def test_a_shuffle_on_a_cluster_writes_each_row_once_and_goes_on(shared_dir: Path, tmp_path: Path):
+    config = DataConfig(path=str(shared_dir / "data/imagenet-sample/parquet"))
+    how: dict[str, Any] = {"shard_rows": 300, "shuffle": 7, "memory_gb": 0.2, "show_progress": False}
+    first = convert(config, str(tmp_path), "parquet", **how)
+    assert (first.num_rows, first.num_shards, first.num_written, first.bad_rows) == (800, 3, 3, [])
+    assert convert(config, str(tmp_path), "parquet", **how).num_written == 0
+    one, other = build_index(config), build_index(DataConfig(path=str(tmp_path)))
+    rows, copies = (read_groups(index, range(index.num_groups)) for index in (one, other))
+    order = new_places(800, 7).argsort()
+    assert copies.encoded == rows.at(order).encoded
+    assert np.array_equal(copies.label, rows.label[order])
+    with pytest.raises(UsageError, match="shuffle was 7 and is 8"):
+        convert(config, str(tmp_path), "parquet", **(how | {"shuffle": 8}))
+    found = CliRunner().invoke(app, ["mixing", str(tmp_path), "--batch", "50"], env={"COLUMNS": "200"})
+    assert found.exit_code == 0, found.output
+    assert "labels in a batch" in found.output
 
 
 def test_an_error_of_the_user_in_a_task_arrives_without_the_traceback_of_ray(tmp_path: Path):

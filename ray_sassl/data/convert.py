@@ -196,13 +196,16 @@ def split_rows(rows: Rows) -> tuple[Rows, list[BadRow]]:
 def write_parquet(path: str, rows: Rows, conversion: Conversion, class_names: Sequence[str] = ()) -> None:
     """Write columns `image` (binary), `label` (int64, if there are labels) and `key` (where the row came from), uncompressed, since images
     do not get smaller. The metadata of the schema has the names of the classes, by label."""
-    columns = {"image": pa.array(_bytes_of(rows), pa.binary())}
-    if conversion.has_labels:
-        columns["label"] = pa.array(rows.label, pa.int64())
-    columns["key"] = pa.array([storage.name_of(key) for key in rows.key], pa.string())
-    with storage.open_atomic(path) as file:
-        table = pa.table(columns).replace_schema_metadata(class_names_metadata(class_names if conversion.has_labels else ()))
-        pq.write_table(table, file, row_group_size=conversion.group_rows, compression="NONE", use_dictionary=False)
+    names = class_names if conversion.has_labels else ()
+    fields = [("image", pa.binary()), *([("label", pa.int64())] if conversion.has_labels else []), ("key", pa.string())]
+    schema = pa.schema(fields).with_metadata(class_names_metadata(names))
+    images = _bytes_of(rows)
+    with storage.open_atomic(path) as file, pq.ParquetWriter(file, schema, compression="NONE", use_dictionary=False) as writer:
+        for first in range(0, len(rows), conversion.group_rows):  # a table of all rows would be a second copy of them
+            part = slice(first, first + conversion.group_rows)
+            labels = [pa.array(rows.label[part], pa.int64())] if conversion.has_labels else []
+            keys = pa.array([storage.name_of(key) for key in rows.key[part]], pa.string())
+            writer.write_table(pa.Table.from_arrays([pa.array(images[part], pa.binary()), *labels, keys], schema=schema))
 
 
 def write_webdataset(path: str, rows: Rows, conversion: Conversion) -> None:

@@ -93,15 +93,17 @@ def scatter(index: Index, conversion: Conversion, target: str, places: np.ndarra
 
 def gather(index: Index, conversion: Conversion, target: str, places: np.ndarray, shard: int, num_portions: int) -> None:
     """Write the shard from its batches of all portions, and its sum when it is written."""
-    tables = []
+    columns: list[list[Any]] = [[], [], [], []]
     for portion in range(num_portions):
         with _open(target, portion) as source, pa.ipc.open_file(source) as file:
-            tables.append(pa.Table.from_batches([file.get_batch(shard)]))
-    table = pa.concat_tables(tables)
-    table = table.take(np.argsort(places[table["id"].to_numpy()]))
-    ids, images, labels, keys = (table[name] for name in _SCHEMA.names)
-    del tables, table
-    rows = Rows(ids.to_numpy(), images.to_pylist(), labels.to_numpy(), keys.to_pylist(), [""] * len(ids), ids.to_numpy())
+            batch = file.get_batch(shard)
+            for column, values in zip(columns, batch.columns, strict=True):
+                column += values.to_pylist()
+    order = np.argsort(places[np.array(columns[0], np.int64)])
+    ids, images, labels, keys = ([column[row] for row in order] for column in columns)
+    del columns
+    sample_id = np.array(ids, np.int64)
+    rows = Rows(sample_id, images, np.array(labels, np.int64), keys, [""] * len(ids), sample_id)
     path = storage.join(target, conversion.shard_name(shard))
     if conversion.format == "parquet":
         write_parquet(path, rows, conversion, index.class_names)
@@ -151,8 +153,7 @@ def _sum_of(rows: Rows) -> int:
 def _open(target: str, portion: int) -> Any:
     path = storage.join(target, WORK, _portion_name(portion))
     filesystem, inner = storage.filesystem_of(path)
-    local = storage.local_path(path)
-    return pa.memory_map(str(local)) if local is not None else filesystem.open_input_file(inner)
+    return filesystem.open_input_file(inner)
 
 
 def _work_files(target: str) -> set[str]:

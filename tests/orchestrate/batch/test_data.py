@@ -51,7 +51,7 @@ def test_a_shuffle_on_a_cluster_writes_each_row_once_and_goes_on(shared_dir: Pat
     assert copies.encoded == rows.at(order).encoded
     assert np.array_equal(copies.label, rows.label[order])
     with pytest.raises(UsageError, match="shuffle was 7 and is 8"):
-        convert(config, str(tmp_path), "parquet", **(how | {"shuffle": 8}))
+        convert(config, str(tmp_path), "parquet", **{**how, "shuffle": 8})
     found = CliRunner().invoke(app, ["mixing", str(tmp_path), "--batch", "50"], env={"COLUMNS": "200"})
     assert found.exit_code == 0, found.output
     assert "labels in a batch" in found.output

@@ -26,6 +26,7 @@ from ray_sassl.orchestrate.pretraining import launch
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.machine import cluster_machine
 from ray_sassl.orchestrate.runtime.session import ray_session
+from ray_sassl.process.ending import Notice, end_after
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, default_run_dir, load_config, names_data, override_list
 from ray_sassl.runs.directory import find_checkpoint, has_begun
@@ -198,6 +199,7 @@ def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = N
 
     Raises:
         UsageError: not one step fits, or the config does not allow the run.
+        KeyboardInterrupt: a signal has ended the timing.
     """
     index = index or build_index(config.data)
     num_rows = index.num_rows
@@ -210,7 +212,8 @@ def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = N
         rates.extend(report["images_per_s"] for report in update.reports if "images_per_s" in report)
 
     with tempfile.TemporaryDirectory() as folder:
-        launch.pretrain(timed, storage.join(folder, "timed"), resume=False, address=address, watch=watch, known=index)
+        timing = launch.pretrain(timed, storage.join(folder, "timed"), resume=False, address=address, watch=watch, known=index)
+    end_after(Notice(timing.stopped_by))
     rate = statistics.median(rates[len(rates) // 2 :])
     steps = int(rate * minutes * 60 / batch)
     if steps < 1:

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.processes import descendants
+from ray_sassl.orchestrate.pretraining import launch
+from tests.cli.in_process import call_main
 from tests.cli.test_cli import TINY
 from tests.orchestrate.conftest import write_shards
 
@@ -150,3 +153,17 @@ def test_a_conversion_that_sigterm_ends_keeps_its_shards_and_goes_on(forking_ray
         assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
     assert f"{there:,} were there already" in " ".join((tmp_path / "log").read_text().split())
     assert len(list(target.glob("*.tar"))) == 1200
+
+
+def test_a_signal_while_the_first_steps_are_timed_ends_the_command_and_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train_process = launch.train_process
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return train_process(*args, **options)
+
+    monkeypatch.setattr(launch, "train_process", stopped)
+    words = [*_pretrain(tmp_path, "scaling.num_workers=0", "train.epochs=1"), "--minutes", "1"]
+    code, out = call_main(words, monkeypatch)
+    assert code == 143, out
+    assert not (tmp_path / "run").exists()

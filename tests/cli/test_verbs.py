@@ -88,7 +88,7 @@ def test_the_command_line_calls_nothing_of_orchestrate_but_what_it_shows():
     allowed = {
         "autoscaler": {"Announcer"},
         "progress": {"progress_bar"},
-        "jobs.checks": {"check_place"},
+        "jobs.checks": {"JobCommand", "check_place"},
         "batch.evaluate": {"voc_folder", "DetectionData", "DetectionEvent", "DetectionReport"},
     }
     for path in CLI.glob("*.py"):

@@ -217,6 +217,7 @@ def test_a_summary_is_removed_at_a_resume_and_written_at_the_end(config, run_dir
         "metrics": {"loss": 1.5},
         "reason": "stopped by the user",
         "stopped_by": "SIGTERM",
+        "speed": None,
     }
     prepare_run_dir(config, run_dir, resume=True)
     assert not (Path(run_dir) / SUMMARY).exists()

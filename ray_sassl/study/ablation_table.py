@@ -129,7 +129,7 @@ def lines_as_markdown(lines: Sequence[Line]) -> list[str]:
     found: list[str] = []
     for protocol, heads, rows in grids(lines):
         found += ["", f"## {markdown(protocol)}", "", f"| {' | '.join(map(markdown, heads))} |", "|---" * len(heads) + "|"]
-        found += [f"| {' | '.join(markdown(' '.join(filter(None, cell))) for cell in row)} |" for row in rows]
+        found += [f"| {' | '.join(markdown(f'{text} [{detail}]' if detail else text) for text, detail, _ in row)} |" for row in rows]
     return found
 
 

@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
         from ray_sassl.cli.job_command import submit_job
 
         return submit_job
-    return getattr(api, name)
+    return api.__getattr__(name)  # `getattr` would find the module `api.search` in the place of the function
 
 
 def __dir__() -> list[str]:

@@ -158,7 +158,7 @@ def load_contents(path: Path, size_px: int, count: int) -> Tensor:
     """(count, 3, size_px, size_px) float in [0, 1]: the middles of the shard's first rows."""
     index = build_index(DataConfig(path=str(path)))
     rows = read_groups(index, range(index.num_groups)).take(np.arange(count))
-    images = [image for image in decode_rows(rows, MAX_PIXELS) if not isinstance(image, BadRow)]
+    images = [image for image in decode_rows(rows, MAX_PIXELS, lambda image: image) if not isinstance(image, BadRow)]
     return to_float(np.stack([square(image, size_px) for image in images]), CPU)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -33,6 +33,8 @@ from ray_sassl.views.recipes import ViewConfig, ViewsConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 OnBad = Callable[[list[BadRow]], object]
 """Called with the rows that could not be read or decoded; raises if there are too many."""
@@ -197,6 +199,7 @@ def crop_rows(
             with times.stage("views", 1):
                 for view in crops:
                     view.cut(row, *pixels)
+        del pixels  # before the next image is decoded
     if bad:
         on_bad(bad)
     return [view.views if good.all() else view.views[good] for view in crops], good
@@ -209,13 +212,14 @@ def _pixels(rows: Rows, row: int, image: OpenImage, most_shrink: int) -> tuple[n
         return rows.bad_row(row, str(error))
 
 
-def decode_images(rows: Rows, max_pixels: int, on_bad: OnBad) -> tuple[list[Image.Image], np.ndarray]:
-    """The images that can be decoded and a (n,) bool mask of them; `on_bad` is called with the other rows."""
-    decoded = decode_rows(rows, max_pixels)
-    good = np.array([not isinstance(image, BadRow) for image in decoded], bool)
-    if bad := [row for row in decoded if isinstance(row, BadRow)]:
+def decode_images(rows: Rows, max_pixels: int, use: Callable[[Image.Image], T], on_bad: OnBad) -> tuple[list[T], np.ndarray]:
+    """The results of `use` for the images that can be decoded, one after the other, and a (n,) bool mask of them; `on_bad` is called with
+    the other rows."""
+    found = decode_rows(rows, max_pixels, use)
+    good = np.array([not isinstance(result, BadRow) for result in found], bool)
+    if bad := [row for row in found if isinstance(row, BadRow)]:
         on_bad(bad)
-    return [image for image in decoded if not isinstance(image, BadRow)], good
+    return [result for result in found if not isinstance(result, BadRow)], good
 
 
 def finish_block(

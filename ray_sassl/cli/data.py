@@ -124,6 +124,8 @@ def check_command(
         console.print(f"All {result.num_rows:,} images are good.")
     if result.mixing is not None:
         console.print(f"{'[yellow]Warning:[/] ' if result.mixing.is_poor else ''}{escape(result.mixing.in_words())}", soft_wrap=True)
+    if result.large_groups is not None:
+        console.print(result.large_groups, soft_wrap=True)
     if result.overlap is not None:
         _print_overlap(console, result.overlap, path, str(overlap))
     if result.bad_rows or (result.overlap is not None and result.overlap.num_shared):

@@ -189,6 +189,7 @@ class SourceFiles:
         folder: (n,) int32, the number of each file's folder.
         name: (n,) large strings, the path below that folder.
         size_bytes, mtime_ns: (n,) int64.
+        etag: (n,) large strings, of S3 stores; empty where it is not known.
     """
 
     folders: tuple[str, ...]
@@ -196,6 +197,7 @@ class SourceFiles:
     name: pa.LargeStringArray
     size_bytes: np.ndarray
     mtime_ns: np.ndarray
+    etag: pa.LargeStringArray | None = None
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -212,8 +214,9 @@ class SourceFiles:
 
     def at(self, places: np.ndarray) -> SourceFiles:
         """The files at these places, in this order."""
-        name = self.name.take(pa.array(places, pa.int64()))
-        return SourceFiles(self.folders, self.folder[places], name, self.size_bytes[places], self.mtime_ns[places])
+        taken = pa.array(places, pa.int64())
+        etag = None if self.etag is None else self.etag.take(taken)
+        return SourceFiles(self.folders, self.folder[places], self.name.take(taken), self.size_bytes[places], self.mtime_ns[places], etag)
 
     def names(self) -> Iterator[str]:
         """The names, one after the other; a few of them are in memory at a time."""

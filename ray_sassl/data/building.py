@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_sassl.data import GROUP_ROWS, GROUP_SCHEMA, ROW_COLUMNS, DataConfig, ShardReader, ShardScan
-from ray_sassl.data.index import BATCH_ROWS, FACTS, FILE_SCHEMA, Index, Mapped
+from ray_sassl.data.index import BATCH_ROWS, ETAG, FACTS, FILE_SCHEMA, Index, Mapped
 from ray_sassl.data.left_out import LeftOut
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.readers.folder import FolderReader
@@ -135,6 +135,8 @@ def files_table(sources: Sources, facts: pa.Array | None) -> pa.Table:
         names = [path[length:] for path in islice(paths, BATCH_ROWS)]
         parts.append(pa.table([pa.array(names, pa.string()), *stamps], schema=FILE_SCHEMA))
     table = pa.concat_tables(parts) if parts else FILE_SCHEMA.empty_table()
+    if files.etag is not None:
+        table = table.append_column(ETAG, files.etag.cast(pa.string()))
     return table.append_column(FACTS, pa.nulls(len(files), pa.string()) if facts is None else facts)
 
 

@@ -134,9 +134,10 @@ def open_rows(rows: Rows, max_pixels: int) -> list[OpenImage | BadRow]:
     return _each(rows, lambda encoded: open_image(encoded, max_pixels))
 
 
-def decode_rows(rows: Rows, max_pixels: int) -> list[Image.Image | BadRow]:
-    """Each row's image in mode RGB, or what is wrong with it."""
-    return _each(rows, lambda encoded: decode(encoded, max_pixels))
+def decode_rows(rows: Rows, max_pixels: int, use: Callable[[Image.Image], T]) -> list[T | BadRow]:
+    """The result of `use` for each row's image in mode RGB, or what is wrong with the row. One image is decoded, used and forgotten after
+    the other."""
+    return _each(rows, lambda encoded: use(decode(encoded, max_pixels)))
 
 
 def _each(rows: Rows, read: Callable[[bytes], T]) -> list[T | BadRow]:

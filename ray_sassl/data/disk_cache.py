@@ -25,7 +25,6 @@ import pyarrow as pa
 
 from ray_sassl.data import Rows
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.files import storage
 from ray_sassl.files.cache import cache_dir
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def read_cached(index: Index, group: int, part: slice, read: Callable[[], Rows])
     """The rows of a row group, or of a part of it, from this machine's disk, or else from `read`; the latter are kept on disk if
     `data.cache_gb` allows it."""
     limit_bytes = int(index.config.cache_gb * 1e9)
-    if not limit_bytes or storage.local_path(index.file_path(0)) is not None:
+    if not limit_bytes or index.is_local:
         return read()
     kept = _kept(str(cache_dir() / "row-groups"), limit_bytes)
     name = f"{group}.arrow" if part == slice(None) else f"{group}.{part.start}-{part.stop}.arrow"

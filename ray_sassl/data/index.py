@@ -28,6 +28,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
 from ray_sassl.files.cache import cache_dir, mark_cache
+from ray_sassl.files.s3 import Stamp
 from ray_sassl.files.storage import Entry
 from ray_sassl.process.errors import UsageError
 
@@ -37,9 +38,12 @@ SCANNED_FIELDS = ("path", "format", "image_column", "label_column", "label_exten
 FILE_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
 FACTS = "facts"
 """Column of the files: JSON of what else was found in a shard, see `data/building.py`; null if there is nothing."""
+ETAG = "etag"
+"""Column of the files: the ETags of objects of an S3 store, empty where they are not known; there is none for other data."""
 BATCH_ROWS = 2**18
 """Rows per record batch of the file: few batches, so that opening it costs little, and columns far apart."""
 _KEPT_INDEXES = 16
+LARGE_GROUP_BYTES = 2**29
 
 _Part = TypeVar("_Part", pa.Table, pa.ChunkedArray)
 
@@ -124,6 +128,21 @@ class Index:
         return self.files.num_rows
 
     @cached_property
+    def group_bytes(self) -> np.ndarray:
+        """(num_groups,) int64: about how many bytes each row group of shards takes; its share of the rows, if its place is not known."""
+        file, start, stop = self._group_table
+        if self.format != "parquet":
+            return stop - start
+        of_file = np.bincount(file, self.group_rows, self.num_files)
+        share = self.group_rows / np.maximum(of_file, 1)[file]
+        return (share * self.files["size_bytes"].to_numpy()[file]).astype(np.int64)
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether the files are on this machine's disk, by the first of them."""
+        return storage.local_path(self.file_path(0)) is not None
+
+    @cached_property
     def num_bytes(self) -> int:
         """Size of all files."""
         return sum(int(chunk.to_numpy().sum()) for chunk in self.files["size_bytes"].chunks)
@@ -181,6 +200,11 @@ class Index:
         names = self._strings(self.files["path"].slice(start, stop - start))
         self._forget()
         return [self.root + name for name in names]
+
+    def stamp(self, file: int) -> Stamp:
+        """What a file must still be."""
+        etag = self._strings(self.files[ETAG].slice(file, 1))[0] if ETAG in self.files.column_names else ""
+        return Stamp(*self.file_stamp(file), etag or "")
 
     def file_stamp(self, file: int) -> tuple[int, int]:
         """A file's size in bytes and time of change in nanoseconds."""
@@ -310,6 +334,21 @@ class Index:
 
 class _OtherVersionError(ValueError):
     """The index is whole, and of another version."""
+
+
+def large_groups(index: Index) -> str | None:
+    """That a few images cannot be read without very many others, and what to do; None if that is not so."""
+    if index.format == "folder":
+        return None
+    is_large = index.group_bytes > LARGE_GROUP_BYTES
+    if not is_large.any():
+        return None
+    worst = int(index.group_bytes.argmax())
+    return (
+        f"{int(is_large.sum()):,} of {index.num_groups:,} row groups are larger than {LARGE_GROUP_BYTES >> 20} MB, the largest about "
+        f"{index.group_bytes[worst] >> 20:,} MB ({index.group_rows[worst]:,} rows). A group is read as a whole, so each process that reads "
+        f"needs that much memory; `ray-sassl data convert SRC DST --format parquet --group-rows 256` makes small ones."
+    )
 
 
 def _copy_of(uri: str) -> Path:

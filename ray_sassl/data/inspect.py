@@ -101,9 +101,13 @@ def inspect(index: Index, num_sampled: int = 512, seed: int = 0) -> Summary:
 def sample_rows(index: Index, num_rows: int, seed: int = 0) -> Rows:
     """Up to `num_rows` rows from a few row groups, by sample id; the same for the same seed."""
     rng = np.random.default_rng([seed, 0])
-    groups = np.sort(rng.permutation(np.flatnonzero(index.group_rows))[:_GROUPS_SAMPLED])
-    rows = read_groups(index, groups.tolist())
-    return rows.take(np.sort(rng.permutation(rows.sample_id)[:num_rows]))
+    groups = np.sort(rng.permutation(np.flatnonzero(index.group_rows))[:_GROUPS_SAMPLED]).tolist()
+    ids = [index.sample_ids(group) for group in groups]
+    chosen = np.sort(rng.permutation(np.concatenate(ids))[:num_rows])
+    # One group at a time, so that the others are not in memory.
+    return Rows.joined(
+        [read_groups(index, [group]).take(np.intersect1d(chosen, of_group)) for group, of_group in zip(groups, ids, strict=True)]
+    )
 
 
 def contact_sheet(index: Index, path: str | os.PathLike[str], columns: int = 12, lines: int = 8, tile_px: int = 96, seed: int = 0) -> None:
@@ -116,8 +120,8 @@ def contact_sheet(index: Index, path: str | os.PathLike[str], columns: int = 12,
         rows = rows.take(rows.sample_id[np.argsort(rows.label, kind="stable")])
     step = tile_px + _GAP_PX
     sheet = Image.new("RGB", (columns * step - _GAP_PX, -(-len(rows) // columns) * step - _GAP_PX), "white")
-    for place, image in enumerate(decode_rows(rows, index.config.max_pixels)):
-        tile = Image.new("RGB", (tile_px, tile_px), _BAD_TILE) if isinstance(image, BadRow) else _fit(image, tile_px)
+    for place, found in enumerate(decode_rows(rows, index.config.max_pixels, lambda image: _fit(image, tile_px))):
+        tile = Image.new("RGB", (tile_px, tile_px), _BAD_TILE) if isinstance(found, BadRow) else found
         left, top = place % columns * step, place // columns * step
         sheet.paste(tile, (left + (tile_px - tile.width) // 2, top + (tile_px - tile.height) // 2))
     file = BytesIO()

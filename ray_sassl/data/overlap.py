@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_sassl.data.index import Index
-from ray_sassl.data.reading import read_groups
+from ray_sassl.data.reading import each_group, read_groups
 
 Digests = tuple[np.ndarray, np.ndarray]
 """Sample ids (n,) int64 and 64 bits of the hash of each one's bytes (n,) uint64; rows that cannot be read are left out."""
@@ -33,8 +33,7 @@ class Overlap:
 def digests(index: Index, groups: Sequence[int]) -> Digests:
     """The digests of the rows of these row groups."""
     ids, hashes = [], []
-    for group in groups:  # one at a time, so that only one group is in memory
-        rows = read_groups(index, [group])
+    for rows in each_group(index, groups):
         for sample_id, encoded in zip(rows.sample_id.tolist(), rows.encoded, strict=True):
             if isinstance(encoded, bytes):
                 ids.append(sample_id)

@@ -33,6 +33,7 @@ from ray_sassl.data.sources import Sources, find_sources
 from ray_sassl.data.synthetic import ensure_synthetic
 from ray_sassl.files import storage
 from ray_sassl.files.cache import locked
+from ray_sassl.files.s3 import ChangedError
 from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ READERS: dict[str, ParquetReader | WebDatasetReader | FolderReader] = {
     "webdataset": WebDatasetReader(),
     "folder": FolderReader(),
 }
+
+_THREADS, _FEWEST_THREADS = 64, 8
+_IN_FLIGHT_BYTES = 2**27
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -234,25 +238,60 @@ def read_runs(index: Index, first: np.ndarray, length: np.ndarray) -> Rows:
     return _read(index, [(group, slice(None) if whole else slice(begin, end)) for group, begin, end, whole in runs])
 
 
+def each_group(index: Index, groups: Sequence[int]) -> Iterator[Rows]:
+    """The rows of each row group, as `read_groups` gives them; of an object store, the next group is read meanwhile.
+
+    Raises:
+        UsageError: a file has changed since the index was built.
+    """
+    if index.is_local:
+        yield from (read_groups(index, [group]) for group in groups)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        for rows in ahead(lambda group: pool.submit(read_groups, index, [group]), groups, 1):
+            yield rows.result()
+
+
 def _read(index: Index, pieces: Sequence[tuple[int, slice]]) -> Rows:
     is_made_here = any(path in SYNTHETIC for path in index.config.paths)
     if is_made_here:
         ensure_synthetic()  # another machine may have built the index
     for path in filter(is_hub, index.config.paths):
         ensure_hub(path)
-    parts = []
-    for group, part in pieces:
-        try:
-            if not is_made_here:
-                _refuse_changed(index, group)
-            parts.append(read_cached(index, group, part, partial(READERS[index.format].read, index, group, part)))
-        except FileNotFoundError:
-            parts.append(_gone(index, group).at(np.arange(index.group_rows[group])[part]))
+    if index.is_local:
+        parts = [_piece(index, piece, is_made_here) for piece in pieces]
+    else:
+        with ThreadPoolExecutor(_num_threads(index, pieces)) as pool:
+            parts = list(pool.map(lambda piece: _piece(index, piece, is_made_here), pieces))
     return parts[0] if len(parts) == 1 else Rows.joined(parts)
 
 
+def _num_threads(index: Index, pieces: Sequence[tuple[int, slice]]) -> int:
+    """How many pieces are read at a time: so many that a store's latency does not matter, and few if they are large, since what is being
+    read is in memory twice."""
+    if not pieces:
+        return 1
+    group, part = pieces[len(pieces) // 2]
+    num_rows = max(1, len(range(index.group_rows[group])[part]))
+    of_piece = num_rows * index.num_bytes // max(1, index.num_rows)
+    most = _THREADS // min(_THREADS, num_rows) if index.format == "folder" else _THREADS  # a folder's files have threads of their own
+    return max(1, min(most, max(_FEWEST_THREADS, _IN_FLIGHT_BYTES // max(1, of_piece)), len(pieces)))
+
+
+def _piece(index: Index, piece: tuple[int, slice], is_made_here: bool) -> Rows:
+    group, part = piece
+    try:
+        if not is_made_here:
+            _refuse_changed(index, group)
+        return read_cached(index, group, part, partial(READERS[index.format].read, index, group, part))
+    except FileNotFoundError:
+        return _gone(index, group).at(np.arange(index.group_rows[group])[part])
+    except ChangedError as error:
+        raise _changed(index.file_path(index.group_place(group)[0])) from error
+
+
 def _refuse_changed(index: Index, group: int) -> None:
-    """Check by size and time of change that the row group's file is the one that was indexed.
+    """Check by size and time of change that the row group's file is the one that was indexed; an S3 store checks it with each request.
 
     Raises:
         UsageError: it has changed.
@@ -262,14 +301,20 @@ def _refuse_changed(index: Index, group: int) -> None:
         return
     file = index.group_place(group)[0]
     path = index.file_path(file)
+    if storage.object_of(path) is not None:
+        return
     now = storage.stat(path)
     if now is None:
         raise FileNotFoundError(path)
     if (now.size_bytes, now.mtime_ns) != index.file_stamp(file):
-        raise UsageError(
-            f"{path} has changed since the index was built: its size or its time of change is another. Restore it, or start a new run. "
-            "Copies on the disks of several machines must keep the time of change (cp -p, rsync -t)."
-        )
+        raise _changed(path)
+
+
+def _changed(path: str) -> UsageError:
+    return UsageError(
+        f"{path} has changed since the index was built: its size or its time of change is another. Restore it, or start a new run. "
+        "Copies on the disks of several machines must keep the time of change (cp -p, rsync -t)."
+    )
 
 
 def _gone(index: Index, group: int) -> Rows:

@@ -77,22 +77,25 @@ class Sources:
 class _Found:
     """The files at the given paths, of all formats."""
 
-    parts: list[tuple[str, pa.LargeStringArray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    parts: list[SourceFiles] = field(default_factory=list)
     lost: LeftOut = field(default_factory=LeftOut)
     own: Counter[str] = field(default_factory=Counter)
 
-    def add(self, folder: str, names: pa.LargeStringArray, size_bytes: np.ndarray, mtime_ns: np.ndarray) -> None:
-        self.parts.append((folder, names, size_bytes, mtime_ns))
-
     def files(self) -> tuple[SourceFiles, int]:
         """The files in the order of their paths, each once, and how often one was given again."""
-        folders = tuple(folder for folder, *_ in self.parts)
-        number = np.repeat(np.arange(len(folders), dtype=np.int32), [len(names) for _, names, *_ in self.parts])
-        names = cast(pa.LargeStringArray, pa.concat_arrays([pa.array([], pa.large_string()), *(names for _, names, *_ in self.parts)]))
-        stamps = (np.concatenate([np.empty(0, np.int64), *(part[column] for part in self.parts)]) for column in (2, 3))
-        files = SourceFiles(folders, number, names, *stamps)
-        if len(folders) == 1:
-            return files, 0
+        if len(self.parts) == 1:
+            return self.parts[0], 0
+        none = SourceFiles((), np.empty(0, np.int32), pa.array([], pa.large_string()), np.empty(0, np.int64), np.empty(0, np.int64))
+        parts = [none, *self.parts]
+        etags = [pa.array([""] * len(part), pa.large_string()) if part.etag is None else part.etag for part in parts]
+        files = SourceFiles(
+            tuple(part.folders[0] for part in self.parts),
+            np.repeat(np.arange(len(self.parts), dtype=np.int32), [len(part) for part in self.parts]),
+            cast(pa.LargeStringArray, pa.concat_arrays([part.name for part in parts])),
+            np.concatenate([part.size_bytes for part in parts]),
+            np.concatenate([part.mtime_ns for part in parts]),
+            cast(pa.LargeStringArray, pa.concat_arrays(etags)) if any(part.etag is not None for part in parts) else None,
+        )
         paths = np.array(list(files.paths()), object)
         order = np.argsort(paths, kind="stable")
         is_last = np.ones(len(order), bool)  # what is given twice is below the folder that was given last
@@ -285,8 +288,9 @@ def _add_files_of(given: str, found: _Found) -> None:
         if entry is None:
             _add_matches(concrete, found)
         elif entry.is_file:
+            name = pa.array([storage.name_of(concrete)], pa.large_string())
             stamp = np.array([entry.size_bytes]), np.array([entry.mtime_ns])
-            found.add(storage.parent(concrete), pa.array([storage.name_of(concrete)], pa.large_string()), *stamp)
+            found.parts.append(SourceFiles((storage.parent(concrete),), np.zeros(1, np.int32), name, *stamp))
         else:
             _add_files_below(concrete, found)
 
@@ -308,13 +312,13 @@ def _add_files_below(folder: str, found: _Found, regex: re.Pattern[str] | None =
     """Add the matching files below the folder, except our own; returns how many there are. Matching names that cannot be read are
     counted."""
     walk = storage.walk(folder)
-    files = SourceFiles((folder,), np.zeros(len(walk.names), np.int32), walk.names, walk.size_bytes, walk.mtime_ns)
+    files = SourceFiles((folder,), np.zeros(len(walk.names), np.int32), walk.names, walk.size_bytes, walk.mtime_ns, walk.etag)
     marks = [name for name in files.names() if name.endswith(MARKER)]
     folders, single = own_folders(marks), marked_files(marks)
     for reason, left_out in walk.left_out.items():
         found.lost.add(reason, (name for name in left_out if not name.startswith(folders) and (regex is None or regex.fullmatch(name))))
     if regex is None and not marks:
-        found.add(folder, walk.names, walk.size_bytes, walk.mtime_ns)
+        found.parts.append(files)
         return len(files)
     is_chosen, num_matches = np.zeros(len(files), bool), 0
     for place, name in enumerate(files.names()):
@@ -328,8 +332,7 @@ def _add_files_below(folder: str, found: _Found, regex: re.Pattern[str] | None =
                 found.own[name if name in single else next(own for own in folders if name.startswith(own))] += 1
         else:
             is_chosen[place] = True
-    chosen = files.at(np.flatnonzero(is_chosen))
-    found.add(folder, chosen.name, chosen.size_bytes, chosen.mtime_ns)
+    found.parts.append(files.at(np.flatnonzero(is_chosen)))
     return num_matches
 
 

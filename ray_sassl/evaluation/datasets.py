@@ -187,7 +187,7 @@ def check_usable(index: Index) -> None:
     if not (all_labels(index) != NO_LABEL).any():
         raise UsageError(f"{index.config.path} has no labels (label_column={index.config.label_column!r})")
     rows = sample_rows(index, _ROWS_TRIED)
-    bad = [image for image in decode_rows(rows, index.config.max_pixels) if isinstance(image, BadRow)]
+    bad = [image for image in decode_rows(rows, index.config.max_pixels, lambda _: None) if isinstance(image, BadRow)]
     allowed = index.config.max_bad_fraction * len(rows)
     if len(rows) < index.num_rows:
         allowed += 1 + 3 * math.sqrt(allowed)  # so few may be among these by chance

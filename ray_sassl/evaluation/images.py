@@ -13,7 +13,7 @@ from ray_sassl.data import NO_LABEL, DataConfig, Rows
 from ray_sassl.data.ahead import ahead
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.reading import read_groups
+from ray_sassl.data.reading import each_group, read_groups
 from ray_sassl.pipeline import OnBad, decode_images
 from ray_sassl.views.center_crop import EvaluationView, as_view
 
@@ -56,17 +56,15 @@ def labeled_images(
     """
     groups, rows_per_group = _spread(index, limit, wanted)
 
-    def chosen(group: int) -> Rows | None:
-        rows = read_groups(index, [group])
+    def chosen(rows: Rows) -> Rows | None:
         labeled = rows.sample_id[rows.label != NO_LABEL]
         labeled = labeled if wanted is None else labeled[wanted[labeled]]
         if not len(labeled):
             return None
         return rows.take(labeled[np.unique(np.linspace(0, len(labeled) - 1, min(rows_per_group, len(labeled))).round().astype(int))])
 
-    for batch in _evaluation_batches(
-        (chosen(group) for group in groups), config.max_pixels, as_view(view), on_bad, batch_size, num_threads
-    ):
+    parts = map(chosen, each_group(index, groups))
+    for batch in _evaluation_batches(parts, config.max_pixels, as_view(view), on_bad, batch_size, num_threads):
         yield batch.images, batch.labels
 
 
@@ -101,10 +99,8 @@ def _evaluation_batches(
 
 def _evaluation_piece(rows: Rows, max_pixels: int, view: EvaluationView) -> tuple[EvaluationBatch, list[BadRow]]:
     bad: list[BadRow] = []
-    images, good = decode_images(rows, max_pixels, bad.extend)
-    pixels = np.empty((len(images), view.size_px, view.size_px, 3), np.uint8)
-    for place, image in enumerate(images):
-        pixels[place] = np.asarray(view.of(image))
+    views, good = decode_images(rows, max_pixels, lambda image: np.asarray(view.of(image)), bad.extend)
+    pixels = np.stack(views) if views else np.empty((0, view.size_px, view.size_px, 3), np.uint8)
     return EvaluationBatch(pixels, rows.label[good], rows.sample_id[good]), bad
 
 

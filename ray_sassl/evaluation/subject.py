@@ -138,9 +138,10 @@ class EncoderSubject(Subject):
         pixels = np.zeros((len(sample_id), self.size_px, self.size_px, 3), np.uint8)
         for group in np.unique(groups):
             places = np.flatnonzero(groups == group)
-            decoded, good = decode_images(read_groups(index, [int(group)]).take(sample_id[places]), index.config.max_pixels, _ignore)
-            for place, image in zip(places[good], decoded, strict=True):
-                pixels[place] = np.asarray(self._view.of(image))
+            rows = read_groups(index, [int(group)]).take(sample_id[places])
+            views, good = decode_images(rows, index.config.max_pixels, self._view.of, _ignore)
+            for place, view in zip(places[good], views, strict=True):
+                pixels[place] = np.asarray(view)
         return pixels
 
     def encoder(self) -> tuple[nn.Module, int]:

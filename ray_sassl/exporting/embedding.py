@@ -23,7 +23,7 @@ from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.data.reading import all_labels, read_groups
+from ray_sassl.data.reading import all_labels, each_group
 from ray_sassl.exporting.encoder import Encoder, EncoderFacts
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import as_mapping, parse_json, read_json
@@ -111,8 +111,7 @@ class Embedder:
     def part(self, index: Index, plan: EmbeddingPlan, groups: list[int]) -> tuple[pa.Table, list[BadRow]]:
         """One part's table, and the rows that could not be decoded and are not in it."""
         tables, bad = [], []
-        for group in groups:  # one at a time, so that only one is in memory
-            rows = read_groups(index, [group])
+        for rows in each_group(index, groups):
             good, features, lost = self.embed(rows, index.config.max_pixels)
             bad += lost
             columns: dict[str, object] = {"sample_id": rows.sample_id[good], "key": [rows.key[at].removeprefix(index.root) for at in good]}
@@ -142,8 +141,7 @@ class Embedder:
         """For each batch, its first place, its images, their places in it and the bad rows; the next batch is decoded meanwhile."""
 
         def decoded(ids: np.ndarray) -> list[np.ndarray | BadRow]:
-            images = decode_rows(rows.take(ids), max_pixels)
-            return [image if isinstance(image, BadRow) else self.encoder.preprocess.pixels(image) for image in images]
+            return decode_rows(rows.take(ids), max_pixels, self.encoder.preprocess.pixels)
 
         with ThreadPoolExecutor(self.num_threads) as pool:
 

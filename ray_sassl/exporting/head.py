@@ -10,7 +10,7 @@ from torch import nn
 
 from ray_sassl.data import NO_LABEL, DataConfig
 from ray_sassl.data.quarantine import Quarantine
-from ray_sassl.data.reading import build_index, read_groups
+from ray_sassl.data.reading import build_index, each_group
 from ray_sassl.evaluation.apart import check_train_and_test
 from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.rows import Rows, moments
@@ -81,8 +81,7 @@ def _labeled(embedder: Embedder, config: DataConfig) -> tuple[np.ndarray, np.nda
     quarantine = Quarantine(index.num_rows, config.max_bad_fraction)
     quarantine.add(index.problems)
     features, labels = [], []
-    for group in range(index.num_groups):
-        rows = read_groups(index, [group])
+    for rows in each_group(index, range(index.num_groups)):
         rows = rows.take(rows.sample_id[rows.label != NO_LABEL]) if len(rows) else rows
         good, part, bad = embedder.embed(rows, config.max_pixels)
         quarantine.add(bad)

@@ -18,7 +18,7 @@ import time
 import uuid
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,12 +30,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
+from ray_sassl.files.s3 import Bucket, Stamp, bucket_of
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import redacted, secret_in_uri
 
 log = logging.getLogger(__name__)
 
 _SPOOL_BYTES = 64 * 2**20
+_GAP_BYTES = 2**16
+_SPAN_BYTES = 2**25
 _NAMES_AT_ONCE = 2**16
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE", "UNRECOGNIZED_CLIENT", "QuotaExceeded", "INVALID_")
@@ -98,6 +101,100 @@ def is_of_transport(path: str | os.PathLike[str], error: OSError) -> bool:
     if local_path(path) is not None:
         return error.errno is not None
     return any(word in str(error).lower() for word in _TRANSPORT)
+
+
+def object_of(path: str | os.PathLike[str]) -> tuple[Bucket, str] | None:
+    """The bucket and the key of an object of an S3 store; None if the path is elsewhere."""
+    text = os.fspath(path)
+    if not text.startswith("s3://"):
+        return None
+    filesystem, inner = filesystem_of(text)
+    name, _, key = inner.partition("/")
+    return bucket_of(name, _split_uri(text)[2], cast(Any, filesystem).region), key
+
+
+def read_span(path: str, start: int, stop: int, stamp: Stamp | None = None) -> bytes:
+    """The file's bytes from `start` to `stop`, as far as there are any; by one request to an S3 store.
+
+    Args:
+        stamp: What an object of an S3 store must be.
+
+    Raises:
+        ChangedError: the object is another one.
+        FileNotFoundError, StorageError: it does not exist, or cannot be reached.
+    """
+    if stop <= start:
+        return b""
+    if (place := object_of(path)) is not None:
+        bucket, key = place
+        return retried(path, lambda: bucket.read(key, (start, stop), stamp))
+    filesystem, inner = filesystem_of(path)
+
+    def read() -> bytes:
+        with filesystem.open_input_file(inner) as file:
+            return file.read_at(stop - start, start)
+
+    return retried(path, read)
+
+
+@contextmanager
+def open_spans(path: str) -> Iterator[Callable[[int, int], bytes]]:
+    """A function that reads the file's bytes from one place to another, as far as there are any."""
+    if object_of(path) is not None:
+        yield lambda start, stop: read_span(path, start, stop)
+        return
+    filesystem, inner = filesystem_of(path)
+    with filesystem.open_input_file(inner) as file:
+        yield lambda start, stop: file.read_at(stop - start, start)
+
+
+def read_spans(path: str, spans: Sequence[tuple[int, int]], stamp: Stamp | None = None) -> list[bytes]:
+    """The file's bytes in each span (start, stop), as far as there are any. Spans that lie near each other are one request to an object
+    store; besides the result, at most a part of 32 MB is in memory.
+
+    Raises:
+        As for `read_span`.
+    """
+    if (local := local_path(path)) is not None:
+        with local.open("rb", buffering=0) as file:
+            return [os.pread(file.fileno(), stop - start, start) for start, stop in spans]
+    found = [b""] * len(spans)
+    for places in _near(spans):
+        first, last = spans[places[0]][0], max(spans[place][1] for place in places)
+        data = memoryview(read_span(path, first, last, stamp))
+        for place in places:
+            start, stop = spans[place]
+            found[place] = bytes(data[start - first : stop - first])
+    return found
+
+
+def _near(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """The places of the spans that are not empty, those that are read together in one list."""
+    together: list[int] = []
+    first = last = 0
+    for place in sorted((place for place, (start, stop) in enumerate(spans) if start < stop), key=lambda place: spans[place]):
+        start, stop = spans[place]
+        if together and (start > last + _GAP_BYTES or stop > first + _SPAN_BYTES):
+            yield together
+            together = []
+        if not together:
+            first = last = start
+        together.append(place)
+        last = max(last, stop)
+    if together:
+        yield together
+
+
+def read_object(path: str) -> bytes:
+    """The whole file, by one request to an S3 store.
+
+    Raises:
+        FileNotFoundError, PermissionError, StorageError: it does not exist, may not be read, or cannot be reached.
+    """
+    if (place := object_of(path)) is None:
+        return read_bytes(path)
+    bucket, key = place
+    return retried(path, lambda: bucket.read(key))
 
 
 def is_uri(path: str | os.PathLike[str]) -> bool:
@@ -225,6 +322,7 @@ class Walk:
         names: (n,) large strings, the paths below the folder, in the order of the whole paths. Each file is there once, however many links
             lead to it.
         size_bytes, mtime_ns: (n,) int64.
+        etag: (n,) large strings, of an S3 store.
         left_out: Other entries, as names below the folder, by the reason why they are left out.
     """
 
@@ -232,6 +330,7 @@ class Walk:
     size_bytes: np.ndarray
     mtime_ns: np.ndarray
     left_out: dict[str, list[str]]
+    etag: pa.LargeStringArray | None = None
 
 
 class _Columns:
@@ -240,10 +339,14 @@ class _Columns:
     def __init__(self) -> None:
         self._parts: list[pa.LargeStringArray] = []
         self._names: list[str] = []
+        self._etags: list[str] = []
+        self._etag_parts: list[pa.LargeStringArray] = []
         self._sizes, self._times = array("q"), array("q")
 
-    def add(self, name: str, size_bytes: int, mtime_ns: int) -> None:
+    def add(self, name: str, size_bytes: int, mtime_ns: int, etag: str | None = None) -> None:
         self._names.append(name)
+        if etag is not None:
+            self._etags.append(etag)
         self._sizes.append(size_bytes)
         self._times.append(mtime_ns)
         if len(self._names) == _NAMES_AT_ONCE:
@@ -251,7 +354,8 @@ class _Columns:
 
     def _pack(self) -> None:
         self._parts.append(pa.array(self._names, pa.large_string()))
-        self._names = []
+        self._etag_parts.append(pa.array(self._etags, pa.large_string()))
+        self._names, self._etags = [], []
 
     def walk(self, folder: str, left_out: dict[str, list[str]]) -> Walk:
         """The files in the order of their paths."""
@@ -261,7 +365,14 @@ class _Columns:
         ending = join(folder, "x").removeprefix(join(without_options(folder), "x"))
         compute: Any = pc
         order = compute.sort_indices(_with_ending(names, ending) if ending else names)
-        return Walk(names.take(order), sizes[order], times[order], {reason: sorted(found) for reason, found in left_out.items()})
+        etags = cast(pa.LargeStringArray, pa.concat_arrays(self._etag_parts))
+        return Walk(
+            names.take(order),
+            sizes[order],
+            times[order],
+            {reason: sorted(found) for reason, found in left_out.items()},
+            etags.take(order) if len(etags) == len(names) > 0 else None,
+        )
 
 
 def _with_ending(names: pa.LargeStringArray, ending: str) -> pa.LargeStringArray:
@@ -286,6 +397,8 @@ def walk(folder: str | os.PathLike[str]) -> Walk:
     filesystem, inner = filesystem_of(folder)
     if isinstance(filesystem, pafs.LocalFileSystem):
         return _walk_local(os.fspath(folder), inner)
+    if (place := object_of(folder)) is not None:
+        return retried(folder, lambda: _walk_s3(os.fspath(folder), *place))
     selector = pafs.FileSelector(inner, allow_not_found=True, recursive=True)
     infos = cast(list[pafs.FileInfo], retried(folder, lambda: filesystem.get_file_info(selector)))
     skipped = len(inner.rstrip("/")) + 1
@@ -294,6 +407,15 @@ def walk(folder: str | os.PathLike[str]) -> Walk:
         if info.type == pafs.FileType.File:
             columns.add(info.path[skipped:], info.size or 0, info.mtime_ns or 0)
     return columns.walk(os.fspath(folder), {})
+
+
+def _walk_s3(given: str, bucket: Bucket, key: str) -> Walk:
+    prefix = f"{key}/" if key else ""
+    columns = _Columns()
+    for found in bucket.list(prefix):
+        if not found.key.endswith("/"):  # a folder that a console has made
+            columns.add(found.key[len(prefix) :], found.stamp.size_bytes, found.stamp.mtime_ns, found.stamp.etag)
+    return columns.walk(given, {})
 
 
 def _walk_local(given: str, inner: str) -> Walk:

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ray_sassl.data import Rows
-from ray_sassl.data.decode import decode_rows, image_format
+from ray_sassl.data.decode import decode, decode_rows, image_format
 from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow
@@ -36,7 +36,7 @@ from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
 BLOCK_ROWS = 256
-"""The maximum number of rows that are decoded, stylized and encoded together."""
+"""The maximum number of rows that take their styles from each other."""
 _PIXELS_AT_ONCE = 32 * 256 * 256
 
 
@@ -96,14 +96,16 @@ class DatasetStylizer:
         lost: list[BadRow] = []
         with ThreadPoolExecutor(self.num_threads) as pool:
             for part in _blocks(rows):
-                usable, images, bad = _usable(part, max_pixels, 1, pool)
-                parts.append(self._embedded(images, pool).cpu().numpy())
+                usable, images, bad = _usable(part, max_pixels, 1, self.stylizer.style_px, pool)
+                parts.append(self._embedded([image.square for image in images]).cpu().numpy())
                 keys += usable.key
                 lost += bad
         return np.concatenate(parts), keys, lost
 
     def stylize(self, rows: Rows, copy: int, max_pixels: int) -> tuple[Rows, list[BadRow]]:
         """The rows with their images stylized, in the format of the originals, and the rows that cannot be used.
+
+        Images are decoded twice: a block's squares for its styles first, then a few images at a time to be stylized.
 
         Args:
             copy: Number of the copy, which is the epoch in the keys of the draws.
@@ -112,14 +114,16 @@ class DatasetStylizer:
         lost: list[BadRow] = []
         with ThreadPoolExecutor(self.num_threads) as pool:
             for part in _blocks(rows):
-                usable, images, bad = _usable(part, max_pixels, self.stylizer.min_px, pool)
-                encoded = self._stylize_block(usable, images, copy, pool)
+                usable, images, bad = _usable(part, max_pixels, self.stylizer.min_px, self.stylizer.style_px, pool)
+                encoded = self._stylize_block(usable, images, copy, max_pixels, pool)
                 whole = replace(usable, encoded=encoded)
                 done.append(whole.take(whole.sample_id[[not isinstance(content, BadRow) for content in encoded]]))
                 lost += bad + [content for content in encoded if isinstance(content, BadRow)]
         return Rows.joined(done), lost
 
-    def _stylize_block(self, rows: Rows, images: list[Image.Image], copy: int, pool: ThreadPoolExecutor) -> list[bytes | BadRow]:
+    def _stylize_block(
+        self, rows: Rows, images: list[_Image], copy: int, max_pixels: int, pool: ThreadPoolExecutor
+    ) -> list[bytes | BadRow]:
         """The file content of each image of a block, or the reason why there is none."""
         if not images:
             return []
@@ -127,56 +131,58 @@ class DatasetStylizer:
         if params.code is None and len(images) == 1 and params.apply[0]:
             self.notes.append(f"{rows.key[0]} was stylized in its own style: its block has no other image to take a style from")
         styles = BlockStyles.of(
-            params, lambda chosen: self._embedded([images[number] for number in chosen], pool), self.stylizer.code_size, self.device
+            params, lambda chosen: self._embedded([images[number].square for number in chosen]), self.stylizer.code_size, self.device
         )
-        pixels = [np.asarray(image) for image in images]
-        stylized: dict[int, np.ndarray | None] = {}
-        for shape in sorted({array.shape for array in pixels}):
-            chosen = np.array([number for number, array in enumerate(pixels) if array.shape == shape and params.apply[number]], np.int64)
-            stylized |= self._stylized(pixels, chosen, styles)
-
-        def content(number: int) -> bytes | BadRow:
-            original = rows.encoded[number]
-            assert isinstance(original, bytes)
-            if number not in stylized:
-                return original
-            if (array := stylized[number]) is None:
-                return rows.bad_row(number, "its {} x {} px do not fit into memory, even without other images".format(*images[number].size))
-            return encode(array, original, self.config.jpeg_quality)
-
-        return list(pool.map(content, range(len(images))))
+        contents = list(rows.encoded)
+        for height, width in sorted({(image.height, image.width) for image in images}):
+            of_size = [(image.height, image.width) == (height, width) for image in images]
+            for number, content in self._stylized(rows, np.flatnonzero(params.apply & of_size), (height, width), styles, max_pixels, pool):
+                contents[number] = content
+        return contents
 
     @torch.inference_mode()
-    def _stylized(self, pixels: list[np.ndarray], chosen: np.ndarray, styles: BlockStyles) -> dict[int, np.ndarray | None]:
-        """The chosen images, all of one size, stylized; None for an image that does not fit into memory by itself."""
-        if not len(chosen):
-            return {}
+    def _stylized(
+        self, rows: Rows, chosen: np.ndarray, size: tuple[int, int], styles: BlockStyles, max_pixels: int, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[int, bytes | BadRow]]:
+        """The file content of the chosen images, all of one (height, width), stylized; or that one does not fit into memory by itself."""
+        height, width = size
 
-        def stylize(rows: np.ndarray) -> np.ndarray | list[None]:
+        def pixels(row: int) -> np.ndarray:
+            original = rows.encoded[row]
+            assert isinstance(original, bytes)
+            return np.asarray(decode(original, max_pixels))
+
+        def content(row: int, array: np.ndarray) -> bytes:
+            original = rows.encoded[row]
+            assert isinstance(original, bytes)
+            return encode(array, original, self.config.jpeg_quality)
+
+        def stylize(some: np.ndarray) -> list[bytes | BadRow]:
             try:
-                return to_uint8(styles.blend(self.stylizer, to_float(np.stack([pixels[row] for row in rows]), self.device), rows))
+                images = to_float(np.stack(list(pool.map(pixels, some.tolist()))), self.device)
+                arrays = to_uint8(styles.blend(self.stylizer, images, some))
             except (MemoryError, RuntimeError) as error:
-                if len(rows) > 1 or not is_out_of_memory(error):
+                if len(some) > 1 or not is_out_of_memory(error):
                     raise
-                return [None]
+                return [rows.bad_row(int(some[0]), f"its {width} x {height} px do not fit into memory, even without other images")]
+            return list(pool.map(content, some.tolist(), arrays))
 
-        height, width, _ = pixels[chosen[0]].shape
         at_once = max(1, self._pixels_at_once // (height * width))
         chunks = Chunks(at_once)
         results = self._in_chunks(chunks, stylize, chosen, f"images of {width} x {height} px")
         if chunks.size < at_once:
             self._pixels_at_once = chunks.size * height * width
-        return {row: array for rows, arrays in results for row, array in zip(rows.tolist(), arrays, strict=True)}
+        for some, contents in results:
+            yield from zip(some.tolist(), contents, strict=True)
 
-    def _embedded(self, images: list[Image.Image], pool: ThreadPoolExecutor) -> Tensor:
-        """Style codes (n, C) float32 of the central squares of the images, on the device."""
-        if not images:
+    def _embedded(self, squares: list[np.ndarray]) -> Tensor:
+        """Style codes (n, C) float32 of central squares of images, on the device."""
+        if not squares:
             return torch.empty((0, self.stylizer.code_size), device=self.device)
         side = self.stylizer.style_px
-        squares = np.stack(list(pool.map(lambda image: square(image, side), images)))
 
         def embed(rows: np.ndarray) -> Tensor:
-            return self.stylizer.embed(to_float(squares[rows], self.device))
+            return self.stylizer.embed(to_float(np.stack([squares[row] for row in rows]), self.device))
 
         with torch.inference_mode():
             parts = self._in_chunks(self._embed_chunks, embed, np.arange(len(squares)), f"codes from {side} x {side} px")
@@ -200,13 +206,13 @@ def sample_squares(index: Index, count: int, size_px: int, seed: int) -> tuple[l
         UsageError: none of the images can be decoded.
     """
     rows = sample_rows(index, count, seed)
-    decoded = decode_rows(rows, index.config.max_pixels)
-    bad = [image for image in decoded if isinstance(image, BadRow)]
-    if len(bad) == len(decoded):
+    found = decode_rows(rows, index.config.max_pixels, lambda image: square(image, size_px))
+    bad = [row for row in found if isinstance(row, BadRow)]
+    if len(bad) == len(found):
         reasons = "\n".join(f"  {row}" for row in bad[:5])
-        raise UsageError(f"none of {len(decoded)} images could be decoded; `ray-sassl data check` lists what is wrong:\n{reasons}")
-    good = [(storage.name_of(key), image) for key, image in zip(rows.key, decoded, strict=True) if not isinstance(image, BadRow)]
-    return [square(image, size_px) for _, image in good], [name for name, _ in good], bad
+        raise UsageError(f"none of {len(found)} images could be decoded; `ray-sassl data check` lists what is wrong:\n{reasons}")
+    good = [(storage.name_of(key), pixels) for key, pixels in zip(rows.key, found, strict=True) if not isinstance(pixels, BadRow)]
+    return [pixels for _, pixels in good], [name for name, _ in good], bad
 
 
 def square(image: Image.Image, size_px: int) -> np.ndarray:
@@ -271,17 +277,30 @@ def _blocks(rows: Rows) -> Iterator[Rows]:
     return (rows.take(ids) for ids in np.array_split(rows.sample_id, count))
 
 
-def _usable(rows: Rows, max_pixels: int, min_px: int, pool: ThreadPoolExecutor) -> tuple[Rows, list[Image.Image], list[BadRow]]:
-    """The rows whose images can be decoded and are large enough, these images, and the bad rows."""
+@dataclass(frozen=True)
+class _Image:
+    """What is kept of an image whose pixels are decoded again later: its size, and its central square (S, S, 3) uint8."""
+
+    height: int
+    width: int
+    square: np.ndarray
+
+
+def _usable(rows: Rows, max_pixels: int, min_px: int, square_px: int, pool: ThreadPoolExecutor) -> tuple[Rows, list[_Image], list[BadRow]]:
+    """The rows whose images can be decoded and are large enough, what is kept of these images, and the bad rows."""
     parts = [rows.take(ids) for ids in np.array_split(rows.sample_id, max(1, len(rows) // 16))]
-    images: list[Image.Image] = []
+
+    def kept(image: Image.Image) -> _Image:
+        return _Image(image.height, image.width, square(image, square_px))
+
+    found = (image for images in pool.map(lambda part: decode_rows(part, max_pixels, kept), parts) for image in images)
+    images: list[_Image] = []
     good: list[int] = []
     bad: list[BadRow] = []
-    decoded = (image for images in pool.map(lambda part: decode_rows(part, max_pixels), parts) for image in images)
-    for place, image in enumerate(decoded):
+    for place, image in enumerate(found):
         if isinstance(image, BadRow):
             bad.append(image)
-        elif min(image.size) < min_px:
+        elif min(image.height, image.width) < min_px:
             bad.append(rows.bad_row(place, f"{image.width} x {image.height} px: the stylizer needs at least {min_px} px per side"))
         else:
             images.append(image)

@@ -25,7 +25,7 @@ def test_both_splits_are_read_by_name_with_balanced_labels():
         counts = np.bincount(all_labels(index))
         assert len(counts) == len(CLASSES)
         assert np.ptp(counts) <= 1
-    images = decode_rows(read_groups(test, [0]), 10**6)
+    images = decode_rows(read_groups(test, [0]), 10**6, lambda image: image)
     assert all(not isinstance(image, BadRow) and image.size == (SIZE_PX, SIZE_PX) for image in images)
 
 

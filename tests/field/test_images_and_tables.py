@@ -33,7 +33,7 @@ def _index(path: Path | str) -> Index:
 
 def test_pngs_with_profiles_and_texts_of_megabytes_are_whole_images(field: Make, build: ModuleType):
     index = _index(field("large_png_chunks"))
-    images = decode_rows(read_groups(index, [0]), 10**6)
+    images = decode_rows(read_groups(index, [0]), 10**6, lambda image: image)
     assert len(images) == 8
     assert not [image for image in images if isinstance(image, BadRow)]
     wanted = np.asarray(Image.open(io.BytesIO(build.photo())).convert("RGB"))
@@ -96,9 +96,9 @@ def test_structs_are_read_in_batches_of_bounded_size(build: ModuleType, tmp_path
     table = pa.table({"image": pa.array([{"bytes": image, "path": "x"} for image in images], kind), "label": list(range(100))})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
     sizes: list[int] = []
-    columns = parquet._columns
+    columns = parquet._images_and_labels
     monkeypatch.setattr(parquet, "_BATCH_BYTES", 10_000)
-    monkeypatch.setattr(parquet, "_columns", lambda batch, config: sizes.append(batch.num_rows) or columns(batch, config))
+    monkeypatch.setattr(parquet, "_images_and_labels", lambda batch, config: sizes.append(batch.num_rows) or columns(batch, config))
     rows = read_groups(_index(tmp_path), [0])
     assert (rows.encoded, rows.label.tolist()) == (images, list(range(100)))
     assert 1 <= max(sizes) < 20
@@ -193,7 +193,7 @@ def test_an_image_has_the_same_pixels_by_path_by_content_as_a_pil_image_and_as_d
     path = tmp_path / "image.png"
     path.write_bytes(encoded)
     preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    (by_reader,) = decode_rows(read_groups(_index(tmp_path), [0]), 10**6)
+    (by_reader,) = decode_rows(read_groups(_index(tmp_path), [0]), 10**6, lambda image: image)
     assert isinstance(by_reader, Image.Image)
     wanted = preprocess(np.asarray(by_reader)).numpy()
     for given in (path, encoded, Image.open(path)):

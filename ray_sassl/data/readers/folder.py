@@ -46,7 +46,7 @@ class FolderReader(Reader):
         if storage.local_path(paths[0]) is not None:
             encoded = [_read(path, int(id_)) for path, id_ in zip(paths, sample_id, strict=True)]
         else:
-            with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+            with ThreadPoolExecutor(min(_REMOTE_THREADS, len(paths))) as pool:
                 encoded = list(pool.map(_read, paths, sample_id.tolist()))
         label = index.rows_of(group, part)["label"].to_numpy()
         return Rows(sample_id, encoded, label, paths, paths, index.rows_in_file(group)[part])
@@ -66,7 +66,7 @@ def sorted_classes(names: Iterable[str]) -> list[str]:
 
 def _read(path: str, sample_id: int) -> bytes | BadRow:
     try:
-        return storage.read_bytes(path) or BadRow(path, 0, sample_id, "the file is empty")
+        return storage.read_object(path) or BadRow(path, 0, sample_id, "the file is empty")
     except OSError as error:
         if storage.local_path(path) is None and not isinstance(error, FileNotFoundError | PermissionError):
             raise  # the store does not answer, which would make every image a bad one

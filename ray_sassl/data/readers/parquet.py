@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 from ray_sassl.data import NO_LABEL, DataConfig, Rows, ShardReader, ShardScan
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.readers.remote_parquet import open_remote, open_remote_group
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import parse_json
+from ray_sassl.files.s3 import Stamp
 from ray_sassl.plugins import did_you_mean
 from ray_sassl.process.errors import UsageError
 
@@ -28,16 +30,16 @@ if TYPE_CHECKING:
 _NAME_COLUMN = "key"
 """The name that `data convert` gives the column."""
 _NAMES_KEY = "ray_sassl.class_names"
-_BATCH_BYTES = 2**28
+_BATCH_BYTES = 2**23
+_BUFFER_BYTES = 2**20
 _THREADS = 16
-_COLUMNS = pa.schema([("image", pa.large_binary()), ("path", pa.string()), ("label", pa.int64())])
 
 
 class ParquetReader(ShardReader):
     """Reads the row groups of the files; the index needs only their footers."""
 
     def scan(self, path: str, size_bytes: int, config: DataConfig) -> ShardScan:
-        rows, names = _footer_facts(path, config)
+        rows, names = _footer_facts(path, size_bytes, config)
         number = np.arange(len(rows))
         return ShardScan(np.stack([number, number + 1, np.array(rows, np.int64)], axis=1), class_names=names)
 
@@ -50,20 +52,19 @@ class ParquetReader(ShardReader):
         place = index.rows_in_file(group)
         key = [f"{path}#{row}" for row in place]
         try:
-            table = storage.retried(path, lambda: _read_group(path, number, index.config))
+            encoded, label = storage.retried(path, lambda: _read_group(path, number, index.config, index.stamp(file)))
         except _DamagedError as error:
             reason = f"the row group cannot be read: {error}"
-            bad: list[bytes | BadRow] = [BadRow(path, int(row), int(id_), reason) for row, id_ in zip(place, sample_id, strict=True)]
-            return Rows(sample_id, bad, np.full(len(bad), NO_LABEL), key, [path] * len(bad), place)
-        if table.num_rows != len(sample_id):
+            encoded, label = [reason] * len(sample_id), np.full(len(sample_id), NO_LABEL, np.int64)
+        if len(encoded) != len(sample_id):
             raise UsageError(
-                f"{path} has changed since the index was built: row group {number} has {table.num_rows} rows, not {len(sample_id)}"
+                f"{path} has changed since the index was built: row group {number} has {len(encoded)} rows, not {len(sample_id)}"
             )
-        encoded = [
-            image or BadRow(path, int(row), int(id_), _why_empty(named))
-            for image, named, row, id_ in zip(table["image"].to_pylist(), table["path"].to_pylist(), place, sample_id, strict=True)
+        rows = [
+            image if isinstance(image, bytes) else BadRow(path, int(row), int(id_), image)
+            for image, row, id_ in zip(encoded, place, sample_id, strict=True)
         ]
-        return Rows(sample_id, encoded, table["label"].to_numpy(), key, [path] * len(encoded), place)
+        return Rows(sample_id, rows, label, key, [path] * len(rows), place)
 
     def labels(self, index: Index) -> np.ndarray:
         column = index.config.label_column
@@ -72,13 +73,13 @@ class ParquetReader(ShardReader):
         parts: list[np.ndarray] = []
         for file in range(index.num_files):
             path = index.file_path(file)
-            parts.append(_whole_numbers(storage.retried(path, partial(_column, path, column))).to_numpy())
+            parts.append(_whole_numbers(storage.retried(path, partial(_column, path, column, index.stamp(file)))).to_numpy())
         return np.concatenate(parts)
 
     def names(self, index: Index) -> list[str] | None:
         names: list[str] = []
         for file in range(index.num_files):
-            with _open(index.file_path(file)) as opened:
+            with _open(index.file_path(file), index.stamp(file)) as opened:
                 if _NAME_COLUMN not in opened.schema_arrow.names:
                     return None
                 names += [str(name) for name in opened.read(columns=[_NAME_COLUMN], use_threads=False)[_NAME_COLUMN].to_pylist()]
@@ -128,10 +129,10 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
     return tuple(names) if is_right else ()
 
 
-def _footer_facts(path: str, config: DataConfig) -> tuple[list[int], tuple[str, ...]]:
+def _footer_facts(path: str, size_bytes: int, config: DataConfig) -> tuple[list[int], tuple[str, ...]]:
     """Check the file's columns against the config; returns the rows of each row group, and the class names."""
     try:
-        schema, metadata = storage.retried(path, lambda: _footer(path))
+        schema, metadata = storage.retried(path, lambda: _footer(path, size_bytes))
     except _DamagedError as error:
         raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
     _check_column(path, schema, config.image_column, "image")
@@ -157,8 +158,8 @@ def _damage_told_apart(path: str) -> Iterator[None]:
         raise _DamagedError(str(error)) from error
 
 
-def _footer(path: str) -> tuple[pa.Schema, pq.FileMetaData]:
-    with _damage_told_apart(path), _open(path) as file:
+def _footer(path: str, size_bytes: int) -> tuple[pa.Schema, pq.FileMetaData]:
+    with _damage_told_apart(path), _open(path, Stamp(size_bytes, 0)) as file:
         return file.schema_arrow, file.metadata
 
 
@@ -180,35 +181,42 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
-def _read_group(path: str, number: int, config: DataConfig) -> pa.Table:
-    """Columns `image` (binary, null if there is none), `path` (the path in the image's struct, mostly null) and `label` (int64, `NO_LABEL`
-    if there is none)."""
+def _read_group(path: str, number: int, config: DataConfig, stamp: Stamp) -> tuple[list[bytes | str], np.ndarray]:
+    """The image of each row, or why there is none, and the labels (n,) int64, `NO_LABEL` where there is none.
+
+    Besides the images themselves a few megabytes are in memory: the group is read in record batches, a page at a time.
+    """
     columns = [config.image_column] if config.label_column is None else [config.image_column, config.label_column]
-    with _damage_told_apart(path), _open(path) as file:
+    encoded: list[bytes | str] = []
+    labels: list[np.ndarray] = [np.empty(0, np.int64)]
+    with _damage_told_apart(path), _open_group(path, stamp, number, columns) as file:
         if number >= file.metadata.num_row_groups:
             raise UsageError(f"{path} has changed since the index was built: it has no row group {number}")
         if missing := [name for name in columns if name not in file.schema_arrow.names]:
             raise UsageError(f"{path} is not the file that the index describes: it has no column {', '.join(missing)}")
-        # In batches, because Arrow cannot read more than 2 GB of a struct column at once.
         facts = file.metadata.row_group(number)
-        rows = max(1, facts.num_rows * _BATCH_BYTES // max(facts.total_byte_size, 1))
-        batches = file.iter_batches(min(rows, max(facts.num_rows, 1)), row_groups=[number], columns=columns, use_threads=False)
-        table = pa.concat_tables([_columns(pa.Table.from_batches([batch]), config) for batch in batches] or [_COLUMNS.empty_table()])
-    return table
+        rows = min(max(1, facts.num_rows * _BATCH_BYTES // max(facts.total_byte_size, 1)), max(facts.num_rows, 1))
+        for batch in file.iter_batches(rows, row_groups=[number], columns=columns, use_threads=False):
+            images, label = _images_and_labels(batch, config)
+            encoded += images
+            labels.append(label)
+            del batch
+            pa.default_memory_pool().release_unused()  # the allocator would keep large pages for a while
+    return encoded, np.concatenate(labels)
 
 
-def _columns(table: pa.Table, config: DataConfig) -> pa.Table:
+def _images_and_labels(batch: pa.RecordBatch, config: DataConfig) -> tuple[list[bytes | str], np.ndarray]:
+    table = pa.Table.from_batches([batch])
     image = table[config.image_column]
-    named = pa.nulls(table.num_rows, pa.string())
+    named: list[str | None] = [None] * table.num_rows
     if pa.types.is_struct(image.type):
         if image.type.get_field_index("path") >= 0:
-            named = pc.struct_field(image, "path").cast(pa.string())  # pyright: ignore[reportAttributeAccessIssue]
+            named = pc.struct_field(image, "path").cast(pa.string()).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
         image = pc.struct_field(image, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
+    images = [content or _why_empty(name) for content, name in zip(image.to_pylist(), named, strict=True)]
     if config.label_column is None:
-        label = pa.array(np.full(table.num_rows, NO_LABEL, np.int64))
-    else:
-        label = _whole_numbers(table[config.label_column])
-    return pa.table([image.cast(pa.large_binary()), named, label], schema=_COLUMNS)
+        return images, np.full(len(images), NO_LABEL, np.int64)
+    return images, _whole_numbers(table[config.label_column]).to_numpy()
 
 
 def _why_empty(named: str | None) -> str:
@@ -217,8 +225,8 @@ def _why_empty(named: str | None) -> str:
     return f"the row has a path ({named!r}) and no bytes: write the images themselves into the column"
 
 
-def _column(path: str, name: str) -> pa.ChunkedArray:
-    with _open(path) as file:
+def _column(path: str, name: str, stamp: Stamp) -> pa.ChunkedArray:
+    with _open(path, stamp) as file:
         return file.read(columns=[name], use_threads=False)[name]
 
 
@@ -226,7 +234,16 @@ def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.fill_null(column.cast(pa.int64()), NO_LABEL)
 
 
-def _open(path: str) -> pq.ParquetFile:
+def _open(path: str, stamp: Stamp) -> pq.ParquetFile:
+    if storage.object_of(path) is not None:
+        return open_remote(path, stamp)
     filesystem, inner = storage.filesystem_of(path)
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
-    return pq.ParquetFile(inner, filesystem=filesystem, memory_map=is_local, pre_buffer=not is_local)
+    return pq.ParquetFile(inner, filesystem=filesystem, buffer_size=_BUFFER_BYTES if is_local else 0, pre_buffer=not is_local)
+
+
+def _open_group(path: str, stamp: Stamp, number: int, columns: Sequence[str]) -> pq.ParquetFile:
+    """The file, of which the columns of one row group are read."""
+    if storage.object_of(path) is not None:
+        return open_remote_group(path, stamp, number, columns)
+    return _open(path, stamp)

@@ -7,10 +7,8 @@ shard is large. Nothing is ever extracted, and members that could do harm elsewh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import pyarrow as pa
 
 from ray_sassl.process.errors import UsageError
 
@@ -58,10 +56,14 @@ class CutOffError(Exception):
 
 
 class WindowedFile:
-    """Reads a few bytes at a time from a file that is fetched in larger pieces: pages of a disk, megabytes of an object store."""
+    """Reads a few bytes at a time from a file that is fetched in larger pieces: pages of a disk, megabytes of an object store.
 
-    def __init__(self, file: pa.NativeFile, size_bytes: int, window_bytes: int) -> None:
-        self._file = file
+    Args:
+        read: The bytes from one place to another.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size_bytes: int, window_bytes: int) -> None:
+        self._read = read
         self._window_bytes = window_bytes
         self._start, self._data = 0, b""
         self.size_bytes = size_bytes
@@ -69,7 +71,8 @@ class WindowedFile:
     def read(self, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset` on; fewer at the end of the file."""
         if not self._start <= offset <= offset + size <= self._start + len(self._data):
-            self._start, self._data = offset, self._file.read_at(max(size, self._window_bytes), offset)
+            stop = min(offset + max(size, self._window_bytes), self.size_bytes)
+            self._start, self._data = offset, self._read(offset, stop)
         return self._data[offset - self._start : offset - self._start + size]
 
 

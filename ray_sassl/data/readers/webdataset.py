@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from ray_sassl.data import (
     GROUP_ROWS,
@@ -70,13 +69,12 @@ class WebDatasetReader(ShardReader):
         sample_id = index.sample_ids(group)[part]
         rows = index.rows_of(group, part)
         key, offset, size = rows["key"].to_pylist(), rows["offset"].to_pylist(), rows["size"].to_pylist()
-        ends = [(first, first + length) for first, length in zip(offset, size, strict=True) if start <= first <= stop]
-        start, stop = min((first for first, _ in ends), default=start), min(max((last for _, last in ends), default=start), stop)
-        data = _read_range(path, start, stop)
+        spans = [
+            (first, min(first + length, stop)) if start <= first <= stop else (0, 0) for first, length in zip(offset, size, strict=True)
+        ]
         place = index.rows_in_file(group)[part]
         encoded: list[bytes | BadRow] = []
-        for i in range(len(sample_id)):
-            image = data[offset[i] - start : offset[i] - start + size[i]] if offset[i] >= 0 else b""
+        for i, image in enumerate(storage.read_spans(path, spans, index.stamp(file))):
             reason = _what_is_wrong(offset[i], size[i], len(image))
             encoded.append(BadRow(path, int(place[i]), int(sample_id[i]), f"{reason} (sample {key[i]})") if reason else image)
         return Rows(sample_id, encoded, rows["label"].to_numpy(), [f"{path}#{name}" for name in key], [path] * len(key), place)
@@ -96,25 +94,14 @@ def _what_is_wrong(offset: int, size: int, num_read: int) -> str | None:
     return "the shard is cut off within this image" if num_read < size else None
 
 
-def _read_range(path: str, start: int, stop: int) -> bytes:
-    filesystem, inner = storage.filesystem_of(path)
-
-    def read() -> bytes:
-        with filesystem.open_input_file(inner) as file:
-            return file.read_at(stop - start, start)
-
-    return storage.retried(path, read)
-
-
 def _scan_shard(path: str, size_bytes: int, config: DataConfig) -> ShardScan:
     """The shard's samples; `problem` is where the shard is damaged, and everything after that place is lost."""
     found: list[tuple[Member, bytes]] = []
     ignored: Counter[str] = Counter()
     lost = LeftOut()
     problem = None
-    filesystem, inner = storage.filesystem_of(path)
-    with filesystem.open_input_file(inner) as file:
-        source = WindowedFile(file, size_bytes, _LOCAL_WINDOW if isinstance(filesystem, pafs.LocalFileSystem) else _REMOTE_WINDOW)
+    with storage.open_spans(path) as read:
+        source = WindowedFile(read, size_bytes, _REMOTE_WINDOW if storage.local_path(path) is None else _LOCAL_WINDOW)
         try:
             for member in members(source, path):
                 if what := _no_part_of_a_sample(member.name):

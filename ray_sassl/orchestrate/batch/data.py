@@ -16,12 +16,12 @@ import ray.exceptions
 from ray_sassl.data import DataConfig
 from ray_sassl.data.convert import Conversion, ShardFormat, check_target, convert_shard, load_bad_rows, open_target, plan_conversion
 from ray_sassl.data.decode import decode_rows
-from ray_sassl.data.index import Index
+from ray_sassl.data.index import Index, large_groups
 from ray_sassl.data.mixing import Mixing, mixing_of
 from ray_sassl.data.overlap import Digests, Overlap, digests, overlap_of
 from ray_sassl.data.plan import MIXED_ROWS, portions
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.data.reading import read_groups
+from ray_sassl.data.reading import each_group
 from ray_sassl.data.shuffle import (
     WORK,
     check_memory,
@@ -55,12 +55,14 @@ class CheckResult:
         bad_rows: Rows and whole files that cannot be used, by sample id.
         overlap: The overlap with another data set, if it was asked for.
         mixing: How well batches of 256 of a run on these data will be mixed; None if there are fewer rows.
+        large_groups: That row groups are so large that reading them takes much memory; None if they are not.
     """
 
     num_rows: int
     bad_rows: list[BadRow]
     overlap: Overlap | None = None
     mixing: Mixing | None = None
+    large_groups: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def check(config: DataConfig, *, overlap: DataConfig | None = None, show_progres
         sides = [_digests(side, show_progress) for side in (index, other)]
         found = overlap_of(index, sides[0], other, sides[1])
     mixing = mixing_of(index, config, MIXED_ROWS) if index.num_rows >= MIXED_ROWS else None
-    return CheckResult(index.num_rows, quarantine.rows, found, mixing)
+    return CheckResult(index.num_rows, quarantine.rows, found, mixing, large_groups(index))
 
 
 def _digests(index: Index, show_progress: bool) -> list[Digests]:
@@ -211,8 +213,9 @@ def _gather_task(held: tuple[Index, Conversion, str, int], item: tuple[ray.Objec
 @ray.remote(num_cpus=1)
 def _check_task(index: Index, groups: Sequence[int]) -> list[BadRow]:
     bad: list[BadRow] = []
-    for group in groups:  # one at a time, so that only one group is in memory
-        bad += [image for image in decode_rows(read_groups(index, [group]), index.config.max_pixels) if isinstance(image, BadRow)]
+    for rows in each_group(index, groups):
+        found = decode_rows(rows, index.config.max_pixels, lambda _: None)
+        bad += [row for row in found if row is not None]
     return bad
 
 

@@ -131,12 +131,12 @@ def _augmented(
             continue
         rows = read_groups(index, [group]).take(ids)
         images: list[np.ndarray] = []
-        for image, key, copies in zip(decode_rows(rows, index.config.max_pixels), rows.key, times.tolist(), strict=True):
+        for image, key, copies in zip(decode_rows(rows, index.config.max_pixels, np.asarray), rows.key, times.tolist(), strict=True):
             if isinstance(image, BadRow):
                 quarantine.add([image])
                 on_bad(image)
             elif not key.endswith(excluded):
-                images += [np.asarray(image)] * copies
+                images += [image] * copies
         made += len(images)
         # Crops that are handled together come from many images: the teacher stylizes some with the codes of others.
         yield from (_augmented_crop(images[place], is_style, rng) for place in rng.permutation(len(images)))

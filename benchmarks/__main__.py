@@ -24,6 +24,7 @@ SCRIPTS = (
     "checkpoint",
     "agreement",
     "scale",
+    "reading",
 )
 
 

@@ -128,12 +128,16 @@ def _add(scan: Scan, path: str, found: ShardScan) -> None:
 def files_table(sources: Sources, facts: pa.Array | None) -> pa.Table:
     """The files of an index, with paths after the root."""
     files, length = sources.files, len(sources.root)
+    is_plain = len(files.folders) == 1 and storage.join(files.folders[0], "x") == f"{sources.root}x"
     paths = files.paths()
     parts = []
     for first in range(0, len(files), BATCH_ROWS):
         stamps = (column[first : first + BATCH_ROWS] for column in (files.size_bytes, files.mtime_ns))
-        names = [path[length:] for path in islice(paths, BATCH_ROWS)]
-        parts.append(pa.table([pa.array(names, pa.string()), *stamps], schema=FILE_SCHEMA))
+        if is_plain:  # the names themselves, without a copy
+            names = files.name.slice(first, BATCH_ROWS).cast(pa.string())
+        else:
+            names = pa.array([path[length:] for path in islice(paths, BATCH_ROWS)], pa.string())
+        parts.append(pa.table([names, *stamps], schema=FILE_SCHEMA))
     table = pa.concat_tables(parts) if parts else FILE_SCHEMA.empty_table()
     if files.etag is not None:
         table = table.append_column(ETAG, files.etag.cast(pa.string()))

@@ -122,6 +122,7 @@ def find_sources(config: DataConfig, known: Collection[Entry] = ()) -> Sources:
     for path in config.paths:
         _add_files_of(path, found)
     files, num_again = found.files()
+    found.parts.clear()  # millions of names are in memory once
     ignored = Counter({"given twice": num_again} | found.lost.counts)
     kind, others = _kinds(files, config, ignored, found.lost)
     drawn = _own_pictures_among(files, kind, config, known)

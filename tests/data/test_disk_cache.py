@@ -18,6 +18,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index, read_groups
 from ray_sassl.files import storage
+from ray_sassl.process.errors import UsageError
 from tests.flaky_store import FlakyStore, flaky_store
 
 IMAGE_BYTES = 1000
@@ -76,18 +77,19 @@ def test_a_group_with_a_bad_row_is_read_each_time(store: FlakyStore):
     assert _requests(store, index, 5) > 0
 
 
-def test_a_changed_file_is_refused_all_the_same(store: FlakyStore):
+def test_a_changed_file_is_refused_and_what_was_kept_of_it_before_is_as_it_was_indexed(store: FlakyStore):
     path = f"s3://bucket/changing/0.parquet{store.options()}"
     table = pa.table({"image": [b"one"] * 4, "label": [0] * 4})
     with storage.open_atomic(path) as file:
-        pq.write_table(table, file)
+        pq.write_table(table, file, row_group_size=2)
     index = build_index(DataConfig(path=path, cache_gb=1))
     read_groups(index, [0])
-    time.sleep(1.1)  # a store's clock has seconds
+    time.sleep(1.1)  # a store's clock has seconds, and a single file is indexed without its ETag
     with storage.open_atomic(path) as file:
-        pq.write_table(table.set_column(0, "image", [[b"two"] * 4]), file)
-    with pytest.raises(Exception, match="has changed since the index was built"):
-        read_groups(index, [0])
+        pq.write_table(table.set_column(0, "image", [[b"two"] * 4]), file, row_group_size=2)
+    with pytest.raises(UsageError, match="has changed since the index was built"):
+        read_groups(index, [1])
+    assert read_groups(index, [0]).encoded == [b"one"] * 2
 
 
 def test_files_on_a_disk_are_not_kept(tmp_path: Path, cache: Path):

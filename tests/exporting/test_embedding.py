@@ -30,6 +30,7 @@ from ray_sassl.exporting.embedding import (
 )
 from ray_sassl.exporting.encoder import load_encoder
 from ray_sassl.process.errors import UsageError
+from tests.alive import Alive
 from tests.exporting.conftest import MakeRun, write_images
 
 CPU = torch.device("cpu")
@@ -50,7 +51,9 @@ def test_each_image_gets_the_features_that_preprocess_and_encoder_give_it(make_r
     monkeypatch.setattr(embedding, "BATCH_ROWS", 8)
     encoder = load_encoder(make_run())
     rows = read_groups(index, [0, 1, 2, 3])
+    alive = Alive(monkeypatch)
     good, features, bad = Embedder(encoder, CPU, num_threads).embed(rows, 10**6)
+    assert alive.most <= num_threads
     assert good == [row for row in range(70) if row not in (3, 40)]
     assert [(row.row, row.sample_id) for row in bad] == [(3, 3), (40, 40)]
     images = torch.stack([encoder.preprocess(image) for image in (rows.encoded[at] for at in good) if isinstance(image, bytes)])

@@ -33,6 +33,7 @@ from ray_sassl.style.datasets import (
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.style.weights import MissingWeightsError
+from tests.alive import Alive
 
 CPU = torch.device("cpu")
 FULL = {"prob": 1.0, "alpha": (1.0, 1.0), "beta": (1.0, 1.0)}
@@ -108,6 +109,15 @@ def test_codes_of_bad_rows_are_left_out_and_named():
     assert "GIF" in bad[0].reason
     assert "damaged" in bad[1].reason
     assert bad[2].reason == "cannot be read"
+
+
+def test_one_decoded_image_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    alive = Alive(monkeypatch, datasets)
+    stylizer, rows = _dataset_stylizer(), _rows([_encoded(image) for image in _photos(9)])
+    stylizer.stylize(rows, 0, 10**6)
+    assert (alive.most, alive.total) == (1, 18)
+    stylizer.codes(rows, 10**6)
+    assert (alive.most, alive.total) == (1, 27)
 
 
 def test_no_usable_image_gives_no_codes_and_no_rows():

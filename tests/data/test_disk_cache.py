@@ -122,7 +122,7 @@ def test_other_data_that_nobody_reads_makes_room(store: FlakyStore, cache: Path)
     for name, age_s in (("forgotten", 7200), ("in-use", 10)):
         (cache / name).mkdir(parents=True)
         (cache / name / "0.arrow").write_bytes(b"x" * 20_000)
-        os.utime(cache / name, (time.time() - age_s,) * 2)
+        os.utime(cache / name, (time.time() - age_s, time.time() - age_s))
     index = _index(store, 35e-6)
     read_groups(index, [0])
     assert not (cache / "forgotten").exists()

@@ -5,7 +5,7 @@
 Every figure comes from a process of its own, and memory is what it takes on top of the same work on a tiny data set or of the imports.
 *Worker* and *driver* have made-up data sets in tars, folders and Parquet row groups of 100: a worker looks at the rows of 1,000 row groups,
 and the driver puts the index together, without the scans of the shards (tasks of the cluster) and the listing. *Block* crops photographs,
-and *group* reads a Parquet row group of 10,000 rows. *Store* reads and crops a window of 2,048 images from moto's S3 server, which runs in
+and *group* reads a Parquet row group of 10,000 rows. *Store* reads and crops a window of 1,024 images from moto's S3 server, which runs in
 another process and answers after 50 ms: in pieces of tars, in row groups, and as files.
 """
 
@@ -47,7 +47,9 @@ PHOTOGRAPHS = {
 }
 STORES = ("tar", "parquet", "folder")
 LATENCY_S = 0.05
-_SHARD_ROWS, _WINDOW, _PIECE = 1024, 2048, 32
+_SHARD_ROWS, _WINDOW, _PIECE = 1024, 1024, 32
+_STORED_ROWS = 128
+"""Rows of a shard on the S3 server, which reads a whole shard for each request."""
 _LOOKED_AT = 1000
 
 
@@ -72,7 +74,11 @@ def main() -> None:
         return
     cases = [Case(what, layout, rows) for what in ("worker", "driver") for rows in args.rows for layout in LAYOUTS]
     cases += [Case("block", layout) for layout in PHOTOGRAPHS] + [Case("group")] + [Case("store", kind) for kind in STORES]
-    found = [(case, in_own_process(case)) for case in cases if case.what in args.what]
+    found = []
+    for case in cases:
+        if case.what in args.what:
+            found.append((case, in_own_process(case)))
+            print(case, found[-1][1], flush=True)
     show(found)
     print(f"written to {write_results('reading', goals(found), {'cases': [asdict(case) | values for case, values in found]}, args.out)}")
 
@@ -177,7 +183,7 @@ def _names(number: np.ndarray) -> pa.Array:
 
 
 def of_block(folder: Path, count: int, width: int, height: int) -> dict[str, float]:
-    """Peak memory to crop two views of 224 px of photographs, on top of that of one small image, and of what is decoded of one."""
+    """Peak memory to crop two views of 224 px of photographs, on top of that of one small image."""
     from ray_sassl.data import Rows
     from ray_sassl.pipeline import crop_rows
     from ray_sassl.views.recipes import ViewConfig
@@ -192,7 +198,8 @@ def of_block(folder: Path, count: int, width: int, height: int) -> dict[str, flo
     before, began = peak_bytes(reset=True), time.process_time()
     crop([large] * count)
     cpu_s = time.process_time() - began
-    return {"memory_mb": (peak_bytes() - before) / 1e6, "decoded_mb": width * height * 3 / 1e6, "cpu_s": cpu_s}
+    crops_mb = count * 2 * 224**2 * 3 / 1e6
+    return {"memory_mb": (peak_bytes() - before) / 1e6, "decoded_mb": width * height * 3 / 1e6, "crops_mb": crops_mb, "cpu_s": cpu_s}
 
 
 def of_group(folder: Path) -> dict[str, float]:
@@ -214,7 +221,8 @@ def of_group(folder: Path) -> dict[str, float]:
 
 
 def of_store(folder: Path, kind: str) -> dict[str, float]:
-    """Requests for each range, and the share of the time in which this process's core is at work, over two windows after a first one."""
+    """Requests for each range, and the share of the time in which this process is at work and does not wait for the store, over two windows
+    after a first one. Other work on the machine makes it wait longer, which counts."""
     from ray_sassl.data.reading import build_index, read_groups, read_runs
     from ray_sassl.files import storage
     from ray_sassl.pipeline import crop_rows
@@ -222,7 +230,7 @@ def of_store(folder: Path, kind: str) -> dict[str, float]:
 
     with store(folder) as options:
         image = photograph(500, 375)
-        for number in range(_WINDOW // _SHARD_ROWS if kind != "folder" else _WINDOW):
+        for number in range(_WINDOW // _STORED_ROWS if kind != "folder" else _WINDOW):
             name, content = {"tar": _tar, "parquet": _parquet, "folder": lambda number, image: (f"{number}.jpg", image)}[kind](
                 number, image
             )
@@ -230,35 +238,37 @@ def of_store(folder: Path, kind: str) -> dict[str, float]:
         index = build_index(DataConfig(path=f"s3://bucket/{kind}{options}"))
         runs = np.arange(0, _WINDOW, _PIECE)
 
-        def window() -> float:
-            began = time.monotonic()
+        def window() -> tuple[float, float]:
+            """How long reading took, and the CPU-seconds of it."""
+            began, cpu_began = time.monotonic(), time.process_time()
             whole = kind == "parquet"
             rows = read_groups(index, range(index.num_groups)) if whole else read_runs(index, runs, np.full(len(runs), _PIECE))
-            passed = time.monotonic() - began
+            passed = time.monotonic() - began, time.process_time() - cpu_began
             for first in range(0, _WINDOW, 256):
                 crop_rows(rows.at(np.arange(first, first + 256)), [(ViewConfig(), 224)] * 2, 0, 0, 10**8, print)
             return passed
 
         window()
         (folder / "log").write_text("")
-        began, cpu_began = time.monotonic(), time.process_time()
-        read_s = window() + window()
-        passed_s, cpu_s = time.monotonic() - began, time.process_time() - cpu_began
+        cpu_began = time.process_time()
+        read_s, read_cpu_s = np.sum([window(), window()], axis=0).tolist()
+        cpu_s = time.process_time() - cpu_began
         methods = (folder / "log").read_text().split()
     ranges = 2 * {"tar": len(runs), "parquet": index.num_groups, "folder": _WINDOW}[kind]
     return {
         "gets_per_range": methods.count("GET") / ranges,
         "heads": methods.count("HEAD"),
         "read_s": read_s / 2,
-        "all_s": passed_s / 2,
-        "busy": cpu_s / passed_s,
+        "read_cpu_s": read_cpu_s / 2,
+        "all_cpu_s": cpu_s / 2,
+        "busy": cpu_s / (cpu_s + max(0.0, read_s - read_cpu_s)),
     }
 
 
 def _tar(number: int, image: bytes) -> tuple[str, bytes]:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        for row in range(_SHARD_ROWS):
+        for row in range(_STORED_ROWS):
             info = tarfile.TarInfo(f"{row:05d}.jpg")
             info.size = len(image)
             tar.addfile(info, io.BytesIO(image))
@@ -267,7 +277,7 @@ def _tar(number: int, image: bytes) -> tuple[str, bytes]:
 
 def _parquet(number: int, image: bytes) -> tuple[str, bytes]:
     out = io.BytesIO()
-    pq.write_table(pa.table({"image": [image] * _SHARD_ROWS, "label": range(_SHARD_ROWS)}), out, row_group_size=64, use_dictionary=False)
+    pq.write_table(pa.table({"image": [image] * _STORED_ROWS, "label": range(_STORED_ROWS)}), out, row_group_size=64, use_dictionary=False)
     return f"{number}.parquet", out.getvalue()
 
 
@@ -350,12 +360,12 @@ def goals(found: list[tuple[Case, dict[str, float]]]) -> list[Goal]:
     def all_of(what: str, name: str) -> list[float]:
         return [values[name] for case, values in found if case.what == what]
 
-    blocks = [values["memory_mb"] / values["decoded_mb"] for case, values in found if case.what == "block" and "megapixels" in case.layout]
+    blocks = [values["memory_mb"] - values["crops_mb"] - values["decoded_mb"] for case, values in found if case.what == "block"]
     wanted: list[tuple[str, list[float], str, float]] = [
         ("MB of the index in a worker", all_of("worker", "memory_mb"), "at most", 50),
         ("MB of the driver that puts the index together", all_of("driver", "memory_mb"), "at most", 1000),
         ("CPU-s of the driver that puts the index together", all_of("driver", "cpu_s"), "at most", 60),
-        ("memory of a block over one decoded image", blocks, "at most", 1.5),
+        ("MB of a block besides its crops and one decoded image", blocks, "at most", 30),
         ("memory of a row group over its bytes", all_of("group", "over_its_bytes"), "at most", 1.3),
         ("GETs for each range", all_of("store", "gets_per_range"), "at most", 1.1),
         ("HEADs", all_of("store", "heads"), "at most", 0),

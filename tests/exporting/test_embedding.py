@@ -92,8 +92,9 @@ def test_a_part_names_its_rows_and_says_what_they_come_from(make_run: MakeRun, i
     path = str(tmp_path / "parts" / part_name(1))
     assert pq.read_table(path).equals(table)
     found = plan_of(path)
+    assert found is not None
     assert found == plan.tree
-    assert plan.tree["encoder"]["weights_sha256"] == encoder.facts.weights_sha256
+    assert found["encoder"]["weights_sha256"] == encoder.facts.weights_sha256
     assert [row.sample_id for row in parts_bad_rows(str(tmp_path / "parts"))] == [40]
 
 

@@ -97,7 +97,7 @@ def labels_of_groups(index: Index, groups: Sequence[int]) -> list[np.ndarray]:
 
     def of_file(file: int) -> dict[tuple[int, int], np.ndarray]:
         def read() -> list[np.ndarray]:
-            with _open(index.file_path(file)) as opened:
+            with _open(index.file_path(file), index.stamp(file)) as opened:
                 tables = [opened.read_row_group(number, columns=[column], use_threads=False) for number in numbers[file]]
             return [_whole_numbers(table[column]).to_numpy() for table in tables]
 

@@ -55,6 +55,7 @@ def ablation(
     protocols: Sequence[str | ProtocolConfig] = (),
     max_concurrent: int | None = None,
     retries: int = 1,
+    strict: bool = False,
     address: str | None = None,
     watch: Callable[[StudyState], None] = lambda state: None,
     announce: Callable[[str], object] = lambda run_dir: None,
@@ -74,6 +75,7 @@ def ablation(
         protocols: What encoders are evaluated by: names, or configs for other settings; by default the table's.
         max_concurrent: Runs at once; by default as many as the cluster has room for.
         retries: How often a failed run is restarted from its checkpoint.
+        strict: Refuse data of which anything is left out, instead of saying so.
         address: Address of a running Ray cluster, as for `pretrain`.
         watch: Called several times a second with the state of the study.
         announce: Called with each run directory that is evaluated after the training of all.
@@ -95,6 +97,7 @@ def ablation(
             size=size,
             experiment=experiment,
             overrides=overrides,
+            strict=strict,
             begun=place if begun else None,
             max_concurrent=max_concurrent,
             retries=retries,

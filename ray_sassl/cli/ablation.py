@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
-from ray_sassl.cli.data import Address
+from ray_sassl.cli.data import Address, Strict
 from ray_sassl.cli.search import RunByDefault, live
 from ray_sassl.process.console import open_console
 from ray_sassl.process.ending import exit_code
@@ -52,6 +52,7 @@ def run_command(
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Runs at once. [default: as many as the cluster has room for]")] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed run is restarted from its checkpoint.")] = 1,
     study_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: ablations/NAME]")] = None,
+    strict: Strict = False,
     address: Address = None,
 ) -> None:
     """Run a table, or continue it.
@@ -76,6 +77,7 @@ def run_command(
             protocols=protocols,
             max_concurrent=max_concurrent,
             retries=retries,
+            strict=strict,
             address=address,
             watch=watch,
             announce=lambda run_dir: console.print(f"Evaluating {run_dir}", soft_wrap=True),

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from ray_sassl.config.files import to_yaml
-from ray_sassl.config.overrides import Override, OverrideError, apply_overrides, explain, path_of
+from ray_sassl.config.overrides import Override, OverrideError, apply_overrides, explain, path_of, strictly
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments.ablations import SIZES, Ablation, Arm
 from ray_sassl.files import storage
@@ -62,12 +62,14 @@ def plan_ablation(
     size: str = "cpu",
     experiment: ExperimentConfig | str | None = None,
     overrides: Overrides = None,
+    strict: bool = False,
     begun: str | None = None,
     **fields: Any,
 ) -> tuple[AblationConfig, StudyConfig]:
     """The table and its study.
 
     Args:
+        strict: Refuse data of which anything is left out.
         begun: The study directory, if the study is continued: strengths that were matched when it was begun are kept.
         fields: Further fields of the study.
 
@@ -75,6 +77,7 @@ def plan_ablation(
         UsageError: size, experiment, overrides or the arms are wrong, or the data for an equal dose are missing.
     """
     base, common = base_of(ablation, size=size, experiment=experiment, overrides=overrides)
+    base = strictly(base) if strict else base
     if not 1 <= seeds <= MOST_SEEDS:
         raise UsageError(f"a table has 1 to {MOST_SEEDS} seeds, not {seeds}")
     arms = list(ablation.arms(base))
@@ -174,7 +177,8 @@ def _changes(base: ExperimentConfig, arms: Sequence[Arm], common: Sequence[Overr
     configs: dict[str, ExperimentConfig] = {}
     for arm in arms:
         try:
-            configs[arm.name] = apply_overrides(load_config(arm.experiment, common) if arm.experiment else base, arm.overrides)
+            other = load_config(arm.experiment, common) if arm.experiment else base
+            configs[arm.name] = apply_overrides(strictly(other) if base.data.strict else other, arm.overrides)
         except OverrideError as error:
             raise UsageError(f"the arm {arm.name!r} does not fit {base.name}: {error}") from error
 
@@ -213,7 +217,8 @@ def _check_effects(configs: Mapping[str, ExperimentConfig], overrides: Sequence[
     """Refuse changes of the user that every arm changes again."""
     for override in overrides:
         path = path_of(override)
-        if all(_changed_again(config, override) for config in configs.values()):
+        is_of_all = path.partition(".")[0] in (*_NO_PART, "data")
+        if not is_of_all and all(_changed_again(config, override) for config in configs.values()):
             raise UsageError(f"{path} has no effect here, since every arm of the table sets it; leave it out")
 
 

@@ -136,7 +136,7 @@ def _strict_verbs(group: Any, name: str = "") -> set[str]:
 
 
 def test_every_verb_that_reads_images_can_be_strict():
-    reading = {"pretrain", "views", "evaluate", "detect", "search run", "embed", "export", "compare"}
+    reading = {"pretrain", "views", "evaluate", "detect", "search run", "ablation run", "embed", "export", "compare"}
     reading |= {f"data {verb}" for verb in ("inspect", "check", "convert")}
     reading |= {f"stylize {verb}" for verb in ("bank", "dataset", "preview", "distill")}
     assert _strict_verbs(typer.main.get_command(app)) == reading
@@ -149,6 +149,7 @@ def test_every_verb_that_reads_images_can_be_strict():
         ["views", "demo_plain", "data.path=DATA"],
         ["evaluate", "RUN", "knn", "evaluate.test.path=DATA"],
         ["search", "style_strength", "data.path=DATA", "evaluate={train: {path: DATA}, test: null}"],
+        ["ablation", "sassl_method", "data.path=DATA", "evaluate={train: {path: DATA}, test: {path: DATA}}"],
         ["export", "RUN", "evaluate.train={path: DATA}", "--with-head", "linear"],
         ["compare", "RUN", "--on", "knn evaluate.train.path=DATA"],
         ["stylize", "preview", "DATA", "--styles", "DATA", "stylize=color_statistics"],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ray_sassl.runs.dose import Dose, write_doses
 from ray_sassl.study.record import TrialRecord, open_study, read_record, write_trial
 from ray_sassl.study.report import write_report
 from tests.study.test_record import make_study, make_trial
@@ -55,3 +56,16 @@ def test_a_report_needs_nothing_from_elsewhere_and_shows_fates_with_their_reason
     assert "at most 10,000 validation images, so each has a standard error of at least 0.41%" in text  # of a share of 0.215
     # What differs from the base experiment is there to be copied.
     assert "sassl.prob=0.3" in text
+
+
+def test_a_report_says_how_strong_the_augmentations_of_the_best_trial_are(tmp_path: Path):
+    study_dir = _study_dir(tmp_path, [make_trial(0, [0.1, 0.3])])
+    buffer = io.BytesIO()
+    Image.new("RGB", (400, 320)).save(buffer, "PNG")
+    (tmp_path / "trials" / "0000" / "views.png").write_bytes(buffer.getvalue())
+    write_doses(str(tmp_path / "trials" / "0000"), [Dose("left", "style", 0.8, 5.125, 0.98, 0.25, 0.9)], 64)
+    page = Path(write_report(read_record(study_dir))).read_text()
+    assert "How strong the augmentations are" in page
+    assert "<td>style</td><td>80%</td><td>5.12</td>" in page
+    (tmp_path / "trials" / "0000" / "dose.json").write_text("[1")
+    assert "dose.json" in Path(write_report(read_record(study_dir))).read_text()  # among what was left out

@@ -66,6 +66,12 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = ray_sassl.pretrian  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_a_function_is_found_also_where_a_module_of_its_name_was_imported():
+    import ray_sassl.api.search
+
+    assert callable(ray_sassl.search)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_function_is_annotated_and_documented(name: str):
     function = getattr(ray_sassl, name)

@@ -59,7 +59,7 @@ def _settings(name: str) -> settings:
         derandomize=True,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck],  # pyright: ignore
     )
 
 

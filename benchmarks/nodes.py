@@ -101,9 +101,10 @@ class Nodes:
         command = [sys.executable, "-c", _WAIT, self.address, str(count)]
         subprocess.run(command, env=self.environment, check=True, timeout=patience_s)
 
-    def add(self, num_cpus: int = 2) -> Node:
+    def add(self, num_cpus: int = 2, store_bytes: int = _OBJECT_STORE_BYTES, group: str = "") -> Node:
         """One more node; Ray knows of it a few seconds later."""
-        node = self._begin([f"--address={self.address}", f"--num-cpus={num_cpus}"], f"node-{len(list(self.folder.glob('node-*.log')))}")
+        flags = [f"--address={self.address}", f"--num-cpus={num_cpus}", *([f"--labels=ray-sassl/group={group}"] if group else [])]
+        node = self._begin(flags, f"node-{len(list(self.folder.glob('node-*.log')))}", store_bytes)
         self.workers.append(node)
         return node
 
@@ -134,10 +135,10 @@ class Nodes:
         for node in [*self.workers, *([self.head] if self.head else [])]:
             node.process.wait()
 
-    def _begin(self, flags: list[str], name: str) -> Node:
+    def _begin(self, flags: list[str], name: str, store_bytes: int = _OBJECT_STORE_BYTES) -> Node:
         agent, agent_grpc, metrics, env_agent, client = free_ports(5)
         node_id = secrets.token_hex(28)
-        command = [_RAY, "start", "--block", "--disable-usage-stats", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+        command = [_RAY, "start", "--block", "--disable-usage-stats", f"--object-store-memory={store_bytes}"]
         command += [
             f"--dashboard-agent-listen-port={agent}",
             f"--dashboard-agent-grpc-port={agent_grpc}",

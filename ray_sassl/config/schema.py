@@ -108,6 +108,8 @@ class StreamConfig(FrozenConfig):
     an actor pool stylizes and does the rest. `auto`: `pool` if the stylizer has a GPU (`stream.pool.num_gpus`), else `fused`."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one task."""
+    node_group: str | None = None
+    """The group of nodes for the tasks, by the label `ray-sassl/group`; by default any node with free CPUs, also the training workers'."""
     prefetch_batches: int = Field(default=2, ge=0)
     """Batches that a training worker prefetches."""
     pool: PoolConfig = PoolConfig()
@@ -131,8 +133,8 @@ class ScalingConfig(FrozenConfig):
     node_group: str | None = None
     """Like `stream.pool.node_group`. It keeps the workers off nodes with small GPUs, which the autoscaler might prefer."""
     max_failures: int = Field(default=3, ge=-1)
-    """How often workers are restarted from the last checkpoint after a crash or the loss of a node; -1 means always. A node that goes away
-    with notice (such as a spot machine) does not count."""
+    """How often workers are restarted from the last checkpoint after a crash or the loss of a node, without a newer checkpoint in between;
+    -1 means always. A node that goes away with notice (such as a spot machine) does not count."""
 
     @property
     def is_elastic(self) -> bool:

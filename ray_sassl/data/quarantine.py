@@ -7,7 +7,9 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -75,6 +77,8 @@ class Quarantine:
         self._unlisted: dict[int, str] = {}
         """The kind of damage by sample id."""
         self._unsaved: list[BadRow] = []
+        self._is_whole = True
+        """Whether the file has all rows but these; not while it is written, nor after an error."""
 
     def add(self, rows: Iterable[BadRow]) -> int:
         """Add the rows; returns how many of them are new.
@@ -106,21 +110,34 @@ class Quarantine:
     def save_jsonl(self, path: str) -> None:
         """Write one JSON object per listed row, and one per kind of damage of the others, to the path or URI, atomically. Non-ASCII
         characters are escaped, so that only `\\n` ends a line."""
+        self._unsaved, self._is_whole = [], True
         storage.write_text(path, "".join([*map(_line_of, self.rows), *_lines_of_kinds(self._unlisted)]))
-        self._unsaved = []
 
     def append_jsonl(self, path: str) -> None:
-        """Append what was added since the file was loaded or written. New lines of a local file are flushed to the disk. An object store
-        cannot append, so the whole file is written."""
-        if not self._unsaved:
-            return
-        if storage.local_path(path) is None:
-            self.save_jsonl(path)
-            return
-        listed = [row for row in self._unsaved if self._key(row) in self._rows]
-        others = {row.sample_id: self._unlisted[row.sample_id] for row in self._unsaved if row.sample_id in self._unlisted}
-        storage.append_text(path, "".join([*map(_line_of, listed), *_lines_of_kinds(others)]))
-        self._unsaved = []
+        """Append what was added since the file was loaded or written; see `appending`."""
+        self.appending(path)()
+
+    def appending(self, path: str) -> Callable[[], None]:
+        """What appends the rows that were added since the file was loaded or written; it may run in another thread.
+
+        New lines of a local file are flushed to the disk. An object store cannot append, so the whole file is written, as it is after an
+        error, which may have left half a line.
+        """
+        if not self._unsaved and self._is_whole:
+            return lambda: None
+        if storage.local_path(path) is None or not self._is_whole:
+            content, write = "".join([*map(_line_of, self.rows), *_lines_of_kinds(self._unlisted)]), storage.write_text
+        else:
+            listed = [row for row in self._unsaved if self._key(row) in self._rows]
+            others = {row.sample_id: self._unlisted[row.sample_id] for row in self._unsaved if row.sample_id in self._unlisted}
+            content, write = "".join([*map(_line_of, listed), *_lines_of_kinds(others)]), storage.append_text
+        self._unsaved, self._is_whole = [], False
+
+        def append() -> None:
+            write(path, content)
+            self._is_whole = True
+
+        return append
 
     def load_jsonl(self, path: str) -> int:
         """Add what `save_jsonl` and `append_jsonl` wrote; returns how many rows are new. A missing file has none; the number of damaged
@@ -187,6 +204,8 @@ class QuarantineFile:
         self.quarantine = Quarantine(num_rows, max_bad_fraction, max_listed=MAX_LISTED)
         self._path = path
         self._due_at = time.monotonic() + _SAVE_EVERY_S
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="quarantine")
+        self._saving: Future[None] | None = None
 
     def load(self) -> None:
         """Add what an earlier start of the run has written.
@@ -204,16 +223,31 @@ class QuarantineFile:
             self.save_if_due()
 
     def save_if_due(self) -> None:
-        """Save if the last time was a while ago; the pause is longer if saving takes long, as on an object store."""
-        if time.monotonic() >= self._due_at:
-            self.save()
+        """Save in a thread if the last time was a while ago; the pause is longer if saving takes long, as on an object store. An error of
+        it is raised by the next call."""
+        if time.monotonic() >= self._due_at and (self._saving is None or self._saving.done()):
+            self._settle()
+            self._saving = self._thread.submit(self._timed, self.quarantine.appending(self._path))
 
     def save(self) -> None:
         """Bring the file up to date."""
+        with suppress(OSError, storage.StorageError):  # then the whole file is written now
+            self._settle()
+        self._timed(self.quarantine.appending(self._path))
+
+    def _settle(self) -> None:
+        """Wait for what the thread writes."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _timed(self, append: Callable[[], None]) -> None:
         began = time.monotonic()
-        self.quarantine.append_jsonl(self._path)
-        now = time.monotonic()
-        self._due_at = now + max(_SAVE_EVERY_S, _PAUSE_OVER_SAVE * (now - began))
+        try:
+            append()
+        finally:
+            now = time.monotonic()
+            self._due_at = now + max(_SAVE_EVERY_S, _PAUSE_OVER_SAVE * (now - began))
 
 
 def kind_of(reason: str) -> str:

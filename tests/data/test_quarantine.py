@@ -1,3 +1,5 @@
+import json
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -117,9 +119,35 @@ def test_the_file_of_a_run_is_written_when_it_is_due_and_read_at_the_next_start(
     assert not path.exists()
     file._due_at = 0.0
     file.save_if_due()
-    assert len(path.read_text().splitlines()) == 1
     file.add([_bad(2)])
     file.save()
     assert len(path.read_text().splitlines()) == 2
     with pytest.raises(TooManyBadRowsError, match="2 of 100 rows"):
         QuarantineFile(str(path), 100, 0.01).load()
+
+
+def test_a_slow_place_is_written_in_a_thread_and_an_error_of_it_comes_with_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, written, may_go_on = tmp_path / "q.jsonl", threading.Event(), threading.Event()
+
+    def full(path: str, text: str) -> None:
+        written.set()
+        assert may_go_on.wait(60)
+        raise OSError("full")
+
+    append = storage.append_text
+    monkeypatch.setattr(storage, "append_text", full)
+    file = QuarantineFile(str(path), 100, 0.05)
+    file._due_at = 0.0
+    file.add([_bad(1)])
+    assert written.wait(60), "the thread writes"
+    file._due_at = 0.0
+    file.add([_bad(2)])  # waits for nothing
+    may_go_on.set()
+    assert file._saving is not None
+    file._saving.exception()
+    file._due_at = 0.0
+    with pytest.raises(OSError, match="full"):
+        file.save_if_due()
+    monkeypatch.setattr(storage, "append_text", append)
+    file.save()
+    assert [json.loads(line)["sample_id"] for line in path.read_text().splitlines()] == [1, 2], "all rows, once each"

@@ -40,7 +40,7 @@ from ray_sassl.orchestrate.pretraining.preflight import (
 )
 from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
 from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, stream_spec
-from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, fit
+from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, WorkersFailedError, fit
 from ray_sassl.orchestrate.pretraining.worker import train_worker
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.definitions import read_definition
@@ -229,7 +229,18 @@ def _pretrain_on_ray(
 
         refused: set[str] = set()
         while True:
-            _fit(config, run_dir, index, watch, stop, control, use_gpu)
+            before = _newest_step(run_dir)
+            try:
+                _fit(config, run_dir, index, watch, stop, control, use_gpu)
+            except WorkersFailedError:
+                if not config.scaling.max_failures or stop.is_set() or _newest_step(run_dir) <= before:
+                    raise
+                log.warning(
+                    "The workers have failed %d times since step %d, but got further; they start again",
+                    config.scaling.max_failures + 1,
+                    before,
+                )
+                continue
             refused_before = refused
             fatal, outcome, refused = ray.get([control.fatal.remote(), control.outcome.remote(), control.refused.remote()])
             if fatal:
@@ -237,6 +248,10 @@ def _pretrain_on_ray(
             if outcome is not None:
                 return outcome
             assert refused > refused_before, "the workers ended without an outcome and without an error"
+
+
+def _newest_step(run_dir: str) -> int:
+    return max((step for step, _ in list_checkpoints(run_dir)), default=0)
 
 
 def _fit(

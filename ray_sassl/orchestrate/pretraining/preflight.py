@@ -107,7 +107,7 @@ def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[Need]:
     fewest, name = scaling.worker_counts[0], "min_workers" if scaling.is_elastic else "num_workers"
     needs = [
         Need(f"{fewest} training workers (scaling.{name})", fewest, worker_bundle(config, use_gpu), scaling.node_group),
-        Need("one task of the stream (stream.num_cpus)", 1, {"CPU": stream.num_cpus}),
+        Need("one task of the stream (stream.num_cpus)", 1, {"CPU": stream.num_cpus}, stream.node_group),
     ]
     if layout_of(config) == "pool":
         pool = stream.pool
@@ -122,10 +122,10 @@ def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:
     Raises:
         ResourcesError: the cluster cannot hold the run, even at its largest.
     """
-    groups = [group for group in (config.scaling.node_group, config.stream.pool.node_group) if group is not None]
+    groups = [group for group in (config.scaling.node_group, config.stream.node_group, config.stream.pool.node_group) if group is not None]
     if missing := missing_groups(groups):
         raise ResourcesError(
             f"the cluster has no node of the group {', '.join(missing)}, that is, with the label {GROUP_LABEL}; if nodes have no groups, "
-            "leave out scaling.node_group and stream.pool.node_group"
+            "leave out scaling.node_group, stream.node_group and stream.pool.node_group"
         )
     check_fits(resource_needs(config, use_gpu), offered)

@@ -27,6 +27,7 @@ from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.exchange import make_exchange
 from ray_sassl.orchestrate.pretraining.feeding import CUT_AT, PlanDatasource, PlanFeeder
 from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, ReadStage, block_of_row, stage_times
+from ray_sassl.orchestrate.pretraining.store_limit import Stage, StoreLimit, set_stages
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
 from ray_sassl.orchestrate.runtime.private import ExecutionCallback
@@ -82,6 +83,8 @@ class StreamSpec:
         epochs: Number of epochs.
         layout: `light`, `fused` or `pool`; see `StreamConfig.layout`. `light` is `fused` when nothing needs torch.
         num_cpus: CPUs of one task.
+        group: The group of nodes for the tasks, or None.
+        cpus_per_worker: CPUs that a training worker holds.
         pool: Arguments of `ActorPoolStrategy`.
         actor_num_cpus, actor_num_gpus: CPUs and GPUs of each actor of the pool.
         actor_group: The group of nodes for the pool, or None.
@@ -93,6 +96,8 @@ class StreamSpec:
     epochs: float
     layout: str
     num_cpus: float
+    group: str | None
+    cpus_per_worker: float
     pool: dict[str, int]
     actor_num_cpus: float
     actor_num_gpus: float
@@ -112,6 +117,8 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
         epochs=config.train.epochs,
         layout=layout_of(config),
         num_cpus=config.stream.num_cpus,
+        group=config.stream.node_group,
+        cpus_per_worker=config.scaling.cpus_per_worker,
         pool={"size": pool.min} if pool.min == pool.max else sizes,
         actor_num_cpus=pool.num_cpus,
         actor_num_gpus=pool.num_gpus,
@@ -156,22 +163,26 @@ def make_stream(
     context = DataContext.get_current()
     context.execution_options = execution_options()
     context.set_config(_RUN, spec.run)
+    set_stages(context, _stages(spec))
     for callback in (PlanFeeder, LoopThrottle):
         if callback not in context.custom_execution_callback_classes:
             context.custom_execution_callback_classes.append(callback)
     # Ray cuts blocks that are larger than this, so every block of views becomes one of Ray's, neither merged nor split.
     context.target_max_block_size = max(1, int(CUT_AT * block_bytes(spec.source)))
     # Without `num_cpus` it would take a whole CPU, even if other stages take less, and never start if no node has one left.
-    plan = ray.data.read_datasource(PlanDatasource(spec.source, spec.epochs, seen), num_cpus=spec.num_cpus, override_num_blocks=1)
+    where = cast(dict[str, Any], {"label_selector": in_group(spec.group)} if spec.group else {})
+    datasource = PlanDatasource(spec.source, spec.epochs, seen)
+    plan = ray.data.read_datasource(datasource, num_cpus=spec.num_cpus, ray_remote_args=where, override_num_blocks=1)
     reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run, make_exchange(spec.source, spec.num_cpus))
     match spec.layout:
         case "light":
-            return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus)
+            return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus, **where)
         case "fused":
-            return plan.map_batches(cast(Any, FusedStage(reading, spec.config_yaml, keeper)), batch_size=None, num_cpus=spec.num_cpus)
+            fused = FusedStage(reading, spec.config_yaml, keeper)
+            return plan.map_batches(cast(Any, fused), batch_size=None, num_cpus=spec.num_cpus, **where)
         case "pool":
             group = in_group(spec.actor_group)
-            crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus)
+            crops = plan.map_batches(cast(Any, reading.crops), batch_size=None, num_cpus=spec.num_cpus, **where)
             return crops.map_batches(
                 cast(Any, style_actor or StyleActor),
                 fn_constructor_args=(spec.source, spec.config_yaml, spec.actor_num_cpus, spec.actor_num_gpus, keeper, spec.run, control),
@@ -185,6 +196,13 @@ def make_stream(
                 **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
     raise AssertionError(spec.layout)
+
+
+def _stages(spec: StreamSpec) -> list[Stage]:
+    stages = [Stage(spec.group, per_gpu=spec.cpus_per_worker)]
+    if spec.layout == "pool":
+        stages.append(Stage(spec.actor_group, "GPU") if spec.actor_num_gpus else Stage(spec.actor_group, per_gpu=spec.cpus_per_worker))
+    return stages
 
 
 class StreamFactory:

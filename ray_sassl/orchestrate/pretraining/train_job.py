@@ -33,6 +33,10 @@ class RunFailedError(UsageError):
     """The job failed with an error that only the user can fix."""
 
 
+class WorkersFailedError(RunFailedError):
+    """The workers ended more often than is allowed, with an error that a restart may not meet again."""
+
+
 def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequence[Need], stop: threading.Event | None = None) -> None:
     """Run the trainer and show its progress.
 
@@ -43,7 +47,7 @@ def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequen
 
     Raises:
         ResourcesError: the cluster will never have what the job needs.
-        RunFailedError: the workers ended with an error that the control actor does not know.
+        WorkersFailedError: the workers ended with an error that the control actor does not know.
     """
     has_begun, waiting = False, Waiting(needs)
 
@@ -58,7 +62,7 @@ def fit(trainer: TorchTrainer, control: ActorHandle, watch: Watch, needs: Sequen
 
     error = run_watched(trainer.fit, look, every_s=LOOK_EVERY_S)
     if error is not None and ray.get(control.fatal.remote()) is None:
-        raise RunFailedError(f"the training workers failed: {reason_of(error)}") from error
+        raise WorkersFailedError(f"the training workers failed: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class KillAt:
 
 def test_a_killed_train_worker_changes_nothing_of_the_end_and_costs_at_most_two_checkpoint_intervals(ray_cluster: None, tmp_path: Path):
     path = write_shards(tmp_path, bad=(3,))
-    config = long_run(path, "stylize=color_statistics")
+    config = long_run(path, "stylize=color_statistics", "scaling.max_failures=1")  # in a row: the run gets further after each
     watch = KillAt(2 * EVERY + 3, 5 * EVERY + 3)  # not just after a checkpoint, where nothing would be lost
     result = pretrain(config, str(tmp_path / "killed"), watch=watch)
     assert result.status == "finished"

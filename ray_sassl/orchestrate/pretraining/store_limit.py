@@ -1,0 +1,91 @@
+"""How much the stream may keep in Ray's object stores: what the nodes that make its blocks can hold.
+
+Ray Data allows half of all stores together, also of nodes that make no blocks, such as trainers with much memory. Blocks stay where they
+are made until they are used, so the small stores of decoding nodes would overflow to their disks while the sum looks nearly empty.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import DataContext, ExecutionResources
+
+from ray_sassl.orchestrate.runtime.private import ExecutionCallback
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
+
+_SHARE = 0.5
+"""Of a store; the rest is for blocks that are being made and for copies from other nodes. Ray Data takes the same share of the sum."""
+_LOOK_EVERY_S = 5.0
+_STAGES = "ray_sassl.stages"
+"""The key of the stream's stages in the DataContext."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a stage of the stream runs.
+
+    Attributes:
+        group: The group of nodes that it must be on, or None.
+        resource: What it takes of a node, `CPU` or `GPU`; nodes with more of it make more of its blocks.
+        per_gpu: CPUs that training workers take of each GPU of a node.
+    """
+
+    group: str | None
+    resource: str = "CPU"
+    per_gpu: float = 0.0
+
+    def weight(self, node: Mapping[str, Any]) -> float:
+        """How much of the stage the node can run, or 0."""
+        if not node["Alive"] or self.group not in (None, node["Labels"].get(GROUP_LABEL)):
+            return 0.0
+        has = node["Resources"]
+        taken = self.per_gpu * has.get("GPU", 0.0) if self.resource == "CPU" else 0.0
+        return max(0.0, has.get(self.resource, 0.0) - taken)
+
+
+def store_limit(nodes: Iterable[Mapping[str, Any]], stages: Iterable[Stage]) -> float | None:
+    """Bytes that blocks may take in all object stores together, so that no node has more than half of its store to hold.
+
+    Each node of a stage makes blocks in proportion to what it has of the stage's resource.
+
+    Args:
+        nodes: As `ray.nodes()` gives them.
+        stages: The stages of the stream.
+
+    Returns:
+        None if there is no node for any stage.
+    """
+    nodes = list(nodes)
+    limits = []
+    for stage in stages:
+        weights = [(stage.weight(node), node["Resources"].get("object_store_memory", 0.0)) for node in nodes]
+        total = sum(weight for weight, _ in weights)
+        limits += [store * total / weight for weight, store in weights if weight > 0]
+    return _SHARE * min(limits) if limits else None
+
+
+def set_stages(context: DataContext, stages: Iterable[Stage]) -> None:
+    """Keep the stages where `StoreLimit` finds them."""
+    context.set_config(_STAGES, tuple(stages))
+
+
+class StoreLimit(ExecutionCallback):
+    """Sets the limit of an execution as it begins, and as nodes come and go."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        self._set(executor)
+
+    def on_execution_step(self, executor: Any) -> None:
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._set(executor)
+
+    def _set(self, executor: Any) -> None:
+        self._looked_at = time.monotonic()
+        stages = executor._data_context.get_config(_STAGES, ())
+        limit = store_limit(ray.nodes(), stages)
+        if limit is not None:
+            executor._options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)

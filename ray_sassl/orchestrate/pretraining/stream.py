@@ -164,7 +164,7 @@ def make_stream(
     context.execution_options = execution_options()
     context.set_config(_RUN, spec.run)
     set_stages(context, _stages(spec))
-    for callback in (PlanFeeder, LoopThrottle):
+    for callback in (PlanFeeder, StoreLimit, LoopThrottle):
         if callback not in context.custom_execution_callback_classes:
             context.custom_execution_callback_classes.append(callback)
     # Ray cuts blocks that are larger than this, so every block of views becomes one of Ray's, neither merged nor split.

@@ -82,7 +82,7 @@ def test_small_stores_do_not_overflow_while_a_large_one_is_empty(nodes: Nodes, t
         nodes.wait_for(2 + number)
     path = write_shards(tmp_path)
     script = Path(__file__).with_name("slow_consumer.py")
-    subprocess.run([sys.executable, str(script), path, str(tmp_path), nodes.address], env=nodes.environment, check=True, timeout=600)
+    subprocess.run([sys.executable, str(script), path, str(tmp_path), nodes.address], env=nodes.environment, check=True, timeout=240)
     logs = [log.read_text(errors="replace") for log in nodes.folder.glob("session_*/logs/raylet*.out")]
     assert logs
     assert not [line for log in logs for line in log.splitlines() if "Spilled" in line]

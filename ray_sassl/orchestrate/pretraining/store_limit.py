@@ -17,8 +17,8 @@ from ray.data import DataContext, ExecutionResources
 from ray_sassl.orchestrate.runtime.private import ExecutionCallback
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 
-_SHARE = 0.5
-"""Of a store; the rest is for blocks that are being made and for copies from other nodes. Ray Data takes the same share of the sum."""
+_SHARE = 0.4
+"""Of a store. Ray spills at 0.8, so a node may have twice its share of the blocks, as while other nodes' workers still start."""
 _LOOK_EVERY_S = 5.0
 _STAGES = "ray_sassl.stages"
 """The key of the stream's stages in the DataContext."""
@@ -48,7 +48,7 @@ class Stage:
 
 
 def store_limit(nodes: Iterable[Mapping[str, Any]], stages: Iterable[Stage]) -> float | None:
-    """Bytes that blocks may take in all object stores together, so that no node has more than half of its store to hold.
+    """Bytes that blocks may take in all object stores together, so that no node has more than `_SHARE` of its store to hold.
 
     Each node of a stage makes blocks in proportion to what it has of the stage's resource.
 

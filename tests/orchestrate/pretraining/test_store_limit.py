@@ -32,17 +32,17 @@ def _node(cpus: float, store_mb: float, *, gpus: float = 0, group: str = "", ali
 
 def test_the_limit_is_what_the_decoding_nodes_hold():
     nodes = [_node(2, 100), _node(2, 100), _node(1, 1600, gpus=1), _node(0, 5000)]
-    assert store_limit(nodes, [Stage(None, per_gpu=1)]) == 0.5 * 200 * MB, "the trainers' CPUs and their store do not count"
-    assert store_limit(nodes, [Stage(None)]) == 0.5 * 250 * MB
+    assert store_limit(nodes, [Stage(None, per_gpu=1)]) == 0.4 * 200 * MB, "the trainers' CPUs and their store do not count"
+    assert store_limit(nodes, [Stage(None)]) == 0.4 * 250 * MB
     assert store_limit(nodes[3:], [Stage(None)]) is None, "no node decodes"
-    assert store_limit([*nodes, _node(64, 10, alive=False)], [Stage(None)]) == 0.5 * 250 * MB
+    assert store_limit([*nodes, _node(64, 10, alive=False)], [Stage(None)]) == 0.4 * 250 * MB
 
 
 def test_a_group_and_the_stylizers_limit_it_too():
     nodes = [_node(8, 800, group="decode"), _node(4, 100, gpus=1, group="stylize"), _node(1, 9000, gpus=8, group="train")]
-    assert store_limit(nodes, [Stage("decode")]) == 0.5 * 800 * MB
-    assert store_limit(nodes, [Stage("decode"), Stage("stylize", "GPU")]) == 0.5 * 100 * MB
-    assert store_limit(nodes, [Stage("decode"), Stage("elsewhere")]) == 0.5 * 800 * MB
+    assert store_limit(nodes, [Stage("decode")]) == 0.4 * 800 * MB
+    assert store_limit(nodes, [Stage("decode"), Stage("stylize", "GPU")]) == 0.4 * 100 * MB
+    assert store_limit(nodes, [Stage("decode"), Stage("elsewhere")]) == 0.4 * 800 * MB
 
 
 class _Limits(ExecutionCallback):

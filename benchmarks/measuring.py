@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,8 +48,15 @@ def machine() -> dict[str, Any]:
     model = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
     )
-    versions = {name: version(name) for name in ("ray", "torch", "numpy", "pillow", "opencv-python-headless")}
+    versions = {name: _version(name) for name in ("ray", "torch", "numpy", "pillow", "opencv-python-headless")}
     return {"cpu": model, "cpus": os.cpu_count(), "platform": platform.platform(), "load_1min": round(os.getloadavg()[0], 2), **versions}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # not every benchmark needs all of them
+        return None
 
 
 def tree(root: int) -> list[int]:

@@ -9,14 +9,17 @@ finished: the partners of in-batch style transfer are rows of the same block, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from ray_sassl.data import DataConfig, Rows
+from ray_sassl.data.ahead import ahead
 from ray_sassl.data.decode import DecodeError, OpenImage, decode_rows, open_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Block, Plan, Window, plan_of
@@ -125,6 +128,21 @@ def crop_blocks(
         read: Gives the rows of these blocks, or more; by default they are read from the data set.
     """
     times = times or StageTimes()
+    for block, rows in _encoded_blocks(source, window, seen, times, only, read):
+        cropped = _crop_block(source, block, rows, seen, on_bad, times)
+        if len(cropped.sample_id):
+            yield cropped
+
+
+def _encoded_blocks(
+    source: ViewSource,
+    window: Window,
+    seen: SeenIds,
+    times: StageTimes,
+    only: range | None = None,
+    read: Callable[[], Rows] | None = None,
+) -> Iterator[tuple[Block, Rows]]:
+    """The blocks of `crop_blocks` with their encoded images."""
     blocks = [block for block in source.plan.blocks(window) if only is None or block.number in only]
     blocks = [block for block in blocks if seen.unseen(window.epoch, block.sample_id).any()]
     if not blocks:
@@ -132,9 +150,7 @@ def crop_blocks(
     with times.stage("read", sum(len(block.sample_id) for block in blocks)):
         rows = read() if read is not None else _read(source, window, blocks)
     for block in blocks:
-        cropped = _crop_block(source, block, rows.take(block.sample_id), seen, on_bad, times)
-        if len(cropped.sample_id):
-            yield cropped
+        yield block, rows.take(block.sample_id)
 
 
 def _read(source: ViewSource, window: Window, blocks: Sequence[Block]) -> Rows:
@@ -290,23 +306,64 @@ def local_batches(
     world_size: int = 1,
     accumulate: int = 1,
     times: StageTimes | None = None,
+    num_threads: int = 1,
 ) -> Iterator[Arrays]:
     """The whole flow in this process: the share of `rank` of `world_size` in each global batch, in `accumulate` parts.
 
     Args:
-        times: Counts the time of the stages.
         batch_size: Rows of one part. Every step's global batch and each of its parts have the same rows for any number of workers.
+        times: Counts the time of the stages.
+        num_threads: With more than one, so many threads make blocks ahead of the one that is needed; rows and bytes stay the same.
     """
-    seen = seen or SeenIds(source.index.num_rows)
-    blocks = (
-        finish_block(source, block, stylize_block, times=times)
-        for window in windows(source, epochs, seen)
-        for block in crop_blocks(source, window, seen, on_bad, times=times)
-    )
+    seen, times = seen or SeenIds(source.index.num_rows), times or StageTimes()
+    if num_threads > 1:
+        blocks = _blocks_in_threads(source, epochs, seen, on_bad, stylize_block, times, num_threads)
+    else:
+        blocks = (
+            finish_block(source, block, stylize_block, times=times)
+            for window in windows(source, epochs, seen)
+            for block in crop_blocks(source, window, seen, on_bad, times=times)
+        )
     for batch in rebatch(blocks, accumulate * world_size * batch_size):
         for part in range(accumulate):
             first = (part * world_size + rank) * batch_size
             yield {name: array[first : first + batch_size] for name, array in batch.items()}
+
+
+def _blocks_in_threads(
+    source: ViewSource,
+    epochs: float,
+    seen: SeenIds,
+    on_bad: OnBad,
+    stylize_block: StylizeBlock | None,
+    times: StageTimes,
+    num_threads: int,
+) -> Iterator[Arrays]:
+    """The finished blocks in order. Images are read here and decoded in threads; one block at a time is stylized."""
+    stylizes = Lock()
+
+    def stylize(images: np.ndarray, key: DrawKey, finish: Callable[[Tensor, np.ndarray], Tensor] | None = None) -> np.ndarray:
+        assert stylize_block is not None
+        with stylizes:
+            return stylize_block(images, key, finish)
+
+    def finished(piece: tuple[Block, Rows]) -> tuple[Arrays | None, list[BadRow]]:
+        bad: list[BadRow] = []
+        cropped = _crop_block(source, *piece, seen, bad.extend, times)
+        done = finish_block(source, cropped, stylize if stylize_block else None, times=times) if len(cropped.sample_id) else None
+        return done, bad
+
+    pieces = (piece for window in windows(source, epochs, seen) for piece in _encoded_blocks(source, window, seen, times))
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+    try:
+        for started in ahead(lambda piece: pool.submit(finished, piece), pieces, num_threads):
+            block, bad = started.result()
+            if bad:
+                on_bad(bad)
+            if block is not None:
+                yield block
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def rebatch(blocks: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.decode import OpenImage
 from ray_sassl.data.index import Index
 from ray_sassl.data.plan import Window
-from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
 from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.evaluation.images import labeled_images
@@ -117,6 +118,33 @@ def _views_by_key(batches: Iterator[Arrays]) -> dict[Key, bytes]:
 def test_every_epoch_holds_every_good_row_once(source):
     keys = Counter(key for batch in _batches(source, 1) for key in _keys(batch))
     assert keys == Counter((epoch, row) for epoch in range(2) for row in GOOD)
+
+
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_threads_change_neither_the_order_nor_a_byte_nor_what_is_bad(source, in_torch):
+    if in_torch:
+        source = replace(source, views=source.views.model_copy(update={"backend": "torch"}))
+    found = []
+    for num_threads in (1, 3):
+        bad: list[list[BadRow]] = []
+        batches = _batches(source, 9, stylize_block=_stylize_block(), num_threads=num_threads, on_bad=bad.append)
+        found.append(([(_keys(batch), batch["view_0"].tobytes(), batch["view_1"].tobytes()) for batch in batches], bad))
+    assert found[0] == found[1]
+    assert found[0][1]
+
+
+def test_threads_end_with_the_batches_and_their_errors_reach_the_caller(source):
+    def refuse(rows: list[BadRow]) -> None:
+        raise TooManyBadRowsError("too many")
+
+    with pytest.raises(TooManyBadRowsError):
+        list(_batches(source, 9, num_threads=2, on_bad=refuse))
+    batches = _batches(source, 9, num_threads=2)
+    next(batches)
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    for thread in [thread for thread in threading.enumerate() if thread.name.startswith("decode")]:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
 
 
 def test_batches_are_full_and_cross_the_end_of_an_epoch(source):

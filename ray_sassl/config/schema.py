@@ -61,6 +61,9 @@ class EvaluateConfig(FrozenConfig):
     both. On the test images, in the last line, they are called `test_knn_top1` and `test_linear_top1`."""
     online_rows: int = Field(default=10_000, ge=100)
     """At most so many train, validation and test images are used by the run itself; `ray-sassl evaluate` uses all."""
+    keep_gb: float = Field(default=4.0, ge=0)
+    """A run keeps up to so many GB (10^9 bytes) of these train and validation images in memory, half of it for either: decoded if all
+    fit, or else encoded. So only the first scores of a run read them; 10,000 images of ImageNet have about 1.1 GB."""
 
     @property
     def view(self) -> EvaluationView:
@@ -112,6 +115,9 @@ class StreamConfig(FrozenConfig):
     """The group of nodes for the tasks, by the label `ray-sassl/group`; by default any node with free CPUs, also the training workers'."""
     prefetch_batches: int = Field(default=2, ge=0)
     """Batches that a training worker prefetches."""
+    local_threads: int | None = Field(default=None, ge=1)
+    """Threads that decode and make views with `scaling.num_workers=0`. By default as many as there are CPUs where a GPU trains, and 1 where
+    the CPUs train themselves. It has no effect on the order or the bytes of the views, nor on Ray."""
     pool: PoolConfig = PoolConfig()
 
 
@@ -119,7 +125,7 @@ class ScalingConfig(FrozenConfig):
     """The training workers."""
 
     num_workers: int = Field(default=1, ge=0)
-    """Ray Train workers. 0 runs everything in this process, without Ray: slow, but easy to debug."""
+    """Ray Train workers. 0 runs everything in this process, without Ray, and decodes in `stream.local_threads` threads."""
     min_workers: int | None = Field(default=None, ge=1)
     """Makes the run elastic: if nodes are lost it continues with fewer workers, at least this many, and later with more, up to
     `num_workers`. The global batch stays the same, since each worker takes more parts of it. By default always `num_workers`."""

@@ -10,14 +10,14 @@ from functools import cached_property
 import numpy as np
 
 from ray_sassl.config.schema import EvaluateConfig, EvaluatedConfig
-from ray_sassl.data import NO_LABEL, DataConfig
+from ray_sassl.data import NO_LABEL, DataConfig, Rows
 from ray_sassl.data.decode import decode_rows
 from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow, Quarantine
-from ray_sassl.data.reading import alike, all_labels, kept_index
+from ray_sassl.data.reading import alike, all_labels, each_group, kept_index
 from ray_sassl.evaluation.apart import check_train_and_test
-from ray_sassl.evaluation.images import labeled_images
+from ray_sassl.evaluation.images import EvaluationBatch, chosen_groups, chosen_rows, decoded
 from ray_sassl.evaluation.scores import check_classes
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.process.errors import UsageError
@@ -30,13 +30,14 @@ _ROWS_TRIED = 128
 class LabeledImages:
     """Batches of images (B, H, W, 3) uint8 and labels (B,); they can be iterated repeatedly.
 
-    Up to 1 GiB of decoded images is kept; more is decoded again at each pass. Images that cannot be decoded are left out and counted,
-    separately from those of the run's own data.
+    They are kept decoded if all fit into `keep_bytes`, or else encoded as far as they fit. Images that cannot be decoded are left out and
+    counted, separately from those of the run's own data.
 
     Args:
         limit: Maximum number of rows.
         index: Of the data set, if it is known already.
         wanted: (num_rows,) bool by sample id: only these rows; not given: all.
+        keep_bytes: How much memory they may take between two passes.
     """
 
     def __init__(
@@ -46,9 +47,14 @@ class LabeledImages:
         limit: int | None = None,
         index: Index | None = None,
         wanted: np.ndarray | None = None,
+        *,
+        keep_bytes: int = _KEPT_BYTES,
     ) -> None:
         self.config, self.view, self.limit, self.wanted = config, as_view(view), limit, wanted
-        self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self._keep_bytes = keep_bytes
+        self._decoded: list[EvaluationBatch] | None = None
+        self._encoded: dict[int, Rows | None] = {}
+        self._encoded_bytes = 0
         if index is not None:
             self.index = index
 
@@ -69,17 +75,36 @@ class LabeledImages:
         return labels[labels != NO_LABEL]
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if self._kept is not None:
-            yield from self._kept
+        return ((batch.images, batch.labels) for batch in self.batches())
+
+    def batches(self) -> Iterator[EvaluationBatch]:
+        """The images, whose sample ids ascend."""
+        if self._decoded is not None:
+            yield from self._decoded
             return
         rows = min(self.index.num_rows, self.limit or self.index.num_rows)
-        kept = [] if rows * self.view.size_px**2 * 3 <= _KEPT_BYTES else None
-        images = labeled_images(self.config, self.index, self.view, self.quarantine.add, limit=self.limit, wanted=self.wanted)
-        for batch in images:
-            if kept is not None:
+        is_kept = rows * self.view.size_px**2 * 3 <= self._keep_bytes
+        kept: list[EvaluationBatch] = []
+        for batch in decoded(self._parts(keep=not is_kept), self.config.max_pixels, self.view, self.quarantine.add):
+            if is_kept:
                 kept.append(batch)
             yield batch
-        self._kept = kept
+        self._decoded = kept if is_kept else None
+
+    def _parts(self, *, keep: bool) -> Iterator[Rows | None]:
+        """The encoded images by row group, from memory as far as they are kept."""
+        groups, rows_per_group = chosen_groups(self.index, self.limit, self.wanted)
+        fresh = each_group(self.index, [group for group in groups if group not in self._encoded])
+        for group in groups:
+            if group not in self._encoded:
+                rows = chosen_rows(next(fresh), rows_per_group, self.wanted)
+                num_bytes = sum(len(image) for image in rows.encoded if isinstance(image, bytes)) if rows is not None else 0
+                if not keep or self._encoded_bytes + num_bytes > self._keep_bytes:
+                    yield rows
+                    continue
+                self._encoded[group] = rows
+                self._encoded_bytes += num_bytes
+            yield self._encoded[group]
 
 
 def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledImages]:
@@ -90,8 +115,9 @@ def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledIm
     """
     assert evaluate.train is not None
     view, limit = evaluate.view, evaluate.online_rows
+    keep_bytes = int(evaluate.keep_gb * 1e9 / 2)
     if evaluate.own_validation is not None:
-        train, validation = LabeledImages(evaluate.train, view, limit), LabeledImages(evaluate.own_validation, view, limit)
+        train, validation = (LabeledImages(data, view, limit, keep_bytes=keep_bytes) for data in (evaluate.train, evaluate.own_validation))
         check_same_names(train.index, validation.index)
         return train, validation
     index = kept_index(evaluate.train)
@@ -108,7 +134,7 @@ def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledIm
         ) from error
     masks = np.zeros((2, index.num_rows), bool)
     masks[0, places[~aside]] = masks[1, places[aside]] = True
-    train, validation = (LabeledImages(evaluate.train, view, limit, index, mask) for mask in masks)
+    train, validation = (LabeledImages(evaluate.train, view, limit, index, mask, keep_bytes=keep_bytes) for mask in masks)
     return train, validation
 
 

@@ -54,18 +54,19 @@ def labeled_images(
         limit: Maximum number of rows, taken from 64 row groups that are spread over the data set, or from more if row groups are small.
         wanted: (num_rows,) bool by sample id: of these rows only.
     """
-    groups, rows_per_group = _spread(index, limit, wanted)
-
-    def chosen(rows: Rows) -> Rows | None:
-        labeled = rows.sample_id[rows.label != NO_LABEL]
-        labeled = labeled if wanted is None else labeled[wanted[labeled]]
-        if not len(labeled):
-            return None
-        return rows.take(labeled[np.unique(np.linspace(0, len(labeled) - 1, min(rows_per_group, len(labeled))).round().astype(int))])
-
-    parts = map(chosen, each_group(index, groups))
-    for batch in _evaluation_batches(parts, config.max_pixels, as_view(view), on_bad, batch_size, num_threads):
+    groups, rows_per_group = chosen_groups(index, limit, wanted)
+    parts = (chosen_rows(rows, rows_per_group, wanted) for rows in each_group(index, groups))
+    for batch in decoded(parts, config.max_pixels, view, on_bad, batch_size, num_threads):
         yield batch.images, batch.labels
+
+
+def chosen_rows(rows: Rows, rows_per_group: int, wanted: np.ndarray | None) -> Rows | None:
+    """The encoded images of `labeled_images` among those of one of its row groups, or None where it has none."""
+    labeled = rows.sample_id[rows.label != NO_LABEL]
+    labeled = labeled if wanted is None else labeled[wanted[labeled]]
+    if not len(labeled):
+        return None
+    return rows.take(labeled[np.unique(np.linspace(0, len(labeled) - 1, min(rows_per_group, len(labeled))).round().astype(int))])
 
 
 def evaluation_images(
@@ -74,11 +75,11 @@ def evaluation_images(
     """The images of these row groups as encoders are evaluated on; rows without a label are left out."""
     rows = read_groups(index, groups)
     labeled = rows.take(rows.sample_id[rows.label != NO_LABEL]) if (rows.label != NO_LABEL).any() else None
-    return _evaluation_batches([labeled], index.config.max_pixels, as_view(view), on_bad, batch_size, num_threads)
+    return decoded([labeled], index.config.max_pixels, view, on_bad, batch_size, num_threads)
 
 
-def _evaluation_batches(
-    parts: Iterable[Rows | None], max_pixels: int, view: EvaluationView, on_bad: OnBad, batch_size: int, num_threads: int
+def decoded(
+    parts: Iterable[Rows | None], max_pixels: int, view: EvaluationView | int, on_bad: OnBad, batch_size: int = 256, num_threads: int = 2
 ) -> Iterator[EvaluationBatch]:
     """The images of the parts in batches; while the caller works on one batch, the threads decode the next."""
     batches = ((rows, rows.sample_id[at : at + batch_size]) for rows in parts if rows is not None for at in range(0, len(rows), batch_size))
@@ -87,7 +88,7 @@ def _evaluation_batches(
         def start(batch: tuple[Rows, np.ndarray]) -> list[Future[tuple[EvaluationBatch, list[BadRow]]]]:
             rows, sample_id = batch
             pieces = [ids for ids in np.array_split(sample_id, num_threads) if len(ids)]
-            return [pool.submit(_evaluation_piece, rows.take(ids), max_pixels, view) for ids in pieces]
+            return [pool.submit(_evaluation_piece, rows.take(ids), max_pixels, as_view(view)) for ids in pieces]
 
         for started in ahead(start, batches, _BATCHES_AHEAD):
             done = [future.result() for future in started]
@@ -104,8 +105,8 @@ def _evaluation_piece(rows: Rows, max_pixels: int, view: EvaluationView) -> tupl
     return EvaluationBatch(pixels, rows.label[good], rows.sample_id[good]), bad
 
 
-def _spread(index: Index, limit: int | None, wanted: np.ndarray | None) -> tuple[list[int], int]:
-    """The row groups to read, and how many rows to take from each."""
+def chosen_groups(index: Index, limit: int | None, wanted: np.ndarray | None) -> tuple[list[int], int]:
+    """The row groups that `labeled_images` reads, and how many rows it takes from each."""
     counts = index.group_rows if wanted is None else _counts(index, wanted)
     every, num_rows = np.flatnonzero(counts > 0), int(counts.sum())
     if limit is None or limit >= num_rows:

@@ -20,7 +20,8 @@ from ray_sassl.methods import Method
 from ray_sassl.nn.collapse import NewestEmbeddings, effective_rank, embedding_std
 from ray_sassl.nn.gather import all_gather
 from ray_sassl.nn.normalize import Normalization
-from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, FrozenConfig
+from ray_sassl.nn.precision import choose_kernels, full_float32
+from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, ROUNDING, FrozenConfig
 from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
 from ray_sassl.stages import RANK_STAGES, since
@@ -53,7 +54,12 @@ class TrainConfig(FrozenConfig):
     """bfloat16 is autocast: weights, losses and the optimizer stay in float32."""
     channels_last: bool = True
     compile: Annotated[bool, OPERATIONAL] = False
-    """torch.compile on the backbone."""
+    """torch.compile on the encoder, its heads and their momentum copies; the first step then takes minutes."""
+    tf32: Annotated[bool, ROUNDING] = True
+    """On GPUs, networks in float32 multiply with TF32 (10 bits of mantissa): several times as fast. Losses keep the whole float32."""
+    cudnn_benchmark: Annotated[bool, OPERATIONAL] = True
+    """On GPUs, the first steps time several kernels of each convolution and keep the quickest. Which one that is may differ from start to
+    start, and with it the last digits."""
     clip_norm: float = Field(default=0.0, ge=0)
     """Gradients are scaled down to this l2 norm; 0 leaves them as they are."""
     clip_scope: Literal["whole", "parameter"] = "whole"
@@ -229,6 +235,7 @@ def train(job: Job) -> Outcome:
     """
     config, context = job.config, job.context
     progress = planned_progress(config, job.num_rows)
+    end_kernels = choose_kernels(context.device, benchmark=config.cudnn_benchmark, tf32=config.tf32)
     method, network = _place(job)
     optimizer = build_optimizer(method, job.optim)
     saver = RunSaver(
@@ -330,6 +337,7 @@ def train(job: Job) -> Outcome:
                     _record(job, step, {"epoch": progress.epoch(step)} | scores)
             status = "finished" if is_done() else "interrupted"
     finally:
+        end_kernels()
         heart.close()
         context.beat(None)
         agreement.close()
@@ -348,7 +356,9 @@ def _place(job: Job) -> tuple[Method, nn.Module]:
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if config.compile:
-        method.backbone.compile()
+        for network in method.children():
+            if any(True for _ in network.parameters()):  # not the queue and the memories
+                network.compile()
     method.train()
     return method, data_parallel(method, context)
 
@@ -509,7 +519,8 @@ def _scores(job: Job, backbone: nn.Module, step: int, check: Callable[[], None])
     """The scores; where they cannot be computed, how often that was so. The training is worth more than one score of it."""
     assert job.evaluate is not None
     try:
-        return job.evaluate(backbone, check)
+        with full_float32(job.context.device):
+            return job.evaluate(backbone, check)
     except EvaluationStoppedError:
         raise
     except Exception as error:  # noqa: BLE001 - told and counted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,7 +11,7 @@ from torch import nn
 
 from ray_sassl.backbones.parts import layer_scales
 from ray_sassl.methods import Method
-from ray_sassl.plugins import FrozenConfig
+from ray_sassl.plugins import ROUNDING, FrozenConfig
 from ray_sassl.train.schedule import Ramp, scaled_lr, warmup_cosine
 
 
@@ -53,6 +53,9 @@ class OptimConfig(FrozenConfig):
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """The learning rate of each block of the encoder as a share of the next one's: 0.75 keeps more of the first weights where a run
     starts from others (`backbone.weights`). With 1 all parts have the same."""
+
+    foreach: Annotated[bool | None, ROUNDING] = None
+    """Whether updates are computed for all parameters at once, with few kernels; by default on GPUs, and with LARS everywhere."""
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> OptimConfig:
@@ -108,16 +111,17 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
             group["decay_changes"] = True
     match config.name:
         case "sgd":
-            return torch.optim.SGD(groups, lr=config.base_lr, momentum=config.momentum)
+            return torch.optim.SGD(groups, lr=config.base_lr, momentum=config.momentum, foreach=config.foreach)
         case "lars":
             from timm.optim import Lars  # slow to import, and most runs do not need it
 
             for group in decayed:
                 group["always_adapt"] = True  # timm adapts only groups with weight decay, so a weight decay of 0 would switch LARS off
-            return Lars(groups, lr=config.base_lr, momentum=cast(int, config.momentum), trust_coeff=config.trust_coefficient or 0.001)
+            options: dict[str, Any] = {"momentum": config.momentum, "trust_coeff": config.trust_coefficient or 0.001}
+            return Lars(groups, lr=config.base_lr, foreach=config.foreach, **options)
         case "adamw":
             beta2 = 0.999 if config.beta2 is None else config.beta2
-            return torch.optim.AdamW(groups, lr=config.base_lr, betas=(config.momentum, beta2))
+            return torch.optim.AdamW(groups, lr=config.base_lr, betas=(config.momentum, beta2), foreach=config.foreach)
 
 
 def set_rates(

@@ -17,7 +17,9 @@ from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.overrides import OverrideError, apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import DataConfig
+from ray_sassl.evaluation import datasets
 from ray_sassl.evaluation.datasets import selection_images
+from ray_sassl.evaluation.images import chosen_rows
 from ray_sassl.evaluation.online import OnlineScores
 from ray_sassl.evaluation.subject import RawPixels
 from ray_sassl.experiments import load_experiment
@@ -74,8 +76,23 @@ def test_validation_images_are_a_share_of_every_class_and_no_neighbors_of_themse
 def test_the_share_is_the_same_for_every_seed_of_a_run_and_another_for_another_validation_seed(tmp_path: Path):
     _write(tmp_path / "train.parquet", 0)
     masks = [_scores(tmp_path, *words)._selection[1].wanted for words in ([], ["seed=5"], ["evaluate.validation_seed=1"])]
-    assert np.array_equal(masks[0], masks[1])
-    assert not np.array_equal(masks[0], masks[2])
+    first, second, other = (mask for mask in masks if mask is not None)
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("keep_gb", [1.0, 2e-4, 0.0])
+def test_the_second_scores_read_nothing_as_long_as_the_images_fit_decoded_or_encoded(tmp_path: Path, monkeypatch, keep_gb: float):
+    _write(tmp_path / "train.parquet", 0)
+    reads: list[int] = []
+    monkeypatch.setattr(datasets, "chosen_rows", lambda index, group, *rest: (reads.append(group), chosen_rows(index, group, *rest))[1])
+    scores = _scores(tmp_path, f"evaluate.keep_gb={keep_gb}", "evaluate.size_px=32")
+    first = scores.validation(RawPixels())
+    num_reads = len(reads)
+    assert num_reads > NUM // 16
+    assert scores.validation(RawPixels()) == first
+    assert len(reads) == (2 * num_reads if keep_gb == 0 else num_reads)
+    assert [images._decoded is None for images in scores._selection] == [keep_gb < 1] * 2
 
 
 def test_a_limit_leaves_images_of_all_of_the_set(tmp_path: Path):

@@ -68,7 +68,7 @@ def test_the_online_score_decodes_its_images_once(config, monkeypatch: pytest.Mo
     assert scorer is not None
     first = scorer.validation(RawPixels())
     assert first["knn_top1"] == 1.0
-    monkeypatch.setattr("ray_sassl.evaluation.datasets.labeled_images", _refuse)
+    monkeypatch.setattr("ray_sassl.evaluation.datasets.decoded", _refuse)
     assert scorer.validation(RawPixels()) == first
 
 
@@ -129,10 +129,9 @@ def test_too_many_bad_evaluation_images_are_refused(config, tmp_path):
         score(config, RawPixels(), load_evaluation_data(config), [Knn()])
 
 
-def test_what_is_small_is_decoded_once_and_what_is_large_at_each_pass(config, tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_small_is_decoded_once_and_what_is_large_at_each_pass(config, tmp_path):
     for limit_bytes, is_same in ((2**20, True), (100, False)):
-        monkeypatch.setattr("ray_sassl.evaluation.datasets._KEPT_BYTES", limit_bytes)
-        images = LabeledImages(DataConfig(path=f"{tmp_path}/test.parquet"), 8)
+        images = LabeledImages(DataConfig(path=f"{tmp_path}/test.parquet"), 8, keep_bytes=limit_bytes)
         first, second = list(images), list(images)
         assert (first[0][0] is second[0][0]) is is_same
         assert all(np.array_equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True))

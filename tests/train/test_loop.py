@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ray_sassl.methods import Method
 from ray_sassl.plugins import load_plugin
 from ray_sassl.process.errors import UsageError
+from ray_sassl.train import loop
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import list_checkpoints
 from ray_sassl.train.context import LocalContext
@@ -455,6 +456,17 @@ def test_random_draws_depend_only_on_the_step_and_differ_between_steps(tmp_path)
     second, _ = _train(tmp_path / "b")
     assert [(seed, draw.item()) for *_, seed, draw in first.noted] == [(seed, draw.item()) for *_, seed, draw in second.noted]
     assert len({seed for *_, seed, _ in first.noted}) == 3
+
+
+def test_the_encoder_its_heads_and_their_momentum_copies_are_compiled(tiny_config, run_here, tmp_path, monkeypatch):
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *args, **options: compiled.append(self))
+    methods: list[Method] = []
+    place = loop._place
+    monkeypatch.setattr(loop, "_place", lambda job: (methods.append(job.method), place(job))[1])
+    run_here(tiny_config("moco", "train.compile=true", "train.epochs=0.4"), tmp_path)
+    names = {name for name, child in methods[0].named_children() if child in compiled}
+    assert names == {"backbone", "projector", "key_backbone", "key_projector"}
 
 
 # What the user is told

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -142,6 +143,18 @@ def test_lars_accumulates_momentum(network):
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
     torch.testing.assert_close(network[0].bias.detach(), bias - LR * (1 + 1.5))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_all_parameters_at_once_are_updated_as_one_after_the_other(network, name):
+    changes = []
+    for foreach in (False, True):
+        torch.manual_seed(0)
+        changes.append(_step(copy.deepcopy(network), OptimConfig(name=name, foreach=foreach)))
+        optimizer = build_optimizer(network, OptimConfig(name=name, foreach=foreach))
+        assert {group["foreach"] for group in optimizer.param_groups} == {foreach}
+    for key, change in changes[0].items():
+        torch.testing.assert_close(changes[1][key], change, rtol=1e-12, atol=1e-14)
 
 
 def test_adamw_takes_its_betas_from_the_config(network):

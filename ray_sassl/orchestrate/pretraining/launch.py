@@ -191,7 +191,9 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
             return stop.is_set()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    context = Context(device=device, stream=Stream("local" if device.type == "cpu" else "threads"), stall_s=config.fault.stall_s)
+    num_threads = config.stream.local_threads or (1 if device.type == "cpu" else _num_cpus())
+    is_serial = device.type == "cpu" and num_threads == 1
+    context = Context(device=device, stream=Stream("local" if is_serial else "threads"), stall_s=config.fault.stall_s)
     batches = local_batches(
         source,
         epochs=config.train.epochs,
@@ -201,9 +203,15 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         seen=seen,
         accumulate=config.train.accumulate,
         times=context.times,
+        num_threads=num_threads,
     )
     with lastly(f"write {QUARANTINE}", bad_rows.save):
         return train_process(config, run_dir, batches, index.num_rows, context, resume)
+
+
+def _num_cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pretrain_on_ray(

@@ -205,7 +205,7 @@ def lasting(config: ExperimentConfig, minutes: float, *, address: str | None = N
     num_rows = index.num_rows
     batch = config.train.global_batch
     train = config.train.model_copy(update={"epochs": _TIMED_STEPS * batch / num_rows, "log_every": 1})
-    timed = config.model_copy(update={"train": train, "evaluate": EvaluateConfig(), "tracking": TrackingConfig()})
+    timed = config.model_copy(update={"train": train, "evaluate": EvaluateConfig(final_test=False), "tracking": TrackingConfig()})
     rates: list[float] = []
 
     def watch(update: ProgressUpdate) -> None:

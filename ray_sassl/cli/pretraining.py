@@ -147,6 +147,7 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
     table = Table(show_header=False)
     for what, name in (
         ("views", "views.png"),
+        ("neighbors", "neighbors.png"),
         ("metrics", "metrics.jsonl"),
         ("TensorBoard", "tensorboard"),
         ("bad images", "quarantine.jsonl"),

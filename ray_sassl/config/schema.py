@@ -42,7 +42,8 @@ class EvaluateConfig(FrozenConfig):
     test: DataConfig | None = None
     """What `ray-sassl evaluate` and `compare` measure on, and the last line of a run; nothing is chosen by it."""
     final_test: bool = True
-    """Whether the last line of a run has scores on `evaluate.test`; the trials of a search have none."""
+    """Whether the last line of a run has scores on `evaluate.test`, and a run without labeled images ends with a picture of nearest
+    neighbors; the trials of a search have neither."""
     size_px: int = Field(default=224, ge=8)
     """Side of the squares that encoders see."""
     crop: CenterCrop = "auto"

@@ -1,7 +1,7 @@
 """The content of a run directory, how a run begins, and when it may be resumed.
 
-config.yaml  environment.json  index.arrow  metrics.jsonl  tensorboard/  views.png  dose.json  quarantine.jsonl  checkpoints/
-summary.json, and diverged.json where a loss was not a number
+config.yaml  environment.json  index.arrow  metrics.jsonl  tensorboard/  views.png  neighbors.png  neighbors.json  dose.json
+quarantine.jsonl  checkpoints/  summary.json, and diverged.json where a loss was not a number
 """
 
 from __future__ import annotations
@@ -37,16 +37,21 @@ from ray_sassl.train.checkpoint_folder import MANIFEST, BadCheckpointError, list
 from ray_sassl.train.divergence import DIVERGED
 from ray_sassl.types import RunResult
 
-INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, METRICS = (
+INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, NEIGHBORS, METRICS = (
     "index.arrow",
     "config.yaml",
     "summary.json",
     "environment.json",
     "quarantine.jsonl",
     "views.png",
+    "neighbors.png",
     "metrics.jsonl",
 )
 
+
+FEATURE_RANK = "feature_rank"
+NEIGHBORS_RECORD = "neighbors.json"
+"""Holds the effective rank (RankMe) of the encoder's features of some images, for a run without labels."""
 
 DATA_PATH = "data.path"
 
@@ -180,8 +185,22 @@ def index_to_continue(data: DataConfig, path: str, *, data_moved: bool = False) 
 
 
 _OWN_NAMES = (
-    *(INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, METRICS, DIVERGED, "checkpoints", "tensorboard", "evaluation", "exchange"),
-    *("report.html", "dose.json", "trial.json", "start.safetensors", "start.json"),
+    *(
+        INDEX,
+        CONFIG,
+        SUMMARY,
+        ENVIRONMENT,
+        QUARANTINE,
+        VIEWS,
+        NEIGHBORS,
+        METRICS,
+        DIVERGED,
+        "checkpoints",
+        "tensorboard",
+        "evaluation",
+        "exchange",
+    ),
+    *("report.html", "dose.json", "trial.json", "start.safetensors", "start.json", "neighbors.json"),
 )
 
 

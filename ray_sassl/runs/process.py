@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
@@ -19,6 +19,7 @@ from ray_sassl.methods.layers import network_of
 from ray_sassl.pipeline import StylizeBlock, ViewSource
 from ray_sassl.process.ending import lastly
 from ray_sassl.runs.directory import CONFIG, INDEX
+from ray_sassl.runs.neighbors import draw_neighbors
 from ray_sassl.runs.same_class import SameClass
 from ray_sassl.runs.start import load_start
 from ray_sassl.style.augment import StyleAugmentation
@@ -92,9 +93,12 @@ def train_process(
     """
     method = build_method(config, run_dir)
     evaluated = network_of(method, config.evaluate.network, config.evaluate.layer)
-    record, scores = None, None
+    record, validation, last = None, None, None
     if context.rank == 0:
-        scores = online_scores(config, context.device)
+        if (scores := online_scores(config, context.device)) is not None:
+            validation, last = (lambda _, check: scores.validation(evaluated, check)), (lambda _, check: scores.test(evaluated, check))
+        elif config.evaluate.final_test:
+            last = _neighbors(config, run_dir, evaluated, context.device)
         step = resume.step if resume else 0
         record = MetricsLog(run_dir, config.tracking, config.model_dump(mode="json"), resume_step=step)
     with lastly("write the metrics", record.close) if record is not None else nullcontext():
@@ -110,8 +114,8 @@ def train_process(
                 config_yaml=to_yaml(config),
                 context=context,
                 resume=resume,
-                evaluate=(lambda _, check: scores.validation(evaluated, check)) if scores is not None else None,
-                final_test=(lambda _, check: scores.test(evaluated, check)) if scores is not None else None,
+                evaluate=validation,
+                final_test=last,
                 record=record,
                 same_class=SameClass(config, view_source(config, run_dir)) if context.rank == 0 else None,
                 extra_state={"num_rows": num_rows},
@@ -135,6 +139,18 @@ def load_network(checkpoint: Checkpoint, config: ExperimentConfig) -> nn.Module:
     if config.evaluate.layer == "backbone":  # as a new encoder, without the layers that synchronize or split batches
         return encoder_with(config.backbone, network.state_dict())[0]
     return network.requires_grad_(True).eval()
+
+
+def _neighbors(
+    config: ExperimentConfig, run_dir: str, network: nn.Module, device: torch.device
+) -> Callable[[nn.Module, Callable[[], None]], dict[str, float]]:
+    """What is done with the network at the end of a run without labels; it gives no scores."""
+
+    def draw(_: nn.Module, check: Callable[[], None]) -> dict[str, float]:
+        draw_neighbors(config, view_source(config, run_dir).index, run_dir, network, device, check)
+        return {}
+
+    return draw
 
 
 def load_backbone(checkpoint: Checkpoint) -> tuple[ExperimentConfig, nn.Module]:

@@ -21,7 +21,18 @@ from ray_sassl.files.pictures import read_picture
 from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import redacted_tree
-from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+from ray_sassl.runs.directory import (
+    CONFIG,
+    ENVIRONMENT,
+    FEATURE_RANK,
+    METRICS,
+    NEIGHBORS,
+    NEIGHBORS_RECORD,
+    QUARANTINE,
+    SUMMARY,
+    VIEWS,
+    RunDirectoryError,
+)
 from ray_sassl.runs.dose import Dose, read_doses
 
 log = logging.getLogger(__name__)
@@ -41,6 +52,8 @@ class RunRecord:
         scores: One per protocol, by name.
         bad_rows: Rows of the training data in the quarantine, counted by reason.
         views: The picture of views, a PNG or JPEG.
+        neighbors: The picture of nearest neighbors of a run without labels.
+        feature_rank: The effective rank of the features of such a run.
         doses: How strong the augmentations are; empty for runs of earlier versions.
         left_out: What lies in the directory and could not be used, in words.
     """
@@ -54,6 +67,8 @@ class RunRecord:
     scores: list[ProtocolScores]
     bad_rows: dict[str, int]
     views: bytes | None
+    neighbors: bytes | None = None
+    feature_rank: float | None = None
     doses: list[Dose] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
 
@@ -100,7 +115,9 @@ def read_run(path: str) -> RunRecord:
         metrics=sorted(metrics, key=lambda line: line["step"]),
         scores=scores,
         bad_rows=count_kinds(storage.join(path, QUARANTINE)) if quarantine else {},
-        views=_views(path, left_out),
+        views=_picture(path, VIEWS, left_out),
+        neighbors=_picture(path, NEIGHBORS, left_out),
+        feature_rank=as_number((_object(path, NEIGHBORS_RECORD, left_out) or {}).get(FEATURE_RANK)),
         doses=read_doses(path, left_out),
         left_out=(*left_out, *scores_left_out),
     )
@@ -173,9 +190,9 @@ def _environment(run_dir: str, left_out: list[str]) -> dict[str, Any]:
     return {**texts, "packages": packages, **{name: as_texts(tree.get(name)) for name in ("gpus", "command")}}
 
 
-def _views(run_dir: str, left_out: list[str]) -> bytes | None:
+def _picture(run_dir: str, name: str, left_out: list[str]) -> bytes | None:
     try:
-        return read_picture(storage.join(run_dir, VIEWS), run_dir)
+        return read_picture(storage.join(run_dir, name), run_dir)
     except UsageError as error:
         left_out.append(str(error))
         return None

@@ -221,6 +221,17 @@ def dino(size_px: int) -> ViewsConfig:
     return ViewsConfig(size_px=size_px, left=left, right=right, num_small=8, small_px=_small_px(size_px), small=small)
 
 
+def lejepa(size_px: int) -> ViewsConfig:
+    """LeJEPA: two large views and six local crops (98 px at 224), all with the same colors, as its official code's README gives them.
+
+    The paper has no CIFAR form: here, the same without blur.
+    """
+    large = byol(size_px).right.model_copy(update={"crop_scale": (0.3, 1.0), "blur_prob": 0.0 if _is_small(size_px) else 0.5})
+    small = large.model_copy(update={"crop_scale": (0.05, 0.3)})
+    small_px = 98 if size_px == 224 else _small_px(size_px)
+    return ViewsConfig(size_px=size_px, left=large, right=large, num_small=6, small_px=small_px, small=small)
+
+
 def symmetric(size_px: int) -> ViewsConfig:
     """Two views of equal strength: MoCo v2's. The other two recipes change one side of it.
 
@@ -274,7 +285,7 @@ def _small_px(size_px: int) -> int:
     return max(8, 8 * round(size_px * 96 / 224 / 8))
 
 
-_RECIPES = (simclr, moco_v2, byol, swav, dino, symmetric, asymmetric_weak, asymmetric_strong)
+_RECIPES = (simclr, moco_v2, byol, swav, dino, lejepa, symmetric, asymmetric_weak, asymmetric_strong)
 RECIPES: dict[str, ViewsConfig] = {f"{recipe.__name__}_{size_px}": recipe(size_px) for recipe in _RECIPES for size_px in (224, 32)}
 """The recipes by name: `simclr_224`, `simclr_32`, `moco_v2_224`, ..."""
 

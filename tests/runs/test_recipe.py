@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -125,11 +127,16 @@ def test_a_run_is_called_after_itswrite_photos(path: str, name: str):
     assert run_name(path) == name
 
 
-def test_a_run_that_is_continued_keeps_the_config_of_its_start(photos: Path, tmp_path: Path):
+def test_a_run_without_labels_ends_with_neighbors_and_one_that_is_continued_keeps_its_config(photos: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
     short = {"train.epochs": 1.0, "backbone.name": "resnet20"}
     result = ray_sassl.pretrain(str(photos), run_dir, overrides=short)
     assert result.status == "finished"
+    rank = json.loads((run_dir / "neighbors.json").read_text())["feature_rank"]
+    assert 1 < rank <= 64
+    report = Path(ray_sassl.report(str(run_dir))).read_text()
+    assert base64.b64encode((run_dir / "neighbors.png").read_bytes()).decode() in report
+    assert f"span about {rank:.1f} directions" in report
     again = ray_sassl.plan_run(str(photos), run_dir, overrides={"train.epochs": 2.0}, resume="if begun")
     assert again.resume
     assert again.recipe is None

@@ -12,6 +12,7 @@ from ray_sassl.views.recipes import (
     asymmetric_weak,
     byol,
     dino,
+    lejepa,
     moco_v2,
     simclr,
     swav,
@@ -34,10 +35,10 @@ def test_a_recipe_is_accepted_by_its_name_and_survives_json(name):
 
 def test_an_unknown_recipe_names_the_nearest_one():
     with pytest.raises(ValidationError, match="did you mean 'simclr_32'"):
-        Experiment(views="simclr32")
+        Experiment.model_validate({"views": "simclr32"})
 
 
-@pytest.mark.parametrize("recipe", [simclr, moco_v2, byol, swav, dino, symmetric, asymmetric_strong])
+@pytest.mark.parametrize("recipe", [simclr, moco_v2, byol, swav, dino, lejepa, symmetric, asymmetric_strong])
 def test_small_forms_do_not_blur(recipe):
     assert all(view.blur_prob == 0 for view in recipe(32).views)
     assert all(view.blur_prob > 0 for view in recipe(224).views)
@@ -99,7 +100,16 @@ def test_dino_has_the_crops_of_its_published_code():
     assert {(v.brightness, v.contrast, v.saturation, v.hue) for v in config.views} == {(0.4, 0.4, 0.2, 0.1)}
 
 
-@pytest.mark.parametrize("recipe", [swav, dino])
+def test_lejepa_has_the_crops_and_colors_of_its_official_code():
+    config = lejepa(224)
+    assert config.sizes_px == (224,) * 2 + (98,) * 6
+    assert [view.crop_scale for view in config.views] == [(0.3, 1.0)] * 2 + [(0.05, 0.3)] * 6
+    assert {(v.brightness, v.contrast, v.saturation, v.hue, v.blur_prob, v.solarize_prob) for v in config.views} == {
+        (0.4, 0.4, 0.2, 0.1, 0.5, 0.2)
+    }
+
+
+@pytest.mark.parametrize("recipe", [swav, dino, lejepa])
 def test_small_images_have_local_crops_of_16_px(recipe):
     assert set(recipe(32).sizes_px) == {32, 16}
 

@@ -55,6 +55,7 @@ def run_body(run: RunRecord) -> Html:
         ),
         section("How good it is", _scores(run), _scores_note(run)),
         section("Was it worth it", bullets(against_start(run.scores)), _START_NOTE),
+        section("What the encoder holds to be alike", _neighbors(run), _rank_note(run)),
         section(
             "While it trained",
             run_curves([Line(run, run.name)]) or element("<p>Nothing was logged yet.</p>"),
@@ -191,6 +192,15 @@ def _scores(run: RunRecord) -> Html:
             title = ""
     heads = ["protocol", "score", "this run", *others, *(["chance"] if has_chance else [])]
     return table([*heads, Cell("step", kind="number")], rows)
+
+
+def _neighbors(run: RunRecord) -> Html | None:
+    return picture(run.neighbors, "images with their nearest neighbors") if run.neighbors else None
+
+
+def _rank_note(run: RunRecord) -> str:
+    rank = f" The features of the images span about {run.feature_rank:.1f} directions (RankMe)." if run.feature_rank is not None else ""
+    return f"Some training images, each with those whose features are nearest, and their cosine similarity.{rank}"
 
 
 def _scores_note(run: RunRecord) -> str:

@@ -28,7 +28,7 @@ from ray_sassl.data.reading import read_runs
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.keyed import DrawKey
 from ray_sassl.stages import StageTimes
-from ray_sassl.types import Arrays, view_name
+from ray_sassl.types import TARGETS, Arrays, view_name
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import Crops, Resizing
 from ray_sassl.views.draw import ViewParams, draw
@@ -41,6 +41,10 @@ T = TypeVar("T")
 
 OnBad = Callable[[list[BadRow]], object]
 """Called with the rows that could not be read or decoded; raises if there are too many."""
+
+
+Teach = Callable[[np.ndarray], np.ndarray]
+"""A frozen teacher: features (B, T) float16 of finished views (B, H, W, 3) uint8."""
 
 
 class StylizeBlock(Protocol):
@@ -239,7 +243,12 @@ def decode_images(rows: Rows, max_pixels: int, use: Callable[[Image.Image], T], 
 
 
 def finish_block(
-    source: ViewSource, block: CropBlock, stylize_block: StylizeBlock | None, device_type: str = "cpu", times: StageTimes | None = None
+    source: ViewSource,
+    block: CropBlock,
+    stylize_block: StylizeBlock | None,
+    device_type: str = "cpu",
+    times: StageTimes | None = None,
+    teach: Teach | None = None,
 ) -> Arrays:
     """The block's views, stylized and with changed colors, without the rows that only serve as style partners.
 
@@ -265,6 +274,9 @@ def finish_block(
             with times.stage("views"):
                 view = opencv.color(crops, params)
         arrays[view_name(number)] = view if block.keep.all() else view[block.keep]
+    if teach is not None and len(sample_id):
+        with times.stage("stylize"):
+            arrays[TARGETS] = teach(arrays[view_name(1)])
     return arrays
 
 
@@ -307,6 +319,7 @@ def local_batches(
     accumulate: int = 1,
     times: StageTimes | None = None,
     num_threads: int = 1,
+    teach: Teach | None = None,
 ) -> Iterator[Arrays]:
     """The whole flow in this process: the share of `rank` of `world_size` in each global batch, in `accumulate` parts.
 
@@ -317,10 +330,10 @@ def local_batches(
     """
     seen, times = seen or SeenIds(source.index.num_rows), times or StageTimes()
     if num_threads > 1:
-        blocks = _blocks_in_threads(source, epochs, seen, on_bad, stylize_block, times, num_threads)
+        blocks = _blocks_in_threads(source, epochs, seen, on_bad, stylize_block, times, num_threads, teach)
     else:
         blocks = (
-            finish_block(source, block, stylize_block, times=times)
+            finish_block(source, block, stylize_block, times=times, teach=teach)
             for window in windows(source, epochs, seen)
             for block in crop_blocks(source, window, seen, on_bad, times=times)
         )
@@ -338,9 +351,15 @@ def _blocks_in_threads(
     stylize_block: StylizeBlock | None,
     times: StageTimes,
     num_threads: int,
+    teach: Teach | None,
 ) -> Iterator[Arrays]:
-    """The finished blocks in order. Images are read here and decoded in threads; one block at a time is stylized."""
-    stylizes = Lock()
+    """The finished blocks in order. Images are read here and decoded in threads; one block at a time is stylized, or seen by a teacher."""
+    stylizes, teaches = Lock(), Lock()
+
+    def targets(views: np.ndarray) -> np.ndarray:
+        assert teach is not None
+        with teaches:
+            return teach(views)
 
     def stylize(images: np.ndarray, key: DrawKey, finish: Callable[[Tensor, np.ndarray], Tensor] | None = None) -> np.ndarray:
         assert stylize_block is not None
@@ -350,8 +369,10 @@ def _blocks_in_threads(
     def finished(piece: tuple[Block, Rows]) -> tuple[Arrays | None, list[BadRow]]:
         bad: list[BadRow] = []
         cropped = _crop_block(source, *piece, seen, bad.extend, times)
-        done = finish_block(source, cropped, stylize if stylize_block else None, times=times) if len(cropped.sample_id) else None
-        return done, bad
+        if not len(cropped.sample_id):
+            return None, bad
+        with_style, with_targets = stylize if stylize_block else None, targets if teach else None
+        return finish_block(source, cropped, with_style, times=times, teach=with_targets), bad
 
     pieces = (piece for window in windows(source, epochs, seen) for piece in _encoded_blocks(source, window, seen, times))
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")

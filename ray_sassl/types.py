@@ -25,6 +25,10 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 _VIEW = "view_"
 
 
+TARGETS = "targets"
+"""The name in `Arrays` of a frozen teacher's features (B, T) float16 of `view_1`, if there is a teacher."""
+
+
 def view_name(number: int) -> str:
     """The name of view number `number` in `Arrays`."""
     return f"{_VIEW}{number}"
@@ -43,11 +47,13 @@ class Batch:
         views: One (B, 3, H, W) uint8 tensor a view, in channels_last memory format.
         sample_id: (B,) int64, the row's number in the shard index.
         rows: `sample_id` and `epoch` as the stream gave them, in the host's memory; a batch may hold rows of two epochs.
+        targets: (B, T) float16 features of a frozen teacher, for methods that take them.
     """
 
     views: list[Tensor]
     sample_id: Tensor
     rows: Arrays
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _from_timm(name: str) -> Source:
 
     model = timm.create_model(name, pretrained=True)
     facts: Any = model.pretrained_cfg
-    backbone = BackboneConfig(name=f"timm/{name}")
+    backbone = BackboneConfig(name=f"timm/{name.partition('.')[0]}")  # what follows the dot names one of the network's weights
     return Source(f"timm:{name}", model.state_dict(), tuple(facts["mean"]), tuple(facts["std"]), backbone, facts["input_size"][-1])
 
 

@@ -16,6 +16,8 @@ from ray_sassl.experiments import data_root
 from ray_sassl.methods.barlow_twins import Config as BarlowTwins
 from ray_sassl.methods.byol import Config as BYOL
 from ray_sassl.methods.dino import Config as DINO
+from ray_sassl.methods.distill import Config as Distill
+from ray_sassl.methods.lejepa import Config as LeJEPA
 from ray_sassl.methods.moco import Config as MoCo
 from ray_sassl.methods.moco_v3 import Config as MoCoV3
 from ray_sassl.methods.simclr import Config as SimCLR
@@ -196,6 +198,31 @@ def dino_vit_imagenet() -> ExperimentConfig:
             "optim": config.optim.model_copy(update=rates),
         }
     )
+
+
+def lejepa_imagenet() -> ExperimentConfig:
+    """LeJEPA, ResNet-50, batch 512, AdamW, 100 epochs on eight GPUs.
+
+    rbalestr-lab/lejepa, README: rate 5e-4 falling to a thousandth of it, weight decay 5e-4 for ResNets, two large and six local crops. The
+    batch, the length and the warm-up are our choice.
+    """
+    return ExperimentConfig(
+        name="lejepa_imagenet",
+        views=recipes.lejepa(224),
+        method=LeJEPA(),
+        train=TrainConfig(epochs=100, global_batch=512, precision="bfloat16"),
+        optim=OptimConfig(name="adamw", base_lr=5e-4, lr_scaling="none", weight_decay=5e-4, final_lr=5e-7, warmup_epochs=10),
+        **_common(),
+    )
+
+
+def distill_imagenet() -> ExperimentConfig:
+    """Distillation of DINO's ViT-S/16 into a ResNet-50, batch 512, AdamW, 100 epochs on eight GPUs.
+
+    The teacher is timm's copy of the published weights. The settings are those of `lejepa_imagenet` with BYOL's pair of views: our choice.
+    """
+    update = {"name": "distill_imagenet", "views": recipes.byol(224), "method": Distill(teacher="timm:vit_small_patch16_224.dino")}
+    return lejepa_imagenet().model_copy(update=update)
 
 
 def moco_v3_imagenet() -> ExperimentConfig:

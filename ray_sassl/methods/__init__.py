@@ -80,6 +80,12 @@ class MethodConfig(PluginConfig, ABC):
         """The config with no width, queue or number of clusters above 8."""
         return cls().reduced(8)
 
+    @property
+    def num_targets(self) -> int:
+        """Width of the features of a frozen teacher that the stream brings with each image, as the fourth argument of `forward`; 0 for
+        most methods, which have none."""
+        return 0
+
     def check_workers(self, num_workers: int) -> None:
         """Called before a run, with its smallest possible number of workers.
 

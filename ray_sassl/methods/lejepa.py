@@ -52,6 +52,8 @@ class Config(ProjectorConfig):
 class LeJEPA(Method):
     """Each view's embedding predicts the mean of the large views' embeddings, and the embeddings of each view are isotropic Gaussian.
 
+    Differs from the paper: the integral is taken over [0, 3] and doubled, as in the official code, and not over [-5, 5].
+
     There is no stop-gradient, no teacher and no predictor: what keeps embeddings apart is SIGReg alone. Views of one size pass through the
     backbone as one batch, as in the official code.
     """

@@ -50,6 +50,9 @@ INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, NEIGHBORS, METRICS = (
 
 
 FEATURE_RANK = "feature_rank"
+TEACHER = "teacher.safetensors"
+"""The frozen teacher of a run that distills one."""
+
 NEIGHBORS_RECORD = "neighbors.json"
 """Holds the effective rank (RankMe) of the encoder's features of some images, for a run without labels."""
 
@@ -200,7 +203,7 @@ _OWN_NAMES = (
         "evaluation",
         "exchange",
     ),
-    *("report.html", "dose.json", "trial.json", "start.safetensors", "start.json", "neighbors.json"),
+    *("report.html", "dose.json", "trial.json", "start.safetensors", "start.json", "neighbors.json", TEACHER),
 )
 
 

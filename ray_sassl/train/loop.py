@@ -386,7 +386,7 @@ def _update(
         synchronized = contextlib.nullcontext() if is_last or context.world_size == 1 else network.no_sync()  # type: ignore[operator]
         with synchronized:
             with torch.autocast(context.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                output: StepOutput = network(views, generator, batch.sample_id)
+                output: StepOutput = network(views, generator, batch.sample_id, *([] if batch.targets is None else [batch.targets]))
             (output.loss / len(parts)).backward()
         outputs.append(output)
     for parameter in method.frozen_parameters(step / progress.total_steps):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_sassl.nn.upload import upload
-from ray_sassl.types import Arrays, Batch, view_names
+from ray_sassl.types import TARGETS, Arrays, Batch, view_names
 
 
 @dataclass(frozen=True)
@@ -107,4 +107,5 @@ def to_device(arrays: Arrays, device: torch.device) -> Batch:
             return upload(torch.from_numpy(array), device)
 
     rows = {name: arrays[name] for name in ("epoch", "sample_id")}
-    return Batch([move(arrays[name]).permute(0, 3, 1, 2) for name in view_names(arrays)], move(arrays["sample_id"]), rows)
+    views = [move(arrays[name]).permute(0, 3, 1, 2) for name in view_names(arrays)]
+    return Batch(views, move(arrays["sample_id"]), rows, move(arrays[TARGETS]) if TARGETS in arrays else None)

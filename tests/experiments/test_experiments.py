@@ -56,6 +56,7 @@ OFFICIAL = {
     "swav_large_imagenet": ("lars", 4.8, 4.8e-3, 1e-6, "all", 800, 4096),
     "dino_imagenet": ("sgd", 0.06, 1e-6, 1e-4, "kernels", 100, 512),
     "dino_vit_imagenet": ("adamw", 0.001, 1e-6, 0.04, "kernels", 100, 512),
+    "lejepa_imagenet": ("adamw", 5e-4, 5e-7, 5e-4, "kernels", 100, 512),
     "moco_v3_imagenet": ("lars", 9.6, 0.0, 1e-6, "kernels", 100, 4096),
     "moco_v3_vit_imagenet": ("adamw", 6e-4, 0.0, 0.1, "all", 300, 1024),
 }

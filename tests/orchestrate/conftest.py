@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.torch
+import torch
 from PIL import Image
 
-from ray_sassl.backbones import BackboneConfig
+from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig, ScalingConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods.moco import Config as MoCo
+from ray_sassl.runs.teacher import keep_teacher, with_teacher
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
 from ray_sassl.train.loop import TrainConfig
@@ -74,3 +78,15 @@ def small_config(path: str, *, epochs: float = 2, num_workers: int = 1, max_bad_
         scaling=ScalingConfig(num_workers=num_workers, cpus_per_worker=0.5, threads_per_worker=1),
         tracking=TrackingConfig(tensorboard=False),
     )
+
+
+def kept_teacher(config: ExperimentConfig, run_dir: str, folder: Path) -> ExperimentConfig:
+    """The config with a ResNet-20 of random weights as a frozen teacher, which the run directory holds as after a start."""
+    file = folder / "teacher.safetensors"
+    torch.manual_seed(0)
+    safetensors.torch.save_file(build_backbone(BackboneConfig(name="resnet20"))[0].state_dict(), file)
+    config = apply_overrides(config, ["method=distill", f"method.teacher={file}", "method.teacher_backbone={name: resnet20}"])
+    config, source = with_teacher(config, run_dir, resume=False)
+    assert source is not None
+    keep_teacher(config, source, run_dir)
+    return config

@@ -58,6 +58,7 @@ from ray_sassl.runs.dose import NUM_IMAGES, measure, write_doses
 from ray_sassl.runs.pictures import first_block, views_picture
 from ray_sassl.runs.process import build_style_augmentation, build_stylize_block, train_process, view_source
 from ray_sassl.runs.start import START, keep_start
+from ray_sassl.runs.teacher import build_teacher, keep_teacher, with_teacher
 from ray_sassl.train.checkpoint import latest_checkpoint
 from ray_sassl.train.checkpoint_folder import all_damaged, list_checkpoints
 from ray_sassl.train.context import LocalContext
@@ -105,6 +106,7 @@ def pretrain(
     """
     run_dir = absolute(run_dir)
     config = settled(with_absolute_paths(config), run_dir, resume=resume)
+    config, teacher = with_teacher(config, run_dir, resume=resume)
     check_workers(config)
     if config.evaluate != checked:
         check_evaluation(config)
@@ -116,6 +118,8 @@ def pretrain(
         watch(ProgressUpdate(told=[mixing]))
     if not resume or not storage.exists(storage.join(run_dir, START)):
         keep_start(config, run_dir)
+    if teacher is not None:
+        keep_teacher(config, teacher, run_dir)
     if not resume:
         _show_views(config, run_dir)
     launch = _pretrain_here if config.scaling.num_workers == 0 else partial(_pretrain_on_ray, address=address)
@@ -204,6 +208,7 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         accumulate=config.train.accumulate,
         times=context.times,
         num_threads=num_threads,
+        teach=build_teacher(config, run_dir, device.type, config.scaling.threads_per_worker or torch.get_num_threads()),
     )
     with lastly(f"write {QUARANTINE}", bad_rows.save):
         return train_process(config, run_dir, batches, index.num_rows, context, resume)

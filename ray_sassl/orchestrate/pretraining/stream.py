@@ -33,7 +33,7 @@ from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
 from ray_sassl.orchestrate.runtime.private import ExecutionCallback
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.runtime.weights import receive_weights
-from ray_sassl.pipeline import StylizeBlock, ViewSource, finish_block, without
+from ray_sassl.pipeline import StylizeBlock, Teach, ViewSource, finish_block, without
 from ray_sassl.train.checkpoint_folder import BadCheckpointError, newest_seen
 from ray_sassl.types import Arrays
 
@@ -89,6 +89,7 @@ class StreamSpec:
         actor_num_cpus, actor_num_gpus: CPUs and GPUs of each actor of the pool.
         actor_group: The group of nodes for the pool, or None.
         config_yaml: The whole config, for the stages that stylize.
+        num_targets: Width of a teacher's features; 0 without one.
         run: The run's name, for its metrics.
     """
 
@@ -104,6 +105,7 @@ class StreamSpec:
     actor_group: str | None
     config_yaml: str
     run: str
+    num_targets: int = 0
 
 
 def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
@@ -125,12 +127,13 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
         actor_group=pool.node_group,
         config_yaml=to_yaml(config),
         run=storage.name_of(storage.parent(source.index_path)),
+        num_targets=config.method.num_targets,
     )
 
 
 def layout_of(config: ExperimentConfig) -> str:
-    """The configured layout; `auto` is a pool if the stylizer uses GPUs, and `fused` is `light` if nothing needs torch."""
-    is_plain = config.stylize.is_identity
+    """The configured layout; `auto` is a pool if the stylizer or a teacher uses GPUs, and `fused` is `light` if nothing needs torch."""
+    is_plain = config.stylize.is_identity and not config.method.num_targets
     layout = config.stream.layout
     if layout == "auto":
         layout = "pool" if not is_plain and config.stream.pool.num_gpus > 0 else "fused"
@@ -168,7 +171,7 @@ def make_stream(
         if callback not in context.custom_execution_callback_classes:
             context.custom_execution_callback_classes.append(callback)
     # Ray cuts blocks that are larger than this, so every block of views becomes one of Ray's, neither merged nor split.
-    context.target_max_block_size = max(1, int(CUT_AT * block_bytes(spec.source)))
+    context.target_max_block_size = max(1, int(CUT_AT * block_bytes(spec.source, spec.num_targets)))
     # Without `num_cpus` it would take a whole CPU, even if other stages take less, and never start if no node has one left.
     where = cast(dict[str, Any], {"label_selector": in_group(spec.group)} if spec.group else {})
     datasource = PlanDatasource(spec.source, spec.epochs, seen)
@@ -232,9 +235,9 @@ class StreamFactory:
         return make_stream(self._spec, without(seen, known_bad), self._control, self._keeper)
 
 
-def block_bytes(source: ViewSource) -> int:
-    """Bytes of a plan's block of views."""
-    return source.data.block_rows * sum(size_px**2 for size_px in source.views.sizes_px) * 3
+def block_bytes(source: ViewSource, num_targets: int = 0) -> int:
+    """Bytes of a plan's block of views, with so many features of a teacher for each image."""
+    return source.data.block_rows * (sum(size_px**2 for size_px in source.views.sizes_px) * 3 + 2 * num_targets)
 
 
 class FusedStage:
@@ -245,13 +248,15 @@ class FusedStage:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         stylize_block = _stylize(self.config_yaml, "cpu", 1, self.keeper)
+        teach = _teach(self.config_yaml, storage.parent(self.reading.source.index_path), "cpu", 1)
         for block in self.reading.blocks(batch):
-            yield finish_block(self.reading.source, block, stylize_block, times=stage_times(self.reading.on_bad.control))
+            times = stage_times(self.reading.on_bad.control)
+            yield finish_block(self.reading.source, block, stylize_block, times=times, teach=teach)
             count_images(self.reading.run, "stylize", int(block.keep.sum()))
 
 
 class StyleActor:
-    """One actor of the pool: the stylizer with its weights, then the color operations."""
+    """One actor of the pool: the stylizer with its weights, then the color operations, then the teacher's features if there is one."""
 
     def __init__(
         self,
@@ -266,11 +271,12 @@ class StyleActor:
         self._source, self._run, self._times = source, run, stage_times(control)
         self._device_type = device_type(num_gpus)
         self._stylize = _stylize(config_yaml, self._device_type, int(num_cpus), keeper)
+        self._teach = _teach(config_yaml, storage.parent(source.index_path), self._device_type, int(num_cpus))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):
             block = block_of_row(batch, row)
-            yield finish_block(self._source, block, self._stylize, self._device_type, self._times)
+            yield finish_block(self._source, block, self._stylize, self._device_type, self._times, self._teach)
             count_images(self._run, "stylize", int(block.keep.sum()))
 
 
@@ -283,3 +289,12 @@ def _stylize(config_yaml: str, device_type: str, num_threads: int, keeper: Actor
     config = from_yaml(config_yaml)
     receive_weights(config.stylize, keeper)
     return build_stylize_block(config, device_type, num_threads)
+
+
+@lru_cache(maxsize=1)
+def _teach(config_yaml: str, run_dir: str, device_type: str, num_threads: int) -> Teach | None:
+    """The run's teacher, read once per process."""
+    from ray_sassl.config.files import from_yaml
+    from ray_sassl.runs.teacher import build_teacher
+
+    return build_teacher(from_yaml(config_yaml), run_dir, device_type, num_threads)

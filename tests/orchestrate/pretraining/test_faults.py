@@ -27,8 +27,9 @@ from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import build_stylize_block, view_source
+from ray_sassl.runs.teacher import build_teacher
 from ray_sassl.train.checkpoint import latest_checkpoint
-from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
+from tests.orchestrate.conftest import NUM_ROWS, kept_teacher, small_config, write_shards
 from tests.orchestrate.forked.workers import fork_server
 
 pytestmark = pytest.mark.ray
@@ -90,10 +91,11 @@ def test_a_killed_train_worker_changes_nothing_of_the_end_and_costs_at_most_two_
     assert steps == list(range(1, result.step + 1))
 
 
-def test_a_killed_stylizer_and_a_killed_decode_task_lose_and_repeat_no_row(ray_cluster: None, tmp_path: Path):
+def test_a_killed_actor_that_stylizes_and_teaches_and_a_killed_decode_task_lose_and_repeat_no_row(ray_cluster: None, tmp_path: Path):
     overrides = ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5", "stream.num_cpus=0.5"]
     config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90)), epochs=15), overrides)
     run_dir = str(tmp_path / "run")
+    config = kept_teacher(config, run_dir, tmp_path)
     index = prepare_run_dir(config, run_dir, resume=False)
     control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
     stream = make_stream(stream_spec(config, view_source(config, run_dir)), SeenIds(NUM_ROWS), control)
@@ -103,6 +105,7 @@ def test_a_killed_stylizer_and_a_killed_decode_task_lose_and_repeat_no_row(ray_c
         batch_size=16,
         on_bad=lambda rows: None,
         stylize_block=build_stylize_block(config, "cpu", 1),
+        teach=build_teacher(config, run_dir, "cpu", 1),
     )
     num_batches = 0
     with ThreadPoolExecutor(1) as pool:

@@ -21,8 +21,9 @@ from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
 from ray_sassl.pipeline import ViewSource, local_batches
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import build_stylize_block, view_source
+from ray_sassl.runs.teacher import build_teacher
 from ray_sassl.types import Arrays
-from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
+from tests.orchestrate.conftest import NUM_ROWS, kept_teacher, small_config, write_shards
 
 pytestmark = pytest.mark.ray
 
@@ -34,14 +35,18 @@ pytestmark = pytest.mark.ray
         ["stylize=color_statistics"],
         ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5"],
         ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5", "views.backend=torch"],
+        ["teacher", "stylize=color_statistics"],
         ["method=swav", "views.num_small=9", "views.small_px=8"],
         ["method=swav", "views.num_small=9", "views.small_px=8", "stylize=color_statistics", "sassl.views=all", "stream.layout=pool"],
     ],
-    ids=["plain", "fused", "pool", "pool in torch", "multi-crop", "multi-crop in a pool"],
+    ids=["plain", "fused", "pool", "pool in torch", "fused with a teacher", "multi-crop", "multi-crop in a pool"],
 )
 def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: None, tmp_path: Path, overrides: list[str]):
-    config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90))), [*overrides, "stream.num_cpus=0.5"])
+    changes = [override for override in overrides if override != "teacher"]
+    config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90))), [*changes, "stream.num_cpus=0.5"])
     run_dir = str(tmp_path / "run")
+    if "teacher" in overrides:
+        config = kept_teacher(config, run_dir, tmp_path)
     index = prepare_run_dir(config, run_dir, resume=False)
     seen = SeenIds(NUM_ROWS)
     seen.add(np.zeros(50, np.int64), np.arange(50))
@@ -150,7 +155,11 @@ def test_a_stream_of_half_a_cpu_runs_where_no_more_is_free(ray_cluster: None, tm
         try:
             assert len(first.result(timeout=90)["sample_id"]) == 16
         finally:
+<<<<<<< HEAD
             ray.kill(holder)  # pyright: ignore[reportArgumentType] - with which a stream that waits for it goes on
+=======
+            ray.kill(holder)  # with which a stream that waits for it goes on  # pyright: ignore[reportArgumentType]
+>>>>>>> e176db1 (Distill a frozen teacher that runs where images are stylized)
 
 
 def test_a_pool_may_be_on_gpus(ray_cluster: None, tmp_path: Path):
@@ -167,4 +176,5 @@ def test_a_pool_may_be_on_gpus(ray_cluster: None, tmp_path: Path):
 def _expected(config: ExperimentConfig, run_dir: str, seen: SeenIds) -> list[Arrays]:
     stylize_block = build_stylize_block(config, "cpu", 1)
     source = view_source(config, run_dir)
-    return list(local_batches(source, epochs=2, batch_size=16, on_bad=lambda rows: None, stylize_block=stylize_block, seen=seen))
+    how = {"stylize_block": stylize_block, "teach": build_teacher(config, run_dir, "cpu", 1)}
+    return list(local_batches(source, epochs=2, batch_size=16, on_bad=lambda rows: None, seen=seen, **how))

@@ -155,11 +155,7 @@ def test_a_stream_of_half_a_cpu_runs_where_no_more_is_free(ray_cluster: None, tm
         try:
             assert len(first.result(timeout=90)["sample_id"]) == 16
         finally:
-<<<<<<< HEAD
             ray.kill(holder)  # pyright: ignore[reportArgumentType] - with which a stream that waits for it goes on
-=======
-            ray.kill(holder)  # with which a stream that waits for it goes on  # pyright: ignore[reportArgumentType]
->>>>>>> e176db1 (Distill a frozen teacher that runs where images are stylized)
 
 
 def test_a_pool_may_be_on_gpus(ray_cluster: None, tmp_path: Path):

@@ -47,9 +47,9 @@ def draw_neighbors(
         check: Called with each batch of images; it may raise an error to end the work.
     """
     try:
-        view = as_view(config.views.size_px)
-        found, _ = decode_images(sample_rows(index, _NUM_IMAGES, config.seed), config.data.max_pixels, lambda bad: None)
-        images = np.stack([np.asarray(view.of(image)) for image in found])
+        view, rows_tried = as_view(config.views.size_px), sample_rows(index, _NUM_IMAGES, config.seed)
+        found, _ = decode_images(rows_tried, config.data.max_pixels, lambda image: np.asarray(view.of(image)), lambda bad: None)
+        images = np.stack(found)
     except (UsageError, OSError, ValueError) as error:
         log.warning("The run is complete, and has no picture of neighbors: %s", error)
         return

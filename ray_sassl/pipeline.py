@@ -27,7 +27,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_runs
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.keyed import DrawKey
-from ray_sassl.stages import StageTimes
+from ray_sassl.process.stages import StageTimes
 from ray_sassl.types import TARGETS, Arrays, view_name
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import Crops, Resizing

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ray_sassl.nn.gather import all_gather
-from ray_sassl.stages import Spent, StageTimes
+from ray_sassl.process.stages import Spent, StageTimes
 from ray_sassl.train.speed import Speed, Stream
 from ray_sassl.train.watchdog import Beat, Watchdog
 

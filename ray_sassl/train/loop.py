@@ -24,7 +24,7 @@ from ray_sassl.nn.precision import choose_kernels, full_float32
 from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, ROUNDING, FrozenConfig
 from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
-from ray_sassl.stages import RANK_STAGES, since
+from ray_sassl.process.stages import RANK_STAGES, since
 from ray_sassl.train.agreement import Agreement
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.context import Context, data_parallel, over_ranks

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ray_sassl.stages import RANK_STAGES, STREAM_STAGES, Spent, stack_of
+from ray_sassl.process.stages import RANK_STAGES, STREAM_STAGES, Spent, stack_of
 from ray_sassl.train.watchdog import Beat
 
 _SLOW = 0.1

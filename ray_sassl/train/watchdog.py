@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ray_sassl.stages import Standing
+from ray_sassl.process.stages import Standing
 
 TIMES_USUAL = 20
 """A run stands still when no step came for so many times the usual one, and for `fault.stall_s`."""

@@ -164,6 +164,7 @@ def _wrong(name: str) -> dict[str, list[list[str]]]:
         "report": [[name]],
         "compare": [[name, name], [name, name, "--on", name], [name, name, "--on", f"knn {name}=1"]],
         "data inspect": [[name], [name, "--image-column", name]],
+        "data mixing": [[name]],
         "data cards": [[name], ["--root", name]],
         "data fetch": [[name], ["flowers102", "--from", name, "--out", name]],
         "cluster check": [[name], [name, "--crds", name]],

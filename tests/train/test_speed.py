@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ray_sassl import pipeline
+from ray_sassl.process.stages import RANK_STAGES, StageTimes, since
 from ray_sassl.runs import process
-from ray_sassl.stages import RANK_STAGES, StageTimes, since
 from ray_sassl.style.augment import StyleAugmentation
 from ray_sassl.train import loop, prefetch, saving
 from ray_sassl.train.context import LocalContext

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ray_sassl.stages import Standing
+from ray_sassl.process.stages import Standing
 from ray_sassl.train import loop
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.watchdog import Beat, Watchdog

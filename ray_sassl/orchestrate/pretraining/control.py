@@ -15,7 +15,7 @@ from ray_sassl.data.quarantine import BadRow, QuarantineFile, TooManyBadRowsErro
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.runtime.metrics import CostMeter, set_bad_rows
 from ray_sassl.orchestrate.runtime.session import pin_to_driver
-from ray_sassl.stages import Spent, Standing
+from ray_sassl.process.stages import Spent, Standing
 from ray_sassl.train.speed import Speed
 from ray_sassl.train.watchdog import Beat, Watchdog
 from ray_sassl.types import Outcome

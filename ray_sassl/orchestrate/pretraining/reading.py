@@ -20,7 +20,7 @@ from ray_sassl.orchestrate.pretraining.exchange import part_reader
 from ray_sassl.orchestrate.pretraining.feeding import piece_of_row
 from ray_sassl.orchestrate.runtime.metrics import count_images
 from ray_sassl.pipeline import CropBlock, ViewSource, crop_blocks, finish_block
-from ray_sassl.stages import Spent, StageTimes, since
+from ray_sassl.process.stages import Spent, StageTimes, since
 from ray_sassl.types import Arrays, view_name, view_names
 
 

@@ -25,8 +25,8 @@ from ray_sassl.orchestrate.runtime.private import get_train_context
 from ray_sassl.orchestrate.runtime.reservation import note_reservation
 from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
+from ray_sassl.process.stages import Spent
 from ray_sassl.runs.process import train_process
-from ray_sassl.stages import Spent
 from ray_sassl.train.checkpoint import Checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import BadCheckpointError
 from ray_sassl.train.context import on_any_rank

@@ -16,7 +16,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
-from ray_sassl.stages import RANK_STAGES, STREAM_STAGES
+from ray_sassl.process.stages import RANK_STAGES, STREAM_STAGES
 
 _LOOK_EVERY_S = 10.0
 

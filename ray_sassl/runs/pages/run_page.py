@@ -13,6 +13,7 @@ from ray_sassl.evaluation.results import ProtocolScores, shown, shown_value
 from ray_sassl.experiments import experiments, load_experiment
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import as_number
+from ray_sassl.process.stages import RANK_STAGES, STREAM_STAGES
 from ray_sassl.runs.directory import METRICS
 from ray_sassl.runs.dose import HEADS, NOTE, STYLE, rows_of
 from ray_sassl.runs.pages.curves import Line, run_curves
@@ -20,7 +21,6 @@ from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.pages.page import Cell, bullets, folded, left_out, page, picture, section, table
 from ray_sassl.runs.pages.starting import against_start
 from ray_sassl.runs.record import RunRecord, read_run
-from ray_sassl.stages import RANK_STAGES, STREAM_STAGES
 
 REPORT = "report.html"
 

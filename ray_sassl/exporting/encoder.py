@@ -168,8 +168,8 @@ def load_encoder(
         backbone: The network, for a file that does not say so, as "resnet50".
         size_px: Side of its input images. By default `evaluate.size_px` of its config if that has evaluation data, else the size of its
             training views; for the weights of others the published size, else 224.
-        network, layer: Which network of a run or a checkpoint, and up to which layer: `teacher`, `projector.0`. By default what
-            `evaluate.network` and `evaluate.layer` of its config say: the student's features.
+        network: Which network of a run or a checkpoint, `student` or `teacher`; by default `evaluate.network` of its config.
+        layer: Its last layer, such as `projector.0`; by default `evaluate.layer` of its config, else the features.
 
     Raises:
         UsageError: the path does not exist, contains no encoder, or is damaged; or the weights do not fit the network.

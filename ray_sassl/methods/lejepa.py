@@ -16,6 +16,7 @@ from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
 from ray_sassl.nn.multi_crop import encode_by_size
 from ray_sassl.nn.precision import at_least_float32, no_autocast
+from ray_sassl.nn.upload import upload
 from ray_sassl.types import StepOutput
 
 
@@ -74,11 +75,12 @@ class LeJEPA(Method):
         directions = torch.randn(config.embedding_size, config.num_slices, generator=generator)
         with no_autocast(embeddings):
             z = at_least_float32(embeddings).view(len(views), -1, config.embedding_size)
-            points = torch.linspace(0, config.max_frequency, config.num_frequencies, dtype=z.dtype, device=z.device)
+            frequencies = torch.linspace(0, config.max_frequency, config.num_frequencies, dtype=z.dtype)
+            points, directions = upload(frequencies, z.device), upload(directions, z.device).to(z.dtype)
             prediction = prediction_loss(z)
-            sigreg = torch.stack([sigreg_loss(of_view, directions.to(of_view), points) for of_view in z]).mean()
+            sigreg = torch.stack([sigreg_loss(of_view, directions, points) for of_view in z]).mean()
             loss = config.sigreg_weight * sigreg + (1 - config.sigreg_weight) * prediction
-            collapsed = epps_pulley(torch.zeros(1, 1, dtype=points.dtype), points.cpu()).item() * z.shape[1]
+            collapsed = epps_pulley(torch.zeros(1, 1, dtype=z.dtype), frequencies).item() * z.shape[1]
         terms = {"prediction": prediction.detach(), "sigreg": sigreg.detach()}
         return StepOutput(loss, z[0].detach(), config.sigreg_weight * collapsed, terms)
 

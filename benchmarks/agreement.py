@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_rank, (folder, args.ranks, args.steps, args.rounds), nprocs=args.ranks, start_method="spawn")
-        rounds = torch.load(Path(folder) / "seconds.pt")
+        rounds = torch.load(Path(folder) / "seconds.pt", weights_only=True)
     steps_per_s = {kind: statistics.median(args.steps / seconds[kind] for seconds in rounds) for kind in KINDS}
     loss = {kind: statistics.median(seconds[kind] / seconds["none"] for seconds in rounds) - 1 for kind in KINDS[1:]}
     table = Table("", "steps/s", "longer than without", title=f"{args.ranks} ranks with random pauses of {PAUSE_S * 1e3:.0f} ms")

@@ -75,7 +75,7 @@ def _reduced(folder: Path, split: str, out: Path) -> str:
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob(f"{split}*.parquet"))).to_pydict()
     images = []
     for content in rows["image"]:
-        image = Image.open(io.BytesIO(content)).convert("RGB")
+        image = Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]).convert("RGB")
         scale = _SHORTER_PX / min(image.size)
         file = io.BytesIO()
         image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC).save(file, "PNG")

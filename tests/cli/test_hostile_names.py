@@ -71,7 +71,7 @@ def without_ray(case: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {
         "pretrain": result,
         "run_demo": SimpleNamespace(scores={text: (0.1, 0.2)}, chance=0.1, runs=[result]),
-        "check_data": SimpleNamespace(num_rows=5, overlap=None, **bad),
+        "check_data": SimpleNamespace(num_rows=5, overlap=None, mixing=None, large_groups=text, **bad),
         "convert_data": copied,
         "stylize_dataset": copied,
         "build_style_bank": SimpleNamespace(num_styles=3, bundle_id=text, notes=[text], **bad),

@@ -55,6 +55,7 @@ def _job(folder: Path, num_nodes: int, *words: str) -> Iterator[subprocess.Popen
             "SLURM_CPUS_PER_TASK": "1",
             "SLURM_MEM_PER_NODE": "1024",
             "RAY_SASSL_TEMP": temporary,
+            "RAY_raylet_start_wait_time_s": "180",  # on a busy machine
             "ASKED": str(folder / "asked"),
         }
         with subprocess.Popen(["bash", SCRIPT, *words], stdout=log, stderr=log, env=environment, start_new_session=True) as process:

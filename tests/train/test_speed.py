@@ -21,7 +21,7 @@ from ray_sassl.train.speed import Stream, speed
 SLEEP_S = {"decode": 0.05, "views": 0.2}
 """Others sleep for longer, since they come once a window or a step."""
 SLOW: dict[str, tuple[Any, str, str]] = {
-    "read": (pipeline, "read_groups", "whose slowest stage is read .*data.cache_gb"),
+    "read": (pipeline, "read_runs", "whose slowest stage is read .*data.cache_gb"),
     "decode": (pipeline, "_pixels", "whose slowest stage is decode .*stream.local_threads"),
     "views": (pipeline.opencv, "color", "whose slowest stage is views .*stream.local_threads"),
     "stylize": (StyleAugmentation, "stylize", r"whose slowest stage is stylize .*stream.pool.num_gpus"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +43,13 @@ def write_results(name: str, goals: list[Goal], details: dict[str, Any], out: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), "goals": [asdict(goal) for goal in goals], **details}, indent=2) + "\n")
     return path
+
+
+def in_own_process(name: str, case: Any) -> dict[str, float]:
+    """The figures that `python -m benchmarks.NAME --case JSON` prints in its last line for a case, which is a dataclass."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--case", json.dumps(asdict(case))]
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def machine() -> dict[str, Any]:

@@ -35,7 +35,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measuring import Goal, write_results
+from benchmarks.measuring import Goal, in_own_process, write_results
 from ray_sassl.data import GROUP_SCHEMA, ROW_COLUMNS, DataConfig
 from ray_sassl.data.index import FILE_SCHEMA, Index
 
@@ -77,17 +77,10 @@ def main() -> None:
     found = []
     for case in cases:
         if case.what in args.what:
-            found.append((case, in_own_process(case)))
+            found.append((case, in_own_process("reading", case)))
             print(case, found[-1][1], flush=True)
     show(found)
     print(f"written to {write_results('reading', goals(found), {'cases': [asdict(case) | values for case, values in found]}, args.out)}")
-
-
-def in_own_process(case: Case) -> dict[str, float]:
-    """The figures of the case."""
-    command = [sys.executable, "-m", "benchmarks.reading", "--case", json.dumps(asdict(case))]
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def measure(case: Case) -> dict[str, float]:

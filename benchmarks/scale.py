@@ -15,8 +15,6 @@ import argparse
 import json
 import pickle
 import resource
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -28,7 +26,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measuring import Goal, write_results
+from benchmarks.measuring import Goal, in_own_process, write_results
 from ray_sassl import pipeline
 from ray_sassl.data import GROUP_SCHEMA, DataConfig
 from ray_sassl.data.index import FILE_SCHEMA, Index
@@ -71,7 +69,7 @@ def main() -> None:
     if args.case:
         print(json.dumps(measure(Case(**json.loads(args.case)))))
         return
-    found = [(case, in_own_process(case)) for size in args.sizes for case in cases(*map(int, size.split("x")))]
+    found = [(case, in_own_process("scale", case)) for size in args.sizes for case in cases(*map(int, size.split("x")))]
     show(found)
     details = {"cases": [asdict(case) | figures for case, figures in found]}
     print(f"written to {write_results('scale', goals(found), details, args.out)}")
@@ -84,13 +82,6 @@ def cases(rows: int, epochs: int) -> list[Case]:
         found += [Case("plan", rows, epochs, layout), *(Case("resume", rows, epochs, layout, at) for at in (1, epochs - 1))]
         found.append(Case("mixing", rows, epochs, layout))
     return [*found, Case("record", rows, epochs, next(iter(LAYOUTS)))]
-
-
-def in_own_process(case: Case) -> dict[str, float]:
-    """The figures of the case."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--case", json.dumps(asdict(case))]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def measure(case: Case) -> dict[str, float]:

@@ -25,7 +25,7 @@ from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow, TooManyBadRowsError
 from ray_sassl.data.reading import build_index, cached_index
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.evaluation.images import labeled_images
+from ray_sassl.evaluation.datasets import LabeledImages
 from ray_sassl.pipeline import (
     OnBad,
     StylizeBlock,
@@ -486,17 +486,17 @@ def test_rebatching_keeps_the_rows_order_and_drops_what_fills_no_batch(batch_siz
 
 
 def test_labeled_images_leave_out_rows_without_a_label_and_bad_ones(data):
-    told: list[BadRow] = []
-    batches = list(labeled_images(data, build_index(data), 8, told.extend, batch_size=10))
+    images = LabeledImages(data.model_copy(update={"max_bad_fraction": 1.0}), 8)
+    batches = list(images)
     labels = np.concatenate([labels for _, labels in batches])
     assert labels.tolist() == [row % 3 for row in sorted(GOOD) if row % 5]
     assert {images.shape[1:] for images, _ in batches} == {(8, 8, 3)}
-    assert {row.sample_id for row in told} == set(BAD)
+    assert set(images.quarantine.sample_ids) == set(BAD)
 
 
 def test_a_limit_takes_some_images_of_each_row_group(data):
     index = build_index(data)
-    few = [labels for _, labels in labeled_images(data, index, 8, _ignore, limit=14)]
+    few = [labels for _, labels in LabeledImages(data.model_copy(update={"max_bad_fraction": 1.0}), 8, 14, index)]
     assert index.num_groups == 7
     assert len(np.concatenate(few)) == 13  # two of each, and one of them is not an image
 
@@ -505,7 +505,7 @@ def test_a_limit_is_reached_with_small_row_groups_too(tmp_path):
     images = [_png(np.full((8, 8, 3), row, np.uint8)) for row in range(100)]
     pq.write_table(pa.table({"image": images, "label": range(100)}), tmp_path / "train-0.parquet", row_group_size=1)
     data = DataConfig(path=str(tmp_path))
-    few = [labels for _, labels in labeled_images(data, build_index(data), 8, _ignore, limit=80)]
+    few = [labels for _, labels in LabeledImages(data, 8, 80)]
     assert len(np.concatenate(few)) == 80
 
 

@@ -55,12 +55,12 @@ def submit(
     command: Sequence[str],
     read: Callable[[list[str]], JobCommand],
     *,
-    name: str | None = None,
-    working_dir: str = ".",
-    env: Mapping[str, str] | None = None,
-    cluster: str | None = None,
-    max_upload_mb: float = 100.0,
-    address: str | None = None,
+    name: str | None,
+    working_dir: str,
+    env: Mapping[str, str] | None,
+    cluster: str | None,
+    max_upload_mb: float,
+    address: str | None,
 ) -> SubmitResult:
     """Do the work of `ray_sassl.submit_job`, which belongs to the command line, since it takes words of it.
 

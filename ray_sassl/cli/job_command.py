@@ -48,8 +48,8 @@ def submit_job(
     """
     from ray_sassl.api.jobs import submit
 
-    how = {"name": name, "working_dir": working_dir, "env": env, "cluster": cluster, "max_upload_mb": max_upload_mb, "address": address}
-    return submit(command, read_command, **how)
+    options = {"name": name, "working_dir": working_dir, "env": env, "cluster": cluster, "max_upload_mb": max_upload_mb, "address": address}
+    return submit(command, read_command, **options)
 
 
 def read_command(words: list[str]) -> JobCommand:

@@ -17,7 +17,7 @@ from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import alike, all_labels, each_group, kept_index
 from ray_sassl.evaluation.apart import check_train_and_test
-from ray_sassl.evaluation.images import EvaluationBatch, chosen_groups, chosen_rows, decoded
+from ray_sassl.evaluation.images import chosen_groups, chosen_rows, decoded
 from ray_sassl.evaluation.scores import check_classes
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.process.errors import UsageError
@@ -52,7 +52,7 @@ class LabeledImages:
     ) -> None:
         self.config, self.view, self.limit, self.wanted = config, as_view(view), limit, wanted
         self._keep_bytes = keep_bytes
-        self._decoded: list[EvaluationBatch] | None = None
+        self._decoded: list[tuple[np.ndarray, np.ndarray]] | None = None
         self._encoded: dict[int, Rows | None] = {}
         self._encoded_bytes = 0
         if index is not None:
@@ -75,20 +75,16 @@ class LabeledImages:
         return labels[labels != NO_LABEL]
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return ((batch.images, batch.labels) for batch in self.batches())
-
-    def batches(self) -> Iterator[EvaluationBatch]:
-        """The images, whose sample ids ascend."""
         if self._decoded is not None:
             yield from self._decoded
             return
         rows = min(self.index.num_rows, self.limit or self.index.num_rows)
         is_kept = rows * self.view.size_px**2 * 3 <= self._keep_bytes
-        kept: list[EvaluationBatch] = []
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
         for batch in decoded(self._parts(keep=not is_kept), self.config.max_pixels, self.view, self.quarantine.add):
             if is_kept:
-                kept.append(batch)
-            yield batch
+                kept.append((batch.images, batch.labels))
+            yield batch.images, batch.labels
         self._decoded = kept if is_kept else None
 
     def _parts(self, *, keep: bool) -> Iterator[Rows | None]:

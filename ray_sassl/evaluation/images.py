@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_sassl.data import NO_LABEL, DataConfig, Rows
+from ray_sassl.data import NO_LABEL, Rows
 from ray_sassl.data.ahead import ahead
 from ray_sassl.data.index import Index
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.data.reading import each_group, read_groups
+from ray_sassl.data.reading import read_groups
 from ray_sassl.pipeline import OnBad, decode_images
 from ray_sassl.views.center_crop import EvaluationView, as_view
 
@@ -37,31 +37,12 @@ class EvaluationBatch:
     sample_id: np.ndarray
 
 
-def labeled_images(
-    config: DataConfig,
-    index: Index,
-    view: EvaluationView | int,
-    on_bad: OnBad,
-    *,
-    limit: int | None = None,
-    wanted: np.ndarray | None = None,
-    batch_size: int = 256,
-    num_threads: int = 2,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images (B, size_px, size_px, 3) uint8 as encoders are evaluated on, with their labels (B,); rows without a label are left out.
+def chosen_rows(rows: Rows, rows_per_group: int, wanted: np.ndarray | None) -> Rows | None:
+    """The labeled images among those of a row group, spread over it; None where it has none.
 
     Args:
-        limit: Maximum number of rows, taken from 64 row groups that are spread over the data set, or from more if row groups are small.
         wanted: (num_rows,) bool by sample id: of these rows only.
     """
-    groups, rows_per_group = chosen_groups(index, limit, wanted)
-    parts = (chosen_rows(rows, rows_per_group, wanted) for rows in each_group(index, groups))
-    for batch in decoded(parts, config.max_pixels, view, on_bad, batch_size, num_threads):
-        yield batch.images, batch.labels
-
-
-def chosen_rows(rows: Rows, rows_per_group: int, wanted: np.ndarray | None) -> Rows | None:
-    """The encoded images of `labeled_images` among those of one of its row groups, or None where it has none."""
     labeled = rows.sample_id[rows.label != NO_LABEL]
     labeled = labeled if wanted is None else labeled[wanted[labeled]]
     if not len(labeled):
@@ -106,7 +87,8 @@ def _evaluation_piece(rows: Rows, max_pixels: int, view: EvaluationView) -> tupl
 
 
 def chosen_groups(index: Index, limit: int | None, wanted: np.ndarray | None) -> tuple[list[int], int]:
-    """The row groups that `labeled_images` reads, and how many rows it takes from each."""
+    """The row groups to read for `limit` images, and how many to take from each: 64 groups that are spread over the data set, or more if
+    row groups are small."""
     counts = index.group_rows if wanted is None else _counts(index, wanted)
     every, num_rows = np.flatnonzero(counts > 0), int(counts.sum())
     if limit is None or limit >= num_rows:

@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ray_sassl.config.files import to_yaml
-from ray_sassl.config.overrides import Override, OverrideError, apply_overrides, explain, path_of, strictly
+from ray_sassl.config.overrides import Override, OverrideError, apply_overrides, path_of, strictly
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments.ablations import SIZES, Ablation, Arm
 from ray_sassl.files import storage
-from ray_sassl.files.paths import check_inside
-from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.pipeline import CropBlock
 from ray_sassl.plugins import FrozenConfig, did_you_mean
 from ray_sassl.process.errors import UsageError
@@ -27,7 +25,7 @@ from ray_sassl.runs.configs import Overrides, load_config, override_list
 from ray_sassl.runs.dose import matched, measure, style_pixels
 from ray_sassl.runs.pictures import read_block
 from ray_sassl.runs.process import build_style_augmentation
-from ray_sassl.study.record import STUDY, StudyConfig, StudyDirectoryError, read_study
+from ray_sassl.study.record import STUDY, StudyConfig, read_settings, read_study
 from ray_sassl.study.space import Arms, Choice, SearchSpace
 
 ABLATION = "ablation.yaml"
@@ -139,14 +137,7 @@ def read_ablation(study_dir: str) -> AblationConfig:
     Raises:
         StudyDirectoryError: there is none, or it cannot be read.
     """
-    path = storage.join(study_dir, ABLATION)
-    if not storage.exists(path):
-        raise StudyDirectoryError(f"{study_dir} contains no ablation (no {ABLATION})")
-    check_inside(path, study_dir)
-    try:
-        return AblationConfig.model_validate(load_file(path))
-    except ValidationError as error:
-        raise StudyDirectoryError(f"{path}: {explain(error)}") from error
+    return read_settings(AblationConfig, study_dir, ABLATION, "ablation")
 
 
 def _arms_of(study: StudyConfig) -> Arms:

@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -217,18 +217,34 @@ def open_study(study: StudyConfig, study_dir: str, *, resume: bool, data_moved: 
     return read_trials(study_dir)
 
 
+_Settings = TypeVar("_Settings", bound=FrozenConfig)
+
+
 def read_study(study_dir: str) -> StudyConfig:
     """The config of the study in the directory.
 
     Raises:
         StudyDirectoryError: there is none, or it cannot be read.
     """
-    path = storage.join(study_dir, STUDY)
+    return read_settings(StudyConfig, study_dir, STUDY, "study")
+
+
+def read_settings(model: type[_Settings], study_dir: str, name: str, what: str) -> _Settings:
+    """The settings in a YAML file of a study directory.
+
+    Args:
+        name: The file's name.
+        what: What the directory would be with it, in words.
+
+    Raises:
+        StudyDirectoryError: there is none, or it cannot be read.
+    """
+    path = storage.join(study_dir, name)
     if not storage.exists(path):
-        raise StudyDirectoryError(f"{study_dir} contains no study (no {STUDY})")
+        raise StudyDirectoryError(f"{study_dir} contains no {what} (no {name})")
     check_inside(path, study_dir)
     try:
-        return StudyConfig.model_validate(load_file(path))
+        return model.model_validate(load_file(path))
     except ValidationError as error:
         raise StudyDirectoryError(f"{path}: {explain(error)}") from error
 

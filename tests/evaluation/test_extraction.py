@@ -10,8 +10,8 @@ from torch import nn
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
 from ray_sassl.evaluation import ImageChange, images
+from ray_sassl.evaluation.datasets import LabeledImages
 from ray_sassl.evaluation.extraction import ExtractionJob, Extractor, Preprocessing, joined
-from ray_sassl.evaluation.images import labeled_images
 from ray_sassl.evaluation.workplace import LocalWorkplace
 from ray_sassl.process.errors import UsageError
 from ray_sassl.views.center_crop import EvaluationView
@@ -44,7 +44,7 @@ def _job(folder: Path, bad: tuple[int, ...] = (), **options) -> ExtractionJob:
 
 
 def _expected(job: ExtractionJob) -> np.ndarray:
-    pixels = np.concatenate([images for images, _ in labeled_images(job.index.config, job.index, 16, lambda bad: None)])[:, 0, 0]
+    pixels = np.concatenate([images for images, _ in LabeledImages(job.index.config, 16, index=job.index)])[:, 0, 0]
     return (pixels / 255 - PREPROCESSING.pixel_mean) / PREPROCESSING.pixel_std
 
 

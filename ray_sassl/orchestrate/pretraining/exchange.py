@@ -31,9 +31,14 @@ _TRIES = 3
 Slices = tuple[ray.ObjectRef, ...]
 
 
-def make_exchange(source: ViewSource, num_cpus: float) -> ActorHandle | None:
-    """The exchange for a stream; None if each of its windows is the work of one task."""
-    return cast(Any, Exchange).remote(source, num_cpus) if source.plan.has_parts else None
+def make_exchange(source: ViewSource, num_cpus: float, where: dict[str, Any]) -> ActorHandle | None:
+    """The exchange for a stream; None if each of its windows is the work of one task.
+
+    Args:
+        num_cpus: CPUs of a task that reads.
+        where: Ray's options for the nodes of these tasks.
+    """
+    return cast(Any, Exchange).remote(source, {"num_cpus": num_cpus, **where}) if source.plan.has_parts else None
 
 
 def part_reader(exchange: ActorHandle | None, source: ViewSource, window: Window, wanted: range) -> Callable[[], Rows] | None:
@@ -61,8 +66,8 @@ def _rows_of(exchange: ActorHandle, window: Window, part: int) -> Rows:
 class Exchange:
     """Knows where the slices of the windows at work are, and has a window read when its first part is asked for."""
 
-    def __init__(self, source: ViewSource, num_cpus: float) -> None:
-        self._source, self._num_cpus = source, num_cpus
+    def __init__(self, source: ViewSource, options: dict[str, Any]) -> None:
+        self._source, self._options = source, options
         self._read = ray.remote(read_share)
         self._requests = 0
         self._waiting: dict[tuple[int, int, int], tuple[Slices, int]] = {}
@@ -94,7 +99,7 @@ class Exchange:
         """The slices of each part."""
         num_parts = len(self._source.plan.parts(window))
         shares = np.array_split(np.arange(len(window.pieces)), num_parts)
-        read = self._read.options(num_cpus=self._num_cpus, num_returns=num_parts)
+        read = self._read.options(**self._options, num_returns=num_parts)
         cut = [read.remote(self._source, window, int(share[0]), int(share[-1]) + 1) for share in shares if len(share)]
         return list(zip(*cut, strict=True))
 

@@ -176,7 +176,7 @@ def make_stream(
     where = cast(dict[str, Any], {"label_selector": in_group(spec.group)} if spec.group else {})
     datasource = PlanDatasource(spec.source, spec.epochs, seen)
     plan = ray.data.read_datasource(datasource, num_cpus=spec.num_cpus, ray_remote_args=where, override_num_blocks=1)
-    reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run, make_exchange(spec.source, spec.num_cpus))
+    reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run, make_exchange(spec.source, spec.num_cpus, where))
     match spec.layout:
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus, **where)

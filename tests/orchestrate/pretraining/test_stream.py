@@ -124,7 +124,7 @@ def test_a_large_window_is_read_once_and_its_blocks_are_made_by_several_tasks(ra
         for name, array in theirs.items():
             np.testing.assert_array_equal(mine[name], array, err_msg=name)
 
-    exchange = make_exchange(source, num_cpus=0.5)
+    exchange = make_exchange(source, 0.5, {})
     assert exchange is not None
     parts = source.plan.parts(window)
     readers = [part_reader(exchange, source, window, blocks) for blocks in parts]

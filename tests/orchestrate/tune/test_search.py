@@ -70,16 +70,20 @@ def test_a_study_runs_its_trials_and_stops_the_bad_ones_early(ray_cluster: None,
 
 @pytest.mark.parametrize(("is_killed", "reason"), [(False, "the loss is nan at step 4"), (True, "process")])
 def test_a_trial_that_fails_is_retried_from_its_checkpoint_then_given_up_and_the_others_finish(
-    ray_cluster: None, tmp_path: Path, is_killed: bool, reason: str
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool, reason: str
 ):
     space = SearchSpace(parameters=(Float(path="sassl.prob", low=0.7, high=1.0),))
     study = simulated_study(searcher="grid", scheduler="fifo", num_trials=3, retries=1).model_copy(update={"space": space})
     waiting: list[int] = []
+    suggest = RecordSearcher.suggest
 
-    def watch(state: StudyState) -> None:
-        waiting.append(sum(trial.is_open and not trial.attempts for trial in state.records))
+    def suggest_and_count(self: RecordSearcher, trial_id: str) -> dict | str | None:
+        suggested = suggest(self, trial_id)
+        waiting.append(sum(trial.is_open and not trial.attempts for trial in self._state.records))
+        return suggested
 
-    state = search(study, str(tmp_path), run=SimulatedRun(failing=(4, 2), is_killed=is_killed), watch=watch)
+    monkeypatch.setattr(RecordSearcher, "suggest", suggest_and_count)
+    state = search(study, str(tmp_path), run=SimulatedRun(failing=(4, 2), is_killed=is_killed))
     assert max(waiting) == 2  # the actors of trials that there is room for are started together
     assert [trial.point["sassl.prob"] for trial in state.records] == [0.7, 0.85, 1.0]  # which fail never, once and twice
     assert [(trial.state, trial.attempts) for trial in state.records] == [("finished", 1), ("finished", 2), ("failed", 2)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property, lru_cache
+from itertools import islice
 
 import numpy as np
 from torch import Tensor
@@ -25,7 +26,7 @@ from ray_sassl.style.augment import style_partners
 log = logging.getLogger(__name__)
 
 _WINDOWS = 16
-"""Windows of an epoch whose style partners are looked at."""
+"""So many windows of an epoch are looked at for style partners: the first, which are drawn from the whole data set as all are."""
 
 
 class SameClass:
@@ -77,10 +78,8 @@ class SameClass:
         """Of images and the partners that they are stylized with, in some windows of the epoch; damaged images count as whole ones."""
         plan: Plan = self._source.plan
         view = next(number for number in range(2 + self._config.views.num_small) if self._config.sassl.stylizes(number))
-        windows = list(plan.windows(epoch))
-        chosen = np.unique(np.linspace(0, len(windows) - 1, min(_WINDOWS, len(windows))).round().astype(int))
         rows, partners = [], []
-        for window in (windows[place] for place in chosen):
+        for window in islice(plan.each_window(epoch), _WINDOWS):
             for block in plan.blocks(window):
                 rows.append(block.sample_id)
                 partners.append(block.sample_id[style_partners(DrawKey(self._config.seed, epoch, block.sample_id, view))])

@@ -70,7 +70,7 @@ class TrainingCrops:
 
     def portions(self, epoch: int) -> Iterator[CropPortion]:
         """The epoch's images in order; nothing is read."""
-        for window in self._plan.windows(epoch):
+        for window in self._plan.each_window(epoch):
             ids = np.concatenate([block.sample_id for block in self._plan.blocks(window)])
             ids = ids[self._wanted[ids]]
             if self._keeps:

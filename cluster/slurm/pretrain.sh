@@ -34,16 +34,20 @@ start_node() {  # on each node, until it is told to end
   fi
   if [ "$SLURM_NODEID" = 0 ]; then
     local client=$((${RAY_SASSL_HEAD##*:} + 1)) dashboard=$((${RAY_SASSL_HEAD##*:} + 2))
-    ray start --head --node-ip-address="${RAY_SASSL_HEAD%:*}" --port="${RAY_SASSL_HEAD##*:}" --ray-client-server-port=$client \
-      --dashboard-host=127.0.0.1 --dashboard-port=$dashboard "${options[@]}" &
+    options+=(--head --node-ip-address="${RAY_SASSL_HEAD%:*}" --port="${RAY_SASSL_HEAD##*:}" --ray-client-server-port=$client
+      --dashboard-host=127.0.0.1 --dashboard-port=$dashboard)
   else
     until python -c 'import sys; from ray_sassl.orchestrate.runtime.session import check_address; check_address(sys.argv[1])' \
       "$RAY_SASSL_HEAD" 2> /dev/null; do sleep 1; done
-    ray start --address="$RAY_SASSL_HEAD" "${options[@]}" &
+    options+=(--address="$RAY_SASSL_HEAD")
   fi
-  trap 'kill %1; wait; rm -rf "$RAY_SASSL_TEMP"' EXIT
+  trap 'kill "$node" 2> /dev/null; wait; rm -rf "$RAY_SASSL_TEMP"' EXIT
   trap 'exit 0' TERM
-  wait
+  ray start "${options[@]}" & node=$!
+  if ! wait "$node" && [ "$SECONDS" -lt 300 ]; then  # Ray gives a node half a minute to start, too little on a busy machine
+    ray start "${options[@]}" & node=$!
+    wait "$node"
+  fi
 }
 export -f start_node
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import TINY
+from tests.orchestrate import shared_cluster
 from tests.orchestrate.conftest import write_shards
 
 SCRIPT = Path(__file__).parents[2] / "cluster/slurm/pretrain.sh"
@@ -55,7 +56,6 @@ def _job(folder: Path, num_nodes: int, *words: str) -> Iterator[subprocess.Popen
             "SLURM_CPUS_PER_TASK": "1",
             "SLURM_MEM_PER_NODE": "1024",
             "RAY_SASSL_TEMP": temporary,
-            "RAY_raylet_start_wait_time_s": "180",  # on a busy machine
             "ASKED": str(folder / "asked"),
         }
         with subprocess.Popen(["bash", SCRIPT, *words], stdout=log, stderr=log, env=environment, start_new_session=True) as process:
@@ -70,6 +70,7 @@ def _job(folder: Path, num_nodes: int, *words: str) -> Iterator[subprocess.Popen
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_job_whose_time_is_nearly_up_is_queued_again_and_continues(forking_ray: None, tmp_path: Path):
+    shared_cluster.stop()  # commands inherit its environment, which keeps Ray to this machine
     run_dir, log = tmp_path / "run", tmp_path / "log"
     scored = ("evaluate.train=null", "evaluate.test=null")
     words = ("moco_cifar10_cpu", f"data.path={write_shards(tmp_path)}", *scored, *TINY, "--run-dir", str(run_dir))

@@ -23,7 +23,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -167,10 +167,10 @@ class Run:
 
 
 def runs_of(
-    table: str, folder: Path, data: Path, budget: Budget, seeds: int, protocols: tuple[ProtocolConfig, ...]
+    table: str, folder: Path, data: Path, budget: Budget, seeds: int, protocols: tuple[ProtocolConfig, ...], sets: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, Run]]:
     """The data set, the cell and the run of each, seed by seed, so that a table that is stopped has all cells."""
-    configs = {on: dict(_configs(table, on, folder, data, budget)) for on in ON[table]}
+    configs = {on: dict(_configs(table, on, folder, data, budget)) for on in sets or ON[table]}
     for seed in range(seeds):
         for on, of_cells in configs.items():
             for cell, config in of_cells.items():
@@ -332,6 +332,7 @@ def main(
     table: Table,
     folder: Annotated[Path, typer.Option(help="Results of all calls.")] = Path("evidence"),
     data: Annotated[Path, typer.Option(help="Folder with cifar10/ and transfer/clothing/.")] = Path("../shared/data"),
+    on: Annotated[list[str] | None, typer.Option(help="Data sets of the table; all where not given.")] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 5,
     seen: Annotated[int, typer.Option(min=1, help="Images that a run sees, over all epochs.")] = 25_000,
     shards: Annotated[int, typer.Option(min=1, max=8, help="Of CIFAR-10, 6,250 training images each.")] = 2,
@@ -348,7 +349,7 @@ def main(
     if not only_show:
         protocols = judges(table.value, stylizer, bank)
         budget = Budget(seen, shards, batch, test_rows)
-        runs = list(runs_of(table.value, folder.absolute(), data.absolute(), budget, seeds, protocols))
+        runs = list(runs_of(table.value, folder.absolute(), data.absolute(), budget, seeds, protocols, on or ()))
         todo = {f"{on}, {cell}, {Path(run.place).name}": run for on, cell, run in runs if not is_done(run)}
         console.print(f"{table.value}: {len(todo)} of {len(runs)} runs to do")
         failed = do_all(todo, cpus, time.time() + 60 * minutes, console)

@@ -23,6 +23,7 @@ LAUNCHER_RULES = (
     "GPUs and CPUs of each group against its type of machine",
     "images: the same Ray everywhere, and one that the autoscaler finds",
     "machines on AWS: an image, a security group and a disk of their own",
+    "spot machines: whether Ray is told of the cloud's notice",
     "setup commands of Ray that would change the image",
     "token authentication, open ports, secrets",
 )

@@ -31,6 +31,7 @@ def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
         *_numbers(config),
         *_node_types(config),
         *_machines(config),
+        *_notices(config),
         *_setup(config),
         *_versions(config, ray_version),
         *_images(config),
@@ -110,6 +111,20 @@ def _machines(config: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(f"{where}.BlockDeviceMappings", f"gives no disk of {_DISK_GB} GB or more for the image and spilled blocks")
 
 
+def _notices(config: dict[str, Any]) -> Iterator[Finding]:
+    """Ray's launcher does not look for the notice of a spot machine."""
+    types = mapping(config.get("available_node_types"))
+    spot = [str(name) for name, node_type in types.items() if name != config.get("head_node_type") and _is_on_spot(node_type)]
+    commands = " ".join(map(str, sequence(config.get("worker_start_ray_commands"))))
+    if spot and at(config, "provider.type") in ("aws", "gcp") and not re.search(r"cluster\.notices|drain-node", commands):
+        yield Finding(
+            "worker_start_ray_commands",
+            f"nothing tells Ray that a machine of {', '.join(spot)} will be taken away; start `python -m ray_sassl.cluster.notices "
+            f"{at(config, 'provider.type')}` after Ray, as in cluster/{at(config, 'provider.type')}.yaml",
+            is_note=True,
+        )
+
+
 def _setup(config: dict[str, Any]) -> Iterator[Finding]:
     """Ray's defaults for AWS and Google Cloud install things into the container."""
     if at(config, "provider.type") in ("aws", "gcp") and at(config, "docker"):
@@ -125,13 +140,17 @@ def _head(where: str, node_type: Any, resources: dict[str, Any], node: dict[str,
             "the head runs tasks, which may starve or kill it and the whole cluster; give it CPU: 0",
             is_note=True,
         )
-    if "InstanceMarketOptions" in node or _is_spot(node.get("scheduling")):
+    if _is_on_spot({"node_config": node}):
         yield Finding(f"{where}.node_config", "the head is on a spot machine: when it is taken away, the whole cluster ends", is_note=True)
 
 
-def _is_spot(scheduling: Any) -> bool:
+def _is_on_spot(node_type: Any) -> bool:
+    node = mapping(mapping(node_type).get("node_config"))
+    scheduling = node.get("scheduling")
     parts = scheduling if isinstance(scheduling, list) else [scheduling]
-    return any(mapping(part).get("preemptible") or mapping(part).get("provisioningModel") == "SPOT" for part in parts)
+    return "InstanceMarketOptions" in node or any(
+        mapping(part).get("preemptible") or mapping(part).get("provisioningModel") == "SPOT" for part in parts
+    )
 
 
 def _versions(config: dict[str, Any], ray_version: str) -> Iterator[Finding]:

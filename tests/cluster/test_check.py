@@ -278,6 +278,20 @@ def test_a_head_that_takes_work_or_may_vanish_is_a_note():
     assert "spot" in findings[1].text
 
 
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_spot_machines_whose_notice_nobody_passes_on_are_noted(path: Path):
+    config = yaml.safe_load(path.read_text())
+    config["worker_start_ray_commands"].pop()
+    (finding,) = _check(yaml.safe_dump(config))
+    assert finding.is_note
+    assert "nothing tells Ray that a machine of decode, stylize will be taken away" in finding.text
+    types = config["available_node_types"]
+    for group in ("decode", "stylize"):
+        types[group]["node_config"] = types["train"]["node_config"]
+        types[group]["resources"] = types["train"]["resources"]
+    assert _check(yaml.safe_dump(config)) == []
+
+
 Path_ = tuple[str | int, ...]
 HEAD, DECODE, STYLIZE = ("spec", "headGroupSpec"), ("spec", "workerGroupSpecs", 0), ("spec", "workerGroupSpecs", 1)
 TRAIN = ("spec", "workerGroupSpecs", 2)

@@ -14,6 +14,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.jobs.checks import JobCommand, check_place
 from ray_sassl.process.errors import UsageError
+from ray_sassl.style.stylizers import StylizerConfig
 
 if TYPE_CHECKING:
     from ray_sassl.api.jobs import SubmitResult
@@ -117,6 +118,7 @@ def _pretrain(words: list[str], given: dict[str, Any]) -> JobCommand:
         config=config,
         data=_data_of(config),
         files=_experiment_file(experiment) | _files_of(config),
+        notes=_weights_note(config.stylize),
     )
 
 
@@ -138,6 +140,7 @@ def _search(words: list[str], given: dict[str, Any]) -> JobCommand:
         config=base,
         data=_data_of(base),
         files=_experiment_file(given["experiment"] or "") | space | _files_of(base),
+        notes=_weights_note(base.stylize),
     )
 
 
@@ -154,7 +157,8 @@ def _ablation(words: list[str], given: dict[str, Any]) -> JobCommand:
     base, _ = base_of(load_ablation(given["name"]), **wishes)
     table = {"the ablation": given["name"]} if given["name"].endswith(".py") else {}
     files = _experiment_file(given["experiment"] or "") | table | _files_of(base)
-    return JobCommand("ablation", words, given["study_dir"], config=base, data=_data_of(base), files=files)
+    notes = _weights_note(base.stylize)
+    return JobCommand("ablation", words, given["study_dir"], config=base, data=_data_of(base), files=files, notes=notes)
 
 
 def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
@@ -193,7 +197,8 @@ def _stylize_dataset(words: list[str], given: dict[str, Any]) -> JobCommand:
     bank = config.sassl.bank
     files = ({"the style bank": bank} if bank is not None else {}) | ({"the stylizer's weights": location} if location is not None else {})
     actors = _actors(given["actors"] or 1, given["actor_cpus"], given["actor_gpus"])
-    return JobCommand("stylize dataset", words, given["target"], data=_source(given), files=files, actors=actors)
+    notes = _weights_note(config.stylize)
+    return JobCommand("stylize dataset", words, given["target"], data=_source(given), files=files, actors=actors, notes=notes)
 
 
 def _data_convert(words: list[str], given: dict[str, Any]) -> JobCommand:
@@ -234,6 +239,17 @@ def _files_of(config: ExperimentConfig) -> dict[str, str]:
         "tracking.prices": config.tracking.prices,
     }
     return {name: path for name, path in files.items() if path is not None}
+
+
+def _weights_note(stylize: StylizerConfig) -> list[str]:
+    weights = stylize.published_weights()
+    if weights is None or stylize.weights_location() is not None:
+        return []
+    note = (
+        f"stylize={stylize.name} takes its weights from the head's cache, and only the cluster can tell whether they are there; an image "
+        f"built with WEIGHTS={weights.name} has them, and stylize.weights=s3://... names a copy"
+    )
+    return [note]
 
 
 def _experiment_file(experiment: str) -> dict[str, str]:

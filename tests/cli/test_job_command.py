@@ -112,3 +112,13 @@ def test_an_ablation_runs_as_a_job_that_goes_on_by_itself():
     assert command.data["data.path"].path == "s3://b/train"
     with pytest.raises(UsageError, match="give --study-dir"):
         read_command(["ablation", "sassl_view"])
+
+
+def test_weights_that_only_the_head_can_have_are_noted():
+    paths = ["data.path=s3://b/x", "evaluate.train=null", "evaluate.test=null", "--run-dir", "s3://b/runs/x"]
+    (note,) = read_command(["pretrain", "simclr_imagenet_sassl", *paths]).notes
+    assert "an image built with WEIGHTS=magenta has them" in note
+    copied = read_command(["pretrain", "simclr_imagenet_sassl", "stylize.weights=s3://b/magenta.safetensors", *paths])
+    assert (copied.notes, copied.files["stylize.weights"]) == ([], "s3://b/magenta.safetensors")
+    assert read_command(["pretrain", "simclr_imagenet", *paths]).notes == []
+    assert read_command(["stylize", "dataset", "s3://b/in", "s3://b/out", "stylize=magenta"]).notes == [note]

@@ -13,6 +13,7 @@ published sets (Stylized-ImageNet, ImageNet-R, ImageNet-Sketch, ImageNet-C) are 
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
@@ -39,6 +40,8 @@ from ray_sassl.process.errors import UsageError
 from ray_sassl.style.stylizers import StylizerConfig
 from ray_sassl.style.weights import weights_path
 from ray_sassl.views.grid import image_grid
+
+log = logging.getLogger(__name__)
 
 
 class Config(ProtocolConfig):
@@ -148,6 +151,8 @@ class Robustness(Protocol):
             details["top1_by_severity"] = {name: row.tolist() for name, row in zip(config.corruptions, by_severity, strict=True)}
         predictions = Predictions(stylized_part.sample_id, stylized_part.labels, _predicted(stylized_part))
         how = f"stylized by {stylize.name}" + (", which also stylized the training views: circular" if is_circular else "")
+        if config.stylize is None and (wanted := preferred_stylizer(subject.trained_with)) != stylize.name:
+            how += f"; {wanted} is not on this machine"
         notes = dict.fromkeys(("stylized_top1", "conflict_shape_top1", "conflict_texture_top1", "shape_share"), how)
         for parts in published.values():
             scores |= _published_scores(subject, classifier, parts)
@@ -193,16 +198,31 @@ class Robustness(Protocol):
         return image_grid([list(row) for row in zip(*columns, strict=True)], titles, captions, cell_px=max(112, subject.size_px // 2))
 
 
+_PREFERRED = ("magenta", "swift", "color_statistics")
+
+
+def preferred_stylizer(*trained_with: str | None) -> str | None:
+    """The name of the one that `unused_stylizer` would take if the weights of all were here."""
+    return next((name for name in _PREFERRED if name not in trained_with), None)
+
+
 def unused_stylizer(*trained_with: str | None) -> StylizerConfig:
-    """The default stylizer that encoders are judged by, which is not one that their training views were stylized by.
+    """The default stylizer that encoders are judged by, which is not one that their training views were stylized by; a warning says if the
+    weights of the preferred one are not on this machine.
 
     Raises:
         UsageError: each of them was used; only several encoders together can have done so.
     """
-    for name in ("magenta", "swift", "color_statistics"):
+    for name in _PREFERRED:
         config: StylizerConfig = load_plugin("ray_sassl.style.stylizers", name).Config()
         weights = config.published_weights()
         if name not in trained_with and (weights is None or weights_path(weights).exists()):
+            if (wanted := preferred_stylizer(*trained_with)) != name:
+                log.warning(
+                    "Robustness is judged by %s, since the weights of %s are not on this machine; scores by another stylizer cannot be "
+                    "compared. Get them with `ray-sassl weights fetch %s`, or name the one to use: robustness.stylize=%s",
+                    *(name, wanted, wanted, name),
+                )
             return config
     raise UsageError(
         "each stylizer on this machine has stylized the training views of one of the encoders, so none can judge all of them; get the "

@@ -226,7 +226,7 @@ def _with_paintings(protocol: ProtocolConfig, config: EvaluatedConfig) -> Protoc
     bank = storage.join(data_root(), "banks", "held_out.safetensors")
     trained = config.stylize.name if isinstance(config, ExperimentConfig) else None
     used = config.sassl.bank if isinstance(config, ExperimentConfig) else None
-    if unused_stylizer(trained).name != "magenta" or used == bank or not storage.exists(bank):
+    if used == bank or not storage.exists(bank) or unused_stylizer(trained).name != "magenta":
         return protocol
     return protocol.model_copy(update={"bank": bank})
 

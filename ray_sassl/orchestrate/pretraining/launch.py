@@ -49,7 +49,7 @@ from ray_sassl.orchestrate.runtime.rendezvous import torch_config
 from ray_sassl.orchestrate.runtime.reservation import release_reservation
 from ray_sassl.orchestrate.runtime.scanning import Scanning
 from ray_sassl.orchestrate.runtime.session import in_group, ray_session
-from ray_sassl.orchestrate.runtime.weights import keep_weights
+from ray_sassl.orchestrate.runtime.weights import driver_weights, keep_weights
 from ray_sassl.pipeline import local_batches, without
 from ray_sassl.process.ending import Stopped, after, lastly, on_notice, told
 from ray_sassl.process.errors import UsageError
@@ -108,6 +108,7 @@ def pretrain(
     config = settled(with_absolute_paths(config), run_dir, resume=resume)
     config, teacher = with_teacher(config, run_dir, resume=resume)
     check_workers(config)
+    driver_weights(config.stylize)  # missing ones are told before the data are looked through
     if config.evaluate != checked:
         check_evaluation(config)
     with ExitStack() as stack:

@@ -130,6 +130,16 @@ def test_an_encoder_is_judged_by_a_stylizer_that_its_training_did_not_use(tmp_pa
     }
 
 
+def test_a_missing_published_stylizer_is_told_aloud(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("RAY_SASSL_CACHE", str(tmp_path))
+    found = robustness.Config(corruptions=()).build().evaluate(SmallSubject())
+    assert found.details["stylizer"] == "swift"
+    assert found.notes["stylized_top1"] == "stylized by swift; magenta is not on this machine"
+    (record,) = caplog.records
+    assert "Robustness is judged by swift, since the weights of magenta are not on this machine" in record.getMessage()
+    assert "robustness.stylize=swift" in record.getMessage()
+
+
 def test_scores_say_which_stylizer_made_them_and_whether_that_is_circular(result):
     assert (result.details["stylizer"], result.details["circular"]) == ("color_statistics", False)
     assert result.notes["stylized_top1"] == "stylized by color_statistics"

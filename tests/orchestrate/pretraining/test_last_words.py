@@ -12,6 +12,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
+from ray_sassl.style.weights import MissingWeightsError
 from ray_sassl.train.saving import CheckpointNotWrittenError
 from tests.orchestrate.conftest import small_config, write_shards
 
@@ -30,3 +31,12 @@ def test_a_summary_that_finds_no_room_does_not_hide_the_checkpoint_that_found_no
             pretrain(config, str(tmp_path / "run"))
     assert "the checkpoint of step 4 could not be written" in str(error.value)
     assert "After that, could not write summary.json" in told(error.value)
+
+
+def test_missing_weights_are_told_before_the_data_are_looked_through(tmp_path: Path):
+    config = apply_overrides(
+        small_config(str(tmp_path / "nothing"), num_workers=0), ["views.size_px=32", "stylize=magenta", "evaluate.train=null"]
+    )
+    with pytest.raises(MissingWeightsError, match="`ray-sassl weights fetch magenta` downloads them"):
+        pretrain(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -19,6 +19,11 @@ _OPEN_BY_DEFAULT = ("aws", "azure", "gcp", "vsphere")
 _ANYBODY = ("0.0.0.0/0", "::/0")
 _SSH_PORT = 22
 _DISK_GB = 100
+MIN_DRIVER = 580
+"""NVIDIA's first driver for CUDA 13, which the pinned torch brings (CUDA Toolkit Release Notes, table of minimum versions)."""
+DRIVER_LABEL = "ray-sassl/nvidia-driver"
+_PRIVATE_REGISTRY = re.compile(r"\.dkr\.ecr\.|\.pkg\.dev/|(^|\.)gcr\.io/")
+_LOGIN = re.compile(r"docker login|configure-docker|docker-credential|helper")
 
 
 def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
@@ -31,6 +36,7 @@ def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
         *_numbers(config),
         *_node_types(config),
         *_machines(config),
+        *_login(config),
         *_notices(config),
         *_setup(config),
         *_versions(config, ray_version),
@@ -94,21 +100,72 @@ def _node_types(config: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _machines(config: dict[str, Any]) -> Iterator[Finding]:
-    """What Ray adds on AWS where a definition is silent: an old image with a small disk, and SSH open to everybody."""
-    if at(config, "provider.type") != "aws":
+    """What Ray or the cloud adds where a definition is silent: an old image with a small disk, and SSH open to everybody."""
+    of_cloud = {"aws": _aws_machine, "gcp": _gcp_machine}.get(str(at(config, "provider.type")))
+    for name, node_type in mapping(config.get("available_node_types")).items() if of_cloud else ():
+        where, node = f"available_node_types.{name}", mapping(mapping(node_type).get("node_config"))
+        yield from of_cloud(f"{where}.node_config", node)  # type: ignore[misc]
+        if mapping(mapping(node_type).get("resources")).get("GPU"):
+            yield from _driver(where, node_type, node)
+
+
+def _aws_machine(where: str, node: dict[str, Any]) -> Iterator[Finding]:
+    if not node.get("ImageId"):
+        yield Finding(f"{where}.ImageId", "is missing; Ray's own choice is of 2023, whose driver is too old for today's torch: give an AMI")
+    if not node.get("SecurityGroupIds") and not node.get("NetworkInterfaces"):
+        yield Finding(f"{where}.SecurityGroupIds", "is missing; Ray makes a group that admits SSH from the whole Internet")
+    sizes = [at(disk, "Ebs.VolumeSize") for disk in sequence(node.get("BlockDeviceMappings"))]
+    if not any(is_whole(size) and size >= _DISK_GB for size in sizes):
+        yield Finding(f"{where}.BlockDeviceMappings", f"gives no disk of {_DISK_GB} GB or more for the image and spilled blocks")
+
+
+def _gcp_machine(where: str, node: dict[str, Any]) -> Iterator[Finding]:
+    if "sourceMachineImage" in node:
         return
+    disks = [mapping(mapping(disk).get("initializeParams")) for disk in sequence(node.get("disks"))]
+    if not any(disk.get("sourceImage") for disk in disks):
+        yield Finding(f"{where}.disks", "names no image of the machine (initializeParams.sourceImage)")
+    sizes = [disk.get("diskSizeGb") for disk in disks]
+    if not any(is_whole(size) and size >= _DISK_GB for size in sizes):
+        yield Finding(f"{where}.disks", f"gives no disk of {_DISK_GB} GB or more for the image and spilled blocks")
+    if not node.get("networkInterfaces"):
+        yield Finding(
+            f"{where}.networkInterfaces",
+            "is missing; Ray takes a network of the project, and `default` admits SSH from the whole Internet: name a subnetwork",
+        )
+
+
+def _driver(where: str, node_type: Any, node: dict[str, Any]) -> Iterator[Finding]:
+    """The machine image and the container's torch are a pair: CUDA does not start below a driver of its own time."""
+    label = mapping(mapping(node_type).get("labels")).get(DRIVER_LABEL)
+    images = [str(at(disk, "initializeParams.sourceImage")) for disk in sequence(node.get("disks"))]
+    named = re.search(r"nvidia-(\d{3})\b", " ".join(images))
+    driver = str(label) if label is not None else named[1] if named else None
+    if driver is None:
+        yield Finding(
+            f"{where}.labels",
+            f"nothing says which NVIDIA driver the machine's image has, and the image's torch needs {MIN_DRIVER} or newer; look "
+            f"(`nvidia-smi`) and give the label {DRIVER_LABEL}",
+            is_note=True,
+        )
+    elif not (major := re.match(r"\d+", driver)) or int(major[0]) < MIN_DRIVER:
+        yield Finding(
+            f"{where}.labels" if label is not None else f"{where}.node_config.disks",
+            f"the machine's NVIDIA driver is {driver}, and torch in the image needs {MIN_DRIVER} or newer, so no GPU would work",
+        )
+
+
+def _login(config: dict[str, Any]) -> Iterator[Finding]:
+    image = str(at(config, "docker.image") or at(config, "docker.worker_image") or "")
+    if not _PRIVATE_REGISTRY.search(image):
+        return
+    everywhere = sequence(config.get("initialization_commands"))
     for name, node_type in mapping(config.get("available_node_types")).items():
-        where, node = f"available_node_types.{name}.node_config", mapping(mapping(node_type).get("node_config"))
-        if not node.get("ImageId"):
-            yield Finding(
-                f"{where}.ImageId",
-                "is missing; Ray's own choice is of 2023, whose driver is too old for today's torch: give an AMI",
-            )
-        if not node.get("SecurityGroupIds") and not node.get("NetworkInterfaces"):
-            yield Finding(f"{where}.SecurityGroupIds", "is missing; Ray makes a group that admits SSH from the whole Internet")
-        sizes = [at(disk, "Ebs.VolumeSize") for disk in sequence(node.get("BlockDeviceMappings"))]
-        if not any(is_whole(size) and size >= _DISK_GB for size in sizes):
-            yield Finding(f"{where}.BlockDeviceMappings", f"gives no disk of {_DISK_GB} GB or more for the image and spilled blocks")
+        own = mapping(node_type).get("initialization_commands")
+        commands = everywhere if own is None or name == config.get("head_node_type") else sequence(own)
+        if not any(_LOGIN.search(str(command)) for command in commands):
+            where = "initialization_commands" if commands is everywhere else f"available_node_types.{name}.initialization_commands"
+            yield Finding(where, f"do not log in to the registry of {image}, so machines of {name} may not pull it", is_note=True)
 
 
 def _notices(config: dict[str, Any]) -> Iterator[Finding]:

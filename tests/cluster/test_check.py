@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from ray_sassl.cluster.check import check_text, rules_of
 from ray_sassl.cluster.crds import Schemas, read_schemas, strict
 from ray_sassl.cluster.findings import Finding
+from ray_sassl.cluster.launcher import MIN_DRIVER
 from ray_sassl.cluster.machines import MACHINES
 from ray_sassl.process.errors import UsageError
 
@@ -125,7 +127,8 @@ def _built(cloud: str) -> str:
 def test_the_image_is_pinned_and_not_roots():
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     commands = [line for line in lines if line and not line.startswith(("#", " "))]
-    assert [line for line in commands if line.startswith("FROM")] == ["FROM rayproject/ray:${RAY_VERSION}-py311-${DEVICE}"]
+    assert [line for line in commands if line.startswith("FROM")] == ["FROM rayproject/ray:${RAY_VERSION}-py311-cpu"]
+    assert 'ARG WEIGHTS="magenta"' in commands, "the head starts runs, also without a GPU"
     assert [line for line in commands if line.startswith("USER")] == ["USER 1000"]
     assert commands[-1] == "USER 1000"
     assert "ENV RAY_AUTH_MODE=token" in commands
@@ -142,6 +145,7 @@ BROKEN_LAUNCHERS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "an image of Ray's choice": (("decode", "node_config", "ImageId"), None, "ImageId: is missing; Ray's own choice is of 2023"),
     "a group open to everybody": (("head", "node_config", "SecurityGroupIds"), [], "admits SSH from the whole Internet"),
     "no disk": (("train", "node_config", "BlockDeviceMappings"), [], "gives no disk of 100 GB or more"),
+    "an old driver": (("train", "labels"), {"ray-sassl/nvidia-driver": "535.183.01"}, "driver is 535.183.01, and torch .* needs 580"),
     "other ray in a group's image": (("decode", "docker"), {"worker_image": "x/ray-sassl:1-ray2.54.0"}, "has Ray 2.54.0, and Ray 2.60.0"),
 }
 
@@ -170,20 +174,10 @@ BROKEN_LAUNCHER_TEXTS = {
     "open dashboard in quotes": ("--dashboard-host=127.0.0.1", '--dashboard-host="0.0.0.0"', "listen on every interface", 1),
     "open dashboard by IPv6": ("--dashboard-host=127.0.0.1", "--dashboard-host  '[::]'", "listen on every interface", 1),
     "Ray's own start of the head": ("head_start_ray_commands:", "worker_setup_commands:", "is missing, and with Ray's default", 1),
-    "latest image": (
-        "head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu",
-        "head_image: rayproject/ray:latest",
-        "does not say which Ray",
-        1,
-    ),
-    "untagged image": ("head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu", "head_image: host:5000/ray", "does not say which Ray", 1),
-    "ray's image of another version": (
-        "head_image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-cpu",
-        "head_image: rayproject/ray:2.9.3-py311",
-        "has Ray 2.9.3",
-        1,
-    ),
-    "no image beside the others": ("  image: REGISTRY/ray-sassl:0.1.0-ray2.60.0-gpu\n", "", "no node of head, decode, stylize, train", 1),
+    "latest image": ("ray-sassl:0.1.0-ray2.60.0\n", "ray-sassl:latest\n", "does not say which Ray", 1),
+    "untagged image": ("REGISTRY/ray-sassl:0.1.0-ray2.60.0\n", "host:5000/ray\n", "does not say which Ray", 1),
+    "ray's image of another version": ("REGISTRY/ray-sassl:0.1.0-ray2.60.0\n", "rayproject/ray:2.9.3-py311\n", "has Ray 2.9.3", 1),
+    "no image beside the others": ("  image: REG", "  worker_image: REG", "no node of decode, stylize, train", 1),
     "token by value": (
         "    - --env RAY_AUTH_MODE=token\n",
         "    - --env RAY_AUTH_MODE=token --env RAY_AUTH_TOKEN=abc\n",
@@ -218,7 +212,7 @@ def test_minimums_that_add_up_to_more_than_the_cluster_may_have_are_refused():
 
 def test_a_launcher_file_without_images_must_pin_ray_in_its_commands():
     config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
-    del config["docker"], config["available_node_types"]["decode"]["docker"]
+    del config["docker"]
     config["head_start_ray_commands"] = ["RAY_AUTH_MODE=token ray start --head"]
     config["worker_start_ray_commands"] = ["RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379"]
     _one_problem(_problems(yaml.safe_dump(config)), "no Ray version is given for the nodes")
@@ -278,6 +272,51 @@ def test_a_head_that_takes_work_or_may_vanish_is_a_note():
     assert "spot" in findings[1].text
 
 
+BROKEN_ON_GOOGLE_CLOUD: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
+    "no image": (("decode", "node_config", "disks", 0, "initializeParams", "sourceImage"), None, "names no image of the machine"),
+    "a small disk": (("decode", "node_config", "disks", 0, "initializeParams", "diskSizeGb"), 50, "no disk of 100 GB or more"),
+    "the project's own network": (("head", "node_config", "networkInterfaces"), [], "`default` admits SSH from the whole Internet"),
+    "an old driver": (
+        ("train", "node_config", "disks", 0, "initializeParams", "sourceImage"),
+        "projects/deeplearning-platform-release/global/images/family/common-cu128-ubuntu-2204-nvidia-570",
+        r"train.node_config.disks: the machine's NVIDIA driver is 570, and torch in the image needs 580",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ON_GOOGLE_CLOUD)
+def test_a_broken_node_group_on_google_cloud_is_refused_for_its_reason(case: str):
+    (*path, field), value, reason = BROKEN_ON_GOOGLE_CLOUD[case]
+    config = yaml.safe_load((CLUSTER / "gcp.yaml").read_text())
+    node = config["available_node_types"]
+    for name in path:
+        node = node[name]
+    node[field] = value
+    _one_problem(_problems(yaml.safe_dump(config)), reason)
+
+
+def test_the_least_driver_is_that_of_the_pinned_torchs_cuda():
+    pinned = re.search(r"^torch==(.+)$", (CLUSTER.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert pinned[1] == version("torch").partition("+")[0]
+    cudas = {found[1] for need in requires("torch") or () if (found := re.match(r"cuda-toolkit\[.*\]==(\d+)", need))}
+    assert (cudas, MIN_DRIVER) == ({"13"}, 580)
+
+
+def test_an_unknown_driver_and_a_private_registry_without_a_login_are_noted():
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    config["docker"]["image"] = "1234.dkr.ecr.us-west-2.amazonaws.com/ray-sassl:0.1.0-ray2.60.0"
+    assert _check(yaml.safe_dump(config)) == []
+    types = config["available_node_types"]
+    del types["train"]["labels"]["ray-sassl/nvidia-driver"]
+    types["train"]["initialization_commands"] = ["nvidia-smi"]
+    driver, login = _check(yaml.safe_dump(config))
+    assert driver.is_note
+    assert "nothing says which NVIDIA driver the machine's image has" in driver.text
+    assert login.is_note
+    assert login.where == "available_node_types.train.initialization_commands"
+
+
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
 def test_spot_machines_whose_notice_nobody_passes_on_are_noted(path: Path):
     config = yaml.safe_load(path.read_text())
@@ -287,8 +326,7 @@ def test_spot_machines_whose_notice_nobody_passes_on_are_noted(path: Path):
     assert "nothing tells Ray that a machine of decode, stylize will be taken away" in finding.text
     types = config["available_node_types"]
     for group in ("decode", "stylize"):
-        types[group]["node_config"] = types["train"]["node_config"]
-        types[group]["resources"] = types["train"]["resources"]
+        types[group] = types["train"]
     assert _check(yaml.safe_dump(config)) == []
 
 
@@ -523,6 +561,6 @@ def _matches(reason: str, problem: str) -> bool:
 def test_the_rules_of_a_file_are_those_of_its_kinds():
     launcher = rules_of((CLUSTER / "aws.yaml").read_text(), "the file", has_schemas=False)
     cluster = rules_of((CLUSTER / "kuberay/base/raycluster.yaml").read_text(), "the file", has_schemas=True)
-    assert "machines on AWS: an image, a security group and a disk of their own" in launcher
+    assert "images of private registries: a login before they are pulled" in launcher
     assert "every field against KubeRay's schemas" in cluster
     assert not set(launcher) & set(cluster)

@@ -27,8 +27,8 @@ def test_ray_reads_every_launcher_file_that_is_shipped(name: str):
 def test_rays_autoscaler_finds_the_image_of_every_group(name: str):
     config = yaml.safe_load((CLUSTER / name).read_text())
     found = AutoscalingConfig(prepare_config(config), skip_content_hash=True)
-    images = {group: found.get_docker_config(group)["image"].rpartition("-")[2] for group in config["available_node_types"]}
-    assert images == {"head": "cpu", "decode": "cpu", "stylize": "gpu", "train": "gpu"}
+    images = {found.get_docker_config(group)["image"] for group in config["available_node_types"]}
+    assert images == {config["docker"]["image"]}
 
 
 def test_groups_with_gpus_on_google_cloud_wait_for_their_driver():

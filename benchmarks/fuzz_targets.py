@@ -237,7 +237,7 @@ def _read_annotations(folder: Path) -> str:
 
 def _definitions() -> list[Files]:
     folder = Path(__file__).parents[1] / "cluster"
-    names = ("aws.yaml", "gcp.yaml", "kuberay/base/raycluster.yaml", "kuberay/rayjob.yaml")
+    names = ("aws.yaml", "gcp.yaml", "kuberay/base/raycluster.yaml", "kuberay/job/rayjob.yaml")
     return [{"cluster.yaml": (folder / name).read_bytes()} for name in names]
 
 

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from ray_sassl.cluster.findings import Finding
 
 
-def check_cluster(files: Sequence[str], crds: str | None = None) -> dict[str, list[Finding]]:
+def check_cluster(files: Sequence[str], crds: str | None = None, kuberay: str | None = None) -> dict[str, list[Finding]]:
     """The problems of cluster definitions, by file, including notes.
 
     Args:
         files: Files for `ray up`, or Kubernetes manifests.
-        crds: Folder of KubeRay's CRDs; with it every field of a RayCluster or RayJob is checked.
+        crds: Folder of CRDs, KubeRay's and those of other operators; with it every field of their kinds is checked.
+        kuberay: The version of the KubeRay operator; fields that it does not know yet are problems.
 
     Raises:
-        UsageError: a file cannot be read.
+        UsageError: a file cannot be read; `kuberay` is not a version.
     """
     from ray_sassl.orchestrate.runtime.definitions import check_files
 
-    return check_files(list(files), crds)
+    return check_files(list(files), crds, kuberay)
 
 
 @dataclass(frozen=True)

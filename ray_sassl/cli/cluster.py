@@ -17,8 +17,9 @@ app = typer.Typer(no_args_is_help=True, help="Check cluster definitions; plan ho
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Definitions for `ray up`, or Kubernetes manifests.")],
     crds: Annotated[
-        str | None, typer.Option(help="Folder of KubeRay's CRDs; with it every field of a RayCluster or RayJob is checked.")
+        str | None, typer.Option(help="Folder of CRDs (KubeRay's, and others'); with it every field of their kinds is checked.")
     ] = None,
+    kuberay: Annotated[str | None, typer.Option(help="Version of your KubeRay; fields that it does not know yet are problems.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also list what was checked.")] = False,
 ) -> None:
     """Find what is wrong with cluster definitions before a cloud does.
@@ -27,7 +28,7 @@ def check(
     """
     console = open_console()
     has_problems = False
-    for path, findings in ray_sassl.check_cluster(files, crds).items():
+    for path, findings in ray_sassl.check_cluster(files, crds, kuberay).items():
         problems = [finding for finding in findings if not finding.is_note]
         has_problems = has_problems or bool(problems)
         console.print(f"{path}: {f'{len(problems)} problems' if problems else 'good'}", soft_wrap=True)

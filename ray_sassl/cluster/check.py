@@ -11,6 +11,8 @@ from ray_sassl.cluster.findings import Finding
 from ray_sassl.cluster.groups import is_launcher
 from ray_sassl.cluster.kuberay import check_manifest
 from ray_sassl.cluster.launcher import check_launcher
+from ray_sassl.cluster.releases import gates, needs, newest
+from ray_sassl.cluster.together import check_together
 from ray_sassl.files.safe_yaml import load_documents
 
 LauncherSchema = Callable[[dict[str, Any]], list[Finding]]
@@ -37,7 +39,13 @@ CLUSTER_RULES = (
     "labels that the operator needs, tries that rent the machines again",
     "token authentication, services open to outside, secrets",
 )
-OTHER_RULES = ("names, secrets, policies that let everybody in, services open to outside, budgets that protect nothing",)
+OTHER_RULES = (
+    "names, secrets, policies that let everybody in, services open to outside, budgets that protect nothing, pools that move pods",
+)
+TOGETHER_RULES = (
+    "jobs against the quotas of their queue, pods against all machines of their pool",
+    "ports of metrics against what collects them and who may reach them",
+)
 
 
 def rules_of(text: str, source: str, *, has_schemas: bool) -> list[str]:
@@ -50,43 +58,60 @@ def rules_of(text: str, source: str, *, has_schemas: bool) -> list[str]:
         UsageError: as for `check_text`.
     """
     rules: list[str] = []
-    for document in load_documents(text, source):
+    documents = load_documents(text, source)
+    for document in documents:
         if isinstance(document, dict) and is_launcher(document):
             rules += LAUNCHER_RULES
         elif isinstance(document, dict) and str(document.get("apiVersion")).startswith("ray.io/"):
-            rules += [*(["every field against KubeRay's schemas"] if has_schemas else []), *CLUSTER_RULES]
+            rules += [*(["every field against KubeRay's schemas"] if has_schemas else []), *CLUSTER_RULES, *_operator(document)]
         else:
             rules += OTHER_RULES
-    return list(dict.fromkeys(rules))
+    return list(dict.fromkeys([*rules, *(TOGETHER_RULES if len(documents) > 1 else ())]))
 
 
-def check_text(text: str, source: str, ray_version: str, schemas: Schemas | None, launcher_schema: LauncherSchema) -> list[Finding]:
+def _operator(document: dict[str, Any]) -> list[str]:
+    needed = needs(document)
+    if (version := newest(needed)) is None:
+        return []
+    with_gates = f" with --feature-gates={','.join(f'{gate}=true' for gate in gates(needed))}" if gates(needed) else ""
+    return [f"which KubeRay it needs: {version} or newer{with_gates}, for {', '.join(path for path in needed if needed[path] == version)}"]
+
+
+def check_text(
+    text: str, source: str, ray_version: str, schemas: Schemas | None, launcher_schema: LauncherSchema, kuberay: str | None = None
+) -> list[Finding]:
     """The findings of a launcher file or of Kubernetes manifests.
 
     Args:
         source: Name of the text, for messages.
         ray_version: The version that the cluster must run.
-        schemas: KubeRay's schemas; None if they are not available.
+        schemas: KubeRay's schemas, and those of other operators; None if they are not available.
+        kuberay: The version of the KubeRay operator, if it is known.
 
     Raises:
-        UsageError: the text is not valid YAML, or too large.
+        UsageError: the text is not valid YAML, or too large; `kuberay` is not a version.
     """
     documents = load_documents(text, source)
     if not documents:
         return [Finding("", "is empty")]
-    found = []
-    for number, document in enumerate(documents):
-        findings = _check(document, ray_version, schemas, launcher_schema)
-        before = f"document {number + 1}: " if len(documents) > 1 else ""
-        found += [replace(finding, where=f"{before}{finding.where}") for finding in findings]
-    return found
+    found = [
+        (number, finding)
+        for number, document in enumerate(documents)
+        for finding in _check(document, ray_version, schemas, launcher_schema, kuberay)
+    ]
+    if len(documents) == 1:
+        return [finding for _, finding in found]
+    found += check_together(documents)
+    return [
+        replace(finding, where=f"document {number + 1}: {finding.where}") for number, finding in sorted(found, key=lambda item: item[0])
+    ]
 
 
-def _check(document: Any, ray_version: str, schemas: Schemas | None, launcher_schema: LauncherSchema) -> list[Finding]:
+def _check(document: Any, ray_version: str, schemas: Schemas | None, launcher_schema: LauncherSchema, kuberay: str | None) -> list[Finding]:
     if not isinstance(document, dict):
         return [Finding("", f"is not a mapping of fields but a {type(document).__name__}")]
     if is_launcher(document):
         return [*launcher_schema(document), *check_launcher(document, ray_version)]
     if "kind" in document and "apiVersion" in document:
-        return check_manifest(document, ray_version, schemas)
+        return check_manifest(document, ray_version, schemas, kuberay)
     return [Finding("", "is neither a file for `ray up` (cluster_name, provider) nor a Kubernetes manifest (apiVersion, kind)")]

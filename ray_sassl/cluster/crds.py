@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 
-from ray_sassl.cluster.findings import Finding, mapping
+from ray_sassl.cluster.findings import Finding, mapping, sequence
 from ray_sassl.files.safe_yaml import load_documents
 from ray_sassl.plugins import did_you_mean
 from ray_sassl.process.errors import UsageError
@@ -39,7 +39,7 @@ Schemas = dict[tuple[str, str], dict[str, Any]]
 
 
 def read_schemas(folder: Path) -> Schemas:
-    """The schemas of every served version in the folder's CRD files.
+    """The schemas of every served version in the folder's CRD files, or lists of CRDs, whoever's they are.
 
     Raises:
         UsageError: the folder does not exist, or none of its files is a CRD.
@@ -47,8 +47,9 @@ def read_schemas(folder: Path) -> Schemas:
     schemas: Schemas = {}
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) if folder.is_dir() else []:
         for document in load_documents(path.read_text(), str(path), max_bytes=_MAX_BYTES, max_nodes=_MAX_NODES):
-            if mapping(document).get("kind") == "CustomResourceDefinition":
-                schemas |= schemas_of(document)
+            for definition in [document, *sequence(mapping(document).get("items"))]:
+                if mapping(definition).get("kind") == "CustomResourceDefinition":
+                    schemas |= schemas_of(definition)
     if not schemas:
         raise UsageError(
             f"{folder} is not a folder with CustomResourceDefinitions; KubeRay's are in its repository under "

@@ -22,6 +22,8 @@ SPECS = {
     "RayCronJob": "spec.jobTemplate.rayClusterSpec",
 }
 """The path of the `RayClusterSpec` in each kind of manifest."""
+JOBS = {"RayJob": "spec", "RayCronJob": "spec.jobTemplate"}
+"""The path of the `RayJobSpec` in each kind of manifest that has one."""
 
 
 @dataclass(frozen=True)

@@ -3,39 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ray_sassl.cluster.crds import Schemas, schema_findings
 from ray_sassl.cluster.findings import Finding, at, is_whole, mapping, sequence
-from ray_sassl.cluster.groups import SPECS, amount, cluster_groups, is_labeled_for_gpus, is_named_for_gpus, ray_cluster_spec, ray_containers
+from ray_sassl.cluster.groups import (
+    JOBS,
+    SPECS,
+    amount,
+    cluster_groups,
+    is_labeled_for_gpus,
+    is_named_for_gpus,
+    ray_cluster_spec,
+    ray_containers,
+)
 from ray_sassl.cluster.images import check_image
+from ray_sassl.cluster.others import KUEUE_QUEUE, OUTSIDE, other_kinds
+from ray_sassl.cluster.releases import needs, parsed
 from ray_sassl.cluster.secrets import secrets_in
 from ray_sassl.cluster.sizes import check_sizes
 
 _GPU = "nvidia.com/gpu"
-_OUTSIDE = ("LoadBalancer", "NodePort")
 _FIRST_WITH_TOKENS = (2, 52)
-_KUEUE, _ELASTIC = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/elastic-job"
+_ELASTIC = "kueue.x-k8s.io/elastic-job"
 
 
-def check_manifest(manifest: dict[str, Any], ray_version: str, schemas: Schemas | None) -> list[Finding]:
-    """The findings of one manifest; for kinds that are not Ray's, only secrets and open access.
+def check_manifest(manifest: dict[str, Any], ray_version: str, schemas: Schemas | None, kuberay: str | None = None) -> list[Finding]:
+    """The findings of one manifest; for kinds that are not Ray's, only their fields, if a CRD has them, and what endangers a Ray cluster.
 
     Args:
         ray_version: The version that images and `rayVersion` must have.
         schemas: Schemas from the CRDs; without them a note says that the fields were not checked.
+        kuberay: The version of the operator that will get the manifest, if it is known.
+
+    Raises:
+        UsageError: `kuberay` is not a version.
     """
     kind, version = manifest.get("kind"), manifest.get("apiVersion")
     found = [*_named(manifest), *secrets_in(manifest)]
+    schema = (schemas or {}).get((str(version), str(kind)))
     if not str(version).startswith("ray.io/"):
-        return [*found, *_other_kinds(manifest)]
+        return [*found, *(schema_findings(manifest, schema) if schema else []), *other_kinds(manifest)]
+    needed = needs(manifest)
+    if kuberay is not None:
+        found += [
+            Finding("" if where == kind else where, f"KubeRay {first} is the first that knows it, and yours is {kuberay}")
+            for where, first in needed.items()
+            if parsed(first) > parsed(kuberay)
+        ]
     if schemas is None:
         found.append(Finding("", "field names were not checked; give the folder of KubeRay's CRDs with --crds", is_note=True))
-    elif (schema := schemas.get((str(version), str(kind)))) is None:
+    elif schema is None:
         known = ", ".join(f"{kind} of {version}" for version, kind in sorted(schemas))
-        found.append(Finding("apiVersion", f"the CRDs have no {kind} of {version}; they have {known}"))
+        first = f", which KubeRay {needed[str(kind)]} is the first to know" if str(kind) in needed else ""
+        found.append(Finding("apiVersion", f"the CRDs have no {kind} of {version}{first}; they have {known}"))
     else:
-        found += schema_findings(manifest, schema)
+        for finding in schema_findings(manifest, schema):
+            first = f"; KubeRay {needed[finding.where]} is the first that knows it" if finding.where in needed else ""
+            found.append(replace(finding, text=f"{finding.text}{first}"))
+    found += _cron(manifest)
     prefix, spec = SPECS.get(str(kind), ""), ray_cluster_spec(manifest)
     if not spec:
         return found  # a job on an existing cluster (clusterSelector), or a problem that the schema has found
@@ -53,28 +80,24 @@ def check_manifest(manifest: dict[str, Any], ray_version: str, schemas: Schemas 
 
 
 def _named(manifest: dict[str, Any]) -> Iterator[Finding]:
-    if manifest.get("kind") == "Kustomization":
+    if manifest.get("kind") in ("Kustomization", "Component"):
         return
     if not isinstance(at(manifest, "metadata.name"), str) and not isinstance(at(manifest, "metadata.generateName"), str):
         yield Finding("metadata.name", "is missing")
 
 
-def _other_kinds(manifest: dict[str, Any]) -> Iterator[Finding]:
-    match manifest.get("kind"):
-        case "Secret":
-            yield Finding("kind", "a Secret in a file is not secret; let the operator make the token, or make it with kubectl")
-        case "NetworkPolicy":
-            for number, rule in enumerate(sequence(at(manifest, "spec.ingress"))):
-                if not mapping(rule).get("from"):
-                    yield Finding(f"spec.ingress[{number}]", "lets everybody in; say from whom")
-                elif any(at(peer, "ipBlock.cidr") in ("0.0.0.0/0", "::/0") for peer in sequence(rule["from"])):
-                    yield Finding(f"spec.ingress[{number}]", "lets every address in")
-        case "PodDisruptionBudget":
-            if at(manifest, "spec.maxUnavailable") is not None:
-                yield Finding("spec.maxUnavailable", "is not allowed for pods that an operator owns, and protects none; give minAvailable")
-        case "Service":
-            if at(manifest, "spec.type") in _OUTSIDE:
-                yield Finding("spec.type", "opens the service to outside the cluster; use kubectl port-forward")
+def _cron(manifest: dict[str, Any]) -> Iterator[Finding]:
+    if manifest.get("kind") != "RayCronJob":
+        return
+    if at(manifest, "spec.jobTemplate.activeDeadlineSeconds") is None:
+        yield Finding(
+            "spec.jobTemplate.activeDeadlineSeconds",
+            "is missing: the operator starts a run although the last one has not ended, so that both rent machines",
+        )
+    if KUEUE_QUEUE in mapping(at(manifest, "metadata.labels")):
+        yield Finding(
+            "metadata.labels", f"{KUEUE_QUEUE} has no effect: the operator gives the runs no labels, so Kueue does not queue them"
+        )
 
 
 def _authentication(spec: dict[str, Any], prefix: str) -> Iterator[Finding]:
@@ -94,10 +117,11 @@ def _authentication(spec: dict[str, Any], prefix: str) -> Iterator[Finding]:
 
 
 def _retries(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Finding]:
-    tries = at(manifest, "spec.backoffLimit")
-    if manifest.get("kind") == "RayJob" and is_whole(tries) and tries > 0 and any(group.gpus for group in cluster_groups(spec)):
+    path = f"{JOBS.get(str(manifest.get('kind')), '')}.backoffLimit"
+    tries = at(manifest, path)
+    if is_whole(tries) and tries > 0 and any(group.gpus for group in cluster_groups(spec)):
         yield Finding(
-            "spec.backoffLimit",
+            path,
             f"{tries}: each new try rents all machines again, also for a mistake in the command; give 0 and create the job again",
         )
 
@@ -114,11 +138,11 @@ def _has_own_token(group: dict[str, Any]) -> bool:
 def _autoscaling(manifest: dict[str, Any], spec: dict[str, Any], prefix: str) -> Iterator[Finding]:
     is_on = spec.get("enableInTreeAutoscaling") is True
     is_v2 = at(spec, "autoscalerOptions.version") == "v2"
-    if is_on and _KUEUE in mapping(at(manifest, "metadata.labels")) and _ELASTIC not in mapping(at(manifest, "metadata.annotations")):
+    if is_on and KUEUE_QUEUE in mapping(at(manifest, "metadata.labels")) and _ELASTIC not in mapping(at(manifest, "metadata.annotations")):
         yield Finding(
             f"{prefix}.enableInTreeAutoscaling",
-            f"Kueue ({_KUEUE}) admits clusters of a fixed size; turn autoscaling off, or annotate {_ELASTIC} if your Kueue has elastic "
-            "jobs",
+            f"Kueue ({KUEUE_QUEUE}) admits clusters of a fixed size; turn autoscaling off, or annotate {_ELASTIC} if your Kueue has "
+            "elastic jobs",
         )
     if is_on and not is_v2:
         yield Finding(f"{prefix}.autoscalerOptions.version", "is not v2; only v2 uses idleTimeoutSeconds of a group", is_note=True)
@@ -146,6 +170,7 @@ def _groups(spec: dict[str, Any], prefix: str, ray_version: str) -> Iterator[Fin
         yield from check_sizes(where, group)
         yield from _kept(where, group)
         yield from _selected(where, group)
+        yield from _labeled(where, group)
         yield from _grace(where, group)
         if "groupName" in group:
             yield from _replicas(where, group, is_growing)
@@ -154,7 +179,7 @@ def _groups(spec: dict[str, Any], prefix: str, ray_version: str) -> Iterator[Fin
         where = f"{prefix}.headGroupSpec.rayStartParams"
         yield Finding(where, 'the head runs tasks, which may starve or kill it and the whole cluster; give it num-cpus: "0"', is_note=True)
     for where in ("serviceType", "headService.spec.type"):
-        if at(head, where) in _OUTSIDE:
+        if at(head, where) in OUTSIDE:
             yield Finding(f"{prefix}.headGroupSpec.{where}", f"{at(head, where)} opens the head to outside the cluster; use ClusterIP")
 
 
@@ -195,6 +220,11 @@ def _selected(where: str, group: dict[str, Any]) -> Iterator[Finding]:
             f"{where}.template.metadata.labels",
             f"{_NAME} is the operator's own label, by which its services find the pods; use a label of your own",
         )
+
+
+def _labeled(where: str, group: dict[str, Any]) -> Iterator[Finding]:
+    if at(group, "rayStartParams.labels") is not None:
+        yield Finding(f"{where}.rayStartParams.labels", "the operator refuses labels here; give them as labels of the group")
 
 
 def _replicas(where: str, group: dict[str, Any], is_growing: bool) -> Iterator[Finding]:

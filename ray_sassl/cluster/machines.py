@@ -62,6 +62,9 @@ class Machine:
 MACHINES = {
     "m7i.2xlarge": Machine(8, 32, 0, 58),
     "m7i.4xlarge": Machine(16, 64, 0, 234),
+    "m6i.2xlarge": Machine(8, 32, 0, 58),
+    "m6i.4xlarge": Machine(16, 64, 0, 234),
+    "c6i.4xlarge": Machine(16, 32, 0, 234),
     "c7i.2xlarge": Machine(8, 16, 0, 58),
     "c7i.4xlarge": Machine(16, 32, 0, 234),
     "c7i.8xlarge": Machine(32, 64, 0, 234),

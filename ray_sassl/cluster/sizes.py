@@ -13,7 +13,8 @@ from ray_sassl.plugins import did_you_mean
 
 MACHINE = "ray-sassl/machine"
 """An annotation of the pods that names the machine they are sized for, where no node selector does."""
-_INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+"""The label of nodes, in every cloud, with the type of their machine."""
 
 
 def check_sizes(where: str, group: dict[str, Any]) -> Iterator[Finding]:
@@ -40,20 +41,25 @@ def check_sizes(where: str, group: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _fits(where: str, group: dict[str, Any], pod: dict[str, Any], asked: dict[str, Any]) -> Iterator[Finding]:
-    name = mapping(pod.get("nodeSelector")).get(_INSTANCE_TYPE) or mapping(at(group, "template.metadata.annotations")).get(MACHINE)
+    name = mapping(pod.get("nodeSelector")).get(INSTANCE_TYPE) or mapping(at(group, "template.metadata.annotations")).get(MACHINE)
     if name is None:
         yield Finding(
             f"{where}.requests",
             f"no machine is named, so that the sizes were not compared with it; annotate the pods with {MACHINE}: TYPE, or select "
-            f"{_INSTANCE_TYPE}",
+            f"{INSTANCE_TYPE}",
             is_note=True,
         )
         return
-    machine = MACHINES.get(str(name))
-    if machine is None:
+    if str(name) not in MACHINES:
         known = did_you_mean(str(name), MACHINES)
         yield Finding(f"{where}.requests", f"what {name} leaves to pods is not known here{known}; compare it yourself", is_note=True)
         return
+    yield from fits(where, str(name), asked)
+
+
+def fits(where: str, name: str, asked: dict[str, Any]) -> Iterator[Finding]:
+    """Whether one pod that asks for so much fits on a known machine of this name."""
+    machine = MACHINES[name]
     cpus, memory, gpus = (amount(asked.get(kind)) or 0.0 for kind in ("cpu", "memory", "nvidia.com/gpu"))
     if memory > machine.pod_memory_gib * GIB:
         yield Finding(

@@ -27,7 +27,7 @@ def measured(tmp_path: Path) -> str:
 def test_a_plan_is_printed_drawn_and_written(measured: str, tmp_path: Path):
     launcher, job = tmp_path / "aws.yaml", tmp_path / "job.yaml"
     launcher.write_text((CLUSTER / "aws.yaml").read_text())
-    job.write_text((CLUSTER / "kuberay/rayjob.yaml").read_text())
+    job.write_text((CLUSTER / "kuberay/job/rayjob.yaml").read_text())
     options = ["--measured", measured, "--prices", str(CLUSTER / "prices.yaml"), "--target-images-per-s", "3500"]
     options += ["--out", str(tmp_path / "plan.png"), "--write", str(launcher), "--write", str(job)]
     run = CliRunner().invoke(app, ["plan", *CONFIG, *options])

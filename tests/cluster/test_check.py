@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,12 @@ from ray_sassl.cluster.check import check_text, rules_of
 from ray_sassl.cluster.crds import Schemas, read_schemas, strict
 from ray_sassl.cluster.findings import Finding
 from ray_sassl.cluster.launcher import MIN_DRIVER
-from ray_sassl.cluster.machines import MACHINES
 from ray_sassl.process.errors import UsageError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 LAUNCHERS = [CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"]
 MANIFESTS = sorted((CLUSTER / "kuberay").rglob("*.yaml"))
 RAY = "2.60.0"
-
-
-@pytest.fixture(scope="module")
-def schemas(shared_dir: Path) -> Schemas:
-    return read_schemas(shared_dir / "kuberay-crds")
 
 
 def _check(text: str, schemas: Schemas | None = None, ray_version: str = RAY) -> list[Finding]:
@@ -63,38 +55,8 @@ def test_the_shipped_files_name_the_ray_that_is_installed():
     assert f"ARG RAY_VERSION={RAY}\n" in dockerfile
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
-@pytest.mark.parametrize("cloud", ["eks", "gke"])
-def test_every_overlay_builds_into_manifests_that_pass(cloud: str, schemas: Schemas):
-    assert _check(_built(cloud), schemas) == []
-    by_kind = _overlay(cloud)
-    assert {
-        "Namespace",
-        "RayCluster",
-        "ServiceAccount",
-        "NetworkPolicy",
-        "PodDisruptionBudget",
-        "PodMonitor",
-        "PrometheusRule",
-    } == by_kind.keys()
-    places = {document["metadata"].get("namespace") for document in by_kind.values() if document["kind"] != "Namespace"}
-    assert places == {by_kind["Namespace"]["metadata"]["name"]}
-    assert by_kind["ServiceAccount"]["metadata"]["annotations"]
-    assert all("nodeSelector" in group["template"]["spec"] for group in by_kind["RayCluster"]["spec"]["workerGroupSpecs"])
-
-
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
-@pytest.mark.parametrize("cloud", ["eks", "gke"])
-def test_the_workers_of_a_cloud_are_as_large_as_their_machines_allow(cloud: str):
-    for group in _overlay(cloud)["RayCluster"]["spec"]["workerGroupSpecs"]:
-        machine = MACHINES[group["template"]["metadata"]["annotations"]["ray-sassl/machine"]]
-        asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]
-        assert (asked["cpu"], asked["memory"]) == (str(machine.pod_cpus), f"{machine.pod_memory_gib}Gi")
-        assert (machine.max_pods is None) == (cloud == "gke")
-
-
 def test_a_job_that_would_rent_its_machines_again_is_refused(schemas: Schemas):
-    text = (CLUSTER / "kuberay/rayjob.yaml").read_text().replace("  backoffLimit: 0\n  sub", "  backoffLimit: 3\n  sub")
+    text = (CLUSTER / "kuberay/job/rayjob.yaml").read_text().replace("  backoffLimit: 0\n  sub", "  backoffLimit: 3\n  sub")
     _one_problem(_problems(text, schemas), "spec.backoffLimit: 3: each new try rents all machines again")
 
 
@@ -104,24 +66,6 @@ def test_pods_without_a_machine_or_on_an_unknown_one_are_noted(schemas: Schemas)
         (finding,) = _check(text.replace("ray-sassl/machine: c7i.4xlarge", new), schemas)
         assert finding.is_note
         assert reason in finding.text
-
-
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
-def test_pods_on_google_cloud_may_look_up_names_on_their_node():
-    policy = _overlay("gke")["NetworkPolicy"]
-    peers = [peer for rule in policy["spec"]["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", []) for peer in rule["to"]]
-    assert {peer["ipBlock"]["cidr"] for peer in peers if "ipBlock" in peer} == {"169.254.20.10/32", "169.254.169.254/32"}
-    labels = [peer["podSelector"]["matchLabels"] for peer in peers if "podSelector" in peer]
-    assert labels == [{"k8s-app": "kube-dns"}, {"k8s-app": "node-local-dns"}]
-
-
-def _overlay(cloud: str) -> dict[str, Any]:
-    """Its manifests by kind, as `kubectl apply -k` makes them."""
-    return {document["kind"]: document for document in yaml.safe_load_all(_built(cloud))}
-
-
-def _built(cloud: str) -> str:
-    return subprocess.run(["kubectl", "kustomize", str(CLUSTER / "kuberay" / cloud)], capture_output=True, text=True, check=True).stdout
 
 
 def test_the_image_is_pinned_and_not_roots():
@@ -404,6 +348,7 @@ BROKEN_MANIFESTS: dict[str, tuple[Path_, Any, str]] = {
         "true",
         'lacks cluster-autoscaler.kubernetes.io/safe-to-evict: "false"',
     ),
+    "labels of Ray's start": ((*DECODE, "rayStartParams", "labels"), "a=b", "rayStartParams.labels: the operator refuses labels here"),
     "the operator's label": ((*HEAD, "template", "metadata", "labels", "app.kubernetes.io/name"), "mine", "is the operator's own label"),
     "a grace shorter than the drain": (
         (*TRAIN, "template", "spec", "terminationGracePeriodSeconds"),
@@ -449,7 +394,7 @@ def test_a_token_of_ones_own_will_do(schemas: Schemas):
 
 
 def test_a_fixed_group_of_nobody_is_refused(schemas: Schemas):
-    manifest = yaml.safe_load((CLUSTER / "kuberay/rayjob.yaml").read_text())
+    manifest = yaml.safe_load((CLUSTER / "kuberay/job/rayjob.yaml").read_text())
     manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0] |= {"replicas": 0, "minReplicas": 0}
     _one_problem(_problems(yaml.safe_dump(manifest), schemas), "autoscaling is off, so there will never be such a node")
 
@@ -466,6 +411,13 @@ OTHER_MANIFESTS = {
             "0.0.0.0/0}}]}]}}"
         ),
         "lets every address in",
+    ),
+    "a policy for all namespaces": (
+        (
+            "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x}, spec: {ingress: [{from: [{namespaceSelector: {}, "
+            "podSelector: {matchLabels: {a: b}}}]}]}}"
+        ),
+        "lets pods of all namespaces in, and a pod may give itself any label",
     ),
     "a budget that holds nothing": (
         "{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: x}, spec: {maxUnavailable: 0}}",
@@ -513,6 +465,18 @@ def test_manifests_of_any_shape_are_answered_with_findings(schemas: Schemas):
         text = yaml.safe_dump({"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "x"}, "spec": spec})
         assert _problems(text, schemas)
         assert isinstance(_problems(text), list)
+
+
+def test_schemas_of_other_operators_are_used_and_a_list_of_crds_is_read(tmp_path: Path):
+    spec = {"type": "object", "properties": {"replicas": {"type": "integer"}}}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": {"kind": {}, "apiVersion": {}, "metadata": {}, "spec": spec}}}
+    crd = {
+        "kind": "CustomResourceDefinition",
+        "spec": {"group": "x.io", "names": {"kind": "Pool"}, "versions": [{"name": "v1", "schema": schema}]},
+    }
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump({"kind": "List", "apiVersion": "v1", "items": [crd]}))
+    text = "{apiVersion: x.io/v1, kind: Pool, metadata: {name: x}, spec: {replica: 1}}"
+    _one_problem(_problems(text, read_schemas(tmp_path)), r"there is no such field \(did you mean 'replicas'\?\)")
 
 
 def test_a_folder_without_crds_is_refused(tmp_path: Path):

@@ -17,7 +17,7 @@ CLUSTER = Path(__file__).parents[2] / "cluster"
 COUNTS = {"decode": 5, "stylize": 3, "train": 2}
 
 
-@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "kuberay/base/raycluster.yaml", "kuberay/rayjob.yaml"])
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "kuberay/base/raycluster.yaml", "kuberay/job/rayjob.yaml"])
 def test_counts_are_written_and_the_rest_stays_as_it_was(name: str):
     text = (CLUSTER / name).read_text()
     written = write_counts(text, name, COUNTS)
@@ -35,13 +35,13 @@ def test_the_cluster_may_have_as_many_workers_as_its_groups():
 
 
 def test_a_group_of_fixed_size_gets_exactly_so_many():
-    written = yaml.safe_load(write_counts((CLUSTER / "kuberay/rayjob.yaml").read_text(), "job", {"stylize": 7}))
+    written = yaml.safe_load(write_counts((CLUSTER / "kuberay/job/rayjob.yaml").read_text(), "job", {"stylize": 7}))
     group = written["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (7, 7, 7)
 
 
 def test_empty_documents_before_the_cluster_are_passed_over():
-    job = (CLUSTER / "kuberay/rayjob.yaml").read_text()
+    job = (CLUSTER / "kuberay/job/rayjob.yaml").read_text()
     before = "---\n# Source: chart/templates/nothing.yaml\n---\n# nor here\n---\n"
     assert write_counts(before + job, "job", COUNTS) == before + write_counts(job, "job", COUNTS)
 

@@ -33,7 +33,7 @@ def _texts() -> dict[str, str]:
     found = {page: (ROOT / page).read_text() for page in PAGES}
     found["job --help"] = str(jobs.app.info.help)
     found["job submit --help"] = next(str(command.epilog) for command in jobs.app.registered_commands if command.name == "submit")
-    found["rayjob.yaml"] = yaml.safe_load((ROOT / "cluster/kuberay/rayjob.yaml").read_text())["spec"]["entrypoint"]
+    found["rayjob.yaml"] = yaml.safe_load((ROOT / "cluster/kuberay/job/rayjob.yaml").read_text())["spec"]["entrypoint"]
     return {name: re.sub(r"\\?\n {6,}", " ", text) for name, text in found.items()}
 
 
@@ -52,6 +52,15 @@ def _commands(text: str) -> list[list[str]]:
 def test_the_commands_of_a_page_have_verbs_and_options_that_exist(page: str):
     for words in _commands(_texts()[page]):
         _parse(words)
+
+
+def test_the_nightly_search_is_a_search_of_its_experiment():
+    entrypoint = yaml.safe_load((ROOT / "cluster/kuberay/nightly/raycronjob.yaml").read_text())["spec"]["jobTemplate"]["entrypoint"]
+    words = shlex.split(entrypoint)
+    _parse(["search", "run", *words[2:]])
+    experiment = words[words.index("--experiment") + 1]
+    config = load_config(experiment, [word for word in words if re.match(r"[a-z_.]+=", word)])
+    assert str(config.evaluate.test.path if config.evaluate.test else "").startswith("s3://")
 
 
 def test_a_verb_or_an_option_that_does_not_exist_is_found_out():

@@ -18,17 +18,18 @@ from ray_sassl.orchestrate.runtime.private import prepare_config, validate_confi
 from ray_sassl.process.errors import UsageError
 
 
-def check_files(paths: list[str], crds: str | None) -> dict[str, list[Finding]]:
+def check_files(paths: list[str], crds: str | None, kuberay: str | None = None) -> dict[str, list[Finding]]:
     """The findings of each file.
 
     Args:
-        crds: The folder of KubeRay's CRDs.
+        crds: The folder of CRDs: KubeRay's, and those of other operators.
+        kuberay: The version of the KubeRay operator, if it is known.
 
     Raises:
-        UsageError: a file is missing, too large or not YAML; or there are no CRDs in the folder.
+        UsageError: a file is missing, too large or not YAML; there are no CRDs in the folder; `kuberay` is not a version.
     """
     schemas = read_schemas(Path(crds)) if crds is not None else None
-    return {path: check_text(read_definition(path), path, ray.__version__, schemas, rays_findings) for path in paths}
+    return {path: check_text(read_definition(path), path, ray.__version__, schemas, rays_findings, kuberay) for path in paths}
 
 
 def read_definition(path: str) -> str:

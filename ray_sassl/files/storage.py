@@ -464,6 +464,8 @@ def _entries(
         found = os.scandir(place)
     except FileNotFoundError:
         return
+    except NotADirectoryError as error:
+        raise UsageError(f"{place} is neither a file nor a folder") from error
     with found:
         for entry in found:
             below = f"{name}/{entry.name}" if name else entry.name

@@ -63,6 +63,13 @@ def test_a_path_that_does_not_exist_names_the_nearest(tree: Path):
         _found(tree, "trian-000.tar")
 
 
+def test_a_device_is_neither_a_file_nor_a_folder(tree: Path):
+    os.mkfifo(tree / "pipe")
+    for path in ("/dev/zero", str(tree / "pipe")):
+        with pytest.raises(UsageError, match="is neither a file nor a folder"):
+            find_sources(DataConfig(path=(path,)))
+
+
 def test_a_glob_without_a_match_is_an_error(tree: Path):
     with pytest.raises(UsageError, match=r"nothing matches .*test-\*"):
         _found(tree, "test-*")

@@ -6,7 +6,8 @@ Every figure comes from a process of its own, and memory is what it takes on top
 *Worker* and *driver* have made-up data sets in tars, folders and Parquet row groups of 100: a worker looks at the rows of 1,000 row groups,
 and the driver puts the index together, without the scans of the shards (tasks of the cluster) and the listing. *Block* crops photographs,
 and *group* reads a Parquet row group of 10,000 rows. *Store* reads and crops a window of 1,024 images from moto's S3 server, which runs in
-another process and answers after 50 ms: in pieces of tars, in row groups, and as files.
+another process and answers after 50 ms: in pieces of tars, in row groups, and as files; and four windows of a plan, in turn or each read
+while the one before is used.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import io
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -36,8 +38,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import Goal, in_own_process, write_results
+from ray_sassl import pipeline
 from ray_sassl.data import GROUP_SCHEMA, ROW_COLUMNS, DataConfig
 from ray_sassl.data.index import FILE_SCHEMA, Index
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.process.stages import StageTimes
+from ray_sassl.views.recipes import ViewConfig, simclr
 
 LAYOUTS = {"tar": "webdataset", "folder": "folder", "parquet, groups of 100": "parquet"}
 PHOTOGRAPHS = {
@@ -219,7 +225,6 @@ def of_store(folder: Path, kind: str) -> dict[str, float]:
     from ray_sassl.data.reading import build_index, read_groups, read_runs
     from ray_sassl.files import storage
     from ray_sassl.pipeline import crop_rows
-    from ray_sassl.views.recipes import ViewConfig
 
     with store(folder) as options:
         image = photograph(500, 375)
@@ -247,6 +252,7 @@ def of_store(folder: Path, kind: str) -> dict[str, float]:
         read_s, read_cpu_s = np.sum([window(), window()], axis=0).tolist()
         cpu_s = time.process_time() - cpu_began
         methods = (folder / "log").read_text().split()
+        busy = [busy_over_windows(index, folder, is_ahead=number % 2 == 1) for number in range(6)]
     ranges = 2 * {"tar": len(runs), "parquet": index.num_groups, "folder": _WINDOW}[kind]
     return {
         "gets_per_range": methods.count("GET") / ranges,
@@ -255,7 +261,31 @@ def of_store(folder: Path, kind: str) -> dict[str, float]:
         "read_cpu_s": read_cpu_s / 2,
         "all_cpu_s": cpu_s / 2,
         "busy": cpu_s / (cpu_s + max(0.0, read_s - read_cpu_s)),
+        "busy_in_turn": statistics.median(busy[::2]),
+        "busy_ahead": statistics.median(busy[1::2]),
     }
+
+
+def busy_over_windows(index: Index, folder: Path, *, is_ahead: bool, num_windows: int = 4) -> float:
+    """The same share over so many windows of a plan, read one after the other or each while the one before is used; the wait for the first
+    counts."""
+    index.save(folder / "index")
+    data = index.config.model_copy(update={"shuffle_window": _WINDOW, "block_rows": 256})
+    source = pipeline.ViewSource(str(folder / "index"), data, simclr(224), 0)
+    cast(Any, pipeline)._AHEAD_BYTES = 2**30 if is_ahead else 0
+    epochs = range(num_windows * _WINDOW // index.num_rows)
+    windows = (window for epoch in epochs for window in source.plan.each_window(epoch))
+    blocks = pipeline.encoded_windows(source, windows, SeenIds(index.num_rows), StageTimes())
+    idle_s, all_began = 0.0, time.process_time()
+    while True:
+        began, cpu_began = time.monotonic(), time.process_time()
+        block = next(blocks, None)
+        idle_s += max(0.0, time.monotonic() - began - (time.process_time() - cpu_began))
+        if block is None:
+            break
+        pipeline.crop_rows(block[1], [(ViewConfig(), 224)] * 2, 0, 0, 10**8, print)
+    cpu_s = time.process_time() - all_began
+    return cpu_s / (cpu_s + idle_s)
 
 
 def _tar(number: int, image: bytes) -> tuple[str, bytes]:

@@ -9,7 +9,7 @@ finished: the partners of in-batch style transfer are rows of the same block, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+_AHEAD_BYTES = 2**30
 
 OnBad = Callable[[list[BadRow]], object]
 """Called with the rows that could not be read or decoded; raises if there are too many."""
@@ -148,13 +150,44 @@ def _encoded_blocks(
 ) -> Iterator[tuple[Block, Rows]]:
     """The blocks of `crop_blocks` with their encoded images."""
     blocks = [block for block in source.plan.blocks(window) if only is None or block.number in only]
-    blocks = [block for block in blocks if seen.unseen(window.epoch, block.sample_id).any()]
+    blocks = _unseen(blocks, seen)
     if not blocks:
         return
     with times.stage("read", sum(len(block.sample_id) for block in blocks)):
         rows = read() if read is not None else _read(source, window, blocks)
     for block in blocks:
         yield block, rows.take(block.sample_id)
+
+
+def _unseen(blocks: Sequence[Block], seen: SeenIds) -> list[Block]:
+    return [block for block in blocks if seen.unseen(block.epoch, block.sample_id).any()]
+
+
+def encoded_windows(source: ViewSource, windows: Iterable[Window], seen: SeenIds, times: StageTimes) -> Iterator[tuple[Block, Rows]]:
+    """The blocks of the windows with their encoded images, without those that the run has seen completely.
+
+    From an object store the next window is read while the blocks of one are used, if two of them are at most `_AHEAD_BYTES`; only the time
+    that is waited for it counts as reading.
+    """
+    if source.index.is_local or 2 * source.plan.mean_window_bytes > _AHEAD_BYTES:
+        yield from (piece for window in windows for piece in _encoded_blocks(source, window, seen, times))
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
+
+    def start(window: Window) -> tuple[list[Block], Future[Rows]]:
+        blocks = _unseen(source.plan.blocks(window), seen)
+        return blocks, pool.submit(_read, source, window, blocks)
+
+    try:
+        for blocks, reading in ahead(start, windows, 1):
+            with times.stage("read", sum(len(block.sample_id) for block in blocks)):
+                rows = reading.result()
+            del reading
+            for block in blocks:
+                yield block, rows.take(block.sample_id)
+            del rows
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read(source: ViewSource, window: Window, blocks: Sequence[Block]) -> Rows:
@@ -332,11 +365,9 @@ def local_batches(
     if num_threads > 1:
         blocks = _blocks_in_threads(source, epochs, seen, on_bad, stylize_block, times, num_threads, teach)
     else:
-        blocks = (
-            finish_block(source, block, stylize_block, times=times, teach=teach)
-            for window in windows(source, epochs, seen)
-            for block in crop_blocks(source, window, seen, on_bad, times=times)
-        )
+        pieces = encoded_windows(source, windows(source, epochs, seen), seen, times)
+        cropped = (_crop_block(source, *piece, seen, on_bad, times) for piece in pieces)
+        blocks = (finish_block(source, block, stylize_block, times=times, teach=teach) for block in cropped if len(block.sample_id))
     for batch in rebatch(blocks, accumulate * world_size * batch_size):
         for part in range(accumulate):
             first = (part * world_size + rank) * batch_size
@@ -374,7 +405,7 @@ def _blocks_in_threads(
         with_style, with_targets = stylize if stylize_block else None, targets if teach else None
         return finish_block(source, cropped, with_style, times=times, teach=with_targets), bad
 
-    pieces = (piece for window in windows(source, epochs, seen) for piece in _encoded_blocks(source, window, seen, times))
+    pieces = encoded_windows(source, windows(source, epochs, seen), seen, times)
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
     try:
         for started in ahead(lambda piece: pool.submit(finished, piece), pieces, num_threads):

@@ -7,19 +7,27 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_sassl.data import GROUP_ROWS, DataConfig
+from ray_sassl import pipeline
+from ray_sassl.data import GROUP_ROWS, DataConfig, Rows
 from ray_sassl.data.index import Index
+from ray_sassl.data.plan import Window
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.readers import remote_parquet
-from ray_sassl.data.reading import all_labels, build_index, each_group, read_groups, read_runs
+from ray_sassl.data.reading import all_labels, build_index, cached_index, each_group, read_groups, read_runs
+from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
+from ray_sassl.pipeline import ViewSource, encoded_windows
 from ray_sassl.process.errors import UsageError
+from ray_sassl.process.stages import StageTimes
+from ray_sassl.views.recipes import simclr
 from tests.flaky_store import FlakyStore, flaky_store
 
 pytestmark = pytest.mark.slow
@@ -153,6 +161,50 @@ def test_pieces_are_read_at_the_same_time(store: FlakyStore):
     finally:
         store.plan = lambda method, path: None
     assert rows.sample_id.tolist() == list(range(32))
+
+
+def _source(store: FlakyStore, folder: Path) -> ViewSource:
+    """Three windows of tars, each of one block."""
+    data = DataConfig(path=f"s3://bucket/tar{store.options()}", shuffle_window=GROUP_ROWS, block_rows=2 * GROUP_ROWS)
+    cached_index(data, folder / "index.arrow")
+    return ViewSource(str(folder / "index.arrow"), data, simclr(8), seed=3)
+
+
+def test_the_next_window_is_read_while_one_is_used_and_no_further_one(store: FlakyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, begun, more = _source(store, tmp_path), [], threading.Semaphore(0)
+    read = pipeline._read
+
+    def noted(source: ViewSource, window: Window, *args: Any) -> Rows:
+        begun.append(window.number)
+        more.release()
+        return read(source, window, *args)
+
+    monkeypatch.setattr(pipeline, "_read", noted)
+    windows = source.plan.windows(0)
+    assert len(windows) == 3
+    pieces = encoded_windows(source, windows, SeenIds(source.index.num_rows), StageTimes())
+    for number in range(3):
+        block, rows = next(pieces)
+        assert block.sample_id.tolist() == rows.sample_id.tolist()
+        for _ in range(2 if number == 0 else number < 2):  # of the window itself, and of the next one, while this one is in use
+            assert more.acquire(timeout=20)
+        assert begun == list(range(min(number + 2, 3)))
+    assert list(pieces) == []
+
+
+def test_windows_too_large_for_two_in_memory_are_read_in_turn(store: FlakyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = _source(store, tmp_path)
+    monkeypatch.setattr(pipeline, "_AHEAD_BYTES", 2 * source.plan.mean_window_bytes - 1)
+    used, read = [], pipeline._read
+
+    def noted(*args: Any) -> Rows:
+        used.append("read")
+        return read(*args)
+
+    monkeypatch.setattr(pipeline, "_read", noted)
+    for _ in encoded_windows(source, source.plan.windows(0), SeenIds(source.index.num_rows), StageTimes()):
+        used.append("use")
+    assert used == ["read", "use"] * 3
 
 
 def test_a_listing_goes_over_its_pages(store: FlakyStore, monkeypatch: pytest.MonkeyPatch):

@@ -40,7 +40,7 @@ def _seen_until(epoch: int) -> SeenIds:
     return seen
 
 
-@pytest.mark.parametrize(("epochs", "resumed_at"), [(4, 1), (1000, 1), (1000, 900)])
+@pytest.mark.parametrize(("epochs", "resumed_at"), [(4, 1), (70, 60), (1000, 1), (1000, 900)])
 def test_what_is_planned_and_sent_before_the_first_block_does_not_depend_on_the_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, resumed_at: int
 ):

@@ -19,10 +19,10 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import ModuleType
-from typing import Annotated, Any, Self
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator, model_validator
 
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import secret_in_uri
@@ -36,10 +36,28 @@ class UnknownPluginError(UsageError):
     """No plug-in of that name is in the package."""
 
 
+def _are_numbers(annotation: Any) -> bool:
+    """Whether a field takes numbers, or None, and nothing else."""
+    if get_origin(annotation) is Annotated:
+        return _are_numbers(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return all(_are_numbers(option) for option in get_args(annotation) if option is not type(None))
+    return annotation in (int, float)
+
+
 class FrozenConfig(BaseModel):
-    """A config model: immutable, an unknown field is an error, and so is a URI with a secret in any field."""
+    """A config model: immutable; an unknown field is an error, and so is a URI with a secret in any field, or a truth value for a number,
+    which Python takes for 0 or 1 (YAML reads `on`, `off`, `yes` and `no` as truth values)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_truth_value_for_a_number(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and _are_numbers(cls.model_fields[name].annotation):
+                raise ValueError(f"{name}: {str(value).lower()} is not a number; write 0, 1 or another one")
+        return values
 
     @field_validator("*")
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from ray_sassl.data import DataConfig
-from ray_sassl.files.safe_yaml import load_document
+from ray_sassl.files.safe_yaml import load_document, refuse_leading_zero
 from ray_sassl.plugins import PluginConfig
 from ray_sassl.process.errors import UsageError
 
@@ -110,7 +110,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     try:
         return path, _number(load_document(text, "the value"))
     except UsageError as error:
-        raise OverrideError(f"{override!r}: the value is not YAML ({error})") from error
+        raise OverrideError(f"{override!r}: {error}") from error
 
 
 def _as_text_field(config: BaseModel, path: str, text: str) -> Any:
@@ -202,6 +202,7 @@ def _fields(model: BaseModel) -> list[str]:
 def _number(value: Any) -> Any:
     """The value, as a number if it is a string like 1e-3, which YAML 1.1 does not read as a number."""
     if isinstance(value, str):
+        refuse_leading_zero(value)
         try:
             return float(value)
         except ValueError:

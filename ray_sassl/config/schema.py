@@ -112,6 +112,9 @@ class StreamConfig(FrozenConfig):
     an actor pool stylizes and does the rest. `auto`: `pool` if the stylizer has a GPU (`stream.pool.num_gpus`), else `fused`."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one task."""
+    initial_tasks: int = Field(default=1, ge=1)
+    """Tasks for which a cluster that grows is asked at the start, together with the training workers and `pool.initial` stylizers, so that
+    GPUs do not wait for nodes that come one after the other: as many as the nodes that `ray-sassl cluster plan` names have CPUs."""
     node_group: str | None = None
     """The group of nodes for the tasks, by the label `ray-sassl/group`; by default any node with free CPUs, also the training workers'."""
     prefetch_batches: int = Field(default=2, ge=0)

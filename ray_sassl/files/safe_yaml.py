@@ -6,6 +6,7 @@ can expand to. This module imports neither torch nor Ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -49,15 +50,36 @@ class _Loader(SafeLoader):  # pyright: ignore[reportGeneralTypeIssues]
         return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
 
 
-for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+class _OwnLoader(_Loader):
+    """The loader of our own documents: a whole number that begins with 0 is refused. YAML reads `010` as 8, and Kubernetes wants that."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        refuse_leading_zero(node.value)
+        return super().construct_number(node)
 
 
-def load_documents(text: str, source: str, *, max_bytes: int = MAX_BYTES, max_nodes: int = MAX_NODES) -> list[Any]:
+for _class in (_Loader, _OwnLoader):
+    for _kind in ("int", "float"):
+        _class.add_constructor(f"tag:yaml.org,2002:{_kind}", _class.construct_number)
+
+
+def refuse_leading_zero(text: str) -> None:
+    """Check that a number is not one that some people and programs read as octal.
+
+    Raises:
+        UsageError: it is a whole number that begins with 0, such as 010.
+    """
+    if re.fullmatch(r"[-+]?0[0-9_]+", text):
+        plain = re.sub(r"^([-+]?)[0_]+(?=.)", r"\1", text)
+        raise UsageError(f"the number {text} begins with 0, as octal numbers do; write {plain}")
+
+
+def load_documents(text: str, source: str, *, max_bytes: int = MAX_BYTES, max_nodes: int = MAX_NODES, is_own: bool = False) -> list[Any]:
     """The documents of a YAML text, without empty ones.
 
     Args:
         source: Name of the text, for messages.
+        is_own: Whether it is of a kind of ours, in which `010` is refused, and not one of Kubernetes or Ray, in which it is 8.
 
     Raises:
         UsageError: too large, not YAML, a tag that would make an object, or a key twice in one mapping.
@@ -66,7 +88,7 @@ def load_documents(text: str, source: str, *, max_bytes: int = MAX_BYTES, max_no
         raise UsageError(f"{source} has {len(text):,} characters of YAML; at most {max_bytes:,} bytes are read")
     try:
         _refuse_depth(text, source)
-        return [document for document in _documents(text, source, max_nodes) if document is not None]
+        return [document for document in _documents(text, source, max_nodes, _OwnLoader if is_own else _Loader) if document is not None]
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML raises ValueError for an invalid date or number
         raise UsageError(f"{source} is not valid YAML: {error}") from error
 
@@ -77,7 +99,7 @@ def load_document(text: str, source: str, *, max_bytes: int = MAX_BYTES) -> Any:
     Raises:
         UsageError: as `load_documents`, or there are several.
     """
-    documents = load_documents(text, source, max_bytes=max_bytes)
+    documents = load_documents(text, source, max_bytes=max_bytes, is_own=True)
     if len(documents) > 1:
         raise UsageError(f"{source} has {len(documents)} YAML documents; only one is allowed")
     return documents[0] if documents else None
@@ -102,9 +124,9 @@ def _refuse_depth(text: str, source: str) -> None:
             raise UsageError(f"{source} is nested more than {MAX_DEPTH} deep")
 
 
-def _documents(text: str, source: str, max_nodes: int) -> Iterator[Any]:
+def _documents(text: str, source: str, max_nodes: int, loader_class: type[_Loader]) -> Iterator[Any]:
     """The documents. Before one is constructed, its values are counted; an alias, even a merged one (`<<`), counts as all its values."""
-    loader = _Loader(text)
+    loader = loader_class(text)
     try:
         left = max_nodes
         while loader.check_node():

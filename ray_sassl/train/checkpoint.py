@@ -25,17 +25,19 @@ from ray_sassl.train.checkpoint_folder import (
     SEEN,
     STATE,
     BadCheckpointError,
+    Manifest,
     checkpoint_path,
     list_checkpoints,
     log_refused,
     read_file,
     read_manifest,
-    read_state,
     seen_of,
+    state_of,
     weights_of,
     whole_checkpoints,
     write_folder,
 )
+from ray_sassl.train.context import Context, bytes_from_rank_zero, from_rank_zero
 
 _BACKBONE = "backbone."
 
@@ -113,12 +115,46 @@ def read_checkpoint(path: str) -> Checkpoint:
     Raises:
         BadCheckpointError: a file is missing or is not the one that was written, or this program cannot read the format.
     """
+    return _decoded(path, *_read(path))
+
+
+def read_checkpoint_once(path: str, context: Context) -> Checkpoint:
+    """As `read_checkpoint`, on every rank; only rank 0 reads the files, and hands them to the others. Every rank must call it.
+
+    Raises:
+        BadCheckpointError: on every rank, in rank 0's words.
+    """
+    if context.world_size == 1:
+        return read_checkpoint(path)
+    found: tuple[Manifest, dict[str, bytes]] | str = ""
+    checkpoint = None
+    if context.rank == 0:
+        try:
+            found = _read(path)
+            checkpoint = _decoded(path, *found)
+        except BadCheckpointError as error:
+            found = str(error)
+    manifest = from_rank_zero(found if isinstance(found, str) else found[0])
+    if isinstance(manifest, str):
+        raise BadCheckpointError(manifest)
+    files = found[1] if isinstance(found, tuple) else {}
+    for name, stated in manifest.files.items():
+        files[name] = bytes_from_rank_zero(files.get(name, b""), int(stated["bytes"]))
+    return checkpoint or _decoded(path, manifest, files)
+
+
+def _read(path: str) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest, and the files that it names."""
     manifest = read_manifest(path)
-    model, config_yaml = read_file(path, MODEL, manifest), read_file(path, CONFIG, manifest).decode(errors="backslashreplace")
-    state = read_state(path, manifest)
-    seen = seen_of(path, manifest, state)
+    return manifest, {name: read_file(path, name, manifest) for name in manifest.files}
+
+
+def _decoded(path: str, manifest: Manifest, files: dict[str, bytes]) -> Checkpoint:
+    state = state_of(path, files[STATE])
+    seen = seen_of(path, files.get(SEEN), state)
     state.pop("seen", None)
-    return Checkpoint(path, manifest.step, weights_of(path, model), state, seen, config_yaml)
+    config_yaml = files[CONFIG].decode(errors="backslashreplace")
+    return Checkpoint(path, manifest.step, weights_of(path, files[MODEL]), state, seen, config_yaml)
 
 
 def latest_checkpoint(run_dir: str) -> Checkpoint | None:

@@ -132,15 +132,14 @@ def read_file(path: str, name: str, manifest: Manifest) -> bytes:
     return content
 
 
-def read_state(path: str, manifest: Manifest) -> dict[str, Any]:
-    """The content of state.pt.
+def state_of(path: str, content: bytes) -> dict[str, Any]:
+    """The state in the content of state.pt.
 
     Raises:
-        BadCheckpointError: it is missing, is not the file that was written, or would have to be unpickled.
+        BadCheckpointError: it is not one, or would have to be unpickled.
     """
     import torch  # slow to import, and processes that make the stream need it for checkpoints of format 1 only
 
-    content = read_file(path, STATE, manifest)
     with _sound(path, STATE):
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -180,16 +179,17 @@ def read_seen(path: str) -> SeenIds:
             raise _incomplete(path, name)
         if entry.size_bytes != stated["bytes"]:
             raise _damaged(path, name)
-    return seen_of(path, manifest, read_state(path, manifest) if SEEN not in manifest.files else {})
+    if SEEN in manifest.files:
+        return seen_of(path, read_file(path, SEEN, manifest), {})
+    return seen_of(path, None, state_of(path, read_file(path, STATE, manifest)))
 
 
-def seen_of(path: str, manifest: Manifest, state: dict[str, Any]) -> SeenIds:
-    """The record of seen samples: a file of its own, or, in checkpoints of format 1, a part of the state.
+def seen_of(path: str, content: bytes | None, state: dict[str, Any]) -> SeenIds:
+    """The record of seen samples in the content of seen.json, or, in checkpoints of format 1, which have none, in the state.
 
     Raises:
         BadCheckpointError: it is not one.
     """
-    content = read_file(path, SEEN, manifest) if SEEN in manifest.files else None
     with _sound(path, SEEN):
         return SeenIds.from_state_dict(state["seen"]) if content is None else SeenIds.decode(content)
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from ray_sassl.train.speed import Speed, Stream
 from ray_sassl.train.watchdog import Beat, Watchdog
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Context(Protocol):
@@ -130,6 +132,22 @@ def on_any_rank(flags: Sequence[bool], context: Context) -> list[bool]:
     counts = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(counts, group=_cpu_group())
     return [bool(count) for count in counts]
+
+
+def from_rank_zero(value: T) -> T:
+    """Rank 0's value, such as a few numbers and words, on every rank; every rank must call it."""
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0, group=_cpu_group())
+    return shared[0]
+
+
+def bytes_from_rank_zero(content: bytes, size: int) -> bytes:
+    """Rank 0's bytes, `size` of them, on every rank; every rank must call it."""
+    if not size:
+        return b""
+    shared = torch.frombuffer(bytearray(content or size), dtype=torch.uint8)
+    dist.broadcast(shared, src=0, group=_cpu_group())
+    return content or shared.numpy().tobytes()
 
 
 @lru_cache(maxsize=1)

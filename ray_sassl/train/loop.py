@@ -69,6 +69,10 @@ class TrainConfig(FrozenConfig):
     MoCo v3's, which moves its momentum encoder before the next step, is `(s+1)/n`."""
     log_every: Annotated[int, OPERATIONAL] = Field(default=20, ge=1)
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
+    checkpoint_min_s: Annotated[float | None, OPERATIONAL] = Field(default=None, ge=0)
+    """Least seconds between two checkpoints of this period: one that comes sooner is passed over, and so is one that comes while the one
+    before is still being written. 0: none is, and training waits for the one that is being written. By default 60 with a checkpoint once an
+    epoch, and 0 with `checkpoint_every` in steps."""
     keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
     """How many of the newest checkpoints are kept; two, so that a damaged one has a predecessor."""
     evaluate_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
@@ -76,6 +80,11 @@ class TrainConfig(FrozenConfig):
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in [0, 1]; ImageNet's, as in the torchvision reference."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def checkpoints_apart_s(self) -> float:
+        """`checkpoint_min_s`, or what stands for it."""
+        return self.checkpoint_min_s if self.checkpoint_min_s is not None else 0.0 if self.checkpoint_every else _CHECKPOINTS_APART_S
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Self:
@@ -89,7 +98,7 @@ EVALUATION = "evaluation"
 Without labeled images there are no scores, and the number is reported with the first metrics that are logged after the evaluation is
 due."""
 
-_BEAT_S = 10.0
+_BEAT_S, _CHECKPOINTS_APART_S = 10.0, 60.0
 
 FAILED_EVALUATIONS = "failed_evaluations"
 """How many evaluations have failed since the workers were started, in the report of one that has."""
@@ -238,9 +247,8 @@ def train(job: Job) -> Outcome:
     end_kernels = choose_kernels(context.device, benchmark=config.cudnn_benchmark, tf32=config.tf32)
     method, network = _place(job)
     optimizer = build_optimizer(method, job.optim)
-    saver = RunSaver(
-        context, job.run_dir, job.config_yaml, config.keep_checkpoints, method, optimizer, SeenIds(job.num_rows), job.extra_state
-    )
+    seen = SeenIds(job.num_rows)
+    saver = RunSaver(context, job.run_dir, job.config_yaml, config.keep_checkpoints, method, optimizer, seen, job.extra_state)
     if job.record is not None:
         saver.before = job.record.flush
     if job.resume is not None:
@@ -254,7 +262,7 @@ def train(job: Job) -> Outcome:
     clock = RankClock(step)
     meter = _Meter(progress, step, context, clock)
     watch = DivergenceWatch(context.device, every_step=context.device.type == "cpu")
-    agreement = Agreement(context, num_flags=4)
+    agreement = Agreement(context, num_flags=5)
     heart = Heart(lambda: context.beat(clock.beat(context.rank)), every_s=min(_BEAT_S, job.stall_s / 5))
     status, has_left = "finished", False
 
@@ -275,7 +283,7 @@ def train(job: Job) -> Outcome:
                 parts = feed.take()
             clock.move("wait", "transfer", feed.transfer_s)
             if parts is None:  # quarantined rows make the stream a little shorter than the plan
-                diverged, _, stopped, _ = agreement.settle()
+                diverged, _, stopped, _, _ = agreement.settle()
                 if diverged:
                     raise saver.diverged(watch, optimizer.param_groups[0]["lr"])
                 status = "interrupted" if stopped else status
@@ -289,7 +297,7 @@ def train(job: Job) -> Outcome:
             saver.has_trained_on(rows)
             watch.note(step, [part.loss for part in output], rows)
             is_last = step == progress.total_steps
-            saves_now = not is_last and _is_due(step, config.checkpoint_every, progress)
+            may_save = not is_last and _is_due(step, config.checkpoint_every, progress)
             logs_now = step % config.log_every == 0 or is_last or step == 1
             due = _evaluations_until(step, config, progress) + is_last
             if logs_now:
@@ -300,8 +308,10 @@ def train(job: Job) -> Outcome:
                 if job.evaluate is None and due > evaluated:
                     metrics[EVALUATION] = evaluated = due
                 _record(job, step, metrics)
-            signals = (watch.has_seen_one(logs_now or saves_now), saver.has_failed(), context.stop_requested(), context.is_leaving())
-            diverged, failed, stopped, leaving = agreement.exchange(signals, at_once=saves_now or is_last)
+            wants_save = may_save and context.rank == 0 and saver.is_ready(config.checkpoints_apart_s)
+            is_bad = watch.has_seen_one(logs_now or may_save)
+            signals = (is_bad, saver.has_failed(), context.stop_requested(), context.is_leaving(), wants_save)
+            diverged, failed, stopped, leaving, saves_now = agreement.exchange(signals, at_once=may_save or is_last)
             if diverged:
                 raise saver.diverged(watch, lr)
             if failed:

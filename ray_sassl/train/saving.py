@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,6 +55,10 @@ class CheckpointWriter:
         weights, copy = copied((method.state_dict(), state))
         ready = _when_copied()
         self._pending = self._thread.submit(self._write, step, weights, copy, seen.copy(), ready, before)
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written; does not wait."""
+        return self._pending is not None and not self._pending.done()
 
     def has_failed(self) -> bool:
         """Whether writing the latest checkpoint is known to have failed; does not wait."""
@@ -139,6 +144,7 @@ class RunSaver:
     def __post_init__(self) -> None:
         self.extra_state = dict(self.extra_state)
         self._writer = CheckpointWriter(self.run_dir, self.config_yaml, self.keep)
+        self._begun_at = float("-inf")
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Take over the optimizer's state and what was seen."""
@@ -151,6 +157,10 @@ class RunSaver:
         for part in parts:
             self.seen.add(part["epoch"], part["sample_id"])
 
+    def is_ready(self, apart_s: float) -> bool:
+        """Whether this process has begun no checkpoint for so many seconds, and is writing none; asked of rank 0. Always, for 0 seconds."""
+        return not apart_s or (not self._writer.is_writing() and time.monotonic() - self._begun_at >= apart_s)
+
     def save(self, step: int, lr: float, watch: DivergenceWatch) -> None:
         """Save a checkpoint of this step with the samples that all ranks have seen; every rank must call it.
 
@@ -162,7 +172,7 @@ class RunSaver:
             raise self.diverged(watch, lr, "the weights are not finite")
         if self.context.world_size > 1:
             self.seen.merge(SeenIds.decode(content) for content in gather_objects(self.seen.encode()))
-        error = None
+        error, self._begun_at = None, time.monotonic()
         if self.context.rank == 0:
             state = {"optimizer": self.optimizer.state_dict(), **self.extra_state}
             try:

@@ -142,7 +142,7 @@ _ADVICE = {
     "transfer": "take more CPUs for each worker (scaling.cpus_per_worker), or smaller views (views.size_px)",
     "step": "take more workers (scaling.num_workers), train.precision=bfloat16 or train.compile=true",
     "score": "score less often (train.evaluate_every) or on fewer images (evaluate.online_rows)",
-    "checkpoint": "write checkpoints less often (train.checkpoint_every) or to faster storage (run_dir)",
+    "checkpoint": "write checkpoints less often (train.checkpoint_every, train.checkpoint_min_s) or to faster storage (run_dir)",
 }
 _DOING = {
     "transfer": "waits for batches to reach the device",

@@ -11,11 +11,13 @@ import pytest
 import ray_sassl
 
 
-def _run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def _run(*words: str, is_in_shell: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command as installed: under its own name, which the shell's completion is made for."""
     program = "import sys; sys.argv[0] = 'ray-sassl'; from ray_sassl.cli import main; main()"
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "TERM")}
-    return subprocess.run([sys.executable, "-c", program, *words], check=False, capture_output=True, text=True, env=kept | environment)
+    shell = ["bash", "-c", '"$@"; exit', "bash"] if is_in_shell else []  # completion is for the shell that is found among the parents
+    command = [*shell, sys.executable, "-c", program, *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=kept | environment)
 
 
 def test_without_arguments_three_commands_are_shown():
@@ -36,9 +38,9 @@ def test_help_has_a_short_form_everywhere(words: tuple[str, ...]):
 
 
 def test_the_shell_completes_verbs():
-    assert "_RAY_SASSL_COMPLETE=complete_bash" in _run("--show-completion", "bash").stdout
-    words = {"_RAY_SASSL_COMPLETE": "complete_bash", "COMP_WORDS": "ray-sassl pre", "COMP_CWORD": "1"}
-    assert _run(**words).stdout.split() == ["pretrain"]
+    assert "_RAY_SASSL_COMPLETE=complete_bash" in _run("--show-completion", is_in_shell=True).stdout
+    found = _run(is_in_shell=True, _RAY_SASSL_COMPLETE="complete_bash", COMP_WORDS="ray-sassl pre", COMP_CWORD="1")
+    assert found.stdout.split() == ["pretrain"]
 
 
 def test_help_and_tables_fit_a_narrow_terminal():
@@ -49,7 +51,7 @@ def test_help_and_tables_fit_a_narrow_terminal():
 
 @pytest.mark.parametrize("environment", [{"TERM": "xterm-256color"}, {"NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "ascii"}])
 def test_nothing_but_text_is_printed_into_a_pipe(environment: dict[str, str]):
-    result = _run("experiments", **environment)
+    result = _run("experiments", is_in_shell=False, **environment)
     assert result.returncode == 0
     assert "\x1b" not in result.stdout
     if environment.get("PYTHONIOENCODING"):

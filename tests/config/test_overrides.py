@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ray_sassl.config.overrides import OverrideError, apply_overrides, field_paths
@@ -151,7 +153,7 @@ def test_what_is_no_override_is_answered_with_an_example(config, override):
 
 
 def test_a_value_that_is_not_yaml_is_refused(config):
-    with pytest.raises(OverrideError, match="not YAML"):
+    with pytest.raises(OverrideError, match="not valid YAML"):
         apply_overrides(config, ["sassl.alpha=[0.1, "])
 
 
@@ -213,6 +215,28 @@ def test_what_only_looks_like_a_list_or_a_number_to_the_base_of_60_is_a_text(con
     assert apply_overrides(config, ["data.path=- photos"]).data.path == "- photos"
     with pytest.raises(OverrideError, match=r"train\.epochs=1:30"):
         apply_overrides(config, ["train.epochs=1:30"])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epochs=010", "begins with 0, as octal numbers do; write 10"),
+        ("seed=-007", "write -7"),
+        ("train.epochs=08", "write 8"),
+        ("views.left.crop_scale=[010, 1]", "write 10"),
+        ("train.epochs=yes", "true is not a number"),
+        ("sassl.prob=off", "false is not a number"),
+        ("stream.local_threads=true", "true is not a number"),
+    ],
+)
+def test_what_yaml_reads_as_another_number_is_refused(config, override: str, says: str):
+    with pytest.raises(OverrideError, match=re.escape(says)):
+        apply_overrides(config, [override])
+
+
+def test_a_name_may_begin_with_0_and_a_fraction_too(config):
+    changed = apply_overrides(config, ["name=010", "optim.base_lr=0.10", "seed=0"])
+    assert (changed.name, changed.optim.base_lr, changed.seed) == ("010", 0.1, 0)
 
 
 def test_a_text_field_that_may_be_empty_takes_null():

@@ -24,6 +24,7 @@ OTHERS = {
     "optim.foreach": ROUNDING,
     "train.log_every": OPERATIONAL,
     "train.checkpoint_every": OPERATIONAL,
+    "train.checkpoint_min_s": OPERATIONAL,
     "train.keep_checkpoints": OPERATIONAL,
     "train.evaluate_every": OPERATIONAL,
     "evaluate": OPERATIONAL,

@@ -49,3 +49,10 @@ def test_a_duplicate_key_is_refused():
 def test_several_documents_instead_of_one_are_refused():
     with pytest.raises(UsageError, match="2 YAML documents"):
         load_document("a: 1\n---\nb: 2", "config")
+
+
+def test_010_is_refused_in_our_own_documents_and_octal_in_those_of_kubernetes():
+    with pytest.raises(UsageError, match="the number 010 begins with 0, as octal numbers do; write 10"):
+        load_document("epochs: 010", "config")
+    assert load_documents("defaultMode: 0644", "manifest") == [{"defaultMode": 0o644}]
+    assert load_document("[0, 0x10, 0.10, '010', a010]", "config") == [0, 16, 0.1, "010", "a010"]

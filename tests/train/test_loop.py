@@ -3,9 +3,11 @@
 import itertools
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 from ray_sassl.methods import Method
 from ray_sassl.plugins import load_plugin
 from ray_sassl.process.errors import UsageError
-from ray_sassl.train import loop
-from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from ray_sassl.train import loop, saving
+from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, write_checkpoint
 from ray_sassl.train.checkpoint_folder import list_checkpoints
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.divergence import DivergedError
@@ -254,8 +256,35 @@ def test_frozen_weights_stay_as_they_were_drawn_also_under_weight_decay(tiny_con
 
 
 def test_a_checkpoint_is_left_at_the_end_of_every_epoch(tmp_path):
-    _train(tmp_path, epochs=2.5, keep_checkpoints=9)
+    _train(tmp_path, epochs=2.5, keep_checkpoints=9, checkpoint_min_s=0)
     assert [step for step, _ in list_checkpoints(str(tmp_path))] == [3, 6, 7]
+
+
+def test_an_epoch_that_ends_too_soon_after_a_checkpoint_leaves_none(tmp_path, monkeypatch):
+    context = LocalContext()
+    monkeypatch.setattr(saving.CheckpointWriter, "is_writing", lambda writer: False)
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: 20.0 * len(context.reports)))
+    _train(tmp_path, context=context, epochs=4, keep_checkpoints=9, checkpoint_min_s=100)
+    assert [step for step, _ in list_checkpoints(str(tmp_path))] == [3, 9, 12]
+
+
+def test_training_does_not_wait_for_a_checkpoint_that_is_written_for_longer_than_an_epoch(tmp_path, monkeypatch):
+    at_last_step, in_time = threading.Event(), []
+
+    class Context(LocalContext):
+        def report(self, metrics: dict[str, float]) -> None:
+            super().report(metrics)
+            if metrics["step"] == 9:
+                at_last_step.set()
+
+    def write(*args: Any) -> str:
+        in_time.append(at_last_step.wait(20))
+        return write_checkpoint(*args)
+
+    monkeypatch.setattr(saving, "write_checkpoint", write)
+    _train(tmp_path, context=Context(), epochs=3, keep_checkpoints=9, checkpoint_min_s=1e-9)
+    assert [step for step, _ in list_checkpoints(str(tmp_path))] == [3, 9]
+    assert in_time == [True, True]
 
 
 def test_checkpoints_are_left_every_so_many_steps_and_at_the_end(tmp_path):

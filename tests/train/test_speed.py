@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +10,15 @@ from typing import Any
 import pytest
 
 from ray_sassl import pipeline
+from ray_sassl.process import stages
 from ray_sassl.process.stages import RANK_STAGES, StageTimes, since
 from ray_sassl.runs import process
 from ray_sassl.style.augment import StyleAugmentation
 from ray_sassl.train import loop, prefetch, saving
+from ray_sassl.train import speed as measuring
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.speed import Stream, speed
 
-SLEEP_S = {"decode": 0.05, "views": 0.2}
-"""Others sleep for longer, since they come once a window or a step."""
 SLOW: dict[str, tuple[Any, str, str]] = {
     "read": (pipeline, "read_runs", "whose slowest stage is read .*data.cache_gb"),
     "decode": (pipeline, "_pixels", "whose slowest stage is decode .*stream.local_threads"),
@@ -29,21 +28,39 @@ SLOW: dict[str, tuple[Any, str, str]] = {
     "step": (loop, "_update", "computes its steps .*train.compile"),
     "checkpoint": (saving, "_when_copied", "stands still for checkpoints .*train.checkpoint_every"),
 }
-"""By stage: the function that sleeps, and what the sentence says."""
+"""By stage: the function that takes long, and what the sentence says."""
 
 
-def _slowly(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    def slow(*args: Any, **options: Any) -> Any:
-        time.sleep(seconds)
-        return function(*args, **options)
+class _Clock:
+    """A clock that a slow function moves on by a second; each look at it takes a microsecond."""
 
-    return slow
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def slowly(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any, **options: Any) -> Any:
+            self.now += 1
+            return function(*args, **options)
+
+        return slow
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    """What times are measured with."""
+    clock = _Clock()
+    for module in (stages, prefetch, measuring):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.mark.parametrize("stage", SLOW)
-def test_a_sleep_in_a_stage_makes_it_the_bottleneck(tiny_config, run_here, tmp_path, monkeypatch, stage):
+def test_a_slow_stage_is_the_bottleneck(tiny_config, run_here, tmp_path, monkeypatch, clock, stage):
     where, name, sentence = SLOW[stage]
-    monkeypatch.setattr(where, name, _slowly(getattr(where, name), SLEEP_S.get(stage, 0.6)))
+    monkeypatch.setattr(where, name, clock.slowly(getattr(where, name)))
     overrides = ["train.checkpoint_every=1"] if stage == "checkpoint" else []
     context = LocalContext()
     run = run_here(tiny_config("simclr", "stylize=color_statistics", "train.epochs=1.2", *overrides), tmp_path, context)
@@ -52,8 +69,8 @@ def test_a_sleep_in_a_stage_makes_it_the_bottleneck(tiny_config, run_here, tmp_p
     assert re.search(sentence, found), found
 
 
-def test_a_sleep_in_the_scores_makes_them_the_bottleneck(tiny_config, run_here, tmp_path, monkeypatch):
-    scores = SimpleNamespace(validation=_slowly(lambda backbone, check: {"knn_top1": 0.5}, 1.0), test=lambda backbone, check: {})
+def test_slow_scores_are_the_bottleneck(tiny_config, run_here, tmp_path, monkeypatch, clock):
+    scores = SimpleNamespace(validation=clock.slowly(lambda backbone, check: {"knn_top1": 0.5}), test=lambda backbone, check: {})
     monkeypatch.setattr(process, "online_scores", lambda config, device: scores)
     context = LocalContext()
     run_here(tiny_config("simclr", "train.evaluate_every=1", "train.epochs=1.2"), tmp_path, context)

@@ -13,6 +13,7 @@ from ray_sassl.config.files import to_yaml
 from ray_sassl.data.reading import cached_index
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.train.checkpoint import latest_checkpoint
+from ray_sassl.train.checkpoint_folder import list_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +31,7 @@ RUNS = {
     "dino": ("dino", CALM),
     "accumulated": ("byol", CALM, "train.accumulate=2"),
     "stopped": ("simclr", CALM, "train.epochs=1.9"),
+    "seldom": ("simclr", CALM, "train.checkpoint_every=2", "train.checkpoint_min_s=3600", "train.keep_checkpoints=9"),
     "unwritable": ("simclr", CALM, "train.checkpoint_every=2"),
     "diverging": ("simclr", "optim.base_lr=1e30", "optim.warmup_epochs=0", "method.projector_last_bn=false"),
 }
@@ -121,6 +123,18 @@ def test_a_checkpoint_that_the_first_worker_cannot_write_ends_all_workers_with_i
     assert errors[0] == errors[1]
     assert errors[0].startswith("CheckpointNotWrittenError: the checkpoint of step 4 could not be written")
     assert "The last whole one is" in errors[0]
+
+
+def test_the_first_worker_decides_whether_enough_time_has_passed_for_a_checkpoint(folder):
+    assert [_result(folder, "seldom", rank)["status"] for rank in range(2)] == ["finished", "finished"]
+    assert [step for step, _ in list_checkpoints(str(folder / "seldom-run"))] == [2, 6]
+
+
+def test_one_worker_reads_the_checkpoint_for_all(folder):
+    first, second = (_result(folder, "start", rank) for rank in range(2))
+    assert first == second
+    assert first["error"].startswith("BadCheckpointError: ")
+    assert "model.safetensors is not the file that was written" in first["error"]
 
 
 def test_only_the_first_worker_reports(folder):

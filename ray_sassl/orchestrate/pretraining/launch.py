@@ -35,6 +35,7 @@ from ray_sassl.orchestrate.pretraining.preflight import (
     check_resources,
     check_workers,
     resource_needs,
+    stream_needs,
     uses_gpu,
     worker_bundle,
 )
@@ -42,6 +43,7 @@ from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
 from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, stream_spec
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, WorkersFailedError, fit
 from ray_sassl.orchestrate.pretraining.worker import train_worker
+from ray_sassl.orchestrate.runtime.autoscaler import asked_for
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.definitions import read_definition
 from ray_sassl.orchestrate.runtime.devices import pretends_gpus
@@ -308,7 +310,8 @@ def _fit(
                 callbacks=cast(Any, [CheckpointBeforeResize(control, run_dir)]) if scaling.is_elastic else None,
             ),
         )
-        fit(trainer, control, watch, resource_needs(config, use_gpu), stop)
+        with asked_for(stream_needs(config)):
+            fit(trainer, control, watch, resource_needs(config, use_gpu), stop)
         release_reservation(run_dir)
 
 

@@ -4,6 +4,7 @@ workers. All but the cluster's are made before Ray is started, so an error in th
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.index import Index
@@ -114,6 +115,13 @@ def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[Need]:
         each = {"CPU": pool.num_cpus, "GPU": pool.num_gpus}
         needs.append(Need(f"{pool.min} stylizers (stream.pool.min)", pool.min, each, pool.node_group))
     return needs
+
+
+def stream_needs(config: ExperimentConfig) -> list[Need]:
+    """What the stream begins with, besides the training workers."""
+    stream, pool = config.stream, config.stream.pool
+    _, *needs = resource_needs(config, use_gpu=False)
+    return [replace(need, count=count) for need, count in zip(needs, (stream.initial_tasks, pool.initial or pool.min), strict=False)]
 
 
 def check_resources(config: ExperimentConfig, use_gpu: bool) -> None:

@@ -27,9 +27,8 @@ from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.stages import Spent
 from ray_sassl.runs.process import train_process
-from ray_sassl.train.checkpoint import Checkpoint, read_checkpoint
+from ray_sassl.train.checkpoint import Checkpoint, read_checkpoint_once
 from ray_sassl.train.checkpoint_folder import BadCheckpointError
-from ray_sassl.train.context import on_any_rank
 from ray_sassl.train.loop import share_of_batch
 from ray_sassl.train.speed import Speed, Stream
 from ray_sassl.train.watchdog import Beat
@@ -139,17 +138,16 @@ def train_worker(spec: dict[str, Any]) -> None:
 
 
 def _read_start(context: RayContext) -> tuple[Checkpoint | None, bool]:
-    """The checkpoint that the stream starts from (None at the beginning), and whether any worker has found it damaged."""
+    """The checkpoint that the stream starts from (None at the beginning), and whether it is damaged."""
     path = cast(str | None, ray.get(context.control.start.remote()))
     if path is None:
         return None, False
-    checkpoint = None
     try:
-        checkpoint = read_checkpoint(path)
+        return read_checkpoint_once(path, context), False
     except BadCheckpointError as error:
-        ray.get(context.control.refuse.remote(path, str(error)))
-    (is_refused,) = on_any_rank([checkpoint is None], context)
-    return checkpoint, is_refused
+        if context.rank == 0:
+            ray.get(context.control.refuse.remote(path, str(error)))
+        return None, True
 
 
 def _share_of_node(num_workers: int) -> int:

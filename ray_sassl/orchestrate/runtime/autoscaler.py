@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.exceptions
 
-from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, cluster_status, present, sum_of, without_room
+from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, cluster_status, grows, present, sum_of, without_room
 from ray_sassl.orchestrate.runtime.private import (
     DEAD,
     DRAINING,
@@ -26,7 +28,7 @@ from ray_sassl.orchestrate.runtime.private import (
     GangResourceRequest,
     ResourceRequest,
 )
-from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
+from ray_sassl.orchestrate.runtime.session import GROUP_LABEL, in_group
 from ray_sassl.process.console import open_console
 
 LOOK_EVERY_S = 2.0
@@ -89,6 +91,33 @@ class Waiting:
             f"there is no room for\n{chr(10).join(lines)}\non the nodes that are up ({num_nodes}), and no other will be started for it.\n"
             f"{chr(10).join(sums)}\nAsk for less (a share of a CPU is allowed), or let the cluster have more or larger nodes.{hint}"
         )
+
+
+@ray.remote
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def asked_for(needs: Sequence[Need]) -> Iterator[None]:
+    """Within it, a cluster that grows is asked for nodes for all of the needs at once, also for those whose work begins later.
+
+    Tasks that do nothing wait for the nodes; they have ended before work of others comes, and at the end of the block those that still wait
+    are withdrawn. Ray Train and Ray Data ask too, but Data not before the training workers are there.
+    """
+    if not grows():
+        yield
+        return
+    asked = []
+    for need in needs:
+        where: dict[str, Any] = {"label_selector": in_group(need.group)} if need.group is not None else {}
+        task = _nothing.options(num_cpus=need.each.get("CPU", 0.0), num_gpus=need.each.get("GPU", 0.0), max_retries=0, **where)
+        asked += [task.remote() for _ in range(need.count)]
+    try:
+        yield
+    finally:
+        for task in asked:
+            ray.cancel(task)
 
 
 def first_ended(refs: Sequence[ray.ObjectRef], needs: Sequence[Need]) -> ray.ObjectRef:

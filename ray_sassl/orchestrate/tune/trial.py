@@ -82,7 +82,7 @@ class TrialSpec:
         if scaling.num_workers == 0 and scaling.threads_per_worker is None:
             scaling = scaling.model_copy(update={"threads_per_worker": max(1, int(scaling.cpus_per_worker))})
         if self.study.scheduler == "pbt":
-            train = train.model_copy(update={"checkpoint_every": train.evaluate_every})
+            train = train.model_copy(update={"checkpoint_every": train.evaluate_every, "checkpoint_min_s": 0.0})
         return without_test(config.model_copy(update={"scaling": scaling, "train": train}))
 
 

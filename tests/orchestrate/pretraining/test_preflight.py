@@ -8,6 +8,7 @@ import pytest
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.orchestrate.pretraining import launch
+from ray_sassl.orchestrate.pretraining.preflight import stream_needs
 from ray_sassl.process.errors import UsageError
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 
@@ -28,6 +29,22 @@ def test_a_batch_that_is_larger_than_the_data_set_is_refused(tmp_path: Path):
         launch.pretrain(larger, str(tmp_path / "run"))
     with pytest.raises(AssertionError, match="Ray was started"):
         launch.pretrain(config, str(tmp_path / "run"))
+
+
+def test_the_stream_begins_with_its_first_tasks_and_stylizers(tmp_path: Path):
+    changes = ["stream.initial_tasks=6", "stream.node_group=decode"]
+    config = apply_overrides(small_config(write_shards(tmp_path)), changes)
+    assert [(need.count, need.each, need.group) for need in stream_needs(config)] == [(6, {"CPU": config.stream.num_cpus}, "decode")]
+    pool = [
+        "stylize=color_statistics",
+        "stream.layout=pool",
+        "stream.pool.max=4",
+        "stream.pool.num_gpus=0.5",
+        "stream.pool.node_group=style",
+    ]
+    _, stylizers = stream_needs(apply_overrides(config, pool))
+    assert (stylizers.count, stylizers.each["GPU"], stylizers.group) == (1, 0.5, "style")
+    assert [need.count for need in stream_needs(apply_overrides(config, [*pool, "stream.pool.initial=3"]))] == [6, 3]
 
 
 def test_data_of_which_too_much_cannot_be_listed_is_refused(tmp_path: Path):

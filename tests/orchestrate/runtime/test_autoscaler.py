@@ -5,14 +5,15 @@
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 from ray.core.generated.autoscaler_pb2 import DEAD, AutoscalingState, GangResourceRequest, GetClusterStatusReply, PendingInstanceRequest
 
 from ray_sassl.orchestrate.runtime import autoscaler
-from ray_sassl.orchestrate.runtime.autoscaler import PATIENCE_S, Announcer, Waiting
-from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, without_room
+from ray_sassl.orchestrate.runtime.autoscaler import PATIENCE_S, Announcer, Waiting, asked_for
+from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, cluster_status, without_room
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 
 TRAIN = Need("2 training workers", 2, {"CPU": 1.0, "GPU": 1.0}, "train")
@@ -105,6 +106,36 @@ def test_what_others_cannot_have_is_not_ours_to_give_up_for(seen):
     other.infeasible_resource_requests.add(resources_bundle={"CPU": 1000.0})
     assert seen(other, seconds=PATIENCE_S + 5)
     assert seen(other, seconds=PATIENCE_S + 5)
+
+
+@pytest.mark.ray
+def test_a_cluster_that_grows_is_asked_for_all_needs_at_once_until_the_work_ends(ray_cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(autoscaler, "grows", lambda: True)
+    needs = [Need("tasks", 3, {"CPU": 7.0}, "decode"), Need("stylizers", 2, {"CPU": 1.0, "GPU": 0.5}, "stylize")]
+    with asked_for(needs):
+        _until(lambda: _asked() == {(7.0, 0.0, "decode"): 3, (1.0, 0.5, "stylize"): 2})
+    _until(lambda: not _asked())
+    monkeypatch.setattr(autoscaler, "grows", lambda: False)
+    with asked_for(needs):
+        assert not _asked()
+
+
+def _asked() -> dict[tuple[float, float, str], int]:
+    """How many requests of CPUs and GPUs of a group wait for a node."""
+    found = {}
+    for counted in cluster_status().cluster_resource_state.pending_resource_requests:
+        amounts = counted.request.resources_bundle
+        groups = [label for one in counted.request.label_selectors for rule in one.label_constraints for label in rule.label_values]
+        if groups:
+            found[amounts["CPU"], amounts["GPU"], groups[0]] = counted.count
+    return found
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_the_wait_is_announced_when_it_changes_and_once_a_minute(monkeypatch: pytest.MonkeyPatch):

@@ -85,13 +85,17 @@ def test_a_run_brings_up_what_it_needs_and_everything_goes_after_it(cluster: Gro
 
 
 def test_a_run_that_no_group_has_room_for_says_what_it_waits_for_and_ends_with_the_sum(cluster: GrowingCluster, tmp_path: Path):
-    driver = cluster.start_driver("hopeless", "pretrain", _config(tmp_path, 1), "scaling.num_workers=2", "--run-dir", str(tmp_path / "run"))
+    words = ["scaling.num_workers=2", "stream.initial_tasks=2", "--run-dir", str(tmp_path / "run")]
+    began = time.time()
+    driver = cluster.start_driver("hopeless", "pretrain", _config(tmp_path, 1), *words)
     assert driver.wait(240) == 2, cluster.output("hopeless")
     said = cluster.output("hopeless")
     assert "waiting: no room yet for 2 x 1 CPU, 1 GPU on the group train for 2 training workers (scaling.num_workers)" in said
     assert "there is no room for" in said
     assert "In total it needs 3 GPUs, and the cluster has" in said
     assert "  2 for 2 training workers (scaling.num_workers)" in said
+    came = {name: max(look.count(name) for look in cluster.looks() if look.time >= began) for name in ("decode", "stylize")}
+    assert came == {"decode": 2, "stylize": 2}, "nodes of the stream are asked for before there are training workers"
     cluster.wait_for(lambda look: look.workers == 0, 120)
     _check_bounds(cluster)
 

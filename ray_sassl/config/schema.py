@@ -64,7 +64,8 @@ class EvaluateConfig(FrozenConfig):
     """At most so many train, validation and test images are used by the run itself; `ray-sassl evaluate` uses all."""
     keep_gb: float = Field(default=4.0, ge=0)
     """A run keeps up to so many GB (10^9 bytes) of these train and validation images in memory, half of it for either: decoded if all
-    fit, or else encoded. So only the first scores of a run read them; 10,000 images of ImageNet have about 1.1 GB."""
+    fit, or else encoded; each of its workers keeps the share that it scores. So only the first scores of a run read them; 10,000 images of
+    ImageNet have about 1.1 GB."""
 
     @property
     def view(self) -> EvaluationView:

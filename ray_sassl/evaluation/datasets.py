@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow, Quarantine
 from ray_sassl.data.reading import alike, all_labels, each_group, kept_index
 from ray_sassl.evaluation.apart import check_train_and_test
-from ray_sassl.evaluation.images import chosen_groups, chosen_rows, decoded
+from ray_sassl.evaluation.images import BATCH_ROWS, EvaluationBatch, chosen_parts, chosen_rows, decoded
 from ray_sassl.evaluation.scores import check_classes
 from ray_sassl.evaluation.splits import held_out
 from ray_sassl.process.errors import UsageError
@@ -38,6 +39,10 @@ class LabeledImages:
         index: Of the data set, if it is known already.
         wanted: (num_rows,) bool by sample id: only these rows; not given: all.
         keep_bytes: How much memory they may take between two passes.
+
+    Attributes:
+        rank: Of the processes that share the batches, the number of this one, which keeps its own share.
+        world_size: How many processes share them.
     """
 
     def __init__(
@@ -49,11 +54,13 @@ class LabeledImages:
         wanted: np.ndarray | None = None,
         *,
         keep_bytes: int = _KEPT_BYTES,
+        world_size: int = 1,
     ) -> None:
         self.config, self.view, self.limit, self.wanted = config, as_view(view), limit, wanted
+        self.rank, self.world_size = 0, world_size
         self._keep_bytes = keep_bytes
-        self._decoded: list[tuple[np.ndarray, np.ndarray]] | None = None
-        self._encoded: dict[int, Rows | None] = {}
+        self._decoded: list[EvaluationBatch] | None = None
+        self._encoded: dict[tuple[int, int], Rows] = {}
         self._encoded_bytes = 0
         if index is not None:
             self.index = index
@@ -74,46 +81,71 @@ class LabeledImages:
         labels = labels if self.wanted is None else labels[self.wanted]
         return labels[labels != NO_LABEL]
 
+    @cached_property
+    def _parts(self) -> tuple[list[tuple[int, int]], int]:
+        return chosen_parts(self.index, self.limit, self.wanted)
+
+    @property
+    def num_rounds(self) -> int:
+        """The largest number of batches of one process."""
+        return -(-len(self._parts[0]) // self.world_size)
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in self.batches():
+            yield batch.images, batch.labels
+
+    def batches(self, rank: int | None = None) -> Iterator[EvaluationBatch]:
+        """The batches of a process, by default of this one; those of all processes are the batches of one that is alone."""
+        if rank is not None and rank != self.rank:
+            yield from self._read(rank, keep=False)
+            return
         if self._decoded is not None:
             yield from self._decoded
             return
-        rows = min(self.index.num_rows, self.limit or self.index.num_rows)
+        rows = min(self.index.num_rows, self.limit or self.index.num_rows, self.num_rounds * min(self._parts[1], BATCH_ROWS))
         is_kept = rows * self.view.size_px**2 * 3 <= self._keep_bytes
-        kept: list[tuple[np.ndarray, np.ndarray]] = []
-        for batch in decoded(self._parts(keep=not is_kept), self.config.max_pixels, self.view, self.quarantine.add):
+        kept: list[EvaluationBatch] = []
+        for batch in self._read(self.rank, keep=not is_kept):
             if is_kept:
-                kept.append((batch.images, batch.labels))
-            yield batch.images, batch.labels
+                kept.append(batch)
+            yield batch
         self._decoded = kept if is_kept else None
 
-    def _parts(self, *, keep: bool) -> Iterator[Rows | None]:
-        """The encoded images by row group, from memory as far as they are kept."""
-        groups, rows_per_group = chosen_groups(self.index, self.limit, self.wanted)
-        fresh = each_group(self.index, [group for group in groups if group not in self._encoded])
-        for group in groups:
-            if group not in self._encoded:
-                rows = chosen_rows(next(fresh), rows_per_group, self.wanted)
-                num_bytes = sum(len(image) for image in rows.encoded if isinstance(image, bytes)) if rows is not None else 0
-                if not keep or self._encoded_bytes + num_bytes > self._keep_bytes:
-                    yield rows
-                    continue
-                self._encoded[group] = rows
-                self._encoded_bytes += num_bytes
-            yield self._encoded[group]
+    def _read(self, rank: int, *, keep: bool) -> Iterator[EvaluationBatch]:
+        return decoded(self._share(rank, keep=keep), self.config.max_pixels, self.view, self.quarantine.add)
+
+    def _share(self, rank: int, *, keep: bool) -> Iterator[Rows | None]:
+        """The encoded images by batch, from memory as far as they are kept."""
+        parts, rows_per_group = self._parts
+        mine = parts[rank :: self.world_size]
+        fresh = each_group(self.index, list(dict.fromkeys(group for group, part in mine if (group, part) not in self._encoded)))
+        read, rows = -1, None
+        for group, part in mine:
+            if (found := self._encoded.get((group, part))) is None:
+                if read != group:
+                    read, rows = group, chosen_rows(next(fresh), rows_per_group, self.wanted)
+                found = rows.at(np.arange(len(rows))[part * BATCH_ROWS : (part + 1) * BATCH_ROWS]) if rows is not None else None
+                num_bytes = sum(len(image) for image in found.encoded if isinstance(image, bytes)) if found is not None else 0
+                if keep and found is not None and self._encoded_bytes + num_bytes <= self._keep_bytes:
+                    self._encoded[group, part] = found
+                    self._encoded_bytes += num_bytes
+            yield found
 
 
-def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledImages]:
+def selection_images(evaluate: EvaluateConfig, world_size: int = 1) -> tuple[LabeledImages, LabeledImages]:
     """What scores during a run are fitted on, and what they are measured on: train images and validation images, never test images.
+
+    Args:
+        world_size: How many processes share them.
 
     Raises:
         UsageError: `evaluate.train` has no labels, or too few images to leave some of them out.
     """
     assert evaluate.train is not None
     view, limit = evaluate.view, evaluate.online_rows
-    keep_bytes = int(evaluate.keep_gb * 1e9 / 2)
+    share: dict[str, Any] = {"keep_bytes": int(evaluate.keep_gb * 1e9 / 2 / world_size), "world_size": world_size}
     if evaluate.own_validation is not None:
-        train, validation = (LabeledImages(data, view, limit, keep_bytes=keep_bytes) for data in (evaluate.train, evaluate.own_validation))
+        train, validation = (LabeledImages(data, view, limit, **share) for data in (evaluate.train, evaluate.own_validation))
         check_same_names(train.index, validation.index)
         return train, validation
     index = kept_index(evaluate.train)
@@ -130,7 +162,7 @@ def selection_images(evaluate: EvaluateConfig) -> tuple[LabeledImages, LabeledIm
         ) from error
     masks = np.zeros((2, index.num_rows), bool)
     masks[0, places[~aside]] = masks[1, places[aside]] = True
-    train, validation = (LabeledImages(evaluate.train, view, limit, index, mask, keep_bytes=keep_bytes) for mask in masks)
+    train, validation = (LabeledImages(evaluate.train, view, limit, index, mask, **share) for mask in masks)
     return train, validation
 
 

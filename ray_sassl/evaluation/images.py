@@ -21,6 +21,8 @@ _BATCHES_AHEAD = 1
 
 _SPREAD_GROUPS = 64
 
+BATCH_ROWS = 256
+
 
 @dataclass(frozen=True)
 class EvaluationBatch:
@@ -60,7 +62,12 @@ def evaluation_images(
 
 
 def decoded(
-    parts: Iterable[Rows | None], max_pixels: int, view: EvaluationView | int, on_bad: OnBad, batch_size: int = 256, num_threads: int = 2
+    parts: Iterable[Rows | None],
+    max_pixels: int,
+    view: EvaluationView | int,
+    on_bad: OnBad,
+    batch_size: int = BATCH_ROWS,
+    num_threads: int = 2,
 ) -> Iterator[EvaluationBatch]:
     """The images of the parts in batches; while the caller works on one batch, the threads decode the next."""
     batches = ((rows, rows.sample_id[at : at + batch_size]) for rows in parts if rows is not None for at in range(0, len(rows), batch_size))
@@ -96,6 +103,15 @@ def chosen_groups(index: Index, limit: int | None, wanted: np.ndarray | None) ->
     num = min(len(every), max(_SPREAD_GROUPS, math.ceil(limit * len(every) / num_rows)))
     groups = every[np.unique(np.linspace(0, len(every) - 1, num).round().astype(int))]
     return groups.tolist(), max(1, limit // len(groups))
+
+
+def chosen_parts(index: Index, limit: int | None, wanted: np.ndarray | None) -> tuple[list[tuple[int, int]], int]:
+    """The batches that the chosen rows make, as (row group, number of the batch in it) in the order of the rows, and how many rows to take
+    from each group. Where rows have no label, a group has fewer batches than that."""
+    groups, rows_per_group = chosen_groups(index, limit, wanted)
+    counts = index.group_rows if wanted is None else _counts(index, wanted)
+    num_parts = -(-np.minimum(counts[groups], rows_per_group) // BATCH_ROWS)
+    return [(group, part) for group, num in zip(groups, num_parts.tolist(), strict=True) for part in range(num)], rows_per_group
 
 
 def _counts(index: Index, wanted: np.ndarray) -> np.ndarray:

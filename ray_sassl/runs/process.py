@@ -94,10 +94,10 @@ def train_process(
     method = build_method(config, run_dir)
     evaluated = network_of(method, config.evaluate.network, config.evaluate.layer)
     record, validation, last = None, None, None
+    if (scores := online_scores(config, context)) is not None:
+        validation, last = (lambda _, check: scores.validation(evaluated, check)), (lambda _, check: scores.test(evaluated, check))
     if context.rank == 0:
-        if (scores := online_scores(config, context.device)) is not None:
-            validation, last = (lambda _, check: scores.validation(evaluated, check)), (lambda _, check: scores.test(evaluated, check))
-        elif config.evaluate.final_test:
+        if scores is None and config.evaluate.final_test:
             last = _neighbors(config, run_dir, evaluated, context.device)
         step = resume.step if resume else 0
         record = MetricsLog(run_dir, config.tracking, config.model_dump(mode="json"), resume_step=step)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -148,6 +149,32 @@ def bytes_from_rank_zero(content: bytes, size: int) -> bytes:
     shared = torch.frombuffer(bytearray(content or size), dtype=torch.uint8)
     dist.broadcast(shared, src=0, group=_cpu_group())
     return content or shared.numpy().tobytes()
+
+
+def to_rank_zero(mine: Any, context: Context) -> list[Any]:
+    """On rank 0 each rank's object, in the order of the ranks, on the others nothing; every rank must call it at the same step."""
+    if context.world_size == 1:
+        return [mine]
+    found = [None] * context.world_size if context.rank == 0 else None
+    dist.gather_object(mine, found, group=_cpu_group())
+    return found or []
+
+
+@contextmanager
+def buffers_of_rank_zero(network: nn.Module, context: Context) -> Iterator[None]:
+    """Within the block the network's buffers, such as running statistics, are those of rank 0, whose network the checkpoints have; then its
+    own again. Every rank must do so at the same step."""
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()] if context.world_size > 1 else []
+    own = [buffer.clone() for buffer in buffers]
+    try:
+        with torch.no_grad():
+            for buffer in buffers:
+                dist.broadcast(buffer, 0)
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, own, strict=True):
+                buffer.copy_(value)
 
 
 @lru_cache(maxsize=1)

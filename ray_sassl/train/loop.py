@@ -137,9 +137,9 @@ class Job:
         batches: This rank's stream, in parts as `share_of_batch` says.
         num_rows: Rows of the data set, bad ones included.
         resume: The checkpoint to continue from.
-        evaluate: Scores the backbone on validation images; called on rank 0, with a function to call now and then, which may raise an
-            `EvaluationStoppedError`.
-        final_test: The same on test images, once the run is complete and saved; called on rank 0.
+        evaluate: Scores the backbone on validation images; called on all ranks at the same steps, with a function to call now and then,
+            which may raise an `EvaluationStoppedError`. If it does so on one rank, it must on all. The scores are those of rank 0.
+        final_test: The same on test images, once the run is complete and saved.
         record: Rank 0's metrics log; None on the others.
         same_class: How often images that are compared or styled are of one class, for the record; see `runs/same_class.py`. On rank 0.
         extra_state: Facts to keep in every checkpoint, such as the data's fingerprint.
@@ -495,9 +495,8 @@ def _evaluations_until(step: int, config: TrainConfig, progress: Progress) -> in
 
 
 def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progress, is_pressed: Callable[[], bool]) -> bool:
-    """Compute the scores and record them; returns whether that is done, and not cut short because time presses. Only rank 0 has `evaluate`;
-    the other ranks continue and wait for it at the next step. Without labeled images only the evaluation's number is reported: the step's
-    line in the record was written before.
+    """Compute the scores and record them; returns whether that is done, and not cut short because time presses. Every rank must call it at
+    the same steps. Without labeled images only the evaluation's number is reported: the step's line in the record was written before.
     """
     reached = {EVALUATION: number, "epoch": progress.epoch(step)}
     if job.evaluate is not None:

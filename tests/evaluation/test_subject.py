@@ -29,8 +29,8 @@ from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
 from ray_sassl.experiments import load_experiment
 from ray_sassl.process.errors import UsageError
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
+from ray_sassl.train.context import LocalContext
 
-CPU = torch.device("cpu")
 COLORS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220]])
 
 
@@ -64,7 +64,7 @@ def test_raw_pixels_tell_plain_colors_apart(config):
 
 
 def test_the_online_score_decodes_its_images_once(config, monkeypatch: pytest.MonkeyPatch):
-    scorer = online_scores(config, CPU)
+    scorer = online_scores(config, LocalContext())
     assert scorer is not None
     first = scorer.validation(RawPixels())
     assert first["knn_top1"] == 1.0
@@ -73,11 +73,11 @@ def test_the_online_score_decodes_its_images_once(config, monkeypatch: pytest.Mo
 
 
 def test_what_is_scored_during_a_run_is_a_choice(config):
-    both = online_scores(apply_overrides(config, ["evaluate.online=both"]), CPU)
+    both = online_scores(apply_overrides(config, ["evaluate.online=both"]), LocalContext())
     assert both is not None
     assert both.validation(RawPixels()) == {"knn_top1": 1.0, "linear_top1": 1.0}
     assert both.test(RawPixels()) == {"test_knn_top1": 1.0, "test_linear_top1": 1.0}
-    linear = online_scores(apply_overrides(config, ["evaluate.online=linear"]), CPU)
+    linear = online_scores(apply_overrides(config, ["evaluate.online=linear"]), LocalContext())
     assert linear is not None
     assert set(linear.validation(RawPixels())) == {"linear_top1"}
 
@@ -87,7 +87,7 @@ def _refuse(*args: object) -> None:
 
 
 def test_scoring_leaves_the_encoder_in_training_mode(config):
-    scorer = online_scores(config, CPU)
+    scorer = online_scores(config, LocalContext())
     assert scorer is not None
     backbone = untrained_backbone(config).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
@@ -105,7 +105,7 @@ def test_classes_that_the_images_scored_on_during_a_run_cannot_tell_are_named(ca
 
 
 def test_without_labeled_data_there_is_no_online_score(config):
-    assert online_scores(apply_overrides(config, ["evaluate.train=null"]), CPU) is None
+    assert online_scores(apply_overrides(config, ["evaluate.train=null"]), LocalContext()) is None
 
 
 def test_evaluation_without_labeled_data_says_what_to_set(config, tmp_path):

@@ -385,12 +385,8 @@ def _blocks_in_threads(
     teach: Teach | None,
 ) -> Iterator[Arrays]:
     """The finished blocks in order. Images are read here and decoded in threads; one block at a time is stylized, or seen by a teacher."""
-    stylizes, teaches = Lock(), Lock()
-
-    def targets(views: np.ndarray) -> np.ndarray:
-        assert teach is not None
-        with teaches:
-            return teach(views)
+    stylizes = Lock()
+    teach = one_at_a_time(teach)
 
     def stylize(images: np.ndarray, key: DrawKey, finish: Callable[[Tensor, np.ndarray], Tensor] | None = None) -> np.ndarray:
         assert stylize_block is not None
@@ -402,8 +398,7 @@ def _blocks_in_threads(
         cropped = _crop_block(source, *piece, seen, bad.extend, times)
         if not len(cropped.sample_id):
             return None, bad
-        with_style, with_targets = stylize if stylize_block else None, targets if teach else None
-        return finish_block(source, cropped, with_style, times=times, teach=with_targets), bad
+        return finish_block(source, cropped, stylize if stylize_block else None, times=times, teach=teach), bad
 
     pieces = encoded_windows(source, windows(source, epochs, seen), seen, times)
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
@@ -416,6 +411,19 @@ def _blocks_in_threads(
                 yield block
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def one_at_a_time(teach: Teach | None) -> Teach | None:
+    """The teacher, which threads that call it at once wait for."""
+    if teach is None:
+        return None
+    turn = Lock()
+
+    def taught(views: np.ndarray) -> np.ndarray:
+        with turn:
+            return teach(views)
+
+    return taught
 
 
 def rebatch(blocks: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,3 +13,29 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
+
+
+class UploadsAside:
+    """Uploads beside what the device computes, on a CUDA stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def start(self, move: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Start the upload that `move` makes; the function that is returned gives its tensor to the stream that is current by then, which
+        waits for the upload."""
+        if self._stream is None:
+            moved = move()
+            return lambda: moved
+        with torch.cuda.stream(self._stream):
+            moved, uploaded = move(), torch.cuda.Event()
+            uploaded.record()
+
+        def take() -> Tensor:
+            here = torch.cuda.current_stream(self._device)
+            here.wait_event(uploaded)
+            moved.record_stream(here)  # so that its memory is not given to the next upload before it was used
+            return moved
+
+        return take

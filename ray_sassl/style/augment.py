@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -22,6 +23,8 @@ from ray_sassl.files.paths import LocalPath
 from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import as_float, to_uint8, upload
+from ray_sassl.nn.upload import UploadsAside
+from ray_sassl.nn.upload import upload as transfer
 from ray_sassl.plugins import FrozenConfig
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer
@@ -179,20 +182,27 @@ class BlockStyles:
             needed = np.union1d(needed, params.partner[params.apply])
         z_c = torch.zeros((len(params.apply), code_size), device=device)
         if len(needed):
-            z_c[torch.from_numpy(needed).to(device)] = embed(needed)
-        z_s = z_c[torch.from_numpy(params.partner).to(device)] if params.code is None else torch.from_numpy(params.code).to(device)
-        alpha, beta = (torch.from_numpy(values).to(device, torch.float32) for values in (params.alpha, params.beta))
+            z_c[_on(device, needed)] = embed(needed)
+        z_s = z_c[_on(device, params.partner)] if params.code is None else _on(device, params.code)
+        alpha, beta = (_on(device, values.astype(np.float32)) for values in (params.alpha, params.beta))
         return cls(z_c, z_s, alpha, beta)
 
     def blend(self, stylizer: Stylizer, content: Tensor, rows: np.ndarray) -> Tensor:
         """Algorithm 1 on the images `content` (n, 3, H, W) in some rows (n,)."""
-        at = torch.from_numpy(rows).to(content.device)
+        at = _on(content.device, rows)
         return blend(stylizer, content, self.z_c[at], self.z_s[at], self.alpha[at], self.beta[at])
+
+
+def _on(device: torch.device, values: np.ndarray) -> Tensor:
+    """The values on the device, by a copy that the host does not wait for."""
+    return transfer(torch.from_numpy(values), device)
 
 
 @dataclass(frozen=True, eq=False)
 class StyleAugmentation:
     """Style augmentation of views with one stylizer.
+
+    Several threads may call it. One at a time computes, so that memory is that of one; the others upload their pixels meanwhile.
 
     Attributes:
         stylizer: Computes style codes and renders styles.
@@ -207,6 +217,11 @@ class StyleAugmentation:
     device: torch.device
     bank: StyleBank | None = None
     chunks: Chunks = field(default_factory=Chunks)
+    _turn: Lock = field(default_factory=Lock, init=False, repr=False)
+    _uploads: UploadsAside = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_uploads", UploadsAside(self.device))
 
     @torch.inference_mode()
     def stylize(self, images: np.ndarray, key: DrawKey, finish: Callable[[Tensor, np.ndarray], Tensor] | None = None) -> np.ndarray:
@@ -223,11 +238,23 @@ class StyleAugmentation:
         changed = np.flatnonzero(params.apply) if finish is None else np.arange(len(images))
         if not len(changed):
             return images
+        pixels = self._uploads.start(lambda: upload(images, self.device))
+        with self._turn:
+            return self._change(images, pixels(), params, changed, finish)
+
+    def _change(
+        self,
+        images: np.ndarray,
+        pixels: Tensor,
+        params: StyleParams,
+        changed: np.ndarray,
+        finish: Callable[[Tensor, np.ndarray], Tensor] | None,
+    ) -> np.ndarray:
+        """The view with these rows (n,) changed; `pixels` are the images on the device."""
         most = max(1, _CPU_PIXELS // math.prod(images.shape[1:3])) if self.device.type == "cpu" else None
-        pixels = upload(images, self.device)
 
         def content(rows: np.ndarray) -> Tensor:
-            return as_float(pixels.index_select(0, torch.from_numpy(rows).to(self.device)))
+            return as_float(pixels.index_select(0, _on(self.device, rows)))
 
         def embed(rows: np.ndarray) -> Tensor:
             return torch.cat([codes for _, codes in self.chunks.map(lambda part: self.stylizer.embed(content(part)), rows, most)])
@@ -240,7 +267,7 @@ class StyleAugmentation:
             if len(stylized) == len(rows):
                 x = styles.blend(self.stylizer, x, rows)
             elif len(stylized):
-                at = torch.from_numpy(stylized).to(self.device)
+                at = _on(self.device, stylized)
                 x[at] = styles.blend(self.stylizer, x[at], rows[stylized])
             return to_uint8(x if finish is None else finish(x, rows))
 

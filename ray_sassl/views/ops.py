@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ray_sassl.nn.upload import upload
 from ray_sassl.views.draw import JITTER_OPS, ViewParams
 
 _GRAY_WEIGHTS = (0.299, 0.587, 0.114)
@@ -35,8 +36,8 @@ def _apply(operation: Callable[[Tensor, Tensor], Tensor], views: Tensor, chosen:
     rows = np.flatnonzero(chosen)
     if len(rows) == 0:
         return
-    index = torch.from_numpy(rows).to(views.device)
-    amounts = torch.from_numpy(np.ascontiguousarray(values[rows])).to(views.device, views.dtype)
+    index = upload(torch.from_numpy(rows), views.device)
+    amounts = upload(torch.from_numpy(np.ascontiguousarray(values[rows])).to(views.dtype), views.device)
     views[index] = operation(views[index], amounts)
 
 
@@ -64,7 +65,7 @@ def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
     safe_chroma = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
     sextant = difference / safe_chroma + 2 * largest + 6 * shifts[:, None, None]
     # Each channel falls from `value` to `value - chroma` with its distance on the circle from its own primary color.
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype)[:, None, None]
+    offsets = torch.arange(5, 0, -2, device=images.device, dtype=images.dtype)[:, None, None]
     k = (sextant[:, None] + offsets).remainder(6)
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 

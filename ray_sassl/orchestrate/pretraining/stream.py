@@ -33,13 +33,14 @@ from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
 from ray_sassl.orchestrate.runtime.private import ExecutionCallback
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.runtime.weights import receive_weights
-from ray_sassl.pipeline import StylizeBlock, Teach, ViewSource, finish_block, without
+from ray_sassl.pipeline import StylizeBlock, Teach, ViewSource, finish_block, one_at_a_time, without
 from ray_sassl.train.checkpoint_folder import BadCheckpointError, newest_seen
 from ray_sassl.types import Arrays
 
 if TYPE_CHECKING:
     from ray_sassl.config.schema import ExperimentConfig
 
+_BLOCKS_AT_ONCE = 2
 _STEP_PAUSE_S = 0.025
 _LOOK_EVERY_S = 1.0
 _RUN = "ray_sassl.runs.directory"
@@ -192,13 +193,20 @@ def make_stream(
                 batch_size=1 if spec.actor_num_gpus else None,  # a block is one row, and Ray needs a number if there are GPUs
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
-                compute=ActorPoolStrategy(**cast(Any, spec.pool)),
+                compute=pool_strategy(spec),
                 # Ray does not fuse stages that request different resources, so one byte of memory prevents it from fusing these two if they
                 # take the same share of a CPU: then only the actors would decode.
                 memory=1,
                 **cast(dict[str, Any], {"label_selector": group} if group else {}),
             )
     raise AssertionError(spec.layout)
+
+
+def pool_strategy(spec: StreamSpec) -> ActorPoolStrategy:
+    """The pool of a spec. An actor with a GPU has two blocks, so that the next one is uploaded while one is stylized; never more, so that
+    its memory is bounded."""
+    both: dict[str, Any] = {"max_concurrent_calls_per_actor": _BLOCKS_AT_ONCE, "enable_true_multi_threading": True}
+    return ActorPoolStrategy(**cast(Any, spec.pool), **(both if spec.actor_num_gpus else {}))
 
 
 def _stages(spec: StreamSpec) -> list[Stage]:
@@ -256,7 +264,10 @@ class FusedStage:
 
 
 class StyleActor:
-    """One actor of the pool: the stylizer with its weights, then the color operations, then the teacher's features if there is one."""
+    """One actor of the pool: the stylizer with its weights, then the color operations, then the teacher's features if there is one.
+
+    Two threads may call it, see `pool_strategy`; one at a time is stylized, and one at a time seen by the teacher.
+    """
 
     def __init__(
         self,
@@ -271,7 +282,7 @@ class StyleActor:
         self._source, self._run, self._times = source, run, stage_times(control)
         self._device_type = device_type(num_gpus)
         self._stylize = _stylize(config_yaml, self._device_type, int(num_cpus), keeper)
-        self._teach = _teach(config_yaml, storage.parent(source.index_path), self._device_type, int(num_cpus))
+        self._teach = one_at_a_time(_teach(config_yaml, storage.parent(source.index_path), self._device_type, int(num_cpus)))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):

@@ -17,7 +17,7 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
 from ray_sassl.orchestrate.pretraining.exchange import make_exchange, part_reader
 from ray_sassl.orchestrate.pretraining.feeding import pieces
-from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
+from ray_sassl.orchestrate.pretraining.stream import make_stream, pool_strategy, stream_spec
 from ray_sassl.pipeline import ViewSource, local_batches
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import build_stylize_block, view_source
@@ -60,6 +60,19 @@ def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: N
         assert mine.keys() == theirs.keys()
         for name, array in theirs.items():
             np.testing.assert_array_equal(mine[name], array, err_msg=name)
+
+
+def test_an_actor_with_a_share_of_a_gpu_works_on_two_blocks_and_one_without_on_one(tmp_path: Path):
+    config = small_config(write_shards(tmp_path))
+    run_dir = str(tmp_path / "run")
+    prepare_run_dir(config, run_dir, resume=False)
+    limits = []
+    for num_gpus in (0, 0.25):
+        pool = pool_strategy(
+            stream_spec(apply_overrides(config, [f"stream.pool.num_gpus={num_gpus}", "stream.layout=pool"]), view_source(config, run_dir))
+        )
+        limits.append((pool.max_concurrent_calls_per_actor, pool.enable_true_multi_threading))
+    assert limits == [(None, False), (2, True)]
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,10 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pids: list[int]) -> dict[int, float]:
-    """User and system time of each process that is still there."""
-    return {pid: (int(fields[11]) + int(fields[12])) / _TICKS for pid in pids if (fields := _stat(pid))}
+def cpu_seconds(pids: list[int], *, ended: bool = False) -> dict[int, float]:
+    """User and system time of each process that is still there; with `ended` also of the children that it has waited for."""
+    until = 15 if ended else 13
+    return {pid: sum(map(int, fields[11:until])) / _TICKS for pid in pids if (fields := _stat(pid))}
 
 
 def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:
@@ -107,7 +108,8 @@ def command(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the state on: [1] is the parent, [11] and [12] user and system ticks."""
+    """The fields of /proc/PID/stat from the state on: [1] is the parent, [11] and [12] user and system ticks,
+    [13] and [14] those of children that were waited for."""
     lines = _lines(f"/proc/{pid}/stat")
     return lines[0].rpartition(")")[2].split() if lines else None
 

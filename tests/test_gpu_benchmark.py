@@ -16,7 +16,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
-SIZES = ["--batch-size", "4", "--size-px", "32", "--steps", "1", "--rounds", "1", "--images", "12", "--network", "resnet18"]
+SIZES = ["--batch-size", "4", "--size-px", "32", "--steps", "1", "--rounds", "1", "--images", "12", "--network", "resnet20"]
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_it_runs_on_a_cpu_without_ray(tmp_path: Path):
     out = tmp_path / "gpu.json"
     subprocess.run([sys.executable, "-c", WITHOUT_RAY, *SIZES, "--device", "cpu", "--out", str(out)], check=True, timeout=600)
     found = json.loads(out.read_text())
-    training = found["training"]["resnet18"]
+    training = found["training"]["resnet20"]
     assert {f"{form}_images_per_s" for form in ("bare", "step", "loop", "loader", "stylized")} <= training.keys()
     assert all(value > 0 for value in training.values())
     assert found["stylizing"].keys() == {"swift", "magenta"}

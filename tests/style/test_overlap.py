@@ -60,14 +60,14 @@ def test_while_one_block_is_stylized_the_next_is_uploaded_and_not_yet_stylized(m
         stylizer.uploads.release()
         return moved
 
+    keys = [DrawKey(0, epoch, np.arange(12)) for epoch in range(2)]
+    expected = [_augmentation(STYLIZER).stylize(images, key) for key in keys]
     monkeypatch.setattr(augment, "upload", upload)
     augmentation = _augmentation(stylizer)
-    keys = [DrawKey(0, epoch, np.arange(12)) for epoch in range(2)]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda key: augmentation.stylize(images, key), keys))
     assert stylizer.most == 1
-    for views, key in zip(found, keys, strict=True):
-        np.testing.assert_array_equal(views, _augmentation(STYLIZER).stylize(images, key))
+    np.testing.assert_array_equal(found, expected)
 
 
 class _Plain(Stylizer):

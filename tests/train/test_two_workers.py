@@ -30,6 +30,7 @@ RUNS = {
     "swav": ("swav", CALM),
     "dino": ("dino", CALM),
     "accumulated": ("byol", CALM, "train.accumulate=2"),
+    "scored": ("simclr", CALM, "train.epochs=1.2", "train.evaluate_every=2", "evaluate.size_px=16"),
     "stopped": ("simclr", CALM, "train.epochs=1.9"),
     "seldom": ("simclr", CALM, "train.checkpoint_every=2", "train.checkpoint_min_s=3600", "train.keep_checkpoints=9"),
     "unwritable": ("simclr", CALM, "train.checkpoint_every=2"),
@@ -42,7 +43,8 @@ def folder(tmp_path_factory, tiny_config) -> Path:
     """Where two processes have left what they saw of the runs."""
     folder = tmp_path_factory.mktemp("two_workers")
     for name, (method, *overrides) in RUNS.items():
-        config = tiny_config(method, *overrides)
+        labeled = tiny_config().data.path
+        config = tiny_config(method, *overrides, *([f"evaluate.train={{path: {labeled}}}"] if name == "scored" else []))
         (folder / f"{name}.yaml").write_text(to_yaml(config))
         (folder / f"{name}-run").mkdir()
         cached_index(config.data, folder / f"{name}-run" / "index.arrow")
@@ -95,6 +97,14 @@ def test_the_checkpoint_holds_what_all_workers_have_seen(folder, tiny_config, ru
     assert checkpoint is not None
     seen = checkpoint.seen
     assert [seen.count(epoch) for epoch in range(3)] == [44, 44, 8]
+
+
+def test_both_workers_score_and_go_on(folder):
+    assert [_result(folder, "scored", rank)["status"] for rank in range(2)] == ["finished", "finished"]
+    scored = [report for report in _result(folder, "scored", 0)["metrics"] if "evaluation" in report]
+    assert [report["evaluation"] for report in scored] == [1, 2]
+    assert all(0 <= report["knn_top1"] <= 1 for report in scored)
+    assert not any("failed_evaluations" in report for report in scored)
 
 
 def test_a_stop_that_one_worker_is_asked_for_stops_all_at_the_same_step(folder):

@@ -54,6 +54,16 @@ def test_reporting_on_a_run_imports_no_ray(tmp_path: Path):
     assert set(imported) <= {"torch", "pyarrow", "pandas", "matplotlib"}
 
 
+def test_comparing_runs_imports_no_ray(tmp_path: Path):
+    for run in ("one", "other"):
+        (tmp_path / run / "evaluation/step-00000001").mkdir(parents=True)
+        (tmp_path / run / "config.yaml").write_text(to_yaml(load_experiment("demo")))
+        (tmp_path / run / "evaluation/step-00000001/knn.json").write_text('{"protocol": "knn", "scores": {"top1": 0.5}}')
+    imported, _ = _imported("compare", str(tmp_path / "one"), str(tmp_path / "other"), "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out/comparison.html").exists()
+    assert set(imported) <= {"torch", "pyarrow", "pandas", "matplotlib"}
+
+
 def test_the_summaries_are_those_of_the_experiments_in_their_order():
     expected = {name: (function.__doc__ or "").partition("\n")[0] for name, function in experiments().items()}
     assert list(summaries().items()) == list(expected.items())

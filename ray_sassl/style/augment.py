@@ -183,7 +183,11 @@ class BlockStyles:
         z_c = torch.zeros((len(params.apply), code_size), device=device)
         if len(needed):
             z_c[_on(device, needed)] = embed(needed)
-        z_s = z_c[_on(device, params.partner)] if params.code is None else _on(device, params.code)
+        if params.code is not None:
+            z_s = _on(device, params.code)
+        else:
+            assert params.partner is not None
+            z_s = z_c[_on(device, params.partner)]
         alpha, beta = (_on(device, values.astype(np.float32)) for values in (params.alpha, params.beta))
         return cls(z_c, z_s, alpha, beta)
 

@@ -13,7 +13,8 @@ from ray_sassl.files import storage
 from ray_sassl.files.safe_yaml import load_documents
 from ray_sassl.orchestrate.jobs.checks import JobCommand, check_actors, check_data, check_file, check_resources
 from ray_sassl.orchestrate.jobs.payload import select_files
-from ray_sassl.orchestrate.jobs.submission import Job, Jobs, exit_code, refuse_secrets
+from ray_sassl.orchestrate.jobs.secret_env import read_secrets
+from ray_sassl.orchestrate.jobs.submission import Job, JobError, Jobs, described, exit_code, job_environment, refuse_secrets
 from ray_sassl.orchestrate.runtime.definitions import read_definition
 from ray_sassl.process.errors import UsageError
 
@@ -21,18 +22,39 @@ __all__ = ["Job", "exit_code"]
 
 
 @dataclass(frozen=True)
-class SubmitResult:
-    """A submitted job.
+class JobRequest:
+    """What is sent for a job.
 
     Attributes:
-        job: Its status.
+        id: Id of the try.
+        entrypoint: The command as Ray runs it.
+        metadata: What the job's record says of it, with the names of its secrets.
+        env: The variables in the job's record.
+        files: The files of the working folder.
+    """
+
+    id: str
+    entrypoint: str
+    metadata: dict[str, str]
+    env: dict[str, str]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SubmitResult:
+    """A job that was submitted, or would be.
+
+    Attributes:
+        request: What was sent, or would be.
+        job: Its status; None if nothing was sent.
         notes: What could not be checked from this machine.
         left_here: Files that were not sent because their names are those of secrets.
         num_files, num_bytes: Number and size of the files that were sent.
         address: Address of the cluster's job API, as it was given.
     """
 
-    job: Job
+    request: JobRequest
+    job: Job | None
     notes: list[str]
     left_here: tuple[str, ...]
     num_files: int
@@ -48,6 +70,7 @@ class SubmitResult:
         Raises:
             JobError: the cluster does not answer.
         """
+        assert self.job is not None, "nothing was sent"
         return Jobs(self.address).follow(self.job, write)
 
 
@@ -61,11 +84,14 @@ def submit(
     cluster: str | None,
     max_upload_mb: float,
     address: str | None,
+    secrets: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> SubmitResult:
     """Do the work of `ray_sassl.submit_job`, which belongs to the command line, since it takes words of it.
 
     Args:
         read: Finds out what the command would do, without running it.
+        secrets: `env_from_secret`.
     """
     words = list(command)
     refuse_secrets(words, env or {})
@@ -78,14 +104,27 @@ def submit(
             notes += check_file(path, what, sent)
         for what, data in order.data.items():
             notes += check_data(data, what, sent)
-    jobs = Jobs(address)
-    offered = _largest(cluster) if cluster is not None else jobs.resources()
-    if order.config is not None:
-        check_resources(order.config, offered, is_all=cluster is not None)
-    check_actors(order.actors, offered, is_all=cluster is not None)
+    hidden = read_secrets(secrets, env or {})
     called = name or default_job_name(order.verb, order.target)
-    job = jobs.submit(order.words, name=called, target=order.target, payload=payload, env=env)
-    return SubmitResult(job, notes, tuple(payload.secrets), len(payload.files), payload.num_bytes, address)
+    jobs, job_id = None, called
+    try:
+        jobs = Jobs(address)
+        job_id = jobs.next_id(called, order.target)
+    except JobError as error:
+        if not dry_run:
+            raise
+        notes.append(f"neither the name nor what the cluster has was checked: {error}")
+    offered = _largest(cluster) if cluster is not None else jobs.resources() if jobs else None
+    if offered is not None:
+        if order.config is not None:
+            check_resources(order.config, offered, is_all=cluster is not None)
+        check_actors(order.actors, offered, is_all=cluster is not None)
+    entrypoint, metadata = described(order.words, called, order.target, hidden)
+    request = JobRequest(job_id, entrypoint, metadata, job_environment(env or {}), payload.files)
+    job = None
+    if not dry_run and jobs is not None:
+        job = jobs.submit(order.words, name=called, target=order.target, payload=payload, env=env, secrets=hidden)
+    return SubmitResult(request, job, notes, tuple(payload.secrets), len(payload.files), payload.num_bytes, address)
 
 
 def default_job_name(verb: str, target: str) -> str:

@@ -28,9 +28,11 @@ def submit_job(
     name: str | None = None,
     working_dir: str = ".",
     env: Mapping[str, str] | None = None,
+    env_from_secret: Sequence[str] = (),
     cluster: str | None = None,
     max_upload_mb: float = 100.0,
     address: str | None = None,
+    dry_run: bool = False,
 ) -> SubmitResult:
     """Send a command to a cluster, after checks that it can run there.
 
@@ -39,9 +41,12 @@ def submit_job(
         name: The same name again continues the job; by default it is made from the command and its output path.
         working_dir: Folder that is sent with the job, without files that Git ignores.
         env: Environment variables of the job; no secrets.
+        env_from_secret: Secrets for its environment, which do not stand in its record: `NAME`, a variable of this process, or `secret/NAME`
+            or `secret/NAMESPACE/NAME`, all keys of a Kubernetes Secret.
         cluster: Definition of an autoscaling cluster, which gives its maximum size.
         max_upload_mb: Refuse larger uploads.
         address: Address of the cluster's job API. By default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.
+        dry_run: Check everything and send nothing; the cluster need not answer.
 
     Raises:
         UsageError: the command is wrong or cannot run as a job, its data are missing, the cluster is too small, or it holds a secret.
@@ -50,7 +55,7 @@ def submit_job(
     from ray_sassl.api.jobs import submit
 
     options = {"name": name, "working_dir": working_dir, "env": env, "cluster": cluster, "max_upload_mb": max_upload_mb, "address": address}
-    return submit(command, read_command, **options)
+    return submit(command, read_command, **options, secrets=env_from_secret, dry_run=dry_run)
 
 
 def read_command(words: list[str]) -> JobCommand:
@@ -253,7 +258,7 @@ def _weights_note(stylize: StylizerConfig) -> list[str]:
 
 
 def _experiment_file(experiment: str) -> dict[str, str]:
-    is_file = experiment.endswith((".yaml", ".yml")) or Path(experiment).is_dir()
+    is_file = experiment.endswith((".yaml", ".yml")) or (experiment != "" and Path(experiment).is_dir())
     return {"the experiment": experiment} if is_file else {}
 
 

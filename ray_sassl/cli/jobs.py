@@ -14,8 +14,10 @@ from rich.text import Text
 import ray_sassl
 from ray_sassl.process.console import open_console, write
 from ray_sassl.process.errors import UsageError
+from ray_sassl.process.secrets import HIDDEN
 
 if TYPE_CHECKING:
+    from ray_sassl.api.jobs import SubmitResult
     from ray_sassl.orchestrate.jobs.submission import Job
 
 _HELP = """Run commands on a cluster; this machine may be switched off meanwhile.
@@ -27,6 +29,8 @@ _HELP = """Run commands on a cluster; this machine may be switched off meanwhile
   ray-sassl job stop first          saves a checkpoint; submitting the same name again continues from it
 """
 _STYLE = {"succeeded": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "pending": "blue"}
+
+_SHOWN = 20
 
 app = typer.Typer(no_args_is_help=True, help=_HELP)
 
@@ -54,10 +58,19 @@ def submit_command(
     ] = None,
     working_dir: Annotated[str, typer.Option(help="Folder to send with the job, without what Git ignores.")] = ".",
     env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the job's environment; no secrets.")] = None,
+    env_from_secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A secret for the job's environment, which does not stand in its record: a variable of this shell (WANDB_API_KEY), or all "
+            "keys of a Kubernetes Secret (secret/NAME, secret/NAMESPACE/NAME).",
+        ),
+    ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="The definition (launcher or KubeRay) of a cluster that grows, for its largest size.")
     ] = None,
     max_upload_mb: Annotated[float, typer.Option(min=0, help="Largest size of what is sent.")] = 100.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be sent; send nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Print the job's output until it ends, and exit with its code.")] = False,
     address: Address = None,
 ) -> None:
@@ -74,15 +87,20 @@ def submit_command(
         name=name,
         working_dir=working_dir,
         env=dict(_variable(text) for text in env or []),
+        env_from_secret=env_from_secret or [],
         cluster=cluster,
         max_upload_mb=max_upload_mb,
         address=address,
+        dry_run=dry_run,
     )
-    job = result.job
     for note in result.notes:
         console.print(Text.assemble(("Note:", "yellow"), f" {note}"), soft_wrap=True)
     if result.left_here:
         console.print(f"not sent, because their names are those of secrets: {', '.join(result.left_here)}", soft_wrap=True)
+    job = result.job
+    if job is None:
+        _show_request(console, result)
+        return
     again = "" if job.id == job.name else f" (try {job.id.rpartition('-')[2]}; it continues the last one)"
     console.print(Text.assemble((job.name, "bold"), f"{again}: sent with {result.num_files:,} files, {decimal(result.num_bytes)}"))
     if wait:
@@ -158,6 +176,20 @@ def wait_command(job: JobName, address: Address = None) -> None:
     ended = ray_sassl.wait_for_job(job, address)
     _show(open_console(), ended)
     raise typer.Exit(exit_code(ended))
+
+
+def _show_request(console: Console, result: SubmitResult) -> None:
+    request = result.request
+    table = Table(show_header=False, title="Nothing was sent; this would be", title_justify="left")
+    table.add_row("job", request.id)
+    table.add_row("command", request.entrypoint)
+    table.add_row("in the record", "\n".join(f"{name}: {value}" for name, value in request.metadata.items()))
+    table.add_row("environment", "\n".join(f"{name}={value}" for name, value in request.env.items()))
+    if names := request.metadata.get("secrets"):
+        table.add_row("secrets", "\n".join(f"{name}={HIDDEN}" for name in names.split(",")))
+    shown = [*request.files[:_SHOWN], *([f"... and {len(request.files) - _SHOWN:,} more"] if len(request.files) > _SHOWN else [])]
+    table.add_row("files", "\n".join([f"{result.num_files:,}, {decimal(result.num_bytes)}, and ray_sassl itself", *shown]))
+    console.print(table)
 
 
 def _show(console: Console, job: Job) -> None:

@@ -38,6 +38,7 @@ def test_a_search_is_known_by_its_study_directory():
     assert read_command(["search", "style_strength", "--grace", "2", "--study-dir", "s3://bucket/studies/mine"]).config is not None
     found = read_command(["search", "style_strength", "train.epochs=2", "--trials", "3", "--study-dir", "s3://bucket/studies/mine"])
     assert found.words[-1] == "--resume-if-begun"
+    assert found.files == {}, "the space names its experiment"
     assert found.target == "s3://bucket/studies/mine"
     assert found.config is not None
     assert found.config.train.epochs == 2

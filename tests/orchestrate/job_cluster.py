@@ -33,7 +33,7 @@ def environment(token: str | None = TOKEN) -> dict[str, str]:
 
 
 class JobCluster:
-    """A head node; `address` is that of its job API."""
+    """A head node; `address` is that of its job API, and Ray's files are in `folder`."""
 
     def __init__(self, folder: Path, forking: dict[str, str], num_cpus: float = 2, labels: dict[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ class JobCluster:
         self.address = f"http://127.0.0.1:{dashboard}"
         self.gcs_address = f"{ray._private.services.get_node_ip_address()}:{gcs}"
         self.metrics_port = metrics
-        self._folder = folder
+        self.folder = folder
         self._log = (folder / "head.log").open("w")
         command = [
             str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={gcs}", "--include-dashboard=true",
@@ -76,7 +76,7 @@ class JobCluster:
             if self.status("/api/jobs/", TOKEN) == 200 and self._has_a_node():
                 return
             time.sleep(0.2)
-        raise RuntimeError(f"the cluster did not come up: {(self._folder / 'head.log').read_text()[-2000:]}")
+        raise RuntimeError(f"the cluster did not come up: {(self.folder / 'head.log').read_text()[-2000:]}")
 
     def status(self, path: str, token: str | None) -> int:
         """What the dashboard answers; 0 for nothing."""
@@ -102,7 +102,7 @@ class JobCluster:
 
     def stop(self) -> None:
         """End the head and all that came from it."""
-        kill_tree(self._head, self._folder)
+        kill_tree(self._head, self.folder)
         self._log.close()
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from ray_sassl.files import storage
 from ray_sassl.orchestrate.jobs.payload import Payload, select_files, stage
 from ray_sassl.orchestrate.runtime.watched import run_watched
 from ray_sassl.plugins import did_you_mean
+from ray_sassl.process import job_secrets
 from ray_sassl.process.errors import UsageError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -107,6 +108,7 @@ class Jobs:
         target: str | None,
         payload: Payload,
         env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> Job:
         """Send the code and start `ray-sassl COMMAND` on the head node; it is the next try of the name's earlier jobs.
 
@@ -116,30 +118,23 @@ class Jobs:
             target: The job's output path; earlier tries of the name must have the same.
             payload: Files of the job's current folder.
             env: Environment variables of the job and of its workers.
+            secrets: Further variables, which do not stand in the job's record.
 
         Raises:
             UsageError: the name is in use or is the id of a try of another job, or something to be recorded has a secret; nothing was sent.
             JobError: the cluster refuses.
         """
         refuse_secrets(command, env or {})
-        job_id = self._next_id(name, target)
-        entrypoint = shlex.join(["python", "-m", "ray_sassl.cli", *command])
+        job_id = self.next_id(name, target)
+        entrypoint, metadata = described(command, name, target, secrets or {})
         with tempfile.TemporaryDirectory(prefix="ray-sassl-job-") as folder:
             runtime_env = {
                 "working_dir": str(stage(payload, Path(folder) / "working_dir")),
-                "py_modules": [str(module) for module in _own_packages(Path(folder) / "modules")],
-                "env_vars": {
-                    # So that `stop` sends a Ctrl-C, after which a checkpoint is written, instead of killing the process.
-                    "RAY_JOB_STOP_SIGNAL": "SIGINT",
-                    "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
-                    "PYTHONUNBUFFERED": "1",
-                    **(env or {}),
-                },
+                "py_modules": [str(module) for module in _own_packages(Path(folder) / "modules", secrets or {})],
+                "env_vars": job_environment(env or {}),
             }
-            metadata = {_OURS: "1", "name": name, "command": shlex.join(command)} | ({"target": target} if target else {})
             with self._clear_errors():
-                # `exec`, so that the signal reaches the command and not a shell around it.
-                self._client.submit_job(entrypoint=f"exec {entrypoint}", submission_id=job_id, runtime_env=runtime_env, metadata=metadata)
+                self._client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=metadata)
         return self._now(job_id)
 
     def list(self) -> list[Job]:
@@ -202,7 +197,12 @@ class Jobs:
         with self._clear_errors():
             return _job(self._client.get_job_info(job_id))
 
-    def _next_id(self, name: str, target: str | None) -> str:
+    def next_id(self, name: str, target: str | None) -> str:
+        """The id of the name's next try.
+
+        Raises:
+            UsageError: the name is in use, or is the id of a try of another job.
+        """
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} is not a valid name for a job; use at most 80 letters, digits, '.', '_' and '-'")
         all_jobs = self.list()
@@ -249,6 +249,26 @@ class Jobs:
             raise JobError(f"the cluster at {self._asked} refuses: {error}") from error
 
 
+def described(command: Sequence[str], name: str, target: str | None, secrets: Iterable[str] = ()) -> tuple[str, dict[str, str]]:
+    """What a job's record says of it: its entry point and its metadata, with the names of its secrets."""
+    metadata = {_OURS: "1", "name": name, "command": shlex.join(command)} | ({"target": target} if target else {})
+    if names := ",".join(secrets):
+        metadata["secrets"] = names
+    # `exec`, so that the signal reaches the command and not a shell around it.
+    return f"exec {shlex.join(['python', '-m', 'ray_sassl.cli', *command])}", metadata
+
+
+def job_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables in a job's record: the user's, and ours."""
+    return {
+        # So that `stop` sends a Ctrl-C, after which a checkpoint is written, instead of killing the process.
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
+        "PYTHONUNBUFFERED": "1",
+        **env,
+    }
+
+
 def refuse_secrets(command: Sequence[str], env: Mapping[str, str]) -> None:
     """Refuse secrets in a job's command and environment, which Ray keeps and shows to everybody with the token.
 
@@ -262,7 +282,7 @@ def refuse_secrets(command: Sequence[str], env: Mapping[str, str]) -> None:
         storage.refuse_secret(word)
     for name, value in env.items():
         if is_secret_name(name) or secret_in(value):
-            raise UsageError(f"the environment variable {name} seems to be a secret: {advice}")
+            raise UsageError(f"the environment variable {name} seems to be a secret: {advice}, or send it by --env-from-secret {name}")
 
 
 def exit_code(job: Job) -> int:
@@ -290,11 +310,14 @@ def _job(details: JobDetails) -> Job:
     )
 
 
-def _own_packages(target: Path) -> list[Path]:
-    """Copies of our own code, so that the cluster runs the same."""
+def _own_packages(target: Path, secrets: Mapping[str, str]) -> list[Path]:
+    """Copies of our own code, so that the cluster runs the same; the first has the job's secrets beside it."""
     root = Path(__file__).parents[3]
     target.mkdir()
-    return [stage(select_files(root / name), target / name) for name in _PACKAGES]
+    packages = [stage(select_files(root / name), target / name) for name in _PACKAGES]
+    if secrets:
+        job_secrets.put(packages[0], secrets)
+    return packages
 
 
 def _token_header() -> dict[str, str]:

@@ -19,6 +19,7 @@ from ray_sassl.process.errors import UsageError
 from ray_sassl.study.record import read_trials
 from tests.orchestrate.conftest import NUM_ROWS, write_held_shards, write_shards
 from tests.orchestrate.job_cluster import TOKEN, JobCluster, job_cluster, ray_sassl, ray_sassl_here
+from tests.orchestrate.jobs.test_secret_env import kubectl
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -165,6 +166,37 @@ def test_a_search_is_a_job(cluster: JobCluster, project: Path, tmp_path: Path):
     code, output = ray_sassl_here(cluster, "job", "submit", "--name", "search", "--wait", "--", *words, cwd=project)
     assert code == 0, output
     assert [trial.state for trial in read_trials(study_dir)] == ["finished", "finished"]
+
+
+_SPACE = """\"\"\"A space that ends the job.\"\"\"
+import os
+
+from ray_sassl.study.space import Float, SearchSpace
+
+EXPERIMENT = "moco_cifar10_cpu"
+if "TRACKER_KEY" in os.environ:
+    os._exit(7 if os.environ["TRACKER_KEY"] == "open-sesame" else 8)
+
+
+def space(base):
+    return SearchSpace(parameters=(Float(path="optim.base_lr", low=0.1, high=0.2),))
+"""
+
+
+def test_a_job_has_its_secrets_and_its_record_has_not(cluster: JobCluster, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (project / "space.py").write_text(_SPACE)
+    kubectl(tmp_path, {"TRACKER_KEY": b"open-sesame"}, monkeypatch)
+    paths = ["data.path=data/*.parquet", "evaluate.train.path=data/*.parquet", "evaluate.test.path=data/held/*.parquet", *_TINY]
+    words = ("--", "search", "space.py", *paths, "--trials", "1", "--study-dir", str(tmp_path / "study"))
+    code, output = ray_sassl_here(cluster, "job", "submit", "--name", "secret", "--env-from-secret", "secret/trackers", *words, cwd=project)
+    assert code == 0, output
+    code, output = ray_sassl_here(cluster, "job", "wait", "secret", cwd=project)
+    assert code == 7, output
+    record = _record_of(cluster, "secret")
+    assert record["metadata"]["secrets"] == "TRACKER_KEY"
+    assert "open-sesame" not in json.dumps(record)
+    # What docs/jobs.md admits: the file with the code is on the disk of each node that ran the job.
+    assert any("open-sesame" in path.read_text() for path in cluster.folder.rglob("job_secrets.json"))
 
 
 def _refusal(cluster: JobCluster, folder: Path, *words: str) -> str:

@@ -12,6 +12,7 @@ from ray_sassl.cluster.groups import is_launcher
 from ray_sassl.cluster.kuberay import check_manifest
 from ray_sassl.cluster.launcher import check_launcher
 from ray_sassl.cluster.releases import gates, needs, newest
+from ray_sassl.cluster.skypilot import check_skypilot, is_skypilot
 from ray_sassl.cluster.together import check_together
 from ray_sassl.files.safe_yaml import load_documents
 
@@ -26,7 +27,7 @@ LAUNCHER_RULES = (
     "images: the same Ray everywhere, and one that the autoscaler finds",
     "machines on AWS and Google Cloud: an image, a network and a disk of their own, and the NVIDIA driver for torch's CUDA",
     "images of private registries: a login before they are pulled",
-    "spot machines: whether Ray is told of the cloud's notice",
+    "spot machines: whether Ray is told of the cloud's notice; whether an idle head ends",
     "setup commands of Ray that would change the image",
     "token authentication, open ports, secrets",
 )
@@ -38,6 +39,12 @@ CLUSTER_RULES = (
     "the head and training workers: not moved to pack nodes; time to end in order",
     "labels that the operator needs, tries that rent the machines again",
     "token authentication, services open to outside, secrets",
+)
+SKYPILOT_RULES = (
+    "fields and their types against SkyPilot's",
+    "the container: the same Ray; disks, open ports",
+    "Ray: token authentication, and nothing that ends SkyPilot's own",
+    "secrets given by value",
 )
 OTHER_RULES = (
     "names, secrets, policies that let everybody in, services open to outside, budgets that protect nothing, pools that move pods",
@@ -62,6 +69,8 @@ def rules_of(text: str, source: str, *, has_schemas: bool) -> list[str]:
     for document in documents:
         if isinstance(document, dict) and is_launcher(document):
             rules += LAUNCHER_RULES
+        elif is_skypilot(document):
+            rules += SKYPILOT_RULES
         elif isinstance(document, dict) and str(document.get("apiVersion")).startswith("ray.io/"):
             rules += [*(["every field against KubeRay's schemas"] if has_schemas else []), *CLUSTER_RULES, *_operator(document)]
         else:
@@ -112,6 +121,9 @@ def _check(document: Any, ray_version: str, schemas: Schemas | None, launcher_sc
         return [Finding("", f"is not a mapping of fields but a {type(document).__name__}")]
     if is_launcher(document):
         return [*launcher_schema(document), *check_launcher(document, ray_version)]
+    if is_skypilot(document):
+        return check_skypilot(document, ray_version)
     if "kind" in document and "apiVersion" in document:
         return check_manifest(document, ray_version, schemas, kuberay)
-    return [Finding("", "is neither a file for `ray up` (cluster_name, provider) nor a Kubernetes manifest (apiVersion, kind)")]
+    kinds = "for `ray up` (cluster_name, provider) nor a task of SkyPilot (resources, run) nor a Kubernetes manifest (apiVersion, kind)"
+    return [Finding("", f"is neither a file {kinds}")]

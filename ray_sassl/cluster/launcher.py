@@ -38,6 +38,7 @@ def check_launcher(config: dict[str, Any], ray_version: str) -> list[Finding]:
         *_machines(config),
         *_login(config),
         *_notices(config),
+        *_idle_head(config),
         *_setup(config),
         *_versions(config, ray_version),
         *_images(config),
@@ -178,6 +179,18 @@ def _notices(config: dict[str, Any]) -> Iterator[Finding]:
             "worker_start_ray_commands",
             f"nothing tells Ray that a machine of {', '.join(spot)} will be taken away; start `python -m ray_sassl.cluster.notices "
             f"{at(config, 'provider.type')}` after Ray, as in cluster/{at(config, 'provider.type')}.yaml",
+            is_note=True,
+        )
+
+
+def _idle_head(config: dict[str, Any]) -> Iterator[Finding]:
+    """Ray's launcher removes idle workers, and keeps the head."""
+    cloud, commands = at(config, "provider.type"), " ".join(map(str, sequence(config.get("head_start_ray_commands"))))
+    if cloud in ("aws", "gcp") and commands and not re.search(r"cluster\.idle|shutdown|stop-instances|instances (stop|delete)", commands):
+        yield Finding(
+            "head_start_ray_commands",
+            f"nothing ends the head, which is paid for until `ray down`; start `python -m ray_sassl.cluster.idle {cloud}` after Ray, as in "
+            f"cluster/{cloud}.yaml",
             is_note=True,
         )
 

@@ -152,7 +152,7 @@ def watch(cloud: str, raylet: Raylet, *, url: str | None = None, rebalance: bool
                     return
         except (OSError, ValueError) as error:
             if not failed:
-                _say(f"the metadata service of {cloud} does not answer, and is asked again: {error}")
+                say(f"the metadata service of {cloud} does not answer, and is asked again: {error}")
             failed = True
             time.sleep(every_s)
 
@@ -164,7 +164,7 @@ def drain(raylet: Raylet, notice: Notice) -> bool:
     if notice.seconds is not None:
         command.append(f"--deadline-remaining-seconds={max(1, int(notice.seconds))}")
     ended = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    _say(f"{notice.text}: Ray drains the node" if ended.returncode == 0 else f"{notice.text}, and Ray refuses: {ended.stdout.strip()}")
+    say(f"{notice.text}: Ray drains the node" if ended.returncode == 0 else f"{notice.text}, and Ray refuses: {ended.stdout.strip()}")
     return ended.returncode == 0
 
 
@@ -206,18 +206,24 @@ def _seconds_until(moment: object) -> float:
         return _AWS_NOTICE_S
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print the text with the time."""
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", flush=True)
 
 
-def _find(node_id: str | None, patience_s: float) -> Raylet:
+def find_raylet(node_id: str | None, address: str | None, patience_s: float = _PATIENCE_S) -> Raylet:
+    """The raylet of this machine with this node id or of this cluster, once it has started.
+
+    Raises:
+        SystemExit: there is none after so long, or more than one.
+    """
     until = time.monotonic() + patience_s
     while True:
-        found = [raylet for raylet in raylets() if node_id in (None, raylet.node_id)]
+        found = [raylet for raylet in raylets() if node_id in (None, raylet.node_id) and address in (None, raylet.address)]
         if len(found) == 1:
             return found[0]
         if len(found) > 1:
-            sys.exit(f"{len(found)} nodes of Ray are on this machine; choose one with --node-id")
+            sys.exit(f"{len(found)} nodes of Ray are on this machine; choose one with --address or --node-id")
         if time.monotonic() > until:
             sys.exit("there is no such node of Ray on this machine; start Ray first")
         time.sleep(0.5)
@@ -229,10 +235,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("cloud", choices=sorted(_CLOUDS))
     parser.add_argument("--no-rebalance", action="store_true", help="Wait for the final notice of AWS, and ignore recommendations.")
     parser.add_argument("--node-id", help="Ray's number of the node, where several are on this machine.")
+    parser.add_argument("--address", help="Address of the node's cluster (HOST:PORT), where nodes of several are on this machine.")
     parser.add_argument("--metadata", help="Address of the metadata service. [default: the cloud's own]")
     given = parser.parse_args(words)
-    raylet = _find(given.node_id, _PATIENCE_S)
-    _say(f"watching for notices of {given.cloud} on node {raylet.node_id}")
+    raylet = find_raylet(given.node_id, given.address)
+    say(f"watching for notices of {given.cloud} on node {raylet.node_id}")
     watch(given.cloud, raylet, url=given.metadata, rebalance=not given.no_rebalance)
 
 

@@ -216,6 +216,15 @@ def test_a_head_that_takes_work_or_may_vanish_is_a_note():
     assert "spot" in findings[1].text
 
 
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_a_head_that_nothing_ends_is_noted(path: Path):
+    config = yaml.safe_load(path.read_text())
+    config["head_start_ray_commands"].pop()
+    (finding,) = _check(yaml.safe_dump(config))
+    assert finding.is_note
+    assert "nothing ends the head, which is paid for until `ray down`" in finding.text
+
+
 BROKEN_ON_GOOGLE_CLOUD: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
     "no image": (("decode", "node_config", "disks", 0, "initializeParams", "sourceImage"), None, "names no image of the machine"),
     "a small disk": (("decode", "node_config", "disks", 0, "initializeParams", "diskSizeGb"), 50, "no disk of 100 GB or more"),

@@ -25,6 +25,7 @@ SCRIPTS = (
     "agreement",
     "scale",
     "reading",
+    "dealing",
 )
 
 

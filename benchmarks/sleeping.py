@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,6 @@ import ray
 import ray.train
 from ray.actor import ActorHandle
 from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.train import DataConfig as RayDataConfig
 from ray.train import RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
@@ -28,7 +27,8 @@ from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
 from ray_sassl.orchestrate.pretraining.feeding import piece_of_row
 from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, block_of_row, row_of_block
-from ray_sassl.orchestrate.pretraining.stream import StreamSpec, execution_options, make_stream, stream_spec
+from ray_sassl.orchestrate.pretraining.sharing import StreamsOfWorkers, StreamStart
+from ray_sassl.orchestrate.pretraining.stream import StreamSpec, stream_spec
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.pipeline import CropBlock, ViewSource
 from ray_sassl.types import Arrays, view_name
@@ -62,11 +62,12 @@ class SleepingReads:
         for row in range(len(batch["epoch"])):
             piece = piece_of_row(batch, row)
             assert piece is not None
-            for block in self.source.plan.blocks(piece[0])[piece[1].start : piece[1].stop]:
+            for block in self.source.plan.blocks(piece.window)[piece.blocks.start : piece.blocks.stop]:
                 began = time.perf_counter()
-                count = len(block.sample_id)
+                ids = block.sample_id if piece.rows is None else block.sample_id[piece.rows.start : piece.rows.stop]
+                count = len(ids)
                 views = [np.zeros((count, size, size, 3), np.uint8) for size in self.source.views.sizes_px]
-                cropped = row_of_block(CropBlock(views, block.sample_id, block.epoch, np.ones(count, bool)))
+                cropped = row_of_block(CropBlock(views, ids, block.epoch, np.ones(count, bool)))
                 time.sleep(max(0.0, count / self.images_per_s - (time.perf_counter() - began)))
                 yield cropped
 
@@ -147,8 +148,8 @@ def images_per_s(config: ExperimentConfig, measured: Measured, folder: Path, *, 
             "steps": steps,
             "out": str(out),
         },
-        datasets={"train": factory},
-        dataset_config=RayDataConfig(execution_options=execution_options()),
+        datasets=cast(Any, {"train": factory}),
+        dataset_config=StreamsOfWorkers(),
         scaling_config=RayScalingConfig(
             num_workers=config.scaling.num_workers,
             use_gpu=True,
@@ -184,14 +185,12 @@ class SleepingStream:
     decode_images_per_s: float
     stylize_images_per_s: float
 
-    def __call__(self) -> ray.data.Dataset:
-        return make_stream(
-            self.spec,
-            SeenIds(self.num_rows),
-            self.control,
-            read_stage=SleepingReads(self.decode_images_per_s),
-            style_actor=sleeping_style_actor(self.stylize_images_per_s),
-        )
+    def __call__(self) -> StreamStart:
+        stages = {
+            "read_stage": SleepingReads(self.decode_images_per_s),
+            "style_actor": sleeping_style_actor(self.stylize_images_per_s),
+        }
+        return StreamStart(self.spec, SeenIds(self.num_rows), 0, self.control, None, None, stages)
 
 
 def _sleeping_worker(spec: dict[str, Any]) -> None:

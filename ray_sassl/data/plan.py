@@ -184,6 +184,11 @@ class Plan:
         starts = [0, *ends[:-1]]
         return [Block(window.epoch, number, ids[start:end]) for number, (start, end) in enumerate(zip(starts, ends, strict=True))]
 
+    def block_sizes(self, window: Window) -> list[int]:
+        """The number of rows of each of the window's blocks."""
+        ends = list(_cut_points(np.arange(1, window.num_rows + 1), self.block_rows))
+        return np.diff(ends, prepend=0).tolist()
+
     @property
     def has_parts(self) -> bool:
         """Whether windows may be too large for one task."""
@@ -191,7 +196,7 @@ class Plan:
 
     def parts(self, window: Window) -> list[range]:
         """The numbers of the window's blocks, in consecutive parts for one task each."""
-        num_blocks = sum(1 for _ in _cut_points(np.arange(1, window.num_rows + 1), self.block_rows))
+        num_blocks = len(self.block_sizes(window))
         num_parts = round(window.num_rows / self.task_rows) if window.num_rows > 2 * self.task_rows else 1
         bounds = [num_blocks * part // num_parts for part in range(num_parts + 1)]
         return [range(first, end) for first, end in pairwise(bounds) if end > first]

@@ -23,22 +23,23 @@ from ray_sassl.data.reading import read_runs
 from ray_sassl.pipeline import ViewSource
 
 _KEPT_PARTS = 4
-"""Parts that are kept after they were asked for, for tasks that are repeated and for blocks that are tasks of their own."""
+"""Parts that are kept after they were asked for, for tasks that are repeated and for blocks that are tasks of their own; one more for each
+further stream."""
 _STALE = 256
-"""Parts that nobody asks for during so many requests are forgotten: they were seen before, or read for a repeated task."""
+"""Parts that nobody asks for during so many requests of each stream are forgotten: they were seen before, or read for a repeated task."""
 _TRIES = 3
 
 Slices = tuple[ray.ObjectRef, ...]
 
 
-def make_exchange(source: ViewSource, num_cpus: float, where: dict[str, Any]) -> ActorHandle | None:
-    """The exchange for a stream; None if each of its windows is the work of one task.
+def make_exchange(source: ViewSource, num_cpus: float, where: dict[str, Any], num_streams: int = 1) -> ActorHandle | None:
+    """The exchange for the streams of a run; None if each window is the work of one task.
 
     Args:
         num_cpus: CPUs of a task that reads.
         where: Ray's options for the nodes of these tasks.
     """
-    return cast(Any, Exchange).remote(source, {"num_cpus": num_cpus, **where}) if source.plan.has_parts else None
+    return cast(Any, Exchange).remote(source, {"num_cpus": num_cpus, **where}, num_streams) if source.plan.has_parts else None
 
 
 def part_reader(exchange: ActorHandle | None, source: ViewSource, window: Window, wanted: range) -> Callable[[], Rows] | None:
@@ -66,8 +67,8 @@ def _rows_of(exchange: ActorHandle, window: Window, part: int) -> Rows:
 class Exchange:
     """Knows where the slices of the windows at work are, and has a window read when its first part is asked for."""
 
-    def __init__(self, source: ViewSource, options: dict[str, Any]) -> None:
-        self._source, self._options = source, options
+    def __init__(self, source: ViewSource, options: dict[str, Any], num_streams: int = 1) -> None:
+        self._source, self._options, self._num_streams = source, options, num_streams
         self._read = ray.remote(read_share)
         self._requests = 0
         self._waiting: dict[tuple[int, int, int], tuple[Slices, int]] = {}
@@ -89,9 +90,9 @@ class Exchange:
                     self._waiting[window.epoch, window.number, number] = slices, self._requests
             self._asked[key], _ = self._waiting.pop(key)
         self._asked.move_to_end(key)
-        while len(self._asked) > _KEPT_PARTS:
+        while len(self._asked) > _KEPT_PARTS + self._num_streams - 1:
             self._asked.popitem(last=False)
-        for stale in [stale for stale, (_, since) in self._waiting.items() if self._requests - since > _STALE]:
+        for stale in [stale for stale, (_, since) in self._waiting.items() if self._requests - since > _STALE * self._num_streams]:
             del self._waiting[stale]
         return self._asked[key]
 

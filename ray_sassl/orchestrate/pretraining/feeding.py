@@ -7,7 +7,6 @@ actors, and the time to the first block depends neither on their number nor on t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,8 +21,9 @@ from ray.data.datasource import Datasource, ReadTask
 
 from ray_sassl.data.plan import Window
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.pretraining.dealing import Piece, Share, pieces
 from ray_sassl.orchestrate.runtime.private import BlockEntry, ExecutionCallback, InputDataBuffer, RefBundle
-from ray_sassl.pipeline import ViewSource, windows
+from ray_sassl.pipeline import ViewSource
 
 MAX_WAITING = 1024
 """Maximum number of tasks that are planned but not started."""
@@ -31,37 +31,8 @@ KEPT = 4096
 """Started tasks that are remembered, so that Ray can repeat them if a node is lost with their results. Results of more tasks never wait at
 the same time: that would be as many tasks' images."""
 KEPT_STATS = 10_000
-CUT_AT = 0.8
-"""Ray ends a block when it has more than this share of a plan's block."""
 _AT_A_TIME = MAX_WAITING // 4
-
-Piece = tuple[Window, range]
-"""The work of one task: a window, and the numbers of those of its blocks that the task makes."""
-
-
-def pieces(source: ViewSource, epochs: float, seen: SeenIds) -> Iterator[Piece]:
-    """The remaining pieces of all epochs, in order; a large window is several pieces.
-
-    If a stopped run has left a small remainder of a block, its window's blocks are separate pieces: Ray would join two in one task, and
-    then deal the rows of both to one worker.
-    """
-    for window in windows(source, epochs, seen):
-        for blocks in _blocks_alone(source, window, seen) or source.plan.parts(window):
-            yield window, blocks
-
-
-def _blocks_alone(source: ViewSource, window: Window, seen: SeenIds) -> list[range]:
-    """The numbers of the window's blocks that have rows left, if one has such a small remainder that Ray would join it with the next;
-    otherwise an empty list."""
-    if not seen.is_touched(window.epoch):
-        return []
-    small = CUT_AT * source.data.block_rows
-    left = seen.unseen(window.epoch, source.plan.row_ids(window))
-    if len(left) - left.sum() < source.data.block_rows - small:  # a few bad rows
-        return []
-    rests = {block.number: (seen.unseen(window.epoch, block.sample_id).sum(), len(block.sample_id)) for block in source.plan.blocks(window)}
-    is_small = any(0 < rest <= small and rest < rows for rest, rows in rests.values())
-    return [range(number, number + 1) for number, (rest, _) in rests.items() if rest] if is_small else []
+_PLACES = "first_block", "stop_block", "first_row", "stop_row"
 
 
 def piece_of_row(batch: dict[str, np.ndarray], row: int) -> Piece | None:
@@ -69,8 +40,9 @@ def piece_of_row(batch: dict[str, np.ndarray], row: int) -> Piece | None:
     pieces = tuple(np.asarray(batch["pieces"][row]).tolist())
     if not pieces:
         return None
-    epoch, number, num_rows, first, stop = (int(batch[name][row]) for name in ("epoch", "number", "num_rows", "first_block", "stop_block"))
-    return Window(epoch, number, pieces, num_rows), range(first, stop)
+    epoch, number, num_rows = (int(batch[name][row]) for name in ("epoch", "number", "num_rows"))
+    first, stop, first_row, stop_row = (int(batch[name][row]) for name in _PLACES)
+    return Piece(Window(epoch, number, pieces, num_rows), range(first, stop), range(first_row, stop_row) if stop_row else None)
 
 
 def _rows(facts: dict[str, int], pieces: np.ndarray) -> Iterable[pa.Table]:
@@ -80,21 +52,22 @@ def _rows(facts: dict[str, int], pieces: np.ndarray) -> Iterable[pa.Table]:
 
 
 def _read_task(piece: Piece) -> ReadTask:
-    window, blocks = piece
+    window, blocks, rows = piece
     facts = {"epoch": window.epoch, "number": window.number, "num_rows": window.num_rows}
-    facts |= {"first_block": blocks.start, "stop_block": blocks.stop}
+    rows = rows or range(0)
+    facts |= dict(zip(_PLACES, (blocks.start, blocks.stop, rows.start, rows.stop), strict=True))
     pieces = np.array(window.pieces, np.int32)
     metadata = BlockMetadata(num_rows=1, size_bytes=pieces.nbytes + 40, input_files=None, exec_stats=None)
     return ReadTask(partial(_rows, facts, pieces), metadata)
 
 
 class PlanDatasource(Datasource):
-    """The plan; Ray gets its first task, and `PlanFeeder` adds the others."""
+    """The plan, or one stream's share of it; Ray gets its first task, and `PlanFeeder` adds the others."""
 
-    def __init__(self, source: ViewSource, epochs: float, seen: SeenIds) -> None:
+    def __init__(self, source: ViewSource, epochs: float, seen: SeenIds, share: Share | None = None) -> None:
         super().__init__()
-        self._source, self._epochs, self._seen = source, epochs, seen
-        self._first = _read_task(next(self._pieces(), (Window(0, 0, (), 0), range(0))))
+        self._source, self._epochs, self._seen, self._share = source, epochs, seen, share
+        self._first = _read_task(next(self._pieces(), Piece(Window(0, 0, (), 0), range(0))))
 
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
         return [self._first]
@@ -107,7 +80,7 @@ class PlanDatasource(Datasource):
         return map(_read_task, islice(self._pieces(), 1, None))
 
     def _pieces(self) -> Iterator[Piece]:
-        return pieces(self._source, math.ceil(self._epochs), self._seen)
+        return pieces(self._source, self._epochs, self._seen, self._share)
 
 
 class PlanFeeder(ExecutionCallback):

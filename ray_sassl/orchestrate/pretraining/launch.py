@@ -14,7 +14,6 @@ from typing import Any, cast
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.train import DataConfig as RayDataConfig
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
 from ray.train.torch import TorchTrainer
@@ -40,7 +39,8 @@ from ray_sassl.orchestrate.pretraining.preflight import (
     worker_bundle,
 )
 from ray_sassl.orchestrate.pretraining.resizing import CheckpointBeforeResize
-from ray_sassl.orchestrate.pretraining.stream import StreamFactory, execution_options, stream_spec
+from ray_sassl.orchestrate.pretraining.sharing import StreamFactory, StreamsOfWorkers
+from ray_sassl.orchestrate.pretraining.stream import stream_spec
 from ray_sassl.orchestrate.pretraining.train_job import RunFailedError, Watch, WorkersFailedError, fit
 from ray_sassl.orchestrate.pretraining.worker import train_worker
 from ray_sassl.orchestrate.runtime.autoscaler import asked_for
@@ -280,8 +280,10 @@ def _fit(
     use_gpu: bool,
 ) -> None:
     """Train until the workers end: with an outcome, with an error, or because they refused the checkpoint to start from."""
-    stream = StreamFactory(stream_spec(config, view_source(config, run_dir)), run_dir, control, keep_weights(config.stylize))
     scaling = config.scaling
+    streams = StreamFactory(
+        stream_spec(config, view_source(config, run_dir)), run_dir, control, keep_weights(config.stylize), scaling.num_workers
+    )
     spec = {
         "config_yaml": to_yaml(config),
         "run_dir": run_dir,
@@ -293,8 +295,8 @@ def _fit(
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=spec,
-            datasets={"train": stream},
-            dataset_config=RayDataConfig(execution_options=execution_options()),
+            datasets=cast(Any, {"train": streams}),
+            dataset_config=StreamsOfWorkers(),
             scaling_config=RayScalingConfig(
                 num_workers=(scaling.worker_counts[0], scaling.num_workers) if scaling.is_elastic else scaling.num_workers,
                 use_gpu=use_gpu,

@@ -79,9 +79,14 @@ class ReadStage:
         for row in range(len(batch["epoch"])):
             if (piece := piece_of_row(batch, row)) is None:
                 continue
-            window, wanted = piece
+            window, wanted, rows = piece
             read = part_reader(self.exchange, self.source, window, wanted)
             for block in crop_blocks(self.source, window, self.seen, self.on_bad, wanted, read, times):
+                if rows is not None:
+                    ids = self.source.plan.blocks(window)[wanted.start].sample_id[rows.start : rows.stop]
+                    block = replace(block, keep=block.keep & np.isin(block.sample_id, ids))
+                    if not block.keep.any():
+                        continue
                 count_images(self.run, "decode", len(block.sample_id))
                 yield block
 

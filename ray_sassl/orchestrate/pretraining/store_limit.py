@@ -6,6 +6,7 @@ are made until they are used, so the small stores of decoding nodes would overfl
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -68,9 +69,29 @@ def store_limit(nodes: Iterable[Mapping[str, Any]], stages: Iterable[Stage]) -> 
     return _SHARE * min(limits) if limits else None
 
 
-def set_stages(context: DataContext, stages: Iterable[Stage]) -> None:
-    """Keep the stages where `StoreLimit` finds them."""
-    context.set_config(_STAGES, tuple(stages))
+def share_of(nodes: Iterable[Mapping[str, Any]], stages: Iterable[Stage], num_streams: int) -> ExecutionResources:
+    """What one of several streams may use of the nodes of its stages.
+
+    Ray Data itself divides what each node has among the executions and rounds down to whole CPUs and GPUs, so with more executions than a
+    node has CPUs each would get none.
+    """
+    total = dict.fromkeys(("CPU", "GPU", "object_store_memory", "memory"), 0.0)
+    for node in nodes:
+        weights = {resource: max((s.weight(node) for s in stages if s.resource == resource), default=0.0) for resource in ("CPU", "GPU")}
+        if any(weights.values()):
+            has = {**node["Resources"], **weights}
+            total = {resource: amount + has.get(resource, 0.0) for resource, amount in total.items()}
+    return ExecutionResources(
+        cpu=math.ceil(total["CPU"] / num_streams),
+        gpu=math.ceil(total["GPU"] / num_streams),
+        object_store_memory=total["object_store_memory"] / num_streams,
+        memory=total["memory"] / num_streams,
+    )
+
+
+def set_stages(context: DataContext, stages: Iterable[Stage], num_streams: int = 1) -> None:
+    """Keep the stages, and how many streams have them, where `StoreLimit` finds them."""
+    context.set_config(_STAGES, (tuple(stages), num_streams))
 
 
 class StoreLimit(ExecutionCallback):
@@ -78,6 +99,8 @@ class StoreLimit(ExecutionCallback):
 
     def before_execution_starts(self, executor: Any) -> None:
         self._set(executor)
+        if self._num_streams > 1:
+            executor._cluster_autoscaler.get_total_resources = lambda: self._share
 
     def on_execution_step(self, executor: Any) -> None:
         if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
@@ -85,7 +108,9 @@ class StoreLimit(ExecutionCallback):
 
     def _set(self, executor: Any) -> None:
         self._looked_at = time.monotonic()
-        stages = executor._data_context.get_config(_STAGES, ())
-        limit = store_limit(ray.nodes(), stages)
+        stages, self._num_streams = executor._data_context.get_config(_STAGES, ((), 1))
+        nodes = ray.nodes()
+        self._share = share_of(nodes, stages, self._num_streams)
+        limit = store_limit(nodes, stages)
         if limit is not None:
-            executor._options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
+            executor._options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit / self._num_streams)

@@ -10,6 +10,7 @@ would cost each of them seconds and hundreds of megabytes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
+from ray_sassl.orchestrate.pretraining.dealing import CUT_AT, Share
 from ray_sassl.orchestrate.pretraining.exchange import make_exchange
-from ray_sassl.orchestrate.pretraining.feeding import CUT_AT, PlanDatasource, PlanFeeder
+from ray_sassl.orchestrate.pretraining.feeding import PlanDatasource, PlanFeeder
 from ray_sassl.orchestrate.pretraining.reading import BadRowsReporter, ReadStage, block_of_row, stage_times
 from ray_sassl.orchestrate.pretraining.store_limit import Stage, StoreLimit, set_stages
 from ray_sassl.orchestrate.runtime.devices import device_type
@@ -33,8 +36,7 @@ from ray_sassl.orchestrate.runtime.metrics import count_images, set_queue
 from ray_sassl.orchestrate.runtime.private import ExecutionCallback
 from ray_sassl.orchestrate.runtime.session import in_group
 from ray_sassl.orchestrate.runtime.weights import receive_weights
-from ray_sassl.pipeline import StylizeBlock, Teach, ViewSource, finish_block, one_at_a_time, without
-from ray_sassl.train.checkpoint_folder import BadCheckpointError, newest_seen
+from ray_sassl.pipeline import StylizeBlock, Teach, ViewSource, finish_block, one_at_a_time
 from ray_sassl.types import Arrays
 
 if TYPE_CHECKING:
@@ -108,6 +110,10 @@ class StreamSpec:
     run: str
     num_targets: int = 0
 
+    def num_streams(self, num_workers: int) -> int:
+        """How many streams feed so many workers: one each, or as many as can have equal numbers of the pool's actors."""
+        return math.gcd(num_workers, *self.pool.values()) if self.layout == "pool" else num_workers
+
 
 def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
     """The spec of the config's stream."""
@@ -152,6 +158,9 @@ def make_stream(
     control: ActorHandle,
     keeper: ActorHandle | None = None,
     *,
+    share: Share | None = None,
+    exchange: ActorHandle | None = None,
+    near: str | None = None,
     read_stage: Callable[..., Any] = ReadStage,
     style_actor: type | None = None,
 ) -> ray.data.Dataset:
@@ -161,23 +170,30 @@ def make_stream(
         seen: Samples to leave out, because the run has seen them or they are known to be bad.
         control: The control actor, which gets the rows that cannot be used.
         keeper: The actor with the stylizer's weights for nodes without them.
+        share: The stream's share of the plan and of the cluster, if it is one of several.
+        exchange: Their common exchange; by default one of its own.
+        near: The node where stages run while it has room, unless one has a group of nodes.
         read_stage: Makes a `ReadStage`, or its replacement in a simulation.
         style_actor: `StyleActor`, or its replacement in a simulation.
     """
     context = DataContext.get_current()
     context.execution_options = execution_options()
     context.set_config(_RUN, spec.run)
-    set_stages(context, _stages(spec))
+    num_streams = 1 if share is None else share.count
+    set_stages(context, _stages(spec), num_streams)
+    if near is not None and not (spec.group or spec.actor_group):
+        context.scheduling_strategy = NodeAffinitySchedulingStrategy(near, soft=True, _spill_on_unavailable=True)
     for callback in (PlanFeeder, StoreLimit, LoopThrottle):
         if callback not in context.custom_execution_callback_classes:
             context.custom_execution_callback_classes.append(callback)
     # Ray cuts blocks that are larger than this, so every block of views becomes one of Ray's, neither merged nor split.
     context.target_max_block_size = max(1, int(CUT_AT * block_bytes(spec.source, spec.num_targets)))
     # Without `num_cpus` it would take a whole CPU, even if other stages take less, and never start if no node has one left.
-    where = cast(dict[str, Any], {"label_selector": in_group(spec.group)} if spec.group else {})
-    datasource = PlanDatasource(spec.source, spec.epochs, seen)
+    where = nodes_for_tasks(spec)
+    datasource = PlanDatasource(spec.source, spec.epochs, seen, share)
     plan = ray.data.read_datasource(datasource, num_cpus=spec.num_cpus, ray_remote_args=where, override_num_blocks=1)
-    reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run, make_exchange(spec.source, spec.num_cpus, where))
+    exchange = exchange or make_exchange(spec.source, spec.num_cpus, where)
+    reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run, exchange)
     match spec.layout:
         case "light":
             return plan.map_batches(cast(Any, reading.views), batch_size=None, num_cpus=spec.num_cpus, **where)
@@ -193,7 +209,7 @@ def make_stream(
                 batch_size=1 if spec.actor_num_gpus else None,  # a block is one row, and Ray needs a number if there are GPUs
                 num_cpus=spec.actor_num_cpus,
                 num_gpus=spec.actor_num_gpus,
-                compute=pool_strategy(spec),
+                compute=pool_strategy(spec, num_streams),
                 # Ray does not fuse stages that request different resources, so one byte of memory prevents it from fusing these two if they
                 # take the same share of a CPU: then only the actors would decode.
                 memory=1,
@@ -202,11 +218,17 @@ def make_stream(
     raise AssertionError(spec.layout)
 
 
-def pool_strategy(spec: StreamSpec) -> ActorPoolStrategy:
-    """The pool of a spec. An actor with a GPU has two blocks, so that the next one is uploaded while one is stylized; never more, so that
-    its memory is bounded."""
+def pool_strategy(spec: StreamSpec, num_streams: int = 1) -> ActorPoolStrategy:
+    """The pool of one of the streams of a spec. An actor with a GPU has two blocks, so that the next one is uploaded while one is stylized;
+    never more, so that its memory is bounded."""
     both: dict[str, Any] = {"max_concurrent_calls_per_actor": _BLOCKS_AT_ONCE, "enable_true_multi_threading": True}
-    return ActorPoolStrategy(**cast(Any, spec.pool), **(both if spec.actor_num_gpus else {}))
+    sizes = {name: size // num_streams for name, size in spec.pool.items()}
+    return ActorPoolStrategy(**cast(Any, sizes), **(both if spec.actor_num_gpus else {}))
+
+
+def nodes_for_tasks(spec: StreamSpec) -> dict[str, Any]:
+    """Ray's options for the nodes of the tasks."""
+    return {"label_selector": in_group(spec.group)} if spec.group else {}
 
 
 def _stages(spec: StreamSpec) -> list[Stage]:
@@ -214,33 +236,6 @@ def _stages(spec: StreamSpec) -> list[Stage]:
     if spec.layout == "pool":
         stages.append(Stage(spec.actor_group, "GPU") if spec.actor_num_gpus else Stage(spec.actor_group, per_gpu=spec.cpus_per_worker))
     return stages
-
-
-class StreamFactory:
-    """Called by Ray Train at every start of its workers, so that they continue from the newest checkpoint.
-
-    It chooses the checkpoint for all of them and tells the control actor, so that the stream and every worker start from the same one, even
-    if a worker of the previous start is still writing. It reads the samples that the checkpoint has seen, but not the weights: if workers
-    find the weights damaged, the control actor refuses the checkpoint, and the next start uses the one before.
-
-    Args:
-        run_dir: The run directory with the checkpoints.
-        control: The control actor, which gets the rows that cannot be used, and knows those of earlier starts.
-        keeper: The actor with the stylizer's weights for nodes without them.
-    """
-
-    def __init__(self, spec: StreamSpec, run_dir: str, control: ActorHandle, keeper: ActorHandle | None = None) -> None:
-        self._spec, self._run_dir, self._control, self._keeper = spec, run_dir, control, keeper
-
-    def __call__(self) -> ray.data.Dataset:
-        refused, known_bad = ray.get([self._control.refused.remote(), self._control.bad_ids.remote()])
-        path, seen = None, SeenIds(self._spec.source.index.num_rows)
-        try:
-            path, seen = newest_seen(self._run_dir, refused) or (path, seen)
-        except BadCheckpointError as error:
-            ray.get(self._control.fail.remote(str(error)))  # workers ask for it before they do anything
-        ray.get(self._control.start_from.remote(path))
-        return make_stream(self._spec, without(seen, known_bad), self._control, self._keeper)
 
 
 def block_bytes(source: ViewSource, num_targets: int = 0) -> int:

@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from ray_sassl.config.files import from_yaml
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import NoteHandler, Requests
+from ray_sassl.orchestrate.pretraining.sharing import WorkerStream, whole_steps
 from ray_sassl.orchestrate.pretraining.stream import layout_of
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.metrics import TrainingMetrics
@@ -27,6 +28,7 @@ from ray_sassl.process.ending import told
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.stages import Spent
 from ray_sassl.runs.process import train_process
+from ray_sassl.train.agreement import Agreement
 from ray_sassl.train.checkpoint import Checkpoint, read_checkpoint_once
 from ray_sassl.train.checkpoint_folder import BadCheckpointError
 from ray_sassl.train.loop import share_of_batch
@@ -114,16 +116,19 @@ def train_worker(spec: dict[str, Any]) -> None:
     if is_refused:
         return
     context.metrics = TrainingMetrics(storage.name_of(spec["run_dir"]), config.train.global_batch, resume.step if resume else 0)
-    shard = ray.train.get_dataset_shard("train")
-    assert shard is not None
-    batches = shard.iter_batches(
-        batch_size=rows,
-        batch_format="numpy",
-        prefetch_batches=config.stream.prefetch_batches,
-        drop_last=True,
+    shard = cast(Any, ray.train.get_dataset_shard("train"))
+    batches = _arrays(
+        shard.iter_batches(
+            batch_size=rows,
+            batch_format="numpy",
+            prefetch_batches=config.stream.prefetch_batches,
+            drop_last=True,
+        )
     )
+    if isinstance(shard, WorkerStream) and context.world_size > 1:
+        batches = whole_steps(batches, parts, shard.sure_steps(rows * parts, context.world_size), Agreement(context, num_flags=1))
     try:
-        outcome = train_process(config, spec["run_dir"], _arrays(batches), spec["num_rows"], context, resume, parts)
+        outcome = train_process(config, spec["run_dir"], batches, spec["num_rows"], context, resume, parts)
     except UsageError as error:
         ray.get(control.fail.remote(told(error)))
         if context.world_size == 1:

@@ -15,7 +15,7 @@ from benchmarks.nodes import Nodes, running_nodes
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
-from ray_sassl.orchestrate.pretraining.store_limit import Stage, store_limit
+from ray_sassl.orchestrate.pretraining.store_limit import Stage, share_of, store_limit
 from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
 from ray_sassl.orchestrate.runtime.private import ExecutionCallback
 from ray_sassl.runs.directory import prepare_run_dir
@@ -43,6 +43,14 @@ def test_a_group_and_the_stylizers_limit_it_too():
     assert store_limit(nodes, [Stage("decode")]) == 0.4 * 800 * MB
     assert store_limit(nodes, [Stage("decode"), Stage("stylize", "GPU")]) == 0.4 * 100 * MB
     assert store_limit(nodes, [Stage("decode"), Stage("elsewhere")]) == 0.4 * 800 * MB
+
+
+def test_streams_share_the_nodes_of_their_stages_without_the_trainers_cpus():
+    nodes = [_node(8, 800, group="decode"), _node(4, 100, gpus=1, group="stylize"), _node(10, 9000, gpus=8, group="train")]
+    share = share_of(nodes, [Stage("decode"), Stage("stylize", "GPU")], 64)
+    assert (share.cpu, share.gpu, share.object_store_memory) == (1, 1, 900 * MB / 64), "no stream is left without a core"
+    assert share_of(nodes, [Stage(None, per_gpu=1)], 2).cpu == (8 + 3 + 2 + 1) / 2
+    assert share_of([], [Stage(None)], 2).cpu == 0
 
 
 class _Limits(ExecutionCallback):

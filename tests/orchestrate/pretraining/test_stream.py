@@ -15,8 +15,8 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.plan import Plan
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
+from ray_sassl.orchestrate.pretraining.dealing import pieces
 from ray_sassl.orchestrate.pretraining.exchange import make_exchange, part_reader
-from ray_sassl.orchestrate.pretraining.feeding import pieces
 from ray_sassl.orchestrate.pretraining.stream import make_stream, pool_strategy, stream_spec
 from ray_sassl.pipeline import ViewSource, local_batches
 from ray_sassl.runs.directory import prepare_run_dir
@@ -99,7 +99,7 @@ def test_a_few_bad_rows_part_no_window(tmp_path: Path):
     prepare_run_dir(config, run_dir, resume=False)
     seen = SeenIds(NUM_ROWS)
     seen.add(np.zeros(3, np.int64), np.array([1, 2, 3]))
-    found = [(window.epoch, window.number, blocks) for window, blocks in pieces(view_source(config, run_dir), 2, seen)]
+    found = [(window.epoch, window.number, blocks) for window, blocks, _ in pieces(view_source(config, run_dir), 2, seen)]
     assert found == [(epoch, number, range(2)) for epoch in range(2) for number in range(4)]
 
 
@@ -125,8 +125,8 @@ def test_a_large_window_is_read_once_and_its_blocks_are_made_by_several_tasks(ra
     window = source.plan.windows(0)[0]
     for block in source.plan.blocks(window)[:3]:
         seen.add(np.zeros(7, np.int64), block.sample_id[:7])
-    assert [len(blocks) for _, blocks in pieces(source, 1, seen)][:8] == [1] * 8, "rests of blocks stay apart here too"
-    assert max(len(blocks) for _, blocks in pieces(source, 2, seen)) == 2
+    assert [len(blocks) for _, blocks, _ in pieces(source, 1, seen)][:8] == [1] * 8, "rests of blocks stay apart here too"
+    assert max(len(blocks) for _, blocks, _ in pieces(source, 2, seen)) == 2
 
     control = start_control(index.num_rows, 0.05, str(tmp_path / "quarantine.jsonl"))
     stream = make_stream(replace(stream_spec(config, plain), source=source), seen, control)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from enum import StrEnum
 from typing import Annotated
 
@@ -60,11 +59,11 @@ def run_command(
     Each arm is trained with each seed and evaluated on the test images. The same command continues after Ctrl-C, tries failed runs again,
     and adds seeds.
     """
-    from ray_sassl.cli.protocol_words import parse_protocols, with_all_named
+    from ray_sassl.cli.protocol_words import parse_protocols, with_all_named, words_of
     from ray_sassl.study.ablation_table import as_markdown
 
     console = open_console()
-    words = [word for given in on or [] for part in shlex.split(given) for word in ([part] if "=" in part else part.split(",")) if word]
+    words = words_of(on)
     protocols, changes = parse_protocols(with_all_named(words)) if words else ([], [])
     with live(console) as watch:
         result = ray_sassl.ablation(

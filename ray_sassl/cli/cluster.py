@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
+from ray_sassl.cli.durations import seconds
+from ray_sassl.cli.pretraining import Experiment, Overrides
 from ray_sassl.process.console import open_console
+from ray_sassl.process.errors import UsageError
+
+if TYPE_CHECKING:
+    from ray_sassl.cluster.plan import Prediction, Prices, Target
 
 app = typer.Typer(no_args_is_help=True, help="Check cluster definitions; plan how many nodes keep the trainer busy.")
 
@@ -52,8 +62,8 @@ def check(
     "--deadline 24h --write cluster/aws.yaml"
 )
 def plan(
-    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config.")] = None,
+    experiment: Experiment,
+    overrides: Overrides = None,
     measured: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,17 +87,62 @@ def plan(
 
     Without a target, the plan is for scaling.num_workers GPUs. Measure the rates in short runs on one core and one GPU of the kind to rent.
     """
-    from ray_sassl.cli import planning
-
-    planning.plan(
-        open_console(),
+    console = open_console()
+    found = ray_sassl.plan_cluster(
         experiment,
         measured or [],
-        overrides=overrides or [],
+        overrides=overrides,
         num_images=images,
         prices=prices,
-        target=planning.target(target_images_per_s, deadline, budget),
+        target=target(target_images_per_s, deadline, budget),
         headroom=headroom,
         out=out,
         write=write or [],
     )
+    _print(console, found.prediction, found.prices, "a pool of actors" if found.has_pool else "the tasks that decode")
+    console.print(f"Curve: {found.curve}", soft_wrap=True)
+    for path in found.written:
+        console.print(f"Numbers of nodes: {path}", soft_wrap=True)
+    console.print(f"Run it with: {' '.join(found.settings)}", soft_wrap=True)
+    console.print(f"and, if nodes are labeled as in cluster/: {' '.join(found.groups)}", soft_wrap=True)
+
+
+def target(images_per_s: float | None, deadline: str | None, usd: float | None) -> Target:
+    """The target of a plan.
+
+    Raises:
+        UsageError: more than one target is given, or the deadline is not a length of time.
+    """
+    from ray_sassl.cluster.plan import Target
+
+    given = {"--target-images-per-s": images_per_s, "--deadline": deadline, "--budget": usd}
+    wanted = [name for name, value in given.items() if value is not None]
+    if len(wanted) > 1:
+        raise UsageError(f"{' and '.join(wanted)} are given; a plan has one target")
+    return Target(images_per_s, seconds(deadline, needs_unit=True) / 3600 if deadline is not None else None, usd)
+
+
+def _print(console: Console, chosen: Prediction, prices: Prices, stylizes: str) -> None:
+    table = Table(
+        "group", "nodes", "machine", "images/s it could do", "receives", "sends", "of it from storage", title="Plan", title_justify="left"
+    )
+    table.add_row("head", "1", _machine(prices, "head"), "", "", "", "")
+    for group in ("decode", "stylize", "train"):
+        traffic = chosen.traffic.get(group)
+        flow = (
+            [f"{decimal(round(amount))}/s a node" for amount in (traffic.received, traffic.sent, traffic.from_storage)]
+            if traffic
+            else ["", "", ""]
+        )
+        capacity = chosen.capacities.get(group)
+        table.add_row(group, str(getattr(chosen.counts, group)), _machine(prices, group), f"{capacity:,.0f}" if capacity else "", *flow)
+    console.print(table)
+    usd = "unknown (give --prices)" if chosen.usd is None else f"{chosen.usd:,.0f} USD"
+    length = f"{chosen.hours:,.1f} hours" if math.isfinite(chosen.hours) else "forever"
+    console.print(f"{chosen.images_per_s:,.0f} images/s on {chosen.counts.trainers} GPUs that train, {length}, {usd}")
+    console.print(f"The bottleneck is {chosen.bottleneck}; images are stylized by {stylizes}.")
+
+
+def _machine(prices: Prices, group: str) -> str:
+    kind = getattr(prices, group)
+    return f"{kind.cpus} CPUs" + (f", {kind.gpus} GPUs" if kind.gpus else "")

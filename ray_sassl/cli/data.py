@@ -48,6 +48,9 @@ class ShardFormat(StrEnum):
 IMAGES = "Images: Parquet, tar shards or a folder, local or s3://, gs://."
 
 Source = Annotated[str, typer.Argument(metavar="PATH", help="A file, folder or glob, local or s3://, gs://; or `synthetic`.")]
+DataMoved = Annotated[
+    bool, typer.Option("--data-moved", help="With --resume: the same data are elsewhere now (data.path), or were copied again.")
+]
 FormatOption = Annotated[Format, typer.Option("--from", help="The source's format; `auto` recognizes it by the file names.")]
 ImageColumn = Annotated[str, typer.Option(help="Parquet: the column of encoded images.")]
 LabelColumn = Annotated[str, typer.Option(help="Parquet: the column of labels; `none` if there are none.")]

@@ -1,4 +1,4 @@
-"""What the verbs `demo`, `experiments`, `pretrain` and `views` do and print."""
+"""`ray-sassl demo`, `experiments`, `pretrain` and `views`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 import ray_sassl
-from ray_sassl.process.console import write
+from ray_sassl.cli.data import Address, DataMoved, Strict
+from ray_sassl.process.console import open_console, write
 from ray_sassl.process.ending import exit_code
 from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
-    from ray_sassl.api.pretraining import Resume
     from ray_sassl.config.schema import ExperimentConfig
     from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
     from ray_sassl.runs.recipe import Recipe
+
+app = typer.Typer()
+
+Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT_OR_FILE", help="An experiment's name, a YAML file, or a run directory.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the config, such as train.epochs=10.")]
 
 _PLAIN_EVERY_S = 10.0
 _SCORES = {
@@ -34,14 +40,15 @@ _SCORES = {
 """The scores of a report that are printed; all but those on the test images are on validation images."""
 
 
-def experiments(console: Console, name: str | None) -> None:
-    """Print one experiment as YAML, or list all by data set and by what they add to a published objective."""
+@app.command(epilog="Example: ray-sassl experiments moco_cifar10_cpu > mine.yaml")
+def experiments(name: Annotated[str | None, typer.Argument(help="Print this one as YAML.")] = None) -> None:
+    """List named experiments, or print one as YAML."""
     if name is not None:
         from ray_sassl.config.files import to_yaml
 
         write(to_yaml(ray_sassl.load_config(name)))
         return
-    listed = ray_sassl.list_experiments()
+    console, listed = open_console(), ray_sassl.list_experiments()
     for data in dict.fromkeys(map(_data_of, listed)):
         table = Table(title=data, title_justify="left", title_style="bold", show_header=False)
         for paper in _PAPERS:
@@ -82,26 +89,45 @@ def split_run_dir(overrides: list[str], run_dir: str | None) -> tuple[list[str],
     return [text for text in overrides if not text.startswith("run_dir=")], next(iter(given), None)
 
 
+@app.command(epilog="Examples: ray-sassl pretrain photos/ --minutes 30   |   ray-sassl pretrain moco_cifar10_cpu --run-dir runs/first")
 def pretrain(
-    console: Console,
-    experiment: str,
-    overrides: list[str],
-    run_dir: str | None,
-    *,
-    resume: Resume,
-    data_moved: bool,
-    minutes: float | None,
-    dry_run: bool,
-    strict: bool,
-    address: str | None,
-) -> int:
-    """Pretrain, show progress, and print where the results are; the exit code after a signal is 128 and its number."""
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGES_OR_EXPERIMENT",
+            help="Images (a folder, a glob, shards, a URI), an experiment's name, a YAML file, or a run directory.",
+        ),
+    ],
+    overrides: Overrides = None,
+    run_dir: Annotated[str | None, typer.Option(help="A path or s3://, gs:// URI. [default: runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
+    resume_if_begun: Annotated[
+        bool, typer.Option("--resume-if-begun", help="Continue the run in the run directory, or start it if there is none.")
+    ] = False,
+    data_moved: DataMoved = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Training time: the first steps are timed, and the number of epochs follows from their speed."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the config (YAML), and for images how it was chosen; train nothing.")
+    ] = False,
+    strict: Strict = False,
+    address: Address = None,
+) -> None:
+    """Pretrain an encoder.
+
+    Images get a recipe that suits them and this machine, and a table explains it.
+    Ctrl-C, SIGTERM and SIGHUP stop at the next step and save a checkpoint to resume from; a second one stops at once.
+    """
     from ray_sassl.config.files import to_yaml
 
-    overrides, run_dir = split_run_dir(overrides, run_dir)
+    console = open_console()
+    overrides, run_dir = split_run_dir(overrides or [], run_dir)
     if minutes is not None:
         console.print("Timing the first steps, to choose the number of epochs ...")
-    how = {"resume": resume, "data_moved": data_moved, "minutes": minutes, "strict": strict, "address": address}
+    start = "if begun" if resume_if_begun and not resume else resume
+    how = {"resume": start, "data_moved": data_moved, "minutes": minutes, "strict": strict, "address": address}
     plan = ray_sassl.plan_run(experiment, run_dir, overrides=overrides, **how)
     if plan.recipe is not None:
         _show_recipe(console, plan.recipe)
@@ -114,7 +140,7 @@ def pretrain(
             write(to_yaml(plan.config))
         else:
             console.print(f"As YAML: {shlex.join(['ray-sassl', 'experiments', experiment])}", soft_wrap=True)
-        return 0
+        return
     console.print(Text.assemble((plan.config.name, "bold"), f" in {plan.run_dir}"))
     with _progress(console, plan.config) as watch:
         how = {"resume": plan.resume, "data_moved": data_moved and plan.resume, "address": address}
@@ -124,8 +150,7 @@ def pretrain(
         console.print(_interrupted(result.reason))
         words = ["ray-sassl", "pretrain", experiment, *overrides, "--run-dir", plan.run_dir, "--resume"]
         console.print(f"Go on with: {shlex.join(words)}", soft_wrap=True)
-        return exit_code(result.stopped_by)
-    return 0
+        raise typer.Exit(exit_code(result.stopped_by))
 
 
 def _show_recipe(console: Console, recipe: Recipe) -> None:
@@ -217,13 +242,30 @@ def _short(report: dict[str, float]) -> str:
     )
 
 
+@app.command(
+    epilog="Examples: ray-sassl views moco_cifar10_sassl sassl.alpha='[0.5, 1.0]' --out grid.png   |   ray-sassl views moco_cifar10_sassl "
+    "--dose --against fda"
+)
 def views(
-    console: Console, experiment: str, overrides: list[str], out: str, rows: int, show_dose: bool, against: list[str], *, strict: bool
+    experiment: Experiment,
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(help="Where to write the picture (PNG).")] = "views.png",
+    rows: Annotated[int, typer.Option(min=1, help="Images to show.")] = 8,
+    dose: Annotated[bool, typer.Option("--dose", help="Measure how strong style, jitter, blur and the others are.")] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STYLIZER", help="With --dose: this stylizer too, with the alpha and beta that change pixels as much."),
+    ] = None,
+    strict: Strict = False,
 ) -> None:
-    """Draw the views of some images of the experiment's data set, and say how strong their augmentations are."""
-    result = ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows, against=against, strict=strict)
+    """Draw what the network will see.
+
+    Crops, stylized crops and final views of some images, as a PNG.
+    """
+    console = open_console()
+    result = ray_sassl.draw_views(experiment, out, overrides=overrides, num_rows=rows, against=against or (), strict=strict)
     console.print(f"Views: {result.picture}", soft_wrap=True)
-    if not (show_dose or against):
+    if not (dose or against):
         return
     from ray_sassl.runs.dose import HEADS, NOTE, rows_of
 
@@ -239,11 +281,18 @@ def views(
         console.print(f"Equal dose: {shlex.join(equal.overrides)}", soft_wrap=True)
 
 
-def demo(console: Console, run_dir: str | None, address: str | None) -> int:
-    """Both demo runs, then a table of their scores; the exit code is that of `pretrain`."""
+@app.command(epilog="Example: ray-sassl demo --run-dir runs/my-demo")
+def demo(
+    run_dir: Annotated[str | None, typer.Option(help="Where the two runs go. [default: runs/demo-DATE-TIME]")] = None,
+    address: Address = None,
+) -> None:
+    """Pretrain with and without style, and compare.
+
+    Two short runs on the embedded data set: minutes on two cores, no network.
+    """
     from ray_sassl.api.pretraining import DEMO_RUNS
 
-    began = time.monotonic()
+    console, began = open_console(), time.monotonic()
     titles = {name: title for title, name in DEMO_RUNS.items()}
     with ExitStack() as bars:
         watches: dict[str, Callable[[ProgressUpdate], None]] = {}
@@ -266,6 +315,5 @@ def demo(console: Console, run_dir: str | None, address: str | None) -> int:
         console.print(_where(run.run_dir, run.checkpoint))
         if run.status == "interrupted":
             console.print(_interrupted(run.reason))
-            return exit_code(run.stopped_by)
+            raise typer.Exit(exit_code(run.stopped_by))
     console.print(f"{time.monotonic() - began:.0f} seconds in total")
-    return 0

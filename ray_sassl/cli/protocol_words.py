@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
+
 from pydantic import ValidationError
 
 from ray_sassl.config.overrides import explain, parse_override
@@ -13,6 +16,12 @@ from ray_sassl.process.errors import UsageError
 DETECT = "detect"
 ALL = "all"
 """Stands for every protocol whose images are available."""
+
+
+def words_of(options: Iterable[str] | None) -> list[str]:
+    """The words of an option that may be given several times, such as `--on knn,linear --on 'linear.l2=grid'`."""
+    parts = (part for given in options or () for part in shlex.split(given))
+    return [word for part in parts for word in ([part] if "=" in part else part.split(",")) if word]
 
 
 def split_detection(words: list[str]) -> tuple[list[str], str | None, list[str]]:

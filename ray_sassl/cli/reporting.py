@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Annotated
 
 import typer
@@ -49,13 +48,13 @@ def compare(
     figures side by side. Runs that differ only in their seed are one group.
     """
     from ray_sassl.cli.event_log import event_log
-    from ray_sassl.cli.protocol_words import ALL, parse_protocols, with_all_named
+    from ray_sassl.cli.protocol_words import ALL, parse_protocols, with_all_named, words_of
     from ray_sassl.evaluation.detection import DetectConfig
     from ray_sassl.orchestrate.runtime.progress import progress_bar
     from ray_sassl.runs.pages.comparing import as_markdown
 
     console = open_console()
-    words = [word for given in on or [] for part in shlex.split(given) for word in ([part] if "=" in part else part.split(",")) if word]
+    words = words_of(on)
     protocols, changes = parse_protocols(with_all_named(words)) if words else ([], [])
     result = ray_sassl.compare(
         runs,

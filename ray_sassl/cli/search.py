@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import ray_sassl
-from ray_sassl.cli.data import Address, Strict
+from ray_sassl.cli.data import Address, DataMoved, Strict
 from ray_sassl.cli.durations import seconds
 from ray_sassl.process.console import open_console
 from ray_sassl.process.ending import exit_code
@@ -107,9 +107,7 @@ def run_command(
     resume_if_begun: Annotated[
         bool, typer.Option("--resume-if-begun", help="Continue the study in the study directory, or start it if there is none.")
     ] = False,
-    data_moved: Annotated[
-        bool, typer.Option("--data-moved", help="With --resume: the same data are elsewhere now (data.path), or were copied again.")
-    ] = False,
+    data_moved: DataMoved = False,
     address: Address = None,
 ) -> None:
     """Run a study.
@@ -211,7 +209,7 @@ def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10
 
 
 def _row(study: StudyConfig, trial: TrialRecord, progress: dict[str, float] | None = None) -> list[Any]:
-    epoch = (progress or {}).get("epoch") or (trial.curve[-1].metrics.get("epoch", 0.0) if trial.curve else 0.0)
+    epoch = (progress or {}).get("epoch") or trial.epochs
     values = [_figure(goal.metric, trial.value(goal.metric)) for goal in study.goals]
     state = trial.state + (
         f": {trial.reason}" if trial.state == "failed" else f" ({trial.attempts}. attempt)" if trial.attempts > 1 else ""

@@ -9,8 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ray_sassl.cli.cluster import app
-from ray_sassl.cli.planning import target
+from ray_sassl.cli.cluster import app, target
 from ray_sassl.process.errors import UsageError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"

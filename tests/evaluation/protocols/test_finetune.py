@@ -22,7 +22,7 @@ def cifar(shared_dir: Path, tmp_path: Path) -> EncoderSubject:
         table = pq.read_table(shared_dir / "data" / "cifar10" / f"{split}-00000.parquet").slice(0, rows)
         pq.write_table(table, tmp_path / f"{split}.parquet", row_group_size=500)
     splits = [f"evaluate.{split}={{path: {tmp_path}/{split}.parquet}}" for split in ("train", "test")]
-    config = apply_overrides(load_experiment("moco_cifar10_cpu"), [*splits, "evaluate.size_px=32"])
+    config = apply_overrides(load_experiment("moco_cifar10_cpu"), [*splits, "evaluate.size_px=16"])
     return EncoderSubject(untrained_backbone(config), config, load_evaluation_data(config))
 
 
@@ -30,7 +30,7 @@ def cifar(shared_dir: Path, tmp_path: Path) -> EncoderSubject:
 def test_fine_tuning_beats_the_frozen_probe_and_more_labels_beat_fewer(cifar):
     before = {name: value.clone() for name, value in cifar._encoder.state_dict().items()}
     frozen = Linear(l2=1e-2).build().evaluate(cifar).scores["top1"]
-    tuned = FineTune(epochs=15, batch_size=32, learning_rate=0.2).build().evaluate(cifar).scores["top1"]
+    tuned = FineTune(epochs=8, batch_size=32, learning_rate=0.2).build().evaluate(cifar).scores["top1"]
     few = SemiSupervised(subsets=(0.05,), epochs=15, batch_size=16, learning_rate=0.2).build().evaluate(cifar).scores["5_percent_top1"]
     assert tuned.low > frozen.value
     assert tuned.low > few.value

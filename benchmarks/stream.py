@@ -22,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import ray
 from rich.console import Console
@@ -38,7 +39,6 @@ from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import view_source
-from ray_sassl.views import opencv
 
 CASES = {
     224: ("imagenet-sample/parquet/train-*.parquet", 64, 6, 128),
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    opencv.pin_threads()
+    cv2.setNumThreads(1)
     details, goals = {}, []
     with ray_session("local"):
         for size_px, (pattern, batch, epochs, window) in CASES.items():

@@ -111,7 +111,7 @@ def main(
 ) -> None:
     """Measures, prints a table and writes JSON."""
     torch.set_num_threads(1)
-    opencv.pin_threads()
+    cv2.setNumThreads(1)
     console = Console()
     results = []
     for case in CASES:
@@ -269,7 +269,7 @@ def with_bilinear(config: ViewsConfig) -> ViewsConfig:
 
 def pin(_worker: int) -> None:
     """One OpenCV thread in a loader's worker; torch pins itself there."""
-    opencv.pin_threads()
+    cv2.setNumThreads(1)
 
 
 def path_table(case: Case, paths: dict[str, Cost], ratio: float) -> Table:

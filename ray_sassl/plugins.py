@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -153,6 +154,22 @@ def import_found(module: str) -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:
         raise UsageError(f"the plug-in {module} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def module_of_file(path: Path) -> ModuleType:
+    """The module that a user's `.py` file makes; it is run.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"_of_file_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def plugin_names(package: str) -> list[str]:

@@ -11,7 +11,6 @@ The function is given the base experiment with the user's changes, so that it ca
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pydantic import ValidationError
 from ray_sassl.config.overrides import explain
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files.safe_yaml import load_file
-from ray_sassl.plugins import did_you_mean, find_modules, import_found
+from ray_sassl.plugins import did_you_mean, find_modules, import_found, module_of_file
 from ray_sassl.process.errors import UsageError
 from ray_sassl.study.space import SearchSpace
 
@@ -60,7 +59,7 @@ def load_space(name_or_file: str) -> SpaceSource:
         path = Path(name_or_file)
         if not path.is_file():
             raise UsageError(f"there is no file {name_or_file}")
-        return _of_python_file(path) if path.suffix == ".py" else _of_yaml_file(path)
+        return _of_module(module_of_file(path), path.stem) if path.suffix == ".py" else _of_yaml_file(path)
     known = spaces()
     if name_or_file not in known:
         raise UsageError(
@@ -76,15 +75,6 @@ def _of_module(module: ModuleType, name: str) -> SpaceSource:
         raise UsageError(f"{module.__file__} is not a search space: it needs EXPERIMENT = '...' and a function space(base)")
     make = cast(Callable[[ExperimentConfig], SearchSpace], space)
     return SpaceSource(name, (module.__doc__ or "").strip().partition("\n")[0], experiment, make)
-
-
-def _of_python_file(path: Path) -> SpaceSource:
-    spec = importlib.util.spec_from_file_location(f"_search_space_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return _of_module(module, path.stem)
 
 
 def _of_yaml_file(path: Path) -> SpaceSource:

@@ -14,28 +14,24 @@ from ray_sassl.study.report import body, figure
 def comparison(records: Sequence[StudyRecord]) -> list[tuple[str, ...]]:
     """Rows of a table: what it is, then a word for each study."""
     studies = [(record.path, record.study, record.trials) for record in records]
-
-    def row(name: str, *words: str) -> tuple[str, ...]:
-        return (name, *words)
-
     bests = [best_trial(trials, study.goals[0]) for _, study, trials in studies]
     rows = [
-        row("base experiment", *(study.base.name for _, study, _ in studies)),
-        row("objective", *(" ".join(str(goal) for goal in study.goals) for _, study, _ in studies)),
-        row("searcher, scheduler", *(f"{study.searcher}, {study.scheduler}" for _, study, _ in studies)),
-        row("trials", *(f"{len(trials)} of {study.num_trials}" for _, study, trials in studies)),
-        row("finished, stopped, failed", *(_outcomes(trials) for _, _, trials in studies)),
-        row("epochs of a trial", *(f"{study.base.train.epochs:g}" for _, study, _ in studies)),
-        row("minutes of work", *(f"{sum(trial.wall_s for trial in trials) / 60:.1f}" for _, _, trials in studies)),
-        row("epochs in all", *(f"{sum(_epochs(trial) for trial in trials):.1f}" for _, _, trials in studies)),
-        row("best", *(figure(study.goals[0], best) if best else "–" for (_, study, _), best in zip(studies, bests, strict=True))),
-        row("best trial", *(str(best.number) if best else "–" for best in bests)),
+        ("base experiment", *(study.base.name for _, study, _ in studies)),
+        ("objective", *(" ".join(str(goal) for goal in study.goals) for _, study, _ in studies)),
+        ("searcher, scheduler", *(f"{study.searcher}, {study.scheduler}" for _, study, _ in studies)),
+        ("trials", *(f"{len(trials)} of {study.num_trials}" for _, study, trials in studies)),
+        ("finished, stopped, failed", *(_outcomes(trials) for _, _, trials in studies)),
+        ("epochs of a trial", *(f"{study.base.train.epochs:g}" for _, study, _ in studies)),
+        ("minutes of work", *(f"{sum(trial.wall_s for trial in trials) / 60:.1f}" for _, _, trials in studies)),
+        ("epochs in all", *(f"{sum(trial.epochs for trial in trials):.1f}" for _, _, trials in studies)),
+        ("best", *(figure(study.goals[0], best) if best else "–" for (_, study, _), best in zip(studies, bests, strict=True))),
+        ("best trial", *(str(best.number) if best else "–" for best in bests)),
     ]
     names = dict.fromkeys(dimension.name for _, study, _ in studies for dimension in study.space.dimensions)
-    rows += [row(name, *(str(best.point.get(name, "–")) if best else "–" for best in bests)) for name in names]
+    rows += [(name, *(str(best.point.get(name, "–")) if best else "–" for best in bests)) for name in names]
     shares = [_shares(study, trials) for _, study, trials in studies]
     rows += [
-        row(f"importance of {name}", *(f"{found[name]:.0%}" if name in found else "–" for found in shares))
+        (f"importance of {name}", *(f"{found[name]:.0%}" if name in found else "–" for found in shares))
         for name in names
         if any(name in found for found in shares)
     ]
@@ -51,10 +47,6 @@ def comparison_html(records: Sequence[StudyRecord]) -> str:
 
 def _outcomes(trials: Sequence[TrialRecord]) -> str:
     return ", ".join(str(sum(trial.state == state for trial in trials)) for state in ("finished", "stopped", "failed"))
-
-
-def _epochs(trial: TrialRecord) -> float:
-    return trial.curve[-1].metrics.get("epoch", 0.0) if trial.curve else 0.0
 
 
 def _shares(study: StudyConfig, trials: Sequence[TrialRecord]) -> dict[str, float]:

@@ -119,6 +119,11 @@ class TrialRecord:
     cpu_s: float | None = None
     moves: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def epochs(self) -> float:
+        """How far it has come, at its last evaluation."""
+        return self.curve[-1].metrics.get("epoch", 0.0) if self.curve else 0.0
+
     def value(self, metric: str) -> float | None:
         """The metric at the last evaluation that has it as a finite number."""
         found = [e.metrics[metric] for e in self.curve if math.isfinite(e.metrics.get(metric, math.nan))]

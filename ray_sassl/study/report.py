@@ -98,8 +98,7 @@ def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) ->
     names = ["trial", *(o.metric for o in study.goals), "epochs", "minutes", *(".".join(n.split(".")[-2:]) for n in dimensions), "outcome"]
     rows: list[list[str | Cell]] = []
     for trial in there[:most] + failed:
-        last = trial.curve[-1].metrics.get("epoch", 0.0) if trial.curve else 0.0
-        numbers = [str(trial.number), *(figure(o, trial) for o in study.goals), f"{last:.2f}", f"{trial.wall_s / 60:.1f}"]
+        numbers = [str(trial.number), *(figure(o, trial) for o in study.goals), f"{trial.epochs:.2f}", f"{trial.wall_s / 60:.1f}"]
         outcome = (
             trial.state + (f": {trial.reason}" if trial.reason else "") + (f" ({trial.attempts} attempts)" if trial.attempts > 1 else "")
         )

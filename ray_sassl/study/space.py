@@ -243,8 +243,6 @@ class Arms(FrozenConfig):
 
 STYLIZER = "stylize"
 Parameter = Annotated[Float | Int | Choice | Interval | Dose | Arms, Field(discriminator="kind")]
-SEARCHERS = ("random", "grid", "optuna", "hyperband-bayes")
-SCHEDULERS = ("fifo", "asha", "median", "pbt")
 
 
 class SearchSpace(FrozenConfig):

@@ -26,11 +26,6 @@ _TRUNCATION = 1e-4
 """Added to half a level less before OpenCV rounds, so that it cuts off and whole numbers stay; above float32's rounding errors."""
 
 
-def pin_threads(num_threads: int = 1) -> None:
-    """Sets how many threads OpenCV uses in this process; workers call it once. Importing this module does not change it."""
-    cv2.setNumThreads(num_threads)
-
-
 def color(images: np.ndarray, params: ViewParams, out: np.ndarray | None = None) -> np.ndarray:
     """The views (B, H, W, 3) uint8 RGB with jitter, grayscale, blur and solarization applied.
 

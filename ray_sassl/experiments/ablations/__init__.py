@@ -12,14 +12,13 @@ to the base experiment, or to another one. `PROTOCOLS = ("knn", ...)` names prot
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, cast
 
-from ray_sassl.plugins import did_you_mean, find_modules, import_found
+from ray_sassl.plugins import did_you_mean, find_modules, import_found, module_of_file
 from ray_sassl.process.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,14 +93,7 @@ def load_ablation(name_or_file: str) -> Ablation:
     """
     if name_or_file.endswith(".py"):
         path = Path(name_or_file)
-        if not path.is_file():
-            raise UsageError(f"there is no file {name_or_file}")
-        spec = importlib.util.spec_from_file_location(f"_ablation_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return _of_module(module, path.stem)
+        return _of_module(module_of_file(path), path.stem)
     known = find_modules(__name__)
     if name_or_file not in known:
         raise UsageError(

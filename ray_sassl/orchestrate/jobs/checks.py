@@ -68,16 +68,12 @@ def check_data(config: DataConfig, what: str, sent: frozenset[str] = frozenset()
     for path in config.paths:
         if path in SYNTHETIC or is_hub(path):
             continue
-        if storage.is_uri(path):
-            find_sources(config.model_copy(update={"path": path}))
-        elif not path.startswith("/"):
-            if not _travels(path, sent):
-                check_place(path, what)
-            find_sources(config.model_copy(update={"path": path}))
-        elif storage.exists(path):
-            find_sources(config.model_copy(update={"path": path}))
-        else:
+        if path.startswith("/") and not storage.exists(path):
             notes.append(f"{what}: {path} is not on this machine, so only the cluster can tell whether it exists")
+            continue
+        if not _travels(path, sent):
+            check_place(path, what)
+        find_sources(config.model_copy(update={"path": path}))
     return notes
 
 

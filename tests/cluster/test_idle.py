@@ -94,3 +94,11 @@ def test_the_machine_that_is_deleted_is_this_one(monkeypatch: pytest.MonkeyPatch
         assert request.get_header("Authorization") == "Bearer t"
     finally:
         service.stop()
+
+
+def test_the_head_may_delete_itself_on_both_clouds():
+    folder = Path(__file__).parents[2] / "cluster/iam"
+    statements = json.loads((folder / "aws-head.json").read_text())["Statement"]
+    (end,) = [one for one in statements if "ec2:TerminateInstances" in one["Action"]]
+    assert end["Condition"] == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": "ray-sassl"}}
+    assert "  - compute.instances.delete\n" in (folder / "gcp-head.yaml").read_text()

@@ -92,6 +92,14 @@ def test_a_runs_error_is_raised_where_tune_looks(tmp_path: Path):
         run.next()
 
 
+def test_a_population_that_is_evaluated_once_an_epoch_leaves_a_checkpoint_at_each_of_its_ends():
+    study = simulated_study(scheduler="pbt")
+    base = apply_overrides(study.base, ["train.evaluate_every=0"])
+    spec = TrialSpec(to_yaml(study.model_copy(update={"base": base})), "", 5120, cast(Any, None), cast(Any, None))
+    train = spec.config({"sassl.prob": 0.5}).train
+    assert (train.checkpoint_every, train.checkpoints_apart_s) == (0, 0.0)
+
+
 def test_a_copy_of_a_checkpoint_has_all_its_files(tmp_path: Path):
     source = tmp_path / "step-00000001"
     source.mkdir()

@@ -16,10 +16,11 @@ from ray_sassl.data.plan import Plan, Window
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining import feeding
 from ray_sassl.orchestrate.pretraining.control import start_control
+from ray_sassl.orchestrate.pretraining.dealing import Share
 from ray_sassl.orchestrate.pretraining.feeding import PlanDatasource, PlanFeeder
 from ray_sassl.orchestrate.pretraining.stream import make_stream, stream_spec
 from ray_sassl.orchestrate.runtime.private import InputDataBuffer
-from ray_sassl.pipeline import ViewSource, local_batches
+from ray_sassl.pipeline import ViewSource, local_batches, without
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import view_source
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
@@ -33,16 +34,17 @@ def _source(folder: Path, *overrides: str) -> ViewSource:
 
 def _seen_until(epoch: int) -> SeenIds:
     """All of the epochs before, but for two bad rows, and 50 rows of this one."""
-    seen = SeenIds(NUM_ROWS)
+    seen, bad = SeenIds(NUM_ROWS), np.arange(2)
     for number in range(epoch):
-        seen.add(np.full(NUM_ROWS, number), np.arange(NUM_ROWS))
-    seen.add(np.full(50, epoch), np.arange(50))
-    return seen
+        seen.add(np.full(NUM_ROWS - 2, number), np.arange(2, NUM_ROWS))
+    seen.add(np.full(50, epoch), np.arange(2, 52))
+    return without(seen, bad)
 
 
+@pytest.mark.parametrize("share", [None, Share(1, 3, num_bad=2)], ids=["one stream", "one of three"])
 @pytest.mark.parametrize(("epochs", "resumed_at"), [(4, 1), (70, 60), (1000, 1), (1000, 900)])
 def test_what_is_planned_and_sent_before_the_first_block_does_not_depend_on_the_epochs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, resumed_at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, resumed_at: int, share: Share | None
 ):
     source = _source(tmp_path)
     planned: list[int] = []
@@ -56,11 +58,11 @@ def test_what_is_planned_and_sent_before_the_first_block_does_not_depend_on_the_
     monkeypatch.setattr(Plan, "each_window", noted)
     sizes = []
     for at in (1, resumed_at):
-        plan = PlanDatasource(source, epochs, _seen_until(at))
+        plan = PlanDatasource(source, epochs, _seen_until(at), share)
         assert len(plan.get_read_tasks(1)) == 1
         sizes.append(len(cloudpickle.dumps(plan)) + len(cloudpickle.dumps(plan.get_read_tasks(1))))
     assert set(planned) == {1, resumed_at}
-    assert len(planned) <= 2 * 8, "windows of one epoch"
+    assert len(planned) <= 2 * 8 * (1 if share is None else 2), "windows of one epoch, which several streams look at twice"
     assert sizes[1] < 1.01 * sizes[0]
 
 

@@ -145,7 +145,7 @@ class Quarantine:
         lines = read_json_lines(path)
         before, num_damaged = self.num_bad, lines.num_damaged
         for line in lines.objects:
-            if _is_row(line):
+            if is_bad_row(line):
                 self._take(BadRow(**line))
             elif _is_kind(line):
                 new = (sample_id for sample_id in line["sample_ids"] if (sample_id, "") not in self._rows)
@@ -282,7 +282,7 @@ def _is_kind(line: dict[str, Any]) -> bool:
     return has_ids and line.keys() == {"reason", "sample_ids"} and isinstance(line["reason"], str)
 
 
-def _is_row(line: dict[str, Any]) -> bool:
+def is_bad_row(line: dict[str, Any]) -> bool:
     """Whether the object of a line is a bad row, with a value of the right type for each field."""
     kinds = {field.name: str if field.type == "str" else int for field in fields(BadRow)}
     return line.keys() == kinds.keys() and all(type(line[name]) is kind for name, kind in kinds.items())

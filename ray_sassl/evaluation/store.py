@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import nn
 
+from ray_sassl.data.quarantine import is_bad_row
 from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.evaluation.feature_files import read_features, write_features
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import as_mapping
 from ray_sassl.nn.digest import weights_sha256
 
 log = logging.getLogger(__name__)
@@ -59,13 +61,17 @@ class FeatureStore:
         return path
 
     def read(self, provenance: Provenance) -> tuple[LabeledFeatures, dict[str, Any]] | None:
-        """The features of this provenance and their facts, or None if the folder has none; a damaged file is logged."""
+        """The features of this provenance and their facts (with `bad_rows`), or None if the folder has none; a damaged file is logged."""
         path = storage.join(self.folder, file_name(provenance))
         try:
             part, metadata = read_features(path)
             if json.loads(metadata[_PROVENANCE]) != provenance:
                 raise ValueError("it is of another encoder or of other images")
-            return part, json.loads(metadata[_FACTS])
+            facts = as_mapping(json.loads(metadata[_FACTS]))
+            bad = facts.setdefault("bad_rows", [])
+            if not isinstance(bad, list) or not all(isinstance(row, dict) and is_bad_row(row) for row in bad):
+                raise ValueError("its list of bad rows is damaged")
+            return part, facts
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import as_texts
 from ray_sassl.files.safetensors_header import read_header
 from ray_sassl.process.errors import UsageError
 
@@ -92,10 +93,10 @@ class StyleBank:
         metadata = _metadata(content, path)
         try:
             tensors = {name: _array(tensor) for name, tensor in deserialize(content)}
-            bank = cls(
-                tensors["codes"], tuple(json.loads(metadata["names"])), metadata["bundle_id"], tensors["mean"], tensors["covariance"]
-            )
-        except (SafetensorError, KeyError, ValueError) as error:
+            codes, mean, covariance = (tensors[name] for name in ("codes", "mean", "covariance"))
+            bank = cls(codes, tuple(as_texts(json.loads(metadata["names"]))), metadata["bundle_id"], mean, covariance)
+            _check(bank)
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise BadBankError(f"{path} is damaged, or is not a style bank: {error}") from error
         if bundle_id is not None and bank.bundle_id != bundle_id:
             raise BadBankError(
@@ -103,6 +104,20 @@ class StyleBank:
                 "compute it again with this stylizer"
             )
         return bank
+
+
+def _check(bank: StyleBank) -> None:
+    """Check that the parts of a bank fit together, and that its numbers are finite.
+
+    Raises:
+        ValueError: they do not, or are not.
+    """
+    shapes = bank.codes.shape, bank.mean.shape, bank.covariance.shape
+    number, width = shapes[0] if len(shapes[0]) == 2 else (0, 0)
+    if number == 0 or shapes[1:] != ((width,), (width, width)) or len(bank.names) != number:
+        raise ValueError(f"codes, mean and covariance have the shapes {shapes}, and there are {len(bank.names)} names")
+    if not all(np.isfinite(part).all() for part in (bank.codes, bank.mean, bank.covariance)):
+        raise ValueError("it has numbers that are not finite")
 
 
 def _metadata(content: bytes, path: str | os.PathLike[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -38,6 +39,8 @@ from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 BLOCK_ROWS = 256
 """The maximum number of rows that take their styles from each other."""
 _PIXELS_AT_ONCE = 32 * 256 * 256
+_KEPT_BYTES = 2**28
+"""Decoded images of a block that are kept until they are stylized; of a block of larger photographs, the others are decoded again."""
 
 
 class StyleJobConfig(FrozenConfig):
@@ -96,7 +99,7 @@ class DatasetStylizer:
         lost: list[BadRow] = []
         with ThreadPoolExecutor(self.num_threads) as pool:
             for part in _blocks(rows):
-                usable, images, bad = _usable(part, max_pixels, 1, self.stylizer.style_px, pool)
+                usable, images, bad = _usable(part, max_pixels, 1, self.stylizer.style_px, pool, kept_bytes=0)
                 parts.append(self._embedded([image.square for image in images]).cpu().numpy())
                 keys += usable.key
                 lost += bad
@@ -105,7 +108,7 @@ class DatasetStylizer:
     def stylize(self, rows: Rows, copy: int, max_pixels: int) -> tuple[Rows, list[BadRow]]:
         """The rows with their images stylized, in the format of the originals, and the rows that cannot be used.
 
-        Images are decoded twice: a block's squares for its styles first, then a few images at a time to be stylized.
+        Images are decoded once as far as a block's pixels fit into `_KEPT_BYTES`: the styles of all come first.
 
         Args:
             copy: Number of the copy, which is the epoch in the keys of the draws.
@@ -114,7 +117,7 @@ class DatasetStylizer:
         lost: list[BadRow] = []
         with ThreadPoolExecutor(self.num_threads) as pool:
             for part in _blocks(rows):
-                usable, images, bad = _usable(part, max_pixels, self.stylizer.min_px, self.stylizer.style_px, pool)
+                usable, images, bad = _usable(part, max_pixels, self.stylizer.min_px, self.stylizer.style_px, pool, _KEPT_BYTES)
                 encoded = self._stylize_block(usable, images, copy, max_pixels, pool)
                 whole = replace(usable, encoded=encoded)
                 done.append(whole.take(whole.sample_id[[not isinstance(content, BadRow) for content in encoded]]))
@@ -134,20 +137,24 @@ class DatasetStylizer:
             params, lambda chosen: self._embedded([images[number].square for number in chosen]), self.stylizer.code_size, self.device
         )
         contents = list(rows.encoded)
-        for height, width in sorted({(image.height, image.width) for image in images}):
-            of_size = [(image.height, image.width) == (height, width) for image in images]
-            for number, content in self._stylized(rows, np.flatnonzero(params.apply & of_size), (height, width), styles, max_pixels, pool):
+        for size in sorted({image.size for image in images}):
+            of_size = [image.size == size for image in images]
+            for number, content in self._stylized(rows, images, np.flatnonzero(params.apply & of_size), styles, max_pixels, pool):
                 contents[number] = content
         return contents
 
     @torch.inference_mode()
     def _stylized(
-        self, rows: Rows, chosen: np.ndarray, size: tuple[int, int], styles: BlockStyles, max_pixels: int, pool: ThreadPoolExecutor
+        self, rows: Rows, images: list[_Image], chosen: np.ndarray, styles: BlockStyles, max_pixels: int, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[int, bytes | BadRow]]:
-        """The file content of the chosen images, all of one (height, width), stylized; or that one does not fit into memory by itself."""
-        height, width = size
+        """The file content of the chosen images, all of one size, stylized; or that one does not fit into memory by itself."""
+        if not len(chosen):
+            return
+        height, width = images[chosen[0]].size
 
         def pixels(row: int) -> np.ndarray:
+            if (kept := images[row].pixels) is not None:
+                return kept
             original = rows.encoded[row]
             assert isinstance(original, bytes)
             return np.asarray(decode(original, max_pixels))
@@ -159,8 +166,8 @@ class DatasetStylizer:
 
         def stylize(some: np.ndarray) -> list[bytes | BadRow]:
             try:
-                images = to_float(np.stack(list(pool.map(pixels, some.tolist()))), self.device)
-                arrays = to_uint8(styles.blend(self.stylizer, images, some))
+                content_images = to_float(np.stack(list(pool.map(pixels, some.tolist()))), self.device)
+                arrays = to_uint8(styles.blend(self.stylizer, content_images, some))
             except (MemoryError, RuntimeError) as error:
                 if len(some) > 1 or not is_out_of_memory(error):
                     raise
@@ -279,19 +286,35 @@ def _blocks(rows: Rows) -> Iterator[Rows]:
 
 @dataclass(frozen=True)
 class _Image:
-    """What is kept of an image whose pixels are decoded again later: its size, and its central square (S, S, 3) uint8."""
+    """What is kept of an image.
 
-    height: int
-    width: int
+    Attributes:
+        size: Height and width.
+        square: (S, S, 3) uint8, its central square.
+        pixels: (H, W, 3) uint8, or None where there was no room for them: then it is decoded again.
+    """
+
+    size: tuple[int, int]
     square: np.ndarray
+    pixels: np.ndarray | None
 
 
-def _usable(rows: Rows, max_pixels: int, min_px: int, square_px: int, pool: ThreadPoolExecutor) -> tuple[Rows, list[_Image], list[BadRow]]:
-    """The rows whose images can be decoded and are large enough, what is kept of these images, and the bad rows."""
+def _usable(
+    rows: Rows, max_pixels: int, min_px: int, square_px: int, pool: ThreadPoolExecutor, kept_bytes: int
+) -> tuple[Rows, list[_Image], list[BadRow]]:
+    """The rows whose images can be decoded and are large enough, what is kept of these images (pixels: up to `kept_bytes`), and the bad
+    rows."""
     parts = [rows.take(ids) for ids in np.array_split(rows.sample_id, max(1, len(rows) // 16))]
+    lock, left = Lock(), kept_bytes
 
     def kept(image: Image.Image) -> _Image:
-        return _Image(image.height, image.width, square(image, square_px))
+        nonlocal left
+        num_bytes = 3 * image.width * image.height
+        with lock:
+            has_room = num_bytes <= left
+            left -= num_bytes * has_room
+        pixels = np.asarray(image) if has_room else None
+        return _Image((image.height, image.width), square(image, square_px), pixels)
 
     found = (image for images in pool.map(lambda part: decode_rows(part, max_pixels, kept), parts) for image in images)
     images: list[_Image] = []
@@ -300,8 +323,9 @@ def _usable(rows: Rows, max_pixels: int, min_px: int, square_px: int, pool: Thre
     for place, image in enumerate(found):
         if isinstance(image, BadRow):
             bad.append(image)
-        elif min(image.height, image.width) < min_px:
-            bad.append(rows.bad_row(place, f"{image.width} x {image.height} px: the stylizer needs at least {min_px} px per side"))
+        elif min(image.size) < min_px:
+            height, width = image.size
+            bad.append(rows.bad_row(place, f"{width} x {height} px: the stylizer needs at least {min_px} px per side"))
         else:
             images.append(image)
             good.append(place)

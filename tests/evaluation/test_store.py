@@ -1,9 +1,11 @@
 """Features on disk, with their provenance."""
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
+import pytest
 import safetensors.numpy
 import torch
 from torch import nn
@@ -53,6 +55,15 @@ def test_a_damaged_file_is_named_and_not_used(tmp_path: Path, caplog):
     with caplog.at_level(logging.WARNING):
         assert FeatureStore(str(tmp_path), {}).read(PROVENANCE) is None
     assert path.name in caplog.text
+
+
+@pytest.mark.parametrize("facts", ["null", "5", "[5]", '{"bad_rows": 5}', '{"bad_rows": [{"path": 1}]}', '{"bad_rows": ["x"]}'])
+def test_facts_of_another_shape_are_nowhere_an_error(tmp_path: Path, facts: str):
+    path = Path(FeatureStore(str(tmp_path), {}).write(_part(5), PROVENANCE, {}))
+    metadata = {"provenance": json.dumps(PROVENANCE), "facts": facts}
+    path.write_bytes(safetensors.numpy.save(safetensors.numpy.load_file(path), metadata))
+    found = FeatureStore(str(tmp_path), {}).read(PROVENANCE)
+    assert found is None or found[1]["bad_rows"] == []
 
 
 def test_the_digest_follows_every_weight_buffer_and_the_structure():

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from ray_sassl.style.bank import BadBankError, StyleBank
 
@@ -45,6 +47,25 @@ def test_a_safetensors_file_of_something_else_is_refused(tmp_path):
     save_file({"codes": np.zeros((2, 3), np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(BadBankError, match="not a style bank"):
         StyleBank.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, "null"),
+        ({}, "[]"),
+        ({"mean": np.zeros((1, 6))}, None),
+        ({"covariance": np.zeros((3, 3))}, None),
+        ({"codes": np.zeros((0, 6), np.float32)}, "[]"),
+        ({"codes": np.full((5, 6), np.nan, np.float32)}, None),
+    ],
+)
+def test_a_bank_whose_parts_do_not_fit_together_is_refused(bank, tmp_path, change: dict[str, np.ndarray], names: str | None):
+    tensors = {"codes": bank.codes, "mean": bank.mean, "covariance": bank.covariance} | change
+    metadata = {"format": "ray-sassl style bank 1", "bundle_id": bank.bundle_id, "names": names or json.dumps(bank.names)}
+    (tmp_path / "bank.safetensors").write_bytes(save(tensors, metadata))
+    with pytest.raises(BadBankError, match=r"shapes|not finite"):
+        StyleBank.load(tmp_path / "bank.safetensors")
 
 
 def test_a_bank_without_styles_is_refused():

@@ -111,13 +111,21 @@ def test_codes_of_bad_rows_are_left_out_and_named():
     assert bad[2].reason == "cannot be read"
 
 
-def test_one_decoded_image_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch):
+def test_images_are_decoded_once_and_again_only_where_their_pixels_had_no_room(monkeypatch: pytest.MonkeyPatch):
     alive = Alive(monkeypatch, datasets)
     stylizer, rows = _dataset_stylizer(), _rows([_encoded(image) for image in _photos(9)])
-    stylizer.stylize(rows, 0, 10**6)
-    assert (alive.most, alive.total) == (1, 18)
-    stylizer.codes(rows, 10**6)
-    assert (alive.most, alive.total) == (1, 27)
+    once, _ = stylizer.stylize(rows, 0, 10**6)
+    assert (alive.most, alive.total) == (1, 9)
+    monkeypatch.setattr(datasets, "_KEPT_BYTES", 5 * _photos(1)[0].nbytes)
+    partly_twice, _ = stylizer.stylize(rows, 0, 10**6)
+    assert (alive.most, alive.total) == (1, 9 + 9 + 4)
+    assert partly_twice.encoded == once.encoded
+
+
+def test_one_decoded_image_is_held_at_a_time_for_codes(monkeypatch: pytest.MonkeyPatch):
+    alive = Alive(monkeypatch, datasets)
+    _dataset_stylizer().codes(_rows([_encoded(image) for image in _photos(9)]), 10**6)
+    assert (alive.most, alive.total) == (1, 9)
 
 
 def test_no_usable_image_gives_no_codes_and_no_rows():

@@ -7,7 +7,7 @@ Every figure comes from a process of its own, and memory is what it takes on top
 and the driver puts the index together, without the scans of the shards (tasks of the cluster) and the listing. *Block* crops photographs,
 and *group* reads a Parquet row group of 10,000 rows. *Store* reads and crops a window of 1,024 images from moto's S3 server, which runs in
 another process and answers after 50 ms: in pieces of tars, in row groups, and as files; and four windows of a plan, in turn or each read
-while the one before is used.
+while the one before is used. *Listing* builds the index of a folder of so many images on a server that makes up pages of 1,000 objects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -61,7 +61,8 @@ _LOOKED_AT = 1000
 
 @dataclass(frozen=True)
 class Case:
-    """One figure: `worker` or `driver` of `rows` in a `layout`, a `block` of `PHOTOGRAPHS`, a `group`, or a `store` of a kind."""
+    """One figure: `worker` or `driver` of `rows` in a `layout`, a `block` of `PHOTOGRAPHS`, a `group`, a `store` of a kind, or a
+    `listing` of `rows` images."""
 
     what: str
     layout: str = ""
@@ -71,7 +72,7 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", nargs="+", type=int, default=[1_281_167, 14_000_000])
-    parser.add_argument("--what", nargs="+", default=["worker", "driver", "block", "group", "store"])
+    parser.add_argument("--what", nargs="+", default=["worker", "driver", "block", "group", "store", "listing"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -80,6 +81,7 @@ def main() -> None:
         return
     cases = [Case(what, layout, rows) for what in ("worker", "driver") for rows in args.rows for layout in LAYOUTS]
     cases += [Case("block", layout) for layout in PHOTOGRAPHS] + [Case("group")] + [Case("store", kind) for kind in STORES]
+    cases.append(Case("listing", rows=min(args.rows)))
     found = []
     for case in cases:
         if case.what in args.what:
@@ -102,6 +104,8 @@ def measure(case: Case) -> dict[str, float]:
                 return of_block(folder, *PHOTOGRAPHS[case.layout])
             case "group":
                 return of_group(folder)
+            case "listing":
+                return of_listing(folder, case.rows)
         return of_store(folder, case.layout)
 
 
@@ -288,6 +292,23 @@ def busy_over_windows(index: Index, folder: Path, *, is_ahead: bool, num_windows
     return cpu_s / (cpu_s + idle_s)
 
 
+def of_listing(folder: Path, rows: int) -> dict[str, float]:
+    """Memory and CPU-seconds, without those of the server, to list a folder of an object store and to build its index."""
+    from ray_sassl.data.reading import build_index
+
+    def index_of(count: int) -> Index:
+        return build_index(DataConfig(path=f"s3://bucket/{count}{options}"))
+
+    with _serving(_PAGES, str(folder)) as options:
+        index_of(10)
+        before, began, cpu_began = peak_bytes(reset=True), time.monotonic(), time.process_time()
+        index = index_of(rows)
+        assert index.num_rows == rows
+        cpu_s = time.process_time() - cpu_began
+        pages = len((folder / "log").read_text().split()) - 1
+        return {"memory_mb": (peak_bytes() - before) / 1e6, "cpu_s": cpu_s, "wall_s": time.monotonic() - began, "pages": pages}
+
+
 def _tar(number: int, image: bytes) -> tuple[str, bytes]:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -317,7 +338,8 @@ with s3_server() as target:
     def plan(method, path):
         log.write(method + chr(10))
         log.flush()
-        time.sleep(latency_s)
+        if method in ("GET", "HEAD"):  # objects are written one after the other, which is not measured
+            time.sleep(latency_s)
 
     store.plan = plan
     threading.Thread(target=store.serve_forever, daemon=True).start()
@@ -326,10 +348,62 @@ with s3_server() as target:
 """
 
 
-@contextmanager
-def store(folder: Path) -> Iterator[str]:
+_PAGES = """
+import sys, threading, urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+log = (Path(sys.argv[1]) / "log").open("a")
+
+class Pages(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+
+    def do_GET(self):
+        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
+        prefix, first = query.get("prefix", ""), int(query.get("continuation-token", 0))
+        count = int(prefix.strip("/") or 0)
+        last = min(count, first + 1000)
+        numbers = range(first, last)
+        parts = [
+            f"<Contents><Key>{prefix}n{i // 1300:08d}/n{i // 1300:08d}_{i:08d}.JPEG</Key><LastModified>2024-05-01T12:00:00.000Z</LastModified>"
+            f"<ETag>&quot;{i:032x}&quot;</ETag><Size>110000</Size></Contents>"
+            for i in numbers
+        ]
+        more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{last}</NextContinuationToken>" if last < count else ""
+        space = "http://s3.amazonaws.com/doc/2006-03-01/"
+        body = f"<ListBucketResult xmlns='{space}'>{more}<KeyCount>{len(parts)}</KeyCount>{''.join(parts)}</ListBucketResult>".encode()
+        log.write("GET" + chr(10))
+        log.flush()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(f"?scheme=http&endpoint_override=127.0.0.1:{server.server_address[1]}&region=us-east-1", flush=True)
+sys.stdin.read()
+"""
+
+
+def store(folder: Path) -> AbstractContextManager[str]:
     """What URIs of an S3 server in another process have behind their path; it writes the requests' methods to `log` in the folder."""
-    command = [sys.executable, "-c", _SERVER, str(folder), str(LATENCY_S)]
+    return _serving(_SERVER, str(folder), str(LATENCY_S))
+
+
+@contextmanager
+def _serving(program: str, *words: str) -> Iterator[str]:
+    """What URIs of a server in another process have behind their path; the server prints it."""
+    command = [sys.executable, "-c", program, *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None

@@ -15,8 +15,8 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -77,6 +77,7 @@ class Index:
         left_out: One line about parts of the data set that are left out although they may be wanted; empty if there are none.
         built_ns: When the index was built, in nanoseconds since 1970.
         mapped: The file that the tables are mapped from, if they are.
+        shared_path: The file in whose place this index is sent to other processes, see `at`; empty if it is sent itself.
     """
 
     config: DataConfig
@@ -91,6 +92,10 @@ class Index:
     left_out: str = ""
     built_ns: int = 0
     mapped: Mapped | None = field(default=None, repr=False, compare=False)
+    shared_path: str = field(default="", repr=False, compare=False)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return (_shared, (self.shared_path,)) if self.shared_path else super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "mapped"} | {"mapped": None}
@@ -303,6 +308,10 @@ class Index:
                         if self.mapped is not None:
                             self.mapped.forget()
 
+    def at(self, path: str) -> Index:
+        """The same index, of which other processes get only the path of the file to which it was saved, and open that once each."""
+        return replace(self, shared_path=path)
+
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Index:
         """The index that `save` wrote, mapped from this machine's disk; one of an object store is copied to the cache folder first.
@@ -330,6 +339,11 @@ class Index:
     def has_facts(self) -> bool:
         """Whether it says of each file what a scan of it found; one that an older version of this package wrote does not."""
         return FACTS in self.files.column_names
+
+
+@lru_cache(maxsize=4)
+def _shared(path: str) -> Index:
+    return Index.load(path).at(path)
 
 
 class _OtherVersionError(ValueError):

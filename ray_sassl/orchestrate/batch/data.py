@@ -35,6 +35,7 @@ from ray_sassl.data.shuffle import (
 )
 from ray_sassl.files import storage
 from ray_sassl.files.own import mark_folder
+from ray_sassl.orchestrate.batch.shared_index import shared_index
 from ray_sassl.orchestrate.runtime.autoscaler import first_ended
 from ray_sassl.orchestrate.runtime.capacity import Need
 from ray_sassl.orchestrate.runtime.progress import progress_bar
@@ -97,9 +98,8 @@ def check(config: DataConfig, *, overlap: DataConfig | None = None, show_progres
     index = index_of(config, show_progress=show_progress)
     quarantine = Quarantine(index.num_rows, max_bad_fraction=float("inf"))
     quarantine.add(index.problems)
-    held = ray.put(index)
-    with progress_bar("decoding", index.num_rows, is_shown=show_progress) as advance:
-        for groups, bad in _run(_check_task, held, portions(index, _CHECK_ROWS)):
+    with shared_index(index) as shared, progress_bar("decoding", index.num_rows, is_shown=show_progress) as advance:
+        for groups, bad in _run(_check_task, ray.put(shared), portions(index, _CHECK_ROWS)):
             quarantine.add(bad)
             advance(int(index.group_rows[groups].sum()))
     found = None
@@ -111,9 +111,9 @@ def check(config: DataConfig, *, overlap: DataConfig | None = None, show_progres
 
 
 def _digests(index: Index, show_progress: bool) -> list[Digests]:
-    found, held = [], ray.put(index)
-    with progress_bar("comparing", index.num_rows, is_shown=show_progress) as advance:
-        for groups, part in _run(_digest_task, held, portions(index, _CHECK_ROWS)):
+    found = []
+    with shared_index(index) as shared, progress_bar("comparing", index.num_rows, is_shown=show_progress) as advance:
+        for groups, part in _run(_digest_task, ray.put(shared), portions(index, _CHECK_ROWS)):
             found.append(part)
             advance(int(index.group_rows[groups].sum()))
     return found
@@ -159,12 +159,13 @@ def convert(
     quarantine = Quarantine(index.num_rows, config.max_bad_fraction)
     quarantine.add([*index.problems, *load_bad_rows(target)])
     if shuffle is not None and (missing or storage.exists(storage.join(target, WORK))):
-        missing = _shuffle(index, conversion, target, source_portions(index, memory_gb * 1e9), quarantine, show_progress=show_progress)
+        with shared_index(index) as shared:
+            missing = _shuffle(shared, conversion, target, source_portions(index, memory_gb * 1e9), quarantine, show_progress=show_progress)
         return ConvertResult(_num_good(index, quarantine), conversion.num_shards, len(missing), quarantine.rows)
-    held = ray.put((index, conversion, target))
     there = conversion.num_shards - len(missing)
-    with progress_bar("converting", conversion.num_shards, skipped=there, is_shown=show_progress) as advance:
-        for _, bad in _run(_convert_task, held, missing):
+    bar = progress_bar("converting", conversion.num_shards, skipped=there, is_shown=show_progress)
+    with shared_index(index) as shared, bar as advance:
+        for _, bad in _run(_convert_task, ray.put((shared, conversion, target)), missing):
             quarantine.add(bad)
             advance(1)
     return ConvertResult(_num_good(index, quarantine), conversion.num_shards, len(missing), quarantine.rows)

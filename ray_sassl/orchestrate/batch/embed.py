@@ -32,6 +32,7 @@ from ray_sassl.exporting.embedding import (
 from ray_sassl.exporting.encoder import Encoder, encoder_bytes, encoder_from_bytes
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, spread
+from ray_sassl.orchestrate.batch.shared_index import shared_index
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.runtime.scanning import index_of
@@ -149,12 +150,13 @@ def _make(
     parts = parts_of(index, plan.part_rows)
     rows = [int(index.group_rows[groups].sum()) for groups in parts]
     keeper = keep(encoder_bytes(encoder))
-    held = ray.put((index, plan))
     skipped = plan.num_rows - sum(rows[part] for part in todo)
     with (
+        shared_index(index) as shared,
         actor_pool(EmbedWorker, (pool.num_cpus, pool.num_gpus), pool, len(todo)) as workers,
         progress_bar("embedding", plan.num_rows, skipped=skipped, is_shown=show_progress) as advance,
     ):
+        held = ray.put((shared, plan))
         for part, (table, bad) in spread(workers, lambda actor, part: actor.part.remote(keeper, held, parts[part]), todo):
             write_part(folder, part, table, bad)
             quarantine.add(bad)

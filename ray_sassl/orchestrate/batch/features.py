@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from ray_sassl.evaluation.crops import CropPortion, labeled_batches
 from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, joined
 from ray_sassl.evaluation.workplace import EvaluationJob, LocalWorkplace, Progress, Workplace, no_progress
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
+from ray_sassl.orchestrate.batch.shared_index import shared_index
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.pipeline import OnBad
@@ -72,9 +74,10 @@ class EvaluationPool(Workplace):
         self._workers: list[ActorHandle] = []
 
     def features(self, job: ExtractionJob) -> Extracted:
-        items, held = job.items, ray.put(job)
+        items = job.items
         workers = self._workers_for(len(items))
-        with self._progress("features", job.index.num_rows) as advance:
+        with shared_index(job.index) as shared, self._progress("features", job.index.num_rows) as advance:
+            held = ray.put(replace(job, index=shared))
 
             def portions() -> Iterator[Extracted]:
                 for groups, portion in spread(workers, lambda actor, groups: actor.portion.remote([held], groups), items):
@@ -84,10 +87,9 @@ class EvaluationPool(Workplace):
             return joined(job, portions())
 
     def encode_crops(self, job: CropJob, on_bad: OnBad) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        held, crops = ray.put(job), job.crops()
+        crops = job.crops()
         workers = self._workers_for(len(list(crops.portions(0))))
         every = (portion for epoch in range(job.epochs) for portion in crops.portions(epoch))
-        found = in_order(workers, lambda actor, portion: actor.crops.remote([held], portion), every)
 
         def pieces(of_epoch: Iterator[tuple[CropPortion, Any]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for _, (features, labels, bad) in of_epoch:
@@ -95,8 +97,11 @@ class EvaluationPool(Workplace):
                     on_bad(bad)
                 yield features, labels
 
-        for _, of_epoch in groupby(found, lambda pair: pair[0].epoch):
-            yield from labeled_batches(pieces(of_epoch), job.batch_size)
+        with shared_index(job.index) as shared:
+            held = ray.put(replace(job, index=shared))
+            found = in_order(workers, lambda actor, portion: actor.crops.remote([held], portion), every)
+            for _, of_epoch in groupby(found, lambda pair: pair[0].epoch):
+                yield from labeled_batches(pieces(of_epoch), job.batch_size)
 
     def evaluate(self, job: EvaluationJob) -> list[Evaluation]:
         if not is_one_machine():

@@ -37,6 +37,7 @@ from ray_sassl.files.own import mark_folder
 from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, num_wanted, spread
 from ray_sassl.orchestrate.batch.data import ConvertResult
+from ray_sassl.orchestrate.batch.shared_index import shared_index
 from ray_sassl.orchestrate.runtime.devices import device_type
 from ray_sassl.orchestrate.runtime.progress import progress_bar
 from ray_sassl.orchestrate.runtime.session import ray_session
@@ -117,10 +118,11 @@ def make_bank(
     notes: list[str] = []
     with (
         ray_session(address),
+        shared_index(index) as shared,
         _style_workers(config, pool, index.num_groups, show_progress) as workers,
         progress_bar("computing styles", index.num_rows, is_shown=show_progress) as advance,
     ):
-        held = ray.put(index)
+        held = ray.put(shared)
         for group, (codes, names, bad, noted) in spread(
             workers, lambda actor, group: actor.codes.remote(held, group), range(index.num_groups)
         ):
@@ -183,7 +185,6 @@ def _write_shards(
     show_progress: bool,
 ) -> list[str]:
     """Write the shards (copy, shard) of `items` and add bad rows to the quarantine of their copy; returns notes for the user."""
-    held = ray.put(index)
 
     def rows_of(shard: int) -> int:
         return min(plans[0].shard_rows, index.num_rows - shard * plans[0].shard_rows)
@@ -196,9 +197,11 @@ def _write_shards(
     skipped = total - sum(rows_of(shard) for _, shard in items)
     notes: list[str] = []
     with (
+        shared_index(index) as shared,
         _style_workers(config, pool, len(items), show_progress) as workers,
         progress_bar("stylizing", total, skipped=skipped, is_shown=show_progress) as advance,
     ):
+        held = ray.put(shared)
         for (copy, shard), (bad, noted) in spread(workers, start, items):
             quarantines[copy].add(bad)
             _note(notes, noted)

@@ -366,7 +366,8 @@ class Pages(BaseHTTPRequestHandler):
         last = min(count, first + 1000)
         numbers = range(first, last)
         parts = [
-            f"<Contents><Key>{prefix}n{i // 1300:08d}/n{i // 1300:08d}_{i:08d}.JPEG</Key><LastModified>2024-05-01T12:00:00.000Z</LastModified>"
+            f"<Contents><Key>{prefix}n{i // 1300:08d}/n{i // 1300:08d}_{i:08d}.JPEG</Key>"
+            f"<LastModified>2024-05-01T12:00:00.000Z</LastModified>"
             f"<ETag>&quot;{i:032x}&quot;</ETag><Size>110000</Size></Contents>"
             for i in numbers
         ]

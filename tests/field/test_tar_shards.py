@@ -115,6 +115,18 @@ def test_a_wrong_header_is_reported_at_once_and_with_little_memory(name: str, bu
     assert any(word in " ".join(told) for word in ("damaged", "cut off", "not a tar file", "no image", "end mark", "bytes long"))
 
 
+def test_a_shard_with_terabytes_of_zeros_behind_it_is_read_at_once_and_joined_shards_whole(build: ModuleType, tmp_path: Path):
+    part = build.header() + build.BODY + build.END
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(part + bytes(3 * 2**20 + 512) + part)
+    assert len(_rows(tmp_path / "a.tar")[1]) == 2
+    with (tmp_path / "a.tar").open("r+b") as file:
+        file.truncate(2**42)
+    index, rows = _rows(tmp_path / "a.tar")
+    assert sum(isinstance(row, bytes) for row in rows.encoded) == 2
+    assert "MB of zeros follow byte" in index.problems[0].reason
+
+
 def test_many_small_records_in_a_pax_header_are_read_once_each(build: ModuleType, tmp_path: Path):
     records = b"6 a=b\n" * 170_000
     header = build.header(b"pax", b"%011o\0" % len(records), b"x")

@@ -73,7 +73,10 @@ class ParquetReader(ShardReader):
         parts: list[np.ndarray] = []
         for file in range(index.num_files):
             path = index.file_path(file)
-            parts.append(_whole_numbers(storage.retried(path, partial(_column, path, column, index.stamp(file)))).to_numpy())
+            try:
+                parts.append(storage.retried(path, partial(_labels_of_file, path, column, index.stamp(file))))
+            except _DamagedError:
+                parts += storage.retried(path, partial(_labels_of_groups, path, column, index.stamp(file)))
         return np.concatenate(parts)
 
     def names(self, index: Index) -> list[str] | None:
@@ -87,7 +90,7 @@ class ParquetReader(ShardReader):
 
 
 def labels_of_groups(index: Index, groups: Sequence[int]) -> list[np.ndarray]:
-    """(n,) int64 of each of the row groups: the labels of its rows, without reading images; -1 where there are none."""
+    """(n,) int64 of each of the row groups: the labels of its rows, without reading images; -1 where there are none or they are damaged."""
     column = index.config.label_column
     assert column is not None, "an index of unlabeled data"
     numbers: dict[int, list[int]] = {}
@@ -96,12 +99,8 @@ def labels_of_groups(index: Index, groups: Sequence[int]) -> list[np.ndarray]:
         numbers.setdefault(file, []).append(number)
 
     def of_file(file: int) -> dict[tuple[int, int], np.ndarray]:
-        def read() -> list[np.ndarray]:
-            with _open(index.file_path(file), index.stamp(file)) as opened:
-                tables = [opened.read_row_group(number, columns=[column], use_threads=False) for number in numbers[file]]
-            return [_whole_numbers(table[column]).to_numpy() for table in tables]
-
-        of_groups = storage.retried(index.file_path(file), read)
+        path = index.file_path(file)
+        of_groups = storage.retried(path, partial(_labels_of_groups, path, column, index.stamp(file), numbers[file]))
         return {(file, number): labels for number, labels in zip(numbers[file], of_groups, strict=True)}
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -225,9 +224,23 @@ def _why_empty(named: str | None) -> str:
     return f"the row has a path ({named!r}) and no bytes: write the images themselves into the column"
 
 
-def _column(path: str, name: str, stamp: Stamp) -> pa.ChunkedArray:
+def _labels_of_file(path: str, name: str, stamp: Stamp) -> np.ndarray:
+    with _damage_told_apart(path), _open(path, stamp) as file:
+        return _whole_numbers(file.read(columns=[name], use_threads=False)[name]).to_numpy()
+
+
+def _labels_of_groups(path: str, name: str, stamp: Stamp, numbers: Sequence[int] | None = None) -> list[np.ndarray]:
+    """The labels of these row groups, or of all; of a damaged one, whose rows are bad where they are read, -1."""
+
+    def of_group(file: pq.ParquetFile, number: int) -> np.ndarray:
+        try:
+            with _damage_told_apart(path):
+                return _whole_numbers(file.read_row_group(number, columns=[name], use_threads=False)[name]).to_numpy()
+        except _DamagedError:
+            return np.full(file.metadata.row_group(number).num_rows, NO_LABEL, np.int64)
+
     with _open(path, stamp) as file:
-        return file.read(columns=[name], use_threads=False)[name]
+        return [of_group(file, number) for number in (range(file.num_row_groups) if numbers is None else numbers)]
 
 
 def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:

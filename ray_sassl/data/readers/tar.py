@@ -15,6 +15,8 @@ from ray_sassl.process.errors import UsageError
 _BLOCK = 512
 _MAX_NAME_BYTES = 2**20
 _MAX_SIZE_BYTES = 2**60
+_ZEROS_AT_ONCE, _MOST_ZEROS = 2**20, 2**28
+"""Zeros after an end mark: tars that were joined have some kilobytes of them, files with a place reserved for more may have terabytes."""
 _PICKLES = (b"pkl", b"pickle", b"pyd", b"pth", b"pt")
 _REFUSED_TYPES = {
     b"1": "a hard link",
@@ -75,6 +77,26 @@ class WindowedFile:
             self._start, self._data = offset, self._read(offset, stop)
         return self._data[offset - self._start : offset - self._start + size]
 
+    def after_zeros(self, offset: int) -> int:
+        """Where the first block begins, from `offset` on, that is not all zeros; the end of the file if there is none.
+
+        Raises:
+            CutOffError: there are more zeros than any program pads with.
+        """
+        begin = offset
+        while offset < self.size_bytes:
+            data = self.read(offset, min(_ZEROS_AT_ONCE, self.size_bytes - offset))
+            if not data:  # the file became shorter
+                return self.size_bytes
+            if rest := len(data.lstrip(b"\0")):
+                return offset + (len(data) - rest) // _BLOCK * _BLOCK
+            offset += len(data)
+            if offset - begin > _MOST_ZEROS:
+                raise CutOffError(
+                    f"more than {_MOST_ZEROS >> 20} MB of zeros follow byte {begin:,}, and what may come after them is not read"
+                )
+        return offset
+
 
 def members(source: WindowedFile, path: str) -> Iterator[Member]:
     """The regular files of the shard, in their order.
@@ -90,7 +112,7 @@ def members(source: WindowedFile, path: str) -> Iterator[Member]:
     while offset < source.size_bytes:
         header = source.read(offset, _BLOCK)
         if len(header) == _BLOCK and not any(header):
-            is_ended, offset = True, offset + _BLOCK
+            is_ended, offset = True, source.after_zeros(offset)
             continue
         _check_header(header, offset, path)
         size, kind = _number(header[124:136], offset), header[156:157]

@@ -7,6 +7,7 @@ import pytest
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.quarantine import BadRow
+from ray_sassl.data.readers.parquet import labels_of_groups
 from ray_sassl.data.reading import all_labels, build_index, read_groups
 from ray_sassl.process.errors import UsageError
 
@@ -66,6 +67,20 @@ def test_a_damaged_row_group_is_quarantined_and_the_others_are_read(tmp_path: Pa
     assert all(isinstance(encoded, bytes) for encoded in read_groups(index, [0]).encoded)
     bad = read_groups(index, [1]).encoded
     assert [(row.row, row.sample_id) for row in bad if isinstance(row, BadRow)] == [(row, row) for row in range(20, 40)]
+
+
+def test_labels_of_a_damaged_row_group_or_beyond_64_bits_are_missing_and_its_rows_bad(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    labels = pa.array([*range(20), *range(2**63, 2**63 + 20), *range(20)], pa.uint64())
+    pq.write_table(pa.table({"image": [b"x"] * 60, "label": labels}), path, row_group_size=20, compression="zstd", use_dictionary=False)
+    place = pq.read_metadata(path).row_group(2).column(1).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[place : place + 30] = b"\xff" * 30
+    path.write_bytes(data)
+    index = build_index(DataConfig(path=str(path)))
+    assert all_labels(index).tolist() == [*range(20), *[-1] * 40]
+    assert [part.tolist() for part in labels_of_groups(index, [2, 0])] == [[-1] * 20, [*range(20)]]
+    assert [isinstance(row, BadRow) for row in read_groups(index, [0, 1, 2]).encoded] == [False] * 20 + [True] * 40
 
 
 def test_a_file_that_changed_under_the_index_is_an_error(tmp_path: Path):

@@ -25,6 +25,7 @@ from ray_sassl.data.readers.folder import FolderReader
 from ray_sassl.data.sources import Sources
 from ray_sassl.files import storage
 from ray_sassl.files.cache import cache_dir, mark_cache
+from ray_sassl.files.json_files import parse_json
 from ray_sassl.process.errors import UsageError
 
 _IN_MEMORY_BYTES = 2**26
@@ -220,7 +221,7 @@ def _as_text(scan: ShardScan) -> str | None:
 
 
 def _from_text(text: str | None, groups: np.ndarray, rows: pa.Table | None, class_names: tuple[str, ...]) -> ShardScan:
-    facts = json.loads(text or "{}")
+    facts = parse_json(text or "{}", "the index")
     counts, names = facts.get("lost", ({}, {}))
     named = class_names if facts.get("named") else ()
     return ShardScan(groups, rows, named, facts.get("problem"), facts.get("ignored", {}), LeftOut(Counter(counts), names))

@@ -26,6 +26,7 @@ from ray_sassl.data.readers.parquet import class_names_metadata
 from ray_sassl.data.reading import all_labels, read_groups
 from ray_sassl.data.sources import path_around
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import read_json
 from ray_sassl.process.errors import UsageError
 
 ShardFormat = Literal["parquet", "webdataset", "folder"]
@@ -123,7 +124,7 @@ def open_target(target: str, conversion: Conversion) -> list[int]:
     there = {storage.name_of(entry.path) for entry in storage.list_dir(target)}
     manifest = storage.join(target, MANIFEST)
     if MANIFEST in there:
-        then, now = _flat(json.loads(storage.read_text(manifest))), _flat(asdict(conversion))
+        then, now = _flat(read_json(manifest) or {}), _flat(asdict(conversion))
         names = [*now, *(name for name in then if name not in now)]
         changed = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
         if changed:

@@ -28,6 +28,7 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.sources import find_sources
 from ray_sassl.files import storage
 from ray_sassl.files.cache import cache_dir, mark_cache
+from ray_sassl.files.json_files import parse_json
 from ray_sassl.files.s3 import Stamp
 from ray_sassl.files.storage import Entry
 from ray_sassl.process.errors import UsageError
@@ -410,7 +411,7 @@ def keep_newest(path: Path) -> None:
 def _decoded(mapped: Mapped) -> Index:
     source = pa.BufferReader(mapped.buffer)
     files = pa.ipc.open_stream(source).read_all()
-    facts: dict[str, Any] = json.loads((files.schema.metadata or {}).get(b"index", b"{}"))
+    facts: dict[str, Any] = parse_json((files.schema.metadata or {}).get(b"index", b"{}"), "its header")
     if facts.get("version") not in (_VERSION, _COMPRESSED_VERSION):
         raise _OtherVersionError(str(facts.get("version")))
     groups = pa.ipc.open_stream(source).read_all()

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ray_sassl.files.json_files import parse_json
+
 _FEW = 32
 """An epoch is kept as the list of its missing rows if at most one row in so many is missing; the list then has no more bytes than a
 bitmap."""
@@ -126,7 +128,7 @@ class SeenIds:
     @classmethod
     def decode(cls, content: bytes) -> SeenIds:
         """The inverse of `encode`; also reads earlier files, which have no lists of missing rows."""
-        tree = json.loads(content)
+        tree = parse_json(content, "the record of what was seen")
         opened = {int(number): base64.b64decode(packed) for number, packed in tree["open"].items()}
         seen = cls.from_state_dict(tree | {"open": opened, "complete": _numbers(tree["complete"])})
         for entry in tree.get("missing", []):

@@ -25,6 +25,7 @@ from ray_sassl.data.plan import portions
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_groups
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import parse_json
 from ray_sassl.process.errors import UsageError
 
 WORK = ".shuffle"
@@ -118,12 +119,15 @@ def finish(target: str, conversion: Conversion, num_portions: int) -> int:
     Raises:
         RuntimeError: they do not.
     """
-    taken = []
-    for portion in range(num_portions):
-        with _open(target, portion) as source, pa.ipc.open_file(source) as file:
-            taken.append(json.loads((file.schema.metadata or {})[b"facts"]))
-    written = [json.loads(storage.read_text(storage.join(target, WORK, _sum_name(shard)))) for shard in range(conversion.num_shards)]
-    sides = [(sum(part["rows"] for part in parts), sum(part["sum"] for part in parts) % _SUM) for parts in (taken, written)]
+    work, taken = storage.join(target, WORK), []
+    try:
+        for portion in range(num_portions):
+            with _open(target, portion) as source, pa.ipc.open_file(source) as file:
+                taken.append(parse_json((file.schema.metadata or {})[b"facts"], work))
+        written = [parse_json(storage.read_bytes(storage.join(work, _sum_name(shard))), work) for shard in range(conversion.num_shards)]
+        sides = [(sum(part["rows"] for part in parts), sum(part["sum"] for part in parts) % _SUM) for parts in (taken, written)]
+    except (KeyError, TypeError, pa.ArrowInvalid) as error:
+        raise UsageError(f"{work} is damaged ({type(error).__name__}: {error}); delete {target} and shuffle again") from error
     if sides[0] != sides[1]:
         raise RuntimeError(
             f"the shards in {target} hold {sides[1][0]:,} rows and the source {sides[0][0]:,}, or their bytes differ: a disk or a store "

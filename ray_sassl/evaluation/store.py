@@ -18,7 +18,7 @@ from ray_sassl.data.quarantine import is_bad_row
 from ray_sassl.evaluation import LabeledFeatures
 from ray_sassl.evaluation.feature_files import read_features, write_features
 from ray_sassl.files import storage
-from ray_sassl.files.json_files import as_mapping
+from ray_sassl.files.json_files import as_mapping, parse_json
 from ray_sassl.nn.digest import weights_sha256
 
 log = logging.getLogger(__name__)
@@ -65,9 +65,9 @@ class FeatureStore:
         path = storage.join(self.folder, file_name(provenance))
         try:
             part, metadata = read_features(path)
-            if json.loads(metadata[_PROVENANCE]) != provenance:
+            if parse_json(metadata[_PROVENANCE], _PROVENANCE) != provenance:
                 raise ValueError("it is of another encoder or of other images")
-            facts = as_mapping(json.loads(metadata[_FACTS]))
+            facts = as_mapping(parse_json(metadata[_FACTS], _FACTS))
             bad = facts.setdefault("bad_rows", [])
             if not isinstance(bad, list) or not all(isinstance(row, dict) and is_bad_row(row) for row in bad):
                 raise ValueError("its list of bad rows is damaged")

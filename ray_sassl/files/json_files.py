@@ -11,6 +11,8 @@ from ray_sassl.process.errors import UsageError
 
 MAX_BYTES = 1 << 28
 """Maximum size of a JSON document; our largest ones have a few megabytes."""
+MAX_LINES_BYTES = 1 << 31
+"""Maximum size of a file of JSON lines: the values of ten million steps."""
 
 
 LARGEST_NUMBER = 1e100
@@ -53,12 +55,16 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 def read_json_lines(path: str) -> JsonLines:
-    """The objects of a file of JSON lines; none if there is no file. Only `\\n` ends a line."""
+    """The objects of a file of JSON lines; none if there is no file. Only `\\n` ends a line.
+
+    Raises:
+        UsageError: it is too large, or is not a file.
+    """
     if not storage.exists(path):
         return JsonLines([], 0)
     objects: list[dict[str, Any]] = []
     num_damaged = 0
-    for line in storage.read_bytes(path).split(b"\n"):
+    for line in storage.read_bytes(path, MAX_LINES_BYTES).split(b"\n"):
         if not line.strip():
             continue
         try:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import stat as stat_kind
 import tempfile
 import time
 import uuid
@@ -32,6 +33,7 @@ import pyarrow.fs as pafs
 
 from ray_sassl.files.s3 import Bucket, Stamp, bucket_of
 from ray_sassl.process.errors import UsageError
+from ray_sassl.process.memory import memory_bytes
 from ray_sassl.process.secrets import redacted, secret_in_uri
 
 log = logging.getLogger(__name__)
@@ -510,23 +512,44 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int | None = None) -> by
     """The file's content.
 
     Args:
-        max_bytes: A larger file is refused before it is read.
+        max_bytes: A larger file is refused before it is read; by default, one that is larger than the memory.
 
     Raises:
         FileNotFoundError: there is no such file.
         UsageError: it is larger than `max_bytes`, or is not a file.
     """
-    if max_bytes is not None and (entry := stat(path)) is not None and entry.size_bytes > max_bytes:
-        raise UsageError(f"{os.fspath(path)} has {entry.size_bytes:,} bytes; at most {max_bytes:,} are read")
     filesystem, inner = filesystem_of(path)
-    if isinstance(filesystem, pafs.LocalFileSystem) and os.path.exists(inner) and not os.path.isfile(inner):
-        raise UsageError(f"{os.fspath(path)} is a folder, a pipe or a device, not a file")
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    most = memory_bytes() if max_bytes is None else max_bytes
+    size_bytes = _size_of_file(inner) if is_local else 0
+    if not is_local and max_bytes is not None and (entry := stat(path)) is not None:
+        size_bytes = entry.size_bytes
+    if size_bytes > most:
+        raise UsageError(f"{os.fspath(path)} has {size_bytes:,} bytes; at most {most:,} are read")
 
     def read() -> bytes:
         with filesystem.open_input_stream(inner, compression=None) as stream:
             return stream.read()
 
     return retried(path, read)
+
+
+def _size_of_file(path: str) -> int:
+    """The size of a file on a local disk.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: it is not a file, or a link that leads to itself.
+    """
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UsageError(f"{path} is a link that leads to itself") from error
+    if not stat_kind.S_ISREG(found.st_mode):
+        raise UsageError(f"{path} is a folder, a pipe or a device, not a file")
+    return found.st_size
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int | None = None) -> str:

@@ -12,6 +12,7 @@ from ray_sassl.config.files import from_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.features import features_of
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import parse_json
 from ray_sassl.files.safetensors_header import read_header
 from ray_sassl.methods.distill import Config as Distill
 from ray_sassl.pipeline import Teach
@@ -73,7 +74,7 @@ def build_teacher(config: ExperimentConfig, run_dir: str, device_type: str, num_
     assert config.method.teacher_backbone is not None
     torch.set_num_threads(max(1, num_threads))
     content = storage.read_bytes(storage.join(run_dir, TEACHER))
-    mean, std = json.loads(read_header(content, TEACHER).metadata[_PIXELS])
+    mean, std = parse_json(read_header(content, TEACHER).metadata[_PIXELS], TEACHER)
     device = torch.device(device_type)
     network = encoder_with(config.method.teacher_backbone, safetensors.torch.load(content))[0].to(device).eval()
     return lambda views: features_of(network, views, mean, std, device).astype("float16")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from ray_sassl.files import storage
-from ray_sassl.files.json_files import as_texts
+from ray_sassl.files.json_files import as_texts, parse_json
 from ray_sassl.files.safetensors_header import read_header
 from ray_sassl.process.errors import UsageError
 
@@ -94,9 +94,9 @@ class StyleBank:
         try:
             tensors = {name: _array(tensor) for name, tensor in deserialize(content)}
             codes, mean, covariance = (tensors[name] for name in ("codes", "mean", "covariance"))
-            bank = cls(codes, tuple(as_texts(json.loads(metadata["names"]))), metadata["bundle_id"], mean, covariance)
+            bank = cls(codes, tuple(as_texts(parse_json(metadata["names"], "names"))), metadata["bundle_id"], mean, covariance)
             _check(bank)
-        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise BadBankError(f"{path} is damaged, or is not a style bank: {error}") from error
         if bundle_id is not None and bank.bundle_id != bundle_id:
             raise BadBankError(

@@ -20,6 +20,7 @@ from typing import Any
 
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import parse_json
 from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def read_manifest(path: str) -> Manifest:
     """
     written = _read(path, MANIFEST)
     try:
-        tree = json.loads(written)
+        tree = parse_json(written, MANIFEST)
         manifest = Manifest(tree["step"], dict(tree["files"]), tree["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadCheckpointError(f"{path}: {MANIFEST} cannot be read ({error}); it is damaged") from error
@@ -265,6 +266,10 @@ def _read(path: str, name: str) -> bytes:
         return storage.read_bytes(storage.join(path, name))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _incomplete(path, name) from error
+    except storage.StorageError:
+        raise
+    except UsageError as error:  # a folder, a pipe, a loop of links, or larger than the memory
+        raise BadCheckpointError(f"{path} is not a whole checkpoint: {error}") from error
 
 
 def _incomplete(path: str, name: str) -> BadCheckpointError:

@@ -115,13 +115,13 @@ def test_a_wrong_header_is_reported_at_once_and_with_little_memory(name: str, bu
     assert any(word in " ".join(told) for word in ("damaged", "cut off", "not a tar file", "no image", "end mark", "bytes long"))
 
 
-def test_a_shard_with_terabytes_of_zeros_behind_it_is_read_at_once_and_joined_shards_whole(build: ModuleType, tmp_path: Path):
+def test_a_shard_with_a_terabyte_of_zeros_behind_it_is_read_at_once_and_joined_shards_whole(build: ModuleType, tmp_path: Path):
     part = build.header() + build.BODY + build.END
     with (tmp_path / "a.tar").open("wb") as file:
         file.write(part + bytes(3 * 2**20 + 512) + part)
     assert len(_rows(tmp_path / "a.tar")[1]) == 2
     with (tmp_path / "a.tar").open("r+b") as file:
-        file.truncate(2**42)
+        file.truncate(2**40)
     index, rows = _rows(tmp_path / "a.tar")
     assert sum(isinstance(row, bytes) for row in rows.encoded) == 2
     assert "MB of zeros follow byte" in index.problems[0].reason

@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from ray_sassl.files import storage
+from ray_sassl.files.json_files import read_json_lines
 from ray_sassl.process.errors import UsageError
 
 
@@ -76,3 +78,16 @@ def test_names_that_no_file_can_have_are_not_there_or_refused(tmp_path: Path):
     assert not storage.exists(tmp_path / "file" / "below")
     with pytest.raises(UsageError, match="holds a zero byte"):
         storage.exists("a\0b")
+
+
+def test_what_is_not_a_file_or_is_larger_than_the_memory_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage, "memory_bytes", lambda: 10**9)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**32)
+    for name, says in (("loop", "a link that leads to itself"), ("pipe", "a folder, a pipe or a device"), ("sparse", "bytes; at most")):
+        with pytest.raises(UsageError, match=says):
+            storage.read_bytes(tmp_path / name)
+    with pytest.raises(UsageError, match="bytes; at most"):
+        read_json_lines(str(tmp_path / "sparse"))

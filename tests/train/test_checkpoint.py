@@ -86,7 +86,7 @@ def _latest(run_dir: Path | str) -> Checkpoint:
 
 def test_what_is_read_is_what_was_written(tmp_path):
     state = {"optimizer": {"state": {0: {"momentum_buffer": torch.arange(3.0)}}}}
-    checkpoint = read_checkpoint(_save(tmp_path, 12, **state))
+    checkpoint = read_checkpoint(_save(tmp_path, 12, **state))  # pyright: ignore[reportArgumentType]
     other = Network(seed=5)
     checkpoint.load_method(other)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in Network().state_dict().items())
@@ -137,6 +137,19 @@ def test_no_byte_of_the_manifest_can_change_unnoticed(tmp_path):
             read_checkpoint(str(path.parent))
     path.write_bytes(whole)
     assert read_checkpoint(str(path.parent)).step == 2
+
+
+def test_a_file_that_no_parser_can_take_is_damage_too(tmp_path):
+    for content in (b"[" * 10**6, b"9" * 5000):
+        path = Path(_save(tmp_path, 2))
+        (path / MANIFEST).write_bytes(content)
+        with pytest.raises(BadCheckpointError, match="damaged"):
+            read_checkpoint(str(path))
+        (path / MANIFEST).unlink()
+        (path / MANIFEST).symlink_to(path / MANIFEST)
+        with pytest.raises(BadCheckpointError, match="leads to itself"):
+            read_checkpoint(str(path))
+        (path / MANIFEST).unlink()
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])

@@ -23,6 +23,8 @@ from ray_sassl.plugins import did_you_mean
 from ray_sassl.process.errors import UsageError
 
 _THREADS = 16
+_MAX_BYTES = 2**24
+"""Maximum size of the annotation of an image; those of VOC have some kilobytes."""
 _IMAGES, _BOXES, _LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 _YEARS = ("VOC2007", "VOC2012")
@@ -171,7 +173,7 @@ def _read_image(folder: str, pictures: dict[str, str], name: str) -> _Image:
         raise UsageError(f"{folder}: a split lists {name}, and {_IMAGES} has no {name}{_EXTENSIONS[0]}")
     path = storage.join(folder, _BOXES, f"{name}.xml")
     try:
-        root = ElementTree.fromstring(storage.read_bytes(path))
+        root = ElementTree.fromstring(storage.read_bytes(path, _MAX_BYTES))
     except FileNotFoundError as error:
         raise UsageError(f"{folder}: a split lists {name}, and {_BOXES} has no {name}.xml") from error
     except ElementTree.ParseError as error:

@@ -14,6 +14,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.plan import Plan
 from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.pretraining import stream as stream_module
 from ray_sassl.orchestrate.pretraining.control import start_control
 from ray_sassl.orchestrate.pretraining.dealing import pieces
 from ray_sassl.orchestrate.pretraining.exchange import make_exchange, part_reader
@@ -35,14 +36,17 @@ pytestmark = pytest.mark.ray
         ["stylize=color_statistics"],
         ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5"],
         ["stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5", "views.backend=torch"],
+        ["two blocks", "stylize=color_statistics", "stream.layout=pool", "stream.pool.num_cpus=0.5", "views.backend=torch"],
         ["teacher", "stylize=color_statistics"],
         ["method=swav", "views.num_small=9", "views.small_px=8"],
         ["method=swav", "views.num_small=9", "views.small_px=8", "stylize=color_statistics", "sassl.views=all", "stream.layout=pool"],
     ],
-    ids=["plain", "fused", "pool", "pool in torch", "fused with a teacher", "multi-crop", "multi-crop in a pool"],
+    ids=["plain", "fused", "pool", "pool in torch", "pool of two blocks", "fused with a teacher", "multi-crop", "multi-crop in a pool"],
 )
-def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: None, tmp_path: Path, overrides: list[str]):
-    changes = [override for override in overrides if override != "teacher"]
+def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: None, tmp_path: Path, overrides: list[str], monkeypatch):
+    changes = [override for override in overrides if override not in ("teacher", "two blocks")]
+    if "two blocks" in overrides:  # as where the actors have GPUs
+        monkeypatch.setattr(stream_module, "pool_strategy", lambda spec: pool_strategy(replace(spec, actor_num_gpus=0.5)))
     config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90))), [*changes, "stream.num_cpus=0.5"])
     run_dir = str(tmp_path / "run")
     if "teacher" in overrides:

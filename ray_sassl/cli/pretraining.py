@@ -107,7 +107,7 @@ def pretrain(
     data_moved: DataMoved = False,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Training time: the first steps are timed, and the number of epochs follows from their speed."),
+        typer.Option(min=0.1, max=1e6, help="Training time: the first steps are timed, and the number of epochs follows from their speed."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the config (YAML), and for images how it was chosen; train nothing.")

@@ -488,13 +488,14 @@ def check_can_write(path: str | os.PathLike[str], *, is_folder: bool = False) ->
     """Check, before long work, whether a file, or files in a folder, can be written there; on an object store only writing itself shows it.
 
     Raises:
-        UsageError: there is a folder in place of the file, a file in place of the folder, or no permission to write.
+        UsageError: there is a folder or a device in place of the file, a file in place of the folder, or no permission to write.
     """
     local = local_path(path)
     if local is None:
         return
     if not is_folder and (local.is_dir() or os.fspath(path).endswith("/")):
         raise UsageError(f"{os.fspath(path)} is a folder; give the name of a file to write")
+    _refuse_special(local)
     nearest = next(folder for folder in ((local, *local.parents) if is_folder else local.parents) if folder.exists())
     if not nearest.is_dir():
         raise UsageError(f"{os.fspath(path)} cannot be written: {nearest} is a file, not a folder")
@@ -600,7 +601,11 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file for writing, which appears at the path when the block ends; after an exception nothing appears."""
+    """A binary file for writing, which appears at the path when the block ends; after an exception nothing appears.
+
+    Raises:
+        UsageError: there is a device, a pipe or a socket, which renaming would replace for the whole machine.
+    """
     local = local_path(path)
     if local is None:
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
@@ -614,6 +619,7 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
             retried(path, put)
         return
+    _refuse_special(local)
     local.parent.mkdir(parents=True, exist_ok=True)
     aside = local.with_name(f".{local.name}.{uuid.uuid4().hex[:12]}.part")
     try:
@@ -625,6 +631,11 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         sync_dir(local.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _refuse_special(path: Path) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path} is a device, a pipe or a socket; give the name of a file to write")
 
 
 def sync_dir(folder: Path) -> None:

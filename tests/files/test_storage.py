@@ -91,3 +91,15 @@ def test_what_is_not_a_file_or_is_larger_than_the_memory_is_refused_before_it_is
             storage.read_bytes(tmp_path / name)
     with pytest.raises(UsageError, match="bytes; at most"):
         read_json_lines(str(tmp_path / "sparse"))
+
+
+def test_a_device_or_a_pipe_is_never_replaced_by_a_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(UsageError, match="a device, a pipe or a socket; give the name of a file"):
+            storage.write_bytes(tmp_path / name, b"x")
+        with pytest.raises(UsageError, match="a device, a pipe or a socket; give the name of a file"):
+            storage.check_can_write(tmp_path / name)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()

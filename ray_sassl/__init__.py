@@ -7,7 +7,7 @@ Everything that the command line does is a function here: `ray_sassl.pretrain(..
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray_sassl import api
 from ray_sassl.process import job_secrets
@@ -22,14 +22,4 @@ job_secrets.take(Path(__file__).parent)  # before any library of a tracker or a 
 __all__ = ["submit_job"]
 __all__ += api.__all__
 
-
-def __getattr__(name: str) -> Any:
-    if name == "submit_job":  # whoever reads a command line stands above the other functions
-        from ray_sassl.cli.job_command import submit_job
-
-        return submit_job
-    return api.__getattr__(name)  # `getattr` would find the module `api.search` in the place of the function
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = api.lazily({**api.HOMES, "submit_job": "ray_sassl.cli.job_command"})

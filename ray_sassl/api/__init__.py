@@ -7,6 +7,7 @@ results or needs the main thread. Each is imported when it is first used, since 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ _MODULES = {
     "views": ("draw_views",),
     "weights": ("add_weights", "fetch_weights", "list_weights", "verify_weights", "weights_path"),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+"""The module of each function."""
 
 __all__ = [
     "ablation",
@@ -88,11 +90,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ray_sassl' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+def lazily(homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a module that hands on these names, each from its module, once they are used."""
+
+    def look_up(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module 'ray_sassl' has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return look_up, lambda: sorted(homes)
 
 
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(HOMES)

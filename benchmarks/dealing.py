@@ -4,7 +4,7 @@
 
 Tasks make small blocks without any work, so that all that is left is what Ray Data does for a block. Threads stand for the workers. Counted
 is the CPU time of the processes that schedule (Ray's SplitCoordinator), from the arrival of the first sixth of the blocks to that of the
-fifth. The two take turns; figures are medians. One process schedules at most as many blocks a second as it does in a CPU-second.
+fourth. The two take turns; figures are medians. One process schedules at most as many blocks a second as it does in a CPU-second.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ray_sassl.runs.process import view_source
 from ray_sassl.types import Arrays
 
 BLOCK_ROWS, WINDOW_ROWS = 16, 256
-STEADY = (1 / 6, 5 / 6)
+STEADY = (1 / 6, 2 / 3)
 
 
 @dataclass(frozen=True)

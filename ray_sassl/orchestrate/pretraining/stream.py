@@ -172,7 +172,7 @@ def make_stream(
         keeper: The actor with the stylizer's weights for nodes without them.
         share: The stream's share of the plan and of the cluster, if it is one of several.
         exchange: Their common exchange; by default one of its own.
-        near: The node where stages run while it has room, unless one has a group of nodes.
+        near: The node where tasks run while it has free CPUs, unless they have a group of nodes.
         read_stage: Makes a `ReadStage`, or its replacement in a simulation.
         style_actor: `StyleActor`, or its replacement in a simulation.
     """
@@ -181,8 +181,6 @@ def make_stream(
     context.set_config(_RUN, spec.run)
     num_streams = 1 if share is None else share.count
     set_stages(context, _stages(spec), num_streams)
-    if near is not None and not (spec.group or spec.actor_group):
-        context.scheduling_strategy = NodeAffinitySchedulingStrategy(near, soft=True, _spill_on_unavailable=True)
     for callback in (PlanFeeder, StoreLimit, LoopThrottle):
         if callback not in context.custom_execution_callback_classes:
             context.custom_execution_callback_classes.append(callback)
@@ -191,7 +189,10 @@ def make_stream(
     # Without `num_cpus` it would take a whole CPU, even if other stages take less, and never start if no node has one left.
     where = nodes_for_tasks(spec)
     datasource = PlanDatasource(spec.source, spec.epochs, seen, share)
-    plan = ray.data.read_datasource(datasource, num_cpus=spec.num_cpus, ray_remote_args=where, override_num_blocks=1)
+    placed = where  # the stage that is fused with this one inherits it
+    if near is not None and not spec.group:
+        placed = {"scheduling_strategy": NodeAffinitySchedulingStrategy(near, soft=True, _spill_on_unavailable=True)}
+    plan = ray.data.read_datasource(datasource, num_cpus=spec.num_cpus, ray_remote_args=placed, override_num_blocks=1)
     exchange = exchange or make_exchange(spec.source, spec.num_cpus, where)
     reading = read_stage(spec.source, seen, BadRowsReporter(control), spec.run, exchange)
     match spec.layout:

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import ray
 from ray.data import DataContext
+from ray.data._internal.logical.optimizers import get_execution_plan
 
 from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.orchestrate.pretraining.control import start_control
+from ray_sassl.orchestrate.pretraining.dealing import Share
 from ray_sassl.orchestrate.pretraining.feeding import piece_of_row
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.pretraining.reading import ReadStage
@@ -102,6 +105,25 @@ def test_the_streams_of_a_pool_give_the_bytes_of_one_process(ray_cluster: None, 
         for row, number in enumerate(batch["sample_id"]):
             np.testing.assert_array_equal(ours.pop(int(number)), batch["view_0"][row])
     assert not ours
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("overrides", "is_near"),
+    [([], True), (["stream.node_group=decode"], False), ([*POOL, "stream.pool.node_group=stylize"], True)],
+    ids=["anywhere", "a group", "a pool"],
+)
+def test_tasks_prefer_the_workers_node_unless_they_have_nodes_of_their_own(
+    ray_cluster: None, own_context: None, tmp_path: Path, overrides: list[str], is_near: bool
+):
+    start = _start(apply_overrides(small_config(write_shards(tmp_path)), overrides), tmp_path)
+    here = ray.get_runtime_context().get_node_id()
+    plan, _ = get_execution_plan(start.stream(Share(0, 2), near=here)._logical_plan)
+    stage = plan.dag
+    while "Read" not in stage.name:
+        (stage,) = stage.input_dependencies
+    assert "->MapBatches" in stage.name, "they are still one stage"
+    assert getattr(cast(Any, stage)._ray_remote_args.get("scheduling_strategy"), "node_id", None) == (here if is_near else None)
 
 
 @pytest.mark.ray

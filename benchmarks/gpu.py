@@ -38,7 +38,6 @@ from benchmarks.measuring import Goal, write_results
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
-from ray_sassl.keyed import DrawKey
 from ray_sassl.methods import simclr
 from ray_sassl.nn.normalize import Normalization
 from ray_sassl.pipeline import ViewSource, local_batches
@@ -51,6 +50,7 @@ from ray_sassl.train.loop import Job, Progress, TrainConfig, _update, train
 from ray_sassl.train.optim import OptimConfig, build_optimizer
 from ray_sassl.train.prefetch import to_device
 from ray_sassl.types import Arrays
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import simclr as simclr_views
 
 NETWORKS = ("resnet50", "timm/vit_small_patch16_224")

@@ -26,9 +26,9 @@ from benchmarks.measuring import write_results
 from benchmarks.views import CASES
 from ray_sassl.data.decode import open_image
 from ray_sassl.data.jpeg import jpeg_pixels
-from ray_sassl.keyed import DrawKey
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import Interpolation, ViewParams, draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import simclr
 
 SIZE_PX, NUM_CROPS, MAX_PIXELS = 224, 48, 1 << 26

@@ -35,7 +35,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.measuring import RESULTS, Goal, write_results
-from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.style.augment import SasslConfig, StyleAugmentation, blend, draw_styles
@@ -50,6 +49,7 @@ from ray_sassl.style.stylizers.swift import Config as Swift
 from ray_sassl.style.stylizers.swift import build_networks as build_swift
 from ray_sassl.style.stylizers.swift import read_student
 from ray_sassl.style.weights import load_weights
+from ray_sassl.views.keyed import DrawKey
 
 SIZES_PX = (32, 96, 128, 224)
 BATCHES = (1, 4, 16, 64)

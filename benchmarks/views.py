@@ -37,12 +37,12 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measuring import Goal, write_results
 from ray_sassl.data import Rows
 from ray_sassl.data.decode import open_image
-from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.pipeline import crop_rows
 from ray_sassl.views import opencv, ops
 from ray_sassl.views.crop import Resizing, crop
 from ray_sassl.views.draw import draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import ViewsConfig, simclr
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -26,12 +26,12 @@ from ray_sassl.data.plan import Block, Plan, Window, plan_of
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_runs
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.keyed import DrawKey
 from ray_sassl.process.stages import StageTimes
 from ray_sassl.types import TARGETS, Arrays, view_name
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import Crops, Resizing
 from ray_sassl.views.draw import ViewParams, draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import ViewConfig, ViewsConfig
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from ray_sassl.evaluation import ImageChange, LabeledFeatures, Split, Subject
 from ray_sassl.evaluation.splits import up_to_n_of_each
-from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import load_plugin
@@ -25,6 +24,7 @@ from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import draw
+from ray_sassl.views.keyed import DrawKey, Stream
 from ray_sassl.views.recipes import simclr
 
 _PIXELS_AT_ONCE = 32 * 256 * 256

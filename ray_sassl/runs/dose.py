@@ -14,7 +14,6 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import as_number, read_json
 from ray_sassl.files.paths import read_inside
-from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.pixels import to_float
 from ray_sassl.pipeline import CropBlock
 from ray_sassl.process.errors import UsageError
@@ -23,6 +22,7 @@ from ray_sassl.style.augment import StyleAugmentation
 from ray_sassl.style.dose import STRENGTHS, Curve, change_of, interval_at, rising, strength_for
 from ray_sassl.views import opencv
 from ray_sassl.views.draw import draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import ViewConfig
 
 DOSE = "dose.json"

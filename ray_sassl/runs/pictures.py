@@ -16,7 +16,6 @@ from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
-from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.pipeline import CropBlock, StylizeBlock, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.process.errors import UsageError
@@ -26,6 +25,7 @@ from ray_sassl.style.augment import blend, draw_styles
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.types import view_name
 from ray_sassl.views.grid import TEXT_PX, image_grid
+from ray_sassl.views.keyed import DrawKey
 
 _BACKGROUND = (255, 255, 255)
 

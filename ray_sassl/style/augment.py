@@ -20,7 +20,6 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.keyed import DrawKey, Stream
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import as_float, to_uint8, upload
 from ray_sassl.nn.upload import UploadsAside
@@ -28,6 +27,7 @@ from ray_sassl.nn.upload import upload as transfer
 from ray_sassl.plugins import FrozenConfig
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer
+from ray_sassl.views.keyed import DrawKey, Stream
 from ray_sassl.views.recipes import ordered
 
 _CPU_PIXELS = 1 << 19

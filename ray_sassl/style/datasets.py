@@ -26,7 +26,6 @@ from ray_sassl.data.index import Index
 from ray_sassl.data.inspect import sample_rows
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.files import storage
-from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks, Result, is_out_of_memory
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import FrozenConfig, plugin_field
@@ -35,6 +34,7 @@ from ray_sassl.process.version import __version__
 from ray_sassl.style.augment import BlockStyles, SasslConfig, draw_styles
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
+from ray_sassl.views.keyed import DrawKey
 
 BLOCK_ROWS = 256
 """The maximum number of rows that take their styles from each other."""

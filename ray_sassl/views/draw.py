@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ray_sassl.keyed import DrawKey, Stream
+from ray_sassl.views.keyed import DrawKey, Stream
 from ray_sassl.views.recipes import ViewConfig
 
 JITTER_OPS = ("brightness", "contrast", "saturation", "hue")

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ray_sassl.keyed import MAX_VIEWS
 from ray_sassl.plugins import ROUNDING, FrozenConfig, did_you_mean
 from ray_sassl.process.errors import UsageError
+from ray_sassl.views.keyed import MAX_VIEWS
 
 SMALL_FORM_MAX_PX = 64
 """Images up to this size get the small form of a recipe."""

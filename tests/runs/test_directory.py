@@ -22,7 +22,6 @@ from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.files.own import MARKER
-from ray_sassl.keyed import DrawKey
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import (
     CONFIG,
@@ -40,6 +39,7 @@ from ray_sassl.train.checkpoint import latest_checkpoint, write_checkpoint
 from ray_sassl.train.checkpoint_folder import BadCheckpointError
 from ray_sassl.train.context import LocalContext
 from ray_sassl.types import RunResult
+from ray_sassl.views.keyed import DrawKey
 from tests.flaky_store import s3_options, s3_server
 
 NUM_ROWS = 120

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from ray_sassl.keyed import DrawKey
 from ray_sassl.nn import pixels as pixels_module
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
@@ -20,6 +19,7 @@ from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.views import ops
 from ray_sassl.views.crop import crop
 from ray_sassl.views.draw import ViewParams, draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.opencv import color
 from ray_sassl.views.recipes import byol
 

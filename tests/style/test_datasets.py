@@ -15,7 +15,6 @@ from ray_sassl.data import DataConfig, Rows
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import build_index
 from ray_sassl.files.paths import with_absolute_paths
-from ray_sassl.keyed import DrawKey
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.process.errors import UsageError
 from ray_sassl.style import datasets
@@ -33,6 +32,7 @@ from ray_sassl.style.datasets import (
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.style.weights import MissingWeightsError
+from ray_sassl.views.keyed import DrawKey
 from tests.alive import Alive
 
 CPU = torch.device("cpu")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sassl.keyed import DrawKey
 from ray_sassl.nn import pixels as pixels_module
 from ray_sassl.style import augment
 from ray_sassl.style.augment import BlockStyles, SasslConfig, StyleAugmentation, draw_styles
@@ -18,6 +17,7 @@ from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.views import ops
 from ray_sassl.views.draw import draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import byol
 from tests.train.test_prefetch import META, Constants, Waits
 

@@ -9,10 +9,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from ray_sassl.keyed import DrawKey
 from ray_sassl.views import crop as crops_module
 from ray_sassl.views.crop import Crops, crop
 from ray_sassl.views.draw import ViewParams, draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import ViewConfig
 
 needs_vectorized = pytest.mark.skipif(find_spec("cykooz_resizer") is None, reason="cykooz-resizer has no wheel for this machine")

@@ -7,8 +7,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from ray_sassl.keyed import DrawKey
 from ray_sassl.views.draw import ViewParams, draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import ViewConfig, byol, simclr
 
 

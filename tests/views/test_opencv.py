@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional as tv
 from torchvision.transforms.v2 import functional as tv2
 
-from ray_sassl.keyed import DrawKey
 from ray_sassl.views import opencv, ops
 from ray_sassl.views.draw import JITTER_OPS, ViewParams, draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import byol
 
 

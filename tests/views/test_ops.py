@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from ray_sassl.keyed import DrawKey
 from ray_sassl.views import ops
 from ray_sassl.views.draw import draw
+from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import byol
 
 LEVEL = 1 / 255

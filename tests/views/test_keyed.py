@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_sassl.keyed import MAX_VIEWS, DrawKey, Stream, philox4x32
+from ray_sassl.views.keyed import MAX_VIEWS, DrawKey, Stream, philox4x32
 
 # The known answers of Random123's own tests for philox4x32, 10 rounds: counter, key, output.
 KNOWN_ANSWERS = [

@@ -25,12 +25,13 @@ from benchmarks.grid import SCORES, UNTRAINED, Budget, Cell, run_grid, run_key, 
 from benchmarks.measuring import RESULTS
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data.quarantine import Quarantine
+from ray_sassl.nn.method import StepOutput
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.pipeline import local_batches
 from ray_sassl.plugins import plugin_names
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import build_method, view_source
-from ray_sassl.types import StepOutput, view_names
+from ray_sassl.types import view_names
 
 
 def main(

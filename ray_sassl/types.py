@@ -6,7 +6,7 @@ projector's embeddings, `N` rows of the data set. This module imports neither to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -54,23 +54,6 @@ class Batch:
     sample_id: Tensor
     rows: Arrays
     targets: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What a method's forward pass hands back to the loop.
-
-    Attributes:
-        loss: Scalar, to be minimized.
-        embeddings: (B, D), detached: the online projector's output for the first view, for the collapse metrics.
-        chance_loss: The loss of a network that tells no two images apart (for InfoNCE, ln of the number of classes).
-        metrics: Further detached scalars to log, by name.
-    """
-
-    loss: Tensor
-    embeddings: Tensor
-    chance_loss: float
-    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ FILES = {
 
 from __future__ import annotations
 
-from ray_sassl.methods import Method, MethodConfig
-from ray_sassl.types import StepOutput
+from ray_sassl.methods import Method, MethodConfig, StepOutput
 from torch import nn
 from torch.nn import functional as F
 

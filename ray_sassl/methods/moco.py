@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method
+from ray_sassl.methods import Method, StepOutput
 from ray_sassl.methods.branches import Plain
 from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import split_batchnorm, sync_batchnorm
@@ -21,7 +21,6 @@ from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.nn.queue import EmbeddingQueue
 from ray_sassl.nn.upload import upload
 from ray_sassl.process.errors import UsageError
-from ray_sassl.types import StepOutput
 
 _SAME = 1 - 1e-5
 """Keys with at least this cosine similarity are the same, up to the rounding of float32."""

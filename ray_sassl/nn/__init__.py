@@ -1,1 +1,2 @@
-"""Building blocks of networks: heads, momentum copies, queues, batch normalization, gathering over workers, pixels and chunks."""
+"""Building blocks of networks: the method as the loop knows it, heads, momentum copies, queues, batch norms, gathering over workers, pixels
+and chunks."""

@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.methods import Method
 from ray_sassl.nn.collapse import NewestEmbeddings, effective_rank, embedding_std
 from ray_sassl.nn.gather import all_gather
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.normalize import Normalization
 from ray_sassl.nn.precision import choose_kernels, full_float32
 from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, ROUNDING, FrozenConfig
@@ -36,7 +36,7 @@ from ray_sassl.train.saving import RunSaver
 from ray_sassl.train.schedule import Counting, share_done
 from ray_sassl.train.speed import RankClock, speed
 from ray_sassl.train.watchdog import Heart
-from ray_sassl.types import Arrays, Batch, Outcome, StepOutput
+from ray_sassl.types import Arrays, Batch, Outcome
 
 log = logging.getLogger(__name__)
 

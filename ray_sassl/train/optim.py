@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ray_sassl.backbones.parts import layer_scales
-from ray_sassl.methods import Method
+from ray_sassl.nn.method import Method
 from ray_sassl.plugins import ROUNDING, FrozenConfig
 from ray_sassl.train.schedule import Ramp, scaled_lr, warmup_cosine
 

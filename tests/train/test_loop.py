@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_sassl.methods import Method
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.plugins import load_plugin
 from ray_sassl.process.errors import UsageError
 from ray_sassl.train import loop, saving
@@ -26,7 +26,7 @@ from ray_sassl.train.divergence import DivergedError
 from ray_sassl.train.loop import Job, TrainConfig, micro_batch, num_evaluations, train
 from ray_sassl.train.optim import OptimConfig, load_optimizer
 from ray_sassl.train.prefetch import to_device
-from ray_sassl.types import Arrays, Outcome, StepOutput
+from ray_sassl.types import Arrays, Outcome
 
 NUM_STEPS = 6
 SGD = OptimConfig(name="sgd", base_lr=0.1, lr_scaling="none", momentum=0.0, weight_decay=0.0)

@@ -113,7 +113,7 @@ def test_many_epochs_are_fed_in_order_with_few_tasks_known_at_a_time(
         for e, i in zip(batch["epoch"], batch["sample_id"], strict=True)
     ]
     assert ours == expected
-    assert len(ours) == (9 * NUM_ROWS - 50 if resumes else 12 * NUM_ROWS)
+    assert len(ours) == (9 * NUM_ROWS - 52 if resumes else 12 * NUM_ROWS)
     assert max(Watch.waiting) <= 8
     assert max(Watch.kept) <= 4 + 8 + 2
     assert max(Watch.stats) <= 2 * 5

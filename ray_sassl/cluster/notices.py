@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ray_sassl.process.console import write
+
 AWS, GCP = "http://169.254.169.254", "http://metadata.google.internal"
 EVERY_S = 5.0
 _PATIENCE_S = 120.0
@@ -208,7 +210,7 @@ def _seconds_until(moment: object) -> float:
 
 def say(text: str) -> None:
     """Print the text with the time."""
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", flush=True)
+    write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
 
 
 def find_raylet(node_id: str | None, address: str | None, patience_s: float = _PATIENCE_S) -> Raylet:

@@ -248,13 +248,14 @@ def _pretrain_on_ray(
             before = _newest_step(run_dir)
             try:
                 _fit(config, run_dir, index, watch, stop, control, use_gpu)
-            except WorkersFailedError:
+            except WorkersFailedError as error:
                 if not config.scaling.max_failures or stop.is_set() or _newest_step(run_dir) <= before:
                     raise
                 log.warning(
-                    "The workers have failed %d times since step %d, but got further; they start again",
+                    "The workers have failed %d times since step %d, but got further; they start again. The last failure: %s",
                     config.scaling.max_failures + 1,
                     before,
+                    error,
                 )
                 continue
             refused_before = refused

@@ -212,7 +212,7 @@ def _refusal(cluster: JobCluster, folder: Path, *words: str) -> str:
 
 def test_what_cannot_work_is_refused_before_anything_is_sent(cluster: JobCluster, project: Path, tmp_path: Path):
     before = len(_jobs(cluster))
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "refused"
     good = _pretrain(run_dir)
     for words, reason in (
         (["pretrain", "moco_cifar", "--run-dir", str(run_dir)], "did you mean 'moco_cifar10'"),
@@ -242,7 +242,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cluster: JobCluster
 
 
 def test_a_cluster_that_grows_is_judged_by_its_definition(cluster: JobCluster, project: Path, tmp_path: Path):
-    words = [*_pretrain(tmp_path / "run"), "scaling.num_workers=64", "scaling.use_gpu=true", "train.global_batch=64"]
+    words = [*_pretrain(tmp_path / "growing"), "scaling.num_workers=64", "scaling.use_gpu=true", "train.global_batch=64"]
     assert "give its definition with --cluster FILE" in _refusal(cluster, project, "--", *words)
     found = _refusal(cluster, project, "--cluster", str(ROOT / "cluster" / "aws.yaml"), "--", *words)
     assert "needs 64 GPUs and the cluster can offer 40; 24 are missing" in found

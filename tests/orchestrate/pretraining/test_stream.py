@@ -46,7 +46,7 @@ pytestmark = pytest.mark.ray
 def test_ray_and_one_process_give_the_same_rows_in_the_same_order(ray_cluster: None, tmp_path: Path, overrides: list[str], monkeypatch):
     changes = [override for override in overrides if override not in ("teacher", "two blocks")]
     if "two blocks" in overrides:  # as where the actors have GPUs
-        monkeypatch.setattr(stream_module, "pool_strategy", lambda spec: pool_strategy(replace(spec, actor_num_gpus=0.5)))
+        monkeypatch.setattr(stream_module, "pool_strategy", lambda spec, *rest: pool_strategy(replace(spec, actor_num_gpus=0.5), *rest))
     config = apply_overrides(small_config(write_shards(tmp_path, bad=(7, 90))), [*changes, "stream.num_cpus=0.5"])
     run_dir = str(tmp_path / "run")
     if "teacher" in overrides:

@@ -197,10 +197,15 @@ class _Share:
 
 
 def _mapped(index: Index) -> Index:
-    """The index, in a file that is mapped into memory and has no name."""
-    with TemporaryDirectory() as folder:
-        index.save(path := f"{folder}/index.arrow")
-        return Index.load(path)
+    """The index, in a file that is mapped into memory and has no name; or as it is where no file can be written, as on a full disk, since
+    the other ranks would wait for one that ends here."""
+    try:
+        with TemporaryDirectory() as folder:
+            index.save(path := f"{folder}/index.arrow")
+            return Index.load(path)
+    except (OSError, UsageError) as error:
+        log.warning("This worker keeps its index of the labeled images in memory of its own: %s", told(error))
+        return index
 
 
 def online_scores(config: ExperimentConfig, context: Context) -> OnlineScores | None:

@@ -158,6 +158,15 @@ def test_a_config_from_before_there_were_validation_images_is_read(tmp_path: Pat
     assert old.evaluate.validation == 0.1
 
 
+def test_a_rank_that_can_write_no_file_keeps_the_index_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _write(tmp_path / "train.parquet", 0)
+    index = _selected(_scores(tmp_path))[0].index
+    mapped = online._mapped(index)
+    assert (mapped is not index, mapped.num_rows) == (True, NUM)
+    monkeypatch.setattr(online, "TemporaryDirectory", _gone)
+    assert online._mapped(index) is index
+
+
 class _Shifted(nn.Module):
     """Features that depend on a buffer, as on a batch norm's running mean, and on the batch's size, if only in the last digit."""
 

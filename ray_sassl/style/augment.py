@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.nn.chunks import Chunks
+from ray_sassl.nn.chunks import Chunks, is_out_of_memory
 from ray_sassl.nn.pixels import as_float, to_uint8, upload
 from ray_sassl.nn.upload import UploadsAside
 from ray_sassl.nn.upload import upload as transfer
@@ -242,9 +242,18 @@ class StyleAugmentation:
         changed = np.flatnonzero(params.apply) if finish is None else np.arange(len(images))
         if not len(changed):
             return images
-        pixels = self._uploads.start(lambda: upload(images, self.device))
+
+        def start() -> Callable[[], Tensor]:
+            return self._uploads.start(lambda: upload(images, self.device))
+
+        try:
+            pixels = start()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            pixels = None  # the thread that computes has the memory, and will give it back
         with self._turn:
-            return self._change(images, pixels(), params, changed, finish)
+            return self._change(images, (pixels or start())(), params, changed, finish)
 
     def _change(
         self,

@@ -25,6 +25,7 @@ from ray_sassl.nn.pixels import as_float, to_uint8, upload
 from ray_sassl.nn.upload import UploadsAside
 from ray_sassl.nn.upload import upload as transfer
 from ray_sassl.plugins import FrozenConfig
+from ray_sassl.process.stages import in_turn
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.views.keyed import DrawKey, Stream
@@ -252,7 +253,7 @@ class StyleAugmentation:
             if not is_out_of_memory(error):
                 raise
             pixels = None  # the thread that computes has the memory, and will give it back
-        with self._turn:
+        with in_turn(self._turn):
             return self._change(images, (pixels or start())(), params, changed, finish)
 
     def _change(

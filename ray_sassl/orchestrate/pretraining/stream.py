@@ -281,7 +281,8 @@ class StyleActor:
         self._source, self._run, self._times = source, run, stage_times(control)
         self._device_type = device_type(num_gpus)
         self._stylize = _stylize(config_yaml, self._device_type, int(num_cpus), keeper)
-        self._teach = one_at_a_time(_teach(config_yaml, storage.parent(source.index_path), self._device_type, int(num_cpus)))
+        teach = _teach(config_yaml, storage.parent(source.index_path), self._device_type, int(num_cpus))
+        self._teach = one_at_a_time(teach, counts_waiting=False)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):

@@ -180,7 +180,7 @@ def make_stream(
     context.execution_options = execution_options()
     context.set_config(_RUN, spec.run)
     num_streams = 1 if share is None else share.count
-    set_stages(context, _stages(spec, share), num_streams)
+    set_stages(context, stages_of(spec, share), num_streams)
     for callback in (PlanFeeder, StoreLimit, LoopThrottle):
         if callback not in context.custom_execution_callback_classes:
             context.custom_execution_callback_classes.append(callback)
@@ -232,7 +232,8 @@ def nodes_for_tasks(spec: StreamSpec) -> dict[str, Any]:
     return {"label_selector": in_group(spec.group)} if spec.group else {}
 
 
-def _stages(spec: StreamSpec, share: Share | None) -> list[Stage]:
+def stages_of(spec: StreamSpec, share: Share | None) -> list[Stage]:
+    """Where the stages of the stream run, and what training workers take there."""
     each = spec.cpus_per_worker
     most = each * share.num_workers if share is not None and share.num_workers else math.inf
     stages = [Stage(spec.group, per_gpu=each, most_taken=most)]

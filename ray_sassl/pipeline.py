@@ -26,7 +26,7 @@ from ray_sassl.data.plan import Block, Plan, Window, plan_of
 from ray_sassl.data.quarantine import BadRow
 from ray_sassl.data.reading import read_runs
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.process.stages import StageTimes
+from ray_sassl.process.stages import StageTimes, in_turn
 from ray_sassl.types import TARGETS, Arrays, view_name
 from ray_sassl.views import opencv
 from ray_sassl.views.crop import Crops, Resizing
@@ -413,14 +413,14 @@ def _blocks_in_threads(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def one_at_a_time(teach: Teach | None) -> Teach | None:
-    """The teacher, which threads that call it at once wait for."""
+def one_at_a_time(teach: Teach | None, *, counts_waiting: bool = True) -> Teach | None:
+    """The teacher, which threads that call it at once wait for; the time that they wait counts as that of their stage, or not."""
     if teach is None:
         return None
     turn = Lock()
 
     def taught(views: np.ndarray) -> np.ndarray:
-        with turn:
+        with turn if counts_waiting else in_turn(turn):
             return teach(views)
 
     return taught

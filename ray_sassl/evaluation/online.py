@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -145,9 +145,9 @@ class OnlineScores:
         for _ in range(images.num_rounds + 1):  # the last one ends the iteration
             part, error = self._agreed(lambda: next(batches, None)) if error is None else (self._agreed(lambda: None)[0], error)
             mine += [part] if part is not None else []
-        if error is not None and self._context.rank > 0:
-            error = told(error)
-        return to_rank_zero(_Share(mine, images.quarantine.rows, error), self._context)
+        # As text, since some exceptions can be pickled and not be read again; rank 0 raises its own.
+        shares = to_rank_zero(_Share(mine, images.quarantine.rows, None if error is None else told(error)), self._context)
+        return [replace(shares[0], error=error), *shares[1:]] if shares else []
 
     def _batches(self, backbone: nn.Module, images: LabeledImages, rank: int, check: Callable[[], None]) -> Iterator[LabeledFeatures]:
         for batch in images.batches(rank):
@@ -197,10 +197,15 @@ class _Share:
 
 
 def _mapped(index: Index) -> Index:
-    """The index, in a file that is mapped into memory and has no name."""
-    with TemporaryDirectory() as folder:
-        index.save(path := f"{folder}/index.arrow")
-        return Index.load(path)
+    """The index, in a file that is mapped into memory and has no name; or as it is where no file can be written, as on a full disk, since
+    the other ranks would wait for one that ends here."""
+    try:
+        with TemporaryDirectory() as folder:
+            index.save(path := f"{folder}/index.arrow")
+            return Index.load(path)
+    except (OSError, UsageError) as error:
+        log.warning("This worker keeps its index of the labeled images in memory of its own: %s", told(error))
+        return index
 
 
 def online_scores(config: ExperimentConfig, context: Context) -> OnlineScores | None:

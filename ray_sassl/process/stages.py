@@ -20,6 +20,9 @@ Spent = Mapping[str, tuple[float, int]]
 
 _FRAMES = 30
 
+_own = threading.local()
+"""`waited`: the seconds that this thread has waited for its turn."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -48,8 +51,9 @@ class StageTimes:
 
     @contextmanager
     def stage(self, name: str, images: int = 0) -> Iterator[None]:
-        """Count the time within as the stage's, in which so many images are finished. Stages are not nested."""
-        thread, began = threading.get_ident(), time.perf_counter()
+        """Count the time within as the stage's, in which so many images are finished, but not what is waited for a turn. Stages are not
+        nested."""
+        thread, began, waited = threading.get_ident(), time.perf_counter(), _waited()
         self._now[thread] = name, began
         try:
             yield
@@ -57,7 +61,7 @@ class StageTimes:
             del self._now[thread]
             with self._lock:
                 seconds, number = self._spent.get(name, (0.0, 0))
-                self._spent[name] = seconds + time.perf_counter() - began, number + images
+                self._spent[name] = seconds + time.perf_counter() - began - (_waited() - waited), number + images
 
     def total(self) -> Spent:
         """The time so far."""
@@ -71,6 +75,19 @@ class StageTimes:
             return None
         thread, (stage, began) = min(now, key=lambda item: item[1][1])
         return Standing(stage, time.perf_counter() - began, stack_of(thread))
+
+
+@contextmanager
+def in_turn(turn: threading.Lock) -> Iterator[None]:
+    """Hold the lock; the time until this thread gets it belongs to the thread that has it, and counts as no stage of this one."""
+    began = time.perf_counter()
+    with turn:
+        _own.waited = _waited() + time.perf_counter() - began
+        yield
+
+
+def _waited() -> float:
+    return getattr(_own, "waited", 0.0)
 
 
 def since(before: Spent, now: Spent) -> Spent:

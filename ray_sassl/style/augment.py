@@ -20,11 +20,12 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.nn.chunks import Chunks
+from ray_sassl.nn.chunks import Chunks, is_out_of_memory
 from ray_sassl.nn.pixels import as_float, to_uint8, upload
 from ray_sassl.nn.upload import UploadsAside
 from ray_sassl.nn.upload import upload as transfer
 from ray_sassl.plugins import FrozenConfig
+from ray_sassl.process.stages import in_turn
 from ray_sassl.style.bank import StyleBank
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.views.keyed import DrawKey, Stream
@@ -242,9 +243,18 @@ class StyleAugmentation:
         changed = np.flatnonzero(params.apply) if finish is None else np.arange(len(images))
         if not len(changed):
             return images
-        pixels = self._uploads.start(lambda: upload(images, self.device))
-        with self._turn:
-            return self._change(images, pixels(), params, changed, finish)
+
+        def start() -> Callable[[], Tensor]:
+            return self._uploads.start(lambda: upload(images, self.device))
+
+        try:
+            pixels = start()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            pixels = None  # the thread that computes has the memory, and will give it back
+        with in_turn(self._turn):
+            return self._change(images, (pixels or start())(), params, changed, finish)
 
     def _change(
         self,

@@ -342,7 +342,7 @@ def train(job: Job) -> Outcome:
         saver.finish()
         clock.enter("score")
         if status == "finished" and job.final_test is not None:
-            with _cut_short_by(context.stop_requested, "the scores on test images") as (check, is_done):
+            with _cut_short_by(context, context.stop_requested, "the scores on test images") as (check, is_done):
                 if scores := job.final_test(method.backbone, check):
                     _record(job, step, {"epoch": progress.epoch(step)} | scores)
             status = "finished" if is_done() else "interrupted"
@@ -500,7 +500,7 @@ def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progre
     """
     reached = {EVALUATION: number, "epoch": progress.epoch(step)}
     if job.evaluate is not None:
-        with _cut_short_by(is_pressed, f"the scores at step {step}") as (check, is_done):
+        with _cut_short_by(job.context, is_pressed, f"the scores at step {step}") as (check, is_done):
             _record(job, step, reached | _scores(job, method.backbone, step, check))
         return is_done()
     if job.context.rank == 0:
@@ -509,8 +509,9 @@ def _evaluate(job: Job, method: Method, step: int, number: int, progress: Progre
 
 
 @contextlib.contextmanager
-def _cut_short_by(is_pressed: Callable[[], bool], what: str) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
-    """A function to call now and then within the block, which ends the block when time presses, and one that tells whether it has not."""
+def _cut_short_by(context: Context, is_pressed: Callable[[], bool], what: str) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
+    """A function to call now and then within the block, which ends the block when time presses, and one that tells whether it has not. It
+    ends on all ranks, and rank 0 says so."""
     is_done = True
 
     def check() -> None:
@@ -521,7 +522,8 @@ def _cut_short_by(is_pressed: Callable[[], bool], what: str) -> Iterator[tuple[C
         yield check, lambda: is_done
     except EvaluationStoppedError:
         is_done = False
-        log.warning("Stopping: %s are left for later, so that the checkpoint is in time.", what)
+        if context.rank == 0:
+            log.warning("Stopping: %s are left for later, so that the checkpoint is in time.", what)
 
 
 def _scores(job: Job, backbone: nn.Module, step: int, check: Callable[[], None]) -> dict[str, float]:

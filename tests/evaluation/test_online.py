@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,34 @@ def test_a_config_from_before_there_were_validation_images_is_read(tmp_path: Pat
     old = from_yaml("\n".join(lines))
     assert isinstance(old, ExperimentConfig)
     assert old.evaluate.validation == 0.1
+
+
+def test_a_rank_that_can_write_no_file_keeps_the_index_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _write(tmp_path / "train.parquet", 0)
+    index = _selected(_scores(tmp_path))[0].index
+    mapped = online._mapped(index)
+    assert (mapped is not index, mapped.num_rows) == (True, NUM)
+    monkeypatch.setattr(online, "TemporaryDirectory", _gone)
+    assert online._mapped(index) is index
+
+
+class _Unreadable(Exception):
+    """Pickle writes it and cannot read it again, like the errors of some clients of object stores."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def test_an_error_that_cannot_be_sent_is_the_one_that_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def denied(*args: Any) -> Any:
+        raise _Unreadable("images", "access denied")
+
+    _write(tmp_path / "train.parquet", 0)
+    scores = _scores(tmp_path)
+    monkeypatch.setattr(online, "to_rank_zero", lambda mine, context: [pickle.loads(pickle.dumps(mine))])
+    monkeypatch.setattr(datasets, "each_group", denied)
+    with pytest.raises(_Unreadable, match="access denied"):
+        scores.validation(RawPixels())
 
 
 class _Shifted(nn.Module):

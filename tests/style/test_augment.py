@@ -221,6 +221,20 @@ def test_out_of_memory_halves_the_batch_loses_nothing_and_is_reported(images, ca
     assert "continuing with 3" in caplog.text
 
 
+def test_pixels_without_room_beside_another_block_wait_for_their_turn(images):
+    class Full:
+        """Uploads that have room only if nobody else computes."""
+
+        def start(self, move: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+            if not augmentation._turn.locked():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return move
+
+    augmentation, key = _augmentation(prob=1.0), DrawKey(0, 0, np.arange(12))
+    object.__setattr__(augmentation, "_uploads", Full())
+    np.testing.assert_array_equal(augmentation.stylize(images, key), _augmentation(prob=1.0).stylize(images, key))
+
+
 def test_out_of_memory_with_a_single_image_is_an_error(images):
     with pytest.raises(torch.OutOfMemoryError):
         _augmentation(Crowded(0), prob=1.0).stylize(images, DrawKey(0, 0, np.arange(12)))

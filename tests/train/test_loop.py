@@ -390,6 +390,14 @@ def _scored(folder: Path, context: _Stopping, press: Callable[[], None], *, resu
     return train(Job(Linear(), batches, settings, SGD, 12, 0, str(folder), "", context, resume=resume, **scores))
 
 
+def test_an_evaluation_that_ends_on_all_ranks_is_told_of_once(caplog: pytest.LogCaptureFixture):
+    for rank in range(3):
+        with loop._cut_short_by(LocalContext(rank, 3), lambda: True, f"the scores of rank {rank}") as (check, is_done):
+            check()
+        assert not is_done()
+    assert [record.message.split(" are ")[0] for record in caplog.records] == ["Stopping: the scores of rank 0"]
+
+
 def test_a_stop_cuts_an_evaluation_short_so_that_the_checkpoint_is_in_time_and_a_resumed_run_makes_up_for_it(tmp_path, caplog):
     stopped, resumed = _Stopping(), _Stopping()
     outcome = _scored(tmp_path, stopped, lambda: setattr(stopped, "stops", len(stopped.reports) == 1))

@@ -7,17 +7,21 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from ray_sassl import pipeline
 from ray_sassl.process import stages
 from ray_sassl.process.stages import RANK_STAGES, StageTimes, since
 from ray_sassl.runs import process
-from ray_sassl.style.augment import StyleAugmentation
+from ray_sassl.style.augment import SasslConfig, StyleAugmentation
+from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.train import loop, prefetch, saving
 from ray_sassl.train import speed as measuring
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.speed import Stream, speed
+from ray_sassl.views.keyed import DrawKey
 
 SLOW: dict[str, tuple[Any, str, str]] = {
     "read": (pipeline, "read_runs", "whose slowest stage is read .*data.cache_gb"),
@@ -117,6 +121,25 @@ def test_the_stylizers_of_a_pool_are_named_only_where_they_are_busy():
 def test_a_worker_that_waits_more_than_the_others_is_named():
     found = speed([_rank(), _rank(), _rank(wait=0.6)], {"decode": (1.0, 10)}, 10, Stream("tasks"))
     assert "20% of the time, worker 2 60%" in found.bottleneck
+
+
+def test_a_block_that_waits_for_another_ones_stylizing_does_not_count_as_stylized_meanwhile(clock):
+    class Turn:
+        """A lock that another thread has for a hundred seconds."""
+
+        def __enter__(self) -> None:
+            clock.now += 100
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    times, cpu = StageTimes(), torch.device("cpu")
+    augmentation = StyleAugmentation(Config().build(cpu), SasslConfig(prob=1.0), cpu)
+    object.__setattr__(augmentation, "_turn", Turn())
+    with times.stage("stylize", 4):
+        augmentation.stylize(np.zeros((4, 8, 8, 3), np.uint8), DrawKey(0, 0, np.arange(4)))
+        clock.now += 1
+    assert times.total()["stylize"] == (pytest.approx(1, abs=0.1), 4)
 
 
 def test_times_of_threads_are_added_and_the_oldest_is_what_stands():

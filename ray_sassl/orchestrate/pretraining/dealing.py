@@ -44,11 +44,13 @@ class Share:
         number: Counted from 0.
         count: How many there are.
         num_bad: Rows that are known to be bad; streams of a run that is resumed may differ by so many.
+        num_workers: The training workers that all of them feed; 0 where it is not known.
     """
 
     number: int = 0
     count: int = 1
     num_bad: int = 0
+    num_workers: int = 0
 
 
 def pieces(source: ViewSource, epochs: float, seen: SeenIds, share: Share | None = None) -> Iterator[Piece]:

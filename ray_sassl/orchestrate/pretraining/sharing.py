@@ -92,7 +92,7 @@ class StreamsOfWorkers(DataConfig):
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         ((name, start),) = datasets.items()
         num_streams = start.spec.num_streams(world_size)
-        shares = [Share(number, num_streams, start.num_bad) for number in range(num_streams)]
+        shares = [Share(number, num_streams, start.num_bad, world_size) for number in range(num_streams)]
         if num_streams == world_size:
             return [{name: WorkerStream(start, share)} for share in shares]
         each = world_size // num_streams

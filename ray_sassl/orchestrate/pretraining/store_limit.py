@@ -33,19 +33,24 @@ class Stage:
         group: The group of nodes that it must be on, or None.
         resource: What it takes of a node, `CPU` or `GPU`; nodes with more of it make more of its blocks.
         per_gpu: CPUs that training workers take of each GPU of a node.
+        most_taken: CPUs that all training workers take together, which may be fewer than there are GPUs.
     """
 
     group: str | None
     resource: str = "CPU"
     per_gpu: float = 0.0
+    most_taken: float = math.inf
 
-    def weight(self, node: Mapping[str, Any]) -> float:
-        """How much of the stage the node can run, or 0."""
+    def amount(self, node: Mapping[str, Any]) -> float:
+        """What the node has of the resource, or 0 if the stage cannot be on it."""
         if not node["Alive"] or self.group not in (None, node["Labels"].get(GROUP_LABEL)):
             return 0.0
-        has = node["Resources"]
-        taken = self.per_gpu * has.get("GPU", 0.0) if self.resource == "CPU" else 0.0
-        return max(0.0, has.get(self.resource, 0.0) - taken)
+        return node["Resources"].get(self.resource, 0.0)
+
+    def weight(self, node: Mapping[str, Any]) -> float:
+        """How much of the stage the node can run beside a training worker for each of its GPUs, or 0."""
+        taken = self.per_gpu * node["Resources"].get("GPU", 0.0) if self.resource == "CPU" else 0.0
+        return max(0.0, self.amount(node) - taken)
 
 
 def store_limit(nodes: Iterable[Mapping[str, Any]], stages: Iterable[Stage]) -> float | None:
@@ -75,14 +80,16 @@ def share_of(nodes: Iterable[Mapping[str, Any]], stages: Iterable[Stage], num_st
     Ray Data itself divides what each node has among the executions and rounds down to whole CPUs and GPUs, so with more executions than a
     node has CPUs each would get none.
     """
-    total = dict.fromkeys(("CPU", "GPU", "object_store_memory", "memory"), 0.0)
+    total, taken, stages = dict.fromkeys(("CPU", "GPU", "object_store_memory", "memory"), 0.0), 0.0, list(stages)
     for node in nodes:
-        weights = {resource: max((s.weight(node) for s in stages if s.resource == resource), default=0.0) for resource in ("CPU", "GPU")}
-        if any(weights.values()):
-            has = {**node["Resources"], **weights}
+        amounts = {resource: max((s.amount(node) for s in stages if s.resource == resource), default=0.0) for resource in ("CPU", "GPU")}
+        if any(amounts.values()):
+            taken += amounts["CPU"] - max((s.weight(node) for s in stages if s.resource == "CPU"), default=0.0)
+            has = {**node["Resources"], **amounts}
             total = {resource: amount + has.get(resource, 0.0) for resource, amount in total.items()}
+    taken = min([taken, *(stage.most_taken for stage in stages)])
     return ExecutionResources(
-        cpu=math.ceil(total["CPU"] / num_streams),
+        cpu=math.ceil((total["CPU"] - taken) / num_streams),
         gpu=math.ceil(total["GPU"] / num_streams),
         object_store_memory=total["object_store_memory"] / num_streams,
         memory=total["memory"] / num_streams,

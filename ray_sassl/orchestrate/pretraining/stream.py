@@ -180,7 +180,7 @@ def make_stream(
     context.execution_options = execution_options()
     context.set_config(_RUN, spec.run)
     num_streams = 1 if share is None else share.count
-    set_stages(context, _stages(spec), num_streams)
+    set_stages(context, stages_of(spec, share), num_streams)
     for callback in (PlanFeeder, StoreLimit, LoopThrottle):
         if callback not in context.custom_execution_callback_classes:
             context.custom_execution_callback_classes.append(callback)
@@ -232,10 +232,14 @@ def nodes_for_tasks(spec: StreamSpec) -> dict[str, Any]:
     return {"label_selector": in_group(spec.group)} if spec.group else {}
 
 
-def _stages(spec: StreamSpec) -> list[Stage]:
-    stages = [Stage(spec.group, per_gpu=spec.cpus_per_worker)]
+def stages_of(spec: StreamSpec, share: Share | None) -> list[Stage]:
+    """Where the stages of the stream run, and what training workers take there."""
+    each = spec.cpus_per_worker
+    most = each * share.num_workers if share is not None and share.num_workers else math.inf
+    stages = [Stage(spec.group, per_gpu=each, most_taken=most)]
     if spec.layout == "pool":
-        stages.append(Stage(spec.actor_group, "GPU") if spec.actor_num_gpus else Stage(spec.actor_group, per_gpu=spec.cpus_per_worker))
+        actors = Stage(spec.actor_group, "GPU") if spec.actor_num_gpus else Stage(spec.actor_group, per_gpu=each, most_taken=most)
+        stages.append(actors)
     return stages
 
 
@@ -278,7 +282,8 @@ class StyleActor:
         self._source, self._run, self._times = source, run, stage_times(control)
         self._device_type = device_type(num_gpus)
         self._stylize = _stylize(config_yaml, self._device_type, int(num_cpus), keeper)
-        self._teach = one_at_a_time(_teach(config_yaml, storage.parent(source.index_path), self._device_type, int(num_cpus)))
+        teach = _teach(config_yaml, storage.parent(source.index_path), self._device_type, int(num_cpus))
+        self._teach = one_at_a_time(teach, counts_waiting=False)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Arrays]:
         for row in range(len(batch["epoch"])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from ray_sassl.orchestrate.pretraining.feeding import piece_of_row
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.pretraining.reading import ReadStage
 from ray_sassl.orchestrate.pretraining.sharing import StreamsOfWorkers, StreamStart, whole_steps
-from ray_sassl.orchestrate.pretraining.stream import stream_spec
+from ray_sassl.orchestrate.pretraining.stream import stages_of, stream_spec
 from ray_sassl.pipeline import local_batches
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import build_stylize_block, view_source
@@ -204,3 +205,14 @@ def test_only_steps_that_bad_rows_may_cut_short_are_not_sure(tmp_path: Path):
     start = StreamStart(stream_spec(config, view_source(config, str(tmp_path / "run"))), seen, 0, None, None, None)  # pyright: ignore[reportArgumentType]
     (stream, _) = (streams["train"] for streams in StreamsOfWorkers().configure({"train": start}, 2))
     assert stream.sure_steps(8, 2) == ((100 * NUM_ROWS - 100) // 2 - 100 * 9) // 8
+
+
+@pytest.mark.parametrize(("overrides", "num_stages"), [([], 1), (POOL, 2)])
+def test_streams_know_how_many_cpus_the_training_workers_take(tmp_path: Path, overrides: list[str], num_stages: int):
+    config = apply_overrides(small_config(write_shards(tmp_path)), [*overrides, "scaling.cpus_per_worker=3"])
+    prepare_run_dir(config, str(tmp_path / "run"), resume=False)
+    spec = stream_spec(config, view_source(config, str(tmp_path / "run")))
+    start = StreamStart(spec, SeenIds(NUM_ROWS), 0, None, None, None)  # pyright: ignore[reportArgumentType]
+    workers = StreamsOfWorkers().configure({"train": start}, 2)
+    assert [stage.most_taken for stage in stages_of(spec, workers[0]["train"].share)] == [6] * num_stages
+    assert [stage.most_taken for stage in stages_of(spec, None)] == [math.inf] * num_stages

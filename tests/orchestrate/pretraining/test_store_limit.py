@@ -53,6 +53,15 @@ def test_streams_share_the_nodes_of_their_stages_without_the_trainers_cpus():
     assert share_of([], [Stage(None)], 2).cpu == 0
 
 
+def test_gpus_without_a_training_worker_take_no_cpus_of_the_streams():
+    nodes = [_node(64, 800, gpus=8)]
+    two_of_eight = Stage(None, per_gpu=8, most_taken=16)
+    assert share_of(nodes, [two_of_eight], 2).cpu == (64 - 16) / 2
+    assert share_of(nodes, [two_of_eight, Stage(None, "GPU")], 2).cpu == (64 - 16) / 2
+    assert share_of([*nodes, _node(4, 100)], [Stage(None, per_gpu=8, most_taken=64)], 2).cpu == 4 / 2
+    assert share_of(nodes, [], 1).cpu == 0
+
+
 class _Limits(ExecutionCallback):
     """Keeps what the executions are limited to."""
 

@@ -9,7 +9,9 @@ which the autoscaler needs too.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
+import math
 import os
 import time
 import urllib.error
@@ -46,7 +48,7 @@ def wait_until_idle(busy: Callable[[], str | None], raylet: Raylet, idle_s: floa
         try:
             if busy() is not None:
                 since = time.monotonic()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException) as error:
             say(f"the job API does not answer as it should: {error}")
             since = time.monotonic()
         if time.monotonic() - since >= idle_s:
@@ -107,13 +109,15 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=120.0, help="Without a job, a driver and another node. [default: 120]")
     parser.add_argument("--address", default="http://127.0.0.1:8265", help="Of the job API. [default: http://127.0.0.1:8265]")
     given = parser.parse_args(words)
+    if not 1 <= given.minutes < math.inf:
+        parser.error(f"--minutes {given.minutes:g}: give 1 or more, since a head that has just started has no job")
     raylet, ask = find_raylet(None, None), _asking(given.address)
     say(f"this machine is deleted after {given.minutes:g} minutes without a job, a driver and another node")
     while wait_until_idle(lambda: what_is_busy(ask), raylet, 60 * given.minutes):
         say("nobody uses this cluster: deleting this machine")
         try:
             delete_machine(given.cloud)
-        except Exception as error:  # noqa: BLE001 - botocore's errors have no common base with urllib's; the next look tries again
+        except Exception as error:  # noqa: BLE001 - botocore's errors have no common base with urllib's; tried again after as long
             say(f"the machine could not be deleted: {error}")
         time.sleep(EVERY_S)
 

@@ -12,6 +12,7 @@ the metadata server, which answers when it changes (30 s before).
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def watch(cloud: str, raylet: Raylet, *, url: str | None = None, rebalance: bool
                     _drain_until_accepted(raylet, notice, every_s)
                 if (notice is not None and notice.is_last) or not raylet.is_alive:
                     return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if not failed:
                 say(f"the metadata service of {cloud} does not answer, and is asked again: {error}")
             failed = True

@@ -18,7 +18,7 @@ from ray_sassl.process.errors import UsageError
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 LAUNCHERS = [CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"]
-MANIFESTS = sorted((CLUSTER / "kuberay").rglob("*.yaml"))
+MANIFESTS = sorted(path for path in (CLUSTER / "kuberay").rglob("*.yaml") if path.name != "helm-values.yaml")
 RAY = "2.60.0"
 
 

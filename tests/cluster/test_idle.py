@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.request
@@ -38,18 +39,31 @@ def raylet(tmp_path: Path) -> Raylet:
     return found
 
 
-def test_the_time_counts_from_the_last_use_and_an_api_that_fails_is_no_idleness(raylet: Raylet, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("error", [OSError("no answer"), http.client.BadStatusLine("?"), AttributeError("another answer")])
+def test_the_time_counts_from_the_last_use_and_an_api_that_fails_is_no_idleness(
+    raylet: Raylet, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
 
     def busy() -> str | None:
         if clock[0] == 300:
-            raise OSError("no answer")
+            raise error
         return "a job" if clock[0] == 120 else None
 
     assert wait_until_idle(busy, raylet, idle_s=240)
     assert clock[0] == 540
+
+
+@pytest.mark.parametrize("minutes", ["0", "-5", "nan", "inf"])
+def test_a_time_that_would_delete_a_head_at_once_or_never_is_refused(
+    minutes: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(idle, "find_raylet", lambda *names: pytest.fail("it watches"))
+    with pytest.raises(SystemExit):
+        idle.main(["aws", f"--minutes={minutes}"])
+    assert "give 1 or more" in capsys.readouterr().err
 
 
 def test_it_ends_with_ray(raylet: Raylet, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import sys
@@ -175,6 +176,19 @@ def test_a_service_that_fails_and_a_ray_that_refuses_are_asked_again(
     watch("aws", raylet, url=service.url, every_s=0.01)
     assert len(drained.notices) == 3
     assert capsys.readouterr().out.count("does not answer") == 1
+
+
+def test_an_answer_that_is_not_http_does_not_end_the_watch(service: Service, raylet: Raylet, monkeypatch: pytest.MonkeyPatch):
+    answers, get, drained = [http.client.BadStatusLine("?")], Metadata.get, Drained()
+    monkeypatch.setattr(Metadata, "get", lambda *words, **options: get(*words, **options) if not answers else _raise(answers.pop()))
+    monkeypatch.setattr(notices, "drain", drained)
+    service.announce(seconds=100)
+    watch("aws", raylet, url=service.url, every_s=0.01)
+    assert len(drained.notices) == 1
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_the_watch_ends_with_ray(service: Service, raylet: Raylet, tmp_path: Path):

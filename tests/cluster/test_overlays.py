@@ -125,12 +125,28 @@ def test_a_flavor_is_the_machine_that_a_group_asks_for(cloud: str):
     assert flavors == selectors
 
 
+def _dns_peers(overlay: str) -> list[dict[str, Any]]:
+    policy = next(manifest for manifest in _of_kind(overlay, "NetworkPolicy") if manifest["metadata"]["name"] == "ray-sassl")
+    return [peer for rule in policy["spec"]["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", []) for peer in rule["to"]]
+
+
 def test_pods_on_google_cloud_may_look_up_names_on_their_node():
-    policy = next(manifest for manifest in _of_kind("gke", "NetworkPolicy") if manifest["metadata"]["name"] == "ray-sassl")
-    peers = [peer for rule in policy["spec"]["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", []) for peer in rule["to"]]
+    peers = _dns_peers("gke")
     assert {peer["ipBlock"]["cidr"] for peer in peers if "ipBlock" in peer} == {"169.254.20.10/32", "169.254.169.254/32"}
     labels = [peer["podSelector"]["matchLabels"] for peer in peers if "podSelector" in peer]
     assert labels == [{"k8s-app": "kube-dns"}, {"k8s-app": "node-local-dns"}]
+
+
+def test_pods_of_auto_mode_where_names_are_looked_up_on_the_node_reach_the_address_of_the_service():
+    found = {peer["ipBlock"]["cidr"] for peer in _dns_peers("eks-auto") if "ipBlock" in peer}
+    assert found == {"172.20.0.10/32", "10.100.0.10/32"}
+    (node_class,) = _of_kind("eks-auto", "NodeClass")
+    assert node_class["spec"]["networkPolicy"] == "DefaultAllow"
+
+
+def test_no_head_is_moved_however_many_clusters_share_the_namespace():
+    (budget,) = _of_kind("eks", "PodDisruptionBudget")
+    assert budget["spec"]["minAvailable"] >= 100
 
 
 def test_trackers_find_their_keys_on_the_head_and_on_trainers_where_there_is_a_secret():

@@ -26,7 +26,7 @@ SECRET = (
     ".git-credentials", ".vault-token", ".aws", ".azure", ".ssh", ".ray", ".kube", "kubeconfig", "kubeconfig.*", "*.kubeconfig",
     ".huggingface",
     ".gnupg", ".docker", ".config", "credentials", "credentials.json", "application_default_credentials.json", "auth_token",
-    "*service-account*.json", "*service_account*.json",
+    "*service-account*.json", "*service_account*.json", "job_secrets.json",
 )  # fmt: skip
 """Names of files with secrets, in upper or lower case; they are not sent, even if they are under version control."""
 _KEY_OF_ONES_OWN = re.compile(r"id_[^.]+")

@@ -41,7 +41,7 @@ def test_all_modules_of_this_library_travel():
 
 
 def test_files_with_names_of_secrets_stay_here_and_are_named(tmp_path: Path):
-    secrets = (".aws/credentials", ".env", ".env.local", "auth_token", "keys/server.pem", "my-service-account-1.json")
+    secrets = (".aws/credentials", ".env", ".env.local", "auth_token", "job_secrets.json", "keys/server.pem", "my-service-account-1.json")
     _fill(tmp_path, "mine.yaml", *secrets)
     payload = select_files(tmp_path)
     assert payload.files == ("mine.yaml",)

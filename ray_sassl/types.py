@@ -55,6 +55,10 @@ class Batch:
     rows: Arrays
     targets: Tensor | None = None
 
+    def tensors(self) -> list[Tensor]:
+        """All that is on the device."""
+        return [*self.views, self.sample_id, *([] if self.targets is None else [self.targets])]
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 GIB = 2**30
-MIB = 2**20
 _HYPERVISOR_SHARE = 0.075
 _EVICTION_MIB = 100
 _DAEMONS_MIB, _DAEMONS_CPUS = 512, 0.5

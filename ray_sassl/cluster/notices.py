@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -186,9 +186,11 @@ def raylets(processes: Iterable[Path] | None = None) -> list[Raylet]:
 
 
 def _drain_until_accepted(raylet: Raylet, notice: Notice, every_s: float) -> None:
-    began = time.monotonic()
-    while raylet.is_alive and not drain(raylet, notice) and time.monotonic() < began + (notice.seconds or _PATIENCE_S):
+    until = time.monotonic() + (notice.seconds or _PATIENCE_S)
+    while raylet.is_alive and not drain(raylet, notice) and time.monotonic() < until:
         time.sleep(every_s)
+        if notice.seconds is not None:
+            notice = replace(notice, seconds=until - time.monotonic())
 
 
 def _document(metadata: Metadata, path: str, headers: dict[str, str]) -> dict[str, str] | None:

@@ -58,10 +58,12 @@ class Mixing:
 
     def in_words(self) -> str:
         """One line; with the remedy if the mixing is poor."""
+        window = f"{self.window_bytes / 1e9:.2g} GB are shuffled together."
+        if min(self.same_class_pairs, self.uniform_pairs) >= 1:
+            return f"No {self.by} tell the images apart, so how well batches are mixed is not known; {window}"
         text = (
             f"Batches of {self.batch_size:,} have rows of {self.classes:.0f} {self.by} (a uniform shuffle: {self.uniform_classes:.0f}) and "
-            f"{self.same_class_pairs:.2%} pairs of the same one ({self.uniform_pairs:.2%}); {self.window_bytes / 1e9:.2g} GB are shuffled "
-            f"together."
+            f"{self.same_class_pairs:.2%} pairs of the same one ({self.uniform_pairs:.2%}); {window}"
         )
         return f"{text} {self.remedy}" if self.is_poor else text
 

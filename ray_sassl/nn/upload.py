@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
@@ -22,9 +25,13 @@ class UploadsAside:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def start(self, move: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Start the upload that `move` makes; the function that is returned gives its tensor to the stream that is current by then, which
-        waits for the upload."""
+    def start(self, move: Callable[[], T], tensors_of: Callable[[T], Iterable[Tensor]]) -> Callable[[], T]:
+        """Start the uploads that `move` makes; the function that is returned gives what they made to the stream that is current by then,
+        which waits for them.
+
+        Args:
+            tensors_of: All tensors on the device of what `move` returns.
+        """
         if self._stream is None:
             moved = move()
             return lambda: moved
@@ -32,10 +39,11 @@ class UploadsAside:
             moved, uploaded = move(), torch.cuda.Event()
             uploaded.record()
 
-        def take() -> Tensor:
+        def take() -> T:
             here = torch.cuda.current_stream(self._device)
             here.wait_event(uploaded)
-            moved.record_stream(here)  # so that its memory is not given to the next upload before it was used
+            for tensor in tensors_of(moved):
+                tensor.record_stream(here)  # so that its memory is not given to the next upload before it was used
             return moved
 
         return take

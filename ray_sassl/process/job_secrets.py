@@ -10,12 +10,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-_FILE = "job_secrets.json"
+FILE = "job_secrets.json"
 
 
 def put(package: Path, secrets: Mapping[str, str]) -> None:
     """Lay the variables beside a copy of the package that is sent with a job."""
-    path = package / _FILE
+    path = package / FILE
     path.touch(mode=0o600)
     path.write_text(json.dumps(dict(secrets)))
 
@@ -23,7 +23,7 @@ def put(package: Path, secrets: Mapping[str, str]) -> None:
 def take(package: Path) -> None:
     """Set the variables that were sent with this copy of the package, if any were, in this process."""
     try:
-        text = (package / _FILE).read_text()
-    except OSError:  # no job, or one without secrets
+        text = (package / FILE).read_text()
+    except (FileNotFoundError, NotADirectoryError):  # no job, or one without secrets; the package may be in an archive
         return
     os.environ.update(json.loads(text))

@@ -245,7 +245,7 @@ class StyleAugmentation:
             return images
 
         def start() -> Callable[[], Tensor]:
-            return self._uploads.start(lambda: upload(images, self.device))
+            return self._uploads.start(lambda: upload(images, self.device), lambda pixels: [pixels])
 
         try:
             pixels = start()

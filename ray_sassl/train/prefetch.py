@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ray_sassl.nn.upload import upload
+from ray_sassl.nn.upload import UploadsAside, upload
 from ray_sassl.types import TARGETS, Arrays, Batch, view_names
 
 
@@ -22,14 +21,12 @@ class _Taken:
     """What was taken from the stream for one step.
 
     Attributes:
-        parts: The step's parts, or None where the stream cannot fill the step.
+        parts: Gives the step's parts to the stream that computes it, or None where the stream of batches cannot fill the step.
         transfer_s: Seconds that the host took to pin the parts and to start their upload.
-        uploaded: Set once the upload is complete; None where nothing is uploaded.
     """
 
-    parts: list[Batch] | None
+    parts: Callable[[], list[Batch]] | None
     transfer_s: float
-    uploaded: torch.cuda.Event | None
 
 
 class Prefetcher:
@@ -53,7 +50,7 @@ class Prefetcher:
         self, batches: Iterator[Arrays], num_parts: int, device: torch.device, num_steps: int, is_ahead: bool | None = None
     ) -> None:
         self._batches, self._num_parts, self._device, self._num_left = batches, num_parts, device, num_steps
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._uploads = UploadsAside(device)
         is_ahead = device.type != "cpu" if is_ahead is None else is_ahead
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if is_ahead else None
         self._next: Future[_Taken] | None = None
@@ -64,13 +61,7 @@ class Prefetcher:
         began = time.perf_counter()
         taken = self._fetch() if self._thread is None else self._fetched()
         self.transfer_s = min(taken.transfer_s, time.perf_counter() - began)
-        if taken.uploaded is not None and taken.parts is not None:
-            here = torch.cuda.current_stream(self._device)
-            here.wait_event(taken.uploaded)
-            for part in taken.parts:
-                for tensor in (*part.views, part.sample_id):
-                    tensor.record_stream(here)  # so that its memory is not given to the next upload before the step has used it
-        return taken.parts
+        return None if taken.parts is None else taken.parts()
 
     def close(self) -> None:
         """Take nothing more. What is under way is not waited for, since the stream may never hand out another batch."""
@@ -89,13 +80,13 @@ class Prefetcher:
         arrays = [part for _, part in zip(range(self._num_parts), self._batches, strict=False)]
         began = time.perf_counter()
         if len(arrays) < self._num_parts:
-            return _Taken(None, 0.0, None)
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            parts = [to_device(part, self._device) for part in arrays]
-            uploaded = None if self._stream is None else torch.cuda.Event()
-            if uploaded is not None:
-                uploaded.record()
-        return _Taken(parts, time.perf_counter() - began, uploaded)
+            return _Taken(None, 0.0)
+        parts = self._uploads.start(lambda: [to_device(part, self._device) for part in arrays], _tensors_of)
+        return _Taken(parts, time.perf_counter() - began)
+
+
+def _tensors_of(parts: list[Batch]) -> list[Tensor]:
+    return [tensor for part in parts for tensor in part.tensors()]
 
 
 def to_device(arrays: Arrays, device: torch.device) -> Batch:

@@ -96,13 +96,7 @@ BROKEN_LAUNCHERS: dict[str, tuple[tuple[str, ...], Any, str]] = {
 
 @pytest.mark.parametrize("case", BROKEN_LAUNCHERS)
 def test_a_broken_node_group_is_refused_for_its_reason(case: str):
-    (*path, field), value, reason = BROKEN_LAUNCHERS[case]
-    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
-    node = config["available_node_types"]
-    for name in path:
-        node = node[name]
-    node[field] = value
-    _one_problem(_problems(yaml.safe_dump(config)), reason)
+    _one_problem_of_a_group("aws.yaml", *BROKEN_LAUNCHERS[case])
 
 
 BROKEN_LAUNCHER_TEXTS = {
@@ -239,13 +233,7 @@ BROKEN_ON_GOOGLE_CLOUD: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
 
 @pytest.mark.parametrize("case", BROKEN_ON_GOOGLE_CLOUD)
 def test_a_broken_node_group_on_google_cloud_is_refused_for_its_reason(case: str):
-    (*path, field), value, reason = BROKEN_ON_GOOGLE_CLOUD[case]
-    config = yaml.safe_load((CLUSTER / "gcp.yaml").read_text())
-    node = config["available_node_types"]
-    for name in path:
-        node = node[name]
-    node[field] = value
-    _one_problem(_problems(yaml.safe_dump(config)), reason)
+    _one_problem_of_a_group("gcp.yaml", *BROKEN_ON_GOOGLE_CLOUD[case])
 
 
 def test_the_least_driver_is_that_of_the_pinned_torchs_cuda():
@@ -520,6 +508,16 @@ def test_strict_schemas_honor_what_structural_schemas_mean():
     assert not is_good({"b": 2})
     assert not is_good({"a": "x", "z": 1})
     assert not is_good({"a": "x", "c": 1.5})
+
+
+def _one_problem_of_a_group(file: str, place: tuple[Any, ...], value: Any, reason: str) -> None:
+    """The file has this problem alone once a group of nodes has the value at the place."""
+    config = yaml.safe_load((CLUSTER / file).read_text())
+    node = config["available_node_types"]
+    for name in place[:-1]:
+        node = node[name]
+    node[place[-1]] = value
+    _one_problem(_problems(yaml.safe_dump(config)), reason)
 
 
 def _one_problem(problems: list[str], reason: str) -> None:

@@ -175,6 +175,8 @@ def test_a_service_that_fails_and_a_ray_that_refuses_are_asked_again(
     monkeypatch.setattr(notices, "drain", drained)
     watch("aws", raylet, url=service.url, every_s=0.01)
     assert len(drained.notices) == 3
+    left = [notice.seconds for notice in drained.notices]
+    assert left == sorted(set(left), reverse=True), "a later request leaves less time"
     assert capsys.readouterr().out.count("does not answer") == 1
 
 

@@ -72,6 +72,8 @@ def test_without_labels_the_folders_or_the_shards_are_the_classes(tmp_path: Path
     data = DataConfig(path=(str(tmp_path / "a"), str(tmp_path / "b")), label_column=None)
     found = mixing_of(build_index(data), data, batch_size=20)
     assert (found.by, found.uniform_classes) == ("files", pytest.approx(2))
+    data = DataConfig(path=str(tmp_path / "a"), label_column=None)
+    assert mixing_of(build_index(data), data, batch_size=20).in_words().startswith("No files tell the images apart")
 
 
 def test_a_batch_of_more_than_all_rows_is_refused(tmp_path: Path):

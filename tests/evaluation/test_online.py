@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.process.errors import UsageError
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.loop import EvaluationStoppedError
+from tests.together import run_together
 
 COLORS = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [128, 128, 128]])
 NUM = 120
@@ -250,13 +250,7 @@ def test_two_ranks_share_the_images_and_score_to_the_bit_as_one(tmp_path: Path):
     _write(tmp_path / "train.parquet", 0, shuffled=True, num=900)
     _write(tmp_path / "test.parquet", 1, num=NUM)
     commands = [[sys.executable, "-m", __name__, str(tmp_path), str(rank)] for rank in (0, 1, None)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        told = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(told)
+    told = run_together(commands, 240)
     first, second, alone = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1, None))
     for name in ("decoded", "decoded again", "encoded", "encoded again", "test", "unread", "features"):
         assert first[name] == alone[name], name

@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.together import run_together
+
 SCRIPT = Path(__file__).with_name("two_workers.py")
 
 
@@ -31,13 +33,7 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_workers")
     outs = [folder / f"rank{rank}.pt" for rank in range(2)]
     commands = [[sys.executable, str(SCRIPT), str(folder / "store"), str(rank), str(outs[rank])] for rank in range(2)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    run_together(commands)
     return [torch.load(out, weights_only=True) for out in outs]
 
 

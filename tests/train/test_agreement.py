@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from ray_sassl.train.agreement import Agreement
 from ray_sassl.train.context import LocalContext
+from tests.together import run_together
 
 WORLD_SIZE = 5  # a tree of three levels, one of them incomplete
 NOTICED = {(3, 0): 4, (0, 1): 6, (4, 2): 9}
@@ -33,12 +33,7 @@ def _rank(folder: Path, rank: int) -> None:
 
 @pytest.mark.slow
 def test_all_ranks_know_at_the_next_step_or_at_once(tmp_path):
-    ranks = [subprocess.Popen([sys.executable, "-m", __name__, str(tmp_path), str(rank)]) for rank in range(WORLD_SIZE)]
-    try:
-        assert [process.wait(timeout=120) for process in ranks] == [0] * WORLD_SIZE
-    finally:
-        for process in ranks:
-            process.kill()
+    run_together([[sys.executable, "-m", __name__, str(tmp_path), str(rank)] for rank in range(WORLD_SIZE)])
     answers = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
     assert all(other == answers[0] for other in answers)
     assert {(step, flag) for step, flags in enumerate(answers[0]) for flag, is_set in enumerate(flags) if is_set} == {

@@ -22,7 +22,7 @@ from ray_sassl.train.divergence import DivergenceWatch
 from ray_sassl.train.loop import Job, Progress, TrainConfig, _update, train
 from ray_sassl.train.optim import OptimConfig, build_optimizer
 from ray_sassl.train.prefetch import Prefetcher, to_device
-from ray_sassl.types import Arrays
+from ray_sassl.types import TARGETS, Arrays
 from tests.train.test_loop import SGD, Linear, _batches
 
 META = torch.device("meta")
@@ -163,3 +163,11 @@ def test_a_run_that_takes_ahead_has_the_same_weights_and_samples(tmp_path):
 def test_a_batch_keeps_its_rows_on_the_host():
     arrays = next(_batches(4, 4))
     assert to_device(arrays, META).rows["sample_id"] is arrays["sample_id"]
+
+
+def test_all_tensors_of_a_batch_are_handed_to_the_stream_that_uses_them():
+    arrays = {"view_0": np.zeros((2, 4, 4, 3), np.uint8), "view_1": np.zeros((2, 4, 4, 3), np.uint8), TARGETS: np.zeros((2, 5), np.float16)}
+    batch = to_device({**arrays, "sample_id": np.arange(2), "epoch": np.zeros(2, np.int64)}, torch.device("cpu"))
+    held = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)] + batch.views
+    assert {id(tensor) for tensor in batch.tensors()} == {id(tensor) for tensor in held}
+    assert len(batch.tensors()) == 4

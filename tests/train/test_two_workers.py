@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ray_sassl.data.reading import cached_index
 from ray_sassl.evaluation.subject import untrained_backbone
 from ray_sassl.train.checkpoint import latest_checkpoint
 from ray_sassl.train.checkpoint_folder import list_checkpoints
+from tests.together import run_together
 
 pytestmark = pytest.mark.slow
 
@@ -52,13 +52,7 @@ def folder(tmp_path_factory, tiny_config) -> Path:
     in_the_way.parent.mkdir()
     in_the_way.touch()
     commands = [[sys.executable, str(SCRIPT), str(folder), str(rank)] for rank in range(2)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    run_together(commands, 300)
     return folder
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
-import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from ray_sassl.data.index import Index, indexes_dir
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 
 log = logging.getLogger(__name__)
+
+_ENDING = ".shared"
 
 
 @contextmanager
@@ -20,18 +22,30 @@ def shared_index(index: Index) -> Iterator[Index]:
 
     On a cluster it is sent as it is, since its nodes may have nothing in common but the data. Ray must have been initialized.
     """
-    path = None
-    if is_one_machine():
-        try:
-            path = indexes_dir() / f"{os.getpid()}-{uuid.uuid4().hex[:12]}.shared"
-            index.save(path)
-        except OSError as error:
-            log.warning("the index cannot be written to the cache folder, so that each process gets a copy of it (%s)", error)
-            path = None
-    if path is None:
+    with ExitStack() as stack:
+        if is_one_machine():
+            try:
+                index = index.at(stack.enter_context(_saved(index)))
+            except OSError as error:
+                log.warning("the index cannot be written to the cache folder, so that each process gets a copy of it (%s)", error)
         yield index
-        return
+
+
+@contextmanager
+def _saved(index: Index) -> Iterator[str]:
+    """The path of a file with the index. This process holds a lock on it, by which files of commands that were killed are told apart."""
+    folder = indexes_dir()
+    for old in folder.glob("*" + _ENDING):
+        with suppress(OSError), old.open() as file:  # OSError: somebody holds it, or deletes it too
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            old.unlink()
+    new = folder / uuid.uuid4().hex
+    path = new.with_suffix(_ENDING)
     try:
-        yield index.at(str(path))
+        index.save(new)
+        with new.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield str(new.rename(path))
     finally:
-        path.unlink(missing_ok=True)
+        for file in (new, path):
+            file.unlink(missing_ok=True)

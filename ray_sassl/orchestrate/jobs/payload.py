@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray_sassl.process import job_secrets
 from ray_sassl.process.errors import UsageError
 
 MAX_BYTES = 100 * 10**6
@@ -26,7 +27,7 @@ SECRET = (
     ".git-credentials", ".vault-token", ".aws", ".azure", ".ssh", ".ray", ".kube", "kubeconfig", "kubeconfig.*", "*.kubeconfig",
     ".huggingface",
     ".gnupg", ".docker", ".config", "credentials", "credentials.json", "application_default_credentials.json", "auth_token",
-    "*service-account*.json", "*service_account*.json", "job_secrets.json",
+    "*service-account*.json", "*service_account*.json", job_secrets.FILE,
 )  # fmt: skip
 """Names of files with secrets, in upper or lower case; they are not sent, even if they are under version control."""
 _KEY_OF_ONES_OWN = re.compile(r"id_[^.]+")

@@ -117,7 +117,8 @@ class StoreLimit(ExecutionCallback):
         self._looked_at = time.monotonic()
         stages, self._num_streams = executor._data_context.get_config(_STAGES, ((), 1))
         nodes = ray.nodes()
-        self._share = share_of(nodes, stages, self._num_streams)
+        if self._num_streams > 1:
+            self._share = share_of(nodes, stages, self._num_streams)
         limit = store_limit(nodes, stages)
         if limit is not None:
             executor._options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit / self._num_streams)

@@ -30,6 +30,7 @@ from ray_sassl.orchestrate.runtime.private import (
 )
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL, in_group
 from ray_sassl.process.console import open_console
+from ray_sassl.process.ending import lastly
 
 LOOK_EVERY_S = 2.0
 PATIENCE_S = 60.0
@@ -113,11 +114,13 @@ def asked_for(needs: Sequence[Need]) -> Iterator[None]:
         where: dict[str, Any] = {"label_selector": in_group(need.group)} if need.group is not None else {}
         task = _nothing.options(num_cpus=need.each.get("CPU", 0.0), num_gpus=need.each.get("GPU", 0.0), max_retries=0, **where)
         asked += [task.remote() for _ in range(need.count)]
-    try:
-        yield
-    finally:
+
+    def withdraw() -> None:
         for task in asked:
             ray.cancel(task)
+
+    with lastly("withdraw the requests for nodes", withdraw):
+        yield
 
 
 def first_ended(refs: Sequence[ray.ObjectRef], needs: Sequence[Need]) -> ray.ObjectRef:

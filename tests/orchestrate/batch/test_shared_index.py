@@ -44,3 +44,16 @@ def test_on_a_cluster_or_without_a_cache_folder_it_is_sent_as_it_is(index: Index
     monkeypatch.setattr(module, "indexes_dir", lambda: tmp_path / "file")
     with shared_index(index) as shared:
         assert pickle.loads(pickle.dumps(shared)).fingerprint == index.fingerprint
+
+
+def test_the_file_of_a_command_that_was_killed_is_deleted_by_the_next_one(index: Index, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "is_one_machine", lambda: True)
+    left = module.indexes_dir() / "killed.shared"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"an index")
+    with shared_index(index) as one, shared_index(index) as other:
+        assert not left.exists()
+        assert one.shared_path != other.shared_path
+        assert Path(one.shared_path).exists(), "that of a command at work stays"
+        assert Path(other.shared_path).exists()
+    assert not list(left.parent.glob("*.shared"))

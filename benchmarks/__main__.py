@@ -14,6 +14,7 @@ from benchmarks.measuring import RESULTS, Goal
 SCRIPTS = (
     "views",
     "stream",
+    "local_loader",
     "train_step",
     "feature_augmentation",
     "pool",

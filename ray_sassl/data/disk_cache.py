@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +84,7 @@ class DiskCache:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder, self._limit_bytes = folder, limit_bytes
         self._free_bytes = self._until_look = 0
+        self._lock = Lock()
 
     def read(self, path: Path, sample_id: np.ndarray) -> Rows | None:
         """The group at the path, with these ids, or None if it is missing or damaged."""
@@ -123,12 +125,13 @@ class DiskCache:
             self._free_bytes, self._until_look = 0, _LOOK_EVERY_BYTES
 
     def _has_room(self, num_bytes: int, own: str) -> bool:
-        if self._until_look <= 0:
-            self._free_bytes = self._limit_bytes - self._used_bytes(own)
-            self._until_look = _LOOK_EVERY_BYTES
-        self._until_look -= num_bytes
-        self._free_bytes -= num_bytes
-        return self._free_bytes >= 0
+        with self._lock:  # threads read groups side by side
+            if self._until_look <= 0:
+                self._free_bytes = self._limit_bytes - self._used_bytes(own)
+                self._until_look = _LOOK_EVERY_BYTES
+            self._until_look -= num_bytes
+            self._free_bytes -= num_bytes
+            return self._free_bytes >= 0
 
     def _used_bytes(self, own: str) -> int:
         """Size of all data sets, after removing those that are no longer read if the own one needs room."""

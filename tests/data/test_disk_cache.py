@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -116,6 +117,22 @@ def test_no_more_is_kept_than_there_is_room_for(store: FlakyStore, cache: Path):
     assert 2 <= len(kept) <= 4
     read_groups(index, range(index.num_groups))
     assert sorted(cache.rglob("*.arrow")) == kept
+
+
+def test_threads_that_look_at_the_same_time_share_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept, answers = DiskCache(tmp_path, 100), []
+    other = Thread(target=lambda: answers.append(kept._has_room(60, "data")))
+
+    def used(own: str) -> int:
+        if not answers and not other.is_alive():
+            other.start()
+            other.join(timeout=0.2)  # it has to wait
+        return 0
+
+    monkeypatch.setattr(kept, "_used_bytes", used)
+    answers.append(kept._has_room(60, "data"))
+    other.join()
+    assert sorted(answers) == [False, True]
 
 
 def test_other_data_that_nobody_reads_makes_room(store: FlakyStore, cache: Path):

@@ -225,7 +225,7 @@ def test_pixels_without_room_beside_another_block_wait_for_their_turn(images):
     class Full:
         """Uploads that have room only if nobody else computes."""
 
-        def start(self, move: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        def start(self, move: Callable[[], torch.Tensor], tensors_of: object) -> Callable[[], torch.Tensor]:
             if not augmentation._turn.locked():
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return move

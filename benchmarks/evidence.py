@@ -181,13 +181,22 @@ def runs_of(
 
 def digest_of(config: ExperimentConfig, protocols: tuple[ProtocolConfig, ...]) -> str:
     """Of all that decides a run's scores but its seed: equal digests are one cell, on any machine."""
+    return hashlib.sha256(json.dumps(deciding(config, protocols), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def deciding(config: ExperimentConfig, protocols: tuple[ProtocolConfig, ...]) -> dict[str, Any]:
+    """What decides a run's scores but its seed, without fields that are younger than the first results and have the value of before, so
+    that their cells go on."""
     tree: dict[str, Any] = config.model_dump(mode="json")
     kept = {part: value for part, value in tree.items() if part not in _SEED_FREE}
     kept["data"] |= {"path": [Path(path).name for path in config.data.paths], "cache_gb": None}
     kept["test"] = [Path(path).name for path in config.evaluate.test.paths] if config.evaluate.test else []
     kept["size_px"] = config.evaluate.size_px
     kept["judged"] = [{"name": one.name, **one.model_dump(mode="json", exclude={"device", "bank"})} for one in protocols]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    for view in ("left", "right", "small"):
+        if kept["views"][view]["colors"] == "torchvision":
+            del kept["views"][view]["colors"]
+    return kept
 
 
 def _configs(table: str, on: str, folder: Path, data: Path, budget: Budget) -> Iterator[tuple[str, ExperimentConfig]]:

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import evidence
 from benchmarks.evidence import Budget, Cell, digest_of, is_done, runs_of, show, work
 from ray_sassl.config.files import to_yaml
+from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from tests.orchestrate.conftest import write_held_shards, write_shards
 
@@ -58,6 +59,13 @@ def test_a_seed_is_not_another_cell_and_another_judge_is(data: Path, tmp_path: P
     assert (first.config.seed, last.config.seed) == (0, 1)
     assert Path(first.place).parent == Path(last.place).parent
     assert digest_of(first.config, JUDGES) == digest_of(last.config, JUDGES) != digest_of(first.config, (Knn(k=6),))
+
+
+def test_cells_of_before_there_were_other_colors_go_on(data: Path, tmp_path: Path):
+    run = next(runs_of("fa", tmp_path / "evidence", data, BUDGET, 1, JUDGES))[2]
+    assert "colors" not in evidence.deciding(run.config, JUDGES)["views"]["left"]
+    other = apply_overrides(run.config, ["views.left.colors=byol"])
+    assert digest_of(other, JUDGES) != digest_of(run.config, JUDGES)
 
 
 def test_runs_are_stopped_continued_and_shown_with_their_differences(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

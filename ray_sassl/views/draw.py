@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ray_sassl.views.keyed import DrawKey, Stream
-from ray_sassl.views.recipes import ViewConfig
+from ray_sassl.views.recipes import Colors, ViewConfig
 
 JITTER_OPS = ("brightness", "contrast", "saturation", "hue")
 """The meaning of the numbers in `ViewParams.order`."""
@@ -31,7 +31,7 @@ class ViewParams:
         top, left, height, width: (B,) int64, the box of the crop in pixels of the image.
         flip: (B,) bool, mirrored left to right after the crop.
         jitter: (B,) bool, whether the four jitter operations are applied.
-        brightness, contrast, saturation: (B,) float64 factors; 1 changes nothing.
+        brightness, contrast, saturation: (B,) float64 factors; 1 changes nothing. BYOL's brightness is added, and 0 changes nothing.
         hue: (B,) float64 shift in turns of the color circle; 0 changes nothing.
         order: (B, 4) int8, the jitter operations (indices into `JITTER_OPS`) from first to last.
         grayscale: (B,) bool, whether colors are dropped.
@@ -39,6 +39,7 @@ class ViewParams:
         solarize: (B,) bool.
         blur_kernel_px: Width of the blur's window, odd.
         solarize_threshold: In [0, 1].
+        colors: Whose operations are applied.
     """
 
     top: np.ndarray
@@ -57,6 +58,7 @@ class ViewParams:
     solarize: np.ndarray
     blur_kernel_px: int
     solarize_threshold: float
+    colors: Colors = "torchvision"
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -83,7 +85,9 @@ def draw(config: ViewConfig, image_sizes: np.ndarray, key: DrawKey) -> ViewParam
         width=width,
         flip=flip < config.flip_prob,
         jitter=jitter < config.jitter_prob,
-        brightness=_factor(brightness, config.brightness),
+        brightness=_between(brightness, -config.brightness, config.brightness)
+        if config.colors == "byol"
+        else _factor(brightness, config.brightness),
         contrast=_factor(contrast, config.contrast),
         saturation=_factor(saturation, config.saturation),
         hue=config.hue * (2 * hue - 1),
@@ -93,6 +97,7 @@ def draw(config: ViewConfig, image_sizes: np.ndarray, key: DrawKey) -> ViewParam
         solarize=solarize < config.solarize_prob,
         blur_kernel_px=config.blur_kernel_px,
         solarize_threshold=config.solarize_threshold,
+        colors=config.colors,
     )
 
 

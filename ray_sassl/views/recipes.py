@@ -18,6 +18,7 @@ from ray_sassl.views.keyed import MAX_VIEWS
 SMALL_FORM_MAX_PX = 64
 """Images up to this size get the small form of a recipe."""
 
+Colors = Literal["torchvision", "simclr", "byol"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 
@@ -52,10 +53,14 @@ class ViewConfig(FrozenConfig):
     nearest rows and columns, as in the TensorFlow code of SimCLR and BYOL."""
     flip_prob: Probability = 0.5
     """Chance of a horizontal flip."""
+    colors: Colors = "torchvision"
+    """Whose color operations. `simclr`, as in its TensorFlow code: contrast about the mean of each channel and not of their gray,
+    saturation in HSV, and blur with black beyond the border instead of a mirrored image. `byol`, as in its JAX code: so too, and brightness
+    is added, not multiplied."""
     jitter_prob: Probability = 0.8
     """Chance that the four jitter operations are applied, in a random order for each sample."""
     brightness: Strength = 0.8
-    """Factor is uniform in [max(0, 1 - b), 1 + b]."""
+    """Factor is uniform in [max(0, 1 - b), 1 + b]; with `colors=byol` a summand in [-b, b] of images in [0, 1]."""
     contrast: Strength = 0.8
     """Factor is uniform in [max(0, 1 - c), 1 + c]."""
     saturation: Strength = 0.8

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -81,6 +81,12 @@ def test_switches_and_factors_follow_the_config():
     assert abs(params.hue).max() <= config.hue
     assert params.hue.min() < -0.09
     assert params.hue.max() > 0.09
+
+
+def test_byols_brightness_is_added_and_nothing_else_is_drawn_otherwise():
+    plain, added = (draw_many(byol(224).right.model_copy(update={"colors": colors}), (64, 64)) for colors in ("simclr", "byol"))
+    np.testing.assert_allclose(added.brightness, plain.brightness - 1)
+    assert_same(replace(added, brightness=plain.brightness, colors="simclr"), plain)
 
 
 def test_the_24_orders_of_the_jitter_are_equally_likely():

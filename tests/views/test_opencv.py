@@ -13,6 +13,7 @@ from ray_sassl.views import opencv, ops
 from ray_sassl.views.draw import JITTER_OPS, ViewParams, draw
 from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import byol
+from tests.views import float64_colors
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,27 @@ def test_solarize_equals_pillows(photos):
     assert difference(views, np.stack([np.asarray(ImageOps.solarize(Image.fromarray(photo), 128)) for photo in photos])) == 0
 
 
+@pytest.mark.parametrize("colors", ["simclr", "byol"])
+@pytest.mark.parametrize(("name", "values"), [("brightness", (0.2, 1.7)), ("contrast", (0.2, 1.7)), ("saturation", (0.0, 0.6, 1.8))])
+def test_each_operation_of_simclr_and_byol_is_rounded_once(photos, colors, name, values):
+    images = photos[:, 10:40, 10:50]
+    for value in values:
+        amount = value - 1 if (colors, name) == ("byol", "brightness") else value
+        views = images.copy()
+        opencv._JITTER[colors][name](views, np.arange(len(views)), np.full(len(views), amount))
+        expected = np.stack([float64_colors.changed(image / 255, name, amount, colors) for image in images])
+        assert np.abs(views - 255 * expected).max() <= 0.501
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 2.0])
+def test_simclrs_and_byols_blur_is_black_beyond_the_border(photos, sigma):
+    views = opencv.color(photos, params_for(photos, blur_sigma=np.full(len(photos), sigma), colors="byol"))
+    expected = np.stack([float64_colors.blurred(photo / 255, sigma, 23) for photo in photos])
+    assert np.abs(views - 255 * expected).max() <= 1.01
+    mirrored = opencv.color(photos, params_for(photos, blur_sigma=np.full(len(photos), sigma)))
+    np.testing.assert_array_equal(views[:, 12:-12, 12:-12], mirrored[:, 12:-12, 12:-12])
+
+
 def test_the_jitter_follows_each_samples_order(photos):
     pair = np.stack([photos[0], photos[0]])
     params = params_for(pair, jitter=np.array([True, True]), order=np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.int8))
@@ -104,10 +126,12 @@ def test_the_jitter_follows_each_samples_order(photos):
     assert difference(views[0], views[1]) > 5
 
 
+@pytest.mark.parametrize("colors", ["torchvision", "simclr", "byol"])
 @pytest.mark.parametrize("size", [32, 96])
-def test_both_backends_agree_but_for_their_rounding(photos, size):
+def test_both_backends_agree_but_for_their_rounding(photos, size, colors):
     images = np.stack([np.asarray(Image.fromarray(photo).resize((size, size))) for photo in photos] * 8)
-    params = draw(byol(224).right, np.full((len(images), 2), size), DrawKey(3, 0, np.arange(len(images)), 1))
+    view = byol(224).right.model_copy(update={"colors": colors})
+    params = draw(view, np.full((len(images), 2), size), DrawKey(3, 0, np.arange(len(images)), 1))
     ours = opencv.color(images, params)
     floats = to_levels(ops.color(ops_input(images), params))
     # Up to seven roundings to 8 bits against none, some amplified by what follows; solarization flips what straddles its threshold.

@@ -10,6 +10,7 @@ from ray_sassl.views import ops
 from ray_sassl.views.draw import draw
 from ray_sassl.views.keyed import DrawKey
 from ray_sassl.views.recipes import byol
+from tests.views import float64_colors
 
 LEVEL = 1 / 255
 
@@ -61,6 +62,18 @@ def test_color_of_a_batch_equals_color_of_each_image(photos):
     alone = torch.cat([ops.color(photos[row : row + 1], params.take(slice(row, row + 1))) for row in range(6)])
     torch.testing.assert_close(together, alone, atol=0.01 * LEVEL, rtol=0)
     torch.testing.assert_close(photos, before)
+
+
+@pytest.mark.parametrize("colors", ["simclr", "byol"])
+def test_the_colors_of_simclr_and_byol_equal_a_slow_float64_reference(photos, colors):
+    images = photos[:, :, 20:44, 20:50].double().repeat(8, 1, 1, 1)
+    view = byol(224).right.model_copy(update={"colors": colors, "blur_prob": 0.5, "saturation": 0.8})
+    params = draw(view, np.full((len(images), 2), 64), DrawKey(4, 0, np.arange(len(images)), 1))
+    found = ops.color(images, params)
+    for row, image in enumerate(images):
+        expected = float64_colors.color(image.permute(1, 2, 0).numpy(), params.take(slice(row, row + 1)))
+        np.testing.assert_allclose(found[row].permute(1, 2, 0).numpy(), expected, atol=1e-12)
+    assert all(chosen.any() for chosen in (params.jitter, params.grayscale, params.solarize))
 
 
 @pytest.mark.gpu

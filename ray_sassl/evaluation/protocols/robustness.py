@@ -2,9 +2,10 @@
 
 Corruptions are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) in `corruptions.py`. The shape share is that of Geirhos et al.
 2019 (arXiv 1811.12231): among images with the shape of one class and the texture of another that are classified as one of the two, the
-share that is classified by shape. Differs from the papers: accuracies are means over corruptions and severities, not errors as shares of
-AlexNet's; and cue conflicts are all test images, stylized by our stylizer in the style of a test image of another class. It keeps more of
-the content than the stylizer of Geirhos et al., so shape shares can be compared with each other, but not with theirs.
+share that is classified by shape. Differs from the papers: under our own corruptions there are mean accuracies, not errors as shares of
+AlexNet's, which hold for the files of ImageNet-C (`imagenet_c_mce`); and cue conflicts are all test images, stylized by our stylizer in the
+style of a test image of another class. It keeps more of the content than the stylizer of Geirhos et al., so shape shares can be compared
+with each other, but not with theirs.
 
 An encoder is judged by a stylizer and in styles that its training did not use; otherwise the scores say that they are circular. The
 published sets (Stylized-ImageNet, ImageNet-R, ImageNet-Sketch, ImageNet-C) are read by `targets/variants.py`.
@@ -33,7 +34,7 @@ from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.rows import Rows, moments
 from ray_sassl.evaluation.scores import chance_of, check_features, class_name
-from ray_sassl.evaluation.targets.variants import Variant, classes_in
+from ray_sassl.evaluation.targets.variants import ALEXNET_ERRORS, Variant, classes_in, mce
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import did_you_mean, load_plugin, plugin_field
 from ray_sassl.process.errors import UsageError
@@ -155,7 +156,9 @@ class Robustness(Protocol):
             how += f"; {wanted} is not on this machine"
         notes = dict.fromkeys(("stylized_top1", "conflict_shape_top1", "conflict_texture_top1", "shape_share"), how)
         for parts in published.values():
-            scores |= _published_scores(subject, classifier, parts)
+            found, lacking = _published_scores(subject, classifier, parts)
+            scores |= found
+            notes |= {"imagenet_c_top1": f"no mCE without {', '.join(lacking)}"} if lacking else {}
         return Evaluation(scores, figures, details, predictions, {name: note for name, note in notes.items() if name in scores})
 
     def _curves(self, clean: float, by_severity: np.ndarray) -> bytes:
@@ -230,10 +233,16 @@ def unused_stylizer(*trained_with: str | None) -> StylizerConfig:
     )
 
 
-def _published_scores(subject: Subject, classifier: LinearClassifier, parts: dict[str, list[DataConfig]]) -> dict[str, Score]:
-    """Top-1 on a published set, among the classes that it has; of several parts each, a mean over the severities, and the mean of all."""
+def _published_scores(
+    subject: Subject, classifier: LinearClassifier, parts: dict[str, list[DataConfig]]
+) -> tuple[dict[str, Score], tuple[str, ...]]:
+    """Top-1 on a published set, among the classes that it has, and the corruptions that are missing for ImageNet-C's mCE.
+
+    Of ImageNet-C each corruption's mean over the severities, the mean of all, and the mCE where all fifteen are there.
+    """
     scores: dict[str, Score] = {}
-    means = []
+    means: dict[str, float] = {}
+    chance = 0.0
     for name, folders in parts.items():
         hits = []
         for data in folders:
@@ -242,12 +251,16 @@ def _published_scores(subject: Subject, classifier: LinearClassifier, parts: dic
             part, _ = subject.outputs_on(classifier.among(classes), data)
             hits.append((_predicted(part) == classes[part.labels]).astype(np.float64))
         chance = 1 / len(names)
-        means.append(float(np.mean([values.mean() for values in hits])))
+        means[name] = float(np.mean([values.mean() for values in hits]))
         joined = mean_score(np.concatenate(hits))
-        scores[f"{name}_top1"] = (joined if len(hits) == 1 else replace(joined, value=means[-1])).as_share(chance)
-    if len(parts) > 1:
-        scores["imagenet_c_top1"] = Score(float(np.mean(means)), is_share=True, chance=chance)
-    return scores
+        scores[f"{name}_top1"] = (joined if len(hits) == 1 else replace(joined, value=means[name])).as_share(chance)
+    if not all(name.startswith("imagenet_c_") for name in means):
+        return scores, ()
+    scores["imagenet_c_top1"] = Score(float(np.mean(list(means.values()))), is_share=True, chance=chance)
+    lacking = tuple(name.removeprefix("imagenet_c_") for name in ALEXNET_ERRORS if name not in means)
+    if not lacking:
+        scores["imagenet_c_mce"] = Score(mce(means), is_share=True, chance=mce(dict.fromkeys(means, chance)))
+    return scores, lacking
 
 
 class LinearClassifier(nn.Module):

@@ -6,6 +6,7 @@ found among those of the encoder's labeled images by name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,29 @@ from ray_sassl.data import DataConfig
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import FrozenConfig
 from ray_sassl.process.errors import UsageError
+
+ALEXNET_ERRORS = {
+    f"imagenet_c_{name}": error
+    for name, error in {
+        "gaussian_noise": 0.886428,
+        "shot_noise": 0.894468,
+        "impulse_noise": 0.922640,
+        "defocus_blur": 0.819880,
+        "glass_blur": 0.826268,
+        "motion_blur": 0.785948,
+        "zoom_blur": 0.798360,
+        "snow": 0.866816,
+        "frost": 0.826572,
+        "fog": 0.819324,
+        "brightness": 0.564592,
+        "contrast": 0.853204,
+        "elastic_transform": 0.646056,
+        "pixelate": 0.717840,
+        "jpeg_compression": 0.606500,
+    }.items()
+}
+"""AlexNet's top-1 error under each of the fifteen corruptions, the mean over the five severities, as the official code of AugMix has them
+(google-research/augmix, imagenet.py: "taken from https://github.com/hendrycks/robustness", whose present version prints no such table)."""
 
 _SEVERITIES = ("1", "2", "3", "4", "5")
 _SHOWN = 3
@@ -57,6 +81,15 @@ class Variant(FrozenConfig):
                 raise UsageError(f"{self.name}: {folder} lacks the severities {', '.join(missing)}")
             parts[f"{self.name}_{name}"] = [_class_folders(folder / severity, self.name) for severity in _SEVERITIES]
         return parts
+
+
+def mce(top1: Mapping[str, float]) -> float:
+    """Mean corruption error (Hendrycks and Dietterich 2019): the mean over the fifteen corruptions of the error as a share of AlexNet's.
+
+    Args:
+        top1: The mean over the severities, by the name of the corruption's folders with `imagenet_c_` before it.
+    """
+    return float(np.mean([(1 - top1[name]) / error for name, error in ALEXNET_ERRORS.items()]))
 
 
 def _class_folders(folder: Path, name: str) -> DataConfig:

@@ -1,6 +1,7 @@
 """Robustness of a small subject, and what its scores stand for."""
 
 import io
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ray_sassl.evaluation.features import features_of
 from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.protocols import robustness
 from ray_sassl.evaluation.rows import moments
-from ray_sassl.evaluation.targets.variants import Variant, classes_in
+from ray_sassl.evaluation.targets.variants import ALEXNET_ERRORS, Variant, classes_in, mce
 from ray_sassl.process.errors import UsageError
 from ray_sassl.style.stylizers import all_published_weights
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
@@ -172,15 +173,37 @@ def _folder(root: Path, names: tuple[str, ...]) -> None:
             Image.new("RGB", (8, 8)).save(root / name / f"{number}.png")
 
 
+def _corrupted(root: Path, corruptions: Iterable[str]) -> None:
+    for corruption in corruptions:
+        for severity in "12345":
+            _folder(root / corruption / severity, CLASSES)
+
+
+def test_the_mean_corruption_error_is_that_of_the_fifteen_as_shares_of_alexnets(tmp_path):
+    errors = {name: 1 - error for name, error in ALEXNET_ERRORS.items()}
+    assert mce(errors) == pytest.approx(1)
+    assert mce(errors | {"imagenet_c_fog": 1.0}) == pytest.approx(14 / 15)
+    assert mce(dict.fromkeys(errors, 0.5)) == pytest.approx(np.mean([0.5 / error for error in ALEXNET_ERRORS.values()]))
+    _corrupted(tmp_path, [*(name.removeprefix("imagenet_c_") for name in ALEXNET_ERRORS), "extra/saturate"])
+    sets = [{"name": "imagenet_c", "path": str(tmp_path)}]
+    found = (
+        robustness.Config.model_validate({"corruptions": (), "stylize": "color_statistics", "sets": sets}).build().evaluate(PublishedSets())
+    )
+    assert found.scores["imagenet_c_mce"].value == pytest.approx(0)
+    assert found.scores["imagenet_c_mce"].chance == pytest.approx(mce(dict.fromkeys(errors, 1 / 3)))
+    assert "imagenet_c_saturate_top1" in found.scores
+    assert "imagenet_c_top1" not in found.notes
+
+
 def test_published_sets_are_measured_among_the_classes_that_they_have(tmp_path):
     some = CLASSES[1:]
     _folder(tmp_path / "r", some)
-    for severity in "12345":
-        for corruption in ("noise/gaussian_noise", "fog"):
-            _folder(tmp_path / "c" / corruption / severity, CLASSES)
+    _corrupted(tmp_path / "c", ("noise/gaussian_noise", "fog"))
     sets = [{"name": "imagenet_r", "path": str(tmp_path / "r")}, {"name": "imagenet_c", "path": str(tmp_path / "c")}]
     config = robustness.Config.model_validate({"corruptions": (), "stylize": "color_statistics", "sets": sets})
-    scores = config.build().evaluate(PublishedSets()).scores
+    found = config.build().evaluate(PublishedSets())
+    scores = found.scores
+    assert found.notes["imagenet_c_top1"].startswith("no mCE without shot_noise, impulse_noise")
     assert list(scores)[-4:] == ["imagenet_r_top1", "imagenet_c_fog_top1", "imagenet_c_gaussian_noise_top1", "imagenet_c_top1"]
     assert scores["imagenet_r_top1"].value == scores["imagenet_c_top1"].value == 1
     assert scores["imagenet_r_top1"].chance == 1 / 2

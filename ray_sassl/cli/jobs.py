@@ -31,6 +31,7 @@ _HELP = """Run commands on a cluster; this machine may be switched off meanwhile
 _STYLE = {"succeeded": "green", "failed": "red", "stopped": "yellow", "running": "cyan", "pending": "blue"}
 
 _SHOWN = 20
+_LISTED = 500
 
 app = typer.Typer(no_args_is_help=True, help=_HELP)
 
@@ -120,9 +121,11 @@ def list_command(address: Address = None) -> None:
         console.print(f"no jobs at {where}")
         return
     table = Table("job", "status", "started", "took", "command", title=f"Jobs at {where}", title_justify="left")
-    for job in found:
+    for job in found[:_LISTED]:
         table.add_row(job.id, Text(job.status, _STYLE[job.status]), _clock(job.started), _length(job), job.command)
     console.print(table)
+    if len(found) > _LISTED:
+        console.print(f"and {len(found) - _LISTED:,} older ones")
 
 
 @app.command("status", epilog="Example: ray-sassl job status first")

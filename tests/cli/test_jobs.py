@@ -57,7 +57,7 @@ class PretendedCluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> PretendedCluster:
     cluster = PretendedCluster()
-    monkeypatch.setattr(jobs, "JobSubmissionClient", cluster)
+    monkeypatch.setattr(jobs, "_Client", cluster)
     return cluster
 
 

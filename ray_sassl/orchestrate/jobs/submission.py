@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import aiohttp
+import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -35,6 +38,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _OURS = "ray_sassl"
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _INTERRUPTED = 130
+_PATIENCE_S = (10, 50)
+"""How long to wait for a connection, and for the next part of an answer; Ray's client waits for ever."""
+_LAST_TIME_S = 253402300800
+"""The year 10000, of which Python has no dates."""
+_TOKEN_BYTES = 1 << 16
+_SHOWN_CHARS = 500
+"""Of an answer in a message."""
 _PACKAGES = ("ray_sassl", "tune_spaces")
 
 
@@ -72,6 +82,13 @@ class Job:
         return self.status in {status.value.lower() for status in _ENDED}
 
 
+class _Client(JobSubmissionClient):
+    """Ray's client with patience that ends."""
+
+    def _do_request(self, *words: Any, **named: Any) -> requests.Response:
+        return super()._do_request(*words, timeout=_PATIENCE_S, **named)
+
+
 class Jobs:
     """The jobs of one cluster.
 
@@ -86,7 +103,7 @@ class Jobs:
         self._asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
         self._headers = _token_header()
         with self._clear_errors(), _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-            self._client = JobSubmissionClient(self._asked, headers=dict(self._headers))
+            self._client = _Client(self._asked, headers=dict(self._headers))
 
     @property
     def address(self) -> str:
@@ -95,10 +112,11 @@ class Jobs:
 
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs of the nodes that are up."""
-        answer = self._get("/api/v0/nodes?detail=true&limit=10000")
-        nodes = answer.get("data", {}).get("result", {}).get("result", [])
-        alive = [node.get("resources_total") or {} for node in nodes if node.get("state") == "ALIVE"]
-        return {name: sum(float(node.get(name, 0.0)) for node in alive) for name in ("CPU", "GPU")}
+        with self._clear_errors():
+            answer = self._get("/api/v0/nodes?detail=true&limit=10000")
+            nodes = answer.get("data", {}).get("result", {}).get("result", [])
+            alive = [node.get("resources_total") or {} for node in nodes if node.get("state") == "ALIVE"]
+            return {name: sum(float(node.get(name, 0.0)) for node in alive) for name in ("CPU", "GPU")}
 
     def submit(
         self,
@@ -162,7 +180,10 @@ class Jobs:
     def logs(self, job: Job) -> str:
         """The command's output so far."""
         with self._clear_errors():
-            return self._client.get_job_logs(job.id)
+            text = self._client.get_job_logs(job.id)
+            if not isinstance(text, str):
+                raise TypeError("the log is not a text")
+            return text
 
     def follow(self, job: Job, write: Callable[[str], object]) -> Job:
         """Pass on the command's output until it ends; returns the job then."""
@@ -226,27 +247,46 @@ class Jobs:
 
     def _get(self, path: str) -> Any:
         request = urllib.request.Request(self.address + path, headers=self._headers)
-        with self._clear_errors(), urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Turn errors of the connection to the cluster into helpful messages."""
+        """Turn errors of the connection to the cluster, and answers that Ray's client does not understand, into helpful messages."""
         try:
             yield
+        except UsageError:
+            raise
         except AuthenticationError as error:
             wrong = "failed" in str(error).splitlines()[0]
             raise JobError(
                 f"the cluster at {self._asked} refuses access: the token is {'wrong (403)' if wrong else 'missing (401)'}. Put the "
                 "cluster's token into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; docs/clusters.md says where it is kept."
             ) from error
-        except (ConnectionError, urllib.error.URLError, TimeoutError) as error:
+        except (ConnectionError, urllib.error.URLError, TimeoutError, requests.ConnectionError, requests.Timeout) as error:
             raise JobError(
-                f"no job API answers at {self._asked} ({str(error).splitlines()[0]}). Give --address http://HOST:8265; `ray dashboard "
-                "FILE` or `kubectl port-forward` brings a cluster's to this machine."
+                f"no job API answers at {self._asked} ({_in_short(error)}). Give --address http://HOST:8265; `ray dashboard FILE` or "
+                "`kubectl port-forward` brings a cluster's to this machine."
+            ) from error
+        except _NOT_UNDERSTOOD as error:
+            raise JobError(
+                f"what answers at {self._asked} is not Ray's job API, or another version's ({type(error).__name__}: {_in_short(error)}). "
+                "Give --address http://HOST:8265."
             ) from error
         except RuntimeError as error:
-            raise JobError(f"the cluster at {self._asked} refuses: {error}") from error
+            raise JobError(f"the cluster at {self._asked} refuses: {_in_short(error)}") from error
+
+
+_NOT_UNDERSTOOD = (
+    requests.RequestException, aiohttp.ClientError, http.client.HTTPException,
+    RecursionError, LookupError, TypeError, ValueError, AttributeError, AssertionError,
+)  # fmt: skip
+"""What Ray's client raises for an answer that is not JSON, or has another shape."""
+
+
+def _in_short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def described(command: Sequence[str], name: str, target: str | None, secrets: Iterable[str] = ()) -> tuple[str, dict[str, str]]:
@@ -286,12 +326,14 @@ def refuse_secrets(command: Sequence[str], env: Mapping[str, str]) -> None:
 
 
 def exit_code(job: Job) -> int:
-    """The exit code of `wait`: the command's own, 130 if it was stopped, 1 if it failed before it began."""
+    """The exit code of `wait`: the command's own, 128 and the number of the signal that ended it, 130 if it was stopped, else 1."""
     if job.status == "succeeded":
         return 0
     if job.status == "stopped":
         return _INTERRUPTED
-    return job.exit_code or 1
+    code = job.exit_code or 1
+    code = 128 - code if code < 0 else code
+    return code if code < 256 else 1
 
 
 def _job(details: JobDetails) -> Job:
@@ -303,11 +345,16 @@ def _job(details: JobDetails) -> Job:
         status=details.status.value.lower(),
         command=metadata.get("command", details.entrypoint),
         target=metadata.get("target"),
-        started=details.start_time / 1000 if details.start_time else None,
-        ended=details.end_time / 1000 if details.end_time else None,
+        started=_seconds(details.start_time),
+        ended=_seconds(details.end_time),
         message=details.message,
         exit_code=details.driver_exit_code,
     )
+
+
+def _seconds(time_ms: int | None) -> float | None:
+    """Seconds since 1970; None where there is no time, or one that no clock shows."""
+    return time_ms / 1000 if time_ms and 0 < time_ms < 1000 * _LAST_TIME_S else None
 
 
 def _own_packages(target: Path, secrets: Mapping[str, str]) -> list[Path]:
@@ -329,7 +376,9 @@ def _token_header() -> dict[str, str]:
         path = Path(storage.with_home(given)) if given else Path(os.path.expanduser("~/.ray/auth_token"))
         if given and not path.is_file():
             raise JobError(f"RAY_AUTH_TOKEN_PATH names {given}, and there is no such file")
-        token = path.read_text().strip() if path.is_file() else ""
+        token = storage.read_text(path, _TOKEN_BYTES).strip() if path.is_file() else ""
+        if not (token.isascii() and token.isprintable()):
+            raise JobError(f"{path} is not a token: it has several lines, or characters that a header cannot have")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -34,7 +34,7 @@ from ray_sassl.train.optim import OptimConfig, build_optimizer, clip_gradients, 
 from ray_sassl.train.prefetch import Prefetcher
 from ray_sassl.train.saving import RunSaver
 from ray_sassl.train.schedule import Counting, share_done
-from ray_sassl.train.speed import RankClock, speed
+from ray_sassl.train.speed import RankClock, advice_on_steps, speed
 from ray_sassl.train.watchdog import Heart
 from ray_sassl.types import Arrays, Batch, Outcome
 
@@ -260,7 +260,7 @@ def train(job: Job) -> Outcome:
     pixels = method.normalization = Normalization(config.pixel_mean, config.pixel_std, context.device)
     feed = Prefetcher(job.batches, job.accumulate or config.accumulate, context.device, progress.total_steps - step, job.is_ahead)
     clock = RankClock(step)
-    meter = _Meter(progress, step, context, clock)
+    meter = _Meter(progress, step, context, clock, config)
     watch = DivergenceWatch(context.device, every_step=context.device.type == "cpu")
     agreement = Agreement(context, num_flags=5)
     heart = Heart(lambda: context.beat(clock.beat(context.rank)), every_s=min(_BEAT_S, job.stall_s / 5))
@@ -410,7 +410,8 @@ def _update(
 class _Meter:
     """Times and averages since the last logged step; tensors are copied back from the device only in `read`."""
 
-    def __init__(self, progress: Progress, step: int, context: Context, clock: RankClock) -> None:
+    def __init__(self, progress: Progress, step: int, context: Context, clock: RankClock, config: TrainConfig) -> None:
+        self._faster_steps = advice_on_steps(context.device.type, is_float32=config.precision == "float32", is_compiled=config.compile)
         self._progress, self._context, self._clock = progress, context, clock
         self._step = self._epoch_step = step
         self._spent = context.spent()
@@ -462,7 +463,7 @@ class _Meter:
         spent = self._context.spent()
         ranks = [dict(zip(RANK_STAGES, seconds, strict=True)) for seconds in self._epoch_seconds]
         num_images = (step - self._epoch_step) * self._progress.global_batch
-        found = speed(ranks, since(self._spent, spent), num_images, self._context.stream)
+        found = speed(ranks, since(self._spent, spent), num_images, self._context.stream, self._faster_steps)
         log.info("Epoch %.3g, %.0f images/s. %s", self._progress.epoch(step), found.images_per_s, found.bottleneck)
         self._context.report_speed(found)
         self._spent = spent

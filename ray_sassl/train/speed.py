@@ -118,19 +118,28 @@ class Speed:
         }
 
 
-def speed(seconds: Sequence[Mapping[str, float]], spent: Spent, num_images: int, stream: Stream) -> Speed:
+def advice_on_steps(device_type: str, *, is_float32: bool, is_compiled: bool) -> str:
+    """What makes updates faster that is not used yet. A CPU has no use for the options of GPUs."""
+    if device_type == "cpu":
+        return "take a GPU, a smaller encoder (backbone.name), smaller views (views.size_px), or more CPUs for more workers"
+    options = ["more workers (scaling.num_workers)", "train.precision=bfloat16" * is_float32, "train.compile=true" * (not is_compiled)]
+    return f"take {' or '.join(filter(None, options))}"
+
+
+def speed(seconds: Sequence[Mapping[str, float]], spent: Spent, num_images: int, stream: Stream, faster_steps: str) -> Speed:
     """What the time went to.
 
     Args:
         seconds: By rank: seconds in each of `RANK_STAGES`.
         spent: By all processes of the stream meanwhile.
         num_images: That the run has trained on meanwhile.
+        faster_steps: What would help where the updates take the time.
     """
     elapsed = max(sum(seconds[0].values()), 1e-9)
     ranks = [{stage: rank.get(stage, 0.0) / max(sum(rank.values()), 1e-9) for stage in RANK_STAGES} for rank in seconds]
     busy = {stage: spent[stage][0] / elapsed for stage in STREAM_STAGES if stage in spent}
     rates = {stage: spent[stage][1] / spent[stage][0] for stage in busy if spent[stage][0] > 0}
-    return Speed(num_images / elapsed, ranks, busy, rates, _bottleneck(ranks, busy, rates, stream))
+    return Speed(num_images / elapsed, ranks, busy, rates, _bottleneck(ranks, busy, rates, stream, faster_steps))
 
 
 def mean_shares(ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -140,7 +149,6 @@ def mean_shares(ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 _ADVICE = {
     "transfer": "take more CPUs for each worker (scaling.cpus_per_worker), or smaller views (views.size_px)",
-    "step": "take more workers (scaling.num_workers), train.precision=bfloat16 or train.compile=true",
     "score": "score less often (train.evaluate_every) or on fewer images (evaluate.online_rows)",
     "checkpoint": "write checkpoints less often (train.checkpoint_every, train.checkpoint_min_s) or to faster storage (run_dir)",
 }
@@ -152,7 +160,9 @@ _DOING = {
 }
 
 
-def _bottleneck(ranks: list[dict[str, float]], busy: Mapping[str, float], rates: Mapping[str, float], stream: Stream) -> str:
+def _bottleneck(
+    ranks: list[dict[str, float]], busy: Mapping[str, float], rates: Mapping[str, float], stream: Stream, faster_steps: str
+) -> str:
     shares = mean_shares(ranks)
     largest = max((stage for stage in RANK_STAGES if stage != "step"), key=lambda stage: shares[stage])
     enough = shares["step"] if stream.kind == "local" else _SLOW  # one after the other, the longest counts
@@ -160,7 +170,7 @@ def _bottleneck(ranks: list[dict[str, float]], busy: Mapping[str, float], rates:
     slowest = max(range(len(ranks)), key=lambda rank: ranks[rank][stage])
     where = f", worker {slowest} {ranks[slowest][stage]:.0%}" if ranks[slowest][stage] > shares[stage] + _APART else ""
     if stage != "wait":
-        return f"Training {_DOING[stage]} {shares[stage]:.0%} of the time{where}. To be faster, {_ADVICE[stage]}."
+        return f"Training {_DOING[stage]} {shares[stage]:.0%} of the time{where}. To be faster, {_ADVICE.get(stage, faster_steps)}."
     if not busy:
         return f"Training waits for the stream {shares[stage]:.0%} of the time{where}."
     part = _slowest_part(busy, stream)

@@ -20,7 +20,7 @@ from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.train import loop, prefetch, saving
 from ray_sassl.train import speed as measuring
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.speed import Stream, speed
+from ray_sassl.train.speed import Stream, advice_on_steps, speed
 from ray_sassl.views.keyed import DrawKey
 
 SLOW: dict[str, tuple[Any, str, str]] = {
@@ -29,10 +29,12 @@ SLOW: dict[str, tuple[Any, str, str]] = {
     "views": (pipeline.opencv, "color", "whose slowest stage is views .*stream.local_threads"),
     "stylize": (StyleAugmentation, "stylize", r"whose slowest stage is stylize .*stream.pool.num_gpus"),
     "transfer": (prefetch, "to_device", "waits for batches to reach the device .*scaling.cpus_per_worker"),
-    "step": (loop, "_update", "computes its steps .*train.compile"),
+    "step": (loop, "_update", "computes its steps .*backbone.name"),
     "checkpoint": (saving, "_when_copied", "stands still for checkpoints .*train.checkpoint_every"),
 }
 """By stage: the function that takes long, and what the sentence says."""
+
+CPU = advice_on_steps("cpu", is_float32=True, is_compiled=False)
 
 
 class _Clock:
@@ -102,7 +104,7 @@ def _rank(**shares: float) -> dict[str, float]:
 
 def test_beside_the_stream_a_tenth_of_waiting_is_enough_and_the_missing_cpus_are_counted():
     spent = {"read": (2.0, 1000), "decode": (12.0, 1000), "views": (10.0, 1000)}
-    found = speed([{stage: 4 * share for stage, share in _rank(wait=0.25).items()}] * 2, spent, 1000, Stream("tasks"))
+    found = speed([{stage: 4 * share for stage, share in _rank(wait=0.25).items()}] * 2, spent, 1000, Stream("tasks"), CPU)
     # 24 s in 4 s are 6 processes, which did in 3 s of work what takes 4
     assert "waits for the stream 25% of the time, whose slowest stage is decode" in found.bottleneck
     assert found.bottleneck.endswith("give the stream's tasks 2 more CPUs.")
@@ -111,15 +113,15 @@ def test_beside_the_stream_a_tenth_of_waiting_is_enough_and_the_missing_cpus_are
 
 def test_the_stylizers_of_a_pool_are_named_only_where_they_are_busy():
     ranks, reading = [_rank(wait=0.5)], {"decode": (1.0, 10)}
-    busy = speed(ranks, {**reading, "stylize": (3.9, 10)}, 10, Stream("pool", num_stylizers=4))
+    busy = speed(ranks, {**reading, "stylize": (3.9, 10)}, 10, Stream("pool", num_stylizers=4), CPU)
     assert busy.bottleneck.endswith("take 4 more stylizers (stream.pool.max), or a faster stylizer.")
-    idle = speed(ranks, {**reading, "stylize": (2.0, 10)}, 10, Stream("pool", num_stylizers=4))
+    idle = speed(ranks, {**reading, "stylize": (2.0, 10)}, 10, Stream("pool", num_stylizers=4), CPU)
     assert "slowest stage is decode" in idle.bottleneck
     assert idle.bottleneck.endswith("give the stream's tasks 1 more CPU.")
 
 
 def test_a_worker_that_waits_more_than_the_others_is_named():
-    found = speed([_rank(), _rank(), _rank(wait=0.6)], {"decode": (1.0, 10)}, 10, Stream("tasks"))
+    found = speed([_rank(), _rank(), _rank(wait=0.6)], {"decode": (1.0, 10)}, 10, Stream("tasks"), CPU)
     assert "20% of the time, worker 2 60%" in found.bottleneck
 
 
@@ -154,3 +156,13 @@ def test_times_of_threads_are_added_and_the_oldest_is_what_stands():
     (seconds, images) = since(before, times.total())["decode"]
     assert images == 3
     assert seconds > 0
+
+
+def test_a_cpu_is_not_advised_what_only_gpus_gain_from_nor_a_gpu_what_it_does_already():
+    on_cpu = speed([_rank()], {}, 10, Stream("local"), CPU).bottleneck
+    assert on_cpu.startswith("Training computes its steps 100% of the time. To be faster, take a GPU, a smaller encoder (backbone.name)")
+    assert "bfloat16" not in on_cpu
+    assert "compile" not in on_cpu
+    on_gpu = advice_on_steps("cuda", is_float32=True, is_compiled=False)
+    assert on_gpu == "take more workers (scaling.num_workers) or train.precision=bfloat16 or train.compile=true"
+    assert advice_on_steps("cuda", is_float32=False, is_compiled=True) == "take more workers (scaling.num_workers)"

@@ -62,7 +62,7 @@ def test_the_page_of_a_finished_run_has_everything(make_run: MakeRun):
 def test_the_page_says_where_the_time_went_and_what_would_help(make_run: MakeRun):
     run_dir = make_run()
     seconds = [{"step": 6.0, "wait": 4.0}, {"step": 9.0, "wait": 1.0}]
-    found = speed(seconds, {"read": (2.0, 100), "decode": (8.0, 200)}, 100, Stream("tasks"))
+    found = speed(seconds, {"read": (2.0, 100), "decode": (8.0, 200)}, 100, Stream("tasks"), "take more workers")
     path = Path(run_dir) / SUMMARY
     path.write_text(json.dumps(json.loads(path.read_text()) | {"speed": found.as_dict()}))
     page = _page(run_dir)

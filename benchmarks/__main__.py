@@ -27,6 +27,7 @@ SCRIPTS = (
     "scale",
     "reading",
     "dealing",
+    "exchange",
 )
 
 

@@ -31,6 +31,14 @@ from benchmarks.measuring import Goal, write_results
 GPUS = (8, 16, 32, 64)
 _PENDING_BLOCKS = 2
 """Ray Data starts a task only if there is room for so many blocks of each that runs."""
+READING: dict[str, dict[str, Any]] = {
+    "a window in each task": {},
+    "two windows in each task, the second read while the first is decoded": {"window": 2 * 2304},
+    "`stream.num_cpus=0.8`: five tasks for four cores": {"cores_per_node": 20},
+    "the next task's window read ahead": {"reads_ahead": True},
+}
+"""Tasks that read from an object store. Five tasks on four cores do not slow each other down here: a fifth of them waits. No task knows
+which window its process gets next; the last one says what that would be worth."""
 _FULL = 0.9
 """From this share of the time on, a part counts as the bottleneck."""
 
@@ -348,6 +356,13 @@ def variants(gpus: int, slow_share: float) -> dict[str, Model]:
     return found | {"+ 8 times the store": larger, "the same with one stream": replace(larger, per_rank=False)}
 
 
+def reading_variants(gpus: int, stores: float) -> dict[str, Model]:
+    """Streams for each worker on three quarters of the planned nodes, so that decoding is the limit, with so many times the store."""
+    model = planned(Model(gpus=gpus, per_rank=True, prefetch_batches=16, network_bytes_per_s=25e9 / 8))
+    model = replace(model, nodes=max(1, model.nodes * 3 // 4), store_bytes=stores * model.store_bytes)
+    return {name: replace(model, **change) for name, change in READING.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gpus", nargs="+", type=int, default=list(GPUS))
@@ -366,6 +381,14 @@ def main() -> None:
                 case = {"gpus": gpus, "nodes": model.nodes, "slow_share": slow_share, "variant": name}
                 details["cases"].append(case | asdict(found))
         Console(width=180).print(f"{slow_share:.1%} of the tasks take {Model.slow_s:g} s longer", table)
+    table = Table("GPUs", "nodes", "stores", "", "images/s", "reading", "held")
+    for gpus, stores in ((gpus, stores) for gpus in args.gpus for stores in (1.0, 2.0)):
+        for name, model in reading_variants(gpus, stores).items():
+            found = simulated(model)
+            shares = f"{found.reading:.1%}", f"{found.held:.1%}"
+            table.add_row(str(gpus), str(model.nodes), f"{stores:g}", name, f"{found.images_per_s:,.0f}", *shares)
+            details["cases"].append({"gpus": gpus, "nodes": model.nodes, "stores": stores, "variant": name} | asdict(found))
+    Console(width=180).print("too few decoding nodes, 25 Gbit/s", table)
     goals: list[Goal] = []
     print(f"written to {write_results('simulation', goals, json.loads(json.dumps(details)), args.out)}")
 

@@ -82,8 +82,9 @@ class StreamFactory:
             ray.get(self._control.fail.remote(str(error)))  # workers ask for it before they do anything
         ray.get(self._control.start_from.remote(path))
         spec = self._spec
-        exchange = make_exchange(spec.source, spec.num_cpus, nodes_for_tasks(spec), self._num_workers)
-        return StreamStart(spec, without(seen, known_bad), len(known_bad), self._control, self._keeper, exchange)
+        seen = without(seen, known_bad)
+        exchange = make_exchange(spec.source, spec.num_cpus, nodes_for_tasks(spec), self._num_workers, spec.epochs, seen)
+        return StreamStart(spec, seen, len(known_bad), self._control, self._keeper, exchange)
 
 
 class StreamsOfWorkers(DataConfig):

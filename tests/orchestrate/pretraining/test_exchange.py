@@ -1,0 +1,116 @@
+"""The exchange reads the next large window before its first part is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import ray
+
+from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.data.seen import SeenIds
+from ray_sassl.orchestrate.pretraining.exchange import Exchange
+from ray_sassl.orchestrate.pretraining.stream import stream_spec
+from ray_sassl.pipeline import ViewSource
+from ray_sassl.runs.directory import prepare_run_dir
+from ray_sassl.runs.process import view_source
+from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
+from tests.orchestrate.pretraining.test_stream import SmallTasks
+
+
+@dataclass
+class Reads:
+    """Stands for the tasks that read: notes the windows' numbers."""
+
+    begun: list[tuple[int, int]] = field(default_factory=list)
+    num_parts: int = 0
+
+    def options(self, num_returns: int, **rest: Any) -> Reads:
+        self.num_parts = num_returns
+        return self
+
+    def remote(self, source: ViewSource, window: Any, first: int, stop: int) -> list[str]:
+        if not first:
+            self.begun.append((window.epoch, window.number))
+        return [f"{window.epoch} {window.number} {part}" for part in range(self.num_parts)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ViewSource:
+    """Two windows an epoch, each of four parts."""
+    overrides = ["data.shuffle_window=null", "data.shuffle_gb=0.00015", "data.block_rows=10"]
+    config = apply_overrides(small_config(write_shards(tmp_path)), overrides)
+    prepare_run_dir(config, str(tmp_path / "run"), resume=False)
+    plain = view_source(config, str(tmp_path / "run"))
+    return SmallTasks(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+
+
+def _exchange(source: ViewSource, reads: Reads, store_bytes: float, monkeypatch: pytest.MonkeyPatch, seen: SeenIds | None = None) -> Any:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"object_store_memory": store_bytes})
+    exchange = cast(Any, Exchange).__ray_metadata__.modified_class(source, {}, 1, 2, seen)
+    exchange._read = reads
+    return exchange
+
+
+def _asked(
+    exchange: Any, source: ViewSource, reads: Reads, epochs: int = 2
+) -> Iterator[tuple[tuple[int, int], int, list[tuple[int, int]]]]:
+    """After each part in order: its window, its number, and the windows that were begun to be read by then."""
+    for epoch in range(epochs):
+        for window in source.plan.windows(epoch):
+            for part in range(len(source.plan.parts(window))):
+                assert exchange.slices(window, part)[0] == f"{epoch} {window.number} {part}"
+                yield (epoch, window.number), part, list(reads.begun)
+
+
+def test_the_next_window_is_read_when_half_of_one_was_asked_for_and_none_behind_the_last(source: ViewSource, monkeypatch):
+    reads = Reads()
+    windows = [(epoch, window.number) for epoch in range(2) for window in source.plan.windows(epoch)]
+    num_parts = {(w.epoch, w.number): len(source.plan.parts(w)) for epoch in range(2) for w in source.plan.windows(epoch)}
+    assert len(windows) == 4
+    assert min(num_parts.values()) > 2
+    for window, part, begun in _asked(_exchange(source, reads, 1e9, monkeypatch), source, reads):
+        is_half = 2 * (part + 1) >= num_parts[window]
+        assert begun == windows[: windows.index(window) + 1 + is_half]
+    assert reads.begun == windows
+
+
+def test_windows_of_which_the_stores_cannot_hold_two_are_read_in_turn(source: ViewSource, monkeypatch):
+    reads = Reads()
+    for window, _, begun in _asked(_exchange(source, reads, 4 * source.plan.mean_window_bytes, monkeypatch), source, reads):
+        assert begun[-1] == window
+
+
+def test_a_window_that_was_seen_is_not_read_ahead(source: ViewSource, monkeypatch):
+    reads, seen = Reads(), SeenIds(NUM_ROWS)
+    first, second = source.plan.windows(0)
+    ids = source.plan.row_ids(second)
+    seen.add(np.zeros(len(ids), np.int64), ids)
+    exchange = _exchange(source, reads, 1e9, monkeypatch, seen)
+    for part in range(len(source.plan.parts(first))):
+        exchange.slices(first, part)
+    assert reads.begun == [(0, 0), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_local", "num_cpus"),
+    [
+        ([], True, 1.0),
+        ([], False, 0.8),
+        (["stream.num_cpus=0.5"], False, 0.5),
+        (["data.cache_gb=1"], False, 1.0),
+    ],
+    ids=["local", "object store", "given", "kept on the disk"],
+)
+def test_there_are_more_tasks_than_cores_where_each_waits_for_an_object_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], is_local: bool, num_cpus: float
+):
+    config = apply_overrides(small_config(write_shards(tmp_path)), overrides)
+    prepare_run_dir(config, str(tmp_path / "run"), resume=False)
+    source = view_source(config, str(tmp_path / "run"))
+    source.index.__dict__["is_local"] = is_local
+    assert stream_spec(config, source).num_cpus == num_cpus

@@ -113,10 +113,6 @@ class Quarantine:
         self._unsaved, self._is_whole = [], True
         storage.write_text(path, "".join([*map(_line_of, self.rows), *_lines_of_kinds(self._unlisted)]))
 
-    def append_jsonl(self, path: str) -> None:
-        """Append what was added since the file was loaded or written; see `appending`."""
-        self.appending(path)()
-
     def appending(self, path: str) -> Callable[[], None]:
         """What appends the rows that were added since the file was loaded or written; it may run in another thread.
 
@@ -140,7 +136,7 @@ class Quarantine:
         return append
 
     def load_jsonl(self, path: str) -> int:
-        """Add what `save_jsonl` and `append_jsonl` wrote; returns how many rows are new. A missing file has none; the number of damaged
+        """Add what `save_jsonl` and `appending` wrote; returns how many rows are new. A missing file has none; the number of damaged
         lines is logged."""
         lines = read_json_lines(path)
         before, num_damaged = self.num_bad, lines.num_damaged

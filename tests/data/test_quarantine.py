@@ -83,15 +83,15 @@ def test_new_rows_are_appended_and_nothing_is_written_twice(tmp_path: Path, monk
     quarantine = Quarantine(num_rows=10_000, max_bad_fraction=1.0, max_listed=20)
     for first in range(0, 1000, 10):
         quarantine.add(_cut(range(first, first + 10)))
-        quarantine.append_jsonl(str(path))
-        quarantine.append_jsonl(str(path))
+        quarantine.appending(str(path))()
+        quarantine.appending(str(path))()
     assert len(written) == 100
     assert sum(written) == path.stat().st_size
     assert max(written[2:]) < 150, "ten ids and the kind of damage"
     other = Quarantine(num_rows=10_000, max_bad_fraction=1.0, max_listed=20)
     assert other.load_jsonl(str(path)) == 1000
     other.add(_cut([2000]))
-    other.append_jsonl(str(path))
+    other.appending(str(path))()
     assert len(written) == 101
     assert written[-1] < 150
 
@@ -100,12 +100,12 @@ def test_lines_are_appended_after_one_that_a_crash_cut_off(tmp_path: Path):
     path = tmp_path / "q.jsonl"
     first = Quarantine(num_rows=100, max_bad_fraction=1.0)
     first.add([_bad(1), _bad(2)])
-    first.append_jsonl(str(path))
+    first.appending(str(path))()
     path.write_bytes(path.read_bytes()[:-5])
     second = Quarantine(num_rows=100, max_bad_fraction=1.0)
     assert second.load_jsonl(str(path)) == 1
     second.add([_bad(2), _bad(3)])
-    second.append_jsonl(str(path))
+    second.appending(str(path))()
     third = Quarantine(num_rows=100, max_bad_fraction=1.0)
     assert third.load_jsonl(str(path)) == 3
     assert third.sample_ids.tolist() == [1, 2, 3]

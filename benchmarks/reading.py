@@ -5,7 +5,8 @@
 Every figure comes from a process of its own, and memory is what it takes on top of the same work on a tiny data set or of the imports.
 *Worker* and *driver* have made-up data sets in tars, folders and Parquet row groups of 100: a worker looks at the rows of 1,000 row groups,
 and the driver puts the index together, without the scans of the shards (tasks of the cluster) and the listing. *Block* crops photographs,
-and *group* reads a Parquet row group of 10,000 rows. *Store* reads and crops a window of 1,024 images from moto's S3 server, which runs in
+and *group* reads a Parquet row group of 10,000 rows. *Window* reads the first window of Parquet files with row groups of 256, 100 and 32
+images of 30 kB until its first block is there. *Store* reads and crops a window of 1,024 images from moto's S3 server, which runs in
 another process and answers after 50 ms: in pieces of tars, in row groups, and as files; and four windows of a plan, in turn or each read
 while the one before is used. *Listing* builds the index of a folder of so many images on a server that makes up pages of 1,000 objects.
 """
@@ -41,6 +42,7 @@ from benchmarks.measuring import Goal, in_own_process, write_results
 from ray_sassl import pipeline
 from ray_sassl.data import GROUP_SCHEMA, ROW_COLUMNS, DataConfig
 from ray_sassl.data.index import FILE_SCHEMA, Index
+from ray_sassl.data.plan import with_window
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.process.stages import StageTimes
 from ray_sassl.views.recipes import ViewConfig, simclr
@@ -51,6 +53,7 @@ PHOTOGRAPHS = {
     "12 of 100 megapixels": (12, 10_000, 10_000),
     "256 of 1 megapixel": (256, 1000, 1000),
 }
+WINDOW_GROUPS = (256, 100, 32)
 STORES = ("tar", "parquet", "folder")
 LATENCY_S = 0.05
 _SHARD_ROWS, _WINDOW, _PIECE = 1024, 1024, 32
@@ -61,8 +64,8 @@ _LOOKED_AT = 1000
 
 @dataclass(frozen=True)
 class Case:
-    """One figure: `worker` or `driver` of `rows` in a `layout`, a `block` of `PHOTOGRAPHS`, a `group`, a `store` of a kind, or a
-    `listing` of `rows` images."""
+    """One figure: `worker` or `driver` of `rows` in a `layout`, a `block` of `PHOTOGRAPHS`, a `group`, a `window` of row groups of
+    `rows`, a `store` of a kind, or a `listing` of `rows` images."""
 
     what: str
     layout: str = ""
@@ -72,7 +75,7 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", nargs="+", type=int, default=[1_281_167, 14_000_000])
-    parser.add_argument("--what", nargs="+", default=["worker", "driver", "block", "group", "store", "listing"])
+    parser.add_argument("--what", nargs="+", default=["worker", "driver", "block", "group", "window", "store", "listing"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -80,7 +83,8 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(args.case)))))
         return
     cases = [Case(what, layout, rows) for what in ("worker", "driver") for rows in args.rows for layout in LAYOUTS]
-    cases += [Case("block", layout) for layout in PHOTOGRAPHS] + [Case("group")] + [Case("store", kind) for kind in STORES]
+    cases += [Case("block", layout) for layout in PHOTOGRAPHS] + [Case("group")]
+    cases += [Case("window", rows=rows) for rows in WINDOW_GROUPS] + [Case("store", kind) for kind in STORES]
     cases.append(Case("listing", rows=min(args.rows)))
     found = []
     for case in cases:
@@ -104,6 +108,8 @@ def measure(case: Case) -> dict[str, float]:
                 return of_block(folder, *PHOTOGRAPHS[case.layout])
             case "group":
                 return of_group(folder)
+            case "window":
+                return of_window(folder, case.rows)
             case "listing":
                 return of_listing(folder, case.rows)
         return of_store(folder, case.layout)
@@ -221,6 +227,36 @@ def of_group(folder: Path) -> dict[str, float]:
     cpu_s = time.process_time() - began
     size = sum(map(len, cast(list[bytes], rows.encoded)))
     return {"memory_mb": (peak_bytes() - before) / 1e6, "over_its_bytes": (peak_bytes() - before) / size, "cpu_s": cpu_s}
+
+
+def of_window(folder: Path, group_rows: int, num_rows: int = 54_000) -> dict[str, float]:
+    """Peak memory and CPU-seconds until the first block of the first window is there, which has rows of each of its row groups."""
+    from ray_sassl.data.reading import cached_index
+
+    def write() -> None:
+        draws = np.random.default_rng(0)
+        schema = pa.schema({"image": pa.binary(), "label": pa.int64()})
+        with pq.ParquetWriter(folder / "a.parquet", schema, use_dictionary=False) as file:
+            for _ in range(0, num_rows, group_rows):
+                file.write_table(pa.table({"image": [draws.bytes(30_000) for _ in range(group_rows)], "label": range(group_rows)}))
+
+    _in_child(write)
+    index = cached_index(DataConfig(path=str(folder / "a.parquet")), folder / "index")
+    source = pipeline.ViewSource(str(folder / "index"), with_window(index.config, index), simclr(224), 0)
+    window = source.plan.windows(0)[0]
+    blocks = pipeline.encoded_windows(source, [window], SeenIds(index.num_rows), StageTimes())
+    before, began, wall_began = peak_bytes(reset=True), time.process_time(), time.perf_counter()
+    next(blocks)
+    cpu_s, wall_s = time.process_time() - began, time.perf_counter() - wall_began
+    memory = peak_bytes() - before
+    window_bytes = window.num_rows * 30_000
+    return {
+        "window_mb": window_bytes / 1e6,
+        "memory_mb": memory / 1e6,
+        "over_its_bytes": memory / window_bytes,
+        "cpu_s": cpu_s,
+        "wall_s": wall_s,
+    }
 
 
 def of_store(folder: Path, kind: str) -> dict[str, float]:

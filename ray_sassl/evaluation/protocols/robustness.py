@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -34,7 +33,7 @@ from ray_sassl.evaluation.logistic import fit_lbfgs
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.evaluation.rows import Rows, moments
 from ray_sassl.evaluation.scores import chance_of, check_features, class_name
-from ray_sassl.evaluation.targets.variants import ALEXNET_ERRORS, Variant, classes_in, mce
+from ray_sassl.evaluation.targets.variants import ALEXNET_ERRORS, Variant, classes_in
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import did_you_mean, load_plugin, plugin_field
 from ray_sassl.process.errors import UsageError
@@ -238,29 +237,41 @@ def _published_scores(
 ) -> tuple[dict[str, Score], tuple[str, ...]]:
     """Top-1 on a published set, among the classes that it has, and the corruptions that are missing for ImageNet-C's mCE.
 
-    Of ImageNet-C each corruption's mean over the severities, the mean of all, and the mCE where all fifteen are there.
+    Of ImageNet-C each corruption's mean over the severities, the mean of all, and the mCE where all fifteen are there: the mean error as a
+    share of AlexNet's.
     """
     scores: dict[str, Score] = {}
-    means: dict[str, float] = {}
+    hits: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     chance = 0.0
     for name, folders in parts.items():
-        hits = []
+        hits[name] = []
         for data in folders:
             names = build_index(data).class_names
             classes = classes_in(names, subject.class_names, data.paths[0])
             part, _ = subject.outputs_on(classifier.among(classes), data)
-            hits.append((_predicted(part) == classes[part.labels]).astype(np.float64))
+            order = np.argsort(part.sample_id)
+            hits[name].append((part.sample_id[order], (_predicted(part) == classes[part.labels])[order].astype(np.float64)))
         chance = 1 / len(names)
-        means[name] = float(np.mean([values.mean() for values in hits]))
-        joined = mean_score(np.concatenate(hits))
-        scores[f"{name}_top1"] = (joined if len(hits) == 1 else replace(joined, value=means[name])).as_share(chance)
-    if not all(name.startswith("imagenet_c_") for name in means):
+        scores[f"{name}_top1"] = _mean_of(hits[name]).as_share(chance)
+    if not all(name.startswith("imagenet_c_") for name in hits):
         return scores, ()
-    scores["imagenet_c_top1"] = Score(float(np.mean(list(means.values()))), is_share=True, chance=chance)
-    lacking = tuple(name.removeprefix("imagenet_c_") for name in ALEXNET_ERRORS if name not in means)
+    scores["imagenet_c_top1"] = _mean_of([part for found in hits.values() for part in found]).as_share(chance)
+    lacking = tuple(name.removeprefix("imagenet_c_") for name in ALEXNET_ERRORS if name not in hits)
     if not lacking:
-        scores["imagenet_c_mce"] = Score(mce(means), is_share=True, chance=mce(dict.fromkeys(means, chance)))
+        shares = [(ids, (1 - values) / error) for name, error in ALEXNET_ERRORS.items() for ids, values in hits[name]]
+        guessed = np.mean([(1 - chance) / error for error in ALEXNET_ERRORS.values()])
+        scores["imagenet_c_mce"] = _mean_of(shares).as_share(float(guessed))
     return scores, lacking
+
+
+def _mean_of(parts: list[tuple[np.ndarray, np.ndarray]]) -> Score:
+    """The mean over parts of the mean of their values; each part is the ids (N,) of its images, ascending, and their values (N,).
+
+    Its interval is over images, each with all its parts, as those of ImageNet-C hold the same images; otherwise it has none.
+    """
+    if all(np.array_equal(ids, parts[0][0]) for ids, _ in parts):
+        return mean_score(np.mean([values for _, values in parts], axis=0))
+    return Score(float(np.mean([values.mean() for _, values in parts])))
 
 
 class LinearClassifier(nn.Module):

@@ -6,7 +6,6 @@ found among those of the encoder's labeled images by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,7 +37,7 @@ ALEXNET_ERRORS = {
         "jpeg_compression": 0.606500,
     }.items()
 }
-"""AlexNet's top-1 error under each of the fifteen corruptions, the mean over the five severities, as the official code of AugMix has them
+"""AlexNet's top-1 error under each of the fifteen corruptions of the mCE, the mean over the five severities. From AugMix's official code
 (google-research/augmix, imagenet.py: "taken from https://github.com/hendrycks/robustness", whose present version prints no such table)."""
 
 _SEVERITIES = ("1", "2", "3", "4", "5")
@@ -81,15 +80,6 @@ class Variant(FrozenConfig):
                 raise UsageError(f"{self.name}: {folder} lacks the severities {', '.join(missing)}")
             parts[f"{self.name}_{name}"] = [_class_folders(folder / severity, self.name) for severity in _SEVERITIES]
         return parts
-
-
-def mce(top1: Mapping[str, float]) -> float:
-    """Mean corruption error (Hendrycks and Dietterich 2019): the mean over the fifteen corruptions of the error as a share of AlexNet's.
-
-    Args:
-        top1: The mean over the severities, by the name of the corruption's folders with `imagenet_c_` before it.
-    """
-    return float(np.mean([(1 - top1[name]) / error for name, error in ALEXNET_ERRORS.items()]))
 
 
 def _class_folders(folder: Path, name: str) -> DataConfig:

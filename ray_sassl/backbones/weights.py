@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
+from ray_sassl.files.hub_client import fetching
 from ray_sassl.process.errors import UsageError
 
 Pixels = tuple[float, float, float]
@@ -102,11 +103,11 @@ def published(library: str, name: str) -> Source:
         UsageError: there is no such model, it has no weights, or they cannot be fetched.
     """
     try:
-        return _from_timm(name) if library == "timm" else _from_torchvision(name)
+        with fetching(f"{library}:{name}"):
+            return _from_timm(name) if library == "timm" else _from_torchvision(name)
     except Exception as error:
-        raise UsageError(
-            f"{library}:{name} has no weights here: {type(error).__name__}: {error}. Without a network, give a file of weights instead"
-        ) from error
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise UsageError(f"{library}:{name} has no weights here: {reason}. Without a network, give a file of weights instead") from error
 
 
 def _from_timm(name: str) -> Source:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ray_sassl.files.cache import cache_dir, locked, mark_cache
+from ray_sassl.files.hub_client import fetching
 from ray_sassl.process.errors import UsageError
 
 HUB = "hf:"
@@ -94,7 +95,8 @@ def _write(name: HubName, folder: Path, path: str) -> None:
             f"(hf download --repo-type dataset {name.name}) and give their folder"
         ) from error
     try:
-        dataset = datasets.load_dataset(name.name, name.subset, split=name.split, revision=name.revision)
+        with fetching(path):
+            dataset = datasets.load_dataset(name.name, name.subset, split=name.split, revision=name.revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise UsageError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     dataset = dataset.shuffle(seed=_SEED).with_format("arrow")

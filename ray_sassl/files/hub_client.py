@@ -1,0 +1,38 @@
+"""The client of the Hugging Face hub, which timm and `datasets` fetch with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
+
+
+class _FirstOnly(logging.Handler):
+    """Says once that the hub does not answer."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(logging.WARNING)
+        self._what, self._is_told = what, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_told:
+            self._is_told = True
+            log.warning(
+                "Fetching %s: the hub does not answer, which is tried again for up to a minute. %s", self._what, record.getMessage()
+            )
+
+
+@contextmanager
+def fetching(what: str) -> Iterator[None]:
+    """Within, one line stands for the client's own warnings, of which it prints several for each of its tries, and each one twice."""
+    import huggingface_hub.utils.logging  # noqa: F401 - adds its handler
+
+    client = logging.getLogger("huggingface_hub")
+    handlers, propagates = client.handlers, client.propagate
+    client.handlers, client.propagate = [_FirstOnly(what)], False
+    try:
+        yield
+    finally:
+        client.handlers, client.propagate = handlers, propagates

@@ -79,6 +79,7 @@ class ProtocolScores:
         settings: The protocol's settings.
         data: What the encoders were evaluated on.
         details: Other results of the run's own encoder.
+        notes: What scores of the run's own encoder were measured on, by the score's name.
         figures: PNG or JPEG files by name.
         path: The file that was read.
         start: The scores of the encoder that the run has started from, if it was not a random one.
@@ -92,6 +93,7 @@ class ProtocolScores:
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     figures: dict[str, bytes] = field(default_factory=dict)
     path: str = ""
     start: ProtocolScores | None = None
@@ -159,6 +161,7 @@ def write_scores(
         "bad_images": num_bad,
         "scores": {name: {key: asdict(score) for key, score in found.scores.items()} for name, found in evaluations.items()},
         "details": {name: found.details for name, found in evaluations.items()},
+        "notes": {name: found.notes for name, found in evaluations.items() if found.notes},
         "files": files,
     }
     path = storage.join(folder, f"{protocol}.json")
@@ -197,7 +200,7 @@ def read_scores(run_dir: str) -> tuple[list[ProtocolScores], list[str]]:
 
 
 def read_evaluations(folder: str, protocol: str) -> dict[str, Evaluation] | None:
-    """What `write_scores` has written to the folder, by encoder, without the notes; None where that is not there or damaged."""
+    """What `write_scores` has written to the folder, by encoder; None where that is not there or damaged."""
     left_out: list[str] = []
     path = storage.join(folder, f"{protocol}.json")
     tree = read_inside(read_json, path, folder, left_out) or {}
@@ -206,10 +209,13 @@ def read_evaluations(folder: str, protocol: str) -> dict[str, Evaluation] | None
     found = _protocol_scores(protocol, tree, path, folder, left_out)
     if left_out:
         return None
-    details = as_mapping(tree.get("details"))
+    details, notes = as_mapping(tree.get("details")), as_mapping(tree.get("notes"))
     own = next((name for name in tree["scores"] if name not in found.baselines), "")
-    first = Evaluation(found.scores, found.figures, found.details, found.predictions)
-    return {own: first} | {name: Evaluation(scores, details=as_mapping(details.get(name))) for name, scores in found.baselines.items()}
+    first = Evaluation(found.scores, found.figures, found.details, found.predictions, found.notes)
+    return {own: first} | {
+        name: Evaluation(scores, details=as_mapping(details.get(name)), notes=_notes(notes.get(name)))
+        for name, scores in found.baselines.items()
+    }
 
 
 def read_predictions(path: str) -> Predictions:
@@ -268,10 +274,15 @@ def _protocol_scores(stem: str, tree: dict[str, Any], path: str, run_dir: str, l
         settings=settings,
         data=data,
         details=as_mapping(details.get(own)) if own is not None else {},
+        notes=_notes(as_mapping(tree.get("notes")).get(own)) if own is not None else {},
         figures=_figures(files, run_dir, left_out),
         path=path,
         start=start,
     )
+
+
+def _notes(tree: Any) -> dict[str, str]:
+    return {name: note for name, note in as_mapping(tree).items() if isinstance(note, str)}
 
 
 def _is_name(file: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ray_sassl.evaluation import Evaluation, Predictions, Score
-from ray_sassl.evaluation.results import read_scores, results_folder, shown, write_scores
+from ray_sassl.evaluation.results import read_evaluations, read_scores, results_folder, shown, write_scores
 from ray_sassl.files.own import marked
 
 
@@ -29,7 +29,7 @@ def _write(run_dir: Path, step: int, evaluations: dict[str, Evaluation]) -> str:
 def test_what_is_written_is_read_back(tmp_path: Path):
     scores = {"top1": Score(0.5, 0.4, 0.6).as_share(0.1), "hard_to_name": Score(0.25).as_share(), "spread": Score(3.0, 2.0, 4.0)}
     predictions = Predictions(np.array([2, 0]), np.array([1, 1]), np.array([1, 0]))
-    own = Evaluation(scores, {"map": _png()}, {"k": 5}, predictions)
+    own = Evaluation(scores, {"map": _png()}, {"k": 5}, predictions, {"top1": "circular"})
     path = _write(tmp_path, 7, {"step 7": own, "raw pixels": Evaluation({"top1": Score(0.2).as_share(0.1)})})
     _write(tmp_path, 3, {"step 3": Evaluation({"top1": Score(0.0)})})
     (found,), left_out = read_scores(str(tmp_path))
@@ -38,6 +38,10 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert found.scores == scores
     assert found.baselines == {"raw pixels": {"top1": Score(0.2, is_share=True, chance=0.1)}}
     assert found.details == {"k": 5}
+    assert found.notes == {"top1": "circular"}
+    again = read_evaluations(str(Path(path).parent), "knn")
+    assert again is not None
+    assert again["step 7"].notes == {"top1": "circular"}
     assert found.figures == {"map": marked(_png())}
     assert found.predictions is not None
     assert found.predictions.sample_id.tolist() == [0, 2]

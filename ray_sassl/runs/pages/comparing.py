@@ -141,6 +141,11 @@ def compare_groups(groups: Sequence[Group], protocols: Sequence[str] | None = No
         notes += _check_test_sets(having)
         missing += [Missing(run.name, name, _command(run, having[0][1])) for run in runs if _of(run, name) is None]
         rows += [_row(name, score, by_group) for score in dict.fromkeys(score for _, scores in having for score in scores.scores)]
+        notes += [
+            f"{name} of {run.name}: {', '.join(score for score, of in scores.notes.items() if of == note)} {note}."
+            for run, scores in having
+            for note in dict.fromkeys(scores.notes.values())
+        ]
         steps = {run.name: scores.step for run, scores in having if scores.step is not None}
         if len(set(steps.values())) > 1:
             notes.append(f"{name} evaluated different steps: {', '.join(f'{step:,} of {run}' for run, step in steps.items())}.")

@@ -177,20 +177,23 @@ def _scores(run: RunRecord) -> Html:
         return element("<p>It has not been evaluated: <code>ray-sassl evaluate {} all</code></p>", shlex.quote(run.path))
     others = list(dict.fromkeys(name for scores in run.scores for name in scores.baselines))
     has_chance = any(score.chance is not None for scores in run.scores for score in scores.scores.values())
+    has_notes = any(scores.notes for scores in run.scores)
     rows: list[list[str | Cell]] = []
     for scores in run.scores:
         title = scores.protocol
         for name, score in scores.scores.items():
-            cells = [Cell(*shown(score))]
+            cells: list[str | Cell] = [Cell(*shown(score))]
             for other in others:
                 beside = scores.baselines.get(other, {}).get(name)
                 cells.append(Cell(*shown(beside)) if beside else Cell(""))
             if has_chance:
                 cells.append(Cell("" if score.chance is None else shown_value(score.chance, is_share=score.is_share)))
+            if has_notes:
+                cells.append(scores.notes.get(name, ""))
             step = f"{scores.step:,}" if title and scores.step is not None else ""
             rows.append([title, name, *cells, Cell(step, kind="number")])
             title = ""
-    heads = ["protocol", "score", "this run", *others, *(["chance"] if has_chance else [])]
+    heads = ["protocol", "score", "this run", *others, *(["chance"] if has_chance else []), *(["of"] if has_notes else [])]
     return table([*heads, Cell("step", kind="number")], rows)
 
 

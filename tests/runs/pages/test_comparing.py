@@ -146,6 +146,12 @@ def test_detection_is_made_by_its_own_verb():
     assert entry.command == "ray-sassl detect runs/b cells steps=90 'train_px=[64]'"
 
 
+def test_what_a_score_was_measured_on_is_noted():
+    scores = replace(_scores(0.6), notes={"top1": "stylized by swift, which also stylized the training views: circular"})
+    found = compare([_run("a", scores), _run("b", _scores(0.6), base_lr=0.2)])
+    assert "knn of a: top1 stylized by swift, which also stylized the training views: circular." in found.notes
+
+
 def test_other_train_images_are_noted():
     scores = [replace(_scores(0.6), data={"test": {"path": "test/"}, "train": {"path": path}}) for path in ("one/", "other/")]
     found = compare([_run("a", scores[0]), _run("b", scores[1], base_lr=0.2)])

@@ -90,6 +90,16 @@ def test_every_top1_of_test_images_is_shown_with_chance(make_run: MakeRun):
         assert f"<td>{figure}</td><td>50.00%</td><td>{chance}</td>" in page
 
 
+def test_what_a_score_was_measured_on_stands_beside_it(make_run: MakeRun):
+    run_dir = make_run()
+    folder = Path(run_dir) / "evaluation" / "step-00000007"
+    folder.mkdir(parents=True)
+    scores, notes = ({"step 7": {"shape_share": of}} for of in ({"value": 0.5}, "circular <b>"))
+    record = {"step": 7, "protocol": {"name": "robustness"}, "scores": scores, "details": {}, "notes": notes, "files": {}}
+    (folder / "robustness.json").write_text(json.dumps(record))
+    assert "circular &lt;b&gt;" in _page(run_dir)
+
+
 def test_what_differs_from_the_experiment_is_listed_and_nothing_else(make_run: MakeRun):
     run_dir = make_run("name=demo_plain", "train.epochs=3")
     page = _page(run_dir)

@@ -57,6 +57,7 @@ class Model:
         window, block: Images of a task and of a block: what `data.shuffle_gb` and `data.block_rows` are by default.
         task_cv: Assumption: standard deviation of a task's decoding time over its mean.
         slow_share, slow_s: Assumption: so many tasks take so many seconds longer.
+        slow_task: One task of the first stream that does, by its number; none if it is negative.
         nodes, cores_per_node: Decoding nodes; by default as `cluster plan` would have them, see `planned`.
         store_bytes: Of one node: 40 % (`store_limit.py`) of 30 % of 64 GB.
         image_bytes: Of its two views.
@@ -84,6 +85,7 @@ class Model:
     task_cv: float = 0.1
     slow_share: float = 0.0
     slow_s: float = 30.0
+    slow_task: int = -1
     nodes: int = 1
     cores_per_node: int = 16
     store_bytes: float = 0.4 * 0.3 * 64e9
@@ -236,7 +238,8 @@ class Simulation:
         self.spent["reading"] += read_s
         mean = model.block / model.core_images_per_s
         block_s = mean * max(0.1, 1 + model.task_cv * self._draws.standard_normal())
-        extra_s = model.slow_s if self._draws.random() < model.slow_share else 0.0
+        is_slow = self._draws.random() < model.slow_share or (number == model.slow_task and stream is self._streams[0])
+        extra_s = model.slow_s if is_slow else 0.0
         self._at(self.now + read_s + extra_s, lambda: self._make_block(core, stream, number, self._blocks, block_s))
 
     def _make_block(self, core: _Core, stream: _Stream, number: int, left: int, block_s: float) -> None:

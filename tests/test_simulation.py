@@ -41,6 +41,13 @@ def test_a_decoder_that_reads_ahead_waits_for_reading_only_where_that_takes_long
     assert found.images_per_s == pytest.approx(rate, rel=0.02)
 
 
+def test_a_slow_task_of_one_worker_costs_the_run_no_more_than_its_own_delay():
+    model = replace(FREE, gpus=4, per_rank=True, core_images_per_s=500, cores_per_node=12, slow_s=20, store_bytes=3.2e9)
+    rate = simulated(model, seconds=200).images_per_s
+    lost_s = 200 * (1 - simulated(replace(model, slow_task=160), seconds=200).images_per_s / rate)
+    assert 10 < lost_s < 20
+
+
 def test_one_dealer_bounds_all_workers_and_one_for_each_does_not():
     model = replace(FREE, deal_s=0.1, gpus=4)
     assert simulated(model).images_per_s == pytest.approx(1000, rel=0.02)

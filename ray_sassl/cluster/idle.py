@@ -41,9 +41,15 @@ def what_is_busy(ask: Callable[[str], Any]) -> str | None:
     return f"{len(workers)} nodes beside the head" if workers else None
 
 
-def wait_until_idle(busy: Callable[[], str | None], raylet: Raylet, idle_s: float, every_s: float = EVERY_S) -> bool:
-    """Whether nothing was busy for so long; False if Ray has ended here before. An API that does not answer counts as busy."""
-    since = time.monotonic()
+def wait_until_idle(
+    busy: Callable[[], str | None], raylet: Raylet, idle_s: float, every_s: float = EVERY_S, already_s: float = 0.0
+) -> bool:
+    """Whether nothing was busy for so long; False if Ray has ended here before. An API that does not answer counts as busy.
+
+    Args:
+        already_s: Nothing has been busy for so long when this is called.
+    """
+    since = time.monotonic() - already_s
     while raylet.is_alive:
         try:
             if busy() is not None:
@@ -113,13 +119,15 @@ def main(words: list[str] | None = None) -> None:
         parser.error(f"--minutes {given.minutes:g}: give 1 or more, since a head that has just started has no job")
     raylet, ask = find_raylet(None, None), _asking(given.address)
     say(f"this machine is deleted after {given.minutes:g} minutes without a job, a driver and another node")
-    while wait_until_idle(lambda: what_is_busy(ask), raylet, 60 * given.minutes):
+    idle_s = 60 * given.minutes
+    already_s, pause_s = 0.0, EVERY_S
+    while wait_until_idle(lambda: what_is_busy(ask), raylet, idle_s, already_s=already_s):
         say("nobody uses this cluster: deleting this machine")
         try:
             delete_machine(given.cloud)
-        except Exception as error:  # noqa: BLE001 - botocore's errors have no common base with urllib's; tried again after as long
-            say(f"the machine could not be deleted: {error}")
-        time.sleep(EVERY_S)
+        except Exception as error:  # noqa: BLE001 - botocore's errors have no common base with urllib's
+            say(f"the machine could not be deleted, which is tried again after {pause_s:g} s without use: {error}")
+        already_s, pause_s = idle_s - pause_s, min(2 * pause_s, idle_s)
 
 
 if __name__ == "__main__":

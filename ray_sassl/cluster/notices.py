@@ -31,6 +31,7 @@ EVERY_S = 5.0
 _PATIENCE_S = 120.0
 _REQUEST_S = 4.0
 _TOKEN_S = 60
+_DRAIN_S = 20.0
 _AWS_NOTICE_S = 120.0
 _GCP_NOTICE_S = 30.0
 _GCP_WAIT_S = 10
@@ -161,12 +162,16 @@ def watch(cloud: str, raylet: Raylet, *, url: str | None = None, rebalance: bool
 
 
 def drain(raylet: Raylet, notice: Notice) -> bool:
-    """Tell Ray that the node will go; whether Ray has accepted it."""
+    """Tell Ray that the node will go; whether Ray has accepted it within 20 s."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={raylet.address}", f"--node-id={raylet.node_id}"]
     command += [f"--reason={_REASON}", f"--reason-message={notice.text}"]
     if notice.seconds is not None:
         command.append(f"--deadline-remaining-seconds={max(1, int(notice.seconds))}")
-    ended = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        ended = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_DRAIN_S)
+    except subprocess.TimeoutExpired:
+        say(f"{notice.text}, and Ray does not answer within {_DRAIN_S:g} s")
+        return False
     say(f"{notice.text}: Ray drains the node" if ended.returncode == 0 else f"{notice.text}, and Ray refuses: {ended.stdout.strip()}")
     return ended.returncode == 0
 

@@ -71,6 +71,27 @@ def test_it_ends_with_ray(raylet: Raylet, tmp_path: Path):
     assert not wait_until_idle(lambda: None, raylet, idle_s=0)
 
 
+def test_a_deletion_that_fails_is_tried_again_soon_and_then_less_often_unless_somebody_comes(
+    raylet: Raylet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clock, tries = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(idle, "find_raylet", lambda *names: raylet)
+    monkeypatch.setattr(idle, "what_is_busy", lambda ask: "a job" if clock[0] == 1800 else None)
+
+    def delete(cloud: str) -> None:
+        tries.append(clock[0] / 60)
+        if len(tries) == 7:
+            process(tmp_path / "7", "bash")
+            return
+        raise OSError("not now")
+
+    monkeypatch.setattr(idle, "delete_machine", delete)
+    idle.main(["aws", "--minutes=10"])
+    assert tries == [10, 11, 13, 17, 25, 40, 50]
+
+
 def test_the_machine_that_is_deleted_is_this_one(monkeypatch: pytest.MonkeyPatch):
     service = Service()
     asked: list[Any] = []

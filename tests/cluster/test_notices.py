@@ -215,6 +215,22 @@ def test_ray_is_told_the_node_the_reason_and_the_time(raylet: Raylet, monkeypatc
     assert commands[1] == [*told, "--reason-message=AWS recommends"]
 
 
+def test_a_ray_that_does_not_answer_is_told_again(
+    service: Service, raylet: Raylet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tries = tmp_path / "tries"
+    hangs = tmp_path / "python"
+    hangs.write_text(f"#!/bin/sh\necho >> {tries}\n[ $(wc -l < {tries}) -gt 1 ] || exec sleep 600\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(notices.sys, "executable", str(hangs))
+    monkeypatch.setattr(notices, "_DRAIN_S", 1.0)
+    service.announce(seconds=100)
+    watch("aws", raylet, url=service.url, every_s=0.01)
+    assert len(tries.read_text().splitlines()) == 2
+    out = capsys.readouterr().out
+    assert out.index("does not answer within 1 s") < out.index("Ray drains the node")
+
+
 def test_while_it_waits_it_has_neither_ray_nor_torch_in_memory():
     code = "import sys; import ray_sassl.cluster.notices; print(sorted({'ray', 'torch', 'numpy', 'pydantic', 'yaml'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout == "[]\n"

@@ -13,7 +13,7 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -78,7 +78,8 @@ class Index:
         left_out: One line about parts of the data set that are left out although they may be wanted; empty if there are none.
         built_ns: When the index was built, in nanoseconds since 1970.
         mapped: The file that the tables are mapped from, if they are.
-        shared_path: The file in whose place this index is sent to other processes, see `at`; empty if it is sent itself.
+        sent_as: What is sent to other processes in place of this index: a function and the argument with which they call it to have the
+            index. None if it is sent itself.
     """
 
     config: DataConfig
@@ -93,10 +94,10 @@ class Index:
     left_out: str = ""
     built_ns: int = 0
     mapped: Mapped | None = field(default=None, repr=False, compare=False)
-    shared_path: str = field(default="", repr=False, compare=False)
+    sent_as: tuple[Callable[[Any], Index], Any] | None = field(default=None, repr=False, compare=False)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_shared, (self.shared_path,)) if self.shared_path else super().__reduce_ex__(protocol)
+        return (self.sent_as[0], self.sent_as[1:]) if self.sent_as is not None else super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "mapped"} | {"mapped": None}
@@ -311,7 +312,7 @@ class Index:
 
     def at(self, path: str) -> Index:
         """The same index, of which other processes get only the path of the file to which it was saved, and open that once each."""
-        return replace(self, shared_path=path)
+        return replace(self, sent_as=(_shared, path))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Index:

@@ -7,6 +7,10 @@ import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import lru_cache
+
+import ray
 
 from ray_sassl.data.index import Index, indexes_dir
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
@@ -20,15 +24,23 @@ _ENDING = ".shared"
 def shared_index(index: Index) -> Iterator[Index]:
     """The index in a form that costs little to send: on one machine the processes map its file, which is there for as long as the block.
 
-    On a cluster it is sent as it is, since its nodes may have nothing in common but the data. Ray must have been initialized.
+    On a cluster, whose nodes may have nothing in common but the data, each node has one copy of it in Ray's object store, which its
+    processes map. Ray must have been initialized.
     """
     with ExitStack() as stack:
+        shared = None
         if is_one_machine():
             try:
-                index = index.at(stack.enter_context(_saved(index)))
+                shared = index.at(stack.enter_context(_saved(index)))
             except OSError as error:
-                log.warning("the index cannot be written to the cache folder, so that each process gets a copy of it (%s)", error)
-        yield index
+                log.warning("the index cannot be written to the cache folder, so it takes room in Ray's object store (%s)", error)
+        yield shared or replace(index, sent_as=(_of_node, ray.put(index)))
+
+
+@lru_cache(maxsize=4)
+def _of_node(ref: ray.ObjectRef) -> Index:
+    """The index in the store of this process's node."""
+    return replace(ray.get(ref), sent_as=(_of_node, ref))
 
 
 @contextmanager

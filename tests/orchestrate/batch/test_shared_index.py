@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from ray_sassl.data import DataConfig
 from ray_sassl.data.index import Index
@@ -21,6 +22,11 @@ def index(tmp_path: Path) -> Index:
     return build_index(DataConfig(path=str(tmp_path / "a.parquet")))
 
 
+def _path(index: Index) -> str:
+    assert index.sent_as is not None
+    return index.sent_as[1]
+
+
 def test_on_one_machine_processes_get_a_path_and_map_its_file_once(index: Index, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "is_one_machine", lambda: True)
     with shared_index(index) as shared:
@@ -31,19 +37,35 @@ def test_on_one_machine_processes_get_a_path_and_map_its_file_once(index: Index,
         assert there.mapped is not None
         assert (there.fingerprint, there.config) == (index.fingerprint, index.config)
         assert np.array_equal(read_groups(there, [3]).label, read_groups(index, [3]).label)
-        path = Path(shared.shared_path)
+        path = Path(_path(shared))
     assert not path.exists()
 
 
-def test_on_a_cluster_or_without_a_cache_folder_it_is_sent_as_it_is(index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(module, "is_one_machine", lambda: False)
-    with shared_index(index) as shared:
-        assert shared is index
-    monkeypatch.setattr(module, "is_one_machine", lambda: True)
+@pytest.mark.ray
+@pytest.mark.parametrize("is_one_machine", [False, True], ids=["cluster", "no cache folder"])
+def test_otherwise_processes_map_one_copy_in_the_store_of_their_node(
+    ray_cluster: None, index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_one_machine: bool
+):
+    monkeypatch.setattr(module, "is_one_machine", lambda: is_one_machine)
     (tmp_path / "file").touch()
     monkeypatch.setattr(module, "indexes_dir", lambda: tmp_path / "file")
+
+    def look(sent: Index, again: Index) -> tuple[int, int, bool, str]:
+        """Where the numbers of rows of all groups begin and how many bytes they take, in this process."""
+        buffer = again.groups["num_rows"].chunks[0].buffers()[1]
+        is_in_store = any(
+            int(begin, 16) <= buffer.address < int(end, 16)
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if "plasma" in line or "/dev/shm" in line
+            for begin, end in [line.split()[0].split("-")]
+        )
+        return len(again.group_rows), buffer.size, is_in_store and sent is again, again.fingerprint
+
     with shared_index(index) as shared:
-        assert pickle.loads(pickle.dumps(shared)).fingerprint == index.fingerprint
+        task = ray.remote(num_cpus=0.5)(look)
+        found = ray.get([task.remote(shared, shared) for _ in range(3)])
+        assert found == [(10_000, found[0][1], True, index.fingerprint)] * 3
+        assert found[0][1] >= 40_000
 
 
 def test_the_file_of_a_command_that_was_killed_is_deleted_by_the_next_one(index: Index, monkeypatch: pytest.MonkeyPatch):
@@ -53,7 +75,7 @@ def test_the_file_of_a_command_that_was_killed_is_deleted_by_the_next_one(index:
     left.write_bytes(b"an index")
     with shared_index(index) as one, shared_index(index) as other:
         assert not left.exists()
-        assert one.shared_path != other.shared_path
-        assert Path(one.shared_path).exists(), "that of a command at work stays"
-        assert Path(other.shared_path).exists()
+        assert _path(one) != _path(other)
+        assert Path(_path(one)).exists(), "that of a command at work stays"
+        assert Path(_path(other)).exists()
     assert not list(left.parent.glob("*.shared"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +14,16 @@ import pytest
 import ray
 
 from ray_sassl.config.overrides import apply_overrides
+from ray_sassl.config.schema import ExperimentConfig
+from ray_sassl.data import Rows
 from ray_sassl.data.seen import SeenIds
-from ray_sassl.orchestrate.pretraining.exchange import Exchange
+from ray_sassl.files import storage
+from ray_sassl.orchestrate.pretraining.exchange import Exchange, read_share
 from ray_sassl.orchestrate.pretraining.stream import stream_spec
 from ray_sassl.pipeline import ViewSource
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import view_source
+from tests.flaky_store import flaky_store
 from tests.orchestrate.conftest import NUM_ROWS, small_config, write_shards
 from tests.orchestrate.pretraining.test_stream import SmallTasks
 
@@ -43,9 +49,12 @@ class Reads:
 def source(tmp_path: Path) -> ViewSource:
     """Two windows an epoch, each of four parts."""
     overrides = ["data.shuffle_window=null", "data.shuffle_gb=0.00015", "data.block_rows=10"]
-    config = apply_overrides(small_config(write_shards(tmp_path)), overrides)
-    prepare_run_dir(config, str(tmp_path / "run"), resume=False)
-    plain = view_source(config, str(tmp_path / "run"))
+    return _source_of(apply_overrides(small_config(write_shards(tmp_path)), overrides), tmp_path)
+
+
+def _source_of(config: ExperimentConfig, folder: Path) -> SmallTasks:
+    prepare_run_dir(config, str(folder / "run"), resume=False)
+    plain = view_source(config, str(folder / "run"))
     return SmallTasks(**{field.name: getattr(plain, field.name) for field in fields(plain)})
 
 
@@ -94,6 +103,45 @@ def test_a_window_that_was_seen_is_not_read_ahead(source: ViewSource, monkeypatc
     for part in range(len(source.plan.parts(first))):
         exchange.slices(first, part)
     assert reads.begun == [(0, 0), (1, 0)]
+
+
+@dataclass
+class ReadsInThreads(Reads):
+    """Reads as the tasks would, in threads of this process."""
+
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8))
+    running: list[Future[list[Rows]]] = field(default_factory=list)
+
+    def remote(self, source: ViewSource, window: Any, first: int, stop: int) -> list[Any]:
+        reading = self.pool.submit(read_share, source, window, first, stop)
+        self.running.append(reading)
+        return [lambda part=part: reading.result()[part] for part in range(self.num_parts)]
+
+
+@pytest.mark.slow
+def test_a_store_with_latency_has_all_requests_of_a_window_before_its_first_part_is_asked_for(tmp_path: Path, monkeypatch):
+    with flaky_store() as store:
+        (tmp_path / "shards").mkdir()
+        for shard in sorted(Path(write_shards(tmp_path / "shards")).parent.glob("*.parquet")):
+            storage.write_bytes(f"s3://bucket/shards/{shard.name}{store.options()}", shard.read_bytes())
+        overrides = [f"data.path=s3://bucket/shards{store.options()}", "data.shuffle_window=null", "data.shuffle_gb=0.00015"]
+        config = apply_overrides(small_config("synthetic"), [*overrides, "data.block_rows=10", "evaluate.train=null"])
+        source = _source_of(config, tmp_path)
+        reads, early = ReadsInThreads(), []
+        exchange = _exchange(source, reads, 1e9, monkeypatch)
+        store.plan = lambda method, path: time.sleep(0.05)
+        for number, window in enumerate(window for epoch in range(2) for window in source.plan.windows(epoch)):
+            store.log.clear()
+            for part in range(len(source.plan.parts(window))):
+                rows = Rows.joined([part_of() for part_of in exchange.slices(window, part)])
+                if part == 0:
+                    early.append(not store.log)
+                blocks = source.plan.parts(window)[part]
+                ids = np.concatenate([source.plan.blocks(window)[number].sample_id for number in blocks])
+                assert sorted(rows.sample_id) == sorted(ids)
+            wait(reads.running)  # as while the parts are decoded
+            assert bool(store.log) == (number < 3), "the next window was asked of the store meanwhile"
+        assert early == [False, True, True, True]
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,22 @@ def test_a_lost_node_of_stylizers_and_decoders_changes_nothing_of_the_end(nodes:
     assert_same_end(str(tmp_path / "run"), str(tmp_path / "here"))
 
 
+def test_the_parts_of_a_window_are_read_again_where_the_node_of_the_exchange_is_lost(nodes: Nodes, tmp_path: Path):
+    node = nodes.workers[-1]
+    script = Path(__file__).with_name("lost_exchange.py")
+    command = [sys.executable, str(script), write_shards(tmp_path), str(tmp_path), nodes.address, node.node_id]
+    with subprocess.Popen(command, env=nodes.environment) as reader:
+        until = time.monotonic() + PATIENCE_S
+        while not (tmp_path / "first part").exists():
+            assert reader.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        nodes.kill(node)
+        (tmp_path / "lost").touch()
+        assert reader.wait(timeout=PATIENCE_S) == 0
+    assert (tmp_path / "all parts").exists()
+
+
 def test_a_killed_command_goes_on_from_an_object_store(tmp_path: Path):
     path = write_shards(tmp_path)
     config = long_run(path)

@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -160,7 +161,7 @@ def module_of_file(path: Path) -> ModuleType:
     """The module that a user's `.py` file makes; it is run.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or running it fails; the message names the line.
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
@@ -168,7 +169,14 @@ def module_of_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f", line {lines[-1]}" if lines else ""
+        raise UsageError(f"{path}{place}, cannot be run: {type(error).__name__}: {error}") from error
     return module
 
 

@@ -125,6 +125,10 @@ _OF_THE_PLACE = frozenset((
 """Errors that say what is wrong with a folder or a disk, and not with us."""
 
 
+_NO_HOME = "Could not determine home directory."
+"""What `pathlib` says; Ray asks it when it is imported to train."""
+
+
 def main() -> None:
     """The entry point. An error that the user can fix is shown without a traceback."""
     errors = open_console(stderr=True)
@@ -154,6 +158,11 @@ def _run(errors: Console) -> None:
         errors.print(Text.assemble(("Error:", "bold red"), f" {error}{place}"), soft_wrap=True)
         sys.exit(2)
     except Exception as error:
+        if str(error) == _NO_HOME:
+            errors.print(
+                Text.assemble(("Error:", "bold red"), " this user has no home folder, and Ray asks for one; set HOME"), soft_wrap=True
+            )
+            sys.exit(2)
         if not hasattr(error, "format_message"):  # Click's errors of usage have it, and Typer has a Click of its own
             raise
         text = io.StringIO()

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 
 from ray_sassl.cluster.findings import Finding, mapping, sequence
+from ray_sassl.files import storage
 from ray_sassl.files.safe_yaml import load_documents
 from ray_sassl.plugins import did_you_mean
 from ray_sassl.process.errors import UsageError
@@ -46,7 +47,7 @@ def read_schemas(folder: Path) -> Schemas:
     """
     schemas: Schemas = {}
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) if folder.is_dir() else []:
-        for document in load_documents(path.read_text(), str(path), max_bytes=_MAX_BYTES, max_nodes=_MAX_NODES):
+        for document in load_documents(storage.read_text(path, _MAX_BYTES), str(path), max_bytes=_MAX_BYTES, max_nodes=_MAX_NODES):
             for definition in [document, *sequence(mapping(document).get("items"))]:
                 if mapping(definition).get("kind") == "CustomResourceDefinition":
                     schemas |= schemas_of(definition)

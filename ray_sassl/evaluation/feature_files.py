@@ -12,7 +12,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -117,7 +116,9 @@ def read_features(path: str) -> tuple[LabeledFeatures, dict[str, str]]:
         ValueError: it is damaged.
     """
     local = storage.local_path(path)
-    with _temporary() if local is None else Path(local).open("rb") as file:
+    if local is not None and local.exists() and not local.is_file():
+        raise ValueError("it is not a file")
+    with _temporary() if local is None else local.open("rb") as file:
         if local is None:
             filesystem, inner = storage.filesystem_of(path)
             with filesystem.open_input_stream(inner, compression=None) as stream:

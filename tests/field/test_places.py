@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ray_sassl.files.cache import cache_dir
 from ray_sassl.process.errors import UsageError
@@ -92,6 +95,21 @@ def test_what_needs_a_home_says_what_to_set(homeless: None, monkeypatch: pytest.
         assert code == 2, words
         assert "no home folder" in output.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_without_a_home_is_a_sentence(tmp_path: Path):
+    """In a process of its own, which imports Ray anew; its user has no entry and no home."""
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (9 * number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    script = "import pwd, sys\ndef unknown(uid): raise KeyError(uid)\npwd.getpwuid = unknown\nfrom ray_sassl.cli import main\nmain()"
+    env = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")}
+    env |= {"RAY_SASSL_CACHE": str(tmp_path / "cache"), "MPLCONFIGDIR": str(tmp_path)}
+    for words in (["pretrain", "images", "--dry-run"], ["data", "check", "images"]):
+        ended = subprocess.run([sys.executable, "-c", script, *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2, ended.stderr
+        assert "this user has no home folder" in ended.stderr
+        assert "set HOME" in ended.stderr
 
 
 def test_a_home_that_cannot_be_written_to_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

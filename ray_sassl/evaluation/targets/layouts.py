@@ -17,11 +17,14 @@ import numpy as np
 from PIL import Image
 
 from ray_sassl.evaluation.targets import Half, Samples
+from ray_sassl.files import storage
 from ray_sassl.process.errors import UsageError
 
 _PARTITIONS = "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip"
 _PARTITIONS_SHA256 = "e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9"
 """From torchvision's prototype data sets; the authors publish none."""
+_LIST_BYTES = 1 << 26
+"""Maximum size of a list of images."""
 _CALTECH_SHOTS, _CALTECH_SEED = 30, 0
 
 
@@ -84,7 +87,7 @@ def sun397(folder: Path, half: Half, download: bool) -> Samples:
         _download_partitions(folder)
     if not lists.exists():
         raise UsageError(f"{lists}, the list of the {half} images, is missing; unpack {_PARTITIONS} in {lists.parent}")
-    lines = [line.strip().lstrip("/") for line in lists.read_text().splitlines() if line.strip()]
+    lines = [line.strip().lstrip("/") for line in storage.read_text(lists, _LIST_BYTES).splitlines() if line.strip()]
     unknown = [line for line in lines if _sun_class(line) not in number]
     if unknown:
         raise UsageError(f"{lists} names images of classes that ClassName.txt does not have, such as {unknown[0]}")
@@ -135,7 +138,7 @@ def imagenet_1percent(folder: Path, half: Half, download: bool) -> Samples:
     if half == "test":
         paths = [path for name in names for path in sorted((folder / "val" / name).iterdir()) if path.is_file()]
     else:
-        lines = [line.strip() for line in _existing(folder / "1percent.txt").read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in storage.read_text(_existing(folder / "1percent.txt"), _LIST_BYTES).splitlines() if line.strip()]
         paths = [folder / "train" / line.partition("_")[0] / line for line in lines]
         if unknown := [path for path in paths if path.parent.name not in number]:
             raise UsageError(f"1percent.txt names {unknown[0].name}, and {folder / 'val'} has no class {unknown[0].parent.name}")
@@ -145,8 +148,7 @@ def imagenet_1percent(folder: Path, half: Half, download: bool) -> Samples:
 def diabetic_retinopathy(folder: Path, half: Half, download: bool) -> Samples:
     """Kaggle's files: `train/*.jpeg` with `trainLabels.csv`; `test/*.jpeg` with the rows of `Private` use in `retinopathy_solution.csv`."""
     table = _existing(folder / ("trainLabels.csv" if half == "train" else "retinopathy_solution.csv"))
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(storage.read_text(table, _LIST_BYTES), newline="")))
     if not rows or not {"image", "level"} <= set(rows[0]) or (half == "test" and "Usage" not in rows[0]):
         raise UsageError(
             f"{table} needs the columns image, level{', Usage' if half == 'test' else ''}; it has {', '.join(rows[0]) if rows else 'none'}"
@@ -179,7 +181,7 @@ def _arrays(dataset: Any) -> Samples:
 
 
 def _reader_of(paths: Sequence[Path]) -> Callable[[int], tuple[bytes, str]]:
-    return lambda place: (paths[place].read_bytes(), paths[place].name)
+    return lambda place: (storage.read_bytes(paths[place]), paths[place].name)
 
 
 def _existing(path: Path) -> Path:

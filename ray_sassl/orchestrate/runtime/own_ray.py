@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from ray_sassl.files import storage
 from ray_sassl.orchestrate.runtime import private
 from ray_sassl.orchestrate.runtime.reasons import reason_of
 from ray_sassl.process.ending import held_back
@@ -43,8 +44,9 @@ def own_ray(num_cpus: int | None) -> Iterator[None]:
         num_cpus: The CPUs that it has to give; all where not given.
 
     Raises:
-        UsageError: Ray does not start, at the second try either.
+        UsageError: Ray does not start, at the second try either, or this user has no home folder.
     """
+    storage.with_home("~/.ray")  # where Ray keeps its token
     with _own_folder() as folder, _on_loopback():
         try:
             with held_back():

@@ -261,11 +261,12 @@ def data_config(path: str, from_: Format, image_column: str, label_column: str, 
     from pydantic import ValidationError
 
     from ray_sassl.data import DataConfig
+    from ray_sassl.data.hub import is_hub
     from ray_sassl.files import storage
 
     column = None if label_column.lower() in ("none", "null", "") else label_column
     # Other processes may have another working directory.
-    is_name = path.startswith("synthetic") and not Path(path).exists()
+    is_name = is_hub(path) or (path.startswith("synthetic") and not Path(path).exists())
     whole = path if is_name or storage.is_uri(path) else str(Path(storage.with_home(path)).absolute())
     try:
         return DataConfig(path=whole, format=from_.value, image_column=image_column, label_column=column, **fields)

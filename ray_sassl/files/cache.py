@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 
 from filelock import FileLock
@@ -73,7 +74,7 @@ def download(
     for address in addresses:
         try:
             _fetch(address, part, num_bytes, advance)
-        except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+        except (OSError, ValueError, HTTPException) as error:  # URLError and time-outs are OSErrors
             reasons.append(f"  {address}: {error}")
             continue
         if problem := mismatch(part.read_bytes(), num_bytes, sha256):

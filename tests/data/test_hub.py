@@ -16,6 +16,7 @@ from ray_sassl.data.reading import all_labels, build_index, read_groups
 from ray_sassl.data.sources import check_there
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.recipe import is_data, run_name
+from tests.cli.in_process import call_main
 
 
 @pytest.fixture
@@ -71,3 +72,11 @@ def test_names_of_the_hub_have_their_parts_and_are_data():
     assert run_name("hf:a/b:test") == "b"
     with pytest.raises(UsageError, match="hf:OWNER/NAME"):
         check_there(DataConfig(path="hf:"))
+
+
+def test_the_verbs_that_take_a_path_take_a_name_of_the_hub(hub: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("COLUMNS", "200")
+    code, output = call_main(["data", "inspect", hub, "--out", str(tmp_path / "sheet.png")], monkeypatch)
+    assert code == 0, output
+    assert "600 in" in output

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -138,3 +139,11 @@ def test_a_second_process_waits_for_the_first(tmp_path):
     lines = [line.split() for line in log.read_text().splitlines()]
     assert [what for what, _ in lines] == ["in", "out"] * 3
     assert all(lines[place][1] == lines[place + 1][1] for place in (0, 2, 4))
+
+
+def test_a_proxy_that_is_not_an_address_is_one_reason_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("http_proxy", "http://user:hunter2@127.0.0.1:port")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which was made with the proxies of before
+    with pytest.raises(DownloadError, match="nonnumeric port") as raised:
+        download(["http://example.org/file"], tmp_path / "file", 3, "")
+    assert "hunter2" not in str(raised.value)

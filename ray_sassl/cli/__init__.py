@@ -120,7 +120,8 @@ def version() -> None:
 
 _OF_THE_PLACE = frozenset((
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY, errno.EMFILE, errno.ESTALE, errno.EIO,
+    errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO, errno.EFBIG, errno.EBUSY,
+    errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK,
 ))  # fmt: skip
 """Errors that say what is wrong with a folder or a disk, and not with us."""
 

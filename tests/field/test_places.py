@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,32 @@ def test_a_report_into_a_directory_that_must_not_be_written_to_is_a_sentence(mak
     code, output = call_main(["report", run], monkeypatch)
     assert code == 2
     assert "Error: [Errno 13] Permission denied: " in output.replace("\n", "")
+
+
+def test_a_file_beyond_the_limit_of_the_system_is_a_sentence(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    make_run()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        code, output = call_main(["data", "inspect", f"{tmp_path}/train.parquet", "--out", f"{tmp_path}/sheet.png"], monkeypatch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2, output
+    assert "Error: [Errno 27] File too large" in output
+    assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ETIMEDOUT, errno.ESTALE, errno.ENODEV, errno.EIO, errno.ENOLCK])
+def test_a_disk_of_the_network_that_is_gone_is_a_sentence(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def gone(path: Path, *words: object, **named: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "images" / "a.png")
+    monkeypatch.setattr(Path, "open", gone)
+    code, output = call_main(["data", "inspect", f"{tmp_path}/images", "--out", f"{tmp_path}/sheet.png"], monkeypatch)
+    assert code == 2, output
+    assert f"Error: [Errno {number}] {os.strerror(number)}" in " ".join(output.split())
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ that the workers that read and decode stay light.
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,8 @@ GROUP_ROWS = 256
 NO_LABEL = -1
 
 _NAMES_AT_ONCE = 2**16
+_FIRST_WITH_BUFFERS = 5
+"""The first of pickle's protocols that leaves buffers where they are."""
 
 SYNTHETIC = ("synthetic", "synthetic:train", "synthetic:test")
 """The embedded data set, as `data.path` may name it instead of a path."""
@@ -124,6 +127,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.encoded)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The images as buffers, which Ray copies to its object store from where they are, and not into a pickle first."""
+        if protocol < _FIRST_WITH_BUFFERS:
+            return super().__reduce_ex__(protocol)
+        encoded = [pickle.PickleBuffer(image) if isinstance(image, bytes) else image for image in self.encoded]
+        return _rows, (self.sample_id, encoded, self.label, self.key, self.path, self.row)
+
     def take(self, sample_id: np.ndarray) -> Rows:
         """The rows with these ids, in this order.
 
@@ -163,6 +173,11 @@ class Rows:
     def bad_row(self, place: int, reason: str) -> BadRow:
         """The row at this place, for the quarantine."""
         return BadRow(self.path[place], int(self.row[place]), int(self.sample_id[place]), reason)
+
+
+def _rows(sample_id: np.ndarray, encoded: Sequence[Any], *columns: Any) -> Rows:
+    """The inverse of `Rows.__reduce_ex__`."""
+    return Rows(sample_id, [image if isinstance(image, BadRow) else bytes(image) for image in encoded], *columns)
 
 
 @dataclass(frozen=True)

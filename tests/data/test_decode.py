@@ -1,3 +1,4 @@
+import pickle
 import struct
 import zlib
 from contextlib import suppress
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ray_sassl.data import Rows
 from ray_sassl.data import decode as decode_module
 from ray_sassl.data.decode import DecodeError, decode, image_size
+from ray_sassl.data.quarantine import BadRow
 
 LIMIT = 10**8
 
@@ -132,3 +135,18 @@ def test_a_webp_whose_canvas_is_small_and_whose_decoder_finds_a_bomb_is_damaged(
     monkeypatch.setitem(decode_module._OPENERS, "WEBP", refuse)
     with pytest.raises(DecodeError, match="damaged: Image size"):
         decode(_encode(Image.new("RGB", (8, 8)), "WEBP"), 10_000)
+
+
+def test_rows_are_sent_with_their_images_as_buffers_and_arrive_as_they_were():
+    draws = np.random.default_rng(0)
+    images: list[bytes | BadRow] = [draws.bytes(50_000), b"", BadRow("a", 2, 2, "no image"), draws.bytes(10)]
+    rows = Rows(np.arange(4), images, np.array([1, -1, -1, 0]), list("abcd"), ["a"] * 4, np.arange(4))
+    buffers: list[pickle.PickleBuffer] = []
+    sent = pickle.dumps(rows, protocol=5, buffer_callback=buffers.append)
+    assert len(sent) < 5_000
+    for there in (pickle.loads(sent, buffers=[memoryview(buffer) for buffer in buffers]), pickle.loads(pickle.dumps(rows, protocol=4))):
+        assert there.encoded == images
+        assert [type(image) for image in there.encoded] == [bytes, bytes, BadRow, bytes]
+        assert (there.key, there.path) == (rows.key, rows.path)
+        for name in ("sample_id", "label", "row"):
+            np.testing.assert_array_equal(getattr(there, name), getattr(rows, name))

@@ -17,6 +17,7 @@ import ray
 
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.runtime import private
+from ray_sassl.orchestrate.runtime.forking import forked_workers
 from ray_sassl.orchestrate.runtime.reasons import reason_of
 from ray_sassl.process.ending import held_back
 from ray_sassl.process.errors import UsageError
@@ -47,7 +48,7 @@ def own_ray(num_cpus: int | None) -> Iterator[None]:
         UsageError: Ray does not start, at the second try either, or this user has no home folder.
     """
     storage.with_home("~/.ray")  # where Ray keeps its token
-    with _own_folder() as folder, _on_loopback():
+    with _own_folder() as folder, _on_loopback(), _without_idle_services(), forked_workers(folder):
         try:
             with held_back():
                 _start(num_cpus, folder)
@@ -146,6 +147,25 @@ def _on_loopback() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _without_idle_services() -> Iterator[None]:
+    """Within the block a new Ray has no processes that have nothing to do in it: the dashboard's without a dashboard, the autoscaler's
+    monitor on a machine that stays alone, and that which sends logs to the command."""
+    node: Any = private.Node
+    before = {name: getattr(node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
+
+    def start_no_api_server(self: Any, **options: Any) -> None:
+        self._webui_url = ""
+
+    node.start_api_server = start_no_api_server
+    node.start_monitor = node.start_log_monitor = lambda self: None
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node, name, method)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray._private import ray_constants, services, utils
+    from ray._private.node import Node
     from ray._private.state import state
     from ray._private.worker import global_worker
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -44,6 +45,7 @@ __all__ = [
     "GangResourceRequest",
     "GetClusterStatusReply",
     "InputDataBuffer",
+    "Node",
     "RefBundle",
     "ResizingState",
     "ResourceRequest",
@@ -84,6 +86,7 @@ _MODULES = {
     ),
     # Patched while a Ray of our own starts; see `own_ray`.
     "ray._private": ("ray_constants", "services", "utils"),
+    "ray._private.node": ("Node",),
     # The checks of `ray up` for a launcher file, without connecting to a cloud.
     "ray.autoscaler._private.util": ("prepare_config", "validate_config"),
 }

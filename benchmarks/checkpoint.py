@@ -25,9 +25,9 @@ from benchmarks.measuring import Goal, write_results
 from ray_sassl.backbones import BackboneConfig, build_backbone
 from ray_sassl.methods import simclr
 from ray_sassl.train.checkpoint import latest_checkpoint, write_checkpoint
+from ray_sassl.train.config import OptimConfig, TrainConfig
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import Job, TrainConfig, train
-from ray_sassl.train.optim import OptimConfig
+from ray_sassl.train.loop import Job, train
 from ray_sassl.types import Arrays
 
 NUM_ROWS = 1_281_167

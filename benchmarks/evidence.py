@@ -56,7 +56,8 @@ from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.runtime.session import ray_session
 from ray_sassl.plugins import load_plugin
 from ray_sassl.runs.directory import has_begun
-from ray_sassl.runs.dose import matched, measure, style_pixels
+from ray_sassl.runs.dose import style_pixels
+from ray_sassl.runs.dosing import matched, measure
 from ray_sassl.runs.pictures import read_block
 from ray_sassl.runs.process import build_style_augmentation
 from ray_sassl.runs.record import RunRecord, read_run

@@ -41,13 +41,15 @@ from ray_sassl.data.reading import build_index
 from ray_sassl.methods import simclr
 from ray_sassl.nn.normalize import Normalization
 from ray_sassl.pipeline import ViewSource, local_batches
-from ray_sassl.style.augment import SasslConfig, StyleAugmentation
+from ray_sassl.style.augment import StyleAugmentation
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.networks.style_network import MobileNetPredictor, StyleTransformer
 from ray_sassl.style.stylizers import Stylizer, magenta, swift
 from ray_sassl.style.stylizers.network_pair import NetworkPair
+from ray_sassl.train.config import OptimConfig, Progress, TrainConfig
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import Job, Progress, TrainConfig, _update, train
-from ray_sassl.train.optim import OptimConfig, build_optimizer
+from ray_sassl.train.loop import Job, _update, train
+from ray_sassl.train.optim import build_optimizer
 from ray_sassl.train.prefetch import to_device
 from ray_sassl.types import Arrays
 from ray_sassl.views.keyed import DrawKey

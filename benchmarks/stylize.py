@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from benchmarks.measuring import RESULTS, Goal, write_results
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
-from ray_sassl.style.augment import SasslConfig, StyleAugmentation, blend, draw_styles
+from ray_sassl.style.augment import StyleAugmentation, blend, draw_styles
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.networks.fused import convolution
 from ray_sassl.style.networks.style_network import StyleTransformer
 from ray_sassl.style.stylizers import Stylizer

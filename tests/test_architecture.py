@@ -11,7 +11,8 @@ import pytest
 
 from ray_sassl.evaluation.protocols import Protocol, ProtocolConfig
 from ray_sassl.feature_aug import FeatureAugConfig, FeatureAugmentation
-from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods import MethodConfig
+from ray_sassl.nn.method import Method
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 
@@ -57,6 +58,10 @@ def test_reading_tasks_reach_ray_and_never_torch():
 
 def test_the_flow_up_to_the_crops_never_reaches_torch_or_ray():
     assert _loaded_after("import ray_sassl.pipeline", "ray", "torch", "torchvision") == set()
+
+
+def test_the_schema_of_configs_reaches_torch_only_through_plugins():
+    assert _loaded_after("import ray_sassl.config.schema, ray_sassl.config.roles, ray_sassl.runs.record", "ray", "torch") == set()
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ FILES = {
 
 from __future__ import annotations
 
-from ray_sassl.methods import Method, MethodConfig, StepOutput
+from ray_sassl.methods import MethodConfig
+from ray_sassl.nn.method import Method, StepOutput
 from torch import nn
 from torch.nn import functional as F
 

@@ -38,7 +38,8 @@ from ray_sassl.pipeline import (
     windows,
     without,
 )
-from ray_sassl.style.augment import SasslConfig, StyleAugmentation
+from ray_sassl.style.augment import StyleAugmentation
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
 from ray_sassl.types import Arrays, view_names
 from ray_sassl.views.center_crop import EvaluationView

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ray_sassl.api.configs import load_config
     from ray_sassl.api.data import check_data, convert_data, fetch_dataset, inspect_data, list_datasets, measure_mixing
     from ray_sassl.api.encoders import embed, export, load_encoder
-    from ray_sassl.api.evaluation import compare, detect, evaluate
+    from ray_sassl.api.evaluation import detect, evaluate
     from ray_sassl.api.experiments import list_experiments
     from ray_sassl.api.jobs import job_logs, job_status, list_jobs, stop_job, wait_for_job
-    from ray_sassl.api.pages import report
+    from ray_sassl.api.pages import compare, report
     from ray_sassl.api.pretraining import plan_run, pretrain, run_demo
     from ray_sassl.api.search import compare_studies, list_spaces, report_study, search
     from ray_sassl.api.style import build_style_bank, distill_stylizer, preview_styles, stylize_dataset
@@ -32,10 +32,10 @@ _MODULES = {
     "configs": ("load_config",),
     "data": ("check_data", "convert_data", "fetch_dataset", "inspect_data", "list_datasets", "measure_mixing"),
     "encoders": ("embed", "export", "load_encoder"),
-    "evaluation": ("compare", "detect", "evaluate"),
+    "evaluation": ("detect", "evaluate"),
     "experiments": ("list_experiments",),
     "jobs": ("job_logs", "job_status", "list_jobs", "stop_job", "wait_for_job"),
-    "pages": ("report",),
+    "pages": ("compare", "report"),
     "pretraining": ("plan_run", "pretrain", "run_demo"),
     "search": ("compare_studies", "list_spaces", "report_study", "search"),
     "style": ("build_style_bank", "distill_stylizer", "preview_styles", "stylize_dataset"),

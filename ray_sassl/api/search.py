@@ -15,7 +15,7 @@ from ray_sassl.files.lock import hold_folder
 from ray_sassl.pipeline import CropBlock
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, load_config, override_list
-from ray_sassl.runs.dose import style_curve
+from ray_sassl.runs.dosing import style_curve
 from ray_sassl.runs.pictures import read_block
 from ray_sassl.runs.process import build_style_augmentation
 from ray_sassl.study.compare import comparison, comparison_html

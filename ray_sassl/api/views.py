@@ -12,7 +12,8 @@ from ray_sassl.files.own import write_picture
 from ray_sassl.pipeline import CropBlock
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, load_config
-from ray_sassl.runs.dose import STYLE, Dose, matched, measure, style_pixels
+from ray_sassl.runs.dose import STYLE, Dose, style_pixels
+from ray_sassl.runs.dosing import matched, measure
 from ray_sassl.runs.pictures import read_block, views_picture
 from ray_sassl.runs.process import build_style_augmentation
 

@@ -1,19 +1,21 @@
 """Encoders by name: torchvision's, timm's as `timm/NAME`, and the CIFAR ResNets of He et al. 2016.
 
-Every encoder maps (B, 3, H, W) to features (B, F). It is built with random weights; `weights.py` puts others in.
+Every encoder maps (B, 3, H, W) to features (B, F). It is built with random weights; `weights.py` puts others in. Torch is imported by the
+functions that build, and not by processes that only read a config.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from torch import nn
 
-from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS, cifar_resnet
 from ray_sassl.files.paths import LocalPath
 from ray_sassl.plugins import FrozenConfig, did_you_mean
 from ray_sassl.process.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PUBLISHED = ("timm:", "torchvision:")
 """What `backbone.weights` may begin with in place of a path."""
@@ -57,6 +59,8 @@ def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
     Raises:
         UsageError: the name is unknown, or an option cannot be applied to this network.
     """
+    from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS, cifar_resnet
+
     if config.name in CIFAR_RESNETS:
         return cifar_resnet(config.name, config.zero_init_residual)
     source, _, name = config.name.rpartition("/")
@@ -73,6 +77,9 @@ def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
 
 def _torchvision_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
     import torchvision  # slow to import, and most processes of a run build no encoder
+    from torch import nn
+
+    from ray_sassl.backbones.resnet_cifar import CIFAR_RESNETS
 
     known = torchvision.models.list_models(module=torchvision.models)
     if config.name not in known:
@@ -112,6 +119,8 @@ def _timm_backbone(config: BackboneConfig, name: str) -> tuple[nn.Module, int]:
 
 
 def _set_cifar_stem(backbone: nn.Module, name: str) -> None:
+    from torch import nn
+
     conv = getattr(backbone, "conv1", None)
     if not isinstance(conv, nn.Conv2d) or not isinstance(getattr(backbone, "maxpool", None), nn.MaxPool2d):
         raise UsageError(f"stem='cifar' replaces the 7x7 convolution and max-pooling of a ResNet, which {name} does not have")

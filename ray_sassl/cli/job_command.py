@@ -104,8 +104,8 @@ def _parse(words: list[str]) -> tuple[str, dict[str, Any]]:
 def _pretrain(words: list[str], given: dict[str, Any]) -> JobCommand:
     from ray_sassl.cli.pretraining import split_run_dir
     from ray_sassl.runs.configs import load_config
-    from ray_sassl.runs.directory import CONFIG
-    from ray_sassl.train.loop import micro_batch
+    from ray_sassl.runs.files import CONFIG
+    from ray_sassl.train.config import micro_batch
 
     experiment = given["experiment"]
     overrides, run_dir = split_run_dir(given["overrides"] or [], given["run_dir"])
@@ -171,7 +171,7 @@ def _evaluate(words: list[str], given: dict[str, Any]) -> JobCommand:
     from ray_sassl.config.overrides import apply_overrides
     from ray_sassl.evaluation.detection import DetectConfig
     from ray_sassl.runs.configs import load_config
-    from ray_sassl.runs.directory import CONFIG
+    from ray_sassl.runs.files import CONFIG
 
     run = given["run"]
     check_place(run, "the run to evaluate")

@@ -188,7 +188,7 @@ def _where(run_dir: str, checkpoint: str | None) -> Table:
 def _progress(console: Console, config: ExperimentConfig) -> Iterator:
     """A progress bar with the main metrics on a terminal, or else a line now and then."""
     from ray_sassl.orchestrate.runtime.autoscaler import Announcer
-    from ray_sassl.train.loop import Progress as RunProgress
+    from ray_sassl.train.config import Progress as RunProgress
 
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from ray_sassl.config.overrides import explain, parse_override
-from ray_sassl.evaluation.protocols import ProtocolConfig
-from ray_sassl.evaluation.run import PROTOCOLS
+from ray_sassl.evaluation.protocols import PROTOCOLS, ProtocolConfig
 from ray_sassl.plugins import did_you_mean, load_plugin, plugin_names
 from ray_sassl.process.errors import UsageError
 

@@ -47,15 +47,19 @@ def compare(
     The page has scores with paired intervals over test images and seeds, whether differences are more than noise, and curves, views and
     figures side by side. Runs that differ only in their seed are one group.
     """
-    from ray_sassl.cli.event_log import event_log
     from ray_sassl.cli.protocol_words import ALL, parse_protocols, with_all_named, words_of
-    from ray_sassl.evaluation.detection import DetectConfig
     from ray_sassl.orchestrate.runtime.progress import progress_bar
     from ray_sassl.runs.pages.comparing import as_markdown
 
     console = open_console()
     words = words_of(on)
-    protocols, changes = parse_protocols(with_all_named(words)) if words else ([], [])
+    protocols, changes, watched = [], [], {}
+    if words:
+        from ray_sassl.cli.event_log import event_log  # torch, which takes seconds
+        from ray_sassl.evaluation.detection import DetectConfig
+
+        protocols, changes = parse_protocols(with_all_named(words))
+        watched = {"watch": event_log(console, DetectConfig())}
     result = ray_sassl.compare(
         runs,
         out,
@@ -64,8 +68,8 @@ def compare(
         strict=strict,
         skip_absent=ALL in words,
         progress=progress_bar,
-        watch=event_log(console, DetectConfig()),
         announce=lambda run, names: console.print(f"Evaluating {run} by {', '.join(names)}", soft_wrap=True),
+        **watched,
     )
     console.print(as_markdown(result.comparison), soft_wrap=True)
     for path in result.paths:

@@ -8,15 +8,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ray_sassl.backbones import BackboneConfig
 from ray_sassl.data import DataConfig
-from ray_sassl.methods import MethodConfig
-from ray_sassl.methods.layers import LAYER_PATTERN, Network
+from ray_sassl.methods import LAYER_PATTERN, MethodConfig, Network
 from ray_sassl.plugins import OPERATIONAL, SEED, FrozenConfig, load_plugin, plugin_field, plugin_names
 from ray_sassl.process.errors import UsageError
-from ray_sassl.style.augment import SasslConfig
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.stylizers import StylizerConfig
-from ray_sassl.train.loop import TrainConfig, share_of_batch
+from ray_sassl.train.config import OptimConfig, TrainConfig, share_of_batch
 from ray_sassl.train.metrics import TrackingConfig
-from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views.center_crop import CenterCrop, EvaluationView
 from ray_sassl.views.recipes import ViewsConfig
 

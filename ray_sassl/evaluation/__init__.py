@@ -8,7 +8,8 @@ subject decides where and how features are computed (`workplace.py`); protocols 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from ray_sassl.views.center_crop import EvaluationView
 
 Split = Literal["train", "test"]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Takes a title and a total, and returns a context with a function that is called with each amount of finished work."""
+
+
+def no_progress(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Shows nothing."""
+    return nullcontext(lambda amount: None)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import nn
 from ray_sassl.config.schema import EvaluatedConfig
 from ray_sassl.evaluation import Evaluation, Score, Task
 from ray_sassl.evaluation.datasets import EvaluationData
-from ray_sassl.evaluation.protocols import ProtocolConfig
+from ray_sassl.evaluation.protocols import PROTOCOLS, ProtocolConfig
 from ray_sassl.evaluation.results import STARTING_POINT, read_evaluations, read_scores, write_scores
 from ray_sassl.evaluation.store import FeatureStore
 from ray_sassl.evaluation.subject import EncoderSubject, RawPixels, untrained_backbone
@@ -24,8 +24,6 @@ from ray_sassl.plugins import load_plugin, plugin_names
 from ray_sassl.process.errors import UsageError
 
 log = logging.getLogger(__name__)
-
-PROTOCOLS = "ray_sassl.evaluation.protocols"
 
 
 @dataclass(frozen=True)

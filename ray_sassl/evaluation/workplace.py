@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 
-from ray_sassl.evaluation import Evaluation, Task
+from ray_sassl.evaluation import Evaluation, Progress, Task, no_progress
 from ray_sassl.evaluation.crops import labeled_batches
 from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, KeptImages, joined
 from ray_sassl.pipeline import OnBad
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Takes a title and a total, and returns a context with a function that is called with each amount of finished work."""
-
-
-def no_progress(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Shows nothing."""
-    return nullcontext(lambda amount: None)
 
 
 class EvaluationJob(Protocol):

@@ -25,8 +25,7 @@ from ray_sassl.methods.simsiam import Config as SimSiam
 from ray_sassl.methods.swav import Config as SwAV
 from ray_sassl.methods.vicreg import Config as VICReg
 from ray_sassl.style.stylizers.swift import Config as Swift
-from ray_sassl.train.loop import TrainConfig
-from ray_sassl.train.optim import OptimConfig
+from ray_sassl.train.config import OptimConfig, TrainConfig
 from ray_sassl.views import recipes
 from ray_sassl.views.recipes import ViewsConfig
 

@@ -6,10 +6,9 @@ from ray_sassl.backbones import BackboneConfig
 from ray_sassl.config.schema import EvaluateConfig, ExperimentConfig
 from ray_sassl.data import DataConfig
 from ray_sassl.methods.simclr import Config as SimCLR
-from ray_sassl.style.augment import SasslConfig
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.stylizers.color_statistics import Config as ColorStatistics
-from ray_sassl.train.loop import TrainConfig
-from ray_sassl.train.optim import OptimConfig
+from ray_sassl.train.config import OptimConfig, TrainConfig
 from ray_sassl.views.recipes import simclr
 
 

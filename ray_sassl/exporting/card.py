@@ -15,7 +15,7 @@ from ray_sassl.exporting.formats import Format
 from ray_sassl.exporting.head import LinearHead
 from ray_sassl.files import storage
 from ray_sassl.process.console import markdown, markdown_code, one_line
-from ray_sassl.runs.directory import INDEX
+from ray_sassl.runs.files import INDEX
 from ray_sassl.runs.record import RunRecord
 
 _LIBRARY: dict[Format, str] = {"torchvision": "torchvision", "timm": "timm", "hf": "timm", "onnx": "onnx", "safetensors": "ray-sassl"}

@@ -30,12 +30,13 @@ from ray_sassl.nn.digest import weights_sha256
 from ray_sassl.nn.normalize import normalize
 from ray_sassl.plugins import FrozenConfig
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import CONFIG, find_checkpoint
+from ray_sassl.runs.directory import find_checkpoint
+from ray_sassl.runs.files import CONFIG
 from ray_sassl.runs.process import load_network
 from ray_sassl.runs.start import find_source
 from ray_sassl.train.checkpoint import Checkpoint
 from ray_sassl.train.checkpoint_folder import MANIFEST
-from ray_sassl.train.loop import TrainConfig
+from ray_sassl.train.config import TrainConfig
 from ray_sassl.views.center_crop import CenterCrop, EvaluationView
 
 MODEL = "model.safetensors"

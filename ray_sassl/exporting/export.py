@@ -17,7 +17,8 @@ from ray_sassl.exporting.head import LinearHead, fit_head
 from ray_sassl.exporting.onnx_file import onnx_bytes
 from ray_sassl.files import storage
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import CONFIG, find_checkpoint
+from ray_sassl.runs.directory import find_checkpoint
+from ray_sassl.runs.files import CONFIG
 from ray_sassl.runs.record import RunRecord, read_run
 
 CARD = "README.md"

@@ -1,19 +1,25 @@
 """Objectives: one file each. `methods/moco.py` is `method=moco`.
 
 A method is the network that is trained (backbone, projector, predictor, momentum copies, queue) and its loss; `nn/method.py` says what the
-loop asks of it.
+loop asks of it. This module imports no torch, as most processes that read a config need none.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from torch import nn
-
-from ray_sassl.nn.method import Method as Method
-from ray_sassl.nn.method import StepOutput as StepOutput
 from ray_sassl.plugins import PluginConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ray_sassl.nn.method import Method
+
+Network = Literal["student", "teacher"]
+"""The networks of a method that can be evaluated and exported; see `layers.py`."""
+LAYER_PATTERN = r"^(backbone|projector(\.\d+)?)$"
+"""`backbone`, `projector` (the embeddings), or `projector.N`, the outputs of the projector's layer N, counted from 0."""
 
 
 class MethodConfig(PluginConfig, ABC):

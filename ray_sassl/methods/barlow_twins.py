@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ray_sassl.methods import Method, StepOutput
 from ray_sassl.methods.branches import Plain
 from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 
 _EPSILON = 1e-5

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, StepOutput
 from ray_sassl.methods.branches import Plain
 from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.ema import cosine_momentum, momentum_copy, update_momentum_copy
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 
 CHANCE_LOSS = 2.0

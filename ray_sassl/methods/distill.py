@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from ray_sassl.backbones import PUBLISHED, BackboneConfig, build_backbone
 from ray_sassl.files.paths import LocalPath
-from ray_sassl.methods import Method, MethodConfig, StepOutput
+from ray_sassl.methods import MethodConfig
 from ray_sassl.methods.heads import Count
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.heads import mlp_head
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 
 

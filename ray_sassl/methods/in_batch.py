@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, StepOutput
 from ray_sassl.methods.branches import Sides
 from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
-from ray_sassl.methods import Method
+from ray_sassl.methods import Network
+from ray_sassl.nn.method import Method
 from ray_sassl.process.errors import UsageError
-
-Network = Literal["student", "teacher"]
-LAYER_PATTERN = r"^(backbone|projector(\.\d+)?)$"
-"""`backbone`, `projector` (the embeddings), or `projector.N`, the outputs of the projector's layer N, counted from 0."""
 
 
 class EncoderLayer(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ray_sassl.methods import Method, StepOutput
 from ray_sassl.methods.heads import Count, ProjectorConfig
 from ray_sassl.nn import sync_batchnorm
 from ray_sassl.nn.gather import all_reduce_with_gradient, world_size
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.multi_crop import encode_by_size
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.nn.upload import upload

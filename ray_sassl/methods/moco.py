@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, StepOutput
 from ray_sassl.methods.branches import Plain
 from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import split_batchnorm, sync_batchnorm
 from ray_sassl.nn.ema import momentum_copy, update_momentum_copy
 from ray_sassl.nn.gather import all_gather, exchange_rows, rank, world_size
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 from ray_sassl.nn.queue import EmbeddingQueue
 from ray_sassl.nn.upload import upload

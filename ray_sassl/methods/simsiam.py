@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sassl.methods import Method, StepOutput
 from ray_sassl.methods.branches import Plain
 from ray_sassl.methods.heads import Count, HeadsConfig
 from ray_sassl.nn import sync_batchnorm
+from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.precision import at_least_float32, no_autocast
 
 

@@ -15,7 +15,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import CONFIG
+from ray_sassl.runs.files import CONFIG
 from ray_sassl.runs.recipe import choose_recipe, is_data
 
 Overrides = Mapping[str, Any] | Sequence[Override] | None

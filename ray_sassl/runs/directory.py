@@ -27,40 +27,31 @@ from ray_sassl.data.plan import with_window
 from ray_sassl.data.reading import build_index, cached_index, is_of, refuse_left_out
 from ray_sassl.data.sources import path_around
 from ray_sassl.evaluation.results import EVALUATION
+from ray_sassl.experiments import load_experiment, summaries
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import read_json
 from ray_sassl.files.own import mark_folder
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import redacted_tree
+from ray_sassl.runs.files import (
+    CONFIG,
+    ENVIRONMENT,
+    EXPERIMENT,
+    INDEX,
+    METRICS,
+    NEIGHBORS,
+    QUARANTINE,
+    SUMMARY,
+    TEACHER,
+    VIEWS,
+    RunDirectoryError,
+)
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ray_sassl.train.checkpoint_folder import MANIFEST, BadCheckpointError, list_checkpoints, newest_seen
 from ray_sassl.train.divergence import DIVERGED
 from ray_sassl.types import RunResult
 
-INDEX, CONFIG, SUMMARY, ENVIRONMENT, QUARANTINE, VIEWS, NEIGHBORS, METRICS = (
-    "index.arrow",
-    "config.yaml",
-    "summary.json",
-    "environment.json",
-    "quarantine.jsonl",
-    "views.png",
-    "neighbors.png",
-    "metrics.jsonl",
-)
-
-
-FEATURE_RANK = "feature_rank"
-TEACHER = "teacher.safetensors"
-"""The frozen teacher of a run that distills one."""
-
-NEIGHBORS_RECORD = "neighbors.json"
-"""Holds the effective rank (RankMe) of the encoder's features of some images, for a run without labels."""
-
 DATA_PATH = "data.path"
-
-
-class RunDirectoryError(UsageError):
-    """The run directory does not fit the command: it contains another run, or none."""
 
 
 def find_checkpoint(path: str) -> Checkpoint:
@@ -146,7 +137,8 @@ def prepare_run_dir(
         index = cached_index(config.data, index_path, with_content=True, each=each)
     index = replace(index, config=with_window(config.data, index))
     storage.write_text(config_path, to_yaml(config.model_copy(update={"data": index.config})))
-    storage.write_text(storage.join(run_dir, ENVIRONMENT), json.dumps(environment(), indent=2))
+    record = environment() | {EXPERIMENT: _experiment(config.name)}
+    storage.write_text(storage.join(run_dir, ENVIRONMENT), json.dumps(record, indent=2))
     for name in (SUMMARY, DIVERGED) if resume else (SUMMARY, DIVERGED, QUARANTINE):  # whose rows may be of other data
         storage.remove(storage.join(run_dir, name))
     return index
@@ -257,6 +249,11 @@ def _check_same_run(new: ExperimentConfig, old: ExperimentConfig, *, data_moved:
         raise RunDirectoryError(
             f"the run to resume has another {', '.join(differing)}; a resumed run may change only {', '.join(changeable_paths())}"
         )
+
+
+def _experiment(name: str) -> dict[str, object] | None:
+    """The settings of the experiment of that name, if there is one: pages tell what differs from it without importing its classes."""
+    return load_experiment(name).model_dump(mode="json") if name in summaries() else None
 
 
 def environment() -> dict[str, object]:

@@ -20,7 +20,7 @@ from ray_sassl.files.own import write_picture
 from ray_sassl.nn.collapse import effective_rank
 from ray_sassl.pipeline import decode_images
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import FEATURE_RANK, NEIGHBORS, NEIGHBORS_RECORD
+from ray_sassl.runs.files import FEATURE_RANK, NEIGHBORS, NEIGHBORS_RECORD
 from ray_sassl.views.center_crop import as_view
 from ray_sassl.views.grid import image_grid
 

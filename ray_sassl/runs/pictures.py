@@ -19,7 +19,7 @@ from ray_sassl.files import storage
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.pipeline import CropBlock, StylizeBlock, ViewSource, crop_blocks, finish_block, windows
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import INDEX
+from ray_sassl.runs.files import INDEX
 from ray_sassl.runs.process import view_source
 from ray_sassl.style.augment import blend, draw_styles
 from ray_sassl.style.stylizers import Stylizer

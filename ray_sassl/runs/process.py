@@ -14,11 +14,12 @@ from ray_sassl.config.files import from_yaml, to_yaml
 from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.evaluation.online import online_scores
 from ray_sassl.files import storage
-from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods import MethodConfig
 from ray_sassl.methods.layers import network_of
+from ray_sassl.nn.method import Method
 from ray_sassl.pipeline import StylizeBlock, ViewSource
 from ray_sassl.process.ending import lastly
-from ray_sassl.runs.directory import CONFIG, INDEX
+from ray_sassl.runs.files import CONFIG, INDEX
 from ray_sassl.runs.neighbors import draw_neighbors
 from ray_sassl.runs.same_class import SameClass
 from ray_sassl.runs.start import load_start

@@ -29,7 +29,7 @@ from ray_sassl.methods import MethodConfig
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.start import find_source
 from ray_sassl.style.stylizers.swift import Config as Swift
-from ray_sassl.train.loop import TrainConfig
+from ray_sassl.train.config import TrainConfig
 from ray_sassl.views.recipes import SMALL_FORM_MAX_PX, recipe_named
 
 MIN_IMAGES = 64

@@ -21,9 +21,11 @@ from ray_sassl.files.pictures import read_picture
 from ray_sassl.files.safe_yaml import load_file
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.secrets import redacted_tree
-from ray_sassl.runs.directory import (
+from ray_sassl.runs.dose import Dose, read_doses
+from ray_sassl.runs.files import (
     CONFIG,
     ENVIRONMENT,
+    EXPERIMENT,
     FEATURE_RANK,
     METRICS,
     NEIGHBORS,
@@ -33,7 +35,6 @@ from ray_sassl.runs.directory import (
     VIEWS,
     RunDirectoryError,
 )
-from ray_sassl.runs.dose import Dose, read_doses
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class RunRecord:
         name: Its last component, which names the run.
         config: The tree in `config.yaml`.
         summary: How the run ended, or None if it is running or was killed.
-        environment: The machine, packages and command of the run.
+        environment: The machine, packages and command of the run, and the settings of its experiment.
         metrics: One dictionary per line of `metrics.jsonl`, by step.
         scores: One per protocol, by name.
         bad_rows: Rows of the training data in the quarantine, counted by reason.
@@ -187,7 +188,8 @@ def _environment(run_dir: str, left_out: list[str]) -> dict[str, Any]:
     tree = _object(run_dir, ENVIRONMENT, left_out) or {}
     texts = {name: value for name, value in tree.items() if name in ("python", "platform", "commit") and isinstance(value, str)}
     packages = {name: version for name, version in as_mapping(tree.get("packages")).items() if isinstance(version, str)}
-    return {**texts, "packages": packages, **{name: as_texts(tree.get(name)) for name in ("gpus", "command")}}
+    texts_of = {name: as_texts(tree.get(name)) for name in ("gpus", "command")}
+    return {**texts, "packages": packages, **texts_of, EXPERIMENT: as_mapping(tree.get(EXPERIMENT))}
 
 
 def _picture(run_dir: str, name: str, left_out: list[str]) -> bytes | None:

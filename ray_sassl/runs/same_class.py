@@ -16,7 +16,7 @@ from ray_sassl.config.schema import ExperimentConfig
 from ray_sassl.data import NO_LABEL
 from ray_sassl.data.plan import Plan
 from ray_sassl.data.reading import all_labels
-from ray_sassl.methods import Method
+from ray_sassl.nn.method import Method
 from ray_sassl.nn.queue import EmbeddingQueue
 from ray_sassl.pipeline import ViewSource
 from ray_sassl.process.errors import UsageError

@@ -23,7 +23,8 @@ from ray_sassl.files import storage
 from ray_sassl.files.json_files import as_mapping, read_json
 from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import CONFIG, find_checkpoint
+from ray_sassl.runs.directory import find_checkpoint
+from ray_sassl.runs.files import CONFIG
 
 START, START_RECORD = "start.safetensors", "start.json"
 

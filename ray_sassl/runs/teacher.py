@@ -17,7 +17,7 @@ from ray_sassl.files.safetensors_header import read_header
 from ray_sassl.methods.distill import Config as Distill
 from ray_sassl.pipeline import Teach
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import CONFIG, TEACHER
+from ray_sassl.runs.files import CONFIG, TEACHER
 from ray_sassl.runs.start import find_source
 
 _PIXELS = "pixels"

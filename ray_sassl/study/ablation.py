@@ -22,7 +22,8 @@ from ray_sassl.pipeline import CropBlock
 from ray_sassl.plugins import FrozenConfig, did_you_mean
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.configs import Overrides, load_config, override_list
-from ray_sassl.runs.dose import matched, measure, style_pixels
+from ray_sassl.runs.dose import style_pixels
+from ray_sassl.runs.dosing import matched, measure
 from ray_sassl.runs.pictures import read_block
 from ray_sassl.runs.process import build_style_augmentation
 from ray_sassl.study.record import STUDY, StudyConfig, read_settings, read_study

@@ -31,8 +31,9 @@ from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.plugins import FrozenConfig, plugin_field
 from ray_sassl.process.errors import UsageError
 from ray_sassl.process.version import __version__
-from ray_sassl.style.augment import BlockStyles, SasslConfig, draw_styles
+from ray_sassl.style.augment import BlockStyles, draw_styles
 from ray_sassl.style.bank import StyleBank
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.stylizers import Stylizer, StylizerConfig
 from ray_sassl.views.keyed import DrawKey
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ray_sassl.data.seen import SeenIds
@@ -21,19 +19,18 @@ from ray_sassl.nn.gather import all_gather
 from ray_sassl.nn.method import Method, StepOutput
 from ray_sassl.nn.normalize import Normalization
 from ray_sassl.nn.precision import choose_kernels, full_float32
-from ray_sassl.plugins import EXTENDABLE, OPERATIONAL, ROUNDING, FrozenConfig
 from ray_sassl.process.ending import told
-from ray_sassl.process.errors import UsageError
 from ray_sassl.process.stages import RANK_STAGES, since
 from ray_sassl.train.agreement import Agreement
 from ray_sassl.train.checkpoint import Checkpoint
+from ray_sassl.train.config import OptimConfig, Progress, TrainConfig, planned_progress
 from ray_sassl.train.context import Context, data_parallel, over_ranks
 from ray_sassl.train.divergence import DivergenceWatch
 from ray_sassl.train.metrics import MetricsLog
-from ray_sassl.train.optim import OptimConfig, build_optimizer, clip_gradients, set_rates
+from ray_sassl.train.optim import build_optimizer, clip_gradients, set_rates
 from ray_sassl.train.prefetch import Prefetcher
 from ray_sassl.train.saving import RunSaver
-from ray_sassl.train.schedule import Counting, share_done
+from ray_sassl.train.schedule import share_done
 from ray_sassl.train.speed import RankClock, advice_on_steps, speed
 from ray_sassl.train.watchdog import Heart
 from ray_sassl.types import Arrays, Batch, Outcome
@@ -41,64 +38,12 @@ from ray_sassl.types import Arrays, Batch, Outcome
 log = logging.getLogger(__name__)
 
 
-class TrainConfig(FrozenConfig):
-    """Length, batch, precision and periods of a run. Periods are in steps; 0 means once an epoch."""
-
-    epochs: Annotated[float, EXTENDABLE] = Field(default=100.0, gt=0)
-    """Passes over the data; a fraction is allowed."""
-    global_batch: int = Field(default=256, gt=0)
-    """Images of one optimizer update, over all workers and accumulated parts."""
-    accumulate: Annotated[int, EXTENDABLE] = Field(default=1, ge=1)
-    """Parts that a worker's share of the batch is cut into. Each part has its own negatives and batch statistics."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is autocast: weights, losses and the optimizer stay in float32."""
-    channels_last: bool = True
-    compile: Annotated[bool, OPERATIONAL] = False
-    """torch.compile on the encoder, its heads and their momentum copies; the first step then takes minutes."""
-    tf32: Annotated[bool, ROUNDING] = True
-    """On GPUs, networks in float32 multiply with TF32 (10 bits of mantissa): several times as fast. Losses keep the whole float32."""
-    cudnn_benchmark: Annotated[bool, OPERATIONAL] = True
-    """On GPUs, the first steps time several kernels of each convolution and keep the quickest. Which one that is may differ from start to
-    start, and with it the last digits."""
-    clip_norm: float = Field(default=0.0, ge=0)
-    """Gradients are scaled down to this l2 norm; 0 leaves them as they are."""
-    clip_scope: Literal["whole", "parameter"] = "whole"
-    """Whether that is the norm of all gradients together, or of each parameter's gradient by itself (the official code of DINO)."""
-    schedules: Counting = "(s+1)/n"
-    """How the schedules of a method (momentum, temperature) count update `s` (from 0) of `n`: `s/n` in the official codes of BYOL and DINO.
-    MoCo v3's, which moves its momentum encoder before the next step, is `(s+1)/n`."""
-    log_every: Annotated[int, OPERATIONAL] = Field(default=20, ge=1)
-    checkpoint_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
-    checkpoint_min_s: Annotated[float | None, OPERATIONAL] = Field(default=None, ge=0)
-    """Least seconds between two checkpoints of this period: one that comes sooner is passed over, and so is one that comes while the one
-    before is still being written. 0: none is, and training waits for the one that is being written. By default 60 with a checkpoint once an
-    epoch, and 0 with `checkpoint_every` in steps."""
-    keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
-    """How many of the newest checkpoints are kept; two, so that a damaged one has a predecessor."""
-    evaluate_every: Annotated[int, OPERATIONAL] = Field(default=0, ge=0)
-    """Period of the evaluations during the run (`evaluate.online`), if the data to evaluate on are given."""
-    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from RGB in [0, 1]; ImageNet's, as in the torchvision reference."""
-    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    @property
-    def checkpoints_apart_s(self) -> float:
-        """`checkpoint_min_s`, or what stands for it."""
-        return self.checkpoint_min_s if self.checkpoint_min_s is not None else 0.0 if self.checkpoint_every else _CHECKPOINTS_APART_S
-
-    @model_validator(mode="after")
-    def _no_option_without_effect(self) -> Self:
-        if self.clip_scope != "whole" and not self.clip_norm:
-            raise ValueError("train.clip_scope has no effect with train.clip_norm=0; set train.clip_norm, or train.clip_scope=whole")
-        return self
-
-
 EVALUATION = "evaluation"
 """The name of an evaluation's number in its report. Numbers count from 1 and stay the same when a resumed run repeats an evaluation.
 Without labeled images there are no scores, and the number is reported with the first metrics that are logged after the evaluation is
 due."""
 
-_BEAT_S, _CHECKPOINTS_APART_S = 10.0, 60.0
+_BEAT_S = 10.0
 
 FAILED_EVALUATIONS = "failed_evaluations"
 """How many evaluations have failed since the workers were started, in the report of one that has."""
@@ -109,23 +54,6 @@ _EVALUATED = "evaluated"
 
 class EvaluationStoppedError(Exception):
     """A stop, or the end of a machine, has cut an evaluation short."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The numbers that determine steps and epochs of a run."""
-
-    num_rows: int
-    global_batch: int
-    epochs: float
-
-    @property
-    def total_steps(self) -> int:
-        """Full batches in `epochs` passes; the incomplete batch at the very end is dropped."""
-        return int(self.epochs * self.num_rows / self.global_batch + 1e-9)
-
-    def epoch(self, step: int) -> float:
-        return step * self.global_batch / self.num_rows
 
 
 @dataclass
@@ -168,71 +96,6 @@ class Job:
     is_ahead: bool | None = None
     stall_s: float = 60.0
     num_failed_evaluations: int = 0
-
-
-def micro_batch(config: TrainConfig, world_size: int) -> int:
-    """Images that one worker takes at a time.
-
-    Raises:
-        UsageError: the global batch does not divide into equal parts.
-    """
-    parts = world_size * config.accumulate
-    if config.global_batch % parts:
-        below, above = config.global_batch // parts * parts, -(-config.global_batch // parts) * parts
-        near = f"{below} or {above}" if below else str(above)
-        raise UsageError(
-            f"train.global_batch={config.global_batch} does not divide by {world_size} workers x train.accumulate={config.accumulate}; "
-            f"the nearest that do: {near}"
-        )
-    return config.global_batch // parts
-
-
-def share_of_batch(config: TrainConfig, num_workers: int, world_size: int) -> tuple[int, int]:
-    """(rows per part, number of parts) of each of `world_size` workers' share of the global batch.
-
-    With the config's `num_workers` these are the config's own. With fewer workers there are more parts of the same size, so that memory
-    suffices as before; if that does not divide evenly, parts are a little smaller.
-
-    Raises:
-        UsageError: the global batch does not divide by the number of workers.
-    """
-    rows = micro_batch(config, num_workers)
-    share = micro_batch(config.model_copy(update={"accumulate": 1}), world_size)
-    parts = next(parts for parts in range(-(-share // rows), share + 1) if share % parts == 0)
-    return share // parts, parts
-
-
-def check_shares(config: TrainConfig, worker_counts: range) -> None:
-    """Check that the global batch divides evenly for every number of workers.
-
-    Raises:
-        UsageError: it does not; the message names the nearest that do.
-    """
-    num_workers = worker_counts[-1]
-    micro_batch(config, num_workers)
-    if any(config.global_batch % count for count in worker_counts):
-        multiple = math.lcm(*worker_counts, num_workers * config.accumulate)
-        below, above = config.global_batch // multiple * multiple, -(-config.global_batch // multiple) * multiple
-        raise UsageError(
-            f"train.global_batch={config.global_batch} does not divide by every number of workers from "
-            f"scaling.min_workers={worker_counts[0]} to "
-            f"scaling.num_workers={num_workers}; the nearest that do: {f'{below} or {above}' if below else above}"
-        )
-
-
-def planned_progress(config: TrainConfig, num_rows: int) -> Progress:
-    """The progress of a run over so many images.
-
-    Raises:
-        UsageError: they make no full batch.
-    """
-    progress = Progress(num_rows, config.global_batch, config.epochs)
-    if progress.total_steps == 0:
-        raise UsageError(
-            f"train.epochs={config.epochs:g} over {num_rows} images make no full batch of train.global_batch={config.global_batch}; "
-            "use a smaller batch or more epochs"
-        )
-    return progress
 
 
 def train(job: Job) -> Outcome:

@@ -3,68 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
 from ray_sassl.backbones.parts import layer_scales
 from ray_sassl.nn.method import Method
-from ray_sassl.plugins import ROUNDING, FrozenConfig
-from ray_sassl.train.schedule import Ramp, scaled_lr, warmup_cosine
-
-
-class OptimConfig(FrozenConfig):
-    """The optimizer, its learning rate and its weight decay."""
-
-    name: Literal["sgd", "lars", "adamw"] = "sgd"
-    base_lr: float = Field(default=0.03, gt=0)
-    """Peak learning rate before scaling; see `lr_scaling`. 0.03 for a batch of 256 is MoCo's."""
-    bias_lr: float | None = Field(default=None, gt=0)
-    """The same for biases and the scales and shifts of norm layers, by default `base_lr`; in the official code of Barlow Twins 0.0048 where
-    `base_lr` is 0.2."""
-    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """How the peak follows the global batch: `linear` base_lr * batch / 256, `sqrt` base_lr * sqrt(batch), `none` base_lr."""
-    final_lr: float = Field(default=0.0, ge=0)
-    """Learning rate at the end of the cosine."""
-    warmup_epochs: float = Field(default=0.0, ge=0)
-    """Length of the linear warm-up, in epochs."""
-    warmup_start_lr: float = Field(default=0.0, ge=0)
-    """Learning rate that the warm-up starts from, not scaled; 0.3 in SwAV's scripts for large batches."""
-    warmup_ramp: Ramp = "(s+1)/(n+1)"
-    """How update `s` (from 0) of a warm-up of `n` counts: `s/n` in most official codes, `s/(n-1)` in those of SwAV and DINO."""
-    lr_changes: Literal["step", "epoch"] = "step"
-    """Whether the rate follows its schedule at every step, or only at the first step of each epoch (the official codes of MoCo v2 and
-    SimSiam)."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD and LARS; the first beta of AdamW."""
-    beta2: float | None = Field(default=None, ge=0, lt=1)
-    """The second beta of AdamW, by default 0.999; an error for other optimizers."""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    final_weight_decay: float | None = Field(default=None, ge=0)
-    """Weight decay at the end of the run, toward which it moves along a half cosine; by default it stays. 0.4 from 0.04 in DINO, for
-    ViTs."""
-    decay: Literal["kernels", "all"] = "kernels"
-    """What is decayed, and under LARS adapted: `kernels` leaves out biases and the scales and shifts of norm layers, as most official codes
-    do; `all` are all parameters, as in those of MoCo v2, SimSiam and SwAV, and of MoCo v3 for ViTs."""
-    trust_coefficient: float | None = Field(default=None, gt=0)
-    """LARS's trust coefficient, by default 0.001; an error for other optimizers."""
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """The learning rate of each block of the encoder as a share of the next one's: 0.75 keeps more of the first weights where a run
-    starts from others (`backbone.weights`). With 1 all parts have the same."""
-
-    foreach: Annotated[bool | None, ROUNDING] = None
-    """Whether updates are computed for all parameters at once, with few kernels; by default on GPUs, and with LARS everywhere."""
-
-    @model_validator(mode="after")
-    def _no_option_without_effect(self) -> OptimConfig:
-        for field, owner in (("beta2", "adamw"), ("trust_coefficient", "lars")):
-            if getattr(self, field) is not None and self.name != owner:
-                raise ValueError(f"optim.{field} has no effect on {self.name}; it belongs to {owner}")
-        if self.warmup_start_lr and not self.warmup_epochs:
-            raise ValueError("optim.warmup_start_lr has no effect without a warm-up; set optim.warmup_epochs")
-        return self
+from ray_sassl.train.config import OptimConfig
+from ray_sassl.train.schedule import scaled_lr, warmup_cosine
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:

@@ -7,7 +7,7 @@ from ray_sassl.experiments import data_root, experiments, load_experiment
 from ray_sassl.plugins import find_modules, plugin_names
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.process import build_method
-from ray_sassl.train.loop import micro_batch
+from ray_sassl.train.config import micro_batch
 from ray_sassl.train.schedule import scaled_lr
 from ray_sassl.views.recipes import with_strong_left
 

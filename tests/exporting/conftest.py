@@ -22,7 +22,7 @@ from ray_sassl.data import DataConfig
 from ray_sassl.data.reading import build_index
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.experiments import load_experiment
-from ray_sassl.runs.directory import CONFIG, ENVIRONMENT, INDEX, METRICS, SUMMARY
+from ray_sassl.runs.files import CONFIG, ENVIRONMENT, INDEX, METRICS, SUMMARY
 from ray_sassl.train.checkpoint import write_checkpoint
 from ray_sassl.types import RunResult
 

@@ -16,7 +16,8 @@ from ray_sassl.data.contents import check_same_content, with_digests
 from ray_sassl.data.index import Index
 from ray_sassl.data.reading import build_index
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import INDEX, RunDirectoryError, index_to_continue
+from ray_sassl.runs.directory import index_to_continue
+from ray_sassl.runs.files import INDEX, RunDirectoryError
 from ray_sassl.types import RunResult
 from tests.field.test_own_output import QUICK
 

@@ -21,7 +21,7 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.files.own import MARKER, mark_file, mark_folder, write_picture
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import RunDirectoryError
+from ray_sassl.runs.files import RunDirectoryError
 from tests.flaky_store import s3_options, s3_server
 
 Make = Callable[[str], Path]

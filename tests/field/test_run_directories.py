@@ -11,7 +11,8 @@ import ray_sassl
 from ray_sassl.files.lock import LOCK, FolderInUseError, hold_folder
 from ray_sassl.orchestrate.batch.distill import _open_work_dir
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import RunDirectoryError, prepare_run_dir
+from ray_sassl.runs.directory import prepare_run_dir
+from ray_sassl.runs.files import RunDirectoryError
 from ray_sassl.study.record import open_study, write_trial
 from ray_sassl.style.distillation import DistillConfig
 from tests.exporting.conftest import MakeRun, make_run

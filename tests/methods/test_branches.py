@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_sassl.feature_aug import FeatureAugmentation
-from ray_sassl.methods import Method
 from ray_sassl.methods.barlow_twins import barlow_twins_loss
 from ray_sassl.methods.branches import Architecture, Branches, FaConfig, Plain
 from ray_sassl.methods.byol import byol_loss
 from ray_sassl.methods.moco import info_nce
 from ray_sassl.methods.simclr import nt_xent
 from ray_sassl.methods.vicreg import vicreg_terms
+from ray_sassl.nn.method import Method
 from ray_sassl.plugins import load_plugin, plugin_names
 
 ARCHITECTURES = get_args(Architecture)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ray_sassl.backbones import BackboneConfig, build_backbone
-from ray_sassl.methods import Method, MethodConfig
+from ray_sassl.methods import MethodConfig
+from ray_sassl.nn.method import Method
 from ray_sassl.plugins import load_plugin, plugin_names
 
 NAMES = plugin_names("ray_sassl.methods")

@@ -21,9 +21,8 @@ from ray_sassl.methods.moco import Config as MoCo
 from ray_sassl.runs.teacher import keep_teacher, with_teacher
 from ray_sassl.study.record import StudyConfig
 from ray_sassl.study.space import Float, SearchSpace
-from ray_sassl.train.loop import TrainConfig
+from ray_sassl.train.config import OptimConfig, TrainConfig
 from ray_sassl.train.metrics import TrackingConfig
-from ray_sassl.train.optim import OptimConfig
 from ray_sassl.views.recipes import moco_v2
 
 NUM_ROWS = 160

@@ -23,17 +23,8 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.files.own import MARKER
 from ray_sassl.pipeline import local_batches
-from ray_sassl.runs.directory import (
-    CONFIG,
-    ENVIRONMENT,
-    INDEX,
-    SUMMARY,
-    RunDirectoryError,
-    find_checkpoint,
-    prepare_run_dir,
-    settled,
-    write_summary,
-)
+from ray_sassl.runs.directory import find_checkpoint, prepare_run_dir, settled, write_summary
+from ray_sassl.runs.files import CONFIG, ENVIRONMENT, INDEX, SUMMARY, RunDirectoryError
 from ray_sassl.runs.process import build_method, build_stylize_block, load_backbone, train_process, view_source
 from ray_sassl.train.checkpoint import latest_checkpoint, write_checkpoint
 from ray_sassl.train.checkpoint_folder import BadCheckpointError

@@ -13,8 +13,9 @@ from ray_sassl.data.reading import cached_index
 from ray_sassl.experiments import load_experiment
 from ray_sassl.pipeline import CropBlock
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import INDEX
-from ray_sassl.runs.dose import STYLE, Dose, doses_in, matched, measure, write_doses
+from ray_sassl.runs.dose import STYLE, Dose, doses_in, write_doses
+from ray_sassl.runs.dosing import matched, measure
+from ray_sassl.runs.files import INDEX
 from ray_sassl.runs.pictures import first_block
 from ray_sassl.runs.process import build_style_augmentation, view_source
 

@@ -13,8 +13,8 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.experiments import load_experiment
 from ray_sassl.exporting.export import export_encoder
-from ray_sassl.methods import Method
-from ray_sassl.methods.layers import Network
+from ray_sassl.methods import Network
+from ray_sassl.nn.method import Method
 from ray_sassl.process.errors import UsageError
 from ray_sassl.runs.directory import find_checkpoint
 from ray_sassl.runs.process import build_method, load_network

@@ -10,7 +10,7 @@ from ray_sassl.config.overrides import apply_overrides
 from ray_sassl.data.reading import cached_index
 from ray_sassl.experiments import load_experiment
 from ray_sassl.runs import pictures
-from ray_sassl.runs.directory import INDEX
+from ray_sassl.runs.files import INDEX
 from ray_sassl.runs.pictures import first_block, views_picture
 from ray_sassl.runs.process import build_stylize_block, view_source
 

@@ -13,8 +13,9 @@ from ray_sassl.nn import pixels as pixels_module
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.nn.pixels import to_float, to_uint8
 from ray_sassl.style import augment
-from ray_sassl.style.augment import SasslConfig, StyleAugmentation, blend, draw_styles, style_partners
+from ray_sassl.style.augment import StyleAugmentation, blend, draw_styles, style_partners
 from ray_sassl.style.bank import StyleBank
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.views import ops
 from ray_sassl.views.crop import crop

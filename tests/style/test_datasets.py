@@ -18,8 +18,9 @@ from ray_sassl.files.paths import with_absolute_paths
 from ray_sassl.nn.chunks import Chunks
 from ray_sassl.process.errors import UsageError
 from ray_sassl.style import datasets
-from ray_sassl.style.augment import SasslConfig, draw_styles
+from ray_sassl.style.augment import draw_styles
 from ray_sassl.style.bank import BadBankError, StyleBank
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.datasets import (
     DatasetStylizer,
     StyleJobConfig,

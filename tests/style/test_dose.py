@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ray_sassl.process.errors import UsageError
-from ray_sassl.style.augment import SasslConfig
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.dose import STRENGTHS, change_of, interval_at, rising, strength_for
 
 IMAGES = np.random.default_rng(0).integers(10, 246, (3, 16, 20, 3)).astype(np.uint8)

@@ -12,7 +12,8 @@ import torch
 
 from ray_sassl.nn import pixels as pixels_module
 from ray_sassl.style import augment
-from ray_sassl.style.augment import BlockStyles, SasslConfig, StyleAugmentation, draw_styles
+from ray_sassl.style.augment import BlockStyles, StyleAugmentation, draw_styles
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.stylizers import Stylizer
 from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.views import ops

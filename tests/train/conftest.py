@@ -24,11 +24,11 @@ from ray_sassl.experiments import load_experiment
 from ray_sassl.files import storage
 from ray_sassl.pipeline import local_batches
 from ray_sassl.plugins import load_plugin
-from ray_sassl.runs.directory import INDEX
+from ray_sassl.runs.files import INDEX
 from ray_sassl.runs.process import build_stylize_block, train_process, view_source
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint
+from ray_sassl.train.config import micro_batch
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import micro_batch
 from ray_sassl.types import Arrays, Outcome
 from ray_sassl.views.recipes import ViewsConfig, simclr
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from ray_sassl.nn.method import StepOutput
 from ray_sassl.train.checkpoint import read_checkpoint
 from ray_sassl.train.checkpoint_folder import list_checkpoints
+from ray_sassl.train.config import TrainConfig
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.divergence import DIVERGED, DivergedError, DivergenceWatch
-from ray_sassl.train.loop import Job, TrainConfig, train
+from ray_sassl.train.loop import Job, train
 from ray_sassl.types import Arrays
 from tests.train.test_loop import SGD, Linear, _batches
 

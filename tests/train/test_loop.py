@@ -21,10 +21,11 @@ from ray_sassl.process.errors import UsageError
 from ray_sassl.train import loop, saving
 from ray_sassl.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, write_checkpoint
 from ray_sassl.train.checkpoint_folder import list_checkpoints
+from ray_sassl.train.config import OptimConfig, TrainConfig, micro_batch
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.divergence import DivergedError
-from ray_sassl.train.loop import Job, TrainConfig, micro_batch, num_evaluations, train
-from ray_sassl.train.optim import OptimConfig, load_optimizer
+from ray_sassl.train.loop import Job, num_evaluations, train
+from ray_sassl.train.optim import load_optimizer
 from ray_sassl.train.prefetch import to_device
 from ray_sassl.types import Arrays, Outcome
 

@@ -6,9 +6,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ray_sassl.methods import Method
+from ray_sassl.nn.method import Method
 from ray_sassl.train.checkpoint import latest_checkpoint
-from ray_sassl.train.optim import OptimConfig, build_optimizer, clip_gradients, parameter_groups, set_rates
+from ray_sassl.train.config import OptimConfig
+from ray_sassl.train.optim import build_optimizer, clip_gradients, parameter_groups, set_rates
 
 LR, DECAY = 0.1, 0.01
 

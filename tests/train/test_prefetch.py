@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ray_sassl.nn.normalize import Normalization
 from ray_sassl.nn.upload import upload
 from ray_sassl.plugins import load_plugin, plugin_names
+from ray_sassl.train.config import OptimConfig, Progress, TrainConfig
 from ray_sassl.train.context import LocalContext
 from ray_sassl.train.divergence import DivergenceWatch
-from ray_sassl.train.loop import Job, Progress, TrainConfig, _update, train
-from ray_sassl.train.optim import OptimConfig, build_optimizer
+from ray_sassl.train.loop import Job, _update, train
+from ray_sassl.train.optim import build_optimizer
 from ray_sassl.train.prefetch import Prefetcher, to_device
 from ray_sassl.types import TARGETS, Arrays
 from tests.train.test_loop import SGD, Linear, _batches

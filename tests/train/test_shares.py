@@ -6,7 +6,7 @@ import pytest
 
 from ray_sassl.config.schema import ScalingConfig
 from ray_sassl.process.errors import UsageError
-from ray_sassl.train.loop import TrainConfig, check_shares, share_of_batch
+from ray_sassl.train.config import TrainConfig, check_shares, share_of_batch
 
 
 @pytest.mark.parametrize(("global_batch", "workers", "share"), [(256, 4, (64, 1)), (256, 2, (64, 2)), (256, 1, (64, 4)), (240, 3, (40, 2))])

@@ -15,7 +15,8 @@ from ray_sassl import pipeline
 from ray_sassl.process import stages
 from ray_sassl.process.stages import RANK_STAGES, StageTimes, since
 from ray_sassl.runs import process
-from ray_sassl.style.augment import SasslConfig, StyleAugmentation
+from ray_sassl.style.augment import StyleAugmentation
+from ray_sassl.style.config import SasslConfig
 from ray_sassl.style.stylizers.color_statistics import Config
 from ray_sassl.train import loop, prefetch, saving
 from ray_sassl.train import speed as measuring

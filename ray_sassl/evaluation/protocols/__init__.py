@@ -8,6 +8,9 @@ from typing import ClassVar
 from ray_sassl.evaluation import Evaluation, Subject
 from ray_sassl.plugins import PluginConfig
 
+PROTOCOLS = __name__
+"""The package whose plug-ins they are."""
+
 
 class Protocol(ABC):
     """One way to evaluate an encoder: it may fit a model on train images, and measures on test images.

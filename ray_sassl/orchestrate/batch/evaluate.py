@@ -16,7 +16,7 @@ import torch
 from ray_sassl.config.overrides import apply_overrides, strictly
 from ray_sassl.config.schema import EncoderConfig, EvaluateConfig, EvaluatedConfig, ExperimentConfig, FaultConfig, PixelsConfig
 from ray_sassl.data import DataConfig
-from ray_sassl.evaluation import Evaluation
+from ray_sassl.evaluation import Evaluation, Progress, no_progress
 from ray_sassl.evaluation import run as evaluation_run
 from ray_sassl.evaluation.datasets import load_evaluation_data
 from ray_sassl.evaluation.detection import DetectConfig
@@ -38,7 +38,7 @@ from ray_sassl.evaluation.run import (
     with_images,
 )
 from ray_sassl.evaluation.subject import untrained_backbone
-from ray_sassl.evaluation.workplace import LocalWorkplace, Progress, Workplace, no_progress
+from ray_sassl.evaluation.workplace import LocalWorkplace, Workplace
 from ray_sassl.experiments import data_root
 from ray_sassl.exporting.encoder import Network, encoder_without_run
 from ray_sassl.files import storage

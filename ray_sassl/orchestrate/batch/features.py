@@ -19,10 +19,10 @@ import torch
 from ray.actor import ActorHandle
 
 from ray_sassl.data.quarantine import BadRow
-from ray_sassl.evaluation import Evaluation
+from ray_sassl.evaluation import Evaluation, Progress, no_progress
 from ray_sassl.evaluation.crops import CropPortion, labeled_batches
 from ray_sassl.evaluation.extraction import CropEncoder, CropJob, Extracted, ExtractionJob, Extractor, joined
-from ray_sassl.evaluation.workplace import EvaluationJob, LocalWorkplace, Progress, Workplace, no_progress
+from ray_sassl.evaluation.workplace import EvaluationJob, LocalWorkplace, Workplace
 from ray_sassl.orchestrate.batch.actor_pool import ActorPoolConfig, actor_pool, in_order, num_wanted, spread
 from ray_sassl.orchestrate.batch.shared_index import shared_index
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine

@@ -55,16 +55,18 @@ from ray_sassl.orchestrate.runtime.weights import driver_weights, keep_weights
 from ray_sassl.pipeline import local_batches, without
 from ray_sassl.process.ending import Stopped, after, lastly, on_notice, told
 from ray_sassl.process.errors import UsageError
-from ray_sassl.runs.directory import QUARANTINE, SUMMARY, VIEWS, prepare_run_dir, settled, write_summary
-from ray_sassl.runs.dose import NUM_IMAGES, measure, write_doses
+from ray_sassl.runs.directory import prepare_run_dir, settled, write_summary
+from ray_sassl.runs.dose import write_doses
+from ray_sassl.runs.dosing import NUM_IMAGES, measure
+from ray_sassl.runs.files import QUARANTINE, SUMMARY, VIEWS
 from ray_sassl.runs.pictures import first_block, views_picture
 from ray_sassl.runs.process import build_style_augmentation, build_stylize_block, train_process, view_source
 from ray_sassl.runs.start import START, keep_start
 from ray_sassl.runs.teacher import build_teacher, keep_teacher, with_teacher
 from ray_sassl.train.checkpoint import latest_checkpoint
 from ray_sassl.train.checkpoint_folder import all_damaged, list_checkpoints
+from ray_sassl.train.config import micro_batch
 from ray_sassl.train.context import LocalContext
-from ray_sassl.train.loop import micro_batch
 from ray_sassl.train.speed import Speed, Stream
 from ray_sassl.types import Outcome, RunResult
 
@@ -198,6 +200,7 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
             return stop.is_set()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(config.scaling.threads_per_worker or torch.get_num_threads())
     num_threads = config.stream.local_threads or (1 if device.type == "cpu" else _num_cpus())
     is_serial = device.type == "cpu" and num_threads == 1
     context = Context(device=device, stream=Stream("local" if is_serial else "threads"), stall_s=config.fault.stall_s)
@@ -206,12 +209,12 @@ def _pretrain_here(config: ExperimentConfig, run_dir: str, index: Index, watch: 
         epochs=config.train.epochs,
         batch_size=micro_batch(config.train, 1),
         on_bad=bad_rows.add,
-        stylize_block=build_stylize_block(config, "cpu", config.scaling.threads_per_worker or torch.get_num_threads()),
+        stylize_block=build_stylize_block(config, "cpu", torch.get_num_threads()),
         seen=seen,
         accumulate=config.train.accumulate,
         times=context.times,
         num_threads=num_threads,
-        teach=build_teacher(config, run_dir, device.type, config.scaling.threads_per_worker or torch.get_num_threads()),
+        teach=build_teacher(config, run_dir, device.type, torch.get_num_threads()),
     )
     with lastly(f"write {QUARANTINE}", bad_rows.save):
         return train_process(config, run_dir, batches, index.num_rows, context, resume)

@@ -18,7 +18,7 @@ from ray_sassl.orchestrate.pretraining.stream import layout_of
 from ray_sassl.orchestrate.runtime.capacity import Need, ResourcesError, check_fits, missing_groups, offered
 from ray_sassl.orchestrate.runtime.session import GROUP_LABEL
 from ray_sassl.process.errors import UsageError
-from ray_sassl.train.loop import check_shares, planned_progress
+from ray_sassl.train.config import check_shares, planned_progress
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from ray_sassl.runs.process import train_process
 from ray_sassl.train.agreement import Agreement
 from ray_sassl.train.checkpoint import Checkpoint, read_checkpoint_once
 from ray_sassl.train.checkpoint_folder import BadCheckpointError
-from ray_sassl.train.loop import share_of_batch
+from ray_sassl.train.config import share_of_batch
 from ray_sassl.train.speed import Speed, Stream
 from ray_sassl.train.watchdog import Beat
 from ray_sassl.types import Arrays

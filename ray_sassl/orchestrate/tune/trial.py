@@ -30,7 +30,7 @@ from ray_sassl.data.index import Index
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.control import ProgressUpdate
 from ray_sassl.orchestrate.runtime.weights import receive_weights
-from ray_sassl.runs.directory import CONFIG
+from ray_sassl.runs.files import CONFIG
 from ray_sassl.study.record import INDEX, StudyConfig, trial_dir
 from ray_sassl.study.space import Point
 from ray_sassl.train.checkpoint_folder import MANIFEST, whole_checkpoints

@@ -17,6 +17,7 @@ from ray_sassl.evaluation import Score
 from ray_sassl.evaluation.detection import DetectConfig
 from ray_sassl.evaluation.intervals import score_over_draws
 from ray_sassl.evaluation.paired import mean_over_seeds
+from ray_sassl.evaluation.protocols import PROTOCOLS
 from ray_sassl.evaluation.results import ProtocolScores, path_in, shown
 from ray_sassl.plugins import load_plugin, plugin_names
 from ray_sassl.process.console import markdown, markdown_code
@@ -25,7 +26,6 @@ from ray_sassl.runs.pages.contrast import Contrast, contrast_of, described, labe
 from ray_sassl.runs.pages.starting import against_start
 from ray_sassl.runs.record import RunRecord
 
-_PROTOCOLS = "ray_sassl.evaluation.protocols"
 _DETECT = "detect"
 """Detection, which has its own verb."""
 _NO_MATTER = ("name", "device", "num_workers", "num_threads")
@@ -273,8 +273,8 @@ def _command(run: RunRecord, like: ProtocolScores) -> str:
         ]
         return f"ray-sassl detect {shlex.join([run.path, str(like.data.get('path', 'DATA')), *changed])}"
     words = [name]
-    if name in plugin_names(_PROTOCOLS):
-        defaults = load_plugin(_PROTOCOLS, name).Config().model_dump(mode="json")
+    if name in plugin_names(PROTOCOLS):
+        defaults = load_plugin(PROTOCOLS, name).Config().model_dump(mode="json")
         words += [
             f"{name}.{field}={json.dumps(value)}"
             for field, value in like.settings.items()

@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from ray_sassl.evaluation.results import ProtocolScores, shown, shown_value
-from ray_sassl.experiments import experiments, load_experiment
+from ray_sassl.experiments import load_experiment, summaries
 from ray_sassl.files import storage
 from ray_sassl.files.json_files import as_number
 from ray_sassl.process.stages import RANK_STAGES, STREAM_STAGES
-from ray_sassl.runs.directory import METRICS
 from ray_sassl.runs.dose import HEADS, NOTE, STYLE, rows_of
+from ray_sassl.runs.files import EXPERIMENT, METRICS
 from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.pages.page import Cell, bullets, folded, left_out, page, picture, section, table
@@ -158,10 +158,11 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _differences(run: RunRecord) -> Html:
     name = run.config.get("name")
-    if str(name) not in experiments():
+    if str(name) not in summaries():
         text = "<p>No experiment is named {}, so there is nothing to compare it with; the whole config is below.</p>"
         return element(text, name)
-    before, here = flat(load_experiment(str(name)).model_dump(mode="json")), flat(run.config)
+    experiment = run.environment.get(EXPERIMENT) or load_experiment(str(name)).model_dump(mode="json")  # earlier versions have not kept it
+    before, here = flat(experiment), flat(run.config)
     paths = [path for path in {**before, **here} if before.get(path) != here.get(path)]
     if not paths:
         return element("<p>Nothing.</p>")

@@ -7,13 +7,15 @@ stores style codes stores `bundle_id` with them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from ray_sassl.plugins import PluginConfig, load_plugin, plugin_names
-from ray_sassl.style.weights import PublishedWeights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ray_sassl.style.weights import PublishedWeights
 
 
 class Stylizer(ABC):

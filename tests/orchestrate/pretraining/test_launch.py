@@ -147,6 +147,16 @@ def test_test_images_are_read_when_the_run_is_complete_and_give_its_last_line(tm
     assert {"knn_top1", "test_knn_top1"} <= result.metrics.keys()
 
 
+def test_a_run_in_one_process_computes_with_the_threads_that_it_is_given(tmp_path: Path):
+    config = apply_overrides(small_config(write_shards(tmp_path), num_workers=0, epochs=1), ["scaling.threads_per_worker=3"])
+    before = torch.get_num_threads()
+    try:
+        pretrain(config, str(tmp_path / "run"))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_run_is_refused_that_is_scored_on_its_test_images(tmp_path: Path):
     path = write_shards(tmp_path)
     test = f"evaluate.test={{path: '{write_held_shards(tmp_path)}'}}"

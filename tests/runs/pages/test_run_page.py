@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ray_sassl.files import storage
-from ray_sassl.runs.directory import METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
 from ray_sassl.runs.dose import Dose, write_doses
+from ray_sassl.runs.files import METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
 from ray_sassl.runs.pages.run_page import flat, training_s, write_run_report
 from ray_sassl.runs.record import read_run
 from ray_sassl.train.speed import Stream, speed

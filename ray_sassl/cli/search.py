@@ -194,23 +194,24 @@ def compare_command(
 def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10) -> Table:
     """The best trials, and the number of trials in each state."""
     goal = study.goals[0]
-    ranked = sorted(
-        (trial for trial in trials if trial.value(goal.metric) is not None),
-        key=lambda trial: (trial.state != "finished", -goal.sign * (trial.value(goal.metric) or 0.0)),
-    )
+    from ray_sassl.study.record import ranked
+
+    best = ranked(trials, goal)[:shown]
     outcomes = {state: sum(trial.state == state for trial in trials) for state in _STYLE}
     told = ", ".join(f"{count} {state}" for state, count in outcomes.items() if count)
     table = Table(
         "trial", "parameters", "epochs", *(o.metric for o in study.goals), "state", title=f"{study.name}: {told}", title_justify="left"
     )
-    for trial in ranked[:shown] + [trial for trial in trials if trial.state == "failed" and trial not in ranked[:shown]]:
+    for trial in best + [trial for trial in trials if trial.state == "failed" and trial not in best]:
         table.add_row(*_row(study, trial))
     return table
 
 
 def _row(study: StudyConfig, trial: TrialRecord, progress: dict[str, float] | None = None) -> list[Any]:
     epoch = (progress or {}).get("epoch") or trial.epochs
-    values = [_figure(goal.metric, trial.value(goal.metric)) for goal in study.goals]
+    from ray_sassl.study.record import figure
+
+    values = [figure(goal.metric, trial.value(goal.metric)) for goal in study.goals]
     state = trial.state + (
         f": {trial.reason}" if trial.state == "failed" else f" ({trial.attempts}. attempt)" if trial.attempts > 1 else ""
     )
@@ -222,12 +223,6 @@ def _point(trial: TrialRecord) -> str:
     return "  ".join(f"{'.'.join(name.split('.')[-2:])}={value}" for name, value in trial.point.items())
 
 
-def _figure(metric: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2%}" if metric.endswith(("top1", "top5")) else f"{value:.4g}"
-
-
 def status(state: StudyState) -> Group:
     """The running trials and the best one, for a terminal."""
     study, records = state.study, state.records
@@ -237,14 +232,14 @@ def status(state: StudyState) -> Group:
     table = Table("trial", "parameters", "epoch", *(o.metric for o in study.goals), "state")
     for trial in (done[-max(0, _SHOWN_TRIALS - len(open_ones)) :] if len(open_ones) < _SHOWN_TRIALS else []) + open_ones[:_SHOWN_TRIALS]:
         table.add_row(*_row(study, trial, state.progress.get(trial.number)))
-    from ray_sassl.study.record import best_trial
+    from ray_sassl.study.record import best_trial, figure
 
     best = best_trial(records, goal)
     line = f"{len(done)} of {study.num_trials} trials ended, {len(open_ones)} running, {_clock(time.monotonic() - state.began)} so far"
     if (left := remaining_s(state)) is not None:
         line += f", about {_clock(left)} to go"
     if best is not None:
-        line += f"\nbest so far: trial {best.number}, {goal.metric} {_figure(goal.metric, best.value(goal.metric))}: {_point(best)}"
+        line += f"\nbest so far: trial {best.number}, {goal.metric} {figure(goal.metric, best.value(goal.metric))}: {_point(best)}"
     if state.waiting:
         line += f"\nwaiting: {state.waiting}"
     return Group(table, Text(line))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ray_sassl.runs.pages.markup import element, joined
 from ray_sassl.runs.pages.page import page, table
 from ray_sassl.study import figures
-from ray_sassl.study.record import StudyConfig, StudyRecord, TrialRecord, best_trial
-from ray_sassl.study.report import body, figure
+from ray_sassl.study.record import StudyConfig, StudyRecord, TrialRecord, best_trial, figure
+from ray_sassl.study.report import body
 
 
 def comparison(records: Sequence[StudyRecord]) -> list[tuple[str, ...]]:
@@ -24,7 +24,7 @@ def comparison(records: Sequence[StudyRecord]) -> list[tuple[str, ...]]:
         ("epochs of a trial", *(f"{study.base.train.epochs:g}" for _, study, _ in studies)),
         ("minutes of work", *(f"{sum(trial.wall_s for trial in trials) / 60:.1f}" for _, _, trials in studies)),
         ("epochs in all", *(f"{sum(trial.epochs for trial in trials):.1f}" for _, _, trials in studies)),
-        ("best", *(figure(study.goals[0], best) if best else "–" for (_, study, _), best in zip(studies, bests, strict=True))),
+        ("best", *(_best(study.goals[0].metric, best) for (_, study, _), best in zip(studies, bests, strict=True))),
         ("best trial", *(str(best.number) if best else "–" for best in bests)),
     ]
     names = dict.fromkeys(dimension.name for _, study, _ in studies for dimension in study.space.dimensions)
@@ -43,6 +43,10 @@ def comparison_html(records: Sequence[StudyRecord]) -> str:
     words = table(["", *(record.path for record in records)], comparison(records))
     columns = joined(element("<div>{}</div>", body(record)) for record in records)
     return page("Studies", element('<h1>Studies</h1>{}<div class="columns">{}</div>', words, columns), width_px=1800)
+
+
+def _best(metric: str, best: TrialRecord | None) -> str:
+    return figure(metric, best and best.value(metric))
 
 
 def _outcomes(trials: Sequence[TrialRecord]) -> str:

@@ -149,18 +149,29 @@ class TrialRecord:
         return self.state in ("running", "interrupted")
 
 
-def best_trial(trials: Sequence[TrialRecord], goal: Objective) -> TrialRecord | None:
-    """The best of the finished trials; if there is none, of all evaluated trials, with failed ones last."""
-    ranked = sorted(
+def ranked(trials: Sequence[TrialRecord], goal: Objective) -> list[TrialRecord]:
+    """The evaluated trials, the best first; those that are not finished after all that are, and failed ones last."""
+    return sorted(
         (trial for trial in trials if trial.value(goal.metric) is not None),
         key=lambda trial: (
-            trial.state == "finished",
-            trial.state != "failed",
-            goal.sign * (trial.value(goal.metric) or 0.0),
-            -trial.number,
+            trial.state != "finished",
+            trial.state == "failed",
+            -goal.sign * (trial.value(goal.metric) or 0.0),
+            trial.number,
         ),
     )
-    return ranked[-1] if ranked else None
+
+
+def best_trial(trials: Sequence[TrialRecord], goal: Objective) -> TrialRecord | None:
+    """The best of the finished trials; if there is none, of all evaluated trials."""
+    return next(iter(ranked(trials, goal)), None)
+
+
+def figure(metric: str, value: float | None) -> str:
+    """A value of an objective as text."""
+    if value is None:
+        return "–"
+    return f"{value:.2%}" if metric.endswith(("top1", "top5")) else f"{value:.4g}"
 
 
 def pareto_front(trials: Sequence[TrialRecord], goals: Sequence[Objective]) -> list[TrialRecord]:

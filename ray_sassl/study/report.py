@@ -14,8 +14,7 @@ from ray_sassl.runs.dose import HEADS, read_doses, rows_of
 from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.pages.page import Cell, folded, left_out, page, picture, section, table
 from ray_sassl.study import figures
-from ray_sassl.study.record import StudyConfig, StudyRecord, TrialRecord, best_config, best_trial, trial_dir
-from ray_sassl.study.space import Objective
+from ray_sassl.study.record import StudyConfig, StudyRecord, TrialRecord, best_config, best_trial, figure, ranked, trial_dir
 from ray_sassl.views.grid import LINE_PX
 
 REPORT = "report.html"
@@ -39,7 +38,7 @@ def body(record: StudyRecord) -> Html:
     label = f"{goal.metric} at evaluation {evaluation}"
     compared = f"All trials at evaluation {evaluation}, which {len(values)} of {len(trials)} reached"
     compared += "; the others are left out." if len(values) < len(trials) else "."
-    views, views_left_out = _views(record, values)
+    views, views_left_out = _views(record, evaluation, values)
     parts = [
         _heading(study, trials),
         section("Best trials", _table(study, trials)),
@@ -87,10 +86,8 @@ def _heading(study: StudyConfig, trials: Sequence[TrialRecord]) -> Html:
 
 def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) -> Html | None:
     goal = study.goals[0]
-    there = sorted(
-        trials,
-        key=lambda t: (t.value(goal.metric) is None, t.state != "finished", -goal.sign * (t.value(goal.metric) or 0.0)),
-    )
+    there = ranked(trials, goal)
+    there += [trial for trial in trials if trial not in there]
     failed = [trial for trial in there[most:] if trial.state == "failed"]
     if not there:
         return None
@@ -98,21 +95,18 @@ def _table(study: StudyConfig, trials: Sequence[TrialRecord], most: int = 15) ->
     names = ["trial", *(o.metric for o in study.goals), "epochs", "minutes", *(".".join(n.split(".")[-2:]) for n in dimensions), "outcome"]
     rows: list[list[str | Cell]] = []
     for trial in there[:most] + failed:
-        numbers = [str(trial.number), *(figure(o, trial) for o in study.goals), f"{trial.epochs:.2f}", f"{trial.wall_s / 60:.1f}"]
+        numbers = [
+            str(trial.number),
+            *(figure(o.metric, trial.value(o.metric)) for o in study.goals),
+            f"{trial.epochs:.2f}",
+            f"{trial.wall_s / 60:.1f}",
+        ]
         outcome = (
             trial.state + (f": {trial.reason}" if trial.reason else "") + (f" ({trial.attempts} attempts)" if trial.attempts > 1 else "")
         )
         points = [str(trial.point.get(name, "")) for name in dimensions]
         rows.append([*(Cell(text, kind="number") for text in numbers), *points, Cell(outcome, kind=trial.state)])
     return table(names, rows)
-
-
-def figure(goal: Objective, trial: TrialRecord) -> str:
-    """The objective's last value as text."""
-    value = trial.value(goal.metric)
-    if value is None:
-        return "–"
-    return f"{value:.2%}" if goal.metric.endswith(("top1", "top5")) else f"{value:.4g}"
 
 
 def _noise(study: StudyConfig, values: dict[int, float]) -> str:
@@ -141,17 +135,18 @@ def _cost_note(study: StudyConfig) -> str:
     return "images_per_s is the median speed of the trial's training; concurrent trials and other work slowed it."
 
 
-def _views(record: StudyRecord, values: dict[int, float]) -> tuple[Html, list[str]]:
-    """What the network saw in the best and in the median trial, and which pictures are not shown."""
+def _views(record: StudyRecord, evaluation: int, values: dict[int, float]) -> tuple[Html, list[str]]:
+    """What the network saw in the best trial and in the median of those with values, and which pictures are not shown."""
     goal = record.study.goals[0]
-    best = best_trial(record.trials, goal)
-    others = [trial for trial in record.trials if trial.number in values and trial is not best]
-    ranked = sorted(others, key=lambda trial: goal.sign * values[trial.number])
-    shown = {"The best trial": best, "The median trial": ranked[len(ranked) // 2] if ranked else None}
+    shown: list[tuple[str, TrialRecord, float | None]] = []
+    if (best := best_trial(record.trials, goal)) is not None:
+        shown.append(("The best trial", best, best.value(goal.metric)))
+    if compared := sorted((trial for trial in record.trials if trial.number in values), key=lambda trial: goal.sign * values[trial.number]):
+        median = compared[(len(compared) - 1) // 2]
+        if median is not best:
+            shown.append((f"The median trial at evaluation {evaluation}", median, values[median.number]))
     strips, left_out_ = [], []
-    for title, trial in shown.items():
-        if trial is None:
-            continue
+    for title, trial, value in shown:
         try:
             content = read_picture(storage.join(trial_dir(record.path, trial.number), "views.png"), record.path)
         except UsageError as error:
@@ -159,7 +154,7 @@ def _views(record: StudyRecord, values: dict[int, float]) -> tuple[Html, list[st
             continue
         if content is not None:
             strip = picture(content, "views", _STRIP_WIDTH_PX, _height_of_rows)
-            strips.append(element("<h3>{}: {}, {} {}</h3>\n{}", title, trial.number, goal.metric, figure(goal, trial), strip))
+            strips.append(element("<h3>{}: {}, {} {}</h3>\n{}", title, trial.number, goal.metric, figure(goal.metric, value), strip))
             if doses := read_doses(trial_dir(record.path, trial.number), left_out_):
                 strips.append(folded("How strong the augmentations are", table(HEADS, list(rows_of(doses)))))
     note = "Crops, stylized crops and final views of the same images."

@@ -52,6 +52,7 @@ def test_a_report_needs_nothing_from_elsewhere_and_shows_fates_with_their_reason
     ):
         assert f"<h2>{title}</h2>" in text
     assert "The best trial: 3, knn_top1 23.00%" in text
+    assert "The median trial at evaluation 2: 1, knn_top1 21.00%" in text
     assert text.count("data:image/png;base64,") == 2
     assert "at most 10,000 validation images, so each has a standard error of at least 0.41%" in text  # of a share of 0.215
     # What differs from the base experiment is there to be copied.

@@ -168,3 +168,12 @@ def test_a_file_that_is_not_a_token_is_a_sentence(
     code, output = job("list", "--address", serve())
     assert code == 2, output
     assert f"Error: {path}" in output
+
+
+@pytest.mark.parametrize("address", ["http://user:hunter2@127.0.0.1:1", "user:hunter2@127.0.0.1", "user:hunter2@127.0.0.1:1"])
+def test_the_password_in_an_address_is_not_shown(address: str, job: Callable[..., tuple[object, str]], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    code, output = job("list")
+    assert code == 2, output
+    assert "hunter2" not in output
+    assert "http://***@127.0.0.1" in output

@@ -101,6 +101,8 @@ class Jobs:
 
     def __init__(self, address: str | None = None) -> None:
         self._asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+        if "@" in self._asked and "://" not in self._asked:  # so that messages hide the password
+            self._asked = f"http://{self._asked}"
         self._headers = _token_header()
         with self._clear_errors(), _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             self._client = _Client(self._asked, headers=dict(self._headers))

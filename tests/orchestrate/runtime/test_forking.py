@@ -159,3 +159,26 @@ def test_a_worker_is_started_as_ray_would_where_the_server_cannot_import(script:
         with forking.fork_server(path, ["no_such_module"], []):
             monkeypatch.setenv(forking.FORKS, path)
             assert _became(script, ["--node-id=1"], monkeypatch)[1:] == ["--node-id=1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+@pytest.mark.parametrize(
+    ("first", "is_safe"),
+    [
+        ("", True),
+        ("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()", False),
+        ("server._GPUS = (FILE,); opened = open(FILE)", False),
+        ("import torch, torchvision, timm", True),
+    ],
+)
+def test_a_process_with_threads_or_an_open_gpu_is_not_forked(first: str, is_safe: bool, tmp_path: Path):
+    (tmp_path / "gpu").touch()
+    code = f"from ray_sassl.orchestrate.runtime.forking import server\nFILE = {str(tmp_path / 'gpu')!r}\n{first}\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}print(server.is_safe_to_fork())"],
+        env=os.environ | forking._ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.split() == [str(is_safe)]

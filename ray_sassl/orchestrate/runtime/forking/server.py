@@ -19,12 +19,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 _REQUEST_BYTES = 2**20
 _FORKED = b"1"
+_GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
 def serve(listener: socket.socket, before_ray: Sequence[str], with_ray: Sequence[str]) -> None:
@@ -62,7 +64,7 @@ def _serve_job(requests: socket.socket, environment: dict[str, str], with_ray: S
     _set_environment(environment)
     sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))  # with the code that the job has brought
     _import_with_ray(with_ray)
-    if len(os.listdir("/proc/self/task")) > 1:  # a process with several threads is not safe to fork
+    if not is_safe_to_fork():
         return
     while True:
         request, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 4)
@@ -73,6 +75,15 @@ def _serve_job(requests: socket.socket, environment: dict[str, str], with_ray: S
             _end_after(partial(_become_worker, files, *json.loads(request)))
         for file in files:
             os.close(file)
+
+
+def is_safe_to_fork() -> bool:
+    """Not with several threads, of which a fork has only one, nor with a GPU that was opened, which CUDA refuses to use in a fork."""
+    files = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the folder itself
+            files.append(os.readlink(f"/proc/self/fd/{number}"))
+    return len(os.listdir("/proc/self/task")) == 1 and not any(file.startswith(_GPUS) for file in files)
 
 
 def _become_worker(files: list[int], arguments: list[str], context: str, environment: dict[str, str], folder: str) -> None:

@@ -86,6 +86,8 @@ def kind_of(words: str) -> str:
         return "the command"
     if words.startswith("ray::"):
         return words.split()[0].partition(".")[0].partition("(")[0]
+    if "/forking/" in words:
+        return "server of forked workers" if "server.py" in words else "starts of workers"
     names = ("raylet", "gcs_server", "dashboard/agent", "runtime_env/agent", "dashboard", "log_monitor", "monitor.py", "default_worker")
     return next((name for name in names if name in words.replace("/raylet/raylet ", "raylet ", 1)), "other")
 

@@ -153,10 +153,19 @@ def test_a_worker_that_cannot_be_forked_is_started_as_ray_would(
     assert _became(script, [own, *words[3:]], monkeypatch) == [worker, *words[3:]], "without a runtime environment"
 
 
-def test_a_worker_is_started_as_ray_would_where_the_server_cannot_import(script: ModuleType, monkeypatch: pytest.MonkeyPatch):
+_THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+@pytest.mark.parametrize("module", ["raise ImportError", _THREAD])
+def test_a_worker_is_started_as_ray_would_where_the_server_cannot_import_or_is_not_safe_to_fork(
+    module: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "of_a_user.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
     with tempfile.TemporaryDirectory(prefix="forks-", dir="/tmp") as folder:
         path = str(Path(folder) / "socket")
-        with forking.fork_server(path, ["no_such_module"], []):
+        with forking.fork_server(path, [], ["of_a_user"]):
             monkeypatch.setenv(forking.FORKS, path)
             assert _became(script, ["--node-id=1"], monkeypatch)[1:] == ["--node-id=1"]
 

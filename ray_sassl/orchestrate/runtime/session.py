@@ -62,9 +62,11 @@ def _connected(address: str) -> Iterator[None]:
         with held_back(), starting():
             ray.init(address=address, **QUIET)  # pyright: ignore[reportArgumentType]
     except ConnectionError as error:
+        if address == "auto":
+            raise _no_cluster(address, error) from error
         raise UsageError(
-            f"no Ray cluster answers at {address!r} ({error}). Give --address as `ray start --head` prints it, or leave it out (and "
-            "RAY_ADDRESS unset) to run on this machine."
+            f"a server answers at {address!r}, but Ray cannot join its cluster ({error}). If the cluster has a token, put it into "
+            f"~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH; the cluster's Ray must be {ray.__version__} too."
         ) from error
     try:
         yield
@@ -96,10 +98,14 @@ def check_address(address: str) -> None:
             if not _speaks_grpc(connection):
                 raise ConnectionError("something else than a Ray cluster answers, or nothing does")
     except OSError as error:
-        raise UsageError(
-            f"no Ray cluster answers at {address!r} ({error}). Give --address as `ray start --head` prints it, or leave it out (and "
-            "RAY_ADDRESS unset) to run on this machine."
-        ) from error
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"no Ray cluster answers at {address!r} ({error}). Give --address as `ray start --head` prints it, or leave it out (and "
+        "RAY_ADDRESS unset) to run on this machine."
+    )
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:

@@ -69,3 +69,15 @@ def test_a_server_that_never_answers_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_server_of_grpc_is_not_refused():
     with _server(bytes([0, 0, 6, 4, 0, 0, 0, 0, 0])) as address:
         check_address(address)
+
+
+def test_a_cluster_that_lets_nobody_in_is_told_apart_from_none(monkeypatch: pytest.MonkeyPatch):
+    def refuse(**options: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")  # as with a wrong token
+
+    monkeypatch.setattr(session, "check_address", lambda address: None)
+    monkeypatch.setattr(session.ray, "init", refuse)
+    with pytest.raises(UsageError, match=r"cannot join its cluster .*auth_token"), ray_session("10.0.0.5:6379"):
+        pass
+    with pytest.raises(UsageError, match="no Ray cluster answers at 'auto'"), ray_session("auto"):
+        pass

@@ -76,7 +76,7 @@ print(json.dumps([*found, commands, [pid for pid in pids[1:] if os.path.exists(f
 def _looked(**environment: str) -> tuple[bool, bool, bool, list[str], list[int]]:
     """Of a worker of a Ray of our own: whether it had the modules of the command before its task, torch, and a fork server as its parent;
     the commands of all processes, and those that are left after it."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", forking.FORKS)}
+    clean = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "OMP_NUM_THREADS", forking.FORKS)}
     clean |= {"PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"} | environment
     ended = subprocess.run([sys.executable, "-c", _LOOK], env=clean, capture_output=True, text=True, cwd=ROOT, timeout=600, check=True)
     return json.loads(ended.stdout.splitlines()[-1])
@@ -185,7 +185,7 @@ def test_a_process_with_threads_or_an_open_gpu_is_not_forked(first: str, is_safe
     code = f"from ray_sassl.orchestrate.runtime.forking import server\nFILE = {str(tmp_path / 'gpu')!r}\n{first}\n"
     ended = subprocess.run(
         [sys.executable, "-c", f"{code}print(server.is_safe_to_fork())"],
-        env=os.environ | forking._ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | forking.ONE_THREAD | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,

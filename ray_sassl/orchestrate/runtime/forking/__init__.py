@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_sassl.orchestrate.runtime import private
+from ray_sassl.orchestrate.runtime.forking.server import ONE_THREAD
 
 FORKS = "RAY_SASSL_FORKS"
 """The environment variable with the path of the socket of a server to use, or `off`."""
@@ -38,8 +39,6 @@ BEFORE_RAY = (
     "pyarrow.parquet",
     "ray_sassl.runs.process",
 )
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-"""A process with several threads is not safe to fork."""
 
 
 @contextmanager
@@ -89,7 +88,7 @@ def fork_server(path: str, before_ray: Sequence[str], with_ray: Sequence[str]) -
         command = [sys.executable, str(_SERVER), str(listener.fileno()), ",".join(before_ray), ",".join(with_ray)]
         process = subprocess.Popen(
             command,
-            env=os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+            env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

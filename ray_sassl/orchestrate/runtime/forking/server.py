@@ -26,6 +26,8 @@ from types import SimpleNamespace
 
 _REQUEST_BYTES = 2**20
 _FORKED = b"1"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""The environment in which libraries are imported: a process with several threads is not safe to fork."""
 _GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
@@ -61,7 +63,7 @@ def serve(listener: socket.socket, before_ray: Sequence[str], with_ray: Sequence
 
 def _serve_job(requests: socket.socket, environment: dict[str, str], with_ray: Sequence[str]) -> None:
     """Fork a worker for each request, until the server has ended."""
-    _set_environment(environment)
+    _set_environment(environment | ONE_THREAD)
     sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))  # with the code that the job has brought
     _import_with_ray(with_ray)
     if not is_safe_to_fork():

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ray_sassl.api import evaluation as api
+from ray_sassl.api import pages
 from ray_sassl.cli import app
 from ray_sassl.cli.protocol_words import parse_protocols
 from ray_sassl.evaluation import Evaluation, Subject, images
 from ray_sassl.evaluation.protocols.knn import Config as Knn
 from ray_sassl.evaluation.protocols.knn import WeightedKNN
 from ray_sassl.evaluation.protocols.linear import Config as Linear
+from ray_sassl.orchestrate.batch import evaluate as evaluating
 from ray_sassl.plugins import plugin_names
 from ray_sassl.process.errors import UsageError
 from tests.exporting.conftest import MakeRun, make_run, write_images
@@ -141,11 +142,11 @@ def test_compare_refuses_different_test_sets(make_run: MakeRun, tmp_path: Path):
 
 def test_changes_that_belong_to_no_missing_protocol_are_left_out(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     given: list[tuple] = []
-    monkeypatch.setattr(api, "evaluate", lambda run, protocols, *, overrides, **options: given.append((protocols, overrides)))
-    monkeypatch.setattr(api, "compare_records", lambda records, names: given.append(names))
-    monkeypatch.setattr(api, "write_comparison", lambda comparison, out: [])
+    monkeypatch.setattr(evaluating, "evaluate", lambda run, protocols, *, overrides, **options: given.append((protocols, overrides)))
+    monkeypatch.setattr(pages, "compare_records", lambda records, names: given.append(names))
+    monkeypatch.setattr(pages, "write_comparison", lambda comparison, out: [])
     protocols, changes = parse_protocols(["knn", "linear", "linear.l2=grid", "train.epochs=3"])
-    api.compare([make_run()], str(tmp_path), protocols=protocols, overrides=changes)
+    pages.compare([make_run()], str(tmp_path), protocols=protocols, overrides=changes)
     assert given == [([Knn(), Linear(l2="grid")], ["train.epochs=3"]), ["knn", "linear"]]
 
 

@@ -38,12 +38,18 @@ class SimulatedRun:
         failing: (evaluation, how often) at which runs with p above 0.9 fail; those with p above 0.8 fail there once.
         is_killed: They do not raise an error; their process is killed, as by the system when memory runs out.
         is_paced: No step is made before `Pace` has seen the one before it, and none at all before it has seen the whole population.
+        saving_s: How long a run that is stopped takes to save.
     """
 
     def __init__(
-        self, seconds: float = 0.02, failing: tuple[int, int] | None = None, is_killed: bool = False, is_paced: bool = False
+        self,
+        seconds: float = 0.02,
+        failing: tuple[int, int] | None = None,
+        is_killed: bool = False,
+        is_paced: bool = False,
+        saving_s: float = 0.0,
     ) -> None:
-        self.seconds, self.failing, self.is_killed, self.is_paced = seconds, failing, is_killed, is_paced
+        self.seconds, self.failing, self.is_killed, self.is_paced, self.saving_s = seconds, failing, is_killed, is_paced, saving_s
 
     def __call__(self, config: ExperimentConfig, run_dir: str, *, resume: bool, watch: Any, stop: Any) -> RunResult:
         folder = Path(run_dir)
@@ -58,6 +64,8 @@ class SimulatedRun:
             while self.is_paced and not stop.is_set() and _allowed(folder) <= (step if metrics else 0):
                 time.sleep(0.01)
             if stop.is_set():
+                time.sleep(self.saving_s)
+                (folder / "saved").touch()
                 return RunResult("interrupted", step, run_dir, None, metrics)
             time.sleep(self.seconds)
             step, score = step + 1, score + quality(config) / NUM_EVALUATIONS

@@ -151,15 +151,10 @@ def _on_loopback() -> Iterator[None]:
 
 @contextmanager
 def _without_idle_services() -> Iterator[None]:
-    """Within the block a new Ray has no processes that have nothing to do in it: the dashboard's without a dashboard, the autoscaler's
-    monitor on a machine that stays alone, and that which sends logs to the command."""
+    """Within the block a new Ray has no processes that have nothing to do in it: the autoscaler's monitor on a machine that stays alone,
+    and that which sends logs to the command. The dashboard's has: Ray Train asks it at the end of a run whether its controller lives."""
     node: Any = private.Node
-    before = {name: getattr(node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
-
-    def start_no_api_server(self: Any, **options: Any) -> None:
-        self._webui_url = ""
-
-    node.start_api_server = start_no_api_server
+    before = {name: getattr(node, name) for name in ("start_monitor", "start_log_monitor")}
     node.start_monitor = node.start_log_monitor = lambda self: None
     try:
         yield

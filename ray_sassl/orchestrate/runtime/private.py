@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.context import get_train_context
     from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
+    from ray.tune.execution.tune_controller import TuneController
 
 __all__ = [
     "DEAD",
@@ -50,6 +51,7 @@ __all__ = [
     "ResizingState",
     "ResourceRequest",
     "TrainControllerState",
+    "TuneController",
     "get_train_context",
     "global_worker",
     "prepare_config",
@@ -72,6 +74,8 @@ _MODULES = {
     "ray.train.v2._internal.execution.controller.state": ("ResizingState", "TrainControllerState"),
     # Notices of preemption without the barrier over all ranks of `ray.train.get_preemption_info()`.
     "ray.train.v2._internal.execution.context": ("get_train_context",),
+    # To let trials that are stopped at a study's end save their checkpoints: Tune kills them after ten seconds.
+    "ray.tune.execution.tune_controller": ("TuneController",),
     # The autoscaler's pending and infeasible requests, as in `ray status`; there is no public call.
     "ray._private.worker": ("global_worker",),
     "ray._private.state": ("state",),

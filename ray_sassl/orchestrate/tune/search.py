@@ -11,8 +11,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from ray_sassl.files import storage
 from ray_sassl.files.paths import absolute, with_absolute_paths
 from ray_sassl.orchestrate.pretraining.launch import pretrain
 from ray_sassl.orchestrate.pretraining.preflight import check_evaluation
+from ray_sassl.orchestrate.runtime import private
 from ray_sassl.orchestrate.runtime.autoscaler import Waiting
 from ray_sassl.orchestrate.runtime.capacity import is_one_machine
 from ray_sassl.orchestrate.runtime.reasons import reason_of
@@ -64,6 +65,7 @@ from ray_sassl.train.loop import EVALUATION, num_evaluations
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
+_LAST_SAVE_S = 300.0
 _FAILURES_TO_GIVE_UP = 3
 """The study is given up after so many failed trials at its start."""
 _LOGGED = ("loss", "images_per_s", "embedding_std", "effective_rank")
@@ -280,9 +282,27 @@ def _fit(tuner: tune.Tuner, state: StudyState, control: ActorHandle, watch: Watc
             state.waiting = waiting.look(has_begun=has_begun)
         watch(state)
 
-    error = run_watched(tuner.fit, look, every_s=_LOOK_EVERY_S)
+    with _time_for_last_checkpoints():
+        error = run_watched(tuner.fit, look, every_s=_LOOK_EVERY_S)
     if error is not None:
         raise UsageError(f"an error of Ray Tune ended the search: {reason_of(error)}") from error
+
+
+@contextmanager
+def _time_for_last_checkpoints() -> Iterator[None]:
+    """Within the block, Tune waits for the trials that end last until they have saved, and not ten seconds at most."""
+    controller: Any = private.TuneController
+    clean_up = controller._cleanup_trials
+
+    def clean_up_patiently(self: Any) -> None:
+        self._actor_force_cleanup_timeout = _LAST_SAVE_S
+        clean_up(self)
+
+    controller._cleanup_trials = clean_up_patiently
+    try:
+        yield
+    finally:
+        controller._cleanup_trials = clean_up
 
 
 def too_many_failures(state: StudyState) -> str | None:

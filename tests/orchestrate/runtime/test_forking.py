@@ -58,6 +58,7 @@ import json, os, time
 import ray
 import ray_sassl.orchestrate.pretraining.reading
 from benchmarks.measuring import command, tree
+from ray.util.state import list_nodes
 from ray_sassl.orchestrate.runtime.session import ray_session
 
 @ray.remote(num_cpus=1)
@@ -69,6 +70,7 @@ with ray_session("local", num_cpus=1):
     found = ray.get(look.remote())
     pids = tree(os.getpid())
     commands = [command(pid) for pid in pids]
+    assert len(list_nodes()) == 1, "Ray Train asks the same server at the end of a run, and would wait for it"
 print(json.dumps([*found, commands, [pid for pid in pids[1:] if os.path.exists(f"/proc/{pid}")]]))
 """
 
@@ -89,7 +91,7 @@ def test_workers_of_a_ray_of_our_own_have_what_the_command_has_imported_and_idle
     has_modules, has_torch, is_forked, commands, left = _looked()
     assert (has_modules, has_torch, is_forked) == (True, False, True)
     assert left == []
-    for idle in ("log_monitor.py", "monitor.py", "dashboard/dashboard.py"):
+    for idle in ("log_monitor.py", "monitor.py"):
         assert not any(idle in words for words in commands), idle
 
 

@@ -68,6 +68,14 @@ def test_a_study_runs_its_trials_and_stops_the_bad_ones_early(ray_cluster: None,
     ]
 
 
+def test_trials_that_are_stopped_last_save_before_the_study_ends(ray_cluster: None, tmp_path: Path):
+    run = SimulatedRun(seconds=0.2, saving_s=20)  # Ray Tune would kill their actors after ten seconds
+    state = search(simulated_study(num_trials=3, max_concurrent=2), str(tmp_path), run=run)
+    stopped = [trial.number for trial in state.records if trial.state == "stopped"]
+    assert stopped
+    assert all((tmp_path / "trials" / f"{number:04d}" / "saved").exists() for number in stopped)
+
+
 @pytest.mark.parametrize(("is_killed", "reason"), [(False, "the loss is nan at step 4"), (True, "process")])
 def test_a_trial_that_fails_is_retried_from_its_checkpoint_then_given_up_and_the_others_finish(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool, reason: str

@@ -152,7 +152,7 @@ def _on_loopback() -> Iterator[None]:
 @contextmanager
 def _without_idle_services() -> Iterator[None]:
     """Within the block a new Ray has no processes that have nothing to do in it: the autoscaler's monitor on a machine that stays alone,
-    and that which sends logs to the command. The dashboard's has: Ray Train asks it at the end of a run whether its controller lives."""
+    and that which sends logs to the command. The dashboard's stays: Ray Train looks for its address at a run's end, or waits for it."""
     node: Any = private.Node
     before = {name: getattr(node, name) for name in ("start_monitor", "start_log_monitor")}
     node.start_monitor = node.start_log_monitor = lambda self: None

@@ -58,7 +58,6 @@ import json, os, time
 import ray
 import ray_sassl.orchestrate.pretraining.reading
 from benchmarks.measuring import command, tree
-from ray.util.state import list_nodes
 from ray_sassl.orchestrate.runtime.session import ray_session
 
 @ray.remote(num_cpus=1)
@@ -70,7 +69,6 @@ with ray_session("local", num_cpus=1):
     found = ray.get(look.remote())
     pids = tree(os.getpid())
     commands = [command(pid) for pid in pids]
-    assert len(list_nodes()) == 1, "Ray Train asks the same server at the end of a run, and would wait for it"
 print(json.dumps([*found, commands, [pid for pid in pids[1:] if os.path.exists(f"/proc/{pid}")]]))
 """
 
@@ -93,6 +91,7 @@ def test_workers_of_a_ray_of_our_own_have_what_the_command_has_imported_and_idle
     assert left == []
     for idle in ("log_monitor.py", "monitor.py"):
         assert not any(idle in words for words in commands), idle
+    assert any("dashboard/dashboard.py" in words for words in commands), "Ray Train would look for its address at each run's end, for 12 s"
 
 
 @pytest.mark.ray

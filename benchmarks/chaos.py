@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the commands would ignore it, as they should
     with tempfile.TemporaryDirectory() as folder, running_nodes(3) as nodes:
         calm = undisturbed_rate(nodes, Path(folder) / "calm", args.calm_minutes)
         steps = round(calm * args.minutes * 60 * SHARE)

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from ray_sassl.evaluation.figures import plain_texts
 from ray_sassl.files.json_files import as_number
 from ray_sassl.process.console import printable
+from ray_sassl.process.stages import RANK_STAGES, STREAM_STAGES
 from ray_sassl.runs.pages.markup import Html, element, joined
 from ray_sassl.runs.record import RunRecord
 
@@ -31,7 +32,9 @@ PANELS = {
 """The metrics that are drawn first, with their titles; others follow with their names as titles."""
 _BESIDE = {"loss": "chance_loss"}
 _FROM_ZERO = ("embedding_std", "effective_rank", "images_per_s", "data_wait")
-_NOT_DRAWN = ("step", "epoch", "test_knn_top1", "test_linear_top1", *_BESIDE.values())
+_OF_SPEED = {f"share_{stage}" for stage in RANK_STAGES} | {f"{what}_{stage}" for what in ("busy", "rate") for stage in STREAM_STAGES}
+"""These have a section of a run's page to themselves."""
+_NOT_DRAWN = {"step", "epoch", "test_knn_top1", "test_linear_top1", *_BESIDE.values()} | _OF_SPEED
 _COLORS = ("#2471a3", "#d35400", "#1b7f4d", "#8e44ad", "#b7950b", "#117a8b", "#922b21", "#5d6d7e")
 _COLUMNS = 3
 _MOST_PANELS = 60
@@ -46,8 +49,8 @@ class Line:
 
 
 def run_curves(lines: Sequence[Line]) -> Html | None:
-    """Curves of everything that the runs logged, or None if they logged nothing. Dashed: the loss of an encoder that cannot distinguish
-    images."""
+    """Curves of what the runs logged, but for where their time went, or None if they logged nothing. Dashed: the loss of an encoder that
+    cannot distinguish images."""
     logged = {name for line in lines for point in line.run.metrics for name in point if name not in _NOT_DRAWN}
     names = [name for name in PANELS if name in logged] + sorted(logged - PANELS.keys())
     names = [name for name in names if any(line.run.curve(name)[0] for line in lines)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from ray_sassl.files import storage
 from ray_sassl.runs.dose import Dose, write_doses
 from ray_sassl.runs.files import METRICS, QUARANTINE, SUMMARY, VIEWS, RunDirectoryError
+from ray_sassl.runs.pages.curves import Line, run_curves
 from ray_sassl.runs.pages.run_page import flat, training_s, write_run_report
 from ray_sassl.runs.record import read_run
 from ray_sassl.train.speed import Stream, speed
@@ -57,6 +59,14 @@ def test_the_page_of_a_finished_run_has_everything(make_run: MakeRun):
     assert '<td>truncated</td><td class="number">2</td>' in page
     assert page.count("<svg") == 1
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched from elsewhere
+
+
+def test_where_the_time_went_has_a_table_and_no_curves(make_run: MakeRun):
+    run = read_run(make_run())
+    timed = [point | {"share_step": 0.5, "busy_decode": 0.1, "rate_decode": 100.0} for point in run.metrics]
+    assert run_curves([Line(replace(run, metrics=timed), "run")]) == run_curves([Line(run, "run")])
+    named = [point | {"rate_of_mine": 1.0} for point in run.metrics]
+    assert run_curves([Line(replace(run, metrics=named), "run")]) != run_curves([Line(run, "run")])
 
 
 def test_the_page_says_where_the_time_went_and_what_would_help(make_run: MakeRun):

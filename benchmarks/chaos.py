@@ -231,6 +231,8 @@ def strike(nodes: Nodes, run: Watched, kind: str, draws: random.Random) -> bool:
         return True
     if kind == "second start":
         second = _given(run.command, run.environment, run.run_dir.with_suffix(".second.log"))
+        if second.wait(timeout=_PATIENCE_S) == 0 and run.process.poll() == 0:  # the run was complete before the second start looked
+            return False
         _check_end(second, 2, run.run_dir.with_suffix(".second.log"), "is in use")
         return True
     if kind in SIGNALS or kind == "full disk":

@@ -103,8 +103,7 @@ def published(library: str, name: str) -> Source:
         UsageError: there is no such model, it has no weights, or they cannot be fetched.
     """
     try:
-        with fetching(f"{library}:{name}"):
-            return _from_timm(name) if library == "timm" else _from_torchvision(name)
+        return _from_timm(name) if library == "timm" else _from_torchvision(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         raise UsageError(f"{library}:{name} has no weights here: {reason}. Without a network, give a file of weights instead") from error
@@ -113,7 +112,8 @@ def published(library: str, name: str) -> Source:
 def _from_timm(name: str) -> Source:
     import timm  # slow to import
 
-    model = timm.create_model(name, pretrained=True)
+    with fetching(f"timm:{name}"):
+        model = timm.create_model(name, pretrained=True)
     facts: Any = model.pretrained_cfg
     backbone = BackboneConfig(name=f"timm/{name.partition('.')[0]}")  # what follows the dot names one of the network's weights
     return Source(f"timm:{name}", model.state_dict(), tuple(facts["mean"]), tuple(facts["std"]), backbone, facts["input_size"][-1])

@@ -193,9 +193,9 @@ def compare_command(
 
 def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10) -> Table:
     """The best trials, and the number of trials in each state."""
-    goal = study.goals[0]
     from ray_sassl.study.record import ranked
 
+    goal = study.goals[0]
     best = ranked(trials, goal)[:shown]
     outcomes = {state: sum(trial.state == state for trial in trials) for state in _STYLE}
     told = ", ".join(f"{count} {state}" for state, count in outcomes.items() if count)
@@ -208,9 +208,9 @@ def results_table(study: StudyConfig, trials: list[TrialRecord], shown: int = 10
 
 
 def _row(study: StudyConfig, trial: TrialRecord, progress: dict[str, float] | None = None) -> list[Any]:
-    epoch = (progress or {}).get("epoch") or trial.epochs
     from ray_sassl.study.record import figure
 
+    epoch = (progress or {}).get("epoch") or trial.epochs
     values = [figure(goal.metric, trial.value(goal.metric)) for goal in study.goals]
     state = trial.state + (
         f": {trial.reason}" if trial.state == "failed" else f" ({trial.attempts}. attempt)" if trial.attempts > 1 else ""
@@ -225,6 +225,8 @@ def _point(trial: TrialRecord) -> str:
 
 def status(state: StudyState) -> Group:
     """The running trials and the best one, for a terminal."""
+    from ray_sassl.study.record import best_trial, figure
+
     study, records = state.study, state.records
     goal = study.goals[0]
     open_ones = [trial for trial in records if trial.is_open]
@@ -232,8 +234,6 @@ def status(state: StudyState) -> Group:
     table = Table("trial", "parameters", "epoch", *(o.metric for o in study.goals), "state")
     for trial in (done[-max(0, _SHOWN_TRIALS - len(open_ones)) :] if len(open_ones) < _SHOWN_TRIALS else []) + open_ones[:_SHOWN_TRIALS]:
         table.add_row(*_row(study, trial, state.progress.get(trial.number)))
-    from ray_sassl.study.record import best_trial, figure
-
     best = best_trial(records, goal)
     line = f"{len(done)} of {study.num_trials} trials ended, {len(open_ones)} running, {_clock(time.monotonic() - state.began)} so far"
     if (left := remaining_s(state)) is not None:

@@ -219,7 +219,7 @@ def workload_of(config: ExperimentConfig, measured: Measured, *, has_pool: bool)
         accumulate=config.train.accumulate,
         has_pool=has_pool,
         view_bytes=sum(size_px**2 for size_px in config.views.sizes_px) * 3,
-        task_cpus=config.stream.num_cpus or 1.0,
+        task_cpus=config.stream.num_cpus,
         worker_cpus=config.scaling.cpus_per_worker,
         actor_cpus=config.stream.pool.num_cpus,
         actor_gpus=config.stream.pool.num_gpus or 1.0,

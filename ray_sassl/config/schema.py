@@ -109,9 +109,8 @@ class StreamConfig(FrozenConfig):
     layout: Literal["auto", "fused", "pool"] = "auto"
     """`fused`: one stage of tasks reads, decodes, crops, stylizes and does the color operations. `pool`: tasks read, decode and crop;
     an actor pool stylizes and does the rest. `auto`: `pool` if the stylizer has a GPU (`stream.pool.num_gpus`), else `fused`."""
-    num_cpus: float | None = Field(default=None, gt=0)
-    """CPUs of one task. None: 1, or 0.8 where tasks read from an object store, so that there are five tasks for four cores,
-    and one may wait for its images while the others decode."""
+    num_cpus: float = Field(default=1.0, gt=0)
+    """CPUs of one task. With 0.8 there are five tasks for four cores, and one may wait for an object store while the others decode."""
     initial_tasks: int = Field(default=1, ge=1)
     """Tasks for which a cluster that grows is asked at the start, together with the training workers and `pool.initial` stylizers, so that
     GPUs do not wait for nodes that come one after the other: as many as the nodes that `ray-sassl cluster plan` names have CPUs."""

@@ -17,11 +17,13 @@ def test_a_hub_that_does_not_answer_is_told_once_and_its_client_has_its_own_word
     before = library.handlers, library.propagate
     assert before[0], "the client prints its warnings by itself"
     with fetching("timm:resnet18"):
+        client.warning("You send requests without a token.")
         for number in range(1, 6):
-            client.warning("Name or service not known")
+            client.warning("No name thrown while requesting HEAD x")
             client.warning("Retrying in 1s [Retry %d/5].", number)
     assert [record.getMessage() for record in caplog.records] == [
-        "Fetching timm:resnet18: the hub does not answer, which is tried again for up to a minute. Name or service not known"
+        "You send requests without a token.",
+        "Fetching timm:resnet18: the hub does not answer, which is tried again for up to a minute. No name thrown while requesting HEAD x",
     ]
     assert capfd.readouterr().err == ""
     assert (library.handlers, library.propagate) == before

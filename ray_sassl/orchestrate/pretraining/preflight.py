@@ -108,7 +108,7 @@ def resource_needs(config: ExperimentConfig, use_gpu: bool) -> list[Need]:
     fewest, name = scaling.worker_counts[0], "min_workers" if scaling.is_elastic else "num_workers"
     needs = [
         Need(f"{fewest} training workers (scaling.{name})", fewest, worker_bundle(config, use_gpu), scaling.node_group),
-        Need("one task of the stream (stream.num_cpus)", 1, {"CPU": stream.num_cpus or 1.0}, stream.node_group),
+        Need("one task of the stream (stream.num_cpus)", 1, {"CPU": stream.num_cpus}, stream.node_group),
     ]
     if layout_of(config) == "pool":
         pool = stream.pool

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from ray_sassl.config.schema import ExperimentConfig
 
 _BLOCKS_AT_ONCE = 2
-_WAITING_TASK_CPUS = 0.8
-"""Of a task that waits for an object store for a fifth of its time, before it decodes."""
 _STEP_PAUSE_S = 0.025
 _LOOK_EVERY_S = 1.0
 _RUN = "ray_sassl.runs.directory"
@@ -127,7 +125,7 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
         source=source,
         epochs=config.train.epochs,
         layout=layout_of(config),
-        num_cpus=config.stream.num_cpus or _task_cpus(source),
+        num_cpus=config.stream.num_cpus,
         group=config.stream.node_group,
         cpus_per_worker=config.scaling.cpus_per_worker,
         pool={"size": pool.min} if pool.min == pool.max else sizes,
@@ -138,12 +136,6 @@ def stream_spec(config: ExperimentConfig, source: ViewSource) -> StreamSpec:
         run=storage.name_of(storage.parent(source.index_path)),
         num_targets=config.method.num_targets,
     )
-
-
-def _task_cpus(source: ViewSource) -> float:
-    """CPUs of one task by default. Longer tasks that read their next window while they decode one would leave more views waiting in order
-    in the object stores, and a full store stops decoding for longer than reading does."""
-    return 1.0 if source.index.is_local or source.data.cache_gb else _WAITING_TASK_CPUS
 
 
 def layout_of(config: ExperimentConfig) -> str:

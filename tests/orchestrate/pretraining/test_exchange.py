@@ -19,7 +19,6 @@ from ray_sassl.data import Rows
 from ray_sassl.data.seen import SeenIds
 from ray_sassl.files import storage
 from ray_sassl.orchestrate.pretraining.exchange import Exchange, read_share
-from ray_sassl.orchestrate.pretraining.stream import stream_spec
 from ray_sassl.pipeline import ViewSource
 from ray_sassl.runs.directory import prepare_run_dir
 from ray_sassl.runs.process import view_source
@@ -142,23 +141,3 @@ def test_a_store_with_latency_has_all_requests_of_a_window_before_its_first_part
             wait(reads.running)  # as while the parts are decoded
             assert bool(store.log) == (number < 3), "the next window was asked of the store meanwhile"
         assert early == [False, True, True, True]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "is_local", "num_cpus"),
-    [
-        ([], True, 1.0),
-        ([], False, 0.8),
-        (["stream.num_cpus=0.5"], False, 0.5),
-        (["data.cache_gb=1"], False, 1.0),
-    ],
-    ids=["local", "object store", "given", "kept on the disk"],
-)
-def test_there_are_more_tasks_than_cores_where_each_waits_for_an_object_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], is_local: bool, num_cpus: float
-):
-    config = apply_overrides(small_config(write_shards(tmp_path)), overrides)
-    prepare_run_dir(config, str(tmp_path / "run"), resume=False)
-    source = view_source(config, str(tmp_path / "run"))
-    source.index.__dict__["is_local"] = is_local
-    assert stream_spec(config, source).num_cpus == num_cpus

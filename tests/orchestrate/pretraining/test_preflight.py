@@ -34,7 +34,7 @@ def test_a_batch_that_is_larger_than_the_data_set_is_refused(tmp_path: Path):
 def test_the_stream_begins_with_its_first_tasks_and_stylizers(tmp_path: Path):
     changes = ["stream.initial_tasks=6", "stream.node_group=decode"]
     config = apply_overrides(small_config(write_shards(tmp_path)), changes)
-    assert [(need.count, need.each, need.group) for need in stream_needs(config)] == [(6, {"CPU": 1.0}, "decode")]
+    assert [(need.count, need.each, need.group) for need in stream_needs(config)] == [(6, {"CPU": config.stream.num_cpus}, "decode")]
     pool = [
         "stylize=color_statistics",
         "stream.layout=pool",
